@@ -1,0 +1,161 @@
+"""Configuration as frozen, validated models, loaded from YAML presets or a user's own files.
+
+Every spec of the project derives from ``Spec``. Presets live in ``configs/<kind>/NAME.yaml`` at the top of a checkout;
+the wheel carries the same folder inside the package. A wrong key, value or name raises ``ConfigError``, whose text is
+one line: what was given, what is allowed, and the nearest match.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class ConfigError(ValueError):
+    """A value, key, name or file given by the user is wrong; the message is one line meant for them."""
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, unknown keys refused, fields documented in place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def with_changes(self: SpecT, changes: Mapping[str, Any]) -> SpecT:
+        """Returns a validated copy with dotted keys replaced, e.g. ``{"link.payload_bytes": 256}``.
+
+        Raises:
+            ConfigError: A key names no field, or its value is refused.
+        """
+        data = self.model_dump()
+        for dotted, value in changes.items():
+            node: Any = data
+            *parents, leaf = dotted.split(".")
+            for part in parents:
+                node = node.get(part) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"'{dotted}' is not a setting of {type(self).__name__}{did_you_mean(dotted, flat_keys(self))}"
+                )
+            node[leaf] = value
+        return parse_spec(type(self), data, source=type(self).__name__)
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def config_root() -> Path:
+    """Returns the folder of presets: the checkout's ``configs/``, or the copy inside an installed package."""
+    checkout = _PACKAGE.parent / "configs"
+    return checkout if checkout.is_dir() else _PACKAGE / "configs"
+
+
+def preset_names(kind: str) -> list[str]:
+    """Returns the preset names of one kind (``systems``, ``models``, ``schedules``, ``suites``, ``train``), sorted."""
+    return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def require_choice(option: str, given: str, known: Iterable[str]) -> str:
+    """Returns ``given`` if it is one of ``known``.
+
+    Raises:
+        ConfigError: It is not; the message lists what is.
+    """
+    names = list(known)
+    if given not in names:
+        raise ConfigError(f"{option}='{given}' is unknown; choose from {names}{did_you_mean(given, names)}")
+    return given
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping a YAML file holds.
+
+    Raises:
+        ConfigError: The file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def find_config(kind: str, name: str) -> Path:
+    """Returns the file of a preset name or, if ``name`` ends in .yaml or .yml, of a path.
+
+    Raises:
+        ConfigError: No such preset or file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigError(f"{kind.removesuffix('s')} file '{name}' does not exist")
+        return Path(name)
+    require_choice(kind.removesuffix("s"), name, preset_names(kind))
+    return config_root() / kind / f"{name}.yaml"
+
+
+def load_spec(cls: type[SpecT], kind: str, name: str) -> SpecT:
+    """Returns the spec of a preset name or YAML path.
+
+    Raises:
+        ConfigError: The file is missing, or a key or value in it is wrong.
+    """
+    path = find_config(kind, name)
+    return parse_spec(cls, read_yaml(path), source=str(path) if name.endswith((".yaml", ".yml")) else f"{kind}/{name}")
+
+
+def parse_spec(cls: type[SpecT], data: Mapping[str, Any], source: str) -> SpecT:
+    """Returns ``data`` as a validated spec; ``source`` names it in errors.
+
+    Raises:
+        ConfigError: A key or value is wrong. Only the first mistake is reported, in one line.
+    """
+    try:
+        return cls.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_mistake(cls, error)}") from None
+
+
+def flat_keys(spec: Spec | type[Spec], prefix: str = "") -> list[str]:
+    """Returns every dotted key of a spec, nested specs included."""
+    keys: list[str] = []
+    for name, field in (spec if isinstance(spec, type) else type(spec)).model_fields.items():
+        nested = _nested_spec(field.annotation)
+        keys += flat_keys(nested, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return keys
+
+
+def _nested_spec(annotation: Any) -> type[Spec] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Spec):
+            return candidate
+    return None
+
+
+def _first_mistake(cls: type[Spec], error: ValidationError) -> str:
+    mistake = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{did_you_mean(key, flat_keys(cls))}; known keys are {flat_keys(cls)}"
+    if mistake["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = " ".join(mistake["msg"].removeprefix("Value error, ").split())
+    given = mistake.get("input")
+    shown = f"={given!r}" if not isinstance(given, dict) else ""
+    return f"{key}{shown}: {message}" if key else message

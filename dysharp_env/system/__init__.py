@@ -1,0 +1,23 @@
+"""The machine: specs of GPUs, links, switch planes and software costs, and the presets that fill them."""
+
+from dysharp_env.system.spec import (
+    CombinePrimitive,
+    DispatchPrimitive,
+    GpuSpec,
+    LinkSpec,
+    OverheadSpec,
+    SwitchSpec,
+    SystemSpec,
+    load_system,
+)
+
+__all__ = [
+    "CombinePrimitive",
+    "DispatchPrimitive",
+    "GpuSpec",
+    "LinkSpec",
+    "OverheadSpec",
+    "SwitchSpec",
+    "SystemSpec",
+    "load_system",
+]

@@ -1,0 +1,197 @@
+"""What the modelled machine is: GPUs, their links, the switch planes and the fixed costs of software.
+
+A system is one level of NVSwitch: every GPU has one uplink and one downlink to every plane, and a plane is one switch
+chip. Bandwidths are decimal GB/s per direction, latencies nanoseconds, software costs microseconds. Left out: the host,
+PCIe, the network between nodes, clocks that change under load, and planes of unequal width (a DGX H100 wires its 18
+links 5/4/4/5 to four chips; here every plane gets an equal share).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dysharp_env.config import ConfigError, Spec, find_config, parse_spec, read_yaml
+
+# The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
+Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+DispatchPrimitive = Literal["unicast", "multicast", "broadcast"]
+CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter"]
+
+
+class GpuSpec(Spec):
+    """One GPU: its arithmetic, memory, and the on-chip tables of dynamic multimem."""
+
+    num_sms: Count
+    """Streaming multiprocessors."""
+    bf16_tflops: Rate
+    """Dense BF16 peak of all SMs, TFLOP/s."""
+    fp8_tflops: Rate
+    """Dense FP8 peak of all SMs, TFLOP/s."""
+    gemm_efficiency: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of the peak that a large grouped GEMM reaches."""
+    hbm_gbps: Rate
+    """Memory bandwidth, GB/s."""
+    l2_mb: Rate
+    """L2 capacity in units of 2**20 bytes, as device queries report it."""
+    memory_latency_ns: CountOrZero
+    """One access to the GPU's memory made on behalf of a packet, nanoseconds."""
+    multimem_queue_entries: CountOrZero = 32
+    """Multimem accesses one SM keeps in flight (MultimemQ, DySHARP, arXiv 2605.05607); 0 means unlimited."""
+    multimem_access_bytes: Count = 512
+    """Bytes of one access: a warp of 32 threads with the 16 B that PTX allows one multimem vector."""
+    al_tlb_entries: Count = 512
+    """Translations from algebraic to layout index held on chip (DySHARP, arXiv 2605.05607)."""
+    tile_status_entries: Count = 1024
+    """Tiles whose status is held on chip; more spill to memory (DySHARP, arXiv 2605.05607)."""
+    output_readiness_entries: Count = 1024
+    """Tokens whose readiness count is held on chip; more spill to memory (DySHARP, arXiv 2605.05607)."""
+    block_n: Count = 128
+    """Output columns of one GEMM thread block (the usual tile of DeepGEMM on Hopper)."""
+    row_granularity: Count = 64
+    """Tokens a partial tile is rounded up to: the M of one wgmma instruction (PTX ISA, wgmma.mma_async)."""
+
+    @property
+    def l2_bytes(self) -> int:
+        """L2 capacity in bytes."""
+        return round(self.l2_mb * 2**20)
+
+    def gemm_tflops(self, dtype: Literal["bf16", "fp8"]) -> float:
+        """Returns the rate a large grouped GEMM reaches on all SMs, TFLOP/s."""
+        return self.gemm_efficiency * (self.fp8_tflops if dtype == "fp8" else self.bf16_tflops)
+
+
+class LinkSpec(Spec):
+    """The links between one GPU and the switch planes, and how packets are cut and charged on them."""
+
+    gbps: Rate
+    """Bandwidth per GPU and direction, all planes together, GB/s."""
+    planes: Count
+    """Switch chips each GPU is wired to; each has an equal share of ``gbps``."""
+    latency_ns: Annotated[int | float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 250
+    """One hop between GPU and switch, nanoseconds (DySHARP, arXiv 2605.05607); fractions are kept to the picosecond."""
+    flit_bytes: Count = 16
+    """Unit of transfer (DySHARP, arXiv 2605.05607)."""
+    payload_bytes: Count = 128
+    """Data bytes of a full packet; with one header and one ack flit this gives the paper's 80 % payload efficiency."""
+    header_flits: CountOrZero = 1
+    """Flits in front of the payload."""
+    ack_flits: CountOrZero = 1
+    """Flits that acknowledge one write."""
+    request_flits: CountOrZero = 1
+    """Flits of a read request, before its target flits."""
+    target_bytes: Count = 2
+    """Bytes naming one target expert in a dynamic-multimem packet (16-bit ids, DySHARP, arXiv 2605.05607)."""
+    store_and_forward: bool = False
+    """Whether a hop delivers only after the last byte; otherwise segments cut through."""
+    time_quantum_ps: Count = 1
+    """Serialisation and delivery times are rounded down to a multiple of this; 1000 mimics whole-nanosecond models."""
+
+    @property
+    def latency_ps(self) -> int:
+        """One hop between GPU and switch, picoseconds."""
+        return round(self.latency_ns * 1000)
+
+    @model_validator(mode="after")
+    def _check_flits(self) -> LinkSpec:
+        if self.payload_bytes % self.flit_bytes:
+            raise ValueError(f"payload_bytes={self.payload_bytes} must be a multiple of flit_bytes={self.flit_bytes}")
+        if self.target_bytes > self.flit_bytes:
+            raise ValueError(f"target_bytes={self.target_bytes} must be at most flit_bytes={self.flit_bytes}")
+        return self
+
+
+class SwitchSpec(Spec):
+    """One switch plane: its buffers, its queueing discipline, and the in-switch operations it has."""
+
+    queueing: Literal["output_queued", "voq", "input_fifo"] = "voq"
+    """Where packets wait: unlimited at outputs, per output at inputs, or in one line per input."""
+    vcs_per_class: Count = 8
+    """Virtual channels of each class, request and response, at an input port (DySHARP, arXiv 2605.05607)."""
+    vc_depth_flits: Count = 256
+    """Depth of one virtual channel of a plane's input port, flits (DySHARP, arXiv 2605.05607)."""
+    reduction_buffer_bytes: Count = 65536
+    """Accumulators of a plane's output port, bytes (64 KB per port: DySHARP, arXiv 2605.05607)."""
+    reduction_cycle_ps: CountOrZero = 640
+    """The one cycle that reduction adds to the data path. Default: a 16 B flit on one 25 GB/s NVLink4 link."""
+    reduction_rate: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Rate of a reduction unit over the line rate of its port: what NCCL's tuner grants NVLS on Hopper relative to plain
+    transfers (nvlsEfficiency, src/graph/tuning.cc)."""
+    dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast")
+    """Ways to send a token out; ``multicast`` (``dymultimem.st``) is hardware that the paper proposes."""
+    combine_primitives: tuple[CombinePrimitive, ...] = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
+    """Ways to sum a token's results; ``pull_reduce`` (``dymultimem.ld_reduce``) and ``push_reduce`` are proposed."""
+
+    @model_validator(mode="after")
+    def _check_primitives(self) -> SwitchSpec:
+        for name in ("dispatch_primitives", "combine_primitives"):
+            given = getattr(self, name)
+            if not given or len(set(given)) != len(given):
+                raise ValueError(f"{name}={list(given)} must name at least one primitive, each once")
+        return self
+
+
+class OverheadSpec(Spec):
+    """Costs of software that each schedule pays or avoids, microseconds."""
+
+    launch_us: Micros
+    """Start of a kernel after the one before it."""
+    barrier_us: Micros
+    """One barrier among all GPUs inside a kernel."""
+    count_exchange_us: Micros
+    """Exchange of per-expert token counts before a dispatch whose receivers must know sizes."""
+
+
+class SystemSpec(Spec):
+    """A whole machine: equal GPUs joined by one level of equal switch planes."""
+
+    name: str = Field(min_length=1)
+    """Name shown in results."""
+    description: str = ""
+    """One line for people."""
+    num_gpus: Annotated[int, Field(ge=2, le=1_000_000)]
+    """GPUs in one NVLink domain."""
+    gpu: GpuSpec
+    link: LinkSpec
+    switch: SwitchSpec
+    overheads: OverheadSpec
+
+    @model_validator(mode="after")
+    def _check_packet_fits(self) -> SystemSpec:
+        # A packet larger than a virtual channel or an accumulator slot could never move.
+        packet_flits = self.link.header_flits + self.link.payload_bytes // self.link.flit_bytes
+        if self.switch.vc_depth_flits < packet_flits:
+            raise ValueError(
+                f"switch.vc_depth_flits={self.switch.vc_depth_flits} must hold one packet of {packet_flits} flits"
+            )
+        if self.switch.reduction_buffer_bytes < self.link.payload_bytes:
+            raise ValueError(
+                f"switch.reduction_buffer_bytes={self.switch.reduction_buffer_bytes} must hold one packet of "
+                f"link.payload_bytes={self.link.payload_bytes}"
+            )
+        return self
+
+
+def load_system(name_or_path: str, num_gpus: int | None = None) -> SystemSpec:
+    """Returns the system of a preset name or YAML path.
+
+    Args:
+        name_or_path: Preset in ``configs/systems``, or a path ending in .yaml or .yml.
+        num_gpus: Use this many of the system's GPUs; links and planes stay as they are.
+
+    Raises:
+        ConfigError: No such system, a wrong key or value in it, or more or fewer GPUs asked for than it can give.
+    """
+    path = find_config("systems", name_or_path)
+    source = f"systems/{name_or_path}" if path.stem == name_or_path else name_or_path
+    system = parse_spec(SystemSpec, read_yaml(path), source=source)
+    if num_gpus is None:
+        return system
+    if not 2 <= num_gpus <= system.num_gpus:
+        raise ConfigError(f"gpus={num_gpus}: system '{system.name}' allows 2 to {system.num_gpus}")
+    return system.with_changes({"num_gpus": num_gpus})

@@ -1,0 +1,7 @@
+"""What the machine is asked to do: the shape of an MoE layer, its routing, its traces, and where experts live."""
+
+from dysharp_env.workload.layer import LayerSpec, load_model
+from dysharp_env.workload.scenario import Scenario, ScenarioSpec
+from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec
+
+__all__ = ["LayerSpec", "Scenario", "ScenarioSpec", "Workload", "WorkloadSource", "WorkloadSpec", "load_model"]

@@ -1,0 +1,145 @@
+"""The shape of one Mixture-of-Experts layer: sizes, number formats, and the bytes and FLOPs that follow from them.
+
+Everything here is per token, per expert or per (token, expert) pair; how many there are and where they live belongs to
+the workload. Left out: the router itself, attention, and shared experts (recorded, but they run where the token lives
+and send nothing).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+BYTES_PER_VALUE = {"bf16": 2, "fp8": 1}
+# FP8 vectors carry one FP32 scale for every 128 values (DeepSeek-V3 report, arXiv 2412.19437, section 3.3.2).
+FP8_SCALE_BLOCK = 128
+FP8_SCALE_BYTES = 4
+
+
+class LayerSpec(Spec):
+    """One MoE layer as the scheduler sees it."""
+
+    name: str = Field(min_length=1)
+    """Name shown in results."""
+    hidden: Size
+    """Values in a token's vector."""
+    moe_ff: Size
+    """Inner width of one expert."""
+    experts: Size
+    """Routed experts in the layer."""
+    top_k: Size
+    """Experts each token goes to, all distinct."""
+    ffn_matrices: Literal[2, 3]
+    """Matrices of an expert: up and down (2), or gate, up and down (3); gate and up are one GEMM-1."""
+    dispatch_dtype: Literal["bf16", "fp8"] = "bf16"
+    """Format of a vector on its way to an expert."""
+    combine_dtype: Literal["bf16"] = "bf16"
+    """Format of a result on its way home; in-switch sums need at least BF16."""
+    compute_dtype: Literal["bf16", "fp8"]
+    """Format of both GEMMs and of the weights they read."""
+    tile_tokens: Size = 128
+    """Tokens of one expert that form a tile (the paper's best ``tsize``, DySHARP, arXiv 2605.05607)."""
+    direction: Literal["forward", "backward"] = "forward"
+    """Training pass; backward moves the same vectors and does the GEMM work twice."""
+    shared_experts: Annotated[int, Field(ge=0)] = 0
+    """Experts that every token visits at home: recorded, not modelled."""
+    n_group: Size = 1
+    """Groups the experts are divided into for routing; 1 means none."""
+    topk_group: Size = 1
+    """Groups one token may draw its experts from."""
+    source: str = Field(min_length=1)
+    """Public document the numbers come from."""
+
+    @model_validator(mode="after")
+    def _check_routing(self) -> LayerSpec:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k={self.top_k} must be at most experts={self.experts}")
+        if self.experts % self.n_group:
+            raise ValueError(f"experts={self.experts} must be divisible by n_group={self.n_group}")
+        if self.topk_group > self.n_group:
+            raise ValueError(f"topk_group={self.topk_group} must be at most n_group={self.n_group}")
+        reachable = self.topk_group * (self.experts // self.n_group)
+        if self.top_k > reachable:
+            raise ValueError(
+                f"top_k={self.top_k} must be at most the {reachable} experts in topk_group={self.topk_group} "
+                f"of n_group={self.n_group} groups"
+            )
+        return self
+
+    @property
+    def dispatch_bytes(self) -> int:
+        """Payload bytes of one token's vector in dispatch, FP8 scales included."""
+        scales = -(-self.hidden // FP8_SCALE_BLOCK) * FP8_SCALE_BYTES if self.dispatch_dtype == "fp8" else 0
+        return self.hidden * BYTES_PER_VALUE[self.dispatch_dtype] + scales
+
+    @property
+    def combine_bytes(self) -> int:
+        """Payload bytes of one token's result in combine."""
+        return self.hidden * BYTES_PER_VALUE[self.combine_dtype]
+
+    @property
+    def gemm1_n(self) -> int:
+        """Output columns of GEMM-1: gate and up side by side where there are three matrices."""
+        return self.moe_ff * (self.ffn_matrices - 1)
+
+    @property
+    def gemm1_k(self) -> int:
+        """Inner dimension of GEMM-1."""
+        return self.hidden
+
+    @property
+    def gemm2_n(self) -> int:
+        """Output columns of GEMM-2."""
+        return self.hidden
+
+    @property
+    def gemm2_k(self) -> int:
+        """Inner dimension of GEMM-2."""
+        return self.moe_ff
+
+    @property
+    def gemm1_weight_bytes(self) -> int:
+        """Bytes of one expert's GEMM-1 weights; FP8 block scales (0.02 %) are left out."""
+        return self.gemm1_n * self.gemm1_k * BYTES_PER_VALUE[self.compute_dtype]
+
+    @property
+    def gemm2_weight_bytes(self) -> int:
+        """Bytes of one expert's GEMM-2 weights; FP8 block scales (0.02 %) are left out."""
+        return self.gemm2_n * self.gemm2_k * BYTES_PER_VALUE[self.compute_dtype]
+
+    @property
+    def gemm1_flops(self) -> int:
+        """Forward FLOPs of GEMM-1 for one token at one expert (a multiply and an add count as two)."""
+        return 2 * self.gemm1_n * self.gemm1_k
+
+    @property
+    def gemm2_flops(self) -> int:
+        """Forward FLOPs of GEMM-2 for one token at one expert (a multiply and an add count as two)."""
+        return 2 * self.gemm2_n * self.gemm2_k
+
+    @property
+    def work_factor(self) -> int:
+        """Times the forward GEMM work this pass does: backward needs gradients of inputs and of weights."""
+        return 2 if self.direction == "backward" else 1
+
+
+def load_model(name_or_path: str, top_k: int | None = None, **overrides: Any) -> LayerSpec:
+    """Returns the layer of a preset name or YAML path, with some of its values replaced.
+
+    Args:
+        name_or_path: Preset in ``configs/models``, or a path ending in .yaml or .yml.
+        top_k: Experts per token, in place of the model's own.
+        **overrides: Other fields of ``LayerSpec`` to replace; None leaves a field as it is.
+
+    Raises:
+        ConfigError: No such model, or a key or value in it or in the overrides is wrong.
+    """
+    path = find_config("models", name_or_path)
+    source = f"models/{name_or_path}" if path.stem == name_or_path else name_or_path
+    changes = {key: value for key, value in {"top_k": top_k, **overrides}.items() if value is not None}
+    return parse_spec(LayerSpec, {**read_yaml(path), **changes}, source=source)

@@ -1,0 +1,194 @@
+"""Generators of expert choices that look like real routing, or like the distributions papers assume.
+
+Token ``t`` scores expert ``e`` with
+
+    popularity[e] + sigma_doc * b[document(t), e] + sigma_token * u[t, e] + Gumbel noise
+
+and takes its ``top_k`` best. ``popularity`` holds for the whole layer, ``b`` for one document, and ``u`` is a
+first-order autoregressive process along the document with coefficient ``rho``: the three time scales of measured
+routing. Without the middle terms this is drawing ``top_k`` experts without replacement in proportion to
+``exp(popularity)``. Every GPU has documents of its own; popularity is shared by all.
+
+The fitted presets reproduce load imbalance and token-to-token locality of per-token traces of the named model. They use
+the expert count, top-k and expert groups of the layer at hand, so any preset can drive any layer. Not modelled: which
+expert is hot (it is drawn anew each time) and drift of popularity over a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.workload.layer import LayerSpec
+
+DOCUMENT_TOKENS = 256  # the mean document of the DeepSeek-V2-Lite traces the generator was fitted to has about 250
+_BLOCK_SCORES = 4_000_000  # scores held at once: bounds memory at some 50 MB whatever the workload's size
+# COMET (arXiv 2502.19811) gives 0.032 as the standard deviation of the share of tokens an expert receives in
+# ByteDance's training, and varies it around a mean share of 1/8. At 64 experts or more an absolute 0.032 would exceed
+# the mean share itself, so it is read relative to that mean: a coefficient of variation of 8 * 0.032 = 0.256.
+_NORMAL_REFERENCE_EXPERTS = 8
+
+
+@dataclass(frozen=True)
+class RoutingModel:
+    """Parameters of one generator; see the module's formula."""
+
+    name: str
+    popularity: Literal["lognormal", "normal", "power"] = "lognormal"
+    """How popularity is drawn: ``sigma_expert`` times a normal; log(1 + spread times a normal); -alpha log(rank)."""
+    sigma_expert: float = 0.0
+    """Standard deviation (lognormal), relative load spread (normal) or exponent alpha (power)."""
+    sigma_doc: float = 0.0
+    sigma_token: float = 0.0
+    rho: float = 0.0
+    obeys_groups: bool = False
+    """Whether a token is limited to ``topk_group`` of the layer's ``n_group`` expert groups."""
+    document_tokens: int = DOCUMENT_TOKENS
+
+
+# Fitted to per-token traces of DeepSeek-V2-Lite (github deepseek-ai/ESFT) and gpt-oss-20b (github
+# AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting), and for the others to published load statistics: Qwen3-30B-A3B;
+# DeepSeek-V3's expert loads on GPQA; and DeepSeek-R1 decoding at EP32 with max/mean 2.56 over GPUs (NVIDIA). The match
+# is that of the mean over many draws of popularity; one draw over 32 experts has a load CV that varies by some 14 %.
+_FITTED = (
+    RoutingModel("dsv2-lite", "lognormal", 0.53, 0.71, 1.20, 0.80, obeys_groups=True),
+    RoutingModel("gpt-oss-20b", "lognormal", 1.0, 0.26, 1.44, 0.98, obeys_groups=True),
+    RoutingModel("qwen3-30b", "lognormal", 1.03, 0.74, 2.27, 0.97, obeys_groups=True),
+    RoutingModel("deepseek-v3", "lognormal", 1.0, 0.7, 2.0, 0.95, obeys_groups=True),
+    RoutingModel("deepseek-v3-skewed", "lognormal", 1.6, 0.7, 2.0, 0.95, obeys_groups=True),
+)
+_ASSUMED = (
+    RoutingModel("uniform"),  # every set of top_k experts is equally likely; no groups, as in the paper's counts
+    # DySHARP (arXiv 2605.05607) trains with 0.032 and infers with a power law of 0.5 to 2.5, typically 1.5.
+    RoutingModel("paper-normal", "normal", 0.032 * _NORMAL_REFERENCE_EXPERTS),
+    RoutingModel("power-law", "power", 1.5),
+)
+ROUTING_MODELS: dict[str, RoutingModel] = {model.name: model for model in (*_ASSUMED, *_FITTED)}
+_LIMITS = {"paper-normal": (0.0, 0.1), "power-law": (0.0, 10.0)}
+
+
+def routing_names() -> list[str]:
+    """Returns the names of all generators; ``mixed`` draws one of the others each time."""
+    return [*ROUTING_MODELS, "mixed"]
+
+
+def routing_candidates(routing: str) -> list[RoutingModel]:
+    """Returns the models a routing name stands for: one, or all of them for ``mixed``.
+
+    Two names take a parameter: ``power-law:ALPHA`` and ``paper-normal:STD``.
+
+    Raises:
+        ConfigError: The name is unknown or its parameter is refused.
+    """
+    if routing == "mixed":
+        return list(ROUTING_MODELS.values())
+    name, colon, given = routing.partition(":")
+    model = ROUTING_MODELS.get(name)
+    if model is None:
+        raise ConfigError(
+            f"routing='{routing}' is unknown; choose from {routing_names()}, 'recorded', or a path that ends in .npz"
+            f"{did_you_mean(name, [*routing_names(), 'recorded'])}"
+        )
+    if not colon:
+        return [model]
+    if name not in _LIMITS:
+        raise ConfigError(f"routing='{routing}': '{name}' takes no parameter; those that do are {list(_LIMITS)}")
+    low, high = _LIMITS[name]
+    try:
+        value = float(given)
+    except ValueError:
+        value = np.nan
+    if not low <= value <= high:
+        raise ConfigError(f"routing='{routing}': '{given}' must be a number from {low} to {high}")
+    spread = value * _NORMAL_REFERENCE_EXPERTS if model.popularity == "normal" else value
+    return [replace(model, name=routing, sigma_expert=spread)]
+
+
+def draw_routing(
+    model: RoutingModel,
+    layer: LayerSpec,
+    num_gpus: int,
+    tokens_per_gpu: int,
+    rng: np.random.Generator,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Returns the experts of every token, (num_gpus, tokens_per_gpu, top_k) int32, best score first.
+
+    Args:
+        model: The generator.
+        layer: Gives experts, top_k and, where the model obeys them, expert groups.
+        num_gpus: Home GPUs, each with documents of its own.
+        tokens_per_gpu: Consecutive tokens of each GPU.
+        rng: Source of all randomness.
+        aligned: Whether every GPU's first document starts at its first token, rather than anywhere before it.
+    """
+    popularity = _draw_popularity(model, layer.experts, rng)
+    limited = model.obeys_groups and layer.topk_group < layer.n_group
+    gpus_at_once = max(1, _BLOCK_SCORES // (tokens_per_gpu * layer.experts))
+    blocks = []
+    for first in range(0, num_gpus, gpus_at_once):
+        scores = _draw_scores(model, popularity, (min(gpus_at_once, num_gpus - first), tokens_per_gpu), rng, aligned)
+        if limited:
+            _mask_groups(scores, layer.n_group, layer.topk_group)
+        blocks.append(_best(scores, layer.top_k))
+    return np.concatenate(blocks)
+
+
+def _draw_popularity(model: RoutingModel, experts: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the layer's popularity of every expert, (experts,) float32, in units of log probability."""
+    if model.popularity == "power":
+        return (-model.sigma_expert * np.log(1.0 + rng.permutation(experts))).astype(np.float32)
+    normal = rng.standard_normal(experts, dtype=np.float32)
+    if model.popularity == "normal":
+        # A load cannot be negative: the few draws beyond four deviations are held at a hundredth of the mean.
+        return np.log(np.maximum(1.0 + model.sigma_expert * normal, 0.01))
+    return model.sigma_expert * normal
+
+
+def _draw_scores(
+    model: RoutingModel, popularity: np.ndarray, extent: tuple[int, int], rng: np.random.Generator, aligned: bool
+) -> np.ndarray:
+    """Returns scores, (gpu, token, expert) float32, for an ``extent`` of (GPUs, tokens of each)."""
+    num_gpus, tokens = extent
+    shape = (num_gpus, tokens, len(popularity))
+    # The floor only keeps log() finite; the smallest exponential that float32 draws is above it or exactly zero.
+    scores = -np.log(np.maximum(rng.standard_exponential(shape, dtype=np.float32), np.float32(1e-30)))
+    scores += popularity
+    if not (model.sigma_doc or model.sigma_token):
+        return scores
+    phase = np.zeros(num_gpus, dtype=np.int64) if aligned else rng.integers(model.document_tokens, size=num_gpus)
+    document = (phase[:, None] + np.arange(tokens)) // model.document_tokens  # (gpu, token)
+    if model.sigma_doc:
+        taste = rng.standard_normal((num_gpus, int(document.max()) + 1, len(popularity)), dtype=np.float32)
+        scores += np.float32(model.sigma_doc) * taste[np.arange(num_gpus)[:, None], document]
+    if model.sigma_token:
+        drift = rng.standard_normal(shape, dtype=np.float32)
+        keep = np.where(document[:, 1:] == document[:, :-1], model.rho, 0.0).astype(np.float32)
+        fresh = np.sqrt(1.0 - keep * keep)  # keeps the variance at one; a new document starts afresh
+        for token in range(1, tokens):
+            drift[:, token] *= fresh[:, token - 1, None]
+            drift[:, token] += keep[:, token - 1, None] * drift[:, token - 1]
+        drift *= np.float32(model.sigma_token)
+        scores += drift
+    return scores
+
+
+def _mask_groups(scores: np.ndarray, n_group: int, topk_group: int) -> None:
+    """Sets to -inf, in place, all scores outside a token's ``topk_group`` best groups.
+
+    A group is worth the sum of its two best experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    """
+    grouped = scores.reshape(*scores.shape[:-1], n_group, -1)
+    worth = np.partition(grouped, -2, axis=-1)[..., -2:].sum(axis=-1) if grouped.shape[-1] > 1 else grouped[..., 0]
+    left_out = np.argpartition(worth, -topk_group, axis=-1)[..., :-topk_group]
+    np.put_along_axis(grouped, left_out[..., None], -np.inf, axis=-2)
+
+
+def _best(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Returns the indices of the ``top_k`` largest scores along the last axis, largest first, int32."""
+    chosen = np.argpartition(scores, scores.shape[-1] - top_k, axis=-1)[..., scores.shape[-1] - top_k :]
+    order = np.argsort(-np.take_along_axis(scores, chosen, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=-1).astype(np.int32)

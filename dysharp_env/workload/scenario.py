@@ -1,0 +1,79 @@
+"""A scenario: which machine, which layer, which tokens. The options that every command, environment and suite shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from dysharp_env.config import ConfigError, Spec
+from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.workload.layer import LayerSpec, load_model
+from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec
+
+
+class ScenarioSpec(Spec):
+    """Names of a system, a model and a source of routing, and how much of each."""
+
+    system: str = "dgx-h100"
+    """A system preset or YAML file."""
+    gpus: int | None = None
+    """Use that many of the system's GPUs; none means all."""
+    model: str = "deepseek-v2-lite"
+    """A model preset or YAML file."""
+    top_k: int | None = None
+    """Experts per token; none means the model's own."""
+    tokens: int = Field(default=256, ge=1)
+    """Tokens per GPU."""
+    routing: str = "recorded"
+    """A generator's name, ``recorded``, or the path of an .npz trace."""
+    split: Literal["all", "train", "validation", "test"] = "all"
+    """Which part of a trace to use."""
+    layer_index: int | None = None
+    """Which layer of a trace to use; none draws one for each workload."""
+    placement: str = "contiguous"
+    """``contiguous``, or a file that holds the GPU of every expert."""
+    dispatch_dtype: Literal["bf16", "fp8"] | None = None
+    """What a dispatched token is sent in; none means the model's own."""
+    direction: Literal["forward", "backward"] = "forward"
+    """Which pass of the layer; backward does twice the GEMM work."""
+    compute_scale: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
+    """Multiplies GEMM and HBM time; 0.001 leaves communication alone."""
+
+    def build(self) -> Scenario:
+        """Reads what the names stand for.
+
+        Raises:
+            ConfigError: A name is unknown, or the parts do not fit each other.
+        """
+        system = load_system(self.system, self.gpus)
+        layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
+        if layer.experts % system.num_gpus:
+            raise ConfigError(f"model='{self.model}': {layer.experts} experts do not divide by {system.num_gpus} GPUs")
+        source = WorkloadSource(
+            layer,
+            system.num_gpus,
+            WorkloadSpec(
+                routing=self.routing,
+                tokens=self.tokens,
+                placement=self.placement,
+                layer_index=self.layer_index,
+                split=self.split,
+            ),
+        )
+        return Scenario(self, system, layer, source)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario with its parts read: draw workloads from it."""
+
+    spec: ScenarioSpec
+    system: SystemSpec
+    layer: LayerSpec
+    source: WorkloadSource
+
+    def draw(self, seed: int) -> Workload:
+        """Returns the workload of a seed: the same seed gives the same routing."""
+        return self.source.draw_seeded(seed)

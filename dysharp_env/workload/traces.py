@@ -1,0 +1,261 @@
+"""Routing traces: which experts real tokens chose, read from and written to npz files without pickled objects.
+
+A file holds ``topk_ids`` (layer, token, k) as integers and, where known, ``topk_weights`` of the same shape,
+``doc_offsets`` (first token of each document, and the total), ``layer_index`` (the model's number of each layer),
+``experts`` and ``source``. Tokens of a document follow one another; tokens of different documents are unrelated.
+Files may be damaged or made by other programs, so everything is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dysharp_env.config import ConfigError
+from dysharp_env.workload.layer import LayerSpec
+
+RECORDED = "recorded"  # the name of the recording that ships with the package
+_RECORDING = Path(__file__).resolve().parent / "recordings" / "stdlib-moe64.npz"
+SPLITS = {"all": (0.0, 1.0), "train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+_SNAP = 0.05  # a split's end moves to a document boundary at most this share of the trace away
+# What reading a truncated or foreign file raises, besides OSError.
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """Expert choices of consecutive tokens in some layers of one model.
+
+    Raises:
+        ConfigError: The arrays contradict each other or hold impossible values.
+    """
+
+    topk_ids: np.ndarray  # (layer, token, k) uint8 or uint16, distinct in a row
+    experts: int
+    doc_offsets: np.ndarray  # (documents + 1,) int32, from 0 to the number of tokens
+    layer_index: np.ndarray  # (layer,) int64, the model's number of each layer
+    topk_weights: np.ndarray | None = None  # (layer, token, k) float16, gate weights
+    source: str = ""  # for people: model, text, the command that made it
+
+    def __post_init__(self) -> None:
+        ids = self.topk_ids
+        if ids.ndim != 3 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
+            raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
+        if not 1 <= self.experts <= 65536:
+            raise ConfigError(f"experts={self.experts} must be from 1 to 65536")
+        if ids.min() < 0 or ids.max() >= self.experts:
+            bad = ids[(ids < 0) | (ids >= self.experts)][0]
+            raise ConfigError(f"topk_ids holds expert {bad}; experts are 0 to {self.experts - 1}")
+        ordered = np.sort(ids, axis=-1)
+        repeated = np.argwhere((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
+        if len(repeated):
+            row, token = repeated[0]
+            chosen = ids[row, token].tolist()
+            raise ConfigError(f"topk_ids: token {token} of layer {row} chose an expert twice: {chosen}")
+        weights = self.topk_weights
+        if weights is not None and (weights.shape != ids.shape or not np.issubdtype(weights.dtype, np.floating)):
+            raise ConfigError(f"topk_weights must be floats of shape {ids.shape}, not {weights.dtype} {weights.shape}")
+        if weights is not None and not (np.isfinite(weights).all() and weights.min() >= 0):
+            raise ConfigError("topk_weights must be finite and not negative")
+        offsets = self.doc_offsets
+        if offsets.ndim != 1 or len(offsets) < 2 or not np.issubdtype(offsets.dtype, np.integer):
+            raise ConfigError(f"doc_offsets must list whole numbers, not {offsets.dtype} of shape {offsets.shape}")
+        if offsets[0] != 0 or offsets[-1] != ids.shape[1] or (offsets[1:] <= offsets[:-1]).any():
+            raise ConfigError(f"doc_offsets must grow from 0 to the {ids.shape[1]} tokens of topk_ids")
+        numbers = self.layer_index
+        if numbers.shape != ids.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
+            raise ConfigError(f"layer_index has shape {numbers.shape}; topk_ids has {ids.shape[0]} layers")
+        if len(set(numbers.tolist())) != len(numbers):
+            raise ConfigError(f"layer_index names a layer twice: {numbers.tolist()}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of each layer."""
+        return self.topk_ids.shape[1]
+
+    @property
+    def top_k(self) -> int:
+        """Experts a token chose."""
+        return self.topk_ids.shape[2]
+
+    def for_layer(self, layer: LayerSpec) -> RoutingTrace:
+        """Returns the trace as ``layer`` needs it: itself, or its best experts where the layer takes fewer.
+
+        Raises:
+            ConfigError: The number of experts differs, the layer takes more experts than were recorded, or it takes
+                fewer and no gate weights say which. The message says "it"; callers put the trace's name before.
+        """
+        if self.experts != layer.experts:
+            raise ConfigError(f"it has {self.experts} experts; model '{layer.name}' has {layer.experts}")
+        if self.top_k == layer.top_k:
+            return self
+        if self.top_k < layer.top_k:
+            raise ConfigError(f"it has {self.top_k} experts a token; top_k={layer.top_k} needs as many or more")
+        if self.topk_weights is None:
+            raise ConfigError(
+                f"it has {self.top_k} experts a token and no topk_weights by which to keep top_k={layer.top_k}"
+            )
+        best = np.argsort(-self.topk_weights, axis=-1, kind="stable")[..., : layer.top_k]
+        return replace(
+            self,
+            topk_ids=np.take_along_axis(self.topk_ids, best, axis=-1),
+            topk_weights=np.take_along_axis(self.topk_weights, best, axis=-1),
+        )
+
+    def row_of_layer(self, layer_index: int) -> int:
+        """Returns the position of the layer that the model numbers ``layer_index``.
+
+        Raises:
+            ConfigError: The trace does not hold it.
+        """
+        known = self.layer_index.tolist()
+        if layer_index not in known:
+            raise ConfigError(f"layer_index={layer_index} is not in it; choose from {known}")
+        return known.index(layer_index)
+
+    def window(self, start: int, stop: int, layers: Sequence[int] | None = None) -> RoutingTrace:
+        """Returns tokens ``start`` to ``stop`` (exclusive) of the named layers, or of all.
+
+        Raises:
+            ConfigError: The window is empty or leaves the trace, or a layer is not in it.
+        """
+        if not 0 <= start < stop <= self.num_tokens:
+            raise ConfigError(f"tokens {start}:{stop} are not a window of the trace's {self.num_tokens} tokens")
+        rows = [self.row_of_layer(layer) for layer in layers] if layers is not None else [*range(len(self.topk_ids))]
+        inner = self.doc_offsets[(self.doc_offsets > start) & (self.doc_offsets < stop)]
+        return replace(
+            self,
+            topk_ids=self.topk_ids[rows, start:stop],
+            topk_weights=None if self.topk_weights is None else self.topk_weights[rows, start:stop],
+            doc_offsets=np.concatenate([[start], inner, [stop]]).astype(np.int32) - np.int32(start),
+            layer_index=self.layer_index[rows],
+        )
+
+
+def is_trace_name(routing: str) -> bool:
+    """Returns whether a routing name means a trace: the shipped recording or the path of an .npz file."""
+    return routing == RECORDED or routing.endswith(".npz")
+
+
+def split_range(trace: RoutingTrace, split: str) -> tuple[int, int]:
+    """Returns the first token and the end of a split; the splits of a trace do not overlap.
+
+    Ends move to the nearest document boundary within 5 % of the trace, so that a document is seldom in two splits.
+    """
+    first, last = SPLITS[split]
+    return _cut(trace, first), _cut(trace, last)
+
+
+def _cut(trace: RoutingTrace, share: float) -> int:
+    exact = round(share * trace.num_tokens)
+    boundary = int(trace.doc_offsets[np.abs(trace.doc_offsets - exact).argmin()])
+    return boundary if abs(boundary - exact) <= _SNAP * trace.num_tokens else exact
+
+
+def read_arrays(path: str, required: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns all arrays of an npz file; pickled objects are refused.
+
+    Raises:
+        ConfigError: The file is missing, damaged, not an npz, or lacks an array in ``required``.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"npz file '{path}' does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
+    except (*_DAMAGED, AttributeError, TypeError):  # the last two: a bare .npy array is no archive
+        raise ConfigError(f"'{path}' is not a whole npz file of plain arrays") from None
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ConfigError(f"'{path}' lacks the array '{missing[0]}'; it holds {sorted(arrays)}")
+    return arrays
+
+
+def load_trace(name: str) -> RoutingTrace:
+    """Returns the trace of an npz path, or the shipped one for ``recorded``.
+
+    Without ``experts`` in the file the highest id in it is taken to be the last expert; without ``doc_offsets`` all
+    tokens are one document; without ``layer_index`` layers count from 0.
+
+    Raises:
+        ConfigError: The file is missing or damaged, or its arrays make no trace.
+    """
+    path = str(_RECORDING) if name == RECORDED else name
+    arrays = read_arrays(path, required=("topk_ids",))
+    ids = arrays["topk_ids"]
+    try:
+        if ids.ndim != 3 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
+            raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
+        declared = arrays.get("experts", np.array(int(ids.max()) + 1))
+        if declared.ndim != 0 or not np.issubdtype(declared.dtype, np.integer):
+            raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
+        trace = RoutingTrace(
+            topk_ids=ids,
+            experts=int(declared),
+            doc_offsets=arrays.get("doc_offsets", np.array([0, ids.shape[1]], dtype=np.int32)),
+            layer_index=arrays.get("layer_index", np.arange(len(ids))),
+            topk_weights=arrays.get("topk_weights"),
+            source=str(arrays.get("source", "")),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"trace '{name}': {error}") from None
+    return replace(trace, topk_ids=ids.astype(np.uint8 if trace.experts <= 256 else np.uint16))
+
+
+def require_output(path: str) -> None:
+    """Checks that a trace could be written to ``path``: before work is spent on making it.
+
+    Raises:
+        ConfigError: The path does not end in .npz, is a folder, or lies in a folder that does not exist.
+    """
+    if not path.endswith(".npz"):
+        raise ConfigError(f"output='{path}' must end in .npz")
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise ConfigError(f"output='{path}' must be a file in an existing folder")
+
+
+def save_trace(trace: RoutingTrace, path: str) -> None:
+    """Writes a trace as a compressed npz; the file appears whole or not at all.
+
+    Raises:
+        ConfigError: The path does not end in .npz or cannot be written.
+    """
+    require_output(path)
+    target = Path(path)
+    arrays = {
+        "topk_ids": trace.topk_ids.astype(np.uint8 if trace.experts <= 256 else np.uint16),
+        "experts": np.array(trace.experts, dtype=np.int64),
+        "doc_offsets": trace.doc_offsets.astype(np.int32),
+        "layer_index": trace.layer_index.astype(np.int64),
+        "source": np.array(trace.source),
+    }
+    if trace.topk_weights is not None:
+        arrays["topk_weights"] = trace.topk_weights.astype(np.float16)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        os.replace(partial, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write '{path}': {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)

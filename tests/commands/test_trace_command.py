@@ -1,0 +1,136 @@
+import argparse
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dysharp_env.commands import trace as trace_command
+from dysharp_env.config import ConfigError
+from dysharp_env.workload.traces import load_trace
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    trace_command.add_arguments(parser)
+    return trace_command.run(parser.parse_args([*map(str, argv)]))
+
+
+@pytest.fixture
+def generated(tmp_path):
+    path = tmp_path / "generated.npz"
+    options = ("--routing", "dsv2-lite", "--model", "deepseek-v2-lite", "--tokens", 700, "--layers", 2)
+    assert run("generate", *options, "--output", path) == 0
+    return path
+
+
+def test_generate_makes_a_trace_of_the_model(generated):
+    trace = load_trace(str(generated))
+    assert trace.topk_ids.shape == (2, 700, 6) and trace.experts == 64
+    assert trace.doc_offsets.tolist() == [0, 256, 512, 700]
+    assert trace.source == "generator dsv2-lite, model deepseek-v2-lite, seed 0"
+    assert not np.array_equal(trace.topk_ids[0], trace.topk_ids[1])
+
+
+def test_generate_follows_its_seed(tmp_path, generated):
+    for seed, same in ((0, True), (1, False)):
+        path = tmp_path / f"{seed}.npz"
+        options = ("--routing", "dsv2-lite", "--model", "deepseek-v2-lite", "--tokens", 700, "--layers", 2)
+        run("generate", *options, "--seed", seed, "--output", path)
+        assert np.array_equal(load_trace(str(path)).topk_ids, load_trace(str(generated)).topk_ids) == same
+
+
+def test_info_as_json_is_all_that_is_printed(generated, capsys):
+    run("info", generated, "--gpus", "4", "8", "--json", "-")
+    content = json.loads(capsys.readouterr().out)
+    assert content["schema"] == "dysharp/trace/1"
+    assert (content["experts"], content["top_k"], content["tokens"], content["documents"]) == (64, 6, 700, 3)
+    assert [row["num_gpus"] for row in content["fan_out"]] == [4, 8]
+    assert set(content["layers"]) == {"0", "1"} and content["gate_weights"] is None
+    assert content["mean"]["adjacent_share"] > 1.5 * content["mean"]["adjacent_share_independent"]
+
+
+def test_info_prints_tables_and_writes_json(generated, tmp_path, capsys):
+    run("info", generated, "--json", tmp_path / "info.json")
+    out = capsys.readouterr().out
+    assert "2 layers, 700 tokens, 3 documents, top-6 of 64 experts" in out
+    assert "load CV" in out and "GPUs a token" in out
+    assert [row["num_gpus"] for row in json.loads((tmp_path / "info.json").read_text())["fan_out"]] == [8, 16, 32, 64]
+
+
+def test_convert_cuts_a_trace(generated, tmp_path):
+    path = tmp_path / "cut.npz"
+    run("convert", generated, "--layers", 1, "--split", "test", "--window", "10:60", "--experts", 128, "--output", path)
+    cut, whole = load_trace(str(path)), load_trace(str(generated))
+    assert cut.experts == 128 and cut.layer_index.tolist() == [1]
+    start = 560  # 80 % of 700 tokens; no document ends within 35 tokens of it
+    assert np.array_equal(cut.topk_ids[0], whole.topk_ids[1, start + 10 : start + 60])
+
+
+def test_convert_drops_weights_on_request(tmp_path):
+    for options, kept in (((), True), (("--drop-weights",), False)):
+        run("convert", "recorded", "--window", "0:64", *options, "--output", tmp_path / "small.npz")
+        assert (load_trace(str(tmp_path / "small.npz")).topk_weights is not None) == kept
+
+
+def test_record_trains_and_records_held_out_text(tmp_path, monkeypatch):
+    from dysharp_env.workload import recording
+
+    files = recording.standard_library_files()
+    assert not any("site-packages" in path.parts or "test" in path.parts for path in files)
+    long_files = [path for path in files if path.stat().st_size > 40_000][:16]
+    monkeypatch.setattr(recording, "standard_library_files", lambda: long_files)
+    path = tmp_path / "tiny.npz"
+    run("record", "--steps", 2, "--tokens", 600, "--experts", 8, "--top-k", 2, "--seed", 3, "--output", path)
+    trace = load_trace(str(path))
+    assert trace.topk_ids.shape == (3, 512, 2) and trace.experts == 8 and trace.doc_offsets.tolist() == [0, 512]
+    assert trace.layer_index.tolist() == [1, 2, 3]
+    assert trace.topk_weights.astype(float).sum(axis=-1) == pytest.approx(1.0, abs=2e-3)
+    assert (np.diff(trace.topk_weights.astype(float), axis=-1) <= 0).all()
+    expected = "record --steps 2 --tokens 600 --experts 8 --top-k 2 --seed 3 --output tiny.npz"
+    assert trace.source.endswith(f"made by: python -m dysharp_env trace {expected}")
+    run("record", "--steps", 2, "--tokens", 600, "--experts", 8, "--top-k", 2, "--seed", 3, "--output", path)
+    assert np.array_equal(load_trace(str(path)).topk_ids, trace.topk_ids)
+
+
+def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes():
+    from dysharp_env.workload.recording import Vocabulary
+
+    text = "def naïve(x):\n    return x ** 2\n"
+    vocabulary = Vocabulary(["return x\n    return y\n    def "], size=260)
+    pieces = {token: piece for piece, token in vocabulary._ids.items()}
+    encoded = vocabulary.encode(text)
+    spelt = b"".join(pieces[token].encode() if token >= 256 else bytes([token]) for token in encoded.tolist())
+    assert spelt.decode() == text
+    assert {"return", "\n    "} <= set(pieces.values()) and vocabulary.size <= 260
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("info", "missing.npz"), "npz file 'missing.npz' does not exist"),
+        (("info", "dsv2-lite"), "'dsv2-lite' is a generator, not a trace"),
+        (("info", "recorded", "--gpus", "7"), "gpus=7 does not divide the trace's 64 experts"),
+        (("info", "recorded", "--json", "no/such/folder.json"), "cannot write json='no/such/folder.json'"),
+        (("generate", "--routing", "zipf", "--output", "x.npz"), "routing='zipf' is unknown"),
+        (("generate", "--routing", "recorded", "--output", "x.npz"), "routing='recorded' is a trace"),
+        (("generate", "--routing", "uniform", "--tokens", "0", "--output", "x.npz"), "tokens=0 must be at least 1"),
+        (("generate", "--routing", "uniform", "--seed", "-1", "--output", "x.npz"), "seed=-1 must not be negative"),
+        (("generate", "--routing", "uniform", "--model", "smal", "--output", "x.npz"), "did you mean 'small'"),
+        (("generate", "--routing", "uniform", "--output", "x.csv"), "output='x.csv' must end in .npz"),
+        (("record", "--steps", "0", "--output", "x.npz"), "trace record: steps=0: "),
+        (("record", "--top-k", "65", "--output", "x.npz"), "top_k=65 is more than experts=64"),
+        (("record", "--tokens", "100000000", "--output", "x.npz"), "more than the held-out files give; at most"),
+        (("record", "--output", "no/such/x.npz"), "must be a file in an existing folder"),
+        (("convert", "recorded", "--window", "9:3", "--output", "x.npz"), "window='9:3' must be START:STOP"),
+        (("convert", "recorded", "--window", "0:99999999", "--output", "x.npz"), "ends after the 16384 tokens"),
+        (("convert", "recorded", "--experts", "8", "--output", "x.npz"), "topk_ids holds expert"),
+        (("convert", "recorded", "--layers", "9", "--output", "x.npz"), "layer_index=9 is not in it"),
+    ],
+)
+def test_wrong_options_give_one_line_and_write_nothing(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        run(*argv)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert os.listdir(tmp_path) == []

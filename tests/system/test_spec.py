@@ -1,0 +1,157 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dysharp_env.config import ConfigError, config_root, preset_names
+from dysharp_env.system import SystemSpec, load_system
+
+SYSTEMS = {
+    # name: (GPUs, planes, GB/s per direction, HBM GB/s)
+    "dgx-h100": (8, 4, 450, 3350),
+    "dgx-h200": (8, 4, 450, 4800),
+    "gh200-nvl32": (32, 9, 450, 4800),
+    "gb200-nvl72": (72, 18, 900, 8000),
+    "hypothetical-nvl256": (256, 18, 900, 8000),
+}
+
+
+@pytest.fixture
+def own_system(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    shutil.copy(config_root() / "systems" / "dgx-h100.yaml", path)
+    return path
+
+
+def edit(path: Path, old: str, new: str) -> str:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return str(path)
+
+
+def test_every_preset_is_listed_here():
+    assert set(preset_names("systems")) == set(SYSTEMS)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_preset_has_the_published_numbers(name):
+    system = load_system(name)
+    assert system.name == name
+    assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == SYSTEMS[name]
+    assert system.link.latency_ps == 250_000
+    assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast")
+    assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
+    # The reduction cycle is one 16 B flit on one of the 18 links.
+    assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * 18 / system.link.gbps
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_value_of_a_preset_is_annotated(name):
+    lines = (config_root() / "systems" / f"{name}.yaml").read_text().splitlines()
+    explained_by_block = {"payload_bytes", "header_flits", "ack_flits", "request_flits"}
+    explained_by_block |= {"dispatch_primitives", "combine_primitives"}
+    bare = {line.split(":")[0].strip() for line in lines if line.startswith("  ") and "#" not in line}
+    assert bare == explained_by_block
+
+
+def test_derived_rates_of_h200():
+    gpu = load_system("gh200-nvl32").gpu
+    assert gpu.l2_bytes == 52_428_800
+    assert gpu.gemm_tflops("fp8") == pytest.approx(1286.35)
+    assert gpu.gemm_tflops("bf16") == pytest.approx(642.85)
+
+
+def test_fewer_gpus_keep_their_links():
+    system = load_system("gh200-nvl32", num_gpus=4)
+    assert (system.num_gpus, system.link) == (4, load_system("gh200-nvl32").link)
+
+
+@pytest.mark.parametrize("num_gpus", [-1, 0, 1, 9])
+def test_number_of_gpus_out_of_range(num_gpus):
+    with pytest.raises(ConfigError) as error:
+        load_system("dgx-h100", num_gpus=num_gpus)
+    assert str(error.value) == f"gpus={num_gpus}: system 'dgx-h100' allows 2 to 8"
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"^system='dgx-h10' is unknown; .*\(did you mean 'dgx-h100'\?\)$"):
+        load_system("dgx-h10")
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"^system file 'nowhere\.yaml' does not exist$"):
+        load_system("nowhere.yaml")
+
+
+def test_own_file_loads(own_system):
+    assert load_system(edit(own_system, "num_gpus: 8", "num_gpus: 16")).num_gpus == 16
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("payload_bytes:", "payload_byte:", "unknown key 'link.payload_byte' (did you mean 'link.payload_bytes'?)"),
+        ("num_sms: 132", "num_sms: -132", "gpu.num_sms=-132: "),
+        ("hbm_gbps: 3350", "hbm_gbps: 0", "gpu.hbm_gbps=0: "),
+        ("hbm_gbps: 3350", "hbm_gbps: .inf", "gpu.hbm_gbps=inf: "),
+        ("hbm_gbps: 3350", "hbm_gbps: .nan", "gpu.hbm_gbps=nan: "),
+        ("gemm_efficiency: 0.65", "gemm_efficiency: 1.5", "gpu.gemm_efficiency=1.5: "),
+        ("latency_ns: 250 ", "latency_ns: -1 ", "link.latency_ns"),
+        ("num_gpus: 8", "num_gpus: 1", "num_gpus=1: "),
+        ("queueing: voq", "queueing: fifo", "queueing='fifo': Input should be 'output_queued', 'voq' or 'input_fifo'"),
+        ("[unicast, multicast, broadcast]", "[]", "dispatch_primitives=[] must name at least one primitive, each once"),
+        (
+            "[unicast, multicast, broadcast]",
+            "[unicast, unicast]",
+            "dispatch_primitives=['unicast', 'unicast'] must name at least one primitive, each once",
+        ),
+        ("payload_bytes: 128", "payload_bytes: 100", "payload_bytes=100 must be a multiple of flit_bytes=16"),
+        ("target_bytes: 2", "target_bytes: 32", "target_bytes=32 must be at most flit_bytes=16"),
+        ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 9 flits"),
+        (
+            "reduction_buffer_bytes: 65536",
+            "reduction_buffer_bytes: 64",
+            "switch.reduction_buffer_bytes=64 must hold one packet of link.payload_bytes=128",
+        ),
+        ("  barrier_us: 4.0", "  # barrier_us: 4.0", "key 'overheads.barrier_us' is missing"),
+    ],
+)
+def test_mistake_in_own_file_is_one_line(own_system, old, new, message):
+    with pytest.raises(ConfigError) as error:
+        load_system(edit(own_system, old, new))
+    assert message in str(error.value)
+    assert str(own_system) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_costs_and_protocol_flits_may_be_zero():
+    zeros = {
+        "link.latency_ns": 0,
+        "link.header_flits": 0,
+        "link.ack_flits": 0,
+        "link.request_flits": 0,
+        "gpu.multimem_queue_entries": 0,
+        "gpu.memory_latency_ns": 0,
+        "switch.reduction_cycle_ps": 0,
+        "overheads.launch_us": 0,
+        "overheads.barrier_us": 0,
+        "overheads.count_exchange_us": 0,
+    }
+    system = load_system("dgx-h100").with_changes(zeros)
+    assert system.link.latency_ps == 0
+    assert system.overheads.barrier_us == 0
+
+
+def test_latency_keeps_fractions_of_a_nanosecond_and_whole_ones_stay_whole():
+    system = load_system("dgx-h100")
+    assert isinstance(system.link.latency_ns, int)
+    assert system.with_changes({"link.latency_ns": 936.25}).link.latency_ps == 936_250
+
+
+def test_specs_are_frozen_and_survive_a_round_trip():
+    system = load_system("gb200-nvl72")
+    with pytest.raises(ValidationError):
+        system.num_gpus = 4  # type: ignore[misc]
+    assert SystemSpec.model_validate_json(system.model_dump_json()) == system

@@ -1,0 +1,113 @@
+import pytest
+
+from dysharp_env.config import ConfigError, config_root, preset_names
+from dysharp_env.workload.layer import LayerSpec, load_model
+
+PAPER = {"small": (2048, 512, 64), "medium": (4096, 1024, 128), "large": (7168, 2048, 256)}
+# name: (hidden, moe_ff, experts, top_k, compute)
+REAL = {
+    "deepseek-v3": (7168, 2048, 256, 8, "fp8"),
+    "deepseek-r1": (7168, 2048, 256, 8, "fp8"),
+    "deepseek-v2-lite": (2048, 1408, 64, 6, "bf16"),
+    "kimi-k2": (7168, 2048, 384, 8, "fp8"),
+    "qwen3-30b": (2048, 768, 128, 8, "bf16"),
+    "qwen3-235b": (4096, 1536, 128, 8, "bf16"),
+    "gpt-oss-20b": (2880, 2880, 32, 4, "bf16"),
+    "gpt-oss-120b": (2880, 2880, 128, 4, "bf16"),
+    "mixtral-8x7b": (4096, 14336, 8, 2, "bf16"),
+    "olmoe": (2048, 1024, 64, 8, "bf16"),
+    "glm-4.5": (5120, 1536, 160, 8, "bf16"),
+    "glm-4.5-air": (4096, 1408, 128, 8, "bf16"),
+}
+
+
+@pytest.mark.parametrize("name", preset_names("models"))
+def test_every_preset_loads_under_its_own_name(name):
+    layer = load_model(name)
+    assert layer.name == name
+    assert layer.source
+    assert layer.ffn_matrices == (2 if name in PAPER else 3)
+    assert layer.direction == "forward"
+    assert layer.dispatch_dtype == ("bf16" if name in PAPER else layer.compute_dtype)
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("top_k", [None, 16, 32])
+def test_paper_models(name, top_k):
+    layer = load_model(name, top_k=top_k)
+    assert (layer.hidden, layer.moe_ff, layer.experts) == PAPER[name]
+    assert layer.top_k == (top_k or 8)
+    assert (layer.dispatch_bytes, layer.combine_bytes) == (2 * layer.hidden, 2 * layer.hidden)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_models(name):
+    layer = load_model(name)
+    assert (layer.hidden, layer.moe_ff, layer.experts, layer.top_k, layer.compute_dtype) == REAL[name]
+
+
+def test_deepseek_v3_by_hand():
+    layer = load_model("deepseek-v3")
+    assert (layer.n_group, layer.topk_group, layer.shared_experts) == (8, 4, 1)
+    assert layer.dispatch_bytes == 7168 + 7168 // 128 * 4 == 7392
+    assert layer.combine_bytes == 14336
+    assert (layer.gemm1_n, layer.gemm1_k, layer.gemm2_n, layer.gemm2_k) == (4096, 7168, 7168, 2048)
+    assert (layer.gemm1_weight_bytes, layer.gemm2_weight_bytes) == (4096 * 7168, 7168 * 2048)
+    assert (layer.gemm1_flops, layer.gemm2_flops) == (2 * 4096 * 7168, 2 * 7168 * 2048)
+    # 8192 tokens with 8 experts each: 5.77 TFLOP in one pass, twice that backward.
+    assert 8192 * 8 * (layer.gemm1_flops + layer.gemm2_flops) == pytest.approx(5.77e12, rel=1e-3)
+    assert (layer.work_factor, load_model("deepseek-v3", direction="backward").work_factor) == (1, 2)
+
+
+def test_two_matrices_in_bf16_by_hand():
+    layer = load_model("large", compute_dtype="bf16")
+    assert (layer.gemm1_n, layer.gemm2_k) == (2048, 2048)
+    assert layer.gemm1_weight_bytes == layer.gemm2_weight_bytes == 2 * 2048 * 7168
+    assert 8192 * 8 * (layer.gemm1_flops + layer.gemm2_flops) == pytest.approx(3.85e12, rel=1e-3)
+
+
+def test_fp8_scale_of_a_partial_block_is_whole():
+    # 2880 values are 22.5 blocks of 128.
+    assert load_model("gpt-oss-20b", dispatch_dtype="fp8").dispatch_bytes == 2880 + 23 * 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"top_k": 65}, "models/small: top_k=65 must be at most experts=64"),
+        ({"top_k": 0}, "models/small: top_k=0: "),
+        ({"hidden": -2048}, "models/small: hidden=-2048: "),
+        ({"n_group": 5}, "models/small: experts=64 must be divisible by n_group=5"),
+        ({"topk_group": 2}, "models/small: topk_group=2 must be at most n_group=1"),
+        ({"n_group": 16}, "models/small: top_k=8 must be at most the 4 experts in topk_group=1 of n_group=16 groups"),
+        ({"ffn_matrices": 4}, "models/small: ffn_matrices=4: Input should be 2 or 3"),
+        ({"combine_dtype": "fp8"}, "models/small: combine_dtype='fp8': Input should be 'bf16'"),
+        ({"direction": "both"}, "models/small: direction='both': Input should be 'forward' or 'backward'"),
+        ({"hiden": 1}, "models/small: unknown key 'hiden' (did you mean 'hidden'?)"),
+    ],
+)
+def test_wrong_value_is_one_line(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_model("small", **overrides)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"^model='mixtral-8x7' is unknown; .*\(did you mean 'mixtral-8x7b'\?\)$"):
+        load_model("mixtral-8x7")
+
+
+def test_own_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((config_root() / "models" / "small.yaml").read_text().replace("experts: 64", "experts: 96"))
+    assert load_model(str(path), top_k=12).experts == 96
+    path.write_text(path.read_text().replace("hidden: 2048", "hidden: many"))
+    with pytest.raises(ConfigError) as error:
+        load_model(str(path))
+    assert str(error.value).startswith(f"{path}: hidden='many': ")
+
+
+def test_round_trip():
+    layer = load_model("qwen3-30b")
+    assert LayerSpec.model_validate_json(layer.model_dump_json()) == layer
