@@ -1,0 +1,51 @@
+"""The finished schedule as a table: the first thing users of a scheduling environment ask for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from dysharp_env.report.files import write_text
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.result import ScheduleRow, schedule_table
+
+
+@dataclass(frozen=True)
+class ScheduleTable(Sequence[ScheduleRow]):
+    """Rows in order of start; ``ScheduleRow`` documents the columns."""
+
+    rows: tuple[ScheduleRow, ...]
+
+    @classmethod
+    def of(cls, engine: Engine) -> ScheduleTable:
+        """Returns the schedule of an engine, finished or not."""
+        return cls(tuple(schedule_table(engine)))
+
+    @overload
+    def __getitem__(self, index: int) -> ScheduleRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ScheduleRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> ScheduleRow | tuple[ScheduleRow, ...]:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ScheduleRow]:
+        return iter(self.rows)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes a header and one line per row; an unfinished end is ``nan``.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(ScheduleRow._fields)
+        writer.writerows(self.rows)
+        write_text(path, text.getvalue())

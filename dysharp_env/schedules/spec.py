@@ -1,0 +1,207 @@
+"""Schedules as data: which primitives, what waits for what, what is paid, how SMs are split, and by what rule.
+
+A schedule is one YAML file in ``configs/schedules/``. Everything it says becomes numbers (``Program``); the engine
+never learns its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.program import Program
+from dysharp_env.system import SystemSpec
+
+Cost = Literal["launch", "barrier", "count_exchange"]
+DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
+Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+
+
+class ReadinessSpec(Spec):
+    """When each stage may start: as its own inputs arrive, or when the whole stage before it is over."""
+
+    gemm1: Literal["tile", "phase"] = "tile"
+    """``tile``: a full tile has arrived. ``phase``: every dispatch on every GPU is over."""
+    gemm2: Literal["tile", "phase"] = "tile"
+    """``tile``: the tile's GEMM-1 row is done. ``phase``: this GPU's GEMM-1 and dispatch are over."""
+    combine: Literal["token", "phase"] = "token"
+    """``token``: the token's (or partial sum's) rows are done. ``phase``: every GEMM-2 on every GPU is over."""
+
+
+class SmSpec(Spec):
+    """SMs of each group, on every GPU."""
+
+    dispatch: int = Field(ge=1)
+    """SMs that issue dispatches."""
+    combine: int = Field(ge=1)
+    """SMs that issue combines."""
+
+
+class PaysSpec(Spec):
+    """System costs paid before each stage may start; those of a stage that overlaps the one before it must be empty."""
+
+    dispatch: tuple[Cost, ...] = ("launch",)
+    gemm1: tuple[Cost, ...] = ()
+    gemm2: tuple[Cost, ...] = ()
+    combine: tuple[Cost, ...] = ()
+
+
+class RuleSpec(Spec):
+    """Scoring rule of each decision kind: weights by feature name; the highest score is taken, the first of equals."""
+
+    split: Weights = {}
+    dispatch: Weights = {}
+    gemm: Weights = {}
+    combine: Weights = {}
+
+    @model_validator(mode="after")
+    def _check_features(self) -> RuleSpec:
+        for kind in layout.DECISION_KINDS:
+            for name in getattr(self, kind):
+                if name not in layout.FEATURES:
+                    hint = did_you_mean(name, layout.FEATURES)
+                    raise ValueError(f"'{name}' is not a feature; choose from {list(layout.FEATURES)}{hint}")
+        return self
+
+    def matrix(self) -> np.ndarray:
+        """Returns the (kind, feature) weights."""
+        weights = np.zeros((len(layout.DECISION_KINDS), len(layout.FEATURES)))
+        for row, kind in enumerate(layout.DECISION_KINDS):
+            for name, weight in getattr(self, kind).items():
+                weights[row, layout.FEATURES.index(name)] = weight
+        return weights
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Which decisions are asked from outside, and how many candidates each shows.
+
+    Attributes:
+        kinds: Decision kinds that are asked; the others follow the schedule's rule.
+        hold: Whether an asked GEMM or combine decision also offers to wait.
+        partial_tiles: Whether an asked GEMM decision also offers open tiles.
+        splits: (dispatch SMs, combine SMs) an asked split decision offers.
+        max_candidates: Most candidates one decision shows.
+    """
+
+    kinds: tuple[str, ...] = ()
+    hold: bool = False
+    partial_tiles: bool = False
+    splits: tuple[tuple[int, int], ...] = ()
+    max_candidates: int = 32
+
+
+class ScheduleSpec(Spec):
+    """A complete schedule."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    dispatch: Literal["unicast", "multicast", "broadcast"]
+    """Primitive that sends tokens out."""
+    combine: Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter"]
+    """Primitive that brings sums home."""
+    readiness: ReadinessSpec = ReadinessSpec()
+    sms: SmSpec
+    pays: PaysSpec = PaysSpec()
+    chunk_tokens: int = Field(default=8, ge=1)
+    """Tokens of one home GPU that one dispatch or combine decision takes together."""
+    partial_tiles: bool = False
+    """Whether the rule may close an open tile early."""
+    min_partial_tokens: int = Field(default=16, ge=1)
+    """The fewest tokens of a tile closed early."""
+    hold: bool = False
+    """Whether the rule may let a group wait."""
+    rule: RuleSpec = RuleSpec()
+
+    @model_validator(mode="after")
+    def _check_pays(self) -> ScheduleSpec:
+        gated = {"gemm1": self.readiness.gemm1, "gemm2": self.readiness.gemm2, "combine": self.readiness.combine}
+        for stage, readiness in gated.items():
+            if readiness != "phase" and getattr(self.pays, stage):
+                raise ValueError(
+                    f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
+                )
+        if "launch" not in self.pays.dispatch:
+            raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
+        return self
+
+    def gemm_sms(self, num_sms: int) -> int:
+        """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
+        beside_gemm1 = self.sms.dispatch if self.readiness.gemm1 == "tile" else 0
+        beside_gemm2 = self.sms.combine if self.readiness.combine == "token" else 0
+        if self.readiness.gemm2 == "phase":
+            return num_sms - max(beside_gemm1, beside_gemm2)
+        return num_sms - beside_gemm1 - beside_gemm2
+
+    def program(self, system: SystemSpec, exposure: Exposure = Exposure()) -> Program:  # noqa: B008 (frozen)
+        """Returns the schedule as numbers for one system.
+
+        Raises:
+            ConfigError: The system lacks a primitive or the SMs.
+        """
+        for kind, primitive, known in (
+            ("dispatch", self.dispatch, system.switch.dispatch_primitives),
+            ("combine", self.combine, system.switch.combine_primitives),
+        ):
+            if primitive not in known:
+                raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
+        num_sms = system.gpu.num_sms
+        gemm_sms = self.gemm_sms(num_sms)
+        if gemm_sms < 1 or max(self.sms.dispatch, self.sms.combine) > num_sms:
+            given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
+            raise ConfigError(
+                f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
+            )
+        for dispatch, combine in exposure.splits:
+            if min(dispatch, combine) < 1 or dispatch + combine >= num_sms:
+                raise ConfigError(f"split ({dispatch}, {combine}) must leave some of {num_sms} SMs for GEMMs")
+        price = {
+            "launch": system.overheads.launch_us,
+            "barrier": system.overheads.barrier_us,
+            "count_exchange": system.overheads.count_exchange_us,
+        }
+        dispatch_pay, gemm1_pay, gemm2_pay, combine_pay = (
+            round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
+            for stage in ("dispatch", "gemm1", "gemm2", "combine")
+        )
+        asks_gemm, asks_combine = "gemm" in exposure.kinds, "combine" in exposure.kinds
+        return Program(
+            dispatch_primitive=layout.DISPATCH_PRIMITIVES.index(self.dispatch),
+            combine_primitive=layout.COMBINE_PRIMITIVES.index(self.combine),
+            gates=(
+                _gate(self.readiness.gemm1),
+                _gate(self.readiness.gemm2),
+                _gate(self.readiness.combine),
+            ),
+            pays_ps=(dispatch_pay, gemm1_pay, gemm2_pay, combine_pay),
+            dispatch_sms=self.sms.dispatch,
+            gemm_sms=gemm_sms,
+            combine_sms=self.sms.combine,
+            chunk_tokens=self.chunk_tokens,
+            allow_partial=exposure.partial_tiles if asks_gemm else self.partial_tiles,
+            min_partial_tokens=self.min_partial_tokens,
+            hold_gemm=exposure.hold if asks_gemm else self.hold,
+            hold_combine=exposure.hold if asks_combine else self.hold,
+            weights=self.rule.matrix(),
+            splits=exposure.splits if "split" in exposure.kinds else (),
+            exposed=frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds),
+            max_candidates=exposure.max_candidates,
+        )
+
+
+def _gate(readiness: str) -> int:
+    return layout.GATE_PHASE if readiness == "phase" else layout.GATE_FINE
+
+
+def load_schedule(name_or_path: str) -> ScheduleSpec:
+    """Returns the schedule of a preset name or YAML path.
+
+    Raises:
+        ConfigError: No such schedule, or a key or value in it is wrong.
+    """
+    return load_spec(ScheduleSpec, "schedules", name_or_path)

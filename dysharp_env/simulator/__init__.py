@@ -1,0 +1,1 @@
+"""When things happen: the compiled discrete-event engine, its decision points and its slow readable twin."""

@@ -1,0 +1,173 @@
+"""The integer costs of one layer on one system: what the engine, its twin and the lower bound all charge.
+
+Everything that turns a specification into picoseconds, flits or bytes is here, once. Divisions round down, so a time is
+never longer than the exact value; the three users round the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dysharp_env.multimem import PacketFormat
+from dysharp_env.system import SystemSpec
+from dysharp_env.workload.layer import LayerSpec
+
+PS_PER_S = 10**12
+PS_PER_US = 10**6
+UNLIMITED = 2**40
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs in picoseconds, flits, packets and bytes.
+
+    Attributes:
+        packet: Packet arithmetic of the links.
+        link_bytes_per_s: One GPU, one direction, all planes together.
+        quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
+        hop_ps: GPU to switch or switch to GPU, head of a packet.
+        store_and_forward: A segment leaves a hop only when its tail has arrived.
+        dispatch_packets, dispatch_payload_flits: One token's vector on its way to an expert.
+        combine_packets, combine_payload_flits: One partial sum, or one reduced sum, on its way home.
+        credit_flits: Input buffer of the switch, one GPU, one virtual-channel class, all planes together.
+        reduction_slots: Packets the reduction unit before one GPU's downlink can hold open, all planes together.
+        cycle_ps: What a reduction adds to the data path.
+        reduction_ppm: Rate of a reduction unit over line rate, in millionths.
+        queueing: The switch's queueing discipline.
+        in_flight_packets_per_sm: Packets one communication SM keeps in flight.
+        blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
+        granule_ps: Time of one thread block for ``row_granularity`` tokens, GEMM-1 and GEMM-2.
+        weight_bytes: Weights one expert's GEMM-1 and GEMM-2 read.
+        token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
+        compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
+    """
+
+    packet: PacketFormat
+    link_bytes_per_s: int
+    quantum_ps: int
+    hop_ps: int
+    store_and_forward: bool
+    dispatch_packets: int
+    dispatch_payload_flits: int
+    combine_packets: int
+    combine_payload_flits: int
+    credit_flits: int
+    reduction_slots: int
+    cycle_ps: int
+    reduction_ppm: int
+    queueing: str
+    in_flight_packets_per_sm: int
+    al_tlb_entries: int
+    tile_status_entries: int
+    output_readiness_entries: int
+    memory_ps: int
+    hbm_bytes_per_s: int
+    l2_bytes: int
+    blocks: tuple[int, int]
+    granule_ps: tuple[int, int]
+    row_granularity: int
+    weight_bytes: tuple[int, int]
+    token_bytes: tuple[int, int, int, int]
+    launch_ps: int
+    barrier_ps: int
+    count_exchange_ps: int
+    compute_scale: float
+
+    @classmethod
+    def of(cls, system: SystemSpec, layer: LayerSpec, compute_scale: float = 1.0) -> Costs:
+        """Returns the costs of ``layer`` on ``system``.
+
+        Args:
+            system: The machine.
+            layer: The MoE layer.
+            compute_scale: Multiplies GEMM and HBM time; 0.001 leaves communication alone.
+        """
+        gpu, link, switch = system.gpu, system.link, system.switch
+        packet = PacketFormat(
+            link.flit_bytes,
+            link.payload_bytes,
+            link.header_flits,
+            link.ack_flits,
+            link.request_flits,
+            link.target_bytes,
+        )
+        block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
+        blocks, granule_ps = [], []
+        for columns, depth in ((layer.gemm1_n, layer.gemm1_k), (layer.gemm2_n, layer.gemm2_k)):
+            count = -(-columns // gpu.block_n)
+            # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
+            flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
+            blocks.append(count)
+            granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
+        in_flight = gpu.multimem_queue_entries * gpu.multimem_access_bytes // link.payload_bytes
+        element = 1 if layer.compute_dtype == "fp8" else 2
+        return cls(
+            packet=packet,
+            link_bytes_per_s=round(link.gbps * 1e9),
+            quantum_ps=link.time_quantum_ps,
+            hop_ps=link.latency_ps,
+            store_and_forward=link.store_and_forward,
+            dispatch_packets=packet.packets(layer.dispatch_bytes),
+            dispatch_payload_flits=packet.payload_flits(layer.dispatch_bytes),
+            combine_packets=packet.packets(layer.combine_bytes),
+            combine_payload_flits=packet.payload_flits(layer.combine_bytes),
+            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * link.planes,
+            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * link.planes,
+            cycle_ps=switch.reduction_cycle_ps,
+            reduction_ppm=round(switch.reduction_rate * 1e6),
+            queueing=switch.queueing,
+            in_flight_packets_per_sm=in_flight if in_flight else UNLIMITED,
+            al_tlb_entries=gpu.al_tlb_entries,
+            tile_status_entries=gpu.tile_status_entries,
+            output_readiness_entries=gpu.output_readiness_entries,
+            memory_ps=round(gpu.memory_latency_ns * 1000),
+            hbm_bytes_per_s=round(gpu.hbm_gbps * 1e9 / compute_scale),
+            l2_bytes=gpu.l2_bytes,
+            blocks=(blocks[0], blocks[1]),
+            granule_ps=(granule_ps[0], granule_ps[1]),
+            row_granularity=gpu.row_granularity,
+            weight_bytes=(layer.gemm1_weight_bytes * layer.work_factor, layer.gemm2_weight_bytes * layer.work_factor),
+            token_bytes=(
+                layer.dispatch_bytes,
+                layer.gemm1_n * element,
+                layer.gemm2_k * element,
+                layer.combine_bytes,
+            ),
+            launch_ps=round(system.overheads.launch_us * PS_PER_US),
+            barrier_ps=round(system.overheads.barrier_us * PS_PER_US),
+            count_exchange_ps=round(system.overheads.count_exchange_us * PS_PER_US),
+            compute_scale=compute_scale,
+        )
+
+    def wire_ps(self, flits: int) -> int:
+        """Returns how long ``flits`` keep a link busy."""
+        exact = flits * self.packet.flit_bytes * PS_PER_S // self.link_bytes_per_s
+        return exact // self.quantum_ps * self.quantum_ps
+
+    def reduce_ps(self, flits: int) -> int:
+        """Returns how long a contribution of ``flits`` keeps a reduction unit busy."""
+        return self.wire_ps(flits) * 10**6 // self.reduction_ppm
+
+    def hbm_ps(self, num_bytes: int) -> int:
+        """Returns how long HBM serves ``num_bytes``."""
+        return num_bytes * PS_PER_S // self.hbm_bytes_per_s
+
+    def block_ps(self, stage: int, tokens: int) -> int:
+        """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens``."""
+        return -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+
+    def dispatch_flits(self, targets: int = 0) -> int:
+        """Returns the flits of one dispatched vector naming ``targets`` experts (0: plain or static store)."""
+        return (
+            self.packet.header_flits * self.dispatch_packets
+            + self.dispatch_payload_flits
+            + (self.dispatch_packets * self.packet.target_flits(targets))
+        )
+
+    def combine_flits(self) -> int:
+        """Returns the flits of one partial or reduced sum."""
+        return self.combine_packets * self.packet.header_flits + self.combine_payload_flits
+
+    def request_flits(self, targets: int = 0) -> int:
+        """Returns the flits that ask for one reduced sum, naming ``targets`` experts (0: static)."""
+        return self.combine_packets * (self.packet.request_flits + self.packet.target_flits(targets))

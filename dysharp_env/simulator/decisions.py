@@ -1,0 +1,397 @@
+"""Decision points: which candidates an SM group has, what is shown of them, and how a rule scores them.
+
+A candidate is stored as one number: a chunk (dispatch), ``tile * 2 + stage - 1`` or ``(tiles + expert) * 2`` for an
+open tile closed early (GEMM), a unit (combine), a row of ``splits`` (split), or -1 for hold. Building the list twice
+for one state gives the same list, so a decision that had to be asked is simply built again when the answer is there.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit
+
+from dysharp_env.simulator.fabric import down_flits, up_flits, wire_ps
+from dysharp_env.simulator.gpu import is_pull
+from dysharp_env.simulator.layout import (
+    COMBINE,
+    CONTEXT,
+    DISPATCH,
+    F_BACKLOG,
+    F_COST,
+    F_FAN_OUT,
+    F_FILL,
+    F_FINISHES,
+    F_GEMM2,
+    F_HOLD,
+    F_L2,
+    F_LEFT,
+    F_ORDER,
+    F_PARTIAL,
+    F_PROGRESS,
+    F_SIZE,
+    F_SPLIT_COMBINE,
+    F_SPLIT_DISPATCH,
+    F_WAITING,
+    FEATURES,
+    GEMM,
+    NOTHING,
+    UNICAST,
+)
+from dysharp_env.simulator.views import (
+    Root,
+    arrived_pair,
+    candidates,
+    chunks,
+    context_row,
+    experts,
+    feature_rows,
+    gpu_experts,
+    gpus,
+    item_next,
+    legal_mask,
+    pairs,
+    ports,
+    rule_weights,
+    slot_expert,
+    sort_keys,
+    splits,
+    tiles,
+    token_order,
+    tokens,
+    units,
+)
+
+NUM_FEATURES = len(FEATURES)
+NUM_CONTEXT = len(CONTEXT)
+# Open tiles are listed behind all ready rows, the fullest first.
+PARTIAL_KEY = 1 << 60
+
+
+@njit(cache=True)
+def root(s: Root, ps: int) -> float:
+    """Returns the square root of a time over the lower bound, cut to [0, 1]: small backlogs stay visible."""
+    return min(1.0, math.sqrt(max(ps, 0) / s.scale_ps))
+
+
+@njit(cache=True)
+def uplink_backlog_ps(s: Root, gpu: int) -> int:
+    """Returns how long what is queued and being sent will keep an uplink busy."""
+    g = gpus(s)[gpu]
+    return max(g.up_free_ps - s.now_ps, 0) + wire_ps(s, g.up_queued_flits)
+
+
+@njit(cache=True)
+def downlink_backlog_ps(s: Root, gpu: int) -> int:
+    """Returns how long what waits at the switch and is being sent will keep a downlink busy."""
+    q = ports(s)[gpu]
+    return max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits)
+
+
+@njit(cache=True)
+def hbm_backlog_ps(s: Root, gpu: int) -> int:
+    """Returns how long a GPU's HBM is booked."""
+    return max(gpus(s)[gpu].hbm_free_ps - s.now_ps, 0)
+
+
+# Candidate lists.
+
+
+@njit(cache=True)
+def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int:
+    """Inserts a GEMM candidate by key, keeping the ``limit`` smallest; returns the new count."""
+    if count == limit:
+        if limit == 0 or key >= sort_keys(s)[count - 1]:
+            return count
+        count -= 1
+    i = count
+    while i > 0 and sort_keys(s)[i - 1] > key:
+        sort_keys(s)[i] = sort_keys(s)[i - 1]
+        candidates(s)[i] = candidates(s)[i - 1]
+        i -= 1
+    sort_keys(s)[i] = key
+    candidates(s)[i] = candidate
+    return count + 1
+
+
+@njit(cache=True)
+def list_rows(s: Root, gpu: int, limit: int) -> int:
+    """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
+    g = gpus(s)[gpu]
+    count = 0
+    for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+        expert = gpu_experts(s)[i]
+        x = experts(s)[expert]
+        if g.gate2_open and x.row2_head != NOTHING:
+            count = add_sorted(s, count, limit, tiles(s)[x.row2_head].ready2_seq, x.row2_head * 2 + 1)
+        if g.gate1_open:
+            if x.started1 < x.ready1:
+                tile = x.tile0 + x.started1
+                count = add_sorted(s, count, limit, tiles(s)[tile].ready1_seq, tile * 2)
+            elif s.allow_partial and x.open_count >= s.min_partial and x.started1 == x.tiles_open - 1:
+                key = PARTIAL_KEY - x.open_count
+                count = add_sorted(s, count, limit, key, (s.num_tiles + expert) * 2)
+    return count
+
+
+@njit(cache=True)
+def list_candidates(s: Root, kind: int, gpu: int) -> int:
+    """Fills ``candidates`` and ``mask`` for one SM group and returns how many are legal."""
+    g = gpus(s)[gpu]
+    limit = s.max_candidates
+    count = 0
+    hold_shown = False
+    hold_legal = False
+    if kind == DISPATCH:
+        chunk = g.unsent_head
+        while chunk != NOTHING and count < limit:
+            candidates(s)[count] = chunk
+            count += 1
+            chunk = chunks(s)[chunk].next
+    elif kind == GEMM:
+        hold_shown = s.hold_gemm == 1
+        # Something must still come to this GPU, or hold would wait for ever.
+        hold_legal = g.arrivals_left > 0 or g.free_sms < s.gemm_sms
+        count = list_rows(s, gpu, limit - 1 if hold_shown else limit)
+    elif kind == COMBINE:
+        hold_shown = s.hold_combine == 1
+        hold_legal = g.items_waiting > 0
+        unit = g.ready_head
+        while unit != NOTHING and count < (limit - 1 if hold_shown else limit):
+            candidates(s)[count] = unit
+            count += 1
+            unit = units(s)[unit].next
+    else:
+        count = min(s.num_splits, limit)
+        for i in range(count):
+            candidates(s)[i] = i
+    legal = count
+    for i in range(limit):
+        legal_mask(s)[i] = i < count
+    if hold_shown and count > 0:
+        candidates(s)[count] = NOTHING
+        legal_mask(s)[count] = hold_legal
+        legal += 1 if hold_legal else 0
+        count += 1
+    s.num_candidates = count
+    s.num_legal = legal
+    return legal
+
+
+# Features.
+
+
+@njit(cache=True)
+def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
+    """Describes an unsent token chunk."""
+    f = feature_rows(s)
+    first = chunks(s)[chunk].first
+    last = chunks(s)[chunk].last
+    num_tokens = last - first
+    f[row, F_SIZE] = num_tokens / s.chunk_tokens
+    if not look:
+        return
+    fill = 0.0
+    progress = 0.0
+    slots = 0
+    copies = 0
+    flits = 0
+    backlog_ps = 0
+    for position in range(first, last):
+        token = token_order(s)[position]
+        home = token // s.tokens_per_gpu
+        if s.dispatch_primitive != UNICAST:
+            flits += up_flits(s, 2 * s.num_pairs + token)
+        for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
+            gpu = pairs(s)[pair].gpu
+            slot0 = pairs(s)[pair].slot0
+            for slot in range(slot0, slot0 + pairs(s)[pair].num_experts):
+                x = experts(s)[slot_expert(s)[slot]]
+                fill += x.open_count / s.tile_tokens
+                progress += x.arrived / x.total
+                slots += 1
+            if gpu != home and pairs(s)[pair].num_experts > 0:
+                copies += 1
+                backlog_ps = max(backlog_ps, downlink_backlog_ps(s, gpu))
+                if s.dispatch_primitive == UNICAST:
+                    flits += up_flits(s, pair)
+    f[row, F_FILL] = fill / slots
+    f[row, F_PROGRESS] = progress / slots
+    f[row, F_FAN_OUT] = copies / (num_tokens * (s.num_gpus - 1))
+    f[row, F_BACKLOG] = root(s, backlog_ps)
+    f[row, F_COST] = root(s, wire_ps(s, flits))
+
+
+@njit(cache=True)
+def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> None:
+    """Describes a ready row or an open tile."""
+    f = feature_rows(s)
+    now = s.now_ps
+    tile = candidate // 2
+    stage = candidate % 2 + 1
+    if tile >= s.num_tiles:
+        x = experts(s)[tile - s.num_tiles]
+        first = x.slot0 + x.arrived - x.open_count
+        count = x.open_count
+        ready_ps = now
+        f[row, F_PARTIAL] = 1.0
+    else:
+        t = tiles(s)[tile]
+        x = experts(s)[t.expert]
+        first = t.first
+        count = t.count
+        ready_ps = t.ready1_ps if stage == 1 else t.ready2_ps
+    resident = x.resident1 if stage == 1 else x.resident2
+    f[row, F_SIZE] = count / s.tile_tokens
+    f[row, F_GEMM2] = stage - 1
+    f[row, F_L2] = 1.0 if resident > 0 else 0.0
+    f[row, F_WAITING] = root(s, now - ready_ps)
+    f[row, F_LEFT] = (x.total - x.arrived) / x.total
+    if not look:
+        return
+    finishes = 0
+    pull = is_pull(s)
+    for i in range(first, first + count):
+        pair = pairs(s)[arrived_pair(s)[i]]
+        if pull:
+            finishes += tokens(s)[pair.token].experts_done == s.top_k - 1
+        else:
+            finishes += pair.experts_done == pair.num_experts - 1
+    f[row, F_FINISHES] = finishes / count
+    granules = (count + s.row_granularity - 1) // s.row_granularity
+    work_ps = granules * (s.blocks1 * s.granule1_ps if stage == 1 else s.blocks2 * s.granule2_ps) // s.gemm_sms
+    weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
+    fetch_ps = 0 if resident > 0 else weight_bytes * s.hbm_mult // s.hbm_div
+    f[row, F_BACKLOG] = root(s, hbm_backlog_ps(s, gpu))
+    f[row, F_COST] = root(s, max(work_ps, fetch_ps))
+
+
+@njit(cache=True)
+def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
+    """Describes a chunk's ready tokens, or one GPU's ready partial sums of a chunk."""
+    f = feature_rows(s)
+    u = units(s)[unit]
+    f[row, F_SIZE] = u.count / s.chunk_tokens
+    f[row, F_WAITING] = root(s, s.now_ps - u.ready_ps)
+    if not look:
+        return
+    backlog_ps = 0
+    copies = 0
+    item = u.head
+    pull = is_pull(s)
+    while item != NOTHING:
+        if pull:
+            home = item // s.tokens_per_gpu
+            for pair in range(tokens(s)[item].pair0, tokens(s)[item + 1].pair0):
+                gpu = pairs(s)[pair].gpu
+                if gpu != home and pairs(s)[pair].num_experts > 0:
+                    copies += 1
+                    backlog_ps = max(backlog_ps, uplink_backlog_ps(s, gpu))
+        else:
+            copies += 1
+            backlog_ps = max(backlog_ps, downlink_backlog_ps(s, pairs(s)[item].token // s.tokens_per_gpu))
+        item = item_next(s)[item]
+    f[row, F_FAN_OUT] = copies / (u.count * (s.num_gpus - 1))
+    f[row, F_BACKLOG] = root(s, backlog_ps)
+    f[row, F_COST] = root(s, wire_ps(s, u.count * down_flits(s, s.num_pairs)))
+
+
+@njit(cache=True)
+def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
+    """Fills ``features`` for the listed candidates; rows beyond them are 0."""
+    feature_rows(s)[:, :] = 0.0
+    for row in range(s.num_candidates):
+        candidate = candidates(s)[row]
+        if candidate == NOTHING:
+            feature_rows(s)[row, F_HOLD] = 1.0
+            continue
+        feature_rows(s)[row, F_ORDER] = row / s.max_candidates
+        if kind == DISPATCH:
+            dispatch_features(s, candidate, row, look)
+        elif kind == GEMM:
+            gemm_features(s, gpu, candidate, row, look)
+        elif kind == COMBINE:
+            combine_features(s, candidate, row, look)
+        else:
+            feature_rows(s)[row, F_SPLIT_DISPATCH] = splits(s)[candidate, 0] / s.total_sms
+            feature_rows(s)[row, F_SPLIT_COMBINE] = splits(s)[candidate, 1] / s.total_sms
+
+
+@njit(cache=True)
+def fraction(part: int, whole: int) -> float:
+    """Returns part over whole cut to [0, 1]; nothing to do counts as done."""
+    return min(1.0, part / whole) if whole > 0 else 1.0
+
+
+@njit(cache=True)
+def describe_context(s: Root, kind: int, gpu: int) -> None:
+    """Fills ``context`` for the GPU that decides."""
+    g = gpus(s)[gpu]
+    x = context_row(s)
+    for i in range(4):
+        x[i] = 1.0 if i == kind else 0.0
+    x[4] = min(1.0, s.now_ps / (4.0 * s.scale_ps))
+    x[5] = fraction(g.tokens_sent, s.tokens_per_gpu)
+    x[6] = fraction(g.slots - g.arrivals_left, g.slots)
+    x[7] = fraction(2 * g.slots - g.slots1_left - g.slots2_left, 2 * g.slots)
+    x[8] = fraction(g.combined, s.tokens_per_gpu)
+    x[9] = root(s, uplink_backlog_ps(s, gpu))
+    x[10] = root(s, downlink_backlog_ps(s, gpu))
+    x[11] = root(s, hbm_backlog_ps(s, gpu))
+    x[12] = g.free_sms / s.gemm_sms
+    x[13] = fraction(g.dispatch_in_flight, s.dispatch_window)
+    x[14] = fraction(g.combine_in_flight, s.combine_window)
+    x[15] = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
+
+
+@njit(cache=True)
+def rule_choice(s: Root, kind: int, gpu: int) -> int:
+    """Returns the legal candidate with the highest score, the first of equals."""
+    if not (s.ruled >> kind) & 1:
+        return 0
+    describe(s, kind, gpu, (s.looks >> kind) & 1 == 1)
+    best = NOTHING
+    best_score = 0.0
+    for row in range(s.num_candidates):
+        if not legal_mask(s)[row]:
+            continue
+        score = 0.0
+        for i in range(NUM_FEATURES):
+            score += rule_weights(s)[kind, i] * feature_rows(s)[row, i]
+        if best == NOTHING or score > best_score:
+            best = row
+            best_score = score
+    return best
+
+
+@njit(cache=True)
+def is_exposed(s: Root, kind: int) -> bool:
+    """Returns whether decisions of this kind are asked rather than ruled."""
+    return (s.exposed >> kind) & 1 == 1
+
+
+@njit(cache=True)
+def decide(s: Root, kind: int, gpu: int) -> int:
+    """Returns the chosen candidate's row, NOTHING if there is none, or -2 if the answer has to be asked for.
+
+    A decision with one legal answer is taken without asking.
+    """
+    legal = list_candidates(s, kind, gpu)
+    if s.num_candidates == 0:
+        return NOTHING
+    if legal == 1:
+        return 0
+    if is_exposed(s, kind):
+        if s.choice != NOTHING:
+            choice = s.choice
+            s.choice = NOTHING
+            s.asked += 1
+            s.decisions += 1
+            return choice
+        s.pending_kind = kind
+        s.pending_gpu = gpu
+        describe(s, kind, gpu, True)
+        describe_context(s, kind, gpu)
+        return -2
+    s.decisions += 1
+    return rule_choice(s, kind, gpu)

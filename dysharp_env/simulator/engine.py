@@ -1,0 +1,131 @@
+"""The Python face of the compiled engine: start a layer, answer its decisions, read its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.kernel import advance
+from dysharp_env.simulator.layout import State
+from dysharp_env.simulator.lowering import lower
+from dysharp_env.simulator.program import Program
+from dysharp_env.workload.workload import Workload
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision that waits for an answer.
+
+    Attributes:
+        kind: One of ``DECISION_KINDS``, as an index.
+        gpu: The GPU whose SM group decides; 0 for ``split``, which is for all.
+        num_candidates: Rows of ``features`` and ``mask`` in use.
+        features: (max_candidates, feature) float32, owned by the engine and overwritten by the next decision.
+        context: (context,) float32, likewise.
+        mask: (max_candidates,) bool, likewise.
+    """
+
+    kind: int
+    gpu: int
+    num_candidates: int
+    features: np.ndarray
+    context: np.ndarray
+    mask: np.ndarray
+
+
+class Engine:
+    """One simulated layer. Time runs only inside ``advance``."""
+
+    def __init__(
+        self, workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int, logging: bool = False
+    ):
+        """Sets the layer up; see ``lowering.lower`` for the arguments."""
+        self.workload, self.costs, self.program = workload, costs, program
+        self.state: State = lower(workload, costs, program, num_sms, scale_ps, logging)
+        self._waiting = False
+        self._done = False
+
+    @property
+    def now_ps(self) -> int:
+        """The simulated time."""
+        return int(self.state.root["now_ps"][0])
+
+    @property
+    def asked(self) -> int:
+        """Decisions answered from outside so far."""
+        return int(self.state.root["asked"][0])
+
+    @property
+    def done(self) -> bool:
+        """Whether every token is combined."""
+        return self._done
+
+    def advance(self) -> Decision | None:
+        """Runs to the next exposed decision and returns it, or None when the layer is done.
+
+        Raises:
+            RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
+        """
+        if self._waiting:
+            raise RuntimeError("a decision waits for its answer; call decide first")
+        while True:
+            status = advance(self.state.root)
+            if status == layout.GROW:
+                self.state = _with_room(self.state)
+            elif status == layout.STUCK:
+                left = int(self.state.root["tokens_left"][0])
+                raise RuntimeError(f"the schedule is stuck at {self.now_ps} ps with {left} tokens not combined")
+            else:
+                break
+        self._done = status == layout.DONE
+        if self._done:
+            return None
+        self._waiting = True
+        control = self.state.root[0]
+        return Decision(
+            int(control["pending_kind"]),
+            int(control["pending_gpu"]),
+            int(control["num_candidates"]),
+            self.state.features,
+            self.state.context,
+            self.state.mask,
+        )
+
+    def decide(self, choice: int) -> None:
+        """Answers the waiting decision with the row of a legal candidate; time does not move.
+
+        Raises:
+            ValueError: The row is masked.
+            RuntimeError: No decision waits.
+        """
+        if not self._waiting:
+            raise RuntimeError("no decision waits")
+        if not 0 <= choice < len(self.state.mask) or not self.state.mask[choice]:
+            legal = np.flatnonzero(self.state.mask).tolist()
+            raise ValueError(f"action {choice} is masked; legal actions are {legal}")
+        self.state.root["choice"] = choice
+        self._waiting = False
+
+    def run(self) -> Engine:
+        """Runs to the end under the program's own rules and returns itself.
+
+        Raises:
+            RuntimeError: The program exposes a decision.
+        """
+        if self.advance() is not None:
+            raise RuntimeError("the program exposes decisions; answer them, or run a program that exposes none")
+        return self
+
+
+def _with_room(state: State) -> State:
+    """Returns the state with a heap and log twice as large; everything else is shared."""
+    heap = np.zeros((2 * len(state.heap), 4), np.int64)
+    heap[: len(state.heap)] = state.heap
+    log = state.log
+    if state.root["logging"][0]:
+        log = np.zeros((2 * len(state.log), state.log.shape[1]), np.int64)
+        log[: len(state.log)] = state.log
+    return layout.bind(state._replace(heap=heap, log=log))

@@ -1,0 +1,360 @@
+"""The event loop: serve every event of an instant, let each SM group act, ask where a decision is exposed.
+
+``advance`` is the only entry point. It returns ASK (a decision waits in ``control`` with its candidates, features and
+mask), DONE, GROW (the heap or the log needs more room; nothing is lost) or STUCK (nothing can happen any more, which no
+legal schedule reaches).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from dysharp_env.simulator.decisions import decide
+from dysharp_env.simulator.events import pop
+from dysharp_env.simulator.fabric import input_next, port_pump, switch_arrive, uplink_enqueue, uplink_pump
+from dysharp_env.simulator.gpu import (
+    acknowledged,
+    arrive,
+    blocks_end,
+    close_tile,
+    is_target,
+    issue_combine,
+    issue_dispatch,
+    issue_local,
+    item_ready,
+    mark_dirty,
+    notified,
+    reach_combine,
+    reach_dispatch,
+    relist_units,
+    requested,
+    start_blocks,
+    start_row,
+    take_unit,
+    tile_ready,
+)
+from dysharp_env.simulator.layout import (
+    ASK,
+    COMBINE,
+    DISPATCH,
+    DONE,
+    EV_ACK,
+    EV_ARRIVE,
+    EV_BLOCKS,
+    EV_CREDIT,
+    EV_GATE,
+    EV_INPUT_NEXT,
+    EV_NOTIFY,
+    EV_PORT,
+    EV_REACH,
+    EV_READY,
+    EV_REQUEST,
+    EV_RESPOND,
+    EV_SWITCH,
+    EV_TILE,
+    EV_UPLINK,
+    GEMM,
+    GROW,
+    NO_TIME,
+    NOTHING,
+    SPLIT,
+    STUCK,
+    UNICAST,
+)
+from dysharp_env.simulator.views import (
+    Root,
+    candidates,
+    chunks,
+    dirty_ring,
+    event_heap,
+    experts,
+    gpus,
+    item_next,
+    lanes,
+    pairs,
+    ports,
+    splits,
+    token_order,
+    tokens,
+)
+
+# ``decide`` returns this when the answer has to come from outside.
+WAIT = -2
+
+
+@njit(cache=True)
+def pump_dispatch(s: Root, gpu: int) -> bool:
+    """Issues tokens while the group has packets to spare, choosing chunks as it goes; True if it has to ask."""
+    g = gpus(s)[gpu]
+    if not g.start_open:
+        return False
+    while True:
+        if g.chunk == NOTHING:
+            row = decide(s, DISPATCH, gpu)
+            if row == WAIT:
+                return True
+            if row == NOTHING:
+                return False
+            take_chunk(s, gpu, candidates(s)[row])
+        while g.chunk_pos < chunks(s)[g.chunk].last:
+            if not issue_token(s, gpu, token_order(s)[g.chunk_pos]):
+                return False
+            g.chunk_pos += 1
+            g.tokens_sent += 1
+            g.pair_pos = NOTHING
+        g.chunk = NOTHING
+
+
+@njit(cache=True)
+def take_chunk(s: Root, gpu: int, chunk: int) -> None:
+    """Makes a chunk the one its GPU dispatches and takes it off the unsent list."""
+    g = gpus(s)[gpu]
+    ch = chunks(s)[chunk]
+    g.chunk = chunk
+    g.chunk_pos = ch.first
+    g.pair_pos = NOTHING
+    ch.start_ps = s.now_ps
+    if ch.prev == NOTHING:
+        g.unsent_head = ch.next
+    else:
+        chunks(s)[ch.prev].next = ch.next
+    if ch.next != NOTHING:
+        chunks(s)[ch.next].prev = ch.prev
+
+
+@njit(cache=True)
+def issue_token(s: Root, gpu: int, token: int) -> bool:
+    """Issues a token's copies as far as packets in flight allow; False if some are left."""
+    g = gpus(s)[gpu]
+    tok = tokens(s)[token]
+    if g.pair_pos == NOTHING:
+        if tok.acks_left > 0 and s.dispatch_primitive != UNICAST and not has_room(s, gpu):
+            return False
+        g.pair_pos = tok.pair0
+        tok.dispatch_start = s.now_ps
+        if s.dispatch_first == NO_TIME:
+            s.dispatch_first = s.now_ps
+        issue_local(s, token)
+        if s.dispatch_primitive != UNICAST:
+            if tok.acks_left > 0:
+                issue_dispatch(s, gpu, 2 * s.num_pairs + token)
+            return True
+    end = tokens(s)[token + 1].pair0
+    while g.pair_pos < end:
+        if is_target(s, g.pair_pos):
+            if not has_room(s, gpu):
+                return False
+            issue_dispatch(s, gpu, g.pair_pos)
+        g.pair_pos += 1
+    return True
+
+
+@njit(cache=True)
+def has_room(s: Root, gpu: int) -> bool:
+    """Returns whether dispatch may put another vector in flight; one that is larger than the limit goes alone."""
+    g = gpus(s)[gpu]
+    return g.dispatch_in_flight == 0 or g.dispatch_in_flight + s.dispatch_packets <= s.dispatch_window
+
+
+@njit(cache=True)
+def pump_gemm(s: Root, gpu: int) -> bool:
+    """Keeps the GEMM group's SMs on thread blocks, choosing rows as it goes; True if it has to ask."""
+    g = gpus(s)[gpu]
+    if not g.start_open:
+        return False
+    while g.free_sms > 0:
+        if g.row_tile == NOTHING:
+            if g.hold_gemm:
+                return False
+            row = decide(s, GEMM, gpu)
+            if row == WAIT:
+                return True
+            if row == NOTHING:
+                return False
+            candidate = candidates(s)[row]
+            if candidate == NOTHING:
+                g.hold_gemm = 1
+                return False
+            tile = candidate // 2
+            if tile >= s.num_tiles:
+                expert = tile - s.num_tiles
+                tile = experts(s)[expert].tile0 + experts(s)[expert].tiles_open - 1
+                close_tile(s, expert)
+            start_row(s, gpu, tile, candidate % 2 + 1)
+        start_blocks(s, gpu)
+    return False
+
+
+@njit(cache=True)
+def pump_combine(s: Root, gpu: int) -> bool:
+    """Issues tokens or partial sums while packets are to spare, choosing units as it goes; True if it has to ask."""
+    g = gpus(s)[gpu]
+    if not g.start_open or not g.gate3_open:
+        return False
+    while True:
+        while g.issue_head != NOTHING:
+            if g.combine_in_flight > 0 and g.combine_in_flight + s.combine_packets > s.combine_window:
+                return False
+            item = g.issue_head
+            g.issue_head = item_next(s)[item]
+            issue_combine(s, gpu, item)
+        if g.hold_combine:
+            return False
+        row = decide(s, COMBINE, gpu)
+        if row == WAIT:
+            return True
+        if row == NOTHING:
+            return False
+        if candidates(s)[row] == NOTHING:
+            g.hold_combine = 1
+            return False
+        take_unit(s, gpu, candidates(s)[row])
+
+
+@njit(cache=True)
+def open_gate(s: Root, stage: int, gpu: int) -> None:
+    """Lets a stage start: 0 all groups of all GPUs, 1 GEMM-1, 2 one GPU's GEMM-2, 3 combine."""
+    for i in range(s.num_gpus):
+        if gpu != NOTHING and i != gpu:
+            continue
+        g = gpus(s)[i]
+        if stage == 0:
+            g.start_open = 1
+            mark_dirty(s, DISPATCH, i)
+            mark_dirty(s, GEMM, i)
+            mark_dirty(s, COMBINE, i)
+        elif stage == 1:
+            g.gate1_open = 1
+            mark_dirty(s, GEMM, i)
+        elif stage == 2:
+            g.gate2_open = 1
+            mark_dirty(s, GEMM, i)
+        else:
+            g.gate3_open = 1
+            relist_units(s, i)
+            mark_dirty(s, COMBINE, i)
+
+
+@njit(cache=True)
+def set_split(s: Root, dispatch_sms: int, combine_sms: int) -> None:
+    """Divides every GPU's SMs among the three groups; the GEMM group has the rest."""
+    dispatch_window = s.dispatch_window // s.dispatch_sms * dispatch_sms
+    combine_window = s.combine_window // s.combine_sms * combine_sms
+    s.dispatch_window = dispatch_window
+    s.combine_window = combine_window
+    s.dispatch_sms = dispatch_sms
+    s.combine_sms = combine_sms
+    s.gemm_sms = s.total_sms - dispatch_sms - combine_sms
+    for i in range(s.num_gpus):
+        gpus(s)[i].free_sms = s.gemm_sms
+
+
+@njit(cache=True)
+def serve(s: Root, kind: int, a: int, b: int) -> None:
+    """Lets one event have its effect."""
+    if kind == EV_SWITCH:
+        switch_arrive(s, a, b)
+    elif kind == EV_REACH:
+        if a < s.num_pairs:
+            reach_dispatch(s, a)
+        else:
+            reach_combine(s, a)
+    elif kind == EV_CREDIT:
+        lanes(s)[a * 2 + b % 2].used_flits -= b // 2
+        uplink_pump(s, a)
+    elif kind == EV_INPUT_NEXT:
+        input_next(s, a, b)
+    elif kind == EV_UPLINK:
+        gpus(s)[a].up_wake = 0
+        uplink_pump(s, a)
+    elif kind == EV_PORT:
+        ports(s)[a].wake = 0
+        port_pump(s, a)
+    elif kind == EV_BLOCKS:
+        blocks_end(s, a, b // 2, b % 2 + 1)
+    elif kind == EV_ARRIVE:
+        arrive(s, a)
+    elif kind == EV_TILE:
+        tile_ready(s, a)
+    elif kind == EV_REQUEST:
+        requested(s, a)
+    elif kind == EV_RESPOND:
+        uplink_enqueue(s, pairs(s)[a].gpu, s.num_pairs + a)
+    elif kind == EV_ACK:
+        acknowledged(s, a)
+    elif kind == EV_NOTIFY:
+        notified(s, a, b)
+    elif kind == EV_READY:
+        item_ready(s, tokens(s)[a].chunk, a, a // s.tokens_per_gpu)
+    elif kind == EV_GATE:
+        open_gate(s, a, b)
+
+
+@njit(cache=True)
+def pump(s: Root, kind: int, gpu: int) -> bool:
+    """Lets one SM group act; True if it has to ask."""
+    if kind == DISPATCH:
+        return pump_dispatch(s, gpu)
+    if kind == GEMM:
+        return pump_gemm(s, gpu)
+    return pump_combine(s, gpu)
+
+
+@njit(cache=True)
+def needs_room(s: Root) -> bool:
+    """Returns whether one more step could overrun the heap or the log."""
+    return s.heap_size + s.heap_margin > s.heap_capacity or (
+        s.logging == 1 and s.log_size + s.log_margin > s.log_capacity
+    )
+
+
+@njit(cache=True)
+def advance(roots: np.ndarray) -> int:
+    """Runs until a decision has to be asked, the layer is done, or more room is needed."""
+    s = roots[0]
+    if needs_room(s):
+        return GROW
+    if not s.split_done:
+        row = decide(s, SPLIT, 0) if s.num_splits > 0 else NOTHING
+        if row == WAIT:
+            return ASK
+        if row != NOTHING:
+            set_split(s, splits(s)[row, 0], splits(s)[row, 1])
+        s.split_done = 1
+        s.pending_kind = NOTHING
+    if s.pending_kind != NOTHING:
+        # The group that asked goes first, so that the answer finds it in the state it was shown.
+        if pump(s, s.pending_kind, s.pending_gpu):
+            return ASK
+        s.pending_kind = NOTHING
+    while True:
+        while s.dirty_size > 0:
+            if needs_room(s):
+                return GROW
+            group = dirty_ring(s)[s.dirty_head]
+            kind = group // s.num_gpus
+            gpu = group % s.num_gpus
+            s.dirty_head = (s.dirty_head + 1) % s.dirty_capacity
+            s.dirty_size -= 1
+            # The mark goes before the group acts: what it does may give it more to do.
+            g = gpus(s)[gpu]
+            if kind == DISPATCH:
+                g.dirty1 = 0
+            elif kind == GEMM:
+                g.dirty2 = 0
+            else:
+                g.dirty3 = 0
+            if pump(s, kind, gpu):
+                return ASK
+        if s.tokens_left == 0:
+            return DONE
+        if s.heap_size == 0:
+            return STUCK
+        s.now_ps = event_heap(s)[0, 0]
+        while s.heap_size > 0 and event_heap(s)[0, 0] == s.now_ps:
+            if needs_room(s):
+                return GROW
+            kind, a, b = pop(s)
+            s.events += 1
+            serve(s, kind, a, b)

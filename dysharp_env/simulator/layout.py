@@ -1,0 +1,245 @@
+"""What the compiled engine remembers: record types, the state that holds them, and the names of codes.
+
+All times are int64 picoseconds, all sizes int64 flits or bytes as named. Arrays are flat and preallocated (the event
+heap and the log grow between calls), so the compiled code has one type signature for every workload.
+
+Ids used throughout:
+    token  global token, home GPU = token // tokens_per_gpu
+    pair   one (token, expert GPU); a token's pairs are consecutive, in order of (expert GPU - home GPU) mod GPUs
+    slot   one (token, expert), grouped by pair
+    node   a segment in a link or switch queue: [0, P) dispatch copy of a pair, [P, 2P) combine contribution of a pair,
+           [2P, 2P + T) a whole token (a multicast store going up; later its reduced result coming down)
+    unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
+    port   [0, G) downlink of a GPU, [G, 2G) reduction unit in front of that downlink
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Event kinds, in the order in which equal times are served: what frees a resource comes before what asks for it.
+(
+    EV_CREDIT,  # input buffer space comes back to an uplink: gpu, flits * 2 + class
+    EV_INPUT_NEXT,  # the head of an input FIFO has left: gpu, class
+    EV_UPLINK,  # an uplink with something queued falls free: gpu
+    EV_PORT,  # a port with something queued falls free: port
+    EV_BLOCKS,  # thread blocks of a row end together: tile, count * 2 + stage - 1
+    EV_ACK,  # the sender learns that its segment is stored: node
+    EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
+    EV_REACH,  # the tail of a segment reaches a GPU: node
+    EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
+    EV_TILE,  # a tile whose status entry had spilled becomes ready: tile
+    EV_REQUEST,  # the request for a partial sum reaches an expert GPU: pair
+    EV_RESPOND,  # that GPU has read the partial sum: pair
+    EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile
+    EV_READY,  # a token whose readiness entry had spilled becomes ready: token
+    EV_GATE,  # a stage opens after what it pays: stage, gpu (or -1 for all)
+) = range(15)
+
+# Decision kinds (also the SM groups that take them).
+SPLIT, DISPATCH, GEMM, COMBINE = range(4)
+DECISION_KINDS = ("split", "dispatch", "gemm", "combine")
+
+# Primitives.
+UNICAST, MULTICAST, BROADCAST = range(3)
+DISPATCH_PRIMITIVES = ("unicast", "multicast", "broadcast")
+PUSH_UNICAST, PULL_REDUCE, PUSH_REDUCE, REDUCE_SCATTER = range(4)
+COMBINE_PRIMITIVES = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
+
+# When a stage may start: as its inputs arrive, or when the whole stage before it is over.
+GATE_FINE, GATE_PHASE = range(2)
+QUEUEING = ("output_queued", "voq", "input_fifo")
+OUTPUT_QUEUED, VOQ, INPUT_FIFO = range(3)
+
+# What a flit on the wire is for.
+PURPOSES = ("dispatch_data", "dispatch_ack", "combine_request", "combine_data", "combine_ack", "notify", "eviction")
+DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION = range(7)
+NUM_PURPOSES = len(PURPOSES)
+UP, DOWN = range(2)
+REQUEST, RESPONSE = range(2)
+
+# What a log row describes.
+LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM = range(4)
+LOG_FIELDS = ("resource", "gpu", "purpose", "item", "amount", "start_ps", "end_ps")
+
+# Why the kernel returned.
+ASK, DONE, GROW, STUCK = range(4)
+
+NO_TIME = -1
+NOTHING = -1
+
+
+def _record(names: str) -> np.dtype:
+    """Returns a record of int64 fields, their names separated by spaces."""
+    return np.dtype([(name, np.int64) for name in names.split()])
+
+
+_PARAMETERS = (
+    # workload
+    "num_gpus num_tokens tokens_per_gpu top_k num_pairs num_experts experts_per_gpu chunk_tokens chunks_per_gpu "
+    "num_units "
+    # links and packets
+    "ps_mult ps_div quantum_ps hop_ps store_and_forward targets_per_flit dispatch_packets dispatch_payload_flits "
+    "combine_packets combine_payload_flits header_flits ack_flits request_flits credit_flits queueing "
+    "reduction_slots reduction_ppm cycle_ps "
+    # GPU
+    "memory_ps dispatch_window combine_window total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
+    "granule1_ps granule2_ps row_granularity hbm_mult hbm_div l2_bytes weight1_bytes weight2_bytes token_in_bytes "
+    "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
+    # schedule
+    "dispatch_primitive combine_primitive gate1 gate2 gate3 pay0_ps pay1_ps pay2_ps pay3_ps notify tile_tokens "
+    "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
+    "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity"
+)
+
+_COUNTERS = (
+    "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size pending_kind "
+    "pending_gpu num_candidates num_legal choice ready_sequence arrivals_left slots2_left tokens_left split_done "
+    "dispatch_first dispatch_last gemm1_first gemm1_last gemm2_first gemm2_last combine_first combine_last "
+    "evictions"
+)
+
+GPU = _record(
+    # links
+    "up_free_ps up_wake up_last_class up_queued_flits up_busy_ps down_busy_ps "
+    # memory side
+    "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
+    # dispatch group
+    "chunk chunk_pos pair_pos unsent_head dispatch_in_flight tokens_sent "
+    # GEMM group
+    "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left gate1_open gate2_open "
+    "gate3_open gate2_asked hold_gemm sm_busy_ps "
+    # combine group
+    "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting "
+    "hold_combine combined start_open dirty1 dirty2 dirty3"
+)
+
+# One virtual-channel class of a GPU's uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
+LANE = _record("head tail used_flits fifo_head fifo_tail")
+# One virtual-channel class of a port: the inputs that have something for it, in round-robin order.
+TURN = _record("head tail")
+PORT = _record("free_ps wake last_class queued_flits slots_used slots_draining open_head open_tail stalled_node")
+
+TOKEN = _record(
+    "pair0 experts_done acks_left replicas_left release_ps pieces_left open open_count open_prev open_next "
+    "open_pair contributions_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
+)
+
+PAIR = _record("token gpu slot0 num_experts experts_done")
+NODE = _record("next tail_ps pieces")
+EXPERT = _record(
+    "gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps resident1 "
+    "resident2 used1 used2 weights1_ps weights2_ps"
+)
+TILE = _record(
+    "expert first count left running inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next start1 end1 start2 end2"
+)
+CHUNK = _record("first last prev next start_ps")
+UNIT = _record("head tail count prev next ready_ps listed")
+
+
+# What a decision shows of each candidate. Every value lies in [0, 1]; the "root" of a time is sqrt(time / lower bound),
+# cut at 1, so that small backlogs stay visible.
+FEATURE_MEANINGS = {
+    "is_hold": "1 for hold, whose other features are 0",
+    "order": "place in the list over max_candidates (first unsent; first ready; fullest open tile last)",
+    "size": "tokens over chunk_tokens (dispatch, combine) or tile_tokens (GEMM)",
+    "is_gemm2": "1 for a GEMM-2 row",
+    "is_partial": "1 for an open tile that would be closed early",
+    "weights_in_l2": "1 if the row's expert matrix is in L2",
+    "waiting": "root of the time since it became ready",
+    "expert_left": "fraction of the row's expert's tokens still to arrive",
+    "finishes": "fraction of the row's tokens whose other experts are all done",
+    "tile_fill": "dispatch: mean fill of the open tiles the chunk's tokens would join",
+    "expert_progress": "dispatch: mean fraction of their tokens that the chunk's experts have received",
+    "fan_out": "dispatch, combine: mean remote GPUs per token over GPUs - 1",
+    "backlog": "root of the longest queue it meets: target downlinks, expert uplinks, or HBM",
+    "cost": "root of the time it takes on its GPU's link, or on the GEMM group or HBM",
+    "split_dispatch": "split: dispatch SMs over all SMs",
+    "split_combine": "split: combine SMs over all SMs",
+}
+FEATURES = tuple(FEATURE_MEANINGS)
+(
+    F_HOLD, F_ORDER, F_SIZE, F_GEMM2, F_PARTIAL, F_L2, F_WAITING, F_LEFT, F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT,
+    F_BACKLOG, F_COST, F_SPLIT_DISPATCH, F_SPLIT_COMBINE,
+) = range(len(FEATURES))  # fmt: skip
+# Features whose computation walks tokens; a rule that gives them no weight does not pay for them.
+LOOKED_UP = (F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT, F_BACKLOG, F_COST)
+
+# What a decision shows of the GPU that decides and of the whole layer; every value lies in [0, 1].
+CONTEXT_MEANINGS = {
+    "is_split": "1 if SM-group sizes are chosen, once, for all GPUs",
+    "is_dispatch": "1 if a token chunk to dispatch is chosen",
+    "is_gemm": "1 if a row is chosen",
+    "is_combine": "1 if a chunk to combine is chosen",
+    "elapsed": "time so far over 4 lower bounds, cut at 1",
+    "sent": "fraction of this GPU's tokens dispatched",
+    "received": "fraction of this GPU's (token, expert) pairs that have arrived",
+    "gemm_done": "fraction of this GPU's GEMM work finished, by tokens",
+    "combined": "fraction of this GPU's own tokens combined",
+    "uplink_backlog": "root of what waits on this GPU's uplink",
+    "downlink_backlog": "root of what waits at the switch for this GPU",
+    "hbm_backlog": "root of what waits for this GPU's HBM",
+    "free_sms": "free fraction of the GEMM group",
+    "dispatch_in_flight": "fraction of the dispatch group's packets in flight",
+    "combine_in_flight": "the same for the combine group",
+    "all_combined": "fraction of all tokens combined",
+}
+CONTEXT = tuple(CONTEXT_MEANINGS)
+
+
+class State(NamedTuple):
+    """Everything one simulated layer is, as flat arrays owned by the caller; the kernel mutates them in place."""
+
+    root: np.ndarray  # (1,) ROOT: parameters, counters and the addresses of the arrays below
+    gpus: np.ndarray  # (gpu,) GPU
+    lanes: np.ndarray  # (gpu * 2 + class,) LANE
+    ports: np.ndarray  # (2 * gpu,) PORT
+    turns: np.ndarray  # (port * 2 + class,) TURN
+    tokens: np.ndarray  # (token,) TOKEN
+    pairs: np.ndarray  # (pair,) PAIR
+    nodes: np.ndarray  # (node,) NODE
+    fifo_next: np.ndarray  # (node,) int64 links of the switch input FIFOs
+    experts: np.ndarray  # (expert,) EXPERT
+    tiles: np.ndarray  # (tile,) TILE, an expert's tiles consecutive
+    chunks: np.ndarray  # (chunk,) CHUNK, a home GPU's chunks consecutive
+    units: np.ndarray  # (unit,) UNIT
+    gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
+    slot_expert: np.ndarray  # (slot,) int64 expert of each (token, expert), grouped by pair
+    slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1
+    arrived_pair: np.ndarray  # (slot,) int64 pairs in order of arrival, grouped by expert
+    order: np.ndarray  # (token,) int64 tokens of each home GPU in the order its chunks hold them
+    item_next: np.ndarray  # (token or pair,) int64 links of the combine item lists
+    queue_head: np.ndarray  # (port, class, input + 1,) int64 first node of each virtual output queue
+    queue_tail: np.ndarray  # (port, class, input + 1,) int64
+    active_next: np.ndarray  # (port, class, input + 1,) int64 round-robin list of inputs with something queued
+    traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
+    segments: np.ndarray  # (gpu, direction, purpose,) int64 segments sent
+    heap: np.ndarray  # (capacity, 4) int64 time, kind and sequence, two operands
+    dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
+    splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision
+    weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
+    candidates: np.ndarray  # (max_candidates,) int64 what each candidate is; see decisions.py
+    keys: np.ndarray  # (max_candidates,) int64 what GEMM candidates are sorted by
+    features: np.ndarray  # (max_candidates, feature) float32
+    context: np.ndarray  # (context,) float32
+    mask: np.ndarray  # (max_candidates,) bool
+    log: np.ndarray  # (capacity, 7) int64 LOG_FIELDS; capacity 0 unless logging
+
+
+ROOT = _record(" ".join([_PARAMETERS, _COUNTERS, *(f"{name}_at" for name in State._fields if name != "root")]))
+
+
+def bind(state: State) -> State:
+    """Writes the arrays' addresses and lengths that can change into the root, and returns the state."""
+    for name, array in zip(State._fields, state, strict=True):
+        if name != "root":
+            assert array.flags.c_contiguous, name
+            state.root[f"{name}_at"] = array.ctypes.data
+    state.root["num_tiles"] = len(state.tiles)
+    state.root["heap_capacity"] = len(state.heap)
+    state.root["dirty_capacity"] = len(state.dirty)
+    state.root["log_capacity"] = len(state.log)
+    return state

@@ -1,0 +1,339 @@
+"""Turns a workload, the costs of a system and a program into the engine's initial state, vectorised."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dysharp_env.config import ConfigError
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
+from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
+from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
+from dysharp_env.workload.workload import Workload
+
+
+def lower(
+    workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int, logging: bool = False
+) -> State:
+    """Returns the state in which nothing has happened yet.
+
+    Args:
+        workload: Routing of one layer.
+        costs: Its costs on a system.
+        program: How it is run.
+        num_sms: SMs of one GPU.
+        scale_ps: What times are compared with in features; the workload's lower bound.
+        logging: Whether every use of a link, reduction unit and SM group is recorded.
+
+    Raises:
+        ConfigError: A segment is too large for exact integer time.
+    """
+    num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+    num_tokens = num_gpus * tokens_per_gpu
+    chunks_per_gpu = -(-tokens_per_gpu // program.chunk_tokens)
+    home = np.arange(num_tokens) // tokens_per_gpu
+    pairs, slot_expert, pair0 = _pairs(workload, home, program.static)
+    num_pairs = len(pairs)
+    tokens = _tokens(pairs, pair0, home, program, chunks_per_gpu, tokens_per_gpu)
+    experts, tiles = _experts(workload, slot_expert, program)
+    gpus = _gpus(workload, pairs, experts, program, chunks_per_gpu)
+    root = _root(workload, costs, program, num_sms, scale_ps, num_pairs, chunks_per_gpu, logging)
+    num_units = num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus)
+    root["num_units"] = num_units
+
+    for name in ("pending_kind", "pending_gpu", "choice"):
+        root[name] = NOTHING
+    for name in ("dispatch", "gemm1", "gemm2", "combine"):
+        root[f"{name}_first"] = root[f"{name}_last"] = NO_TIME
+    root["arrivals_left"] = root["slots2_left"] = len(slot_expert)
+    root["tokens_left"] = num_tokens
+    ports = np.zeros(2 * num_gpus, layout.PORT)
+    for name in ("open_head", "open_tail", "stalled_node"):
+        ports[name] = NOTHING
+    lanes = np.zeros(2 * num_gpus, layout.LANE)
+    for name in ("head", "tail", "fifo_head", "fifo_tail"):
+        lanes[name] = NOTHING
+    units = np.zeros(num_units, layout.UNIT)
+    for name in ("head", "tail", "prev", "next"):
+        units[name] = NOTHING
+    queues = 4 * num_gpus * (num_gpus + 1)
+    limit = program.max_candidates
+    state = State(
+        root=root,
+        gpus=gpus,
+        lanes=lanes,
+        ports=ports,
+        turns=_filled(4 * num_gpus, layout.TURN),
+        tokens=tokens,
+        pairs=pairs,
+        nodes=np.zeros(2 * num_pairs + num_tokens, layout.NODE),
+        fifo_next=np.full(2 * num_pairs + num_tokens, NOTHING),
+        experts=experts,
+        tiles=tiles,
+        chunks=_chunks(num_gpus, tokens_per_gpu, program.chunk_tokens),
+        units=units,
+        gpu_experts=np.argsort(workload.gpu_of_expert, kind="stable").astype(np.int64),
+        slot_expert=slot_expert,
+        slot_tlb=np.full(len(slot_expert), NOTHING),
+        arrived_pair=np.full(len(slot_expert), NOTHING),
+        order=np.arange(num_tokens),
+        item_next=np.full(num_pairs, NOTHING),
+        queue_head=np.full(queues, NOTHING),
+        queue_tail=np.full(queues, NOTHING),
+        active_next=np.full(queues, NOTHING),
+        traffic=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
+        segments=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
+        heap=np.zeros((int(root["heap_margin"][0]) + 1024, 4), np.int64),
+        dirty=np.zeros(3 * num_gpus, np.int64),
+        splits=np.array(program.splits, np.int64).reshape(-1, 2),
+        weights=np.ascontiguousarray(program.weights, np.float64),
+        candidates=np.full(limit, NOTHING),
+        keys=np.zeros(limit, np.int64),
+        features=np.zeros((limit, NUM_FEATURES), np.float32),
+        context=np.zeros(NUM_CONTEXT, np.float32),
+        mask=np.zeros(limit, np.bool_),
+        log=np.zeros((int(root["log_margin"][0]) + 1024 if logging else 0, len(layout.LOG_FIELDS)), np.int64),
+    )
+    state.heap[0] = (program.pays_ps[0], layout.EV_GATE << 48, 0, NOTHING)
+    root["heap_size"] = root["sequence"] = 1
+    return layout.bind(state)
+
+
+def _filled(count: int, dtype: np.dtype) -> np.ndarray:
+    """Returns records whose every field is NOTHING."""
+    records = np.zeros(count, dtype)
+    for name in dtype.names or ():
+        records[name] = NOTHING
+    return records
+
+
+def _pairs(workload: Workload, home: np.ndarray, static: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns pair records, the expert of each slot, and each token's first pair (one more entry than tokens)."""
+    num_gpus = workload.num_gpus
+    ids = np.asarray(workload.topk_ids, np.int64)
+    num_tokens, top_k = ids.shape
+    # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
+    offset = (np.asarray(workload.gpu_of_expert, np.int64)[ids] - home[:, None]) % num_gpus
+    by_gpu = np.argsort(offset * len(workload.gpu_of_expert) + ids, axis=1)
+    slot_offset = np.take_along_axis(offset, by_gpu, axis=1)
+    slot_expert = np.take_along_axis(ids, by_gpu, axis=1).reshape(-1)
+    if static:
+        counts = (slot_offset[:, :, None] == np.arange(num_gpus)).sum(axis=1)
+        num_experts = counts.reshape(-1)
+        pairs = np.zeros(num_tokens * num_gpus, layout.PAIR)
+        pairs["token"] = np.repeat(np.arange(num_tokens), num_gpus)
+        pairs["gpu"] = (home[:, None] + np.arange(num_gpus)).reshape(-1) % num_gpus
+        pair0 = np.arange(num_tokens + 1) * num_gpus
+    else:
+        is_first = np.ones((num_tokens, top_k), bool)
+        is_first[:, 1:] = slot_offset[:, 1:] != slot_offset[:, :-1]
+        first_slot = np.flatnonzero(is_first.reshape(-1))
+        num_experts = np.diff(np.append(first_slot, num_tokens * top_k))
+        pairs = np.zeros(len(first_slot), layout.PAIR)
+        pairs["token"] = first_slot // top_k
+        pairs["gpu"] = (slot_offset.reshape(-1)[first_slot] + home[pairs["token"]]) % num_gpus
+        pair0 = np.concatenate([[0], np.cumsum(is_first.sum(axis=1))])
+    pairs["num_experts"] = num_experts
+    pairs["slot0"] = np.cumsum(num_experts) - num_experts
+    return pairs, np.ascontiguousarray(slot_expert), pair0
+
+
+def _tokens(
+    pairs: np.ndarray, pair0: np.ndarray, home: np.ndarray, program: Program, chunks_per_gpu: int, tokens_per_gpu: int
+) -> np.ndarray:
+    num_tokens = len(home)
+    tokens = np.zeros(num_tokens + 1, layout.TOKEN)
+    tokens["pair0"] = pair0
+    remote = pairs["gpu"] != home[pairs["token"]]
+    used = pairs["num_experts"] > 0
+    stored = remote & (used | (program.dispatch_primitive == layout.BROADCAST))
+    summed = remote & (used | (program.combine_primitive == layout.REDUCE_SCATTER))
+
+    def per_token(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(pairs["token"], weights=weights, minlength=num_tokens).astype(np.int64)
+
+    tokens["acks_left"][:-1] = tokens["replicas_left"][:-1] = per_token(stored)
+    tokens["remote_targets"][:-1] = per_token(remote * pairs["num_experts"])
+    tokens["contributions_left"][:-1] = per_token(summed)
+    # A pull adds the local partial sum while it waits; a push counts it like the others.
+    tokens["pieces_left"][:-1] = per_token(summed if program.pulls else used)
+    tokens["chunk"][:-1] = home * chunks_per_gpu + np.arange(num_tokens) % tokens_per_gpu // program.chunk_tokens
+    for name in (
+        "open_prev",
+        "open_next",
+        "open_pair",
+        "dispatch_start",
+        "dispatch_end",
+        "combine_start",
+        "combine_end",
+    ):
+        tokens[name] = NOTHING
+    return tokens
+
+
+def _experts(workload: Workload, slot_expert: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    num_experts = len(workload.gpu_of_expert)
+    total = np.bincount(slot_expert, minlength=num_experts)
+    smallest = workload.layer.tile_tokens
+    if program.allow_partial:
+        smallest = min(smallest, program.min_partial_tokens)
+    num_tiles = total // smallest + 1
+    experts = np.zeros(num_experts, layout.EXPERT)
+    experts["gpu"] = workload.gpu_of_expert
+    experts["total"] = total
+    experts["slot0"] = np.cumsum(total) - total
+    experts["tile0"] = np.cumsum(num_tiles) - num_tiles
+    experts["row2_head"] = experts["row2_tail"] = NOTHING
+    tiles = np.zeros(int(num_tiles.sum()), layout.TILE)
+    for name in ("next", "start1", "end1", "start2", "end2"):
+        tiles[name] = NOTHING
+    return experts, tiles
+
+
+def _gpus(
+    workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: Program, chunks_per_gpu: int
+) -> np.ndarray:
+    num_gpus = workload.num_gpus
+    gpus = np.zeros(num_gpus, layout.GPU)
+    for name in ("chunk", "pair_pos", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
+        gpus[name] = NOTHING
+    gpus["unsent_head"] = np.arange(num_gpus) * chunks_per_gpu
+    slots = np.bincount(experts["gpu"], weights=experts["total"], minlength=num_gpus).astype(np.int64)
+    for name in ("slots", "arrivals_left", "slots1_left", "slots2_left"):
+        gpus[name] = slots
+    gpus["free_sms"] = program.gemm_sms
+    for stage, gate in enumerate(program.gates, start=1):
+        gpus[f"gate{stage}_open"] = gate == layout.GATE_FINE
+    if program.pulls:
+        gpus["items_waiting"] = workload.tokens_per_gpu
+    else:
+        pushed = (pairs["gpu"] != pairs["token"] // workload.tokens_per_gpu) & (pairs["num_experts"] > 0)
+        gpus["items_waiting"] = np.bincount(pairs["gpu"][pushed], minlength=num_gpus)
+    return gpus
+
+
+def _chunks(num_gpus: int, tokens_per_gpu: int, chunk_tokens: int) -> np.ndarray:
+    per_gpu = -(-tokens_per_gpu // chunk_tokens)
+    chunks = np.zeros(num_gpus * per_gpu, layout.CHUNK)
+    index = np.arange(num_gpus * per_gpu)
+    base = index // per_gpu * tokens_per_gpu
+    place = index % per_gpu
+    chunks["first"] = base + place * chunk_tokens
+    chunks["last"] = base + np.minimum((place + 1) * chunk_tokens, tokens_per_gpu)
+    chunks["prev"] = np.where(place == 0, NOTHING, index - 1)
+    chunks["next"] = np.where(place == per_gpu - 1, NOTHING, index + 1)
+    chunks["start_ps"] = NO_TIME
+    return chunks
+
+
+def _root(
+    workload: Workload,
+    costs: Costs,
+    program: Program,
+    num_sms: int,
+    scale_ps: int,
+    num_pairs: int,
+    chunks_per_gpu: int,
+    logging: bool,
+) -> np.ndarray:
+    layer, num_gpus, tokens_per_gpu = workload.layer, workload.num_gpus, workload.tokens_per_gpu
+    packet = costs.packet
+    # The fraction is reduced so that flits times the multiplier stays inside int64.
+    numerator, denominator = packet.flit_bytes * PS_PER_S, costs.link_bytes_per_s
+    shared = math.gcd(numerator, denominator)
+    hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
+    largest_flits = max(costs.dispatch_flits(layer.top_k), costs.combine_flits()) * tokens_per_gpu * num_gpus
+    if largest_flits * (numerator // shared) >= 2**62 or max(costs.weight_bytes) * (PS_PER_S // hbm_shared) >= 2**62:
+        raise ConfigError(
+            "the workload is too large for exact picosecond arithmetic; use fewer tokens or a rounder bandwidth"
+        )
+    per_sm = costs.in_flight_packets_per_sm
+    dispatch_window = min(program.dispatch_sms * per_sm, UNLIMITED)
+    combine_window = min(program.combine_sms * per_sm, UNLIMITED)
+    combine_burst = min(tokens_per_gpu * num_gpus, combine_window // costs.combine_packets + 1)
+    ruled = sum(1 << kind for kind in range(4) if program.weights[kind].any())
+    looks = sum(1 << kind for kind in range(4) if program.weights[kind, list(layout.LOOKED_UP)].any())
+    values = {
+        "num_gpus": num_gpus,
+        "num_tokens": num_gpus * tokens_per_gpu,
+        "tokens_per_gpu": tokens_per_gpu,
+        "top_k": layer.top_k,
+        "num_pairs": num_pairs,
+        "num_experts": layer.experts,
+        "experts_per_gpu": layer.experts // num_gpus,
+        "chunk_tokens": program.chunk_tokens,
+        "chunks_per_gpu": chunks_per_gpu,
+        "ps_mult": numerator // shared,
+        "ps_div": denominator // shared,
+        "quantum_ps": costs.quantum_ps,
+        "hop_ps": costs.hop_ps,
+        "store_and_forward": costs.store_and_forward,
+        "targets_per_flit": packet.targets_per_flit,
+        "dispatch_packets": costs.dispatch_packets,
+        "dispatch_payload_flits": costs.dispatch_payload_flits,
+        "combine_packets": costs.combine_packets,
+        "combine_payload_flits": costs.combine_payload_flits,
+        "header_flits": packet.header_flits,
+        "ack_flits": packet.ack_flits,
+        "request_flits": packet.request_flits,
+        "credit_flits": costs.credit_flits,
+        "queueing": layout.QUEUEING.index(costs.queueing),
+        "reduction_slots": costs.reduction_slots,
+        "reduction_ppm": costs.reduction_ppm,
+        "cycle_ps": costs.cycle_ps,
+        "memory_ps": costs.memory_ps,
+        "dispatch_window": dispatch_window,
+        "combine_window": combine_window,
+        "total_sms": num_sms,
+        "gemm_sms": program.gemm_sms,
+        "dispatch_sms": program.dispatch_sms,
+        "combine_sms": program.combine_sms,
+        "blocks1": costs.blocks[0],
+        "blocks2": costs.blocks[1],
+        "granule1_ps": costs.granule_ps[0],
+        "granule2_ps": costs.granule_ps[1],
+        "row_granularity": costs.row_granularity,
+        "hbm_mult": PS_PER_S // hbm_shared,
+        "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
+        "l2_bytes": costs.l2_bytes,
+        "weight1_bytes": costs.weight_bytes[0],
+        "weight2_bytes": costs.weight_bytes[1],
+        "token_in_bytes": costs.token_bytes[0],
+        "token_mid_bytes": costs.token_bytes[1],
+        "token_mid_in_bytes": costs.token_bytes[2],
+        "token_out_bytes": costs.token_bytes[3],
+        "al_entries": costs.al_tlb_entries,
+        "ts_entries": costs.tile_status_entries,
+        "or_entries": costs.output_readiness_entries,
+        "dispatch_primitive": program.dispatch_primitive,
+        "combine_primitive": program.combine_primitive,
+        "gate1": program.gates[0],
+        "gate2": program.gates[1],
+        "gate3": program.gates[2],
+        "pay0_ps": program.pays_ps[0],
+        "pay1_ps": program.pays_ps[1],
+        "pay2_ps": program.pays_ps[2],
+        "pay3_ps": program.pays_ps[3],
+        "notify": program.notifies,
+        "tile_tokens": layer.tile_tokens,
+        "min_partial": program.min_partial_tokens,
+        "allow_partial": program.allow_partial,
+        "hold_gemm": program.hold_gemm,
+        "hold_combine": program.hold_combine,
+        "exposed": sum(1 << kind for kind in program.exposed),
+        "max_candidates": program.max_candidates,
+        "num_splits": len(program.splits),
+        "ruled": ruled,
+        "looks": looks,
+        "scale_ps": max(1, scale_ps),
+        # The most events one step can add: a GPU's local copies, or the requests of all tokens it may have in flight.
+        "heap_margin": tokens_per_gpu + combine_burst * num_gpus + 4 * num_gpus + num_sms + 64,
+        "log_margin": 4 * num_gpus + num_sms + 64,
+        "logging": logging,
+    }
+    root = np.zeros(1, layout.ROOT)
+    for name, value in values.items():
+        root[name] = value
+    return root

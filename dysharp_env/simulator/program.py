@@ -1,0 +1,78 @@
+"""What the simulator needs to know of a schedule: numbers, never a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dysharp_env.simulator.layout import (
+    COMBINE,
+    COMBINE_PRIMITIVES,
+    CONTEXT,
+    DECISION_KINDS,
+    DISPATCH_PRIMITIVES,
+    FEATURES,
+    GATE_PHASE,
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """How one layer is run: primitives, readiness gates, costs paid, SM groups, rules and what is asked.
+
+    Attributes:
+        dispatch_primitive: Index into ``DISPATCH_PRIMITIVES``.
+        combine_primitive: Index into ``COMBINE_PRIMITIVES``.
+        gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE`` or ``GATE_PHASE``.
+        pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
+        dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
+        chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
+        allow_partial: Whether an open tile may be closed early.
+        min_partial_tokens: The fewest tokens such a tile has.
+        hold_gemm, hold_combine: Whether those groups may wait although they have something to do.
+        weights: (kind, feature) rule; a candidate's score is weights . features, the highest is taken.
+        splits: (dispatch SMs, combine SMs) offered by the split decision; empty: no such decision.
+        exposed: Decision kinds that are asked; the others follow ``weights``.
+        max_candidates: Most candidates one decision shows.
+    """
+
+    dispatch_primitive: int
+    combine_primitive: int
+    gates: tuple[int, int, int]
+    pays_ps: tuple[int, int, int, int]
+    dispatch_sms: int
+    gemm_sms: int
+    combine_sms: int
+    chunk_tokens: int = 8
+    allow_partial: bool = False
+    min_partial_tokens: int = 16
+    hold_gemm: bool = False
+    hold_combine: bool = False
+    weights: np.ndarray = field(default_factory=lambda: np.zeros((len(DECISION_KINDS), len(FEATURES))))
+    splits: tuple[tuple[int, int], ...] = ()
+    exposed: frozenset[int] = frozenset()
+    max_candidates: int = 32
+
+    @property
+    def pulls(self) -> bool:
+        """Whether home GPUs pull sums rather than expert GPUs pushing them."""
+        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter")
+
+    @property
+    def static(self) -> bool:
+        """Whether a primitive addresses all GPUs, so that a token has a pair with every one of them."""
+        return (
+            DISPATCH_PRIMITIVES[self.dispatch_primitive] == "broadcast"
+            or COMBINE_PRIMITIVES[self.combine_primitive] == "reduce_scatter"
+        )
+
+    @property
+    def notifies(self) -> bool:
+        """Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary."""
+        return self.pulls and self.gates[COMBINE - 1] != GATE_PHASE
+
+
+# Sizes of what decisions show, for those who build spaces and networks.
+NUM_FEATURES = len(FEATURES)
+NUM_CONTEXT = len(CONTEXT)

@@ -1,0 +1,183 @@
+"""What a finished layer is reported as: times, traffic, utilisation, and the schedule as a table.
+
+The engine counts in picoseconds and flits; results are in microseconds and bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.engine import Engine
+
+STAGES = ("dispatch", "gemm1", "gemm2", "combine")
+
+
+class ScheduleRow(NamedTuple):
+    """One line of a schedule.
+
+    Attributes:
+        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
+        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
+        gpu: Home GPU of a chunk, expert GPU of a tile.
+        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
+        tokens: Tokens in it.
+        expert: Expert of a tile, -1 for a chunk.
+        start_us: First token issued, or first thread block started.
+        end_us: Last copy visible to its expert, last result home, or last thread block ended.
+    """
+
+    item: str
+    stage: str
+    gpu: int
+    resource: str
+    tokens: int
+    expert: int
+    start_us: float
+    end_us: float
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer under one schedule.
+
+    Attributes:
+        makespan_us: Until the last token is combined.
+        lower_bound_us: What no schedule can beat.
+        phases_us: First start and last end of each stage.
+        wire_bytes, payload_bytes: ``up`` and ``down`` over all GPUs, and ``by_purpose`` (both directions).
+        utilisation: Of ``uplink``, ``downlink``, ``sm``, ``hbm``: mean and maximum over GPUs of the busy fraction.
+        transfers: Segments put on a link.
+        decisions: Decisions with more than one legal answer.
+        evictions: Partial sums that a reduction unit had to give up early.
+    """
+
+    makespan_us: float
+    lower_bound_us: float
+    phases_us: dict[str, tuple[float, float]]
+    wire_bytes: dict[str, Any]
+    payload_bytes: dict[str, Any]
+    utilisation: dict[str, dict[str, float]]
+    events: int
+    transfers: int
+    decisions: int
+    evictions: int
+
+    @property
+    def ratio(self) -> float:
+        """Makespan over lower bound."""
+        return self.makespan_us / self.lower_bound_us
+
+
+def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
+    """Returns the result of a finished engine."""
+    state, costs = engine.state, engine.costs
+    root, gpus = state.root[0], state.gpus
+    makespan_ps = max(1, engine.now_ps)
+    num_gpus = engine.workload.num_gpus
+    flits = state.traffic.reshape(num_gpus, 2, layout.NUM_PURPOSES)
+    wire = flits * costs.packet.flit_bytes
+    payload = np.zeros_like(wire)
+    for purpose in (layout.DISPATCH_DATA, layout.COMBINE_DATA, layout.EVICTION):
+        payload[:, :, purpose] = _payload_flits(engine, purpose) * costs.packet.flit_bytes
+    busy = {
+        "uplink": gpus["up_busy_ps"] / makespan_ps,
+        "downlink": gpus["down_busy_ps"] / makespan_ps,
+        "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["total_sms"])),
+        "hbm": gpus["hbm_busy_ps"] / makespan_ps,
+    }
+    return LayerResult(
+        makespan_us=engine.now_ps / 1e6,
+        lower_bound_us=lower_bound_ps / 1e6,
+        phases_us={stage: (int(root[f"{stage}_first"]) / 1e6, int(root[f"{stage}_last"]) / 1e6) for stage in STAGES},
+        wire_bytes=_by_direction_and_purpose(wire),
+        payload_bytes=_by_direction_and_purpose(payload),
+        utilisation={name: {"mean": float(use.mean()), "max": float(use.max())} for name, use in busy.items()},
+        events=int(root["events"]),
+        transfers=int(root["transfers"]),
+        decisions=int(root["decisions"]),
+        evictions=int(root["evictions"]),
+    )
+
+
+def _payload_flits(engine: Engine, purpose: int) -> np.ndarray:
+    """Returns (gpu, direction) data flits of one purpose: every segment of a purpose carries the same payload."""
+    count = engine.state.segments.reshape(-1, 2, layout.NUM_PURPOSES)[:, :, purpose]
+    is_dispatch = purpose == layout.DISPATCH_DATA
+    return count * (engine.costs.dispatch_payload_flits if is_dispatch else engine.costs.combine_payload_flits)
+
+
+def _by_direction_and_purpose(num_bytes: np.ndarray) -> dict[str, Any]:
+    per_purpose = num_bytes.sum(axis=(0, 1))
+    return {
+        "up": int(num_bytes[:, layout.UP].sum()),
+        "down": int(num_bytes[:, layout.DOWN].sum()),
+        "by_purpose": {name: int(total) for name, total in zip(layout.PURPOSES, per_purpose, strict=True)},
+    }
+
+
+def schedule_table(engine: Engine) -> list[ScheduleRow]:
+    """Returns the schedule of a finished (or running) engine, in order of start.
+
+    What has not started is left out; what has not ended has the end ``nan``.
+    """
+    rows = _chunk_rows(engine) + _tile_rows(engine)
+    return sorted(rows, key=lambda row: (row.start_us, row.gpu, row.stage, row.item))
+
+
+def _us(time_ps: int) -> float:
+    return time_ps / 1e6 if time_ps >= 0 else float("nan")
+
+
+def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
+    state = engine.state
+    tokens_per_gpu = engine.workload.tokens_per_gpu
+    rows = []
+    for index, chunk in enumerate(state.chunks):
+        members = state.tokens[state.order[int(chunk["first"]) : int(chunk["last"])]]
+        for stage in ("dispatch", "combine"):
+            starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
+            started = starts >= 0
+            if not started.any():
+                continue
+            end = int(ends.max()) if (ends >= 0).all() else layout.NO_TIME
+            rows.append(
+                ScheduleRow(
+                    f"chunk {index}",
+                    stage,
+                    int(chunk["first"]) // tokens_per_gpu,
+                    stage,
+                    len(members),
+                    -1,
+                    _us(int(starts[started].min())),
+                    _us(end),
+                )
+            )
+    return rows
+
+
+def _tile_rows(engine: Engine) -> list[ScheduleRow]:
+    state = engine.state
+    rows = []
+    for index in np.flatnonzero(state.tiles["start1"] >= 0):
+        tile = state.tiles[index]
+        expert = int(tile["expert"])
+        for stage in (1, 2):
+            if tile[f"start{stage}"] < 0:
+                continue
+            rows.append(
+                ScheduleRow(
+                    f"tile {index}",
+                    f"gemm{stage}",
+                    int(state.experts["gpu"][expert]),
+                    "gemm",
+                    int(tile["count"]),
+                    expert,
+                    _us(int(tile[f"start{stage}"])),
+                    _us(int(tile[f"end{stage}"])),
+                )
+            )
+    return rows
