@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+_TYPE_TAGS = ("int", "float", "str", "bool")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -148,11 +149,29 @@ def _nested_spec(annotation: Any) -> type[Spec] | None:
     return None
 
 
+def _resolve(cls: type[Spec], location: tuple[int | str, ...]) -> tuple[list[str], type[Spec]]:
+    """Returns a key's path without pydantic's marks of union members, and the spec it belongs to."""
+    path: list[str] = []
+    level = cls
+    for part in location:
+        path.append(str(part))
+        field = level.model_fields.get(str(part))
+        nested = _nested_spec(field.annotation) if field else None
+        if nested is None:
+            # Indices of lists and keys of mappings still name the place; tags of types do not.
+            rest = [str(p) for p in location[len(path) :] if isinstance(p, int) or p not in _TYPE_TAGS]
+            return path + rest, level
+        level = nested
+    return path, level
+
+
 def _first_mistake(cls: type[Spec], error: ValidationError) -> str:
     mistake = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    path, level = _resolve(cls, mistake["loc"])
+    key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{did_you_mean(key, flat_keys(cls))}; known keys are {flat_keys(cls)}"
+        known = [".".join([*path[:-1], name]) for name in level.model_fields]
+        return f"unknown key '{key}'{did_you_mean(key, known)}; known keys are {known}"
     if mistake["type"] == "missing":
         return f"key '{key}' is missing"
     message = " ".join(mistake["msg"].removeprefix("Value error, ").split())

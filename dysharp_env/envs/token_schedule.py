@@ -80,7 +80,9 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     ``Dict`` of two float32 boxes in [0, 1]. "Root" means the square root of a time over the lower bound, cut at 1, so
     meanings do not depend on size.
 
-    ``candidates`` (max_candidates, {num_features}), rows beyond the last candidate 0:
+    ``candidates`` (max_candidates * {num_features},), one row of {num_features} after the other, to be read with
+    ``reshape(max_candidates, -1)``; Stable-Baselines3 takes a two-dimensional box for a broken image. Rows beyond the
+    last candidate are 0.
 
     {features}
 
@@ -139,7 +141,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         self.base_schedule = load_schedule(self.settings.schedule)
         self.base_schedule.program(self.scenario.system, self.settings.exposure())
         size = self.settings.max_candidates
-        self._shapes = {"candidates": (size, len(FEATURES)), "context": (len(CONTEXT),)}
+        self._shapes = {"candidates": (size * len(FEATURES),), "context": (len(CONTEXT),)}
         boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0.0, 1.0, shape, np.float32) for name, shape in self._shapes.items()
         }
@@ -269,7 +271,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     def _observation(self) -> dict[str, np.ndarray]:
         if self._decision is None:
             return {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
-        return {"candidates": self._decision.features.copy(), "context": self._decision.context.copy()}
+        return {"candidates": self._decision.features.flatten(), "context": self._decision.context.copy()}
 
     def _info(self) -> dict[str, Any]:
         run, decision, result = self.run, self._decision, self._result

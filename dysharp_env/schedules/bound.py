@@ -78,11 +78,11 @@ def _dispatch_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarra
     costs = demand.costs
     plain = costs.dispatch_flits()
     ack_ps = costs.wire_ps(costs.dispatch_packets * costs.packet.ack_flits)
+    up = demand.per_gpu(demand.gpu, ack_ps)
     if primitive == "broadcast":
         others = demand.own_tokens * (demand.num_gpus - 1)
         one_ps = costs.wire_ps(plain)
-        return np.full(demand.num_gpus, demand.own_tokens * one_ps), np.full(demand.num_gpus, others * one_ps)
-    up = demand.per_gpu(demand.gpu, ack_ps)
+        return up + demand.own_tokens * one_ps, np.full(demand.num_gpus, others * one_ps)
     if primitive == "unicast":
         up += demand.per_gpu(demand.home, costs.wire_ps(plain))
         return up, demand.per_gpu(demand.gpu, costs.wire_ps(plain))

@@ -1,0 +1,242 @@
+"""The environment's contract: spaces, masks, seeding, reward, info, rendering, and what a masked action does."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+import dysharp_env
+from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
+
+ENV_ID = "DySHARP/TokenSchedule-v0"
+TINY = {"model": "small", "tokens": 24, "routing": "uniform", "gpus": 4}
+
+
+def make(**settings):
+    return TokenScheduleEnv(**{**TINY, **settings})
+
+
+def play(env, rng, **reset):
+    """Plays one episode with uniform legal choices; returns actions, return and every info."""
+    _, info = env.reset(**reset)
+    actions, total, infos, done = [], 0.0, [info], False
+    while not done:
+        action = int(rng.choice(np.flatnonzero(env.action_masks())))
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert env.observation_space.contains(observation)
+        actions.append(action)
+        infos.append(info)
+        total += reward
+        done = terminated or truncated
+    return actions, total, infos
+
+
+@pytest.mark.parametrize("name", [ENV_ID, f"dysharp_env:{ENV_ID}"])
+def test_it_is_made_by_name_with_the_documented_arguments(name):
+    assert dysharp_env.__version__
+    env = gymnasium.make(name, system="dgx-h100", model="small", top_k=8, tokens=64, routing="dsv2-lite")
+    _, info = env.reset(seed=0)
+    assert info["action_mask"].dtype == np.int8
+    assert env.get_wrapper_attr("action_masks")().dtype == bool
+
+
+@pytest.mark.parametrize("settings", [{}, {"exposed": ("split", "gemm")}, {"invalid_action": "penalise"}])
+def test_checkers_pass_without_a_warning(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The checker wants the spec that only ``gymnasium.make`` gives; it then tries every render mode too.
+        gymnasium_check(gymnasium.make(ENV_ID, **TINY, **settings).unwrapped)
+        sb3_check(make(**settings))
+
+
+@pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
+def test_renderers_show_the_layer(mode):
+    env = make(render_mode=mode)
+    play(env, np.random.default_rng(0), seed=1)
+    picture = env.render()
+    if mode == "ansi":
+        assert "GPU" in picture
+    else:
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+
+
+def test_same_seed_and_actions_give_the_same_bytes():
+    runs = []
+    for _ in range(2):
+        env = make()
+        actions, total, infos = play(env, np.random.default_rng(3), seed=11)
+        runs.append((actions, total, [info["time_us"] for info in infos], tuple(env.schedule())))
+    assert runs[0] == runs[1]
+
+
+def test_different_seeds_draw_different_routing():
+    env = make()
+    env.reset(seed=1)
+    first = env.run.engine.workload.topk_ids
+    env.reset(seed=2)
+    assert not np.array_equal(first, env.run.engine.workload.topk_ids)
+    env.reset(seed=1)
+    assert np.array_equal(first, env.run.engine.workload.topk_ids)
+
+
+def test_options_choose_the_workload_and_others_are_refused():
+    env = make()
+    env.reset(options={"workload_seed": 7})
+    chosen = env.run.engine.workload
+    env.reset(options={"workload": chosen})
+    assert env.run.engine.workload is chosen
+    with pytest.raises(ValueError, match=re.escape("reset option='workload_sed' is unknown")):
+        env.reset(options={"workload_sed": 7})
+    other = make(gpus=2).scenario.draw(0)
+    with pytest.raises(ValueError, match="the workload has 2 GPUs, the system 4"):
+        env.reset(options={"workload": other})
+
+
+def test_workload_seeds_stay_inside_their_range():
+    env = make(seeds=(100, 102))
+    names = set()
+    for seed in range(8):
+        env.reset(seed=seed)
+        names.add(env.run.engine.workload.name.split("seed=")[1])
+    assert names == {"100", "101"}
+
+
+def test_return_is_minus_makespan_over_lower_bound():
+    _, total, infos = play(make(), np.random.default_rng(0), seed=5)
+    last = infos[-1]
+    assert total == pytest.approx(-last["ratio"], abs=1e-9)
+    assert last["ratio"] == pytest.approx(last["makespan_us"] / last["lower_bound_us"])
+    assert last["ratio"] >= 1.0
+
+
+def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end():
+    _, _, infos = play(make(), np.random.default_rng(0), seed=5)
+    assert all(info.keys() == infos[0].keys() for info in infos)
+    assert all(info["makespan_us"] == 0.0 for info in infos[:-1])
+    last = infos[-1]
+    for name in (
+        "makespan_us",
+        "wire_bytes_up",
+        "wire_bytes_down",
+        "payload_bytes",
+        "uplink_utilisation",
+        "sm_utilisation",
+    ):
+        assert last[name] > 0
+    assert last["kind"] == -1 and last["decisions"] == len(infos) - 1
+
+
+@pytest.mark.parametrize("kind", DECISION_KINDS)
+def test_only_exposed_kinds_are_asked(kind):
+    _, _, infos = play(make(exposed=(kind,)), np.random.default_rng(0), seed=5)
+    assert {info["kind"] for info in infos[:-1]} == {DECISION_KINDS.index(kind)}
+
+
+def test_mask_is_one_and_every_decision_has_at_least_two_legal_answers():
+    env = make()
+    _, info = env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    done = False
+    while not done:
+        mask = env.action_masks()
+        assert np.array_equal(mask, info["action_mask"].astype(bool))
+        assert mask.sum() >= 2
+        _, _, terminated, truncated, info = env.step(int(rng.choice(np.flatnonzero(mask))))
+        done = terminated or truncated
+
+
+def test_a_masked_action_changes_nothing_and_is_counted():
+    env = make()
+    before, info = env.reset(seed=0)
+    masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
+    after, reward, terminated, truncated, info = env.step(masked)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert (reward, terminated, truncated, info["invalid_actions"]) == (0.0, False, False, 1)
+
+
+def test_a_masked_action_can_cost_or_raise():
+    env = make(invalid_action="penalise", invalid_penalty=0.5)
+    _, info = env.reset(seed=0)
+    masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
+    assert env.step(masked)[1] == -0.5
+    env = make(invalid_action="raise")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"action {masked} is masked; legal actions are \["):
+        env.step(masked)
+
+
+def test_masked_actions_in_a_row_truncate():
+    env = make(max_invalid_actions=3)
+    _, info = env.reset(seed=0)
+    masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
+    assert [env.step(masked)[3] for _ in range(3)] == [False, False, True]
+
+
+def test_observations_belong_to_the_caller():
+    env = make()
+    first, _ = env.reset(seed=0)
+    kept = {name: array.copy() for name, array in first.items()}
+    env.step(int(np.flatnonzero(env.action_masks())[0]))
+    assert all(np.array_equal(first[name], kept[name]) for name in first)
+
+
+def test_a_layer_without_decisions_still_takes_one_action():
+    env = make(gpus=2, tokens=1, exposed=("split",), splits=((8, 8), (4, 4)))
+    env.reset(seed=0)
+    env.step(0)
+    env = make(gpus=2, tokens=1, exposed=("dispatch",))
+    _, info = env.reset(seed=0)
+    assert info["action_mask"].sum() == 1
+    _, reward, terminated, _, info = env.step(0)
+    assert terminated and reward == pytest.approx(-info["ratio"])
+    with pytest.raises(RuntimeError, match="the episode is over; call reset"):
+        env.step(0)
+
+
+def test_schedule_is_complete_and_saves_as_csv(tmp_path):
+    env = make()
+    play(env, np.random.default_rng(0), seed=5)
+    table = env.schedule()
+    slots = 4 * 24 * env.scenario.layer.top_k
+    assert sum(row.tokens for row in table if row.stage == "gemm1") == slots
+    assert sum(row.tokens for row in table if row.stage == "gemm2") == slots
+    assert sum(row.tokens for row in table if row.stage == "combine") == 4 * 24
+    assert all(row.end_us >= row.start_us for row in table)
+    table.to_csv(tmp_path / "schedule.csv")
+    lines = (tmp_path / "schedule.csv").read_text().splitlines()
+    assert lines[0] == "item,stage,gpu,resource,tokens,expert,start_us,end_us"
+    assert len(lines) == len(table) + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokns": 3}, "unknown key 'tokns' (did you mean 'tokens'?)"),
+        ({"tokens": -1}, "tokens=-1: Input should be greater than or equal to 1"),
+        ({"model": "smal"}, "model='smal' is unknown"),
+        ({"system": "dgx"}, "system='dgx' is unknown"),
+        ({"top_k": 65}, "top_k=65"),
+        ({"gpus": 3}, "64 experts do not divide by 3 GPUs"),
+        ({"exposed": ()}, "exposed must name at least one decision kind"),
+        ({"render_mode": "human"}, "render_mode='human' is unknown; choose from ['ansi', 'rgb_array']"),
+        ({"schedule": "dysharq"}, "schedule='dysharq' is unknown"),
+    ],
+)
+def test_bad_settings_give_one_clear_line(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_docstring_tables_describe_every_feature():
+    text = TokenScheduleEnv.__doc__
+    assert all(f"| {index} `{name}` |" in text for index, name in enumerate(FEATURES))
+    assert all(f"| {index} `{name}` |" in text for index, name in enumerate(CONTEXT))

@@ -1,0 +1,99 @@
+"""The lower bound: below every simulated makespan, and equal to hand-worked cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dysharp_env.config import preset_names
+from dysharp_env.schedules import Exposure, load_schedule, lower_bound_ps, simulate, start
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.system import load_system
+from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
+
+
+def one_expert_each(num_gpus: int, tokens: int, target_of_home) -> Workload:
+    """Returns a top-1 workload of one expert per GPU in which every token of GPU g goes to ``target_of_home(g)``."""
+    layer = LayerSpec(
+        name="one",
+        hidden=1024,
+        moe_ff=128,
+        experts=num_gpus,
+        top_k=1,
+        ffn_matrices=2,
+        compute_dtype="bf16",
+        source="test",
+    )
+    ids = np.repeat([target_of_home(gpu) for gpu in range(num_gpus)], tokens)[:, None]
+    return Workload(layer, num_gpus, tokens, ids, np.arange(num_gpus), "one expert each")
+
+
+@pytest.mark.parametrize("schedule", preset_names("schedules"))
+@pytest.mark.parametrize("compute_scale", [1.0, 0.001])
+@pytest.mark.parametrize("model", ["small", "deepseek-v2-lite", "mixtral-8x7b"])
+def test_no_schedule_beats_it(schedule, compute_scale, model):
+    scenario = ScenarioSpec(model=model, tokens=48, routing="uniform").build()
+    for seed in range(2):
+        run = simulate(scenario.system, scenario.draw(seed), load_schedule(schedule), compute_scale=compute_scale)
+        assert run.engine.now_ps >= run.lower_bound_ps
+
+
+def test_random_choices_do_not_beat_it():
+    rng = np.random.default_rng(0)
+    exposure = Exposure(("split", "dispatch", "gemm", "combine"), True, True, ((1, 1), (8, 8), (40, 60)))
+    for seed in range(10):
+        scenario = ScenarioSpec(
+            system="dgx-h200",
+            gpus=int(rng.choice([2, 4, 8])),
+            model="small",
+            tokens=int(rng.integers(1, 40)),
+            routing="dsv2-lite",
+            compute_scale=float(rng.choice([1.0, 1e-4])),
+        ).build()
+        run = start(
+            scenario.system,
+            scenario.draw(seed),
+            load_schedule("dysharp"),
+            exposure=exposure,
+            compute_scale=scenario.spec.compute_scale,
+        )
+        while (decision := run.engine.advance()) is not None:
+            run.engine.decide(int(rng.choice(np.flatnonzero(decision.mask))))
+        assert run.engine.now_ps >= run.lower_bound_ps
+
+
+def test_a_busy_uplink_sets_it():
+    """Two GPUs send all tokens to each other: everything crosses once each way, whatever the primitive."""
+    system = load_system("dgx-h100", 2)
+    workload = one_expert_each(2, 4000, lambda gpu: 1 - gpu)
+    costs = Costs.of(system, workload.layer, 1e-6)
+    # A vector is 2048 B: 16 packets, 144 flits. Up go a store, the ack of the one received (16 flits), and a partial sum
+    # of the other GPU's token: 304 flits of 16 B at 450 GB/s. Down come a store and a sum. One launch, two hops.
+    store_ps, ack_ps = 144 * 16 * 1000 // 450, 16 * 16 * 1000 // 450
+    expected = costs.launch_ps + 4000 * (2 * store_ps + ack_ps) + 500_000
+    assert lower_bound_ps(system, workload, costs) == expected
+
+
+def test_local_tokens_cost_no_link():
+    system = load_system("dgx-h100", 2)
+    workload = one_expert_each(2, 64, lambda gpu: gpu)
+    costs = Costs.of(system, workload.layer, 1.0)
+    # One granule of 64 tokens in each GEMM, spread over 132 SMs, or the weights and tokens from HBM, after a launch and
+    # one memory access.
+    sm_ps = (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
+    read = 64 * (2048 + 256) + 2 * 1024 * 128 * 2
+    hbm_ps = costs.hbm_ps(read)
+    bound = lower_bound_ps(system, workload, costs)
+    assert bound == pytest.approx(costs.launch_ps + costs.memory_ps + max(sm_ps, hbm_ps), abs=200)
+
+
+def test_in_switch_primitives_lower_it():
+    """On hardware without in-switch operations the same workload needs more time on the links."""
+    full = load_system("dgx-h100")
+    plain = full.with_changes({"switch.dispatch_primitives": ["unicast"], "switch.combine_primitives": ["unicast"]})
+    layer = load_model("large", top_k=8)
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((8 * 64, 256)), axis=1)[:, :8]
+    workload = Workload(layer, 8, 64, ids, np.arange(256) // 32, "uniform")
+    costs = Costs.of(full, layer, 1e-4)
+    assert lower_bound_ps(plain, workload, costs) > 1.3 * lower_bound_ps(full, workload, costs)

@@ -1,0 +1,102 @@
+"""Schedules as data: presets, validation, and the paper's story told by them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from dysharp_env.config import ConfigError, parse_spec, preset_names
+from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, simulate
+from dysharp_env.simulator import layout
+from dysharp_env.system import load_system
+from dysharp_env.workload import ScenarioSpec
+
+BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispatch": 8, "combine": 8}}
+
+
+def test_the_issue_s_schedules_are_presets():
+    wanted = {"deepep", "nvls", "dysharp-basic", "fused-unicast", "comet", "dysharp", "dysharp-l2"}
+    assert wanted <= set(preset_names("schedules"))
+    for name in wanted:
+        assert load_schedule(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dispatch": "multicst"}, "dispatch='multicst'"),
+        ({"rule": {"gemm": {"is_gem2": 1.0}}}, "'is_gem2' is not a feature; choose from"),
+        ({"pays": {"dispatch": ["launch"], "gemm1": ["barrier"]}}, "pays.gemm1 must be empty"),
+        ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
+        ({"sms": {"dispatch": 0, "combine": 8}}, "sms.dispatch=0"),
+        ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
+    ],
+)
+def test_mistakes_give_one_line(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        parse_spec(ScheduleSpec, {**BASE, **change}, source="schedule")
+    assert "\n" not in str(error.value)
+
+
+def test_sms_left_for_gemms_depend_on_what_runs_beside_them():
+    readiness = {"gemm1": "phase", "gemm2": "phase", "combine": "phase"}
+    phases = parse_spec(ScheduleSpec, {**BASE, "readiness": readiness}, "schedule")
+    fused = parse_spec(ScheduleSpec, BASE, "schedule")
+    two_kernels = parse_spec(
+        ScheduleSpec, {**BASE, "readiness": {"gemm2": "phase"}, "sms": {"dispatch": 20, "combine": 30}}, "schedule"
+    )
+    assert (phases.gemm_sms(132), fused.gemm_sms(132), two_kernels.gemm_sms(132)) == (132, 116, 102)
+
+
+def test_a_system_without_the_primitive_or_the_sms_refuses():
+    system = load_system("dgx-h100")
+    plain = system.with_changes({"switch.dispatch_primitives": ["unicast"]})
+    with pytest.raises(ConfigError, match="schedule='dysharp' needs dispatch 'multicast'"):
+        load_schedule("dysharp").program(plain)
+    greedy = parse_spec(ScheduleSpec, {**BASE, "sms": {"dispatch": 66, "combine": 66}}, "schedule")
+    with pytest.raises(ConfigError, match="leave no SM for GEMMs"):
+        greedy.program(system)
+    with pytest.raises(ConfigError, match=re.escape("split (100, 40) must leave some of 132 SMs")):
+        load_schedule("dysharp").program(system, Exposure(("split",), splits=((8, 8), (100, 40))))
+
+
+def test_rules_become_weights_by_feature_name():
+    program = load_schedule("dysharp-l2").program(load_system("dgx-h100"))
+    gemm = program.weights[layout.GEMM]
+    assert gemm[layout.F_L2] == 2.0 and gemm[layout.F_GEMM2] == 1.0
+    assert np.count_nonzero(program.weights) == 2
+
+
+def test_phases_do_not_overlap_and_fusion_does():
+    scenario = ScenarioSpec(model="small", tokens=512, routing="uniform").build()
+    workload = scenario.draw(0)
+    for name in ("deepep", "nvls", "dysharp-basic"):
+        phases = simulate(scenario.system, workload, load_schedule(name)).result().phases_us
+        assert phases["dispatch"][1] < phases["gemm1"][0] and phases["gemm2"][1] < phases["combine"][0]
+    comet = simulate(scenario.system, workload, load_schedule("comet")).result().phases_us
+    assert comet["gemm1"][0] < comet["dispatch"][1] < comet["combine"][0] < comet["gemm2"][1]
+    fused = simulate(scenario.system, workload, load_schedule("dysharp")).result().phases_us
+    assert fused["combine"][0] < fused["gemm1"][1]
+
+
+@pytest.mark.slow
+def test_the_paper_s_story_when_communication_binds():
+    """Saved bytes become saved time only under fusion (gh200-nvl32, large, top-8, GEMM time near zero)."""
+    scenario = ScenarioSpec(
+        system="gh200-nvl32", model="large", top_k=8, tokens=1024, routing="uniform", compute_scale=0.001
+    ).build()
+    workload = scenario.draw(0)
+    results = {
+        name: simulate(scenario.system, workload, load_schedule(name), compute_scale=0.001).result()
+        for name in ("deepep", "dysharp-basic", "dysharp", "nvls")
+    }
+    time = {name: result.makespan_us for name, result in results.items()}
+    payload = {name: sum(result.payload_bytes[way] for way in ("up", "down")) for name, result in results.items()}
+    assert 0.97 <= time["dysharp-basic"] / time["deepep"] <= 1.05
+    assert 1 - payload["dysharp-basic"] / payload["deepep"] == pytest.approx(0.43, abs=0.01)
+    # Flits a direction per 128 B of own tokens at R = 7.04: 20 R against 12 R + 10.
+    ideal = 20 * 7.04 / (12 * 7.04 + 10)
+    assert time["deepep"] / time["dysharp"] >= 0.9 * ideal
+    assert time["nvls"] == max(time.values())
