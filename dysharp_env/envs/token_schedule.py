@@ -35,6 +35,8 @@ class EnvSpec(ScenarioSpec):
     """(dispatch SMs, combine SMs) that a split decision offers, where ``split`` is exposed."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
+    log: bool = False
+    """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
     seeds: tuple[int, int] | None = None
     """Half-open range of workload seeds that resets draw from; none means any."""
     invalid_action: Literal["noop", "raise", "penalise"] = "noop"
@@ -184,7 +186,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
             self.base_schedule,
             exposure=self.settings.exposure(),
             compute_scale=self.settings.compute_scale,
-            logging=self.render_mode == "rgb_array",
+            logging=self.settings.log or self.render_mode == "rgb_array",
         )
         self._rewarded_ps = 0
         self._invalid_actions = self._invalid_in_a_row = 0

@@ -1,1 +1,1 @@
-"""What people look at: records and tables of results, timelines, pictures, text, and validation against closed forms."""
+"""What people look at: records and tables of results, timelines, pictures, text, validation against closed forms."""

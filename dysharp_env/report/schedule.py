@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-from dysharp_env.report.files import write_text
+from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import ScheduleRow, schedule_table
 
@@ -19,11 +20,12 @@ class ScheduleTable(Sequence[ScheduleRow]):
     """Rows in order of start; ``ScheduleRow`` documents the columns."""
 
     rows: tuple[ScheduleRow, ...]
+    _engine: Engine
 
     @classmethod
     def of(cls, engine: Engine) -> ScheduleTable:
         """Returns the schedule of an engine, finished or not."""
-        return cls(tuple(schedule_table(engine)))
+        return cls(tuple(schedule_table(engine)), engine)
 
     @overload
     def __getitem__(self, index: int) -> ScheduleRow: ...
@@ -49,3 +51,11 @@ class ScheduleTable(Sequence[ScheduleRow]):
         writer.writerow(ScheduleRow._fields)
         writer.writerows(self.rows)
         write_text(path, text.getvalue())
+
+    def to_timeline(self, path: str | Path, title: str = "") -> None:
+        """Writes a Chrome trace, which ui.perfetto.dev and chrome://tracing open; links show if the engine kept a log.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        write_bytes(path, chrome_trace(self._engine, title))

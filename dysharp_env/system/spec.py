@@ -120,8 +120,8 @@ class SwitchSpec(Spec):
     reduction_cycle_ps: CountOrZero = 640
     """The one cycle that reduction adds to the data path. Default: a 16 B flit on one 25 GB/s NVLink4 link."""
     reduction_rate: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Rate of a reduction unit over the line rate of its port: what NCCL's tuner grants NVLS on Hopper relative to plain
-    transfers (nvlsEfficiency, src/graph/tuning.cc)."""
+    """Rate of a reduction unit over its port's line rate; 0.85 is what NCCL's tuner grants NVLS on Hopper relative to
+    plain transfers (nvlsEfficiency, src/graph/tuning.cc)."""
     dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast")
     """Ways to send a token out; ``multicast`` (``dymultimem.st``) is hardware that the paper proposes."""
     combine_primitives: tuple[CombinePrimitive, ...] = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")

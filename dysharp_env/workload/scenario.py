@@ -1,4 +1,4 @@
-"""A scenario: which machine, which layer, which tokens. The options that every command, environment and suite shares."""
+"""A scenario: which machine, which layer, which tokens; the options every command, environment and suite shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dysharp_env.config import ConfigError, Spec
+from dysharp_env.config import Spec
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec
@@ -24,7 +24,7 @@ class ScenarioSpec(Spec):
     """A model preset or YAML file."""
     top_k: int | None = None
     """Experts per token; none means the model's own."""
-    tokens: int = Field(default=256, ge=1)
+    tokens: int = Field(default=256, ge=1, le=1_000_000)
     """Tokens per GPU."""
     routing: str = "recorded"
     """A generator's name, ``recorded``, or the path of an .npz trace."""
@@ -49,8 +49,6 @@ class ScenarioSpec(Spec):
         """
         system = load_system(self.system, self.gpus)
         layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
-        if layer.experts % system.num_gpus:
-            raise ConfigError(f"model='{self.model}': {layer.experts} experts do not divide by {system.num_gpus} GPUs")
         source = WorkloadSource(
             layer,
             system.num_gpus,

@@ -79,7 +79,7 @@ class WorkloadSpec(Spec):
 
     routing: str = "uniform"
     """A generator (``uniform``, ``dsv2-lite``, ``power-law:2.0``, ...), ``recorded``, or the path of an .npz trace."""
-    tokens: int = Field(default=256, ge=1)
+    tokens: int = Field(default=256, ge=1, le=1_000_000)
     """Tokens per GPU."""
     placement: str = "contiguous"
     """``contiguous`` (GPU 0 holds the first experts, and so on), or a .json list or .npz with ``gpu_of_expert``."""

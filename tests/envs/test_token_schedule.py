@@ -224,7 +224,7 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
         ({"model": "smal"}, "model='smal' is unknown"),
         ({"system": "dgx"}, "system='dgx' is unknown"),
         ({"top_k": 65}, "top_k=65"),
-        ({"gpus": 3}, "64 experts do not divide by 3 GPUs"),
+        ({"gpus": 3}, "gpus=3 does not divide 64 experts evenly"),
         ({"exposed": ()}, "exposed must name at least one decision kind"),
         ({"render_mode": "human"}, "render_mode='human' is unknown; choose from ['ansi', 'rgb_array']"),
         ({"schedule": "dysharq"}, "schedule='dysharq' is unknown"),

@@ -1,0 +1,39 @@
+"""``python -m dysharp_env COMMAND``: simulate, compare, validate, and handle routing traces."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dysharp_env import __version__
+from dysharp_env.commands import CommandParser, compare, run_main, simulate, trace, validate
+
+COMMANDS = (
+    (simulate, "simulate", "simulate one layer under one schedule: times, traffic, utilisation"),
+    (compare, "compare", "run one workload under many schedules and compare them"),
+    (validate, "validate", "check the simulator against closed forms: expected, simulated, error"),
+    (trace, "trace", "inspect, record, generate or convert routing traces"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    summary = "Mixture-of-Experts layers on NVSwitch systems with dynamic in-switch computing."
+    parser = CommandParser(prog="python -m dysharp_env", description=summary)
+    parser.add_argument("--version", action="version", version=f"dysharp_env {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module, name, summary in COMMANDS:
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, 1 for a check that failed, 2 for a mistake in what was asked."""
+    return run_main(build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Command lines: what every command shares in parsing, reporting mistakes and ending.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. ``run_main`` is the one place where a
+mistake of the user becomes a line on standard error and exit status 2; the scripts of ``agents`` end through it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from dysharp_env.config import ConfigError
+
+MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that reports mistakes as ``ConfigError`` and accepts no abbreviated options."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message together with where help is found.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message}; see '{self.prog} --help'")
+
+
+def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None = None) -> int:
+    """Parses ``argv``, runs ``args.run(args)`` and returns the exit status.
+
+    Args:
+        build_parser: Makes the parser; it must set ``run`` as a default.
+        argv: Arguments without the program's name; None takes them from the command line.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except ConfigError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return MISTAKE
+    except MemoryError:
+        print("error: not enough memory for a layer of this size; use fewer --tokens or --gpus", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED

@@ -1,0 +1,105 @@
+"""``python -m dysharp_env compare``: one workload under many schedules."""
+
+from __future__ import annotations
+
+import argparse
+
+from dysharp_env.commands.options import (
+    add_json_option,
+    add_scenario_options,
+    add_schedule_option,
+    describe_config,
+    notice,
+    read_scenario,
+    read_schedules,
+)
+from dysharp_env.commands.output import (
+    STANDARD_OUTPUT,
+    check_target,
+    json_document,
+    results_console,
+    write_json,
+)
+from dysharp_env.config import ConfigError, preset_names, require_choice
+from dysharp_env.report.files import write_bytes
+from dysharp_env.report.records import TimedRun, run_timed
+from dysharp_env.report.tables import comparison_table
+from dysharp_env.schedules import ScheduleSpec
+from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.workload import Scenario
+
+DEFAULT_AGAINST = "deepep"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to ``parser``."""
+    add_schedule_option(parser, "every preset that the system has the hardware for")
+    text = f"the schedule that speed-ups are relative to (default: {DEFAULT_AGAINST}, or else the first)"
+    parser.add_argument("--against", metavar="NAME", help=text)
+    add_json_option(parser)
+    parser.add_argument("--picture", metavar="FILE.png", help="draw two schedules on one time axis")
+    add_scenario_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status.
+
+    Raises:
+        ConfigError: An option or a file is wrong.
+    """
+    check_target("json", args.json)
+    check_target("picture", args.picture, ".png")
+    scenario = read_scenario(args)
+    schedules = _read_schedules(args, scenario)
+    names = [schedule.name for schedule in schedules]
+    if args.against is not None:
+        require_choice("against", args.against, names)
+    against = args.against or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
+    if args.picture and len(schedules) != 2:
+        raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
+    workload = scenario.draw(args.seed)
+    ensure_compiled(notice)
+    runs = [run_timed(scenario, workload, schedule, logging=bool(args.picture)) for schedule in schedules]
+
+    if args.picture:
+        _draw(args.picture, runs)
+    if args.json:
+        records = [run.record() for run in runs]
+        config = {**describe_config(scenario, schedules), "against": against}
+        write_json(args.json, json_document("compare", args.seed, config, runs=records))
+    if args.json != STANDARD_OUTPUT:
+        console = results_console()
+        layer = workload.layer
+        what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {workload.tokens_per_gpu} tokens per GPU"
+        line = f"{workload.num_gpus} GPUs of {scenario.system.name}: {what}, {workload.name}; "
+        bound = f"lower bound {runs[0].result.lower_bound_us:.1f} us"
+        console.print(line + bound, highlight=False, markup=False, soft_wrap=True)
+        console.print(comparison_table(runs, against))
+    return 0
+
+
+def _read_schedules(args: argparse.Namespace, scenario: Scenario) -> list[ScheduleSpec]:
+    """Returns the schedules asked for, all of which must fit the system, or the presets that do."""
+    schedules = read_schedules(args.schedule or preset_names("schedules"))
+    fitting = []
+    for schedule in schedules:
+        try:
+            schedule.program(scenario.system)
+        except ConfigError as error:
+            if args.schedule:
+                raise
+            notice(f"left out: {error}")
+            continue
+        fitting.append(schedule)
+    if not fitting:
+        raise ConfigError(f"system='{args.system}' has the hardware for none of {[each.name for each in schedules]}")
+    return fitting
+
+
+def _draw(target: str, runs: list[TimedRun]) -> None:
+    # Matplotlib takes longer to import than most layers to simulate.
+    from dysharp_env.report.gantt import encode_png, render_pair
+
+    panels = [(run.schedule, run.run.engine) for run in runs]
+    picture = render_pair(panels[0], panels[1], lower_bound_us=runs[0].result.lower_bound_us, scale=2.0)
+    write_bytes(target, encode_png(picture))

@@ -1,0 +1,61 @@
+"""Where results go: JSON documents with a common head, checks of targets before a run, and the console."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dysharp_env import __version__
+from dysharp_env.config import ConfigError
+from dysharp_env.report.files import write_text
+
+STANDARD_OUTPUT = "-"
+_PIPED_WIDTH = 140
+
+
+def json_document(command: str, seed: int, config: dict[str, Any], **content: Any) -> dict[str, Any]:
+    """Returns a command's JSON result: schema, version, seed and configuration, then its own content."""
+    head = {"schema": f"dysharp/{command}/1", "version": __version__, "seed": seed, "config": config}
+    return {**head, **content}
+
+
+def check_target(option: str, target: str | None, suffix: str | None = None) -> None:
+    """Checks that a file can be written, before anything long is started; None and ``-`` always can.
+
+    Raises:
+        ConfigError: The folder is missing or not writable, the target is a folder, or its name ends in something else.
+    """
+    if target is None or (target == STANDARD_OUTPUT and suffix is None):
+        return
+    path = Path(target)
+    if suffix is not None and path.suffix != suffix:
+        raise ConfigError(f"{option}='{target}' must end in {suffix}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"cannot write {option}='{target}': the folder '{path.parent}' is not writable")
+
+
+def write_json(target: str, document: dict[str, Any]) -> None:
+    """Writes a JSON document to a file, or to standard output if the target is ``-``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    # Not-a-number is no JSON: a result that holds one is a mistake of ours, so fail rather than write it.
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if target == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+    else:
+        write_text(target, text)
+
+
+def results_console() -> Console:
+    """Returns the console for tables: as wide as the terminal, or wide enough for every table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)

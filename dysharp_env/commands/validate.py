@@ -1,0 +1,43 @@
+"""``python -m dysharp_env validate``: the simulator against closed forms."""
+
+from __future__ import annotations
+
+import argparse
+
+from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.config import ConfigError
+from dysharp_env.report import validation
+from dysharp_env.report.tables import validation_table
+from dysharp_env.simulator.warmup import ensure_compiled
+
+FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to ``parser``."""
+    add_json_option(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random routing (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status: 1 if a row fails.
+
+    Raises:
+        ConfigError: An option or a file is wrong.
+    """
+    check_target("json", args.json)
+    if args.seed < 0:
+        raise ConfigError(f"seed={args.seed} must not be negative")
+    ensure_compiled(notice)
+    rows = [*validation.validation_rows(args.seed)]
+    failed = sum(not row.passes for row in rows)
+    if args.json:
+        config = {"system": validation.SYSTEM, "gpus": validation.NUM_GPUS, "tokens": validation.TOKENS_PER_GPU}
+        records = [row.record() for row in rows]
+        write_json(args.json, json_document("validate", args.seed, config, rows=records))
+    if args.json != STANDARD_OUTPUT:
+        console = results_console()
+        console.print(validation_table(rows))
+        console.print(f"{len(rows) - failed} of {len(rows)} rows pass", highlight=False)
+    return FAILED if failed else 0

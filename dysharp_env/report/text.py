@@ -1,0 +1,77 @@
+"""A running or finished layer as a few lines of text, for ``render_mode="ansi"`` and for debugging in a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dysharp_env.schedules import LayerRun
+from dysharp_env.simulator import layout
+
+_BAR_WIDTH = 10
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_MAX_GPUS = 16
+
+
+def describe_state(run: LayerRun) -> str:
+    """Returns the time, who decides, and for each GPU how far its stages are and what its links and SMs have to do.
+
+    ``sent`` and ``combined`` count a GPU's own tokens; ``received``, ``GEMM-1`` and ``GEMM-2`` count (token, expert)
+    pairs of the experts it holds. ``uplink`` and ``downlink`` are how long what is queued now keeps the link busy,
+    ``SMs`` is how many of the GEMM group run thread blocks. At most 16 GPUs are listed.
+    """
+    engine = run.engine
+    state, costs = engine.state, engine.costs
+    root, gpus = state.root[0], state.gpus
+    num_gpus, tokens_per_gpu = engine.workload.num_gpus, engine.workload.tokens_per_gpu
+    slots = np.zeros(num_gpus)
+    np.add.at(slots, state.experts["gpu"], state.experts["total"])
+    done = {
+        "sent": gpus["tokens_sent"] / tokens_per_gpu,
+        "received": _fraction(slots, gpus["arrivals_left"]),
+        "GEMM-1": _fraction(slots, gpus["slots1_left"]),
+        "GEMM-2": _fraction(slots, gpus["slots2_left"]),
+        "combined": gpus["combined"] / tokens_per_gpu,
+    }
+    uplink_us = np.maximum(gpus["up_free_ps"] - engine.now_ps, 0) / 1e6
+    downlink_us = np.maximum(state.ports["free_ps"][:num_gpus] - engine.now_ps, 0) / 1e6
+    for gpu in range(num_gpus):
+        uplink_us[gpu] += costs.wire_ps(int(gpus["up_queued_flits"][gpu])) / 1e6
+        downlink_us[gpu] += costs.wire_ps(int(state.ports["queued_flits"][gpu])) / 1e6
+    busy_sms = int(root["gemm_sms"]) - gpus["free_sms"]
+
+    columns = " ".join(f"{name:<{_BAR_WIDTH + 5}}" for name in done)
+    lines = [_headline(run), f"{'':7}{columns} {'uplink':>8} {'downlink':>8} {'SMs':>4}"]
+    for gpu in range(min(num_gpus, _MAX_GPUS)):
+        bars = " ".join(f"{_bar(fraction[gpu])} {fraction[gpu]:4.0%}" for fraction in done.values())
+        queues = f"{uplink_us[gpu]:6.1f}us {downlink_us[gpu]:6.1f}us {busy_sms[gpu]:4d}"
+        lines.append(f"GPU {gpu:<3}{bars} {queues}")
+    if num_gpus > _MAX_GPUS:
+        lines.append(f"... and {num_gpus - _MAX_GPUS} more GPUs")
+    return "\n".join(lines)
+
+
+def _headline(run: LayerRun) -> str:
+    engine = run.engine
+    root = engine.state.root[0]
+    now_us, bound_us = engine.now_ps / 1e6, run.lower_bound_ps / 1e6
+    combined = engine.workload.num_tokens - int(root["tokens_left"])
+    when = f"t = {now_us:.1f} us ({now_us / bound_us:.2f} x lower bound)"
+    text = f"{when}, {combined}/{engine.workload.num_tokens} tokens combined"
+    if engine.done:
+        return f"{text}, done"
+    kind = int(root["pending_kind"])
+    if kind == layout.NOTHING:
+        return text
+    who = "all GPUs" if kind == layout.SPLIT else f"GPU {int(root['pending_gpu'])}"
+    return f"{text}; {who} decides: {layout.DECISION_KINDS[kind]}, {int(root['num_legal'])} legal answers"
+
+
+def _fraction(total: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Returns the done fraction of each GPU's (token, expert) pairs; a GPU that has none is done."""
+    return 1.0 - left / np.maximum(total, 1)
+
+
+def _bar(fraction: float) -> str:
+    eighths = round(min(max(float(fraction), 0.0), 1.0) * _BAR_WIDTH * 8)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + (_BLOCKS[rest] if rest else "")).ljust(_BAR_WIDTH, "·")

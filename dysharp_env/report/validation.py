@@ -1,0 +1,236 @@
+"""Closed forms that the simulator must meet: what arithmetic expects, what the engine counts, and the error.
+
+Every row but one comes out of the engine: flits and segments it has counted, times it has reached. The exception is
+explicit addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic.
+R is the number of distinct remote GPUs a token goes to, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import comb
+from typing import Any, Literal
+
+import numpy as np
+
+from dysharp_env.multimem import PacketFormat
+from dysharp_env.report.alltoall import ALL_TO_ALL_NS, all_to_all_ns
+from dysharp_env.schedules import LayerRun, load_schedule, simulate
+from dysharp_env.simulator import layout
+from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
+from dysharp_env.workload.workload import contiguous_placement
+
+# The machine of DySHARP, arXiv 2605.05607; the closed forms below are its.
+SYSTEM = "gh200-nvl32"
+NUM_GPUS = 32
+# Communication is all that is looked at, so the GEMMs may as well be short.
+COMPUTE_SCALE = 0.001
+# Random routing at this size keeps R within 0.3 % of its expectation.
+TOKENS_PER_GPU = 128
+COUNTED = (
+    layout.DISPATCH_DATA,
+    layout.DISPATCH_ACK,
+    layout.COMBINE_REQUEST,
+    layout.COMBINE_DATA,
+    layout.COMBINE_ACK,
+)
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """One comparison.
+
+    Attributes:
+        group: What the row is compared with.
+        name: What is compared, with its unit.
+        expected, simulated: The two values.
+        role: ``exact`` (must agree but for rounding), ``set`` (a parameter was chosen to meet it) or ``predicted``.
+        tolerance: Largest difference that passes, in the unit of the values.
+    """
+
+    group: str
+    name: str
+    expected: float
+    simulated: float
+    role: Literal["exact", "set", "predicted"]
+    tolerance: float
+
+    @property
+    def error_pct(self) -> float:
+        """Simulated over expected, less one, in percent."""
+        return 100.0 * (self.simulated - self.expected) / self.expected
+
+    @property
+    def passes(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return abs(self.simulated - self.expected) <= self.tolerance
+
+    def record(self) -> dict[str, Any]:
+        """Returns the row as one item of ``rows`` in a JSON result."""
+        return {
+            "group": self.group,
+            "name": self.name,
+            "expected": self.expected,
+            "simulated": self.simulated,
+            "error_pct": self.error_pct,
+            "role": self.role,
+            "pass": self.passes,
+        }
+
+
+def validation_rows(seed: int = 0) -> Iterator[ValidationRow]:
+    """Yields every row, simulating as it goes; ``seed`` draws the random routing."""
+    for section in (_useless_traffic, _bytes_saved):
+        yield from section(seed)
+    for exact_section in (_payload_efficiency, _merged_gain, _unicast_rate, _all_to_all):
+        yield from exact_section()
+
+
+def expected_remote_gpus(experts: int, top_k: int, num_gpus: int) -> float:
+    """Returns the mean R of tokens that choose ``top_k`` experts uniformly, experts spread evenly over the GPUs."""
+    others = experts - experts // num_gpus
+    return (num_gpus - 1) * (1 - comb(others, top_k) / comb(experts, top_k))
+
+
+def _predicted(name: str, expected: float, simulated: float, tolerance: float) -> ValidationRow:
+    """Returns a closed form that random routing meets on average."""
+    return ValidationRow("closed-form", name, expected, simulated, "predicted", tolerance)
+
+
+def _exact(name: str, expected: float, simulated: float, rounding: float = 1e-12) -> ValidationRow:
+    """Returns a closed form that counts must meet; ``rounding`` is relative, and that of floating point by default."""
+    return ValidationRow("closed-form", name, expected, simulated, "exact", rounding * expected)
+
+
+def _run(system: SystemSpec, workload: Workload, schedule: str) -> LayerRun:
+    return simulate(system, workload, load_schedule(schedule), compute_scale=COMPUTE_SCALE)
+
+
+def _counts(run: LayerRun, name: Literal["traffic", "segments"]) -> np.ndarray:
+    """Returns the engine's (gpu, direction, purpose) flits or segments."""
+    return getattr(run.engine.state, name).reshape(-1, 2, layout.NUM_PURPOSES)
+
+
+def _uniform_runs(model: str, top_k: int, seed: int, *schedules: str) -> list[LayerRun]:
+    scenario = ScenarioSpec(
+        system=SYSTEM, gpus=NUM_GPUS, model=model, top_k=top_k, tokens=TOKENS_PER_GPU, routing="uniform"
+    ).build()
+    workload = scenario.draw(seed)
+    return [_run(scenario.system, workload, schedule) for schedule in schedules]
+
+
+def _useless_traffic(seed: int) -> Iterator[ValidationRow]:
+    """Copies that AllGather delivers to GPUs without an expert of the token, over those it delivers where needed."""
+    experts, top_k = load_model("large").experts, 8
+    needed = expected_remote_gpus(experts, top_k, NUM_GPUS)
+    static, unicast = (
+        int(_counts(run, "segments")[:, layout.DOWN, layout.DISPATCH_DATA].sum())
+        for run in _uniform_runs("large", top_k, seed, "nvls", "deepep")
+    )
+    expected = 100 * (NUM_GPUS - 1 - needed) / needed
+    name = f"useless traffic of static NVLS, {experts} experts, {NUM_GPUS} GPUs, top-{top_k}, %"
+    yield _predicted(name, expected, 100 * (static - unicast) / unicast, tolerance=0.01 * expected)
+
+
+def _bytes_saved(seed: int) -> Iterator[ValidationRow]:
+    """Payload that dynamic multimem keeps off the links: 2 (1 + R) vectors a token cross one, rather than 4 R."""
+    for model in ("small", "large"):
+        for top_k in (8, 16, 32):
+            remote = expected_remote_gpus(load_model(model).experts, top_k, NUM_GPUS)
+            unicast, dynamic = (
+                sum(int(run.result().payload_bytes[direction]) for direction in ("up", "down"))  # type: ignore[call-overload]
+                for run in _uniform_runs(model, top_k, seed, "deepep", "dysharp-basic")
+            )
+            expected = 100 * (1 - 2 * (1 + remote) / (4 * remote))
+            name = f"bytes saved by dynamic multimem, {model}, top-{top_k}, %"
+            yield _predicted(name, expected, 100 * (1 - dynamic / unicast), tolerance=0.3)
+
+
+def _workload(layer: LayerSpec, num_gpus: int, topk_ids: np.ndarray, name: str) -> Workload:
+    return Workload(
+        layer, num_gpus, len(topk_ids) // num_gpus, topk_ids, contiguous_placement(layer.experts, num_gpus), name
+    )
+
+
+def _payload_efficiency() -> Iterator[ValidationRow]:
+    """Data flits over all flits, in and out of the switch, of a packet stored to eight GPUs and acknowledged by all."""
+    destinations = 8
+    num_gpus = destinations + 1
+    system = load_system(SYSTEM, num_gpus)
+    layer = load_model("small").with_changes({"experts": num_gpus, "top_k": destinations})
+    home = np.repeat(np.arange(num_gpus), 16)
+    workload = _workload(layer, num_gpus, (home[:, None] + np.arange(1, num_gpus)) % num_gpus, "all to all others")
+    data = system.link.payload_bytes // system.link.flit_bytes
+    # The store goes in once and out to each destination; each acknowledges, and the switch merges that into one.
+    packets, acks = destinations + 1, destinations + 1
+    for schedule, targets, text in (("nvls", 0, ""), ("dysharp-basic", 1, ", with target flits")):
+        run = _run(system, workload, schedule)
+        flits = _counts(run, "traffic")[:, :, [layout.DISPATCH_DATA, layout.DISPATCH_ACK]].sum()
+        payload = _counts(run, "segments")[:, :, layout.DISPATCH_DATA].sum() * run.engine.costs.dispatch_payload_flits
+        expected = 100 * packets * data / (packets * (data + system.link.header_flits + targets) + acks)
+        yield _exact(f"payload efficiency of a packet to 8 GPUs{text}, %", expected, float(100 * payload / flits))
+    # DySHARP, arXiv 2605.05607: eight address flits take the place of one in the request and in the merged response.
+    expected = 100 * packets * data / (packets * (data + 1) + acks + 2 * (8 - 1))
+    explicit = PacketFormat().multicast_efficiency(destinations, address_flits=8)
+    yield _exact("payload efficiency of a packet to 8 GPUs, explicit addressing, %", expected, 100 * explicit)
+
+
+def _merged_gain() -> Iterator[ValidationRow]:
+    """Flits per direction of unicast over those of dynamic multimem, dispatch and combine in flight together.
+
+    A token's uplink carries a store, its acknowledgements, a read request and contributions to others' sums; its
+    downlink copies, a merged acknowledgement, requests and one result. Of every 20 tokens 19 have R = 7 and one R = 6.
+    """
+    period, num_gpus = 20, 16
+    layer = load_model("large").with_changes({"experts": num_gpus * 8, "top_k": 8})
+    remote = np.where(np.arange(period) == 0, 6, 7)
+    topk_ids = np.zeros((num_gpus, period, 8), np.int64)
+    for home in range(num_gpus):
+        for token in range(period):
+            # Experts beyond the first R share those GPUs, so R is exact and every GPU sends and receives alike.
+            places = np.arange(8)
+            gpus = (home + 1 + (token + places % remote[token]) % (num_gpus - 1)) % num_gpus
+            topk_ids[home, token] = gpus * 8 + places
+    workload = _workload(layer, num_gpus, np.tile(topk_ids, (1, 10, 1)).reshape(-1, 8), "R = 6.95")
+    mean = float(remote.mean())
+    for payload_bytes in (128, 256):
+        system = load_system(SYSTEM, num_gpus).with_changes({"link.payload_bytes": payload_bytes})
+        unicast, dynamic = (
+            int(_counts(_run(system, workload, schedule), "traffic")[:, :, COUNTED].sum(axis=(0, 2)).max())
+            for schedule in ("deepep", "dysharp")
+        )
+        data = payload_bytes // system.link.flit_bytes
+        per_direction = 2 * mean * (data + 2)  # two copies of a packet with a header and an acknowledgement
+        up = (data + 2) + mean + 2 + mean * (data + 1)
+        down = mean * (data + 2) + 1 + mean * 2 + (data + 1)
+        expected = per_direction / max(up, down)
+        name = f"gain of merged dynamic multimem in flits, {payload_bytes} B payload, R = {mean}"
+        yield _exact(name, expected, unicast / dynamic)
+
+
+def _unicast_rate() -> Iterator[ValidationRow]:
+    """Payload over the time the links are busy with it, when every GPU sends and receives alike.
+
+    Expected: 8 data flits of 10, the others a header and the acknowledgement of what came the other way: 360 GB/s of
+    450, which is also what NCCL reaches on H100 (NVIDIA/nccl-tests issue 212).
+    """
+    num_gpus = 8
+    system = load_system(SYSTEM, num_gpus)
+    layer = load_model("large").with_changes({"experts": num_gpus, "top_k": num_gpus})
+    topk_ids = np.tile(np.arange(num_gpus), (num_gpus * 256, 1))
+    run = _run(system, _workload(layer, num_gpus, topk_ids, "all to all"), "deepep")
+    payload_bytes = run.result().payload_bytes["up"]
+    busy_s = run.engine.state.gpus["up_busy_ps"].sum() * 1e-12
+    expected = system.link.gbps * 8 / 10
+    name = f"unicast payload rate of {system.link.gbps:g} GB/s"
+    # The engine rounds the time of a segment, some 30 ns, down to a picosecond.
+    yield _exact(name, expected, payload_bytes / 1e9 / float(busy_s), rounding=1e-4)  # type: ignore[operator]
+
+
+def _all_to_all() -> Iterator[ValidationRow]:
+    """Store-and-forward exchanges whose end ASTRA-sim's analytical network gives to the nanosecond."""
+    for (ranks, chunks, chunk_bytes), expected_ns in ALL_TO_ALL_NS.items():
+        name = f"{ranks} ranks, {chunks} chunks of {chunk_bytes} B each way, ns"
+        yield ValidationRow("all-to-all", name, expected_ns, all_to_all_ns(ranks, chunks, chunk_bytes), "exact", 0.0)

@@ -1,0 +1,33 @@
+"""Compiles the engine ahead of its first use, and says so when that takes long enough to be wondered about."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numba import typeof
+
+from dysharp_env.simulator.kernel import advance
+from dysharp_env.simulator.layout import ROOT
+
+NOTICE = "compiling the simulator (once; later runs load it from numba's cache) ..."
+# Loading the compiled engine from its cache takes about a second; a compilation takes many.
+PATIENCE_S = 3.0
+
+
+def ensure_compiled(notify: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
+    """Loads the compiled engine, or compiles it where no cache is found.
+
+    Args:
+        notify: Called once, from another thread, with one line for the user if this takes longer than ``patience_s``.
+            A cache that is there but stale is noticed in the same way as one that is missing.
+        patience_s: Seconds to wait before ``notify``.
+    """
+    timer = threading.Timer(patience_s, notify, (NOTICE,))
+    timer.daemon = True
+    timer.start()
+    try:
+        advance.compile((typeof(np.zeros(1, ROOT)),))
+    finally:
+        timer.cancel()

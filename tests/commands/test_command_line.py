@@ -1,0 +1,250 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dysharp_env import __version__
+from dysharp_env.__main__ import main
+from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
+from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.report import files
+from dysharp_env.report.validation import ValidationRow
+
+TINY = ("--gpus", "4", "--tokens", "16")
+RUN_KEYS = [
+    *("schedule", "makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes"),
+    *("utilisation", "events", "decisions", "wall_s"),
+]
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_simulate_prints_tables(capsys):
+    assert main(["simulate", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("dysharp on 4 GPUs of dgx-h100: deepseek-v2-lite, top-6 of 64 experts, 16 tokens per GPU")
+    for text in ("makespan", "Stages, us", "GEMM-2", "Traffic of all GPUs, MB", "combine request", "busiest GPU"):
+        assert text in out
+
+
+def test_simulate_json_is_all_that_is_printed(capsys):
+    assert main(["simulate", *TINY, "--seed", "3", "--schedule", "deepep", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["schema", "version", "seed", "config", "runs"]
+    assert (document["schema"], document["version"], document["seed"]) == ("dysharp/simulate/1", __version__, 3)
+    assert document["config"]["scenario"]["tokens"] == 16 and document["config"]["system"]["num_gpus"] == 4
+    (run,) = document["runs"]
+    assert list(run) == RUN_KEYS
+    assert run["schedule"] == "deepep" and run["ratio"] == pytest.approx(run["makespan_us"] / run["lower_bound_us"])
+    assert list(run["phases_us"]) == ["dispatch", "gemm1", "gemm2", "combine"]
+    assert run["phases_us"]["combine"][1] == run["makespan_us"]
+    for kind in ("wire_bytes", "payload_bytes"):
+        assert list(run[kind]) == ["up", "down", "by_purpose"]
+        assert run[kind]["up"] + run[kind]["down"] == sum(run[kind]["by_purpose"].values())
+    assert {name: list(use) for name, use in run["utilisation"].items()} == {
+        name: ["mean", "max"] for name in ("uplink", "downlink", "sm", "hbm")
+    }
+
+
+def test_simulate_follows_its_seed(capsys):
+    def makespan_us(seed: int) -> float:
+        main(["simulate", *TINY, "--seed", str(seed), "--json", "-"])
+        return json.loads(capsys.readouterr().out)["runs"][0]["makespan_us"]
+
+    assert makespan_us(0) == makespan_us(0) != makespan_us(1)
+
+
+def test_simulate_writes_every_file(empty_folder, capsys):
+    files = {"json": "r.json", "timeline": "t.json", "csv": "s.csv", "picture": "p.png"}
+    options = [part for option, name in files.items() for part in (f"--{option}", name)]
+    assert main(["simulate", *TINY, *options]) == 0
+    assert sorted(os.listdir()) == sorted(files.values())
+    out = capsys.readouterr().out
+    assert all(f"wrote {name}" in out for name in files.values())
+    assert json.loads((empty_folder / "r.json").read_text())["schema"] == "dysharp/simulate/1"
+    assert (empty_folder / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (empty_folder / "s.csv").read_text().startswith("item,stage,gpu,resource,tokens,expert,start_us,end_us\n")
+    assert "traceEvents" in json.loads((empty_folder / "t.json").read_text())
+
+
+def test_compute_scale_leaves_communication_alone(capsys):
+    busy = []
+    for scale in ("1", "0.001"):
+        main(["simulate", *TINY, "--compute-scale", scale, "--json", "-"])
+        run = json.loads(capsys.readouterr().out)["runs"][0]
+        busy.append(run["utilisation"]["sm"]["mean"] * run["makespan_us"])
+    assert busy[1] < 0.01 * busy[0]
+
+
+def test_compare_runs_every_preset_and_sorts_by_makespan(capsys):
+    assert main(["compare", *TINY]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    table = {cells[1].strip(): [cell.strip() for cell in cells[2:]] for cells in lines}
+    assert set(table) == set(preset_names("schedules"))
+    makespans = [float(cells[0]) for cells in table.values()]
+    assert makespans == sorted(makespans)
+    assert "vs deepep" in out and table["deepep"][2] == "1.000x"
+
+
+def test_compare_json_and_against(capsys):
+    assert main(["compare", *TINY, "--schedule", "nvls", "--schedule", "dysharp", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "dysharp/compare/1" and document["config"]["against"] == "nvls"
+    assert [run["schedule"] for run in document["runs"]] == ["nvls", "dysharp"]
+    assert all(list(run) == RUN_KEYS for run in document["runs"])
+
+
+def test_compare_leaves_out_presets_without_hardware(empty_folder, capsys):
+    import yaml
+
+    from dysharp_env.config import config_root
+
+    system = yaml.safe_load((config_root() / "systems" / "dgx-h100.yaml").read_text())
+    system["switch"] |= {"dispatch_primitives": ["unicast"], "combine_primitives": ["unicast"]}
+    (empty_folder / "plain.yaml").write_text(yaml.safe_dump(system))
+    assert main(["compare", *TINY, "--system", "plain.yaml", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    names = [run["schedule"] for run in json.loads(captured.out)["runs"]]
+    assert "deepep" in names and not {"dysharp", "nvls"} & set(names)
+    assert "left out: schedule='nvls' needs dispatch 'broadcast'" in captured.err
+    assert main(["compare", *TINY, "--system", "plain.yaml", "--schedule", "nvls"]) == 2
+
+
+def test_compare_draws_two_schedules(empty_folder):
+    pair = ("--schedule", "deepep", "--schedule", "dysharp")
+    assert main(["compare", *TINY, *pair, "--picture", "pair.png"]) == 0
+    assert (empty_folder / "pair.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
+    good = ValidationRow("g", "good", 2.0, 2.0, "exact", 0.0)
+    bad = ValidationRow("g", "bad", 2.0, 2.5, "predicted", 0.4)
+    for rows, status in (([good], 0), ([good, bad], 1)):
+        monkeypatch.setattr(validate.validation, "validation_rows", lambda seed, rows=rows: iter(rows))
+        assert main(["validate", "--json", "-"]) == status
+        document = json.loads(capsys.readouterr().out)
+        assert document["schema"] == "dysharp/validate/1"
+        assert [row["pass"] for row in document["rows"]] == [row is good for row in rows]
+    assert document["rows"][1] == {
+        **{"group": "g", "name": "bad", "expected": 2.0, "simulated": 2.5, "error_pct": 25.0},
+        **{"role": "predicted", "pass": False},
+    }
+    assert main(["validate"]) == 1
+    assert "1 of 2 rows pass" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "the following arguments are required: COMMAND; see 'python -m dysharp_env --help'"),
+        (("simulat",), "invalid choice: 'simulat' (choose from"),
+        (("simulate", "--tokns", "3"), "unrecognized arguments: --tokns 3"),
+        (("simulate", "--token", "3"), "unrecognized arguments: --token 3"),
+        (("simulate", "--tokens", "x"), "argument --tokens: invalid int value: 'x'"),
+        (("simulate", "--tokens", "-1"), "tokens=-1: Input should be greater than or equal to 1"),
+        (("simulate", "--tokens", "0"), "tokens=0: Input should be greater than or equal to 1"),
+        (("simulate", "--gpus", "1"), "gpus=1: system 'dgx-h100' allows 2 to 8"),
+        (("simulate", "--gpus", "7"), "7"),
+        (("simulate", "--top-k", "99"), "top_k=99 must be at most experts=64"),
+        (("simulate", "--top-k", "0"), "top_k=0: Input should be greater than or equal to 1"),
+        (("simulate", "--seed", "-3"), "seed=-3 must not be negative"),
+        (("simulate", "--compute-scale", "0"), "compute_scale=0.0: Input should be greater than 0"),
+        (("simulate", "--compute-scale", "nan"), "compute_scale=nan: Input should be a finite number"),
+        (("simulate", "--system", "dgxh100"), "system='dgxh100' is unknown; choose from"),
+        (("simulate", "--model", "smal"), "(did you mean 'small'?)"),
+        (("simulate", "--schedule", "dysharpp"), "(did you mean 'dysharp'?)"),
+        (("simulate", "--schedule", "no.yaml"), "schedule file 'no.yaml' does not exist"),
+        (("simulate", "--schedule", "bad.yaml"), "bad.yaml: unknown key 'chunk_token' (did you mean 'chunk_tokens'?)"),
+        (("simulate", "--schedule", "nvls", "--schedule", "deepep"), "simulate runs one schedule"),
+        (("simulate", "--routing", "zipf"), "routing='zipf' is unknown"),
+        (("simulate", "--routing", "no.npz"), "npz file 'no.npz' does not exist"),
+        (("simulate", "--routing", "cut.npz"), "'cut.npz' is not a whole npz file"),
+        (("simulate", "--placement", "x"), "placement='x' is unknown"),
+        (("simulate", "--layer-index", "99"), "layer_index=99 is not in it"),
+        (("simulate", "--split", "tests"), "argument --split: invalid choice: 'tests'"),
+        (("simulate", "--dispatch-dtype", "fp4"), "invalid choice: 'fp4' (choose from 'bf16', 'fp8')"),
+        (("simulate", "--json", "no/x.json"), "cannot write json='no/x.json': it must be a file in an existing folder"),
+        (("simulate", "--json", "."), "cannot write json='.'"),
+        (("simulate", "--timeline", "x.txt"), "timeline='x.txt' must end in .json"),
+        (("simulate", "--picture", "no/x.png"), "cannot write picture='no/x.png'"),
+        (("compare", "--against", "dysharpp"), "against='dysharpp' is unknown"),
+        (("compare", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
+        (("compare", "--picture", "x.png"), "picture='x.png' shows two schedules"),
+        (("validate", "--seed", "-1"), "seed=-1 must not be negative"),
+        (("validate", "--json", "no/x.json"), "cannot write json='no/x.json'"),
+        (("trace", "info", "no.npz"), "npz file 'no.npz' does not exist"),
+    ],
+)
+def test_mistakes_give_one_line_and_status_2(argv, message, empty_folder, capsys):
+    from dysharp_env.config import config_root
+
+    deepep = (config_root() / "schedules" / "deepep.yaml").read_text()
+    (empty_folder / "bad.yaml").write_text(deepep + "\nchunk_token: 4\n")
+    (empty_folder / "cut.npz").write_bytes(b"PK\x03\x04 half a zip")
+    assert main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+    assert sorted(os.listdir()) == ["bad.yaml", "cut.npz"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(empty_folder, monkeypatch):
+    target = empty_folder / "r.json"
+    target.write_text("old")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(ConfigError, match="^cannot write 'r.json': No space left on device$"):
+        output.write_json("r.json", {"new": 1})
+    assert os.listdir() == ["r.json"] and target.read_text() == "old"
+
+
+def test_not_a_number_is_never_written(empty_folder):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        output.write_json("r.json", {"ratio": float("nan")})
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 2, "error: not enough memory for a layer of this size; use fewer --tokens or --gpus\n"),
+        (ConfigError("two\nlines"), 2, "error: two lines\n"),
+    ],
+)
+def test_run_main_ends_quietly(failure, status, line, capsys):
+    def build_parser():
+        def fail(args):
+            raise failure
+
+        parser = CommandParser()
+        parser.set_defaults(run=fail)
+        return parser
+
+    assert run_main(build_parser, []) == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_closed_pipe_is_not_an_error():
+    code = "import sys; from dysharp_env.commands import *; p = CommandParser();"
+    code += "p.set_defaults(run=lambda args: print('x' * 10**6) or 0); sys.exit(run_main(lambda: p, []))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == PIPE_CLOSED
+
+
+def test_help_and_version(capsys):
+    for argv, text in ((["--version"], __version__), (["simulate", "--help"], "0.001"), (["--help"], "validate")):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 0 and text in capsys.readouterr().out

@@ -1,0 +1,161 @@
+import io
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from dysharp_env.report import gantt
+from dysharp_env.report.schedule import ScheduleTable
+from dysharp_env.report.text import describe_state
+from dysharp_env.report.timeline import chrome_trace
+from dysharp_env.schedules import Exposure, load_schedule, simulate, start
+from dysharp_env.simulator.result import schedule_table
+from dysharp_env.workload import ScenarioSpec
+
+
+def scenario(**changes):
+    options = {"system": "gh200-nvl32", "gpus": 4, "model": "small", "tokens": 96, "routing": "uniform", **changes}
+    built = ScenarioSpec(**options).build()
+    return built.system, built.draw(0)
+
+
+@pytest.fixture(scope="module")
+def logged():
+    return simulate(*scenario(), load_schedule("dysharp"), logging=True)
+
+
+@pytest.fixture(scope="module")
+def unlogged():
+    return simulate(*scenario(), load_schedule("dysharp"))
+
+
+def pixels_of(picture: np.ndarray, stage: str) -> int:
+    colour = [int(gantt.COLOURS[stage][i : i + 2], 16) for i in (1, 3, 5)]
+    return int((picture == colour).all(axis=-1).sum())
+
+
+def test_picture_shows_every_stage(logged):
+    picture = gantt.draw_schedule(logged.engine, "a title", logged.lower_bound_ps / 1e6)
+    assert picture.dtype == np.uint8 and picture.shape[1:] == (1200, 3) and 300 < picture.shape[0] < 800
+    legend_patch = 200  # the legend has all colours whatever is drawn
+    assert all(pixels_of(picture, stage) > 5 * legend_patch for stage in gantt.COLOURS)
+    plain = gantt.draw_schedule(logged.engine)
+    assert plain.shape == picture.shape and (plain != picture).any()
+
+
+def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged):
+    before = unlogged.engine.state.root.copy()
+    picture = gantt.render(unlogged.engine, scale=2.0)
+    assert picture.shape[1] == 2400 and all(pixels_of(picture, stage) > 4000 for stage in gantt.COLOURS)
+    assert (before == unlogged.engine.state.root).all()
+
+
+def test_picture_of_a_running_layer_keeps_its_size():
+    run = start(*scenario(), load_schedule("dysharp"), exposure=Exposure(kinds=("dispatch",)), logging=True)
+    first = gantt.draw_schedule(run.engine)
+    assert run.engine.advance() is not None
+    second = gantt.draw_schedule(run.engine, "", run.lower_bound_ps / 1e6)
+    assert first.shape == second.shape and pixels_of(first, "combine") < 400
+
+
+def test_many_gpus_show_as_their_mean_and_a_few():
+    engine = simulate(*scenario(gpus=16, tokens=8), load_schedule("deepep"), logging=True).engine
+    names = [block.name for block in gantt._blocks(engine, 3, engine.now_ps / 1e6, 1200)]
+    assert names == ["all (mean)", "GPU 0", "GPU 8", "GPU 15"]
+
+
+def test_pair_is_on_one_time_axis(logged):
+    deepep = simulate(*scenario(), load_schedule("deepep"), logging=True)
+    pair = gantt.render_pair(("deepep", deepep.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
+    assert pair.shape[1:] == (1200, 3)
+    blue = (pair == [0x00, 0x72, 0xB2]).all(axis=-1)
+    middle = pair.shape[0] // 2
+    # Both start to dispatch after the same costs, so at the same place.
+    assert blue[:middle].any(axis=0).argmax() == pytest.approx(blue[middle:-60].any(axis=0).argmax(), abs=4)
+
+
+def test_png_holds_the_picture(logged):
+    picture = gantt.draw_schedule(logged.engine)
+    decoded = imread(io.BytesIO(gantt.encode_png(picture)))
+    assert (np.round(decoded[..., :3] * 255).astype(np.uint8) == picture).all()
+
+
+def test_fractions_by_hand():
+    # GPU 1 has [0, 10) in full and [5, 15) by half: 4 of the first 4, 6 + 2.5 of the next 6, 2.5 of the last 10.
+    edges = np.array([0.0, 4.0, 10.0, 20.0])
+    found = gantt._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
+    assert found == pytest.approx(np.array([[0.0, 0.0, 0.0], [1.0, 8.5 / 6, 0.25]]))
+
+
+def test_strips_hold_the_time_that_links_are_busy(logged):
+    engine = logged.engine
+    (uplink, _, downlink) = gantt._logged_use(engine, np.linspace(0, engine.now_ps, 301))
+    rows = engine.state.log[: int(engine.state.root["log_size"][0])]
+    for (_, parts), resource in ((uplink, 0), (downlink, 1)):
+        for gpu in range(4):
+            mine = rows[(rows[:, 0] == resource) & (rows[:, 1] == gpu)]
+            busy = (mine[:, 6] - mine[:, 5]).sum() / engine.now_ps
+            assert sum(used[gpu].mean() for used in parts.values()) == pytest.approx(busy, rel=1e-6)
+
+
+def test_trace_is_valid_and_complete(logged):
+    engine = logged.engine
+    document = json.loads(chrome_trace(engine, "a title"))
+    assert document["otherData"]["title"] == "a title"
+    events = document["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {gpu: f"GPU {gpu}" for gpu in range(4)}
+    lanes = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    expected = {"uplink", "downlink", "reduction unit", "GEMM SMs", "dispatch SMs", "combine SMs"}
+    assert set(lanes.values()) == expected
+    spans = [event for event in events if event["ph"] == "X"]
+    assert {(span["pid"], span["tid"]) for span in spans} == set(lanes)
+    on_uplinks = [span for span in spans if lanes[span["pid"], span["tid"]] == "uplink"]
+    wire = logged.result().wire_bytes["by_purpose"]
+    counted = defaultdict(int)
+    for span in (span for span in spans if lanes[span["pid"], span["tid"]] in ("uplink", "downlink")):
+        counted[span["name"]] += span["args"]["bytes"]
+    assert counted == {"dispatch": wire["dispatch_data"], "combine": wire["combine_data"]}
+    assert max(span["ts"] + span["dur"] for span in spans) == pytest.approx(engine.now_ps / 1e6)
+    assert all(span["pid"] == span["args"]["home GPU"] for span in on_uplinks if span["name"] == "dispatch")
+
+
+def test_trace_lanes_never_hold_two_things_at_once(logged):
+    lanes = defaultdict(list)
+    for event in json.loads(chrome_trace(logged.engine, ""))["traceEvents"]:
+        if event["ph"] == "X":
+            lanes[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+    for spans in lanes.values():
+        spans.sort()
+        assert all(later[0] >= earlier[1] - 1e-6 for earlier, later in zip(spans, spans[1:], strict=False))
+
+
+def test_csv_is_the_schedule_table(unlogged, tmp_path):
+    ScheduleTable.of(unlogged.engine).to_csv(tmp_path / "s.csv")
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    table = schedule_table(unlogged.engine)
+    assert lines[0] == "item,stage,gpu,resource,tokens,expert,start_us,end_us"
+    assert len(lines) == len(table) + 1
+    assert lines[1] == ",".join(str(value) for value in table[0])
+
+
+def test_text_of_a_layer_before_during_and_after():
+    run = start(*scenario(), load_schedule("dysharp"), exposure=Exposure(kinds=("dispatch",)))
+    before = describe_state(run).splitlines()
+    assert before[0] == "t = 0.0 us (0.00 x lower bound), 0/384 tokens combined" and len(before) == 6
+    decision = run.engine.advance()
+    legal = int(decision.mask.sum())
+    assert describe_state(run).splitlines()[0].endswith(f"GPU {decision.gpu} decides: dispatch, {legal} legal answers")
+    while not run.engine.done:
+        run.engine.decide(0)
+        run.engine.advance()
+    after = describe_state(run).splitlines()
+    assert after[0].endswith("384/384 tokens combined, done")
+    assert all(line.count("100%") == 5 for line in after[2:])
+
+
+def test_text_of_many_gpus_is_cut():
+    run = simulate(*scenario(gpus=32, tokens=4), load_schedule("deepep"))
+    assert describe_state(run).endswith("... and 16 more GPUs")
