@@ -12,7 +12,7 @@ import math
 from numba import njit
 
 from dysharp_env.simulator.fabric import down_flits, up_flits, wire_ps
-from dysharp_env.simulator.gpu import is_pull
+from dysharp_env.simulator.groups import is_pull
 from dysharp_env.simulator.layout import (
     COMBINE,
     CONTEXT,

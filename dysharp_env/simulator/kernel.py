@@ -10,30 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from dysharp_env.simulator.combine import issue_combine, item_ready, reach_combine, relist_units, requested, take_unit
 from dysharp_env.simulator.decisions import decide
+from dysharp_env.simulator.dispatch import acknowledged, arrive, issue_token, reach_dispatch, take_chunk
 from dysharp_env.simulator.events import pop
 from dysharp_env.simulator.fabric import input_next, port_pump, switch_arrive, uplink_enqueue, uplink_pump
-from dysharp_env.simulator.gpu import (
-    acknowledged,
-    arrive,
-    blocks_end,
-    close_tile,
-    is_target,
-    issue_combine,
-    issue_dispatch,
-    issue_local,
-    item_ready,
-    mark_dirty,
-    notified,
-    reach_combine,
-    reach_dispatch,
-    relist_units,
-    requested,
-    start_blocks,
-    start_row,
-    take_unit,
-    tile_ready,
-)
+from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
+from dysharp_env.simulator.groups import mark_dirty
 from dysharp_env.simulator.layout import (
     ASK,
     COMBINE,
@@ -56,11 +39,9 @@ from dysharp_env.simulator.layout import (
     EV_UPLINK,
     GEMM,
     GROW,
-    NO_TIME,
     NOTHING,
     SPLIT,
     STUCK,
-    UNICAST,
 )
 from dysharp_env.simulator.views import (
     Root,
@@ -104,57 +85,6 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
             g.tokens_sent += 1
             g.pair_pos = NOTHING
         g.chunk = NOTHING
-
-
-@njit(cache=True)
-def take_chunk(s: Root, gpu: int, chunk: int) -> None:
-    """Makes a chunk the one its GPU dispatches and takes it off the unsent list."""
-    g = gpus(s)[gpu]
-    ch = chunks(s)[chunk]
-    g.chunk = chunk
-    g.chunk_pos = ch.first
-    g.pair_pos = NOTHING
-    ch.start_ps = s.now_ps
-    if ch.prev == NOTHING:
-        g.unsent_head = ch.next
-    else:
-        chunks(s)[ch.prev].next = ch.next
-    if ch.next != NOTHING:
-        chunks(s)[ch.next].prev = ch.prev
-
-
-@njit(cache=True)
-def issue_token(s: Root, gpu: int, token: int) -> bool:
-    """Issues a token's copies as far as packets in flight allow; False if some are left."""
-    g = gpus(s)[gpu]
-    tok = tokens(s)[token]
-    if g.pair_pos == NOTHING:
-        if tok.acks_left > 0 and s.dispatch_primitive != UNICAST and not has_room(s, gpu):
-            return False
-        g.pair_pos = tok.pair0
-        tok.dispatch_start = s.now_ps
-        if s.dispatch_first == NO_TIME:
-            s.dispatch_first = s.now_ps
-        issue_local(s, token)
-        if s.dispatch_primitive != UNICAST:
-            if tok.acks_left > 0:
-                issue_dispatch(s, gpu, 2 * s.num_pairs + token)
-            return True
-    end = tokens(s)[token + 1].pair0
-    while g.pair_pos < end:
-        if is_target(s, g.pair_pos):
-            if not has_room(s, gpu):
-                return False
-            issue_dispatch(s, gpu, g.pair_pos)
-        g.pair_pos += 1
-    return True
-
-
-@njit(cache=True)
-def has_room(s: Root, gpu: int) -> bool:
-    """Returns whether dispatch may put another vector in flight; one that is larger than the limit goes alone."""
-    g = gpus(s)[gpu]
-    return g.dispatch_in_flight == 0 or g.dispatch_in_flight + s.dispatch_packets <= s.dispatch_window
 
 
 @njit(cache=True)

@@ -67,8 +67,8 @@ def test_a_busy_uplink_sets_it():
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 4000, lambda gpu: 1 - gpu)
     costs = Costs.of(system, workload.layer, 1e-6)
-    # A vector is 2048 B: 16 packets, 144 flits. Up go a store, the ack of the one received (16 flits), and a partial sum
-    # of the other GPU's token: 304 flits of 16 B at 450 GB/s. Down come a store and a sum. One launch, two hops.
+    # A vector is 2048 B: 16 packets, 144 flits. Up go a store, the ack of the one received (16 flits), and a partial
+    # sum of the other GPU's token: 304 flits of 16 B at 450 GB/s. Down come a store and a sum. One launch, two hops.
     store_ps, ack_ps = 144 * 16 * 1000 // 450, 16 * 16 * 1000 // 450
     expected = costs.launch_ps + 4000 * (2 * store_ps + ack_ps) + 500_000
     assert lower_bound_ps(system, workload, costs) == expected

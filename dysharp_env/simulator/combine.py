@@ -1,0 +1,219 @@
+"""Combine: when a token or partial sum is ready, what an SM group issues for it, and how it comes home.
+
+A pull is issued by the token's home GPU once all experts are done, and the sum comes back through the switch. A push is
+issued by an expert GPU once its own part is done, and home counts what has come.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dysharp_env.simulator.events import push
+from dysharp_env.simulator.fabric import charge_down, charge_up, target_flits, uplink_enqueue
+from dysharp_env.simulator.groups import is_pull, mark_dirty, translate, use_hbm
+from dysharp_env.simulator.layout import (
+    COMBINE,
+    COMBINE_ACK,
+    COMBINE_REQUEST,
+    EV_ACK,
+    EV_READY,
+    EV_REQUEST,
+    EV_RESPOND,
+    NO_TIME,
+    NOTHING,
+    PULL_REDUCE,
+    PUSH_UNICAST,
+    REDUCE_SCATTER,
+)
+from dysharp_env.simulator.views import Root, gpus, item_next, nodes, pairs, tokens, units
+
+
+@njit(cache=True)
+def expert_done(s: Root, token: int) -> None:
+    """Counts one finished expert of a token at its home GPU; with the last one the token may be combined."""
+    tok = tokens(s)[token]
+    g = gpus(s)[token // s.tokens_per_gpu]
+    tok.experts_done += 1
+    if tok.experts_done == 1 and s.notify:
+        g.outputs_live += 1
+    if tok.experts_done == s.top_k:
+        if s.notify and g.outputs_live > s.or_entries:
+            push(s, s.now_ps + s.memory_ps, EV_READY, token, 0)
+        else:
+            item_ready(s, tok.chunk, token, token // s.tokens_per_gpu)
+
+
+@njit(cache=True)
+def partial_ready(s: Root, pair: int) -> None:
+    """Makes one GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
+    token = pairs(s)[pair].token
+    gpu = pairs(s)[pair].gpu
+    if gpu == token // s.tokens_per_gpu:
+        if tokens(s)[token].combine_start == NO_TIME:
+            tokens(s)[token].combine_start = s.now_ps
+        deliver(s, token, 1)
+    else:
+        item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + tokens(s)[token].chunk, pair, gpu)
+
+
+@njit(cache=True)
+def list_unit(s: Root, gpu: int, unit: int) -> None:
+    """Puts a unit at the end of its GPU's list of ready units."""
+    g = gpus(s)[gpu]
+    u = units(s)[unit]
+    u.listed = 1
+    u.prev = g.ready_tail
+    u.next = NOTHING
+    if g.ready_tail == NOTHING:
+        g.ready_head = unit
+    else:
+        units(s)[g.ready_tail].next = unit
+    g.ready_tail = unit
+
+
+@njit(cache=True)
+def relist_units(s: Root, gpu: int) -> None:
+    """Puts ready units in the order in which a combine kernel that starts late walks its buffer.
+
+    Chunk after chunk; pushed partial sums go to one home GPU after the other, from the neighbour on, so that senders
+    do not meet at one downlink.
+    """
+    g = gpus(s)[gpu]
+    g.ready_head = NOTHING
+    g.ready_tail = NOTHING
+    for place in range(s.chunks_per_gpu):
+        if is_pull(s):
+            unit = gpu * s.chunks_per_gpu + place
+            if units(s)[unit].listed:
+                list_unit(s, gpu, unit)
+        else:
+            for offset in range(1, s.num_gpus):
+                home = (gpu + offset) % s.num_gpus
+                unit = (gpu * s.num_gpus + home) * s.chunks_per_gpu + place
+                if units(s)[unit].listed:
+                    list_unit(s, gpu, unit)
+
+
+@njit(cache=True)
+def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
+    """Adds a token or partial sum to the unit it is combined with, and lists the unit if it was empty."""
+    g = gpus(s)[gpu]
+    u = units(s)[unit]
+    item_next(s)[item] = NOTHING
+    if u.head == NOTHING:
+        u.head = item
+    else:
+        item_next(s)[u.tail] = item
+    u.tail = item
+    u.count += 1
+    if u.listed == 0:
+        u.ready_ps = s.now_ps
+        list_unit(s, gpu, unit)
+    g.items_waiting -= 1
+    g.hold_combine = 0
+    mark_dirty(s, COMBINE, gpu)
+
+
+@njit(cache=True)
+def take_unit(s: Root, gpu: int, unit: int) -> None:
+    """Moves everything that is ready in a unit to the combine group's queue, and unlists it."""
+    g = gpus(s)[gpu]
+    u = units(s)[unit]
+    if g.issue_head == NOTHING:
+        g.issue_head = u.head
+    else:
+        item_next(s)[g.issue_tail] = u.head
+    g.issue_tail = u.tail
+    if u.prev == NOTHING:
+        g.ready_head = u.next
+    else:
+        units(s)[u.prev].next = u.next
+    if u.next == NOTHING:
+        g.ready_tail = u.prev
+    else:
+        units(s)[u.next].prev = u.prev
+    u.head = NOTHING
+    u.tail = NOTHING
+    u.count = 0
+    u.listed = 0
+
+
+@njit(cache=True)
+def issue_combine(s: Root, gpu: int, item: int) -> None:
+    """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
+    token = item if is_pull(s) else pairs(s)[item].token
+    tok = tokens(s)[token]
+    if s.combine_first == NO_TIME:
+        s.combine_first = s.now_ps
+    if tok.combine_start == NO_TIME:
+        tok.combine_start = s.now_ps
+    g = gpus(s)[gpu]
+    if not is_pull(s):
+        g.combine_in_flight += s.combine_packets
+        use_hbm(s, gpu, pairs(s)[item].num_experts * s.token_out_bytes)
+        uplink_enqueue(s, gpu, s.num_pairs + item)
+        return
+    if tok.pieces_left == 0:
+        complete(s, token)
+        return
+    g.combine_in_flight += s.combine_packets
+    targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
+    charge_up(s, gpu, s.combine_packets * (s.request_flits + target_flits(s, targets)), COMBINE_REQUEST)
+    end = tokens(s)[token + 1].pair0
+    for pair in range(tok.pair0, end):
+        if pairs(s)[pair].gpu != gpu and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER):
+            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, pair, 0)
+
+
+@njit(cache=True)
+def requested(s: Root, pair: int) -> None:
+    """Reads a partial sum that the home GPU has asked for."""
+    gpu = pairs(s)[pair].gpu
+    delay_ps = s.memory_ps
+    targets = 0
+    if s.combine_primitive == PULL_REDUCE:
+        targets = pairs(s)[pair].num_experts
+        delay_ps += translate(s, pair)
+    charge_down(s, gpu, s.combine_packets * (s.request_flits + target_flits(s, targets)), COMBINE_REQUEST)
+    # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
+    use_hbm(s, gpu, max(pairs(s)[pair].num_experts, 1) * s.token_out_bytes)
+    push(s, s.now_ps + delay_ps, EV_RESPOND, pair, 0)
+
+
+@njit(cache=True)
+def deliver(s: Root, token: int, pieces: int) -> None:
+    """Adds partial sums to a token's result; with the last one the token is combined."""
+    tok = tokens(s)[token]
+    tok.pieces_left -= pieces
+    if tok.pieces_left > 0:
+        return
+    if is_pull(s):
+        home = token // s.tokens_per_gpu
+        gpus(s)[home].combine_in_flight -= s.combine_packets
+        mark_dirty(s, COMBINE, home)
+    complete(s, token)
+
+
+@njit(cache=True)
+def complete(s: Root, token: int) -> None:
+    """Ends a token: its result is at home."""
+    g = gpus(s)[token // s.tokens_per_gpu]
+    tokens(s)[token].combine_end = s.now_ps
+    s.combine_last = s.now_ps
+    s.tokens_left -= 1
+    g.combined += 1
+    if s.notify:
+        g.outputs_live -= 1
+
+
+@njit(cache=True)
+def reach_combine(s: Root, node: int) -> None:
+    """Takes a partial or reduced sum in at its home GPU."""
+    pair = node - s.num_pairs
+    token = node - 2 * s.num_pairs if node >= 2 * s.num_pairs else pairs(s)[pair].token
+    home = token // s.tokens_per_gpu
+    if not is_pull(s):
+        charge_up(s, home, s.combine_packets * s.ack_flits, COMBINE_ACK)
+        if s.combine_primitive == PUSH_UNICAST:
+            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
+    deliver(s, token, nodes(s)[node].pieces)

@@ -1,0 +1,256 @@
+"""GEMM rows: tiles that close, expert weights in L2, thread blocks on SMs, and who learns of a finished row."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dysharp_env.simulator.combine import expert_done, partial_ready
+from dysharp_env.simulator.events import push
+from dysharp_env.simulator.fabric import charge_down, charge_up, log_row
+from dysharp_env.simulator.groups import is_pull, mark_dirty, use_hbm
+from dysharp_env.simulator.layout import (
+    EV_BLOCKS,
+    EV_GATE,
+    EV_NOTIFY,
+    EV_TILE,
+    GATE_PHASE,
+    GEMM,
+    LOG_SM,
+    NO_TIME,
+    NOTHING,
+    NOTIFY,
+)
+from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, pairs, tiles
+
+
+@njit(cache=True)
+def row_ready(s: Root, gpu: int) -> int:
+    """Counts one more row for a GPU's GEMM group and returns its place in the order of readiness."""
+    g = gpus(s)[gpu]
+    g.hold_gemm = 0
+    s.ready_sequence += 1
+    mark_dirty(s, GEMM, gpu)
+    return s.ready_sequence
+
+
+@njit(cache=True)
+def tile_ready(s: Root, tile: int) -> None:
+    """Makes a tile's GEMM-1 row ready."""
+    x = experts(s)[tiles(s)[tile].expert]
+    x.ready1 += 1
+    tiles(s)[tile].ready1_ps = s.now_ps
+    tiles(s)[tile].ready1_seq = row_ready(s, x.gpu)
+
+
+@njit(cache=True)
+def close_tile(s: Root, expert: int) -> None:
+    """Ends an expert's open tile; it is ready now, or a memory latency later if its status entry has spilled."""
+    x = experts(s)[expert]
+    tile = x.tile0 + x.tiles_open - 1
+    tiles(s)[tile].count = x.open_count
+    x.open_count = 0
+    spilled = gpus(s)[x.gpu].tiles_live > s.ts_entries
+    # Tiles of one expert become ready in the order in which they closed.
+    x.ready_ps = max(x.ready_ps, s.now_ps + (s.memory_ps if spilled else 0))
+    if x.ready_ps == s.now_ps:
+        tile_ready(s, tile)
+    else:
+        push(s, x.ready_ps, EV_TILE, tile, 0)
+
+
+@njit(cache=True)
+def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
+    """Drops the least recently used expert matrices of a GPU until ``need_bytes`` fit in L2."""
+    g = gpus(s)[gpu]
+    while g.l2_used_bytes + need_bytes > s.l2_bytes and g.l2_used_bytes > 0:
+        oldest = NOTHING
+        stage = 1
+        stamp = g.l2_stamp + 1
+        for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+            x = experts(s)[gpu_experts(s)[i]]
+            if x.resident1 > 0 and x.used1 < stamp:
+                stamp = x.used1
+                oldest = gpu_experts(s)[i]
+                stage = 1
+            if x.resident2 > 0 and x.used2 < stamp:
+                stamp = x.used2
+                oldest = gpu_experts(s)[i]
+                stage = 2
+        x = experts(s)[oldest]
+        if stage == 1:
+            g.l2_used_bytes -= x.resident1
+            x.resident1 = 0
+        else:
+            g.l2_used_bytes -= x.resident2
+            x.resident2 = 0
+
+
+@njit(cache=True)
+def fetch_weights(s: Root, expert: int, stage: int) -> int:
+    """Returns when an expert's matrix is in L2, reading it from HBM if it is not.
+
+    A matrix larger than L2 counts as filling it: rows of one expert that follow each other walk its panels together,
+    but nothing else stays.
+    """
+    x = experts(s)[expert]
+    g = gpus(s)[x.gpu]
+    g.l2_stamp += 1
+    resident = x.resident1 if stage == 1 else x.resident2
+    weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
+    if resident == 0:
+        size = min(weight_bytes, s.l2_bytes)
+        evict_weights(s, x.gpu, size)
+        g.l2_used_bytes += size
+        done_ps = use_hbm(s, x.gpu, weight_bytes)
+        if stage == 1:
+            x.resident1 = size
+            x.weights1_ps = done_ps
+        else:
+            x.resident2 = size
+            x.weights2_ps = done_ps
+    if stage == 1:
+        x.used1 = g.l2_stamp
+        return x.weights1_ps
+    x.used2 = g.l2_stamp
+    return x.weights2_ps
+
+
+@njit(cache=True)
+def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
+    """Takes a row out of the ready rows and gives it to the GEMM group; SMs take its thread blocks as they are free."""
+    g = gpus(s)[gpu]
+    t = tiles(s)[tile]
+    x = experts(s)[t.expert]
+    g.row_tile = tile
+    g.row_stage = stage
+    t.inputs_ps = fetch_weights(s, t.expert, stage)
+    if stage == 1:
+        x.started1 += 1
+        t.left = s.blocks1
+        t.start1 = s.now_ps
+        if s.gemm1_first == NO_TIME:
+            s.gemm1_first = s.now_ps
+        t.inputs_ps = max(t.inputs_ps, use_hbm(s, gpu, t.count * s.token_in_bytes))
+        use_hbm(s, gpu, t.count * s.token_mid_bytes)
+    else:
+        # Rows of GEMM-2 are queued in the order in which their GEMM-1 rows ended, so this one is the expert's first.
+        x.row2_head = t.next
+        t.left = s.blocks2
+        t.start2 = s.now_ps
+        if s.gemm2_first == NO_TIME:
+            s.gemm2_first = s.now_ps
+        t.inputs_ps = max(t.inputs_ps, use_hbm(s, gpu, t.count * s.token_mid_in_bytes))
+        use_hbm(s, gpu, t.count * s.token_out_bytes)
+
+
+@njit(cache=True)
+def start_blocks(s: Root, gpu: int) -> None:
+    """Puts thread blocks of the current row on all free SMs."""
+    g = gpus(s)[gpu]
+    t = tiles(s)[g.row_tile]
+    count = min(g.free_sms, t.left)
+    granules = (t.count + s.row_granularity - 1) // s.row_granularity
+    block_ps = granules * (s.granule1_ps if g.row_stage == 1 else s.granule2_ps)
+    # A block cannot end before its weights and tokens have come from HBM; its SM waits for them.
+    end_ps = max(s.now_ps + block_ps, t.inputs_ps)
+    g.free_sms -= count
+    t.left -= count
+    t.running += count
+    g.sm_busy_ps += count * (end_ps - s.now_ps)
+    log_row(s, LOG_SM, gpu, g.row_stage, g.row_tile, count, s.now_ps, end_ps)
+    push(s, end_ps, EV_BLOCKS, g.row_tile, count * 2 + g.row_stage - 1)
+    if t.left == 0:
+        g.row_tile = NOTHING
+
+
+@njit(cache=True)
+def end_first_kernel(s: Root, gpu: int) -> None:
+    """Opens a GPU's GEMM-2 behind a kernel boundary: its GEMM-1 is over, and what it dispatched is stored."""
+    g = gpus(s)[gpu]
+    if s.gate2 != GATE_PHASE or g.gate2_asked or g.slots1_left > 0:
+        return
+    if g.tokens_sent == s.tokens_per_gpu and g.dispatch_in_flight == 0:
+        g.gate2_asked = 1
+        push(s, s.now_ps + s.pay2_ps, EV_GATE, 2, gpu)
+
+
+@njit(cache=True)
+def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
+    """Makes the GEMM-2 row of a tile ready."""
+    t = tiles(s)[tile]
+    x = experts(s)[t.expert]
+    t.next = NOTHING
+    if x.row2_head == NOTHING:
+        x.row2_head = tile
+    else:
+        tiles(s)[x.row2_tail].next = tile
+    x.row2_tail = tile
+    t.ready2_ps = s.now_ps
+    t.ready2_seq = row_ready(s, gpu)
+    gpus(s)[gpu].slots1_left -= t.count
+    end_first_kernel(s, gpu)
+
+
+@njit(cache=True)
+def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
+    """Makes the results of a tile known: to this GPU's combine group (push) or to the home GPUs (pull)."""
+    t = tiles(s)[tile]
+    gpus(s)[gpu].tiles_live -= 1
+    gpus(s)[gpu].slots2_left -= t.count
+    s.slots2_left -= t.count
+    pull = is_pull(s)
+    num_remote = 0
+    for i in range(t.first, t.first + t.count):
+        pair = arrived_pair(s)[i]
+        q = pairs(s)[pair]
+        q.experts_done += 1
+        if not pull:
+            if q.experts_done == q.num_experts:
+                partial_ready(s, pair)
+        elif s.notify and q.token // s.tokens_per_gpu != gpu:
+            num_remote += 1
+        else:
+            expert_done(s, q.token)
+    if num_remote > 0:
+        # One counter update per token: a header flit and a flit of data.
+        charge_up(s, gpu, 2 * num_remote, NOTIFY)
+        push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
+    if s.slots2_left == 0 and s.gate3 == GATE_PHASE:
+        push(s, s.now_ps + s.pay3_ps, EV_GATE, 3, NOTHING)
+
+
+@njit(cache=True)
+def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
+    """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
+    t = tiles(s)[tile]
+    gpu = experts(s)[t.expert].gpu
+    g = gpus(s)[gpu]
+    g.free_sms += count
+    g.hold_gemm = 0
+    t.running -= count
+    mark_dirty(s, GEMM, gpu)
+    if t.running == 0 and t.left == 0:
+        if stage == 1:
+            t.end1 = s.now_ps
+            s.gemm1_last = s.now_ps
+            finish_gemm1(s, tile, gpu)
+        else:
+            t.end2 = s.now_ps
+            s.gemm2_last = s.now_ps
+            finish_gemm2(s, tile, gpu)
+
+
+@njit(cache=True)
+def notified(s: Root, tile: int, gpu: int) -> None:
+    """Counts a finished GEMM-2 row at the home GPUs of its tokens, and acknowledges the updates."""
+    t = tiles(s)[tile]
+    num_remote = 0
+    for i in range(t.first, t.first + t.count):
+        token = pairs(s)[arrived_pair(s)[i]].token
+        home = token // s.tokens_per_gpu
+        if home != gpu:
+            num_remote += 1
+            charge_down(s, home, 2, NOTIFY)
+            charge_up(s, home, s.ack_flits, NOTIFY)
+            expert_done(s, token)
+    charge_down(s, gpu, num_remote * s.ack_flits, NOTIFY)
