@@ -12,8 +12,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from numba import config
+import numba
+
+# Settings are module attributes that numba makes at run time, which a type checker cannot see.
+config: Any = numba.config
 
 _ROOM = Path(__file__).resolve().parent
 
