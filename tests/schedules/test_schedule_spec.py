@@ -65,7 +65,7 @@ def test_a_system_without_the_primitive_or_the_sms_refuses():
 def test_rules_become_weights_by_feature_name():
     program = load_schedule("dysharp-l2").program(load_system("dgx-h100"))
     gemm = program.weights[layout.GEMM]
-    assert gemm[layout.F_L2] == 2.0 and gemm[layout.F_GEMM2] == 1.0
+    assert gemm[layout.F_L2] == 1.0 and gemm[layout.F_GEMM2] == 1.0
     assert np.count_nonzero(program.weights) == 2
 
 
