@@ -337,7 +337,7 @@ def close_accumulator(s: Root, port: int, token: int, node: int) -> None:
     tok.open = 0
     q.slots_draining += s.combine_packets
     nodes(s)[node].pieces = tok.open_count
-    nodes(s)[node].tail_ps = tok.release_ps
+    nodes(s)[node].tail_ps = tok.sum_ps
     downlink = port - s.num_gpus
     port_append(s, downlink, RESPONSE, s.num_gpus, node)
     port_wake(s, downlink, max(s.now_ps, ports(s)[downlink].free_ps))
@@ -391,7 +391,7 @@ def reduce_start(s: Root, port: int, node: int) -> None:
         push(s, end_ps + s.hop_ps, EV_ACK, node, 0)
     tok.open_count += 1
     tok.open_pair = pair
-    tok.release_ps = end_ps + s.cycle_ps
+    tok.sum_ps = end_ps + s.cycle_ps
     tok.contributions_left -= 1
     if tok.contributions_left == 0:
         close_accumulator(s, port, token, 2 * s.num_pairs + token)

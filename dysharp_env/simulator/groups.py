@@ -56,7 +56,7 @@ def translate(s: Root, pair: int) -> int:
     delay_ps = 0
     first = pairs(s)[pair].slot0
     for slot in range(first, first + pairs(s)[pair].num_experts):
-        if slot_tlb(s)[slot] == NOTHING or g.tlb_sequence - slot_tlb(s)[slot] >= s.al_entries:
+        if slot_tlb(s)[slot] == NOTHING or g.tlb_sequence - slot_tlb(s)[slot] > s.al_entries:
             delay_ps = s.memory_ps
             slot_tlb(s)[slot] = g.tlb_sequence
             g.tlb_sequence += 1

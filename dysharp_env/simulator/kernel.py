@@ -259,7 +259,7 @@ def advance(roots: np.ndarray) -> int:
             return ASK
         s.pending_kind = NOTHING
     while True:
-        while s.dirty_size > 0:
+        while s.dirty_size > 0 and not s.serving:
             if needs_room(s):
                 return GROW
             group = dirty_ring(s)[s.dirty_head]
@@ -277,14 +277,18 @@ def advance(roots: np.ndarray) -> int:
                 g.dirty3 = 0
             if pump(s, kind, gpu):
                 return ASK
-        if s.tokens_left == 0:
-            return DONE
-        if s.heap_size == 0:
-            return STUCK
-        s.now_ps = event_heap(s)[0, 0]
+        if not s.serving:
+            if s.tokens_left == 0:
+                return DONE
+            if s.heap_size == 0:
+                return STUCK
+            s.now_ps = event_heap(s)[0, 0]
+        # An instant that had to stop for room goes on with its events before any group acts.
+        s.serving = 1
         while s.heap_size > 0 and event_heap(s)[0, 0] == s.now_ps:
             if needs_room(s):
                 return GROW
             kind, a, b = pop(s)
             s.events += 1
             serve(s, kind, a, b)
+        s.serving = 0

@@ -95,7 +95,7 @@ _PARAMETERS = (
 )
 
 _COUNTERS = (
-    "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size pending_kind "
+    "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size serving pending_kind "
     "pending_gpu num_candidates num_legal choice ready_sequence arrivals_left slots2_left tokens_left split_done "
     "dispatch_first dispatch_last gemm1_first gemm1_last gemm2_first gemm2_last combine_first combine_last "
     "evictions"
@@ -123,7 +123,7 @@ TURN = _record("head tail")
 PORT = _record("free_ps wake last_class queued_flits slots_used slots_draining open_head open_tail stalled_node")
 
 TOKEN = _record(
-    "pair0 experts_done acks_left replicas_left release_ps pieces_left open open_count open_prev open_next "
+    "pair0 experts_done acks_left replicas_left release_ps sum_ps pieces_left open open_count open_prev open_next "
     "open_pair contributions_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
 )
 

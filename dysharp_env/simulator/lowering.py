@@ -252,7 +252,11 @@ def _root(
     per_sm = costs.in_flight_packets_per_sm
     dispatch_window = min(program.dispatch_sms * per_sm, UNLIMITED)
     combine_window = min(program.combine_sms * per_sm, UNLIMITED)
-    combine_burst = min(tokens_per_gpu * num_gpus, combine_window // costs.combine_packets + 1)
+    # The most vectors one group may put in flight at once, under the most generous split.
+    most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _ in program.splits)])
+    most_combine = max([program.combine_sms, *(combine for _, combine in program.splits)])
+    dispatch_burst = min(tokens_per_gpu * num_gpus, most_dispatch * per_sm // costs.dispatch_packets + 1)
+    combine_burst = min(tokens_per_gpu * num_gpus, most_combine * per_sm // costs.combine_packets + 1)
     ruled = sum(1 << kind for kind in range(4) if program.weights[kind].any())
     looks = sum(1 << kind for kind in range(4) if program.weights[kind, list(layout.LOOKED_UP)].any())
     values = {
@@ -328,9 +332,14 @@ def _root(
         "ruled": ruled,
         "looks": looks,
         "scale_ps": max(1, scale_ps),
-        # The most events one step can add: a GPU's local copies, or the requests of all tokens it may have in flight.
-        "heap_margin": tokens_per_gpu + combine_burst * num_gpus + 4 * num_gpus + num_sms + 64,
-        "log_margin": 4 * num_gpus + num_sms + 64,
+        # The most events one step can add: a GPU's local copies and the stores it may have in flight, the requests of
+        # all sums it may have in flight, or the tokens of one tile becoming ready; and a few for whatever wakes.
+        "heap_margin": max(tokens_per_gpu + 2 * dispatch_burst, combine_burst * num_gpus, layer.tile_tokens)
+        + 4 * num_gpus
+        + 2 * layer.top_k
+        + num_sms
+        + 64,
+        "log_margin": 2 * dispatch_burst + 2 * combine_burst + 4 * num_gpus + num_sms + 64,
         "logging": logging,
     }
     root = np.zeros(1, layout.ROOT)

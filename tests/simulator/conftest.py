@@ -1,0 +1,170 @@
+"""Random small layers, machines and programs that together reach every branch of the model."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.twin import Twin
+from dysharp_env.system import SystemSpec
+from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.workload import Workload
+
+
+class Case(NamedTuple):
+    """What an engine or twin is made of."""
+
+    workload: Workload
+    costs: Costs
+    program: Program
+    num_sms: int
+    scale_ps: int
+
+    def engine(self, logging: bool = True) -> Engine:
+        return Engine(*self, logging=logging)
+
+    def twin(self) -> Twin:
+        return Twin(*self)
+
+    def with_program(self, **changes) -> "Case":
+        values = {name: getattr(self.program, name) for name in Program.__dataclass_fields__}
+        return self._replace(program=Program(**{**values, **changes}))
+
+
+def draw_system(rng: np.random.Generator, num_gpus: int) -> SystemSpec:
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    payload_bytes = pick(128, 256)
+    header_flits = pick(0, 1, 2)
+    packet_flits = header_flits + payload_bytes // 16
+    return SystemSpec(
+        name="random",
+        num_gpus=num_gpus,
+        gpu={
+            "num_sms": int(rng.integers(4, 24)),
+            "bf16_tflops": pick(0.1, 1.0, 20.0),
+            "fp8_tflops": pick(0.2, 2.0, 40.0),
+            "gemm_efficiency": 0.7,
+            "hbm_gbps": pick(20.0, 333.3, 3350.0),
+            "l2_mb": pick(0.01, 0.1, 50.0),
+            "memory_latency_ns": pick(0, 1, 400),
+            "multimem_queue_entries": pick(0, 1, 4, 32),
+            "multimem_access_bytes": pick(128, 512),
+            "al_tlb_entries": pick(1, 2, 5, 512),
+            "tile_status_entries": pick(1, 2, 1024),
+            "output_readiness_entries": pick(1, 3, 1024),
+            "block_n": pick(64, 128),
+            "row_granularity": pick(1, 4, 64),
+        },
+        link={
+            "gbps": pick(25.0, 333.3, 450.0),
+            "planes": pick(1, 1, 4),
+            "latency_ns": pick(0, 0.5, 250),
+            "payload_bytes": payload_bytes,
+            "header_flits": header_flits,
+            "ack_flits": pick(0, 1, 3),
+            "request_flits": pick(0, 1),
+            "store_and_forward": pick(False, False, True),
+            "time_quantum_ps": pick(1, 1, 1, 1000),
+        },
+        switch={
+            "queueing": pick("output_queued", "voq", "input_fifo"),
+            "vcs_per_class": pick(1, 1, 8),
+            "vc_depth_flits": pick(packet_flits, 64, 256),
+            "reduction_buffer_bytes": pick(payload_bytes, 4 * payload_bytes, 65536),
+            "reduction_cycle_ps": pick(0, 640),
+            "reduction_rate": pick(0.5, 0.85, 1.0),
+        },
+        overheads={"launch_us": 1, "barrier_us": 1, "count_exchange_us": 1},
+    )
+
+
+def draw_case(seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    num_gpus = int(rng.integers(2, 7))
+    tokens_per_gpu = int(rng.integers(1, pick(4, 12, 25)))
+    experts = num_gpus * int(rng.integers(1, 5))
+    layer = LayerSpec(
+        name="random",
+        hidden=int(pick(16, 64, 200, 2048)),
+        moe_ff=int(pick(32, 256, 1000)),
+        experts=experts,
+        top_k=int(rng.integers(1, min(experts, 6) + 1)),
+        ffn_matrices=pick(2, 3),
+        dispatch_dtype=pick("bf16", "fp8"),
+        compute_dtype=pick("bf16", "fp8"),
+        direction=pick("forward", "backward"),
+        tile_tokens=int(pick(1, 2, 4, 8, 128)),
+        source="test",
+    )
+    # A skewed choice of experts leaves some GPUs idle and makes others the bottleneck.
+    popularity = rng.random(experts) * pick(0.0, 1.0) + rng.random((num_gpus * tokens_per_gpu, experts))
+    workload = Workload(
+        layer=layer,
+        num_gpus=num_gpus,
+        tokens_per_gpu=tokens_per_gpu,
+        topk_ids=np.argsort(-popularity, axis=1)[:, : layer.top_k],
+        gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
+        name="random",
+    )
+    system = draw_system(rng, num_gpus)
+    num_sms = system.gpu.num_sms
+    dispatch_sms, combine_sms = int(rng.integers(1, num_sms // 4 + 1)), int(rng.integers(1, num_sms // 4 + 1))
+    gates = tuple(int(gate) for gate in rng.integers(2, size=3))
+    kinds = len(layout.DECISION_KINDS)
+    weights = rng.normal(size=(kinds, len(layout.FEATURES))) * (
+        rng.random((kinds, len(layout.FEATURES))) < pick(0.2, 1)
+    )
+    program = Program(
+        dispatch_primitive=int(rng.integers(3)),
+        combine_primitive=int(rng.integers(4)),
+        gates=gates,
+        pays_ps=tuple(int(pick(0, 1_000_000, rng.integers(10**6))) for _ in range(4)),
+        dispatch_sms=dispatch_sms,
+        gemm_sms=num_sms - dispatch_sms - combine_sms if rng.random() < 0.5 else num_sms,
+        combine_sms=combine_sms,
+        chunk_tokens=int(rng.integers(1, 9)),
+        allow_partial=bool(pick(False, True)),
+        min_partial_tokens=int(rng.integers(1, 5)),
+        hold_gemm=bool(pick(False, True)),
+        hold_combine=bool(pick(False, True)),
+        weights=weights * pick(0.0, 1.0, 1.0),
+        splits=pick((), (), ((1, 1),), ((1, 2), (2, 1), (1, 1))),
+        exposed=frozenset(int(kind) for kind in np.flatnonzero(rng.random(kinds) < pick(0.0, 0.5, 1.0))),
+        max_candidates=int(pick(2, 3, 32)),
+    )
+    return Case(workload, Costs.of(system, layer), program, num_sms, int(rng.integers(10**5, 10**8)))
+
+
+def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:
+    workload = Workload(
+        layer=layer,
+        num_gpus=system.num_gpus,
+        tokens_per_gpu=len(topk_ids) // system.num_gpus,
+        topk_ids=topk_ids,
+        gpu_of_expert=np.arange(layer.experts) * system.num_gpus // layer.experts,
+        name="made",
+    )
+    return Case(workload, Costs.of(system, layer), program, system.gpu.num_sms, scale_ps)
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    """Returns the function that makes a case of its parts."""
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_case() -> Callable[[int], Case]:
+    """Returns the function that draws a case from a seed."""
+    return draw_case

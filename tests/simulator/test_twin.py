@@ -1,0 +1,118 @@
+"""The compiled engine and its readable twin agree to the picosecond on random layers, machines and programs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dysharp_env.simulator import layout
+
+GROUPS, CASES_PER_GROUP = 20, 10
+
+
+def name_of_item(state, resource: int, item: int) -> tuple:
+    """Returns what the twin's log calls an item of the engine's."""
+    root = state.root[0]
+    num_pairs = int(root["num_pairs"])
+    if resource == layout.LOG_SM:
+        expert = int(state.tiles["expert"][item])
+        return "tile", expert, item - int(state.experts["tile0"][expert])
+    if item >= 2 * num_pairs:
+        token = item - 2 * num_pairs
+        return "store" if resource == layout.LOG_UP else "sum", token, token // int(root["tokens_per_gpu"])
+    pair = state.pairs[item % num_pairs]
+    return "copy" if item < num_pairs else "partial", int(pair["token"]), int(pair["gpu"])
+
+
+def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
+    """Returns what the twin calls a candidate of the engine's."""
+    place = candidate % int(state.root["chunks_per_gpu"][0])
+    home = candidate // int(state.root["chunks_per_gpu"][0]) % len(state.gpus)
+    if candidate == layout.NOTHING:
+        return ("hold",)
+    if kind == layout.SPLIT:
+        return "split", *state.splits[candidate].tolist()
+    if kind == layout.DISPATCH:
+        return "chunk", home, place
+    if kind == layout.COMBINE:
+        return "unit", gpu, home, place
+    tile, stage = candidate // 2, candidate % 2 + 1
+    if tile >= len(state.tiles):
+        expert = tile - len(state.tiles)
+        return "open", expert, int(state.experts["tiles_open"][expert]) - 1, stage
+    return "row", *name_of_item(state, layout.LOG_SM, tile)[1:], stage
+
+
+def assert_same_progress(engine, twin) -> None:
+    root = engine.state.root[0]
+    assert engine.now_ps == twin.now_ps
+    assert (root["events"], root["sequence"]) == (twin.served, twin.sequence)
+    assert (root["decisions"], root["evictions"]) == (twin.decisions, twin.evictions)
+
+
+def assert_same_decision(state, asked, expected) -> None:
+    assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
+    shown = state.candidates[: asked.num_candidates].tolist()
+    names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
+    assert names == [candidate.name for candidate in expected.candidates]
+    np.testing.assert_array_equal(asked.mask, expected.mask)
+    np.testing.assert_allclose(asked.features, expected.features, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(asked.context, expected.context, rtol=0, atol=1e-6)
+
+
+def assert_same_history(state, twin) -> None:
+    for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
+        assert state.tokens[name][:-1].tolist() == [getattr(token, name) for token in twin.tokens], name
+    for expert in twin.experts:
+        record = state.experts[expert.number]
+        tiles = state.tiles[record["tile0"] : record["tile0"] + record["tiles_open"]]
+        for stage in (0, 1):
+            assert tiles[f"start{stage + 1}"].tolist() == [tile.start_ps[stage] for tile in expert.tiles]
+            assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
+    np.testing.assert_array_equal(state.traffic.reshape(twin.traffic.shape), twin.traffic)
+    for field, values in (
+        ("up_busy_ps", [gpu.uplink.busy_ps for gpu in twin.gpus]),
+        ("down_busy_ps", [gpu.downlink.busy_ps for gpu in twin.gpus]),
+        ("hbm_free_ps", [gpu.hbm_free_ps for gpu in twin.gpus]),
+        ("sm_busy_ps", [gpu.sm_busy_ps for gpu in twin.gpus]),
+    ):
+        assert state.gpus[field].tolist() == values, field
+    log = state.log[: state.root["log_size"][0]].tolist()
+    assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
+
+
+def play(case, seed: int) -> tuple:
+    """Runs both with the same random answers, comparing them at every decision; returns them at the end."""
+    rng = np.random.default_rng(seed)
+    engine, twin = case.engine(), case.twin()
+    while True:
+        asked, expected = engine.advance(), twin.advance()
+        assert_same_progress(engine, twin)
+        assert (asked is None) == (expected is None)
+        if asked is None:
+            return engine, twin
+        assert_same_decision(engine.state, asked, expected)
+        choice = int(rng.choice(np.flatnonzero(asked.mask)))
+        engine.decide(choice)
+        twin.decide(choice)
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_twin_and_engine_agree(random_case, group):
+    for seed in range(group * CASES_PER_GROUP, (group + 1) * CASES_PER_GROUP):
+        engine, twin = play(random_case(seed), seed)
+        assert_same_history(engine.state, twin)
+
+
+@pytest.mark.parametrize(("dispatch", "seed"), [(layout.BROADCAST, 923), (layout.MULTICAST, 1186)])
+def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch, seed):
+    """Cases in which a token's first sums are pushed while its store still waits for other downlinks."""
+    program = {
+        "dispatch_primitive": dispatch,
+        "combine_primitive": layout.PUSH_REDUCE,
+        "gates": (layout.GATE_FINE,) * 3,
+    }
+    case = random_case(seed).with_program(**program)
+    case = case._replace(costs=dataclasses.replace(case.costs, queueing="input_fifo"))
+    engine, twin = play(case, seed)
+    assert_same_history(engine.state, twin)
