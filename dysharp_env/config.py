@@ -52,9 +52,9 @@ SpecT = TypeVar("SpecT", bound=Spec)
 
 
 def config_root() -> Path:
-    """Returns the folder of presets: the checkout's ``configs/``, or the copy inside an installed package."""
-    checkout = _PACKAGE.parent / "configs"
-    return checkout if checkout.is_dir() else _PACKAGE / "configs"
+    """Returns the folder of presets: the copy inside an installed package, or the checkout's ``configs/``."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def preset_names(kind: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Learned schedules: training, evaluation, policies, and the adaptor to Stable-Baselines3."""

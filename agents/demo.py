@@ -1,0 +1,151 @@
+"""``python -m agents.demo``: trains for minutes, compares the agent with hand-designed schedules, shows it at work.
+
+``make demo`` runs this. A finished run with the same settings is used again; an interrupted one is continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from agents.evaluation import (
+    RANDOM,
+    Contender,
+    beats_on_every_workload,
+    env_spec_of,
+    evaluate,
+    json_content,
+    read_contender,
+    summarise,
+)
+from agents.play import environments, play, policy_chooser
+from agents.report import plot_summary, summary_table
+from agents.run_folder import RunFolder
+from agents.train import normalise_config, start_run, train_with_progress
+from agents.training import TrainSpec, describe_result
+from agents.weights import load_policy
+from dysharp_env.commands import CommandParser, run_main
+from dysharp_env.commands.output import json_document, results_console
+from dysharp_env.config import ConfigError, load_spec, parse_spec, preset_names
+from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.report.gantt import encode_png, render_pair
+from dysharp_env.report.timeline import chrome_trace
+from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.workload.suite import SuiteSpec, load_suite
+
+REFERENCE = "dysharp"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    parser = CommandParser(prog="python -m agents.demo", description=__doc__)
+    parser.add_argument("--config", default="demo", metavar="NAME", help="training settings (default: %(default)s)")
+    parser.add_argument(
+        "--suite", default="demo-heldout", metavar="NAME", help="what to compare on (default: %(default)s)"
+    )
+    parser.add_argument("--run-dir", default="runs", metavar="DIR", help="where run folders go (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="train again even if a finished run is there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains or finds the agent, evaluates it, and says what to look at."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    spec = load_spec(TrainSpec, "train", normalise_config(args.config))
+    suite = load_suite(args.suite)
+    folder = _trained(spec, Path(args.run_dir), args.fresh, args.quiet, console)
+    agent = read_contender(str(folder.path))
+    baselines = [read_contender(name) for name in (RANDOM, *preset_names("schedules"))]
+    console.print(f"Evaluating on suite {suite.name}: {suite.description}")
+    rows = evaluate(suite, [agent, *baselines], read_contender(REFERENCE))
+    summaries = summarise(rows, REFERENCE)
+    console.print()
+    results_console().print(summary_table(summaries, suite.name))
+    wins, workloads = beats_on_every_workload(rows, agent.name, RANDOM)
+    verdict = "on every one" if wins == workloads else f"on {wins}"
+    console.print(
+        f"The agent is faster than uniformly random legal choices {verdict} of {workloads} held-out workloads."
+    )
+    result = next(summary for summary in summaries if summary.policy == agent.name)
+    console.print(
+        f"Its makespan is {result.geomean_ratio:.3f} times that of {REFERENCE}"
+        f" (95 %: {result.ci_low:.3f} to {result.ci_high:.3f}); below 1 is faster."
+    )
+    write_bytes(folder.path / "evaluation.png", plot_summary(rows, REFERENCE, suite.name))
+    config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": REFERENCE}
+    document = json_document("evaluate", 0, config, **json_content(rows, summaries))
+    write_text(folder.path / "evaluation.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    _show_schedules(folder, agent, suite)
+    console.print(
+        f"\nLook at:\n"
+        f"  {folder.path}/schedule.png       the agent's schedule above {REFERENCE}'s, for the first workload\n"
+        f"  {folder.path}/timeline.json      the agent's schedule in detail; open it at https://ui.perfetto.dev\n"
+        f"  {folder.path}/schedule.csv       the same as a table\n"
+        f"  {folder.path}/evaluation.png     every workload's ratio, and evaluation.json the numbers\n"
+        f"  tensorboard --logdir {args.run_dir}   the training curves"
+    )
+    return 0
+
+
+def _trained(spec: TrainSpec, root: Path, fresh: bool, quiet: bool, console: Console) -> RunFolder:
+    """Returns the newest finished run of exactly this spec, or trains one, from a checkpoint if there is one."""
+    same = [] if fresh else [folder for folder in _runs(root) if _holds(folder, spec)]
+    for folder in same:
+        if folder.read_meta().get("finished") and (folder.best / "policy.json").is_file():
+            console.print(f"Using the finished run {folder.path}: {describe_result(folder.read_meta())}")
+            console.print("(--fresh trains again)")
+            return folder
+    resumable = [folder for folder in same if folder.checkpoints()]
+    folder = resumable[0] if resumable else start_run(spec, root)
+    folder.add_command(["python", "-m", "agents.demo"])
+    text = "Continuing" if resumable else "Training"
+    console.print(f"{text} for {spec.total_decisions:,} decisions in {folder.path}")
+    train_with_progress(spec, folder, resume=bool(resumable), quiet=quiet)
+    console.print(describe_result(folder.read_meta()))
+    return folder
+
+
+def _runs(root: Path) -> list[RunFolder]:
+    """Returns the runs in a folder, newest first."""
+    found = [path for path in root.glob("*__*__*") if (path / "config.yaml").is_file()] if root.is_dir() else []
+    return [RunFolder(path) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _holds(folder: RunFolder, spec: TrainSpec) -> bool:
+    try:
+        return parse_spec(TrainSpec, folder.read_config(), source=str(folder.path)) == spec
+    except ConfigError:
+        return False  # a run of another version: leave it alone
+
+
+def _show_schedules(folder: RunFolder, agent: Contender, suite: SuiteSpec) -> None:
+    """Writes the first workload's schedule under the agent, beside the reference's, into the run folder."""
+    shown = suite.draw()[:1]
+    envs = environments(env_spec_of(folder), shown, logging=True)
+    play(envs, shown, policy_chooser(load_policy(folder.best, envs[0])))
+    item, engine = shown[0], envs[0].run.engine
+    schedule = load_schedule(REFERENCE)
+    other = simulate(
+        item.scenario.system, item.workload, schedule, compute_scale=item.entry.compute_scale, logging=True
+    )
+    envs[0].schedule().to_csv(folder.path / "schedule.csv")
+    write_bytes(folder.path / "timeline.json", chrome_trace(engine, f"{agent.name}: {item.name}"))
+    bound_us = envs[0].run.lower_bound_ps / 1e6
+    picture = render_pair((agent.name, engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
+    write_bytes(folder.path / "schedule.png", encode_png(picture))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_main(build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

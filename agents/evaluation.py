@@ -1,0 +1,229 @@
+"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload.
+
+Ratios are geometric means of makespan over the reference's makespan on the same workload. Intervals are 95 % percentile
+bootstraps over workloads and, where a policy has several training seeds, over seeds as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.play import Played, choose_first, environments, play, play_schedule, policy_chooser, random_chooser
+from agents.run_folder import RunFolder
+from agents.weights import load_policy
+from dysharp_env.config import ConfigError, did_you_mean, parse_spec, preset_names
+from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.schedules import load_schedule
+from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload
+
+RANDOM, FIRST = "random", "first"
+RESAMPLES = 10_000
+_EQUAL = 1e-9  # log ratios nearer to 0 than this are rounding, not a win
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One workload under one policy; ``seed`` is the training seed of a run, the seed of random choices, or None."""
+
+    policy: str
+    seed: int | None
+    workload: str
+    makespan_us: float
+    lower_bound_us: float
+    decisions: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A policy over a suite.
+
+    Attributes:
+        policy: Its name.
+        against: The policy its makespans are divided by.
+        geomean_ratio: Geometric mean of makespan over that of ``against``.
+        ci_low, ci_high: 95 % bootstrap interval of ``geomean_ratio``.
+        mean_ratio_to_bound: Mean makespan over lower bound.
+        wins: Workloads on which the policy (geometric mean of its seeds) is faster than ``against``.
+        workloads: Workloads compared.
+        seeds: Training seeds, or seeds of random choices.
+    """
+
+    policy: str
+    against: str
+    geomean_ratio: float
+    ci_low: float
+    ci_high: float
+    mean_ratio_to_bound: float
+    wins: int
+    workloads: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What ``--policy`` names: a schedule, random or first choices, or trained runs that differ in their seed."""
+
+    name: str
+    schedule: str | None = None
+    runs: tuple[RunFolder, ...] = ()
+
+
+def read_contender(given: str) -> Contender:
+    """Returns the contender of ``random``, ``first``, a schedule's name or file, or run folders joined by commas.
+
+    Raises:
+        ConfigError: It is none of these, or a run has no policy.
+    """
+    if given in (RANDOM, FIRST):
+        return Contender(given)
+    if given in preset_names("schedules") or given.endswith((".yaml", ".yml")):
+        return Contender(load_schedule(given).name, schedule=given)
+    if not any("/" in part or Path(part).exists() for part in given.split(",")):
+        known = [RANDOM, FIRST, *preset_names("schedules")]
+        raise ConfigError(
+            f"policy='{given}' is unknown; choose from {known}, a schedule's .yaml, or a run folder"
+            f"{did_you_mean(given, known)}"
+        )
+    runs = tuple(RunFolder.open(part) for part in given.split(","))
+    for run in runs:
+        if not (run.best / "policy.json").is_file():
+            raise ConfigError(f"run folder '{run.path}' has no policy yet: best/ is empty")
+    seeds = [_training_seed(run) for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"policy='{given}': the runs of one policy must differ in their seed, but have seeds {seeds}")
+    names = sorted({str(run.read_config().get("name", run.path.name)) for run in runs})
+    return Contender("+".join(names), runs=runs)
+
+
+def env_spec_of(run: RunFolder) -> EnvSpec:
+    """Returns the environment a run was trained in.
+
+    Raises:
+        ConfigError: Its configuration is damaged.
+    """
+    return parse_spec(EnvSpec, run.read_config().get("env", {}), source=f"{run.path}/config.yaml: env")
+
+
+def evaluate(
+    suite: SuiteSpec, contenders: Sequence[Contender], against: Contender, *, random_seeds: int = 3, seed: int = 0
+) -> list[EvaluationRow]:
+    """Returns a row for every contender, workload and seed, of ``against`` as well.
+
+    ``random`` and ``first`` choose in the environment of the first trained run among the contenders, or in the default
+    one, so that they face the same decisions as the policy they are compared with.
+
+    Raises:
+        ConfigError: Two contenders have one name, the suite names something unknown, or a policy does not fit.
+    """
+    names = [contender.name for contender in contenders]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"policy='{name}' is given twice; join the run folders of one policy with commas")
+    if against.name not in names:
+        contenders = [*contenders, against]
+    workloads = suite.draw()
+    trained = [contender.runs[0] for contender in contenders if contender.runs]
+    default_env = env_spec_of(trained[0]) if trained else EnvSpec()
+    rows: list[EvaluationRow] = []
+    for contender in contenders:
+        if contender.schedule is not None:
+            rows += _rows(contender.name, None, play_schedule(contender.schedule, workloads))
+        elif contender.runs:
+            for run in contender.runs:
+                rows += _rows(contender.name, _training_seed(run), _play_run(run, workloads))
+        elif contender.name == FIRST:
+            rows += _rows(FIRST, None, play(environments(default_env, workloads), workloads, choose_first))
+        else:
+            for index in range(random_seeds):
+                stream = seed + index
+                rows += _rows(RANDOM, stream, _play_random(default_env, workloads, stream))
+    return rows
+
+
+def _rows(policy: str, seed: int | None, played: Sequence[Played]) -> list[EvaluationRow]:
+    return [EvaluationRow(policy, seed, *asdict(item).values()) for item in played]
+
+
+def _training_seed(run: RunFolder) -> int:
+    return int(run.read_config().get("seed", 0))
+
+
+def _play_run(run: RunFolder, workloads: Sequence[SuiteWorkload]) -> list[Played]:
+    envs = environments(env_spec_of(run), workloads)
+    return play(envs, workloads, policy_chooser(load_policy(run.best, envs[0])))
+
+
+def _play_random(env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], seed: int) -> list[Played]:
+    envs = environments(env_spec, workloads)
+    return play(envs, workloads, random_chooser(seed, len(envs)))
+
+
+def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> list[Summary]:
+    """Returns a summary of every policy in ``rows``, in their order.
+
+    Raises:
+        ConfigError: ``against`` is not among them.
+    """
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    if against not in policies:
+        raise ConfigError(f"against='{against}' was not evaluated; choose from {policies}")
+    tables = {policy: makespans(rows, policy) for policy in policies}
+    reference = np.log(tables[against]).mean(axis=0)  # (workload,)
+    bounds = {row.workload: row.lower_bound_us for row in rows}
+    bound_us = np.array(list(bounds.values()))
+    summaries = []
+    for policy in policies:
+        relative = np.log(tables[policy]) - reference  # (seed, workload)
+        low, high = bootstrap_interval(relative, seed)
+        seeds, workloads = relative.shape
+        summaries.append(
+            Summary(
+                policy=policy,
+                against=against,
+                geomean_ratio=float(np.exp(relative.mean())),
+                ci_low=low,
+                ci_high=high,
+                mean_ratio_to_bound=float((tables[policy] / bound_us).mean()),
+                wins=int((relative.mean(axis=0) < -_EQUAL).sum()),
+                workloads=workloads,
+                seeds=seeds,
+            )
+        )
+    return summaries
+
+
+def makespans(rows: Sequence[EvaluationRow], policy: str) -> np.ndarray:
+    """Returns the (seed, workload) makespans of a policy; every seed played the same workloads in the same order."""
+    by_seed: dict[int | None, list[float]] = {}
+    for row in rows:
+        if row.policy == policy:
+            by_seed.setdefault(row.seed, []).append(row.makespan_us)
+    return np.array(list(by_seed.values()))
+
+
+def bootstrap_interval(log_ratios: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Returns the 95 % interval of exp(mean) of (seed, workload) log ratios, resampled over both axes."""
+    rng = np.random.default_rng(seed)
+    num_seeds, num_workloads = log_ratios.shape
+    # Drawing with replacement is drawing how often each is taken.
+    seed_counts = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
+    workload_counts = rng.multinomial(num_workloads, np.full(num_workloads, 1 / num_workloads), size=resamples)
+    means = ((seed_counts @ log_ratios) * workload_counts).sum(axis=1) / (num_seeds * num_workloads)
+    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
+    return float(low), float(high)
+
+
+def beats_on_every_workload(rows: Sequence[EvaluationRow], policy: str, other: str) -> tuple[int, int]:
+    """Returns on how many workloads ``policy`` is faster than the mean of ``other``'s seeds, and how many there are."""
+    mine, theirs = makespans(rows, policy).mean(axis=0), makespans(rows, other).mean(axis=0)
+    return int((mine < theirs).sum()), len(mine)
+
+
+def json_content(rows: Sequence[EvaluationRow], summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Returns ``rows`` and ``summary`` as the evaluate command's JSON holds them."""
+    return {"rows": [asdict(row) for row in rows], "summary": [asdict(summary) for summary in summaries]}

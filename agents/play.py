@@ -1,0 +1,130 @@
+"""Plays workloads to their end under a policy, a random agent or a hand-designed schedule.
+
+Policies are asked about many layers at once: one batch holds the waiting decision of every layer that is not done.
+What one layer is answered does not depend on which others are played beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.policy import CandidatePolicy
+from dysharp_env.envs.token_schedule import EnvSpec, TokenScheduleEnv
+from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload.suite import SuiteWorkload
+
+# (batch, ...) observations, (batch, action) bool masks, the index of each layer -> (batch,) actions.
+Chooser = Callable[[dict[str, np.ndarray], np.ndarray, Sequence[int]], np.ndarray]
+
+# What an environment adds to a scenario, except the workloads it draws: what a policy decides about.
+_EXPOSURE_FIELDS = sorted(EnvSpec.model_fields.keys() - ScenarioSpec.model_fields.keys() - {"seeds", "invalid_action"})
+
+
+@dataclass(frozen=True)
+class Played:
+    """One workload played to its end.
+
+    Attributes:
+        workload: Its name in the suite.
+        makespan_us: Until its last token was combined.
+        lower_bound_us: What no schedule can beat.
+        decisions: Decisions with more than one legal answer.
+    """
+
+    workload: str
+    makespan_us: float
+    lower_bound_us: float
+    decisions: int
+
+    @property
+    def ratio(self) -> float:
+        """Makespan over lower bound."""
+        return self.makespan_us / self.lower_bound_us
+
+
+def environments(
+    env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], *, logging: bool = False
+) -> list[TokenScheduleEnv]:
+    """Returns an environment for each workload: its own scenario, and the decisions that ``env_spec`` exposes.
+
+    ``logging`` makes the engines record every use of a link, as pictures and timelines need.
+
+    Raises:
+        ConfigError: The base schedule does not fit a scenario.
+    """
+    exposure = {name: getattr(env_spec, name) for name in _EXPOSURE_FIELDS}
+    render_mode = "rgb_array" if logging else None
+    return [
+        TokenScheduleEnv(render_mode, **item.entry.scenario_fields(), **exposure, invalid_action="raise")
+        for item in workloads
+    ]
+
+
+def play(envs: Sequence[TokenScheduleEnv], workloads: Sequence[SuiteWorkload], choose: Chooser) -> list[Played]:
+    """Returns every workload played to its end, in order; the environments hold the finished layers."""
+    observations: list[dict[str, np.ndarray]] = []
+    masks: list[np.ndarray] = []
+    for env, item in zip(envs, workloads, strict=True):
+        observation, info = env.reset(options={"workload": item.workload})
+        observations.append(observation)
+        masks.append(info["action_mask"].astype(bool))
+    final: list[dict[str, Any]] = [{} for _ in envs]
+    active = list(range(len(envs)))
+    while active:
+        batch = {name: np.stack([observations[i][name] for i in active]) for name in observations[0]}
+        actions = choose(batch, np.stack([masks[i] for i in active]), active)
+        playing = []
+        for i, action in zip(active, actions, strict=True):
+            observations[i], _, terminated, truncated, info = envs[i].step(int(action))
+            masks[i] = info["action_mask"].astype(bool)
+            if terminated or truncated:
+                final[i] = info
+            else:
+                playing.append(i)
+        active = playing
+    return [
+        Played(item.name, info["makespan_us"], info["lower_bound_us"], int(info["decisions"]))
+        for item, info in zip(workloads, final, strict=True)
+    ]
+
+
+def policy_chooser(policy: CandidatePolicy) -> Chooser:
+    """Returns the choice of a policy's most likely candidate."""
+    return lambda observations, masks, _: policy.choose(observations, masks)
+
+
+def random_chooser(seed: int, num_layers: int) -> Chooser:
+    """Returns uniform choices among legal candidates, from one random stream for each layer."""
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_layers)]
+
+    def choose(_: dict[str, np.ndarray], masks: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+        picks = [streams[layer].choice(np.flatnonzero(mask)) for layer, mask in zip(layers, masks, strict=True)]
+        return np.array(picks, np.int64)
+
+    return choose
+
+
+def choose_first(_: dict[str, np.ndarray], masks: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+    """Chooses the first legal candidate: natural token order, first ready first."""
+    return masks.argmax(axis=1)
+
+
+def play_schedule(name: str, workloads: Sequence[SuiteWorkload]) -> list[Played]:
+    """Returns every workload simulated under a hand-designed schedule.
+
+    Raises:
+        ConfigError: No such schedule, or it does not fit a system.
+    """
+    schedule = load_schedule(name)
+    played = []
+    for item in workloads:
+        result = simulate(
+            item.scenario.system, item.workload, schedule, compute_scale=item.entry.compute_scale
+        ).result()
+        played.append(Played(item.name, result.makespan_us, result.lower_bound_us, result.decisions))
+    return played

@@ -1,0 +1,165 @@
+"""A policy that scores candidates one by one, so the number of candidates and of GPUs does not matter.
+
+Every candidate row goes through one shared network together with the context of its decision. The mean and maximum of
+the embeddings tell each candidate what it competes with, and a second shared network turns embedding and pool into one
+logit. Nothing has a size that depends on how many candidates there are: weights trained at 32 candidates act at 64.
+The value comes from a network of its own over the context and the pooled features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
+from torch import Tensor, nn
+
+from dysharp_env.config import Spec
+
+Observation = dict[str, Tensor]
+
+
+class PolicySpec(Spec):
+    """Size of the networks."""
+
+    hidden: int = Field(default=64, ge=1)
+    """Width of the candidate embedding and of the scoring layer."""
+    value_hidden: int = Field(default=64, ge=1)
+    """Width of both layers of the value network."""
+
+
+class CandidateScorer(nn.Module):
+    """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
+
+    def __init__(self, num_features: int, num_context: int, hidden: int):
+        """Makes the layers, initialised so that all candidates start almost equally likely."""
+        super().__init__()
+        # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
+        self.embed_row = nn.Linear(num_features, hidden)
+        self.embed_context = nn.Linear(num_context, hidden, bias=False)
+        self.embed = nn.Linear(hidden, hidden)
+        self.score_row = nn.Linear(hidden, hidden)
+        self.score_pool = nn.Linear(2 * hidden, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1, bias=False)
+        for layer in (self.embed_row, self.embed_context, self.embed, self.score_row, self.score_pool):
+            nn.init.orthogonal_(layer.weight, np.sqrt(2))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.orthogonal_(self.score.weight, 0.01)
+
+    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
+        """Returns (batch, candidate) logits.
+
+        Args:
+            candidates: (batch, candidate, feature); a row of zeros holds no candidate.
+            context: (batch, context).
+        """
+        batch, size, _ = candidates.shape
+        # Most decisions fill few rows: only those are computed.
+        decision, row = torch.nonzero(candidates.amax(dim=2) > 0, as_tuple=True)
+        hidden = torch.relu(self.embed_row(candidates[decision, row]) + self.embed_context(context)[decision])
+        embedded = torch.relu(self.embed(hidden))
+        # Embeddings are not negative, so the zeros of empty rows change neither sum nor maximum.
+        table = embedded.new_zeros(batch, size, embedded.shape[1]).index_put((decision, row), embedded)
+        count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
+        pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
+        scores = self.score(torch.relu(self.score_row(embedded) + self.score_pool(pool)[decision])).squeeze(1)
+        return scores.new_zeros(batch, size).index_put((decision, row), scores)
+
+
+class ValueNetwork(nn.Module):
+    """Maps an observation to the expected return from there on."""
+
+    def __init__(self, num_features: int, num_context: int, hidden: int):
+        """Makes the layers."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * num_features + num_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+        )
+        self.value = nn.Linear(hidden, 1)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, np.sqrt(2))
+        nn.init.orthogonal_(self.value.weight, 1.0)
+
+    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
+        """Returns (batch, 1) values; arguments as in ``CandidateScorer``."""
+        count = (candidates.amax(dim=2) > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        pool = [context, candidates.sum(dim=1) / count, candidates.amax(dim=1)]
+        return self.value(self.layers(torch.cat(pool, dim=1)))
+
+
+class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
+    """The actor and critic above, as MaskablePPO drives them."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Discrete,
+        lr_schedule: Any,
+        spec: PolicySpec = PolicySpec(),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ):
+        """Makes a policy for the observation and action spaces of ``TokenScheduleEnv``.
+
+        Args:
+            observation_space: ``candidates`` and ``context``.
+            action_space: One action a candidate row.
+            lr_schedule: Learning rate by remaining progress; its value at 1 starts the optimiser.
+            spec: Size of the networks.
+            **kwargs: What MaskablePPO passes to every policy.
+        """
+        self.spec = spec
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Any) -> None:
+        assert isinstance(self.observation_space, spaces.Dict) and isinstance(self.action_space, spaces.Discrete)
+        sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
+        self.num_features = sizes["candidates"] // int(self.action_space.n)
+        self.num_context = sizes["context"]
+        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden)
+        self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def forward(  # type: ignore[override]
+        self, obs: Observation, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns actions, their values (batch, 1) and their log probabilities."""
+        distribution = self.get_distribution(obs, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observation, actions: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns values (batch, 1), log probabilities of ``actions``, and entropies."""
+        distribution = self.get_distribution(obs, action_masks)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Observation, action_masks: np.ndarray | Tensor | None = None
+    ) -> MaskableDistribution:
+        """Returns the distribution over candidates; masked ones have probability 0."""
+        distribution = self.action_dist.proba_distribution(action_logits=self.scorer(*self._tables(obs)))
+        if action_masks is not None:
+            distribution.apply_masking(action_masks)
+        return distribution
+
+    def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
+        """Returns the (batch, 1) expected returns."""
+        return self.critic(*self._tables(obs))
+
+    def choose(self, observations: dict[str, np.ndarray], masks: np.ndarray) -> np.ndarray:
+        """Returns the most likely legal candidate of each decision in a batch, (batch,) int64."""
+        with torch.no_grad():
+            logits = self.scorer(*self._tables({name: torch.from_numpy(array) for name, array in observations.items()}))
+            return logits.masked_fill(~torch.from_numpy(masks), -torch.inf).argmax(dim=1).numpy()
+
+    def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
+        """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""
+        candidates = obs["candidates"]
+        return candidates.reshape(len(candidates), -1, self.num_features), obs["context"]

@@ -1,0 +1,116 @@
+"""A suite: a fixed list of workloads on which schedules and policies are compared.
+
+A suite is one YAML file in ``configs/suites/``. Each entry is a scenario and the seeds of the workloads drawn from it,
+so the same suite gives the same routing to everyone, and results on it are paired workload by workload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from dysharp_env.config import ConfigError, Spec, load_spec
+from dysharp_env.workload.scenario import Scenario, ScenarioSpec
+from dysharp_env.workload.workload import Workload
+
+
+class SuiteEntry(ScenarioSpec):
+    """A scenario and which of its workloads to use."""
+
+    seeds: tuple[int, int] = (0, 4)
+    """First workload seed, and how many."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, int]) -> tuple[int, int]:
+        first, count = seeds
+        if first < 0 or count < 1:
+            raise ValueError("must be [first, count] with first at least 0 and count at least 1")
+        return seeds
+
+    def scenario_fields(self) -> dict[str, Any]:
+        """Returns the scenario's options without the seeds."""
+        return {name: getattr(self, name) for name in ScenarioSpec.model_fields}
+
+
+class SuiteSpec(Spec):
+    """Workloads to evaluate on."""
+
+    name: str = Field(min_length=1)
+    """Name shown in results."""
+    description: str = ""
+    """What the suite is for, in a sentence."""
+    workloads: tuple[SuiteEntry, ...]
+    """Scenarios and seeds."""
+
+    @field_validator("workloads")
+    @classmethod
+    def _check_workloads(cls, workloads: tuple[SuiteEntry, ...]) -> tuple[SuiteEntry, ...]:
+        if not workloads:
+            raise ValueError("the suite is empty; list at least one entry under 'workloads'")
+        return workloads
+
+    def draw(self) -> list[SuiteWorkload]:
+        """Returns every workload of the suite, in order.
+
+        Raises:
+            ConfigError: An entry names something unknown, or two entries draw the same workload.
+        """
+        drawn = [item for entry in self.workloads for item in _draw_entry(self.name, entry)]
+        seen: set[str] = set()
+        for item in drawn:
+            if item.name in seen:
+                raise ConfigError(f"suite '{self.name}' holds the workload '{item.name}' twice")
+            seen.add(item.name)
+        return drawn
+
+
+@dataclass(frozen=True)
+class SuiteWorkload:
+    """One workload of a suite.
+
+    Attributes:
+        name: Unique in the suite: machine, model, size and routing, for people and for pairing.
+        entry: The entry it was drawn from.
+        scenario: The entry's scenario with its parts read.
+        workload: The layer and its routing.
+    """
+
+    name: str
+    entry: SuiteEntry
+    scenario: Scenario
+    workload: Workload
+
+
+def _draw_entry(suite: str, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
+    try:
+        scenario = entry.build()
+    except ConfigError as error:
+        raise ConfigError(f"suite '{suite}': {error}") from None
+    first, count = entry.seeds
+    layer, num_gpus = scenario.layer, scenario.system.num_gpus
+    size = f"{_stem(entry.system)} x{num_gpus} {layer.name} top-{layer.top_k} {entry.tokens} tokens"
+    if entry.direction == "backward":
+        size += " backward"
+    if entry.compute_scale != 1.0:
+        size += f" compute x{entry.compute_scale:g}"
+    for seed in range(first, first + count):
+        workload = scenario.draw(seed)
+        yield SuiteWorkload(f"{size}, {workload.name}", entry, scenario, workload)
+
+
+def _stem(name_or_path: str) -> str:
+    return Path(name_or_path).stem if name_or_path.endswith((".yaml", ".yml")) else name_or_path
+
+
+def load_suite(name_or_path: str) -> SuiteSpec:
+    """Returns the suite of a preset name or YAML path.
+
+    Raises:
+        ConfigError: No such suite, it is empty, or a key or value in it is wrong.
+    """
+    return load_spec(SuiteSpec, "suites", name_or_path)

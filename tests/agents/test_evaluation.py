@@ -1,0 +1,138 @@
+"""Evaluation: pairing, intervals, the JSON contract, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents import evaluate as command
+from agents import train as training
+from agents.evaluation import EvaluationRow, beats_on_every_workload, bootstrap_interval, summarise
+from agents.play import choose_first, environments, play, play_schedule, random_chooser
+from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.workload.suite import load_suite
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("runs")
+    for seed in ("0", "1"):
+        settings = ["--set", "total_decisions=512", "--quiet"]
+        assert training.main(["--config", "smoke", "--run-dir", str(root), "--seed", seed, *settings]) == 0
+    return sorted(str(path) for path in root.iterdir())
+
+
+def row(policy: str, workload: str, makespan_us: float, seed: int | None = None) -> EvaluationRow:
+    return EvaluationRow(policy, seed, workload, makespan_us, 10.0, 1)
+
+
+def test_summary_of_hand_worked_rows() -> None:
+    rows = [row("a", "w1", 20.0), row("a", "w2", 40.0)]
+    rows += [row("b", "w1", 10.0, 0), row("b", "w2", 80.0, 0), row("b", "w1", 10.0, 1), row("b", "w2", 20.0, 1)]
+    reference, other = summarise(rows, "a")
+    assert (reference.geomean_ratio, reference.ci_low, reference.ci_high, reference.wins) == (1.0, 1.0, 1.0, 0)
+    # Ratios: seed 0: 1/2 and 2; seed 1: 1/2 and 1/2. Their geometric mean is (1/4)^(1/4) = 0.7071.
+    assert other.geomean_ratio == pytest.approx(0.5**0.5)
+    assert other.mean_ratio_to_bound == pytest.approx((1 + 8 + 1 + 2) / 4)
+    # Geometric means over seeds are 1/2 and 1: one win and one draw.
+    assert (other.wins, other.workloads, other.seeds) == (1, 2, 2)
+    assert other.ci_low <= other.geomean_ratio <= other.ci_high
+    assert beats_on_every_workload(rows, "b", "a") == (1, 2)  # means over seeds: 10 < 20, 50 > 40
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(rng.normal(-0.2, 0.1, (1, 25)), trial, resamples=1000)
+        covered += low <= np.exp(-0.2) <= high
+    assert 0.88 <= covered / 200 <= 0.99
+    assert bootstrap_interval(np.full((2, 5), 0.3), 0) == pytest.approx((np.exp(0.3), np.exp(0.3)))
+
+
+def test_choices_do_not_depend_on_what_is_played_beside_them() -> None:
+    workloads = load_suite("smoke").draw()
+    spec = EnvSpec(max_candidates=16)
+    together = play(environments(spec, workloads), workloads, random_chooser(5, 4))
+    first_two = play(environments(spec, workloads[:2]), workloads[:2], random_chooser(5, 4))
+    assert together[:2] == first_two
+    assert play(environments(spec, workloads), workloads, random_chooser(6, 4)) != together
+
+
+def test_first_choices_with_only_dispatch_exposed_are_the_base_schedule() -> None:
+    """The paper's dispatch rule is natural token order, so always taking the first chunk is its schedule."""
+    workloads = load_suite("smoke").draw()
+    played = play(environments(EnvSpec(exposed=("dispatch",)), workloads), workloads, choose_first)
+    expected = play_schedule("dysharp", workloads)
+    assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
+
+
+def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    policies = ["random", "first", "deepep", ",".join(runs)]
+    options = [option for policy in policies for option in ("--policy", policy)]
+    argv = ["--suite", "smoke", *options, "--seeds-of-random", "2", "--json", "-", "--seed", "4"]
+    assert command.main(argv) == 0
+    text = capsys.readouterr().out
+    result = json.loads(text)
+    assert result["schema"] == "dysharp/evaluate/1" and result["seed"] == 4 and result["version"]
+    assert list(result) == ["schema", "version", "seed", "config", "rows", "summary"]
+    workloads = [item.name for item in load_suite("smoke").draw()]
+    seeds: dict[str, list[Any]] = {}
+    for line in result["rows"]:
+        assert list(line) == ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions"]
+        assert line["makespan_us"] >= line["lower_bound_us"] > 0
+        seeds.setdefault(line["policy"], []).append((line["seed"], line["workload"]))
+    expected = {"random": [4, 5], "first": [None], "deepep": [None], "smoke": [0, 1], "dysharp": [None]}
+    assert {policy: [(seed, w) for seed in given for w in workloads] for policy, given in expected.items()} == seeds
+    # The same workload has one bound, whoever played it.
+    bounds = {(line["workload"], line["lower_bound_us"]) for line in result["rows"]}
+    assert len(bounds) == len(workloads)
+    by_policy = {line["policy"]: line for line in result["summary"]}
+    assert by_policy["smoke"]["seeds"] == 2 and by_policy["dysharp"]["geomean_ratio"] == 1.0
+    assert command.main(argv) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_table_json_file_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--json", str(tmp_path / "e.json"), "--plot", str(tmp_path / "e.png")]
+    assert command.main(["--suite", "smoke", "--policy", "nvls", "--policy", "random", *files]) == 0
+    out = capsys.readouterr().out
+    assert "nvls" in out and "random" in out and "dysharp" in out
+    assert json.loads((tmp_path / "e.json").read_text())["config"]["against"] == "dysharp"
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_policy_must_be_different_seeds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--suite", "smoke", "--policy", f"{runs[0]},{runs[0]}"]) == 2
+    assert "must differ in their seed, but have seeds [0, 0]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--policy", "runs/none"], "run folder 'runs/none' does not exist"),
+        (["--policy", "randm"], "(did you mean 'random'?)"),
+        (["--policy", "random", "--suite", "EMPTY"], "the suite is empty; list at least one entry under 'workloads'"),
+        (["--policy", "random", "--suite", "nowhere"], "suite='nowhere' is unknown"),
+        (["--policy", "random", "--against", "dyshap"], "(did you mean 'dysharp'?)"),
+        (["--policy", "random", "--policy", "random"], "policy='random' is given twice"),
+        (["--policy", "random", "--seeds-of-random", "0"], "seeds-of-random=0 must be at least 1"),
+        (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
+        (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
+        (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),
+        (["--policy", "FOLDER"], "is not a run folder: it has no config.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("name: empty\nworkloads: []\n")
+    places = {"EMPTY": str(empty), "FOLDER": str(tmp_path)}
+    assert command.main(["--suite", "smoke", *(places.get(word, word) for word in argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
