@@ -1,0 +1,511 @@
+"""The twin's GPU: memory, Hub tables, experts, and SM groups as generators that run until they have to wait."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dysharp_env.simulator.layout import (
+    COMBINE,
+    COMBINE_ACK,
+    COMBINE_REQUEST,
+    DISPATCH,
+    DISPATCH_ACK,
+    DISPATCH_DATA,
+    EV_ACK,
+    EV_ARRIVE,
+    EV_BLOCKS,
+    EV_GATE,
+    EV_NOTIFY,
+    EV_READY,
+    EV_REQUEST,
+    EV_RESPOND,
+    EV_TILE,
+    GATE_FINE,
+    GATE_PHASE,
+    GEMM,
+    LOG_SM,
+    MULTICAST,
+    NO_TIME,
+    NOTIFY,
+    PULL_REDUCE,
+    PUSH_UNICAST,
+    UNICAST,
+)
+from dysharp_env.simulator.twin.fabric import Downlink, Reducer, Uplink
+from dysharp_env.simulator.twin.parts import (
+    NOTIFY_FLITS,
+    Chunk,
+    Decision,
+    Expert,
+    Hold,
+    Pair,
+    Process,
+    Row,
+    Segment,
+    Tile,
+    Token,
+    Unit,
+)
+
+if TYPE_CHECKING:
+    from dysharp_env.simulator.twin.twin import Twin
+
+
+@dataclass(eq=False)
+class Group:
+    """One SM group of one GPU, run whenever something that concerns it has happened."""
+
+    process: Process
+    answer: Decision | None = None
+    is_marked: bool = False
+
+
+@dataclass(eq=False)
+class Weights:
+    """One expert matrix in L2."""
+
+    size_bytes: int
+    loaded_ps: int
+
+
+class Gpu:
+    """One GPU: its links, memory, Hub tables, experts, and SM groups."""
+
+    def __init__(self, twin: Twin, number: int) -> None:
+        self.twin, self.number = twin, number
+        self.uplink, self.downlink, self.reducer = Uplink(twin, number), Downlink(twin, number), Reducer(twin, number)
+        self.hbm_free_ps = 0
+        self.l2: OrderedDict[tuple[int, int], Weights] = OrderedDict()  # by (expert, stage), least recently used first
+        self.al_tlb: OrderedDict[tuple[int, int], None] = OrderedDict()  # of (token, expert), first in first out
+        self.tiles_live = 0
+        self.outputs_live = 0
+        self.experts: list[Expert] = []
+        # dispatch
+        self.unsent: list[Chunk] = []
+        self.dispatch_in_flight = 0
+        self.tokens_sent = 0
+        # GEMM
+        self.free_sms = twin.gemm_sms
+        self.row: Row | None = None  # whose blocks are being started
+        self.hold_gemm = False
+        self.sm_busy_ps = 0
+        self.slots = self.arrivals_left = 0
+        self.slots_left = [0, 0]  # (token, expert)s that have GEMM-1, GEMM-2 before them
+        gates = twin.program.gates
+        self.is_open = {stage: gates[stage - 1] == GATE_FINE for stage in (1, 2, 3)}
+        self.gate2_asked = False
+        # combine
+        self.units: dict[tuple[int, int], Unit] = {}
+        self.ready: list[Unit] = []
+        self.issuing: deque[Token | Pair] = deque()
+        self.combine_in_flight = 0
+        self.items_waiting = 0
+        self.hold_combine = False
+        self.combined = 0
+        self.groups = {
+            DISPATCH: Group(self.dispatch_group()),
+            GEMM: Group(self.gemm_group()),
+            COMBINE: Group(self.combine_group()),
+        }
+
+    def mark(self, kind: int) -> None:
+        """Asks for an SM group to act, once, when all events of the instant are served."""
+        group = self.groups[kind]
+        if not group.is_marked:
+            group.is_marked = True
+            self.twin.marked.append(group)
+
+    def use_hbm(self, num_bytes: int) -> int:
+        """Puts an access behind all earlier ones and returns when it is over."""
+        self.hbm_free_ps = max(self.hbm_free_ps, self.twin.now_ps) + self.twin.costs.hbm_ps(num_bytes)
+        return self.hbm_free_ps
+
+    def translate(self, pair: Pair) -> int:
+        """Returns the delay of looking up a token's experts in the AL TLB: one memory latency if any misses."""
+        delay_ps = 0
+        for expert in pair.experts:
+            key = (pair.token.number, expert)
+            if key not in self.al_tlb:
+                delay_ps = self.twin.costs.memory_ps
+                self.al_tlb[key] = None
+                if len(self.al_tlb) > self.twin.costs.al_tlb_entries:
+                    self.al_tlb.popitem(last=False)
+        return delay_ps
+
+    # Dispatch.
+
+    def dispatch_group(self) -> Process:
+        """Sends chunk after chunk, each vector as packets in flight allow."""
+        twin = self.twin
+        while self.unsent:
+            chunk = yield from twin.choose(DISPATCH, self, self.unsent)
+            assert isinstance(chunk, Chunk)
+            self.unsent.remove(chunk)
+            for token in chunk.tokens:
+                copies = [twin.copy(pair) for pair in token.pairs if twin.is_target(pair)]
+                if copies and twin.program.dispatch_primitive != UNICAST:
+                    copies = [twin.store(token, copies)]
+                    while not self.has_dispatch_room():
+                        yield None
+                token.dispatch_start = twin.now_ps
+                local = token.pairs[0]
+                if not local.is_remote and local.experts:
+                    twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, local)
+                for segment in copies:
+                    while not self.has_dispatch_room():
+                        yield None
+                    self.dispatch_in_flight += twin.costs.dispatch_packets
+                    self.uplink.enqueue(segment)
+                self.tokens_sent += 1
+        while True:
+            yield None
+
+    def has_dispatch_room(self) -> bool:
+        """Returns whether one more vector may be in flight; one larger than the limit goes alone."""
+        after = self.dispatch_in_flight + self.twin.costs.dispatch_packets
+        return self.dispatch_in_flight == 0 or after <= self.twin.dispatch_window
+
+    def reach(self, segment: Segment) -> None:
+        """Takes a segment in."""
+        if segment.purpose == DISPATCH_DATA:
+            self.reach_dispatch(segment)
+        else:
+            self.reach_combine(segment)
+
+    def reach_dispatch(self, copy: Segment) -> None:
+        """Stores a token's vector, acknowledges it, and finds its place by algebraic index."""
+        twin, pair = self.twin, copy.pair
+        assert pair is not None
+        self.uplink.charge(twin.costs.dispatch_packets * twin.costs.packet.ack_flits, DISPATCH_ACK)
+        # The switch merges the acknowledgements of a multicast store: the last one counts.
+        whole = copy.carrier or copy
+        whole.acks_left -= 1
+        if whole.acks_left == 0:
+            home = twin.gpus[copy.token.home]
+            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, home.dispatch_acknowledged)
+        if not pair.experts:
+            self.use_hbm(twin.costs.token_bytes[0])
+        elif twin.program.dispatch_primitive == MULTICAST:
+            twin.at(twin.now_ps + self.translate(pair), EV_ARRIVE, self.arrive, pair)
+        else:
+            self.arrive(pair)
+
+    def dispatch_acknowledged(self) -> None:
+        """Gets the packets of a stored vector back."""
+        costs = self.twin.costs
+        self.downlink.charge(costs.dispatch_packets * costs.packet.ack_flits, DISPATCH_ACK)
+        self.dispatch_in_flight -= costs.dispatch_packets
+        self.mark(DISPATCH)
+        self.end_first_kernel()
+
+    def arrive(self, pair: Pair) -> None:
+        """Makes a token visible to its experts here, filling their tiles."""
+        twin, count = self.twin, len(pair.experts)
+        pair.token.dispatch_end = twin.now_ps
+        twin.arrivals_left -= count
+        self.arrivals_left -= count
+        self.use_hbm(count * twin.costs.token_bytes[0])
+        for number in pair.experts:
+            expert = twin.experts[number]
+            if expert.open is None:
+                expert.open = Tile(expert, len(expert.tiles))
+                expert.tiles.append(expert.open)
+                self.tiles_live += 1
+            expert.open.pairs.append(pair)
+            expert.arrived += 1
+            if expert.open_count == twin.workload.layer.tile_tokens or expert.arrived == expert.total:
+                self.close_tile(expert)
+        if twin.program.allow_partial:
+            self.mark(GEMM)
+        if twin.arrivals_left == 0 and twin.program.gates[0] == GATE_PHASE:
+            twin.at(twin.now_ps + twin.program.pays_ps[1], EV_GATE, twin.open_gate, 1, twin.gpus)
+
+    def close_tile(self, expert: Expert) -> None:
+        """Ends an expert's open tile; it is ready a memory latency later if its status entry has spilled."""
+        twin, tile = self.twin, expert.open
+        assert tile is not None
+        expert.open = None
+        is_spilled = self.tiles_live > twin.costs.tile_status_entries
+        # Tiles of one expert become ready in the order in which they closed.
+        expert.ready_ps = max(expert.ready_ps, twin.now_ps + (twin.costs.memory_ps if is_spilled else 0))
+        if expert.ready_ps == twin.now_ps:
+            self.tile_ready(tile)
+        else:
+            twin.at(expert.ready_ps, EV_TILE, self.tile_ready, tile)
+
+    def tile_ready(self, tile: Tile) -> None:
+        """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
+        if tile.start_ps[0] == NO_TIME:
+            tile.expert.rows[0].append(tile)
+        self.row_ready(tile, 1)
+
+    # GEMM.
+
+    def row_ready(self, tile: Tile, stage: int) -> None:
+        """Notes that a row is ready, and when in the order of all rows."""
+        self.twin.rows_ready += 1
+        tile.ready_order[stage - 1] = self.twin.rows_ready
+        tile.ready_ps[stage - 1] = self.twin.now_ps
+        self.hold_gemm = False
+        self.mark(GEMM)
+
+    def gemm_group(self) -> Process:
+        """Keeps free SMs on thread blocks, row after row."""
+        twin = self.twin
+        while True:
+            if self.free_sms == 0 or (self.row is None and self.hold_gemm):
+                yield None
+                continue
+            if self.row is None:
+                # Something must still come to this GPU, or hold would wait for ever.
+                may_hold = self.arrivals_left > 0 or self.free_sms < twin.gemm_sms
+                row = yield from twin.choose(GEMM, self, self.list_rows(), twin.program.hold_gemm, may_hold)
+                if row is None:
+                    yield None
+                    continue
+                if isinstance(row, Hold):
+                    self.hold_gemm = True
+                    continue
+                assert isinstance(row, Row)
+                if row.is_open:
+                    self.close_tile(row.tile.expert)
+                self.start_row(row)
+            self.start_blocks()
+
+    def list_rows(self) -> list[Row]:
+        """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
+        ready, early = [], []
+        least_tokens = self.twin.program.min_partial_tokens
+        for expert in self.experts:
+            for stage in (2, 1):
+                if self.is_open[stage] and expert.rows[stage - 1]:
+                    ready.append(Row(expert.rows[stage - 1][0], stage))
+            is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
+            if self.twin.program.allow_partial and self.is_open[1] and is_next and expert.open_count >= least_tokens:
+                early.append(Row(expert.tiles[-1], 1, is_open=True))
+        ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
+        early.sort(key=lambda row: -len(row.tile.pairs))
+        return ready + early
+
+    def start_row(self, row: Row) -> None:
+        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
+        twin, tile, stage, count = self.twin, row.tile, row.stage, len(row.tile.pairs)
+        self.row = row
+        if tile in tile.expert.rows[stage - 1]:
+            tile.expert.rows[stage - 1].remove(tile)
+        tile.start_ps[stage - 1] = twin.now_ps
+        tile.blocks_left = twin.costs.blocks[stage - 1]
+        read_bytes, write_bytes = twin.costs.token_bytes[:2] if stage == 1 else twin.costs.token_bytes[2:]
+        tile.inputs_ps = max(self.fetch_weights(tile.expert, stage), self.use_hbm(count * read_bytes))
+        self.use_hbm(count * write_bytes)
+
+    def fetch_weights(self, expert: Expert, stage: int) -> int:
+        """Returns when an expert's matrix is in L2, read from HBM if it was not; one larger than L2 fills it."""
+        costs, key = self.twin.costs, (expert.number, stage)
+        if key not in self.l2:
+            size_bytes = min(costs.weight_bytes[stage - 1], costs.l2_bytes)
+            while self.l2 and sum(held.size_bytes for held in self.l2.values()) + size_bytes > costs.l2_bytes:
+                self.l2.popitem(last=False)
+            self.l2[key] = Weights(size_bytes, self.use_hbm(costs.weight_bytes[stage - 1]))
+        self.l2.move_to_end(key)
+        return self.l2[key].loaded_ps
+
+    def start_blocks(self) -> None:
+        """Puts thread blocks of the current row on all free SMs; none ends before the row's inputs are there."""
+        assert self.row is not None
+        twin, tile, stage = self.twin, self.row.tile, self.row.stage
+        count = min(self.free_sms, tile.blocks_left)
+        end_ps = max(twin.now_ps + twin.costs.block_ps(stage, len(tile.pairs)), tile.inputs_ps)
+        self.free_sms -= count
+        self.sm_busy_ps += count * (end_ps - twin.now_ps)
+        tile.blocks_left -= count
+        tile.blocks_running += count
+        twin.use(LOG_SM, self.number, stage, ("tile", tile.expert.number, tile.place), count, end_ps)
+        twin.at(end_ps, EV_BLOCKS, self.blocks_end, tile, stage, count)
+        if tile.blocks_left == 0:
+            self.row = None
+
+    def blocks_end(self, tile: Tile, stage: int, count: int) -> None:
+        """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
+        self.free_sms += count
+        self.hold_gemm = False
+        tile.blocks_running -= count
+        self.mark(GEMM)
+        if tile.blocks_running == 0 and tile.blocks_left == 0:
+            tile.end_ps[stage - 1] = self.twin.now_ps
+            self.slots_left[stage - 1] -= len(tile.pairs)
+            if stage == 1:
+                tile.expert.rows[1].append(tile)
+                self.row_ready(tile, 2)
+                self.end_first_kernel()
+            else:
+                self.finish_gemm2(tile)
+
+    def end_first_kernel(self) -> None:
+        """Opens GEMM-2 behind a kernel boundary: GEMM-1 is over here, and all that was dispatched is stored."""
+        twin = self.twin
+        if twin.program.gates[1] != GATE_PHASE or self.gate2_asked or self.slots_left[0] > 0:
+            return
+        if self.tokens_sent == twin.workload.tokens_per_gpu and self.dispatch_in_flight == 0:
+            self.gate2_asked = True
+            twin.at(twin.now_ps + twin.program.pays_ps[2], EV_GATE, twin.open_gate, 2, [self])
+
+    def finish_gemm2(self, tile: Tile) -> None:
+        """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
+        twin = self.twin
+        self.tiles_live -= 1
+        num_remote = 0
+        for pair in tile.pairs:
+            pair.experts_done += 1
+            if not twin.program.pulls:
+                if pair.experts_done == len(pair.experts):
+                    self.partial_ready(pair)
+            elif twin.program.notifies and pair.is_remote:
+                num_remote += 1
+            else:
+                twin.gpus[pair.token.home].expert_done(pair.token)
+        if num_remote > 0:
+            self.uplink.charge(NOTIFY_FLITS * num_remote, NOTIFY)
+            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_NOTIFY, self.notified, tile)
+        if twin.program.gates[2] == GATE_PHASE and all(gpu.slots_left[1] == 0 for gpu in twin.gpus):
+            twin.at(twin.now_ps + twin.program.pays_ps[3], EV_GATE, twin.open_gate, 3, twin.gpus)
+
+    def notified(self, tile: Tile) -> None:
+        """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
+        ack_flits = self.twin.costs.packet.ack_flits
+        remote = [pair for pair in tile.pairs if pair.is_remote]
+        for pair in remote:
+            home = self.twin.gpus[pair.token.home]
+            home.downlink.charge(NOTIFY_FLITS, NOTIFY)
+            home.uplink.charge(ack_flits, NOTIFY)
+            home.expert_done(pair.token)
+        self.downlink.charge(len(remote) * ack_flits, NOTIFY)
+
+    # Combine.
+
+    def expert_done(self, token: Token) -> None:
+        """Counts one finished expert of a token of this GPU; after the last one it may be combined."""
+        twin = self.twin
+        token.experts_done += 1
+        self.outputs_live += twin.program.notifies and token.experts_done == 1
+        if token.experts_done == twin.workload.layer.top_k:
+            if twin.program.notifies and self.outputs_live > twin.costs.output_readiness_entries:
+                twin.at(twin.now_ps + twin.costs.memory_ps, EV_READY, self.item_ready, token, token)
+            else:
+                self.item_ready(token, token)
+
+    def partial_ready(self, pair: Pair) -> None:
+        """Makes this GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
+        if pair.is_remote:
+            self.item_ready(pair, pair.token)
+            return
+        if pair.token.combine_start == NO_TIME:
+            pair.token.combine_start = self.twin.now_ps
+        self.deliver(pair.token, 1)
+
+    def item_ready(self, item: Token | Pair, token: Token) -> None:
+        """Adds a token or partial sum to the unit it is combined with."""
+        unit = self.units.setdefault((token.home, token.place), Unit(self.number, token.home, token.place))
+        if not unit.items:
+            unit.ready_ps = self.twin.now_ps
+            self.ready.append(unit)
+        unit.items.append(item)
+        self.items_waiting -= 1
+        self.hold_combine = False
+        self.mark(COMBINE)
+
+    def relist_units(self) -> None:
+        """Orders ready units as a combine kernel that starts late walks its buffer: chunk by chunk, neighbour first."""
+        self.ready.sort(key=lambda unit: (unit.place, (unit.home - self.number) % self.twin.num_gpus))
+
+    def combine_group(self) -> Process:
+        """Issues what is ready as packets in flight allow, unit after unit."""
+        twin = self.twin
+        while True:
+            has_room = (
+                self.combine_in_flight == 0
+                or self.combine_in_flight + twin.costs.combine_packets <= twin.combine_window
+            )
+            if not self.is_open[3] or (self.issuing and not has_room) or (not self.issuing and self.hold_combine):
+                yield None
+                continue
+            if self.issuing:
+                self.issue(self.issuing.popleft())
+                continue
+            unit = yield from twin.choose(COMBINE, self, self.ready, twin.program.hold_combine, self.items_waiting > 0)
+            if unit is None:
+                yield None
+            elif isinstance(unit, Hold):
+                self.hold_combine = True
+            else:
+                assert isinstance(unit, Unit)
+                self.ready.remove(unit)
+                self.issuing.extend(unit.items)
+                unit.items = []
+
+    def issue(self, item: Token | Pair) -> None:
+        """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
+        twin = self.twin
+        token = item.token if isinstance(item, Pair) else item
+        if token.combine_start == NO_TIME:
+            token.combine_start = twin.now_ps
+        if isinstance(item, Pair):
+            self.combine_in_flight += twin.costs.combine_packets
+            self.use_hbm(len(item.experts) * twin.costs.token_bytes[3])
+            self.uplink.enqueue(twin.partial(item))
+            return
+        sources = [pair for pair in token.pairs if twin.is_summed(pair)]
+        if not sources:
+            self.complete(token)
+            return
+        self.combine_in_flight += twin.costs.combine_packets
+        self.uplink.charge(twin.request_flits([pair for pair in token.pairs if pair.is_remote]), COMBINE_REQUEST)
+        for pair in sources:
+            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
+
+    def requested(self, pair: Pair) -> None:
+        """Reads a partial sum that its home GPU has asked for, and responds with it."""
+        twin = self.twin
+        delay_ps = twin.costs.memory_ps
+        if twin.program.combine_primitive == PULL_REDUCE:
+            delay_ps += self.translate(pair)
+        self.downlink.charge(twin.request_flits([pair]), COMBINE_REQUEST)
+        # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
+        self.use_hbm(max(len(pair.experts), 1) * twin.costs.token_bytes[3])
+        twin.at(twin.now_ps + delay_ps, EV_RESPOND, self.uplink.enqueue, twin.partial(pair))
+
+    def reach_combine(self, segment: Segment) -> None:
+        """Takes a partial or reduced sum in at its home GPU."""
+        twin = self.twin
+        if not twin.program.pulls:
+            self.uplink.charge(twin.costs.combine_packets * twin.costs.packet.ack_flits, COMBINE_ACK)
+        if twin.program.combine_primitive == PUSH_UNICAST:
+            sender = twin.gpus[segment.origin]
+            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged)
+        self.deliver(segment.token, segment.pieces)
+
+    def combine_acknowledged(self) -> None:
+        """Gets the packets of a pushed partial sum back."""
+        costs = self.twin.costs
+        self.downlink.charge(costs.combine_packets * costs.packet.ack_flits, COMBINE_ACK)
+        self.combine_in_flight -= costs.combine_packets
+        self.mark(COMBINE)
+
+    def deliver(self, token: Token, pieces: int) -> None:
+        """Adds partial sums to a token's result; with the last one the token is combined."""
+        token.pieces_left -= pieces
+        if token.pieces_left > 0:
+            return
+        if self.twin.program.pulls:
+            self.combine_in_flight -= self.twin.costs.combine_packets
+            self.mark(COMBINE)
+        self.complete(token)
+
+    def complete(self, token: Token) -> None:
+        """Ends a token of this GPU."""
+        token.combine_end = self.twin.now_ps
+        self.twin.tokens_left -= 1
+        self.combined += 1
+        self.outputs_live -= self.twin.program.notifies

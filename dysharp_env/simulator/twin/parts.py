@@ -1,0 +1,195 @@
+"""What the twin is made of: tokens, tiles, candidates, segments, and the logs of what was used."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from dysharp_env.simulator.layout import NO_TIME, REQUEST
+
+NOTIFY_FLITS = 2  # one counter update: a header and a flit of data
+
+Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", token, GPU), ("tile", expert, place), ...
+
+
+@dataclass(eq=False)
+class Token:
+    """One token of a home GPU, and how far it has come."""
+
+    number: int
+    home: int
+    place: int  # of its chunk among the home GPU's
+    pairs: list[Pair] = field(default_factory=list)  # by distance of the expert GPU from the home GPU
+    experts_done: int = 0  # as its home GPU knows
+    contributions_left: int = 0  # to its sum in the switch
+    pieces_left: int = 0  # partial or reduced sums that its home GPU waits for
+    dispatch_start: int = NO_TIME
+    dispatch_end: int = NO_TIME
+    combine_start: int = NO_TIME
+    combine_end: int = NO_TIME
+
+
+@dataclass(eq=False)
+class Pair:
+    """One token at one GPU: the experts it has there, none where a static primitive sends it all the same."""
+
+    token: Token
+    gpu: int
+    experts: list[int] = field(default_factory=list)
+    experts_done: int = 0
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the vector crosses links."""
+        return self.gpu != self.token.home
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Tokens of one home GPU that are dispatched together."""
+
+    home: int
+    place: int
+    tokens: list[Token]
+
+    @property
+    def name(self) -> Name:
+        """What decisions call it."""
+        return "chunk", self.home, self.place
+
+
+@dataclass(eq=False)
+class Unit:
+    """What a combine decision takes: ready tokens of a chunk (pull), or a GPU's ready partial sums of one (push)."""
+
+    gpu: int
+    home: int
+    place: int
+    items: list[Token | Pair] = field(default_factory=list)
+    ready_ps: int = NO_TIME
+
+    @property
+    def name(self) -> Name:
+        """What decisions call it."""
+        return "unit", self.gpu, self.home, self.place
+
+
+@dataclass(eq=False)
+class Tile:
+    """Tokens of one expert that go through the GEMMs together; two-element fields are of GEMM-1 and GEMM-2."""
+
+    expert: Expert
+    place: int
+    pairs: list[Pair] = field(default_factory=list)
+    blocks_left: int = 0
+    blocks_running: int = 0
+    inputs_ps: int = 0
+    ready_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
+    ready_order: list[int] = field(default_factory=lambda: [0, 0])
+    start_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
+    end_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
+
+
+@dataclass(eq=False)
+class Expert:
+    """One expert: its arrivals, its open tile, and its rows ready for each GEMM in their order."""
+
+    number: int
+    total: int
+    arrived: int = 0
+    tiles: list[Tile] = field(default_factory=list)
+    open: Tile | None = None
+    rows: tuple[list[Tile], list[Tile]] = field(default_factory=lambda: ([], []))
+    ready_ps: int = 0
+
+    @property
+    def open_count(self) -> int:
+        """Tokens in the open tile."""
+        return len(self.open.pairs) if self.open else 0
+
+
+class Row(NamedTuple):
+    """A GEMM candidate: one tile in one GEMM; ``is_open`` if it would be closed early."""
+
+    tile: Tile
+    stage: int
+    is_open: bool = False
+
+    @property
+    def name(self) -> Name:
+        """What decisions call it."""
+        return ("open" if self.is_open else "row"), self.tile.expert.number, self.tile.place, self.stage
+
+
+class Split(NamedTuple):
+    """A candidate of the split decision."""
+
+    dispatch_sms: int
+    combine_sms: int
+
+    @property
+    def name(self) -> Name:
+        """What decisions call it."""
+        return "split", self.dispatch_sms, self.combine_sms
+
+
+class Hold(NamedTuple):
+    """The candidate that does nothing until something new concerns the group."""
+
+    name: Name = ("hold",)
+
+
+Candidate = Chunk | Row | Unit | Split | Hold
+
+
+class Use(NamedTuple):
+    """One use of a resource, with the engine's log fields."""
+
+    resource: int
+    gpu: int
+    purpose: int
+    item: Name
+    amount: int
+    start_ps: int
+    end_ps: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision that waits for an answer; as the engine's, with the candidates themselves."""
+
+    kind: int
+    gpu: int
+    num_candidates: int
+    features: np.ndarray  # (max_candidates, feature) float32
+    context: np.ndarray  # (context,) float32
+    mask: np.ndarray  # (max_candidates,) bool
+    candidates: list[Candidate]
+
+
+@dataclass(eq=False)
+class Segment:
+    """One vector on its way through links and switch."""
+
+    name: Name
+    purpose: int
+    token: Token
+    pair: Pair | None
+    origin: int  # the GPU whose uplink carries it
+    flits_up: int
+    flits_down: int
+    vc: int = REQUEST
+    tail_ps: int = 0  # when its last flit is at the switch
+    pieces: int = 1  # partial sums it stands for
+    replicas: list[Segment] = field(default_factory=list)  # of a multicast store
+    carrier: Segment | None = None  # of a replica: the store whose input buffer it leaves
+    replicas_left: int = 1
+    release_ps: int = 0
+    acks_left: int = 1
+
+
+# An SM group's life: yields a decision to have it answered with a row, or None when it has to wait.
+Process = Generator[Decision | None, int, None]

@@ -1,0 +1,120 @@
+"""What the twin's decisions show: the features of candidates and the context, computed afresh from the objects."""
+
+from __future__ import annotations
+
+from dysharp_env.simulator.layout import DECISION_KINDS, UNICAST
+from dysharp_env.simulator.twin.gpu import Gpu
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Pair, Row, Split, Unit
+
+
+def features_of(gpu: Gpu, candidate: Candidate) -> dict[str, float]:
+    """Returns the features of a candidate that are not 0, except its place in the list."""
+    if isinstance(candidate, Chunk):
+        return chunk_features(gpu, candidate)
+    if isinstance(candidate, Row):
+        return row_features(gpu, candidate)
+    if isinstance(candidate, Unit):
+        return unit_features(gpu, candidate)
+    if isinstance(candidate, Split):
+        return {
+            "split_dispatch": candidate.dispatch_sms / gpu.twin.num_sms,
+            "split_combine": candidate.combine_sms / gpu.twin.num_sms,
+        }
+    return {"is_hold": 1.0}
+
+
+def chunk_features(gpu: Gpu, chunk: Chunk) -> dict[str, float]:
+    """Describes an unsent token chunk."""
+    twin, count = gpu.twin, len(chunk.tokens)
+    experts = [twin.experts[number] for token in chunk.tokens for pair in token.pairs for number in pair.experts]
+    sent = [[pair for pair in token.pairs if pair.is_remote and pair.experts] for token in chunk.tokens]
+    remote = [pair for pairs in sent for pair in pairs]
+    if twin.program.dispatch_primitive == UNICAST:
+        flits = sum(twin.copy(pair).flits_up for pair in remote)
+    else:
+        flits = sum(twin.store(token, []).flits_up for token in chunk.tokens)
+    tile_tokens = twin.workload.layer.tile_tokens
+    return {
+        "size": count / twin.program.chunk_tokens,
+        "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
+        "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
+        "fan_out": len(remote) / (count * (twin.num_gpus - 1)),
+        "backlog": twin.root(max((twin.gpus[pair.gpu].downlink.backlog_ps() for pair in remote), default=0)),
+        "cost": twin.root(twin.costs.wire_ps(flits)),
+    }
+
+
+def row_features(gpu: Gpu, row: Row) -> dict[str, float]:
+    """Describes a ready row or an open tile."""
+    twin, costs, expert, pairs = gpu.twin, gpu.twin.costs, row.tile.expert, row.tile.pairs
+    if twin.program.pulls:
+        finishes = sum(pair.token.experts_done == twin.workload.layer.top_k - 1 for pair in pairs)
+    else:
+        finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
+    is_resident = (expert.number, row.stage) in gpu.l2
+    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs)) // twin.gemm_sms
+    fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[row.stage - 1])
+    waiting_ps = 0 if row.is_open else twin.now_ps - row.tile.ready_ps[row.stage - 1]
+    return {
+        "size": len(pairs) / twin.workload.layer.tile_tokens,
+        "is_gemm2": float(row.stage == 2),
+        "is_partial": float(row.is_open),
+        "weights_in_l2": float(is_resident),
+        "waiting": twin.root(waiting_ps),
+        "expert_left": (expert.total - expert.arrived) / expert.total,
+        "finishes": finishes / len(pairs),
+        "backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
+        "cost": twin.root(max(row_ps, fetch_ps)),
+    }
+
+
+def unit_features(gpu: Gpu, unit: Unit) -> dict[str, float]:
+    """Describes a chunk's ready tokens, or this GPU's ready partial sums of a chunk."""
+    twin = gpu.twin
+    backlogs_ps = []
+    for item in unit.items:
+        if isinstance(item, Pair):
+            backlogs_ps.append(twin.gpus[unit.home].downlink.backlog_ps())
+        else:
+            sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
+            backlogs_ps.extend(twin.gpus[pair.gpu].uplink.backlog_ps() for pair in sources)
+    return {
+        "size": len(unit.items) / twin.program.chunk_tokens,
+        "waiting": twin.root(twin.now_ps - unit.ready_ps),
+        "fan_out": len(backlogs_ps) / (len(unit.items) * (twin.num_gpus - 1)),
+        "backlog": twin.root(max(backlogs_ps, default=0)),
+        "cost": twin.root(twin.costs.wire_ps(len(unit.items) * twin.costs.combine_flits())),
+    }
+
+
+def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
+    """Returns what a decision shows of this GPU and of the layer."""
+    twin, of_gpu, of_all = gpu.twin, gpu.twin.workload.tokens_per_gpu, len(gpu.twin.tokens)
+    return {
+        f"is_{DECISION_KINDS[kind]}": 1.0,
+        "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
+        "sent": gpu.tokens_sent / of_gpu,
+        "received": fraction(gpu.slots - gpu.arrivals_left, gpu.slots),
+        "gemm_done": fraction(2 * gpu.slots - sum(gpu.slots_left), 2 * gpu.slots),
+        "combined": gpu.combined / of_gpu,
+        "uplink_backlog": twin.root(gpu.uplink.backlog_ps()),
+        "downlink_backlog": twin.root(gpu.downlink.backlog_ps()),
+        "hbm_backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
+        "free_sms": gpu.free_sms / twin.gemm_sms,
+        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_window),
+        "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_window),
+        "all_combined": (of_all - twin.tokens_left) / of_all,
+    }
+
+
+def mean(values: list[float]) -> float:
+    """Returns the mean, summed in order and rounded at each step as the engine does; ``sum`` may compensate."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total / len(values)
+
+
+def fraction(part: int, whole: int) -> float:
+    """Returns part over whole cut to 1; nothing to do counts as done."""
+    return min(1.0, part / whole) if whole else 1.0

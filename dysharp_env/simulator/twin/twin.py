@@ -1,0 +1,323 @@
+"""The twin itself: sets a layer up, keeps the event queue, and asks."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
+from dysharp_env.simulator.layout import (
+    BROADCAST,
+    COMBINE,
+    COMBINE_DATA,
+    CONTEXT,
+    DISPATCH,
+    DISPATCH_DATA,
+    EV_GATE,
+    FEATURES,
+    GEMM,
+    MULTICAST,
+    NUM_PURPOSES,
+    PULL_REDUCE,
+    PUSH_UNICAST,
+    REDUCE_SCATTER,
+    REQUEST,
+    RESPONSE,
+    SPLIT,
+)
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.twin.fabric import Port
+from dysharp_env.simulator.twin.gpu import Gpu, Group
+from dysharp_env.simulator.twin.parts import (
+    Candidate,
+    Chunk,
+    Decision,
+    Expert,
+    Hold,
+    Name,
+    Pair,
+    Segment,
+    Split,
+    Token,
+    Use,
+)
+from dysharp_env.simulator.twin.shown import context_of, features_of
+from dysharp_env.workload.workload import Workload
+
+
+class Twin:
+    """One simulated layer, with the engine's interface. Time runs only inside ``advance``.
+
+    Attributes:
+        now_ps: The simulated time.
+        tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
+        traffic: (GPU, direction, purpose) int64 flits on the wire.
+        log: Every use of a link, reduction unit and SM group.
+        decisions: Decisions between two or more legal candidates so far.
+        evictions: Partial sums sent home for want of accumulator slots.
+        served, sequence: Events served and events pushed so far.
+    """
+
+    def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int) -> None:
+        """Sets the layer up.
+
+        Args:
+            workload: Routing of one layer.
+            costs: Its costs on a system.
+            program: How it is run.
+            num_sms: SMs of one GPU.
+            scale_ps: What times are compared with in features; the workload's lower bound.
+        """
+        self.workload, self.costs, self.program = workload, costs, program
+        self.num_gpus, self.num_sms, self.scale_ps = workload.num_gpus, num_sms, max(1, scale_ps)
+        self.set_split(program.dispatch_sms, program.gemm_sms, program.combine_sms)
+        self.now_ps = 0
+        self.done = False
+        self.sequence = self.served = self.rows_ready = self.decisions = self.evictions = 0
+        self.traffic = np.zeros((self.num_gpus, 2, NUM_PURPOSES), np.int64)
+        self.log: list[Use] = []
+        self.marked: deque[Group] = deque()
+        self.events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.gpus = [Gpu(self, number) for number in range(self.num_gpus)]
+        totals = np.bincount(workload.topk_ids.reshape(-1), minlength=workload.layer.experts).tolist()
+        self.experts = [Expert(number, total) for number, total in enumerate(totals)]
+        for expert in self.experts:
+            gpu = self.gpus[int(workload.gpu_of_expert[expert.number])]
+            gpu.experts.append(expert)
+            gpu.slots += expert.total
+        self.tokens = [self.make_token(number) for number in range(workload.num_tokens)]
+        self.tokens_left = len(self.tokens)
+        self.arrivals_left = sum(totals)
+        for gpu in self.gpus:
+            gpu.arrivals_left = gpu.slots
+            gpu.slots_left = [gpu.slots, gpu.slots]
+            own = self.tokens[gpu.number * workload.tokens_per_gpu :][: workload.tokens_per_gpu]
+            for place, first in enumerate(range(0, len(own), program.chunk_tokens)):
+                gpu.unsent.append(Chunk(gpu.number, place, own[first : first + program.chunk_tokens]))
+        self.at(program.pays_ps[0], EV_GATE, self.open_gate, 0, self.gpus)
+        self._story = self._tell()
+        self._answer: int | None = None
+        self._waiting: Decision | None = None
+
+    def make_token(self, number: int) -> Token:
+        """Returns a token with a pair for every GPU that any primitive of the program addresses for it."""
+        home = number // self.workload.tokens_per_gpu
+        token = Token(number, home, number % self.workload.tokens_per_gpu // self.program.chunk_tokens)
+        ids = sorted(self.workload.topk_ids[number].tolist())
+        # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
+        for offset in range(self.num_gpus):
+            gpu = (home + offset) % self.num_gpus
+            pair = Pair(token, gpu, [expert for expert in ids if self.workload.gpu_of_expert[expert] == gpu])
+            if pair.experts or self.program.static:
+                token.pairs.append(pair)
+        token.contributions_left = sum(self.is_summed(pair) for pair in token.pairs)
+        if self.program.pulls:
+            # The local partial sum is added while the others are on their way.
+            token.pieces_left = token.contributions_left
+            self.gpus[home].items_waiting += 1
+        else:
+            token.pieces_left = sum(bool(pair.experts) for pair in token.pairs)
+            for pair in token.pairs:
+                self.gpus[pair.gpu].items_waiting += pair.is_remote and bool(pair.experts)
+        return token
+
+    def is_target(self, pair: Pair) -> bool:
+        """Returns whether dispatch sends this pair over links."""
+        return pair.is_remote and (bool(pair.experts) or self.program.dispatch_primitive == BROADCAST)
+
+    def is_summed(self, pair: Pair) -> bool:
+        """Returns whether combine sends this pair over links."""
+        return pair.is_remote and (bool(pair.experts) or self.program.combine_primitive == REDUCE_SCATTER)
+
+    def copy(self, pair: Pair) -> Segment:
+        """Returns a dispatched vector for one GPU; a multicast replica names only the experts behind that port."""
+        targets = len(pair.experts) if self.program.dispatch_primitive == MULTICAST else 0
+        flits = self.costs.dispatch_flits(targets)
+        return Segment(
+            ("copy", pair.token.number, pair.gpu), DISPATCH_DATA, pair.token, pair, pair.token.home, flits, flits
+        )
+
+    def store(self, token: Token, replicas: list[Segment]) -> Segment:
+        """Returns a vector dispatched to all its targets at once, of which the switch makes the replicas."""
+        remote = sum(len(pair.experts) for pair in token.pairs if pair.is_remote)
+        flits = self.costs.dispatch_flits(remote if self.program.dispatch_primitive == MULTICAST else 0)
+        whole = Segment(("store", token.number, token.home), DISPATCH_DATA, token, None, token.home, flits, 0)
+        whole.replicas, whole.replicas_left, whole.acks_left = replicas, len(replicas), len(replicas)
+        for replica in replicas:
+            replica.carrier = whole
+        return whole
+
+    def partial(self, pair: Pair) -> Segment:
+        """Returns one GPU's partial sum of a token on its way home: a read response (pull) or a store (push)."""
+        flits, vc = self.costs.combine_flits(), RESPONSE if self.program.pulls else REQUEST
+        name = ("partial", pair.token.number, pair.gpu)
+        return Segment(name, COMBINE_DATA, pair.token, pair, pair.gpu, flits, flits, vc)
+
+    def output(self, segment: Segment) -> Port:
+        """Returns the switch output a segment from an uplink goes to."""
+        if segment.purpose == DISPATCH_DATA:
+            assert segment.pair is not None
+            return self.gpus[segment.pair.gpu].downlink
+        home = self.gpus[segment.token.home]
+        return home.downlink if self.program.combine_primitive == PUSH_UNICAST else home.reducer
+
+    def request_flits(self, pairs: Sequence[Pair]) -> int:
+        """Returns the flits that ask for a sum, naming the experts behind the pairs unless the sum is static."""
+        is_named = self.program.combine_primitive == PULL_REDUCE
+        return self.costs.request_flits(sum(len(pair.experts) for pair in pairs) if is_named else 0)
+
+    def delivery_ps(self, flits: int) -> int:
+        """Returns the time from the first flit entering a link to the last one leaving it at the other end."""
+        exact_ps = flits * self.costs.packet.flit_bytes * PS_PER_S // self.costs.link_bytes_per_s
+        return (self.costs.hop_ps + exact_ps) // self.costs.quantum_ps * self.costs.quantum_ps
+
+    def root(self, ps: int) -> float:
+        """Returns the square root of a time over the lower bound, cut to [0, 1]."""
+        return min(1.0, math.sqrt(max(ps, 0) / self.scale_ps))
+
+    def at(self, time_ps: int, kind: int, effect: Callable[..., None], *operands: object) -> None:
+        """Pushes an event."""
+        heapq.heappush(self.events, (time_ps, kind, self.sequence, effect, operands))
+        self.sequence += 1
+
+    def use(self, resource: int, gpu: int, purpose: int, item: Name, amount: int, end_ps: int) -> None:
+        """Logs that a resource is in use from now on."""
+        self.log.append(Use(resource, gpu, purpose, item, amount, self.now_ps, end_ps))
+
+    def set_split(self, dispatch_sms: int, gemm_sms: int, combine_sms: int) -> None:
+        """Sizes the SM groups of all GPUs; a communication SM keeps so many packets in flight."""
+        per_sm = self.costs.in_flight_packets_per_sm
+        self.gemm_sms = gemm_sms
+        self.dispatch_window = min(dispatch_sms * per_sm, UNLIMITED)
+        self.combine_window = min(combine_sms * per_sm, UNLIMITED)
+
+    def open_gate(self, stage: int, gpus: list[Gpu]) -> None:
+        """Lets a stage start on some GPUs: 0 everything, 1 GEMM-1, 2 GEMM-2, 3 combine."""
+        for gpu in gpus:
+            gpu.is_open[stage] = True
+            if stage == 0:
+                for kind in (DISPATCH, GEMM, COMBINE):
+                    gpu.mark(kind)
+            elif stage == 3:
+                gpu.relist_units()
+                gpu.mark(COMBINE)
+            else:
+                gpu.mark(GEMM)
+
+    def choose(
+        self, kind: int, gpu: Gpu, options: Sequence[Candidate], shows_hold: bool = False, may_hold: bool = False
+    ) -> Generator[Decision | None, int, Candidate | None]:
+        """Returns the chosen candidate, or None if there is none; one legal answer is taken without asking."""
+        candidates = list(options[: self.program.max_candidates - shows_hold])
+        if not candidates:
+            return None
+        num_legal = len(candidates) + (shows_hold and may_hold)
+        if shows_hold:
+            candidates.append(Hold())
+        if num_legal == 1:
+            return candidates[0]
+        decision = self.describe(kind, gpu, candidates, num_legal)
+        if kind in self.program.exposed:
+            row = yield decision
+            self.decisions += 1
+            return candidates[row]
+        self.decisions += 1
+        # A rule takes the highest score, the first of equals. A rule without weights takes the first.
+        scores = [0.0] * num_legal
+        for row in range(num_legal):
+            for weight, feature in zip(self.program.weights[kind], decision.features[row], strict=True):
+                scores[row] += float(weight) * float(feature)
+        return candidates[scores.index(max(scores))]
+
+    def describe(self, kind: int, gpu: Gpu, candidates: list[Candidate], num_legal: int) -> Decision:
+        """Returns a decision with all that it shows; hold comes last, so the legal rows are the first ones."""
+        limit = self.program.max_candidates
+        features = np.zeros((limit, len(FEATURES)), np.float32)
+        for row, candidate in enumerate(candidates):
+            values = features_of(gpu, candidate)
+            if not isinstance(candidate, Hold):
+                values["order"] = row / limit
+            features[row] = [values.get(name, 0.0) for name in FEATURES]
+        values = context_of(gpu, kind)
+        context = np.array([values.get(name, 0.0) for name in CONTEXT], np.float32)
+        return Decision(kind, gpu.number, len(candidates), features, context, np.arange(limit) < num_legal, candidates)
+
+    def _tell(self) -> Generator[Decision, int, None]:
+        """Runs the layer: all events of an instant are served, then the SM groups they concern act."""
+        yield from self._take_split()
+        while True:
+            while self.marked:
+                group = self.marked.popleft()
+                # The mark goes before the group acts: what it does may give it more to do.
+                group.is_marked = False
+                decision = next(group.process)
+                while decision is not None:
+                    decision = group.process.send((yield decision))
+            if self.tokens_left == 0:
+                return
+            if not self.events:
+                raise RuntimeError(
+                    f"the schedule is stuck at {self.now_ps} ps with {self.tokens_left} tokens not combined"
+                )
+            self.now_ps = self.events[0][0]
+            while self.events and self.events[0][0] == self.now_ps:
+                _, _, _, effect, operands = heapq.heappop(self.events)
+                self.served += 1
+                effect(*operands)
+
+    def _take_split(self) -> Generator[Decision, int, None]:
+        options = [Split(*split) for split in self.program.splits]
+        asking = self.choose(SPLIT, self.gpus[0], options)
+        try:
+            decision = next(asking)
+            while decision is not None:
+                decision = asking.send((yield decision))
+        except StopIteration as end:
+            if isinstance(end.value, Split):
+                dispatch_sms, combine_sms = end.value
+                self.set_split(dispatch_sms, self.num_sms - dispatch_sms - combine_sms, combine_sms)
+                for gpu in self.gpus:
+                    gpu.free_sms = self.gemm_sms
+
+    def advance(self) -> Decision | None:
+        """Runs to the next exposed decision and returns it, or None when the layer is done.
+
+        Raises:
+            RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
+        """
+        if self._waiting is not None:
+            raise RuntimeError("a decision waits for its answer; call decide first")
+        try:
+            self._waiting = next(self._story) if self._answer is None else self._story.send(self._answer)
+        except StopIteration:
+            self.done = True
+        return self._waiting
+
+    def decide(self, choice: int) -> None:
+        """Answers the waiting decision with the row of a legal candidate; time does not move.
+
+        Raises:
+            ValueError: The row is masked.
+            RuntimeError: No decision waits.
+        """
+        if self._waiting is None:
+            raise RuntimeError("no decision waits")
+        if not 0 <= choice < len(self._waiting.mask) or not self._waiting.mask[choice]:
+            legal = np.flatnonzero(self._waiting.mask).tolist()
+            raise ValueError(f"action {choice} is masked; legal actions are {legal}")
+        self._answer, self._waiting = choice, None
+
+    def run(self) -> Twin:
+        """Runs to the end under the program's own rules and returns itself.
+
+        Raises:
+            RuntimeError: The program exposes a decision.
+        """
+        if self.advance() is not None:
+            raise RuntimeError("the program exposes decisions; answer them, or run a program that exposes none")
+        return self
