@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,13 @@ def test_in_switch_primitives_lower_it():
     workload = Workload(layer, 8, 64, ids, np.arange(256) // 32, "uniform")
     costs = Costs.of(full, layer, 1e-4)
     assert lower_bound_ps(plain, workload, costs) > 1.3 * lower_bound_ps(full, workload, costs)
+
+
+def test_no_random_program_on_a_random_machine_beats_it(random_case):
+    """The cases on which engine and twin agree: every primitive, gate, discipline, buffer size and rule."""
+    for seed in range(200):
+        case = random_case(seed).with_program(exposed=frozenset())
+        # The bound knows of a system its primitives, here all of them, and its SMs; a program pays what stands first.
+        system = load_system("dgx-h100").with_changes({"gpu.num_sms": case.num_sms})
+        costs = dataclasses.replace(case.costs, launch_ps=case.program.pays_ps[0])
+        assert case.engine(logging=False).run().now_ps >= lower_bound_ps(system, case.workload, costs), seed
