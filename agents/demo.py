@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,9 +90,15 @@ def run(args: argparse.Namespace) -> int:
         f"  {folder.path}/timeline.json      the agent's schedule in detail; open it at https://ui.perfetto.dev\n"
         f"  {folder.path}/schedule.csv       the same as a table\n"
         f"  {folder.path}/evaluation.png     every workload's ratio, and evaluation.json the numbers\n"
-        f"  tensorboard --logdir {args.run_dir}   the training curves"
+        f"  {_tensorboard()} --logdir {args.run_dir}   the training curves, at http://localhost:6006"
     )
     return 0
+
+
+def _tensorboard() -> str:
+    """Returns how this environment's TensorBoard is called from the current folder."""
+    here = Path(sys.executable).parent / "tensorboard"
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _trained(spec: TrainSpec, root: Path, fresh: bool, quiet: bool, console: Console) -> RunFolder:

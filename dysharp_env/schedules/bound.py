@@ -21,11 +21,9 @@ from dysharp_env.workload import Workload
 def lower_bound_ps(system: SystemSpec, workload: Workload, costs: Costs) -> int:
     """Returns a time that no schedule of ``workload`` on ``system`` can beat, in picoseconds."""
     demand = _Demand(workload, costs)
-    links = min(
-        _communication_ps(demand, dispatch, combine)
-        for dispatch in system.switch.dispatch_primitives
-        for combine in system.switch.combine_primitives
-    )
+    dispatches = [_dispatch_ps(demand, primitive) for primitive in system.switch.dispatch_primitives]
+    combines = [_combine_ps(demand, primitive) for primitive in system.switch.combine_primitives]
+    links = min(_communication_ps(costs, dispatch, combine) for dispatch in dispatches for combine in combines)
     compute = _compute_ps(demand, system.gpu.num_sms)
     return costs.launch_ps + max(links, compute, _one_token_ps(demand), 1)
 
@@ -118,13 +116,12 @@ def _combine_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray
     return up, down, reduction
 
 
-def _communication_ps(demand: _Demand, dispatch: str, combine: str) -> int:
+def _communication_ps(costs: Costs, dispatch: tuple[np.ndarray, ...], combine: tuple[np.ndarray, ...]) -> int:
     """Returns the time the busiest link or reduction unit needs under one pair of primitives, hops included."""
-    dispatch_up, dispatch_down = _dispatch_ps(demand, dispatch)
-    combine_up, combine_down, reduction = _combine_ps(demand, combine)
+    (dispatch_up, dispatch_down), (combine_up, combine_down, reduction) = dispatch, combine
     busiest = max((dispatch_up + combine_up).max(), (dispatch_down + combine_down).max(), reduction.max())
     # An uplink's last byte still has two hops to go, a downlink's first had one and its last has one.
-    return int(busiest) + 2 * demand.costs.hop_ps if busiest > 0 else 0
+    return int(busiest) + 2 * costs.hop_ps if busiest > 0 else 0
 
 
 def _compute_ps(demand: _Demand, num_sms: int) -> int:
