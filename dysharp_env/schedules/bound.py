@@ -11,6 +11,8 @@ as if they wasted nothing, and HBM is charged only for what a GEMM must wait for
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dysharp_env.simulator.costs import PS_PER_S, Costs
@@ -61,33 +63,23 @@ class _Demand:
         np.add.at(total, gpu, ps)
         return total
 
-    def wire_ps(self, flits: np.ndarray) -> np.ndarray:
-        """Returns the link time of each flit count, rounded as ``Costs.wire_ps`` rounds."""
-        counts, place = np.unique(flits, return_inverse=True)
-        return np.array([self.costs.wire_ps(int(count)) for count in counts], np.int64)[place]
-
-    def target_flits(self, packets: int, targets: np.ndarray) -> np.ndarray:
-        """Returns the target flits of a vector's packets."""
-        return packets * -(-targets // self.costs.packet.targets_per_flit)
+    def wire_ps(self, flits_of: Callable[[int], int], targets: np.ndarray) -> np.ndarray:
+        """Returns the link time of segments that name so many target experts, rounded as ``Costs.wire_ps`` rounds."""
+        return np.array([self.costs.wire_ps(flits_of(count)) for count in range(targets.max(initial=0) + 1)])[targets]
 
 
 def _dispatch_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (gpu,) least uplink and downlink times of dispatch; acks count where data must follow them."""
     costs = demand.costs
-    plain = costs.dispatch_flits()
-    ack_ps = costs.wire_ps(costs.dispatch_packets * costs.packet.ack_flits)
-    up = demand.per_gpu(demand.gpu, ack_ps)
+    plain_ps = costs.wire_ps(costs.dispatch_flits())
+    up = demand.per_gpu(demand.gpu, costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes)))
     if primitive == "broadcast":
         others = demand.own_tokens * (demand.num_gpus - 1)
-        one_ps = costs.wire_ps(plain)
-        return up + demand.own_tokens * one_ps, np.full(demand.num_gpus, others * one_ps)
+        return up + demand.own_tokens * plain_ps, np.full(demand.num_gpus, others * plain_ps)
     if primitive == "unicast":
-        up += demand.per_gpu(demand.home, costs.wire_ps(plain))
-        return up, demand.per_gpu(demand.gpu, costs.wire_ps(plain))
-    packets = costs.dispatch_packets
-    up += demand.per_gpu(demand.sent_home, demand.wire_ps(plain + demand.target_flits(packets, demand.sent_targets)))
-    down = demand.per_gpu(demand.gpu, demand.wire_ps(plain + demand.target_flits(packets, demand.targets)))
-    return up, down
+        return up + demand.per_gpu(demand.home, plain_ps), demand.per_gpu(demand.gpu, plain_ps)
+    up += demand.per_gpu(demand.sent_home, demand.wire_ps(costs.dispatch_flits, demand.sent_targets))
+    return up, demand.per_gpu(demand.gpu, demand.wire_ps(costs.dispatch_flits, demand.targets))
 
 
 def _combine_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,11 +100,8 @@ def _combine_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray
     down = demand.per_gpu(demand.sent_home, data_ps)
     reduction = demand.per_gpu(demand.home, reduce_ps)
     if primitive == "pull_reduce":
-        packets, request = costs.combine_packets, costs.request_flits()
-        up = up + demand.per_gpu(
-            demand.sent_home, demand.wire_ps(request + demand.target_flits(packets, demand.sent_targets))
-        )
-        down = down + demand.per_gpu(demand.gpu, demand.wire_ps(request + demand.target_flits(packets, demand.targets)))
+        up = up + demand.per_gpu(demand.sent_home, demand.wire_ps(costs.request_flits, demand.sent_targets))
+        down = down + demand.per_gpu(demand.gpu, demand.wire_ps(costs.request_flits, demand.targets))
     return up, down, reduction
 
 

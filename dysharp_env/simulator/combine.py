@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import charge_down, charge_up, target_flits, uplink_enqueue
+from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
 from dysharp_env.simulator.groups import is_pull, mark_dirty, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
@@ -25,7 +25,7 @@ from dysharp_env.simulator.layout import (
     PUSH_UNICAST,
     REDUCE_SCATTER,
 )
-from dysharp_env.simulator.views import Root, gpus, item_next, nodes, pairs, tokens, units
+from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, tokens, units
 
 
 @njit(cache=True)
@@ -158,7 +158,7 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
         return
     g.combine_in_flight += s.combine_packets
     targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
-    charge_up(s, gpu, s.combine_packets * (s.request_flits + target_flits(s, targets)), COMBINE_REQUEST)
+    charge_up(s, gpu, ask_flits(s)[targets], COMBINE_REQUEST)
     end = tokens(s)[token + 1].pair0
     for pair in range(tok.pair0, end):
         if pairs(s)[pair].gpu != gpu and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER):
@@ -174,7 +174,7 @@ def requested(s: Root, pair: int) -> None:
     if s.combine_primitive == PULL_REDUCE:
         targets = pairs(s)[pair].num_experts
         delay_ps += translate(s, pair)
-    charge_down(s, gpu, s.combine_packets * (s.request_flits + target_flits(s, targets)), COMBINE_REQUEST)
+    charge_down(s, gpu, ask_flits(s)[targets], COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
     use_hbm(s, gpu, max(pairs(s)[pair].num_experts, 1) * s.token_out_bytes)
     push(s, s.now_ps + delay_ps, EV_RESPOND, pair, 0)
@@ -213,7 +213,7 @@ def reach_combine(s: Root, node: int) -> None:
     token = node - 2 * s.num_pairs if node >= 2 * s.num_pairs else pairs(s)[pair].token
     home = token // s.tokens_per_gpu
     if not is_pull(s):
-        charge_up(s, home, s.combine_packets * s.ack_flits, COMBINE_ACK)
+        charge_up(s, home, s.combine_ack_flits, COMBINE_ACK)
         if s.combine_primitive == PUSH_UNICAST:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
     deliver(s, token, nodes(s)[node].pieces)

@@ -27,8 +27,8 @@ class Costs:
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
         hop_ps: GPU to switch or switch to GPU, head of a packet.
         store_and_forward: A segment leaves a hop only when its tail has arrived.
-        dispatch_packets, dispatch_payload_flits: One token's vector on its way to an expert.
-        combine_packets, combine_payload_flits: One partial sum, or one reduced sum, on its way home.
+        dispatch_bytes: One token's vector on its way to an expert.
+        combine_bytes: One partial sum, or one reduced sum, on its way home.
         credit_flits: Input buffer of the switch, one GPU, one virtual-channel class, all planes together.
         reduction_slots: Packets the reduction unit before one GPU's downlink can hold open, all planes together.
         cycle_ps: What a reduction adds to the data path.
@@ -47,10 +47,8 @@ class Costs:
     quantum_ps: int
     hop_ps: int
     store_and_forward: bool
-    dispatch_packets: int
-    dispatch_payload_flits: int
-    combine_packets: int
-    combine_payload_flits: int
+    dispatch_bytes: int
+    combine_bytes: int
     credit_flits: int
     reduction_slots: int
     cycle_ps: int
@@ -107,10 +105,8 @@ class Costs:
             quantum_ps=link.time_quantum_ps,
             hop_ps=link.latency_ps,
             store_and_forward=link.store_and_forward,
-            dispatch_packets=packet.packets(layer.dispatch_bytes),
-            dispatch_payload_flits=packet.payload_flits(layer.dispatch_bytes),
-            combine_packets=packet.packets(layer.combine_bytes),
-            combine_payload_flits=packet.payload_flits(layer.combine_bytes),
+            dispatch_bytes=layer.dispatch_bytes,
+            combine_bytes=layer.combine_bytes,
             credit_flits=switch.vcs_per_class * switch.vc_depth_flits * link.planes,
             reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * link.planes,
             cycle_ps=switch.reduction_cycle_ps,
@@ -156,18 +152,34 @@ class Costs:
         """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens``."""
         return -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
 
+    @property
+    def dispatch_packets(self) -> int:
+        """Packets of one dispatched vector."""
+        return self.packet.packets(self.dispatch_bytes)
+
+    @property
+    def dispatch_payload_flits(self) -> int:
+        """Data flits of one dispatched vector."""
+        return self.packet.payload_flits(self.dispatch_bytes)
+
+    @property
+    def combine_payload_flits(self) -> int:
+        """Data flits of one partial or reduced sum."""
+        return self.packet.payload_flits(self.combine_bytes)
+
+    @property
+    def combine_packets(self) -> int:
+        """Packets of one partial or reduced sum."""
+        return self.packet.packets(self.combine_bytes)
+
     def dispatch_flits(self, targets: int = 0) -> int:
         """Returns the flits of one dispatched vector naming ``targets`` experts (0: plain or static store)."""
-        return (
-            self.packet.header_flits * self.dispatch_packets
-            + self.dispatch_payload_flits
-            + (self.dispatch_packets * self.packet.target_flits(targets))
-        )
+        return self.packet.data_flits(self.dispatch_bytes, targets)
 
     def combine_flits(self) -> int:
         """Returns the flits of one partial or reduced sum."""
-        return self.combine_packets * self.packet.header_flits + self.combine_payload_flits
+        return self.packet.data_flits(self.combine_bytes)
 
     def request_flits(self, targets: int = 0) -> int:
         """Returns the flits that ask for one reduced sum, naming ``targets`` experts (0: static)."""
-        return self.combine_packets * (self.packet.request_flits + self.packet.target_flits(targets))
+        return self.packet.ask_flits(self.combine_bytes, targets)

@@ -138,7 +138,7 @@ def arrive(s: Root, pair: int) -> None:
 def reach_dispatch(s: Root, pair: int) -> None:
     """Stores a token's vector in an expert GPU's memory, acknowledges it, and translates its place."""
     token = pairs(s)[pair].token
-    charge_up(s, pairs(s)[pair].gpu, s.dispatch_packets * s.ack_flits, DISPATCH_ACK)
+    charge_up(s, pairs(s)[pair].gpu, s.dispatch_ack_flits, DISPATCH_ACK)
     if s.dispatch_primitive == UNICAST:
         push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, pair, 0)
     else:
@@ -159,13 +159,13 @@ def acknowledged(s: Root, node: int) -> None:
     """Gives a communication group back the packets of a segment that is stored."""
     if s.num_pairs <= node < 2 * s.num_pairs:
         gpu = pairs(s)[node - s.num_pairs].gpu
-        charge_down(s, gpu, s.combine_packets * s.ack_flits, COMBINE_ACK)
+        charge_down(s, gpu, s.combine_ack_flits, COMBINE_ACK)
         gpus(s)[gpu].combine_in_flight -= s.combine_packets
         mark_dirty(s, COMBINE, gpu)
         return
     token = pairs(s)[node].token if node < s.num_pairs else node - 2 * s.num_pairs
     gpu = token // s.tokens_per_gpu
-    charge_down(s, gpu, s.dispatch_packets * s.ack_flits, DISPATCH_ACK)
+    charge_down(s, gpu, s.dispatch_ack_flits, DISPATCH_ACK)
     gpus(s)[gpu].dispatch_in_flight -= s.dispatch_packets
     mark_dirty(s, DISPATCH, gpu)
     end_first_kernel(s, gpu)

@@ -56,6 +56,7 @@ from dysharp_env.simulator.views import (
     queue_head,
     queue_tail,
     segments,
+    store_flits,
     tokens,
     traffic,
     turns,
@@ -75,13 +76,6 @@ def delivery_ps(s: Root, flits: int, serial_ps: int) -> int:
     if s.quantum_ps == 1:
         return s.hop_ps + serial_ps
     return (s.hop_ps + flits * s.ps_mult // s.ps_div) // s.quantum_ps * s.quantum_ps
-
-
-@njit(cache=True)
-def target_flits(s: Root, targets: int) -> int:
-    """Returns the target flits of one packet."""
-    per_flit = s.targets_per_flit
-    return (targets + per_flit - 1) // per_flit
 
 
 @njit(cache=True)
@@ -121,25 +115,19 @@ def charge_down(s: Root, gpu: int, flits: int, purpose: int) -> None:
 
 @njit(cache=True)
 def up_flits(s: Root, node: int) -> int:
-    """Returns the flits a node puts on an uplink."""
+    """Returns the flits a node puts on an uplink; a multicast store names all its remote experts."""
     if s.num_pairs <= node < 2 * s.num_pairs:
-        return s.combine_packets * s.header_flits + s.combine_payload_flits
-    flits = s.dispatch_packets * s.header_flits + s.dispatch_payload_flits
-    if s.dispatch_primitive == MULTICAST:
-        targets = tokens(s)[node - 2 * s.num_pairs].remote_targets
-        flits += s.dispatch_packets * target_flits(s, targets)
-    return flits
+        return s.sum_flits
+    is_multicast = s.dispatch_primitive == MULTICAST
+    return store_flits(s)[tokens(s)[node - 2 * s.num_pairs].remote_targets if is_multicast else 0]
 
 
 @njit(cache=True)
 def down_flits(s: Root, node: int) -> int:
     """Returns the flits a node puts on a downlink; a multicast replica names only the experts behind that port."""
     if node >= s.num_pairs:
-        return s.combine_packets * s.header_flits + s.combine_payload_flits
-    flits = s.dispatch_packets * s.header_flits + s.dispatch_payload_flits
-    if s.dispatch_primitive == MULTICAST:
-        flits += s.dispatch_packets * target_flits(s, pairs(s)[node].num_experts)
-    return flits
+        return s.sum_flits
+    return store_flits(s)[pairs(s)[node].num_experts if s.dispatch_primitive == MULTICAST else 0]
 
 
 @njit(cache=True)
@@ -222,6 +210,19 @@ def port_wake(s: Root, port: int, time_ps: int) -> None:
 
 
 @njit(cache=True)
+def activate(s: Root, port: int, cls: int, source: int) -> None:
+    """Gives an input its turn behind the others that have something for a port."""
+    base = (port * 2 + cls) * (s.num_gpus + 1)
+    turn = turns(s)[port * 2 + cls]
+    active_next(s)[base + source] = NOTHING
+    if turn.head == NOTHING:
+        turn.head = source
+    else:
+        active_next(s)[base + turn.tail] = source
+    turn.tail = source
+
+
+@njit(cache=True)
 def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     """Puts a segment into the virtual output queue of its input; the port is not looked at yet."""
     if s.queueing == OUTPUT_QUEUED:
@@ -230,13 +231,7 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     nodes(s)[node].next = NOTHING
     if queue_head(s)[base + source] == NOTHING:
         queue_head(s)[base + source] = node
-        turn = turns(s)[port * 2 + cls]
-        active_next(s)[base + source] = NOTHING
-        if turn.head == NOTHING:
-            turn.head = source
-        else:
-            active_next(s)[base + turn.tail] = source
-        turn.tail = source
+        activate(s, port, cls, source)
     else:
         nodes(s)[queue_tail(s)[base + source]].next = node
     queue_tail(s)[base + source] = node
@@ -253,12 +248,7 @@ def port_take(s: Root, port: int, cls: int) -> int:
     turn.head = active_next(s)[base + source]
     queue_head(s)[base + source] = nodes(s)[node].next
     if queue_head(s)[base + source] != NOTHING:
-        active_next(s)[base + source] = NOTHING
-        if turn.head == NOTHING:
-            turn.head = source
-        else:
-            active_next(s)[base + turn.tail] = source
-        turn.tail = source
+        activate(s, port, cls, source)
     ports(s)[port].queued_flits -= down_flits(s, node)
     return node
 

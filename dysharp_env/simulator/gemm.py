@@ -19,6 +19,7 @@ from dysharp_env.simulator.layout import (
     NO_TIME,
     NOTHING,
     NOTIFY,
+    NOTIFY_FLITS,
 )
 from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, pairs, tiles
 
@@ -212,8 +213,7 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
         else:
             expert_done(s, q.token)
     if num_remote > 0:
-        # One counter update per token: a header flit and a flit of data.
-        charge_up(s, gpu, 2 * num_remote, NOTIFY)
+        charge_up(s, gpu, NOTIFY_FLITS * num_remote, NOTIFY)
         push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
     if s.slots2_left == 0 and s.gate3 == GATE_PHASE:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3, NOTHING)
@@ -250,7 +250,7 @@ def notified(s: Root, tile: int, gpu: int) -> None:
         home = token // s.tokens_per_gpu
         if home != gpu:
             num_remote += 1
-            charge_down(s, home, 2, NOTIFY)
+            charge_down(s, home, NOTIFY_FLITS, NOTIFY)
             charge_up(s, home, s.ack_flits, NOTIFY)
             expert_done(s, token)
     charge_down(s, gpu, num_remote * s.ack_flits, NOTIFY)

@@ -67,6 +67,9 @@ LOG_FIELDS = ("resource", "gpu", "purpose", "item", "amount", "start_ps", "end_p
 # Why the kernel returned.
 ASK, DONE, GROW, STUCK = range(4)
 
+# A counter update at a home GPU: a header flit and a flit of data.
+NOTIFY_FLITS = 2
+
 NO_TIME = -1
 NOTHING = -1
 
@@ -81,8 +84,8 @@ _PARAMETERS = (
     "num_gpus num_tokens tokens_per_gpu top_k num_pairs num_experts experts_per_gpu chunk_tokens chunks_per_gpu "
     "num_units "
     # links and packets
-    "ps_mult ps_div quantum_ps hop_ps store_and_forward targets_per_flit dispatch_packets dispatch_payload_flits "
-    "combine_packets combine_payload_flits header_flits ack_flits request_flits credit_flits queueing "
+    "ps_mult ps_div quantum_ps hop_ps store_and_forward dispatch_packets combine_packets sum_flits "
+    "dispatch_ack_flits combine_ack_flits ack_flits credit_flits queueing "
     "reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps dispatch_window combine_window total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
@@ -206,6 +209,8 @@ class State(NamedTuple):
     tiles: np.ndarray  # (tile,) TILE, an expert's tiles consecutive
     chunks: np.ndarray  # (chunk,) CHUNK, a home GPU's chunks consecutive
     units: np.ndarray  # (unit,) UNIT
+    store_flits: np.ndarray  # (top_k + 1,) int64 flits of a dispatched vector naming so many experts
+    ask_flits: np.ndarray  # (top_k + 1,) int64 flits that ask for a sum, naming so many experts
     gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
     slot_expert: np.ndarray  # (slot,) int64 expert of each (token, expert), grouped by pair
     slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1

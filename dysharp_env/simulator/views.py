@@ -125,6 +125,18 @@ def units(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
+def store_flits(s: Root) -> np.ndarray:
+    """Returns ``State.store_flits``."""
+    return carray(pointer(s.store_flits_at), (s.top_k + 1,), np.int64)
+
+
+@njit(cache=True)
+def ask_flits(s: Root) -> np.ndarray:
+    """Returns ``State.ask_flits``."""
+    return carray(pointer(s.ask_flits_at), (s.top_k + 1,), np.int64)
+
+
+@njit(cache=True)
 def gpu_experts(s: Root) -> np.ndarray:
     """Returns ``State.gpu_experts``."""
     return carray(pointer(s.gpu_experts_at), (s.num_experts,), np.int64)

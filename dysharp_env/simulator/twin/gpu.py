@@ -29,13 +29,13 @@ from dysharp_env.simulator.layout import (
     MULTICAST,
     NO_TIME,
     NOTIFY,
+    NOTIFY_FLITS,
     PULL_REDUCE,
     PUSH_UNICAST,
     UNICAST,
 )
 from dysharp_env.simulator.twin.fabric import Downlink, Reducer, Uplink
 from dysharp_env.simulator.twin.parts import (
-    NOTIFY_FLITS,
     Chunk,
     Decision,
     Expert,

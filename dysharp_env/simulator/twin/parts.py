@@ -10,8 +10,6 @@ import numpy as np
 
 from dysharp_env.simulator.layout import NO_TIME, REQUEST
 
-NOTIFY_FLITS = 2  # one counter update: a header and a flit of data
-
 Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", token, GPU), ("tile", expert, place), ...
 
 
