@@ -19,6 +19,7 @@ from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPo
 from torch import Tensor, nn
 
 from dysharp_env.config import Spec
+from dysharp_env.simulator.layout import F_HOLD
 
 Observation = dict[str, Tensor]
 
@@ -30,14 +31,18 @@ class PolicySpec(Spec):
     """Width of the candidate embedding and of the scoring layer."""
     value_hidden: int = Field(default=64, ge=1)
     """Width of both layers of the value network."""
+    hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """What hold's logit starts below the others'; it is learned from there. A group that holds half of the time makes
+    an episode several times longer, and what its other choices are worth is lost in that noise."""
 
 
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int):
-        """Makes the layers, initialised so that all candidates start almost equally likely."""
+    def __init__(self, num_features: int, num_context: int, hidden: int, hold_reluctance: float):
+        """Makes the layers, initialised so that all candidates but hold start almost equally likely."""
         super().__init__()
+        self.hold_reluctance = nn.Parameter(torch.tensor(hold_reluctance))
         # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
         self.embed_row = nn.Linear(num_features, hidden)
         self.embed_context = nn.Linear(num_context, hidden, bias=False)
@@ -68,6 +73,7 @@ class CandidateScorer(nn.Module):
         count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
         pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
         scores = self.score(torch.relu(self.score_row(embedded) + self.score_pool(pool)[decision])).squeeze(1)
+        scores = scores - self.hold_reluctance * candidates[decision, row, F_HOLD]
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
 
 
@@ -121,7 +127,9 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
         self.num_features = sizes["candidates"] // int(self.action_space.n)
         self.num_context = sizes["context"]
-        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden)
+        self.scorer = CandidateScorer(
+            self.num_features, self.num_context, self.spec.hidden, self.spec.hold_reluctance
+        )
         self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 

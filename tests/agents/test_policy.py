@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 
 from agents.policy import CandidatePolicy, PolicySpec
+from dysharp_env.simulator.layout import F_HOLD
 
 FEATURES, CONTEXT = 16, 16
 
@@ -95,10 +96,17 @@ def test_actions_log_probabilities_and_values_agree_between_acting_and_learning(
     assert entropy is not None and (entropy > 0).all() and entropy[2] <= np.log(2) + 1e-6
 
 
-def test_a_fresh_policy_chooses_nearly_at_random() -> None:
+def test_a_fresh_policy_chooses_nearly_at_random_but_seldom_holds() -> None:
     torch.manual_seed(1)
     boxes = {"candidates": spaces.Box(0, 1, (8 * FEATURES,)), "context": spaces.Box(0, 1, (CONTEXT,))}
     policy = CandidatePolicy(spaces.Dict(boxes), spaces.Discrete(8), lambda _: 1e-3)
+    observation = observe(8, [8])
+    rows = observation["candidates"].reshape(8, FEATURES)
+    rows[:, F_HOLD] = 0.0
     with torch.no_grad():
-        entropy = policy.get_distribution(observe(8, [8])).entropy()
+        entropy = policy.get_distribution(observation).entropy()
+        rows[7] = 0.0
+        rows[7, F_HOLD] = 1.0
+        hold = policy.get_distribution(observation).distribution.probs[0, 7]
     assert entropy is not None and float(entropy) > 0.999 * np.log(8)
+    assert float(hold) == pytest.approx(np.exp(-4) / (7 + np.exp(-4)), rel=0.05)
