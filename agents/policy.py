@@ -127,9 +127,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
         self.num_features = sizes["candidates"] // int(self.action_space.n)
         self.num_context = sizes["context"]
-        self.scorer = CandidateScorer(
-            self.num_features, self.num_context, self.spec.hidden, self.spec.hold_reluctance
-        )
+        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden, self.spec.hold_reluctance)
         self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
