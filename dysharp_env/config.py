@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 _TYPE_TAGS = ("int", "float", "str", "bool")
 _PACKAGE = Path(__file__).resolve().parent
@@ -27,6 +27,16 @@ class Spec(BaseModel):
     """Base of all specs: immutable, unknown keys refused, fields documented in place."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_lookalikes(cls, data: Any) -> Any:
+        """Refuses ``true`` and ``"8"`` where a number belongs: both are typing mistakes that YAML would let through."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(str(name))
+            if field is not None and isinstance(value, bool | str) and _is_number(field.annotation):
+                raise ValueError(f"{name}={value!r} must be a number")
+        return data
 
     def with_changes(self: SpecT, changes: Mapping[str, Any]) -> SpecT:
         """Returns a validated copy with dotted keys replaced, e.g. ``{"link.payload_bytes": 256}``.
@@ -49,6 +59,12 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Returns whether a field takes numbers only; None may stand beside them."""
+    members = [member for member in get_args(annotation) or (annotation,) if member is not type(None)]
+    return all(member in (int, float) for member in members)
 
 
 def config_root() -> Path:
@@ -90,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")

@@ -57,5 +57,13 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         return INTERRUPTED
     except BrokenPipeError:
         # What is still buffered would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return PIPE_CLOSED
+    except OSError as error:
+        _silence_stdout()
+        print(f"error: cannot write the results: {error.strerror or error}", file=sys.stderr)
+        return MISTAKE
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

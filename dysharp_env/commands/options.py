@@ -80,7 +80,8 @@ def read_schedules(names: list[str]) -> list[ScheduleSpec]:
     for name in names:
         schedule = load_schedule(name)
         if schedule.name in schedules:
-            raise ConfigError(f"schedule='{name}': two of the schedules are named '{schedule.name}'; give each once")
+            clash = f"schedule='{name}': two of the schedules are named '{schedule.name}'"
+            raise ConfigError(f"{clash}; change the name in one of them, or give it once")
         schedules[schedule.name] = schedule
     return [*schedules.values()]
 

@@ -52,8 +52,10 @@ class EnvSpec(ScenarioSpec):
             raise ValueError("exposed must name at least one decision kind")
         if "split" in self.exposed and len(self.splits) < 2:
             raise ValueError("splits must offer at least two SM splits when 'split' is exposed")
-        if self.seeds is not None and not 0 <= self.seeds[0] < self.seeds[1]:
-            raise ValueError(f"seeds={list(self.seeds)} must be a range [first, last) with 0 <= first < last")
+        if len(set(self.exposed)) < len(self.exposed):
+            raise ValueError(f"exposed={list(self.exposed)} names a decision kind twice")
+        if self.seeds is not None and not 0 <= self.seeds[0] < self.seeds[1] <= 2**63:
+            raise ValueError(f"seeds={list(self.seeds)} must be a range [first, last) with 0 <= first < last <= 2**63")
         return self
 
     def exposure(self) -> Exposure:
@@ -198,12 +200,14 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         """Takes a candidate and runs to the next decision; see the class for reward and masked actions.
 
         Raises:
-            ValueError: The action is masked and ``invalid_action`` is ``raise``.
+            ValueError: The action is outside the action space, or it is masked and ``invalid_action`` is ``raise``.
             RuntimeError: The episode is over.
         """
         run = self.run
         if self._result is not None:
             raise RuntimeError("the episode is over; call reset")
+        if not self.action_space.contains(np.int64(action) if isinstance(action, int) else action):
+            raise ValueError(f"action {action!r} is not in {self.action_space}")
         if self._decision is not None:
             if not self.action_masks()[int(action)]:
                 return self._refuse(int(action))
@@ -249,13 +253,20 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
             require_choice("reset option", key, ("workload", "workload_seed"))
         if "workload" in options:
             workload = options["workload"]
+            if not isinstance(workload, Workload):
+                raise ConfigError(f"reset option workload={workload!r} must be a Workload")
             if workload.num_gpus != self.scenario.system.num_gpus:
                 raise ConfigError(
                     f"the workload has {workload.num_gpus} GPUs, the system {self.scenario.system.num_gpus}"
                 )
+            if workload.layer != self.scenario.layer:
+                raise ConfigError(f"the workload's layer '{workload.layer.name}' is not the environment's")
             return workload
         if "workload_seed" in options:
-            return self.scenario.draw(int(options["workload_seed"]))
+            seed = options["workload_seed"]
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+                raise ConfigError(f"reset option workload_seed={seed!r} must be a whole number that is not negative")
+            return self.scenario.draw(int(seed))
         first, last = self.settings.seeds or (0, 2**31)
         return self.scenario.draw(int(self.np_random.integers(first, last)))
 

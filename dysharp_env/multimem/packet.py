@@ -58,9 +58,8 @@ class PacketFormat:
         """Returns payload over wire flits, in and out of the switch, of one multicast store packet and its acks.
 
         The store enters the switch once and leaves ``destinations`` times; each destination acknowledges, the switch
-        merges. ``address_flits`` counts what explicit addressing adds to the request and to the merged response.
-        Only the delivering side is counted as payload, as in the paper: data flits of every replica plus the original
-        over all flits.
+        merges. Payload is the data of the original and of every replica, which gives the paper's 72 of 90 flits.
+        ``address_flits`` take the place of one flit in the request and in the merged response (explicit addressing).
         """
         data = self.payload_bytes // self.flit_bytes
         copies = destinations + 1

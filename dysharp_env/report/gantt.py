@@ -210,7 +210,16 @@ def _draw(
         _draw_blocks(axes, blocks, end_us)
         _draw_ends(axes, engine, lower_bound_us)
         axes.tick_params(labelbottom=bottom <= _FOOT_PX)
-        figure.text(14 / width, (top + 34) / height, title, fontsize=11.5, fontweight="bold", color=_INK, va="center")
+        figure.text(
+            14 / width,
+            (top + 34) / height,
+            title,
+            fontsize=11.5,
+            fontweight="bold",
+            color=_INK,
+            va="center",
+            parse_math=False,
+        )
     axes.set_xlabel("time, µs", color=_INK, fontsize=9.5, loc="left", labelpad=1)
     handles = [Patch(facecolor=colour, label=STAGE_LABELS[stage]) for stage, colour in COLOURS.items()]
     figure.legend(

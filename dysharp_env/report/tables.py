@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from dysharp_env.report.records import TimedRun
@@ -66,7 +67,7 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
         wire: dict[str, Any] = result.wire_bytes
         payload: dict[str, Any] = result.payload_bytes
         table.add_row(
-            run.schedule,
+            escape(run.schedule),
             f"{result.makespan_us:.1f}",
             f"{result.ratio:.3f}",
             f"{base_us / result.makespan_us:.3f}x",

@@ -45,9 +45,10 @@ def start(
         logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
 
     Raises:
-        ConfigError: The schedule does not fit the system.
+        ConfigError: The schedule does not fit the system, or the workload is too large for exact integer time.
     """
     costs = Costs.of(system, workload.layer, compute_scale)
+    costs.require_exact(workload)
     bound_ps = lower_bound_ps(system, workload, costs)
     program = schedule.program(system, exposure)
     return LayerRun(Engine(workload, costs, program, system.gpu.num_sms, bound_ps, logging), bound_ps)

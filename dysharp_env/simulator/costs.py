@@ -6,11 +6,14 @@ never longer than the exact value; the three users round the same way.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from dysharp_env.config import ConfigError
 from dysharp_env.multimem import PacketFormat
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.workload import Workload
 
 PS_PER_S = 10**12
 PS_PER_US = 10**6
@@ -37,7 +40,8 @@ class Costs:
         in_flight_packets_per_sm: Packets one communication SM keeps in flight.
         blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
         granule_ps: Time of one thread block for ``row_granularity`` tokens, GEMM-1 and GEMM-2.
-        weight_bytes: Weights one expert's GEMM-1 and GEMM-2 read.
+        matrix_bytes: Weights of one expert's GEMM-1 and GEMM-2, as they lie in L2.
+        weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
         token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
     """
@@ -64,6 +68,7 @@ class Costs:
     blocks: tuple[int, int]
     granule_ps: tuple[int, int]
     row_granularity: int
+    matrix_bytes: tuple[int, int]
     weight_bytes: tuple[int, int]
     token_bytes: tuple[int, int, int, int]
     launch_ps: int
@@ -117,11 +122,13 @@ class Costs:
             tile_status_entries=gpu.tile_status_entries,
             output_readiness_entries=gpu.output_readiness_entries,
             memory_ps=round(gpu.memory_latency_ns * 1000),
-            hbm_bytes_per_s=round(gpu.hbm_gbps * 1e9 / compute_scale),
+            # Whole MB/s, so that exact picoseconds of any transfer stay inside int64.
+            hbm_bytes_per_s=max(1, round(gpu.hbm_gbps * 1e3 / compute_scale)) * 10**6,
             l2_bytes=gpu.l2_bytes,
             blocks=(blocks[0], blocks[1]),
             granule_ps=(granule_ps[0], granule_ps[1]),
             row_granularity=gpu.row_granularity,
+            matrix_bytes=(layer.gemm1_weight_bytes, layer.gemm2_weight_bytes),
             weight_bytes=(layer.gemm1_weight_bytes * layer.work_factor, layer.gemm2_weight_bytes * layer.work_factor),
             token_bytes=(
                 layer.dispatch_bytes,
@@ -134,6 +141,33 @@ class Costs:
             count_exchange_ps=round(system.overheads.count_exchange_us * PS_PER_US),
             compute_scale=compute_scale,
         )
+
+    def require_exact(self, workload: Workload) -> None:
+        """Checks that no sum of times the engine can form leaves int64.
+
+        Raises:
+            ConfigError: One could; the message says what to change.
+        """
+        layer = workload.layer
+        slots = workload.num_tokens * layer.top_k
+        read_bytes = slots * sum(self.token_bytes) * 2 + slots * sum(self.weight_bytes)
+        block_ps = self.blocks[0] * self.granule_ps[0] + self.blocks[1] * self.granule_ps[1]
+        granules = slots * -(-layer.tile_tokens // self.row_granularity)
+        # The most that can wait at one port: every token's copy, and every token's partial sum.
+        flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
+        shared = math.gcd(self.packet.flit_bytes * PS_PER_S, self.link_bytes_per_s)
+        largest = max(
+            self.hbm_ps(read_bytes),
+            granules * block_ps,
+            # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
+            flits * (self.packet.flit_bytes * PS_PER_S // shared),
+            max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
+        )
+        if largest >= 2**62:
+            raise ConfigError(
+                f"tokens={workload.tokens_per_gpu} of '{layer.name}' are too many for exact picoseconds on this system;"
+                " use fewer tokens, a smaller layer, or faster and rounder rates"
+            )
 
     def wire_ps(self, flits: int) -> int:
         """Returns how long ``flits`` keep a link busy."""

@@ -99,7 +99,7 @@ def fetch_weights(s: Root, expert: int, stage: int) -> int:
     resident = x.resident1 if stage == 1 else x.resident2
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     if resident == 0:
-        size = min(weight_bytes, s.l2_bytes)
+        size = min(s.matrix1_bytes if stage == 1 else s.matrix2_bytes, s.l2_bytes)
         evict_weights(s, x.gpu, size)
         g.l2_used_bytes += size
         done_ps = use_hbm(s, x.gpu, weight_bytes)

@@ -89,7 +89,8 @@ _PARAMETERS = (
     "reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps dispatch_window combine_window total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
-    "granule1_ps granule2_ps row_granularity hbm_mult hbm_div l2_bytes weight1_bytes weight2_bytes token_in_bytes "
+    "granule1_ps granule2_ps row_granularity hbm_mult hbm_div l2_bytes matrix1_bytes matrix2_bytes "
+    "weight1_bytes weight2_bytes token_in_bytes "
     "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
     # schedule
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay0_ps pay1_ps pay2_ps pay3_ps notify tile_tokens "

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
@@ -28,8 +27,9 @@ def lower(
         logging: Whether every use of a link, reduction unit and SM group is recorded.
 
     Raises:
-        ConfigError: A segment is too large for exact integer time.
+        ConfigError: The workload is too large for exact integer time.
     """
+    costs.require_exact(workload)
     num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
     num_tokens = num_gpus * tokens_per_gpu
     chunks_per_gpu = -(-tokens_per_gpu // program.chunk_tokens)
@@ -246,11 +246,6 @@ def _root(
     numerator, denominator = packet.flit_bytes * PS_PER_S, costs.link_bytes_per_s
     shared = math.gcd(numerator, denominator)
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
-    largest_flits = max(costs.dispatch_flits(layer.top_k), costs.combine_flits()) * tokens_per_gpu * num_gpus
-    if largest_flits * (numerator // shared) >= 2**62 or max(costs.weight_bytes) * (PS_PER_S // hbm_shared) >= 2**62:
-        raise ConfigError(
-            "the workload is too large for exact picosecond arithmetic; use fewer tokens or a rounder bandwidth"
-        )
     per_sm = costs.in_flight_packets_per_sm
     dispatch_window = min(program.dispatch_sms * per_sm, UNLIMITED)
     combine_window = min(program.combine_sms * per_sm, UNLIMITED)
@@ -302,6 +297,8 @@ def _root(
         "hbm_mult": PS_PER_S // hbm_shared,
         "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
         "l2_bytes": costs.l2_bytes,
+        "matrix1_bytes": costs.matrix_bytes[0],
+        "matrix2_bytes": costs.matrix_bytes[1],
         "weight1_bytes": costs.weight_bytes[0],
         "weight2_bytes": costs.weight_bytes[1],
         "token_in_bytes": costs.token_bytes[0],

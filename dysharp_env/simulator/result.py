@@ -83,11 +83,16 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
     payload = np.zeros_like(wire)
     for purpose in (layout.DISPATCH_DATA, layout.COMBINE_DATA, layout.EVICTION):
         payload[:, :, purpose] = _payload_flits(engine, purpose) * costs.packet.flit_bytes
+
+    def within(busy_ps: np.ndarray, free_ps: np.ndarray) -> np.ndarray:
+        """Returns busy fractions of the makespan; what a server still has queued at the end is not in it."""
+        return (busy_ps - np.maximum(free_ps - makespan_ps, 0)) / makespan_ps
+
     busy = {
-        "uplink": gpus["up_busy_ps"] / makespan_ps,
-        "downlink": gpus["down_busy_ps"] / makespan_ps,
+        "uplink": within(gpus["up_busy_ps"], gpus["up_free_ps"]),
+        "downlink": within(gpus["down_busy_ps"], state.ports["free_ps"][:num_gpus]),
         "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["total_sms"])),
-        "hbm": gpus["hbm_busy_ps"] / makespan_ps,
+        "hbm": within(gpus["hbm_busy_ps"], gpus["hbm_free_ps"]),
     }
     return LayerResult(
         makespan_us=engine.now_ps / 1e6,

@@ -33,7 +33,7 @@ class GpuSpec(Spec):
     """Dense BF16 peak of all SMs, TFLOP/s."""
     fp8_tflops: Rate
     """Dense FP8 peak of all SMs, TFLOP/s."""
-    gemm_efficiency: Annotated[float, Field(gt=0, le=1)]
+    gemm_efficiency: Annotated[float, Field(ge=1e-3, le=1)]
     """Fraction of the peak that a large grouped GEMM reaches."""
     hbm_gbps: Rate
     """Memory bandwidth, GB/s."""
@@ -119,7 +119,7 @@ class SwitchSpec(Spec):
     """Accumulators of a plane's output port, bytes (64 KB per port: DySHARP, arXiv 2605.05607)."""
     reduction_cycle_ps: CountOrZero = 640
     """The one cycle that reduction adds to the data path. Default: a 16 B flit on one 25 GB/s NVLink4 link."""
-    reduction_rate: Annotated[float, Field(gt=0, le=1)] = 0.85
+    reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 0.85
     """Rate of a reduction unit over its port's line rate; 0.85 is what NCCL's tuner grants NVLS on Hopper relative to
     plain transfers (nvlsEfficiency, src/graph/tuning.cc)."""
     dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast")

@@ -38,7 +38,7 @@ class ScenarioSpec(Spec):
     """What a dispatched token is sent in; none means the model's own."""
     direction: Literal["forward", "backward"] = "forward"
     """Which pass of the layer; backward does twice the GEMM work."""
-    compute_scale: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
+    compute_scale: float = Field(default=1.0, ge=1e-6, le=1000, allow_inf_nan=False)
     """Multiplies GEMM and HBM time; 0.001 leaves communication alone."""
 
     def build(self) -> Scenario:

@@ -8,6 +8,7 @@ Files may be damaged or made by other programs, so everything is checked before 
 
 from __future__ import annotations
 
+import lzma
 import os
 import struct
 import zipfile
@@ -29,6 +30,8 @@ _SNAP = 0.05  # a split's end moves to a document boundary at most this share of
 _DAMAGED = (
     ValueError,
     EOFError,
+    RuntimeError,  # an encrypted archive
+    lzma.LZMAError,
     KeyError,
     MemoryError,
     NotImplementedError,
@@ -56,7 +59,7 @@ class RoutingTrace:
 
     def __post_init__(self) -> None:
         ids = self.topk_ids
-        if ids.ndim != 3 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
+        if ids.ndim != 3 or 0 in ids.shape or ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
         if not 1 <= self.experts <= 65536:
             raise ConfigError(f"experts={self.experts} must be from 1 to 65536")
@@ -75,12 +78,12 @@ class RoutingTrace:
         if weights is not None and not (np.isfinite(weights).all() and weights.min() >= 0):
             raise ConfigError("topk_weights must be finite and not negative")
         offsets = self.doc_offsets
-        if offsets.ndim != 1 or len(offsets) < 2 or not np.issubdtype(offsets.dtype, np.integer):
+        if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
             raise ConfigError(f"doc_offsets must list whole numbers, not {offsets.dtype} of shape {offsets.shape}")
         if offsets[0] != 0 or offsets[-1] != ids.shape[1] or (offsets[1:] <= offsets[:-1]).any():
             raise ConfigError(f"doc_offsets must grow from 0 to the {ids.shape[1]} tokens of topk_ids")
         numbers = self.layer_index
-        if numbers.shape != ids.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
+        if numbers.shape != ids.shape[:1] or numbers.dtype.kind not in "iu":
             raise ConfigError(f"layer_index has shape {numbers.shape}; topk_ids has {ids.shape[0]} layers")
         if len(set(numbers.tolist())) != len(numbers):
             raise ConfigError(f"layer_index names a layer twice: {numbers.tolist()}")
@@ -203,10 +206,10 @@ def load_trace(name: str) -> RoutingTrace:
     arrays = read_arrays(path, required=("topk_ids",))
     ids = arrays["topk_ids"]
     try:
-        if ids.ndim != 3 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
+        if ids.ndim != 3 or 0 in ids.shape or ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
         declared = arrays.get("experts", np.array(int(ids.max()) + 1))
-        if declared.ndim != 0 or not np.issubdtype(declared.dtype, np.integer):
+        if declared.ndim != 0 or declared.dtype.kind not in "iu":
             raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
         trace = RoutingTrace(
             topk_ids=ids,

@@ -43,7 +43,7 @@ class Workload:
         if self.tokens_per_gpu < 1:
             raise ConfigError(f"tokens={self.tokens_per_gpu} must be at least 1")
         ids = np.asarray(self.topk_ids)
-        if not np.issubdtype(ids.dtype, np.integer):
+        if ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must hold whole numbers, not {ids.dtype}")
         expected = (self.num_gpus * self.tokens_per_gpu, self.layer.top_k)
         if ids.shape != expected:
@@ -56,6 +56,8 @@ class Workload:
         repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
         if repeated.size:
             raise ConfigError(f"topk_ids: token {repeated[0]} chose an expert twice: {ids[repeated[0]].tolist()}")
+        if np.asarray(self.gpu_of_expert).dtype.kind not in "iu":
+            raise ConfigError(f"gpu_of_expert must hold whole numbers, not {np.asarray(self.gpu_of_expert).dtype}")
         placement = np.array(self.gpu_of_expert, dtype=np.int32)
         check_placement(placement, self.layer.experts, self.num_gpus, "gpu_of_expert")
         ids.flags.writeable = False
@@ -190,7 +192,7 @@ def load_placement(placement: str, experts: int, num_gpus: int) -> np.ndarray:
             raise ConfigError(f"placement '{placement}' must hold a JSON list with the GPU of every expert") from None
     else:
         raise ConfigError(f"placement='{placement}' is unknown; choose 'contiguous' or a .json or .npz file")
-    if not np.issubdtype(listed.dtype, np.integer):
+    if listed.dtype.kind not in "iu":
         raise ConfigError(f"placement '{placement}' must hold whole numbers, not {listed.dtype}")
     check_placement(listed, experts, num_gpus, f"placement '{placement}'")
     return listed.astype(np.int32)

@@ -155,7 +155,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
         (("simulate", "--top-k", "99"), "top_k=99 must be at most experts=64"),
         (("simulate", "--top-k", "0"), "top_k=0: Input should be greater than or equal to 1"),
         (("simulate", "--seed", "-3"), "seed=-3 must not be negative"),
-        (("simulate", "--compute-scale", "0"), "compute_scale=0.0: Input should be greater than 0"),
+        (("simulate", "--compute-scale", "0"), "compute_scale=0.0: Input should be greater than or equal to"),
         (("simulate", "--compute-scale", "nan"), "compute_scale=nan: Input should be a finite number"),
         (("simulate", "--system", "dgxh100"), "system='dgxh100' is unknown; choose from"),
         (("simulate", "--model", "smal"), "(did you mean 'small'?)"),

@@ -173,6 +173,33 @@ def test_a_masked_action_can_cost_or_raise():
         env.step(masked)
 
 
+@pytest.mark.parametrize("action", [32, -1, 10**6, 1.7, "0"])
+def test_actions_outside_the_space_raise(action):
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="is not in Discrete"):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workload": "x"}, "reset option workload='x' must be a Workload"),
+        ({"workload_seed": -1}, "reset option workload_seed=-1 must be a whole number that is not negative"),
+        ({"workload_seed": 1.7}, "reset option workload_seed=1.7 must be a whole number"),
+        ({"workload_seed": None}, "reset option workload_seed=None must be a whole number"),
+    ],
+)
+def test_bad_reset_options_give_one_clear_line(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make().reset(options=options)
+
+
+def test_a_workload_of_another_layer_is_refused():
+    with pytest.raises(ValueError, match="the workload's layer 'olmoe' is not the environment's"):
+        make().reset(options={"workload": make(model="olmoe").scenario.draw(0)})
+
+
 def test_masked_actions_in_a_row_truncate():
     env = make(max_invalid_actions=3)
     _, info = env.reset(seed=0)
@@ -220,6 +247,11 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
     ("settings", "message"),
     [
         ({"tokns": 3}, "unknown key 'tokns' (did you mean 'tokens'?)"),
+        ({"tokens": True}, "tokens=True must be a number"),
+        ({"tokens": "8"}, "tokens='8' must be a number"),
+        ({"compute_scale": 1e-12}, "compute_scale=1e-12: Input should be greater than or equal to"),
+        ({"exposed": ("gemm", "gemm")}, "names a decision kind twice"),
+        ({"seeds": (0, 2**70)}, "must be a range"),
         ({"tokens": -1}, "tokens=-1: Input should be greater than or equal to 1"),
         ({"model": "smal"}, "model='smal' is unknown"),
         ({"system": "dgx"}, "system='dgx' is unknown"),

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dysharp_env.config import preset_names
+from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, load_schedule, lower_bound_ps, simulate, start
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import load_system
@@ -109,3 +109,37 @@ def test_no_random_program_on_a_random_machine_beats_it(random_case):
         system = load_system("dgx-h100").with_changes({"gpu.num_sms": case.num_sms})
         costs = dataclasses.replace(case.costs, launch_ps=case.program.pays_ps[0])
         assert case.engine(logging=False).run().now_ps >= lower_bound_ps(system, case.workload, costs), seed
+
+
+@pytest.mark.parametrize("compute_scale", [0.9, 0.7, 0.333, 0.03, 1e-6])
+def test_any_compute_scale_keeps_picoseconds_exact(compute_scale):
+    scenario = ScenarioSpec(model="small", tokens=16, routing="uniform").build()
+    run = simulate(scenario.system, scenario.draw(0), load_schedule("dysharp"), compute_scale=compute_scale)
+    assert run.engine.now_ps >= run.lower_bound_ps
+
+
+def test_what_would_leave_int64_is_refused():
+    system = load_system("dgx-h100").with_changes({"gpu.hbm_gbps": 0.001})
+    layer = LayerSpec(
+        name="huge", hidden=10**6, moe_ff=10**6, experts=8, top_k=2, ffn_matrices=2, compute_dtype="bf16", source="test"
+    )
+    ids = np.tile([0, 1], (8 * 64, 1))
+    workload = Workload(layer, 8, 64, ids, np.arange(8), "huge")
+    with pytest.raises(ConfigError, match="tokens=64 of 'huge' are too many for exact picoseconds"):
+        simulate(system, workload, load_schedule("dysharp"))
+
+
+@pytest.mark.parametrize("schedule", preset_names("schedules"))
+def test_nothing_is_busy_for_longer_than_the_layer(schedule):
+    """HBM stores and acknowledgements still under way at the end are not in the makespan."""
+    scenario = ScenarioSpec(
+        system="gh200-nvl32",
+        gpus=2,
+        model="small",
+        tokens=130,
+        routing="uniform",
+        direction="backward",
+        compute_scale=100,
+    ).build()
+    result = simulate(scenario.system, scenario.draw(0), load_schedule(schedule), compute_scale=100).result()
+    assert all(0 <= use["mean"] <= use["max"] <= 1 for use in result.utilisation.values())

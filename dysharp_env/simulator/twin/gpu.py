@@ -305,7 +305,7 @@ class Gpu:
         """Returns when an expert's matrix is in L2, read from HBM if it was not; one larger than L2 fills it."""
         costs, key = self.twin.costs, (expert.number, stage)
         if key not in self.l2:
-            size_bytes = min(costs.weight_bytes[stage - 1], costs.l2_bytes)
+            size_bytes = min(costs.matrix_bytes[stage - 1], costs.l2_bytes)
             while self.l2 and sum(held.size_bytes for held in self.l2.values()) + size_bytes > costs.l2_bytes:
                 self.l2.popitem(last=False)
             self.l2[key] = Weights(size_bytes, self.use_hbm(costs.weight_bytes[stage - 1]))
