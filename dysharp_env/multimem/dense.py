@@ -1,0 +1,76 @@
+"""The numbers of one MoE layer: token vectors, gate weights and expert matrices, and what the layer must return.
+
+Experts are the paper's two matrices with a ReLU between them, in float32; gate weights are applied where GEMM-2 writes
+its results, since the switch only sums (DySHARP, arXiv 2605.05607). Number formats below float32 are left out: they
+would round the same values, but hide mistakes of the machine behind their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dysharp_env.config import ConfigError
+from dysharp_env.workload import Workload
+
+
+@dataclass(frozen=True)
+class MoeTensors:
+    """The numbers of one layer, all float32."""
+
+    tokens: np.ndarray  # (token, hidden)
+    gates: np.ndarray  # (token, top_k) weight of each expert of ``Workload.topk_ids``
+    up: np.ndarray  # (expert, hidden, inner)
+    down: np.ndarray  # (expert, inner, hidden)
+
+    @property
+    def hidden(self) -> int:
+        """Values in a token's vector."""
+        return self.tokens.shape[1]
+
+
+def random_tensors(workload: Workload, hidden: int, inner: int, seed: int = 0) -> MoeTensors:
+    """Returns normal values scaled so that outputs are about 1, for a layer of any width."""
+    rng = np.random.default_rng(seed)
+    experts, top_k = workload.layer.experts, workload.layer.top_k
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    gates = rng.random((workload.num_tokens, top_k)) + 0.1
+    return MoeTensors(
+        tokens=normal(workload.num_tokens, hidden),
+        gates=(gates / gates.sum(axis=1, keepdims=True)).astype(np.float32),
+        up=normal(experts, hidden, inner, scale=hidden**-0.5),
+        down=normal(experts, inner, hidden, scale=inner**-0.5),
+    )
+
+
+def check_tensors(workload: Workload, tensors: MoeTensors) -> None:
+    """Checks shapes and types against the workload.
+
+    Raises:
+        ConfigError: One of them does not fit.
+    """
+    experts, inner, hidden = workload.layer.experts, tensors.up.shape[-1], tensors.tokens.shape[-1]
+    expected = {
+        "tokens": (workload.num_tokens, hidden),
+        "gates": (workload.num_tokens, workload.layer.top_k),
+        "up": (experts, hidden, inner),
+        "down": (experts, inner, hidden),
+    }
+    for name, shape in expected.items():
+        array = getattr(tensors, name)
+        if array.shape != shape or array.dtype != np.float32:
+            raise ConfigError(f"tensors.{name} is {array.dtype} {array.shape}; it must be float32 {shape}")
+
+
+def dense_moe(workload: Workload, tensors: MoeTensors) -> np.ndarray:
+    """Returns the layer's outputs, (token, hidden) float32, expert by expert in float64: no dispatch, no switch."""
+    outputs = np.zeros(tensors.tokens.shape)
+    for expert in range(workload.layer.experts):
+        token, place = np.nonzero(workload.topk_ids == expert)
+        inner = np.maximum(tensors.tokens[token].astype(np.float64) @ tensors.up[expert], 0.0)
+        outputs[token] += tensors.gates[token, place, None] * (inner @ tensors.down[expert])
+    return outputs.astype(np.float32)

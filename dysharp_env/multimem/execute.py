@@ -1,0 +1,255 @@
+"""Runs a finished schedule on real vectors: every token moved, every tile computed, in the order that was recorded.
+
+A schedule is a table of rows (``Row``) with the tokens of each chunk and tile beside it; who decided it is no matter.
+Its order is kept at the resolution of the table: a chunk is dispatched at its start, a GEMM row reads its inputs at its
+start and writes its results at its end, a chunk is combined at its end; at equal times, in the order of the layer. The
+table does not tell when each token of a chunk arrived, so a tile finds its rows through the TID table instead of
+taking neighbours. Using data that is not there yet is a ``ScheduleFault``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dysharp_env.multimem.dense import MoeTensors, check_tensors
+from dysharp_env.multimem.faults import ScheduleFault
+from dysharp_env.multimem.packet import PacketFormat
+from dysharp_env.multimem.runtime import FLOAT_BYTES, Runtime
+from dysharp_env.multimem.transfers import Transfers, plain_bytes
+from dysharp_env.multimem.wire import Stage
+from dysharp_env.workload import Workload
+
+
+class Row(Protocol):
+    """One line of a schedule, as the simulator reports it; only what is used here is named."""
+
+    @property
+    def item(self) -> str:
+        """``chunk N`` or ``tile N``."""
+
+    @property
+    def stage(self) -> str:
+        """``dispatch``, ``gemm1``, ``gemm2`` or ``combine``."""
+
+    @property
+    def expert(self) -> int:
+        """Expert of a tile."""
+
+    @property
+    def start_us(self) -> float:
+        """Start of the first token or thread block."""
+
+    @property
+    def end_us(self) -> float:
+        """End of the last."""
+
+
+class Action(IntEnum):
+    """What a step does, in the order of the layer."""
+
+    DISPATCH = 0
+    READ_GEMM1 = 1
+    WRITE_GEMM1 = 2
+    READ_GEMM2 = 3
+    WRITE_GEMM2 = 4
+    ASK = 5
+    COMBINE = 6
+
+
+class Step(NamedTuple):
+    """One effect of a schedule row; steps sort by time, then by the order of the layer."""
+
+    time_us: float
+    action: Action
+    item: int  # number of the chunk or tile
+    expert: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A finished schedule and what its items hold.
+
+    Attributes:
+        rows: Its table.
+        chunks: Token ids of each chunk.
+        tiles: Token ids of each tile; one without tokens was never opened and has no rows.
+        dispatch, combine: Primitives by name; see ``transfers``.
+    """
+
+    rows: Sequence[Row]
+    chunks: Sequence[np.ndarray]
+    tiles: Sequence[np.ndarray]
+    dispatch: str = "multicast"
+    combine: str = "pull_reduce"
+
+
+class Execution:
+    """A schedule being run on a functional machine, step by step.
+
+    Attributes:
+        steps: All steps, in the order in which they must be applied.
+        runtime: The machine.
+        outputs: (token, hidden) float32, a row valid once its token is combined.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        workload: Workload,
+        tensors: MoeTensors,
+        *,
+        packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
+        reduction_slots: int = 512,
+        al_tlb_entries: int = 512,
+    ) -> None:
+        """Sets the machine up; see ``Runtime`` for its sizes.
+
+        Raises:
+            ConfigError: Tensors, primitives or sizes do not fit.
+            ScheduleFault: The table is unfinished, or lacks or repeats work.
+        """
+        check_tensors(workload, tensors)
+        block_bytes = tensors.hidden * FLOAT_BYTES
+        self.runtime = Runtime(
+            workload.gpu_of_expert,
+            workload.num_gpus,
+            packet=packet,
+            reduction_slots=reduction_slots,
+            al_tlb_entries=al_tlb_entries,
+            plain_bytes=plain_bytes(workload, block_bytes),
+        )
+        self.steps = steps_of(schedule)
+        self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
+        self._schedule, self._workload, self._tensors = schedule, workload, tensors
+        self._transfers = Transfers(self.runtime, workload, block_bytes, schedule.dispatch, schedule.combine)
+        self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
+        self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
+        self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result
+
+    def apply(self, step: Step) -> None:
+        """Applies one step.
+
+        Raises:
+            MultimemFault: It needs something that is not there, or the machine's tables contradict themselves.
+        """
+        if step.action == Action.DISPATCH:
+            for token in self._schedule.chunks[step.item]:
+                self._transfers.send(int(token), self._tensors.tokens[token])
+        elif step.action == Action.ASK:
+            self._ask(self._schedule.chunks[step.item])
+        elif step.action == Action.COMBINE:
+            self._transfers.respond()
+            for token in self._schedule.chunks[step.item]:
+                self.outputs[token] = self._transfers.take(int(token))
+        else:
+            self._gemm(step)
+
+    def check_arrivals(self) -> None:
+        """Checks that every expert received each of its tokens, whole and once.
+
+        Raises:
+            ScheduleFault: One is missing, in part or altogether, or came twice.
+        """
+        for hub in self.runtime.hubs:
+            for expert, tokens in hub.token_of_row.items():
+                wanted = np.flatnonzero((self._workload.topk_ids == expert).any(axis=1))
+                if not np.array_equal(np.sort(tokens), wanted):
+                    raise ScheduleFault(f"expert {expert} received tokens {np.sort(tokens)}, not {wanted}")
+                wrong = np.flatnonzero(hub.row_bytes[expert] != hub.region.block_bytes)
+                if wrong.size:
+                    row = wrong[0]
+                    raise ScheduleFault(
+                        f"expert {expert} received {hub.row_bytes[expert][row]} B of token {tokens[row]}"
+                    )
+
+    def _gemm(self, step: Step) -> None:
+        tokens, expert = self._schedule.tiles[step.item], step.expert
+        hub = self.runtime.hubs[int(self._workload.gpu_of_expert[expert])]
+        rows = hub.rows(expert, tokens)
+        if (rows < 0).any():
+            missing = tokens[rows < 0].tolist()
+            raise ScheduleFault(f"tile {step.item} of expert {expert} is computed without its tokens {missing}")
+        if step.action == Action.READ_GEMM1:
+            self._read[step.item, 1] = hub.read_rows(Stage.DISPATCH, expert, rows)
+        elif step.action == Action.WRITE_GEMM1:
+            self._inner[step.item] = np.maximum(self._read.pop((step.item, 1)) @ self._tensors.up[expert], 0)
+        elif step.action == Action.READ_GEMM2:
+            if step.item not in self._inner:
+                raise ScheduleFault(f"GEMM-2 of tile {step.item} starts before its GEMM-1 has ended")
+            self._read[step.item, 2] = self._inner.pop(step.item)
+        else:
+            place = np.argmax(self._workload.topk_ids[tokens] == expert, axis=1)
+            gates = self._tensors.gates[tokens, place]
+            results = self._read.pop((step.item, 2)) @ self._tensors.down[expert]
+            hub.write_rows(Stage.COMBINE, expert, rows, gates[:, None] * results)
+            self._computed[tokens, place] = True
+
+    def _ask(self, tokens: np.ndarray) -> None:
+        early = tokens[~self._computed[tokens].all(axis=1)]
+        if early.size:
+            raise ScheduleFault(f"tokens {early.tolist()} are combined before all their experts are done")
+        for token in tokens:
+            self._transfers.ask(int(token))
+
+
+def execute(
+    schedule: Schedule,
+    workload: Workload,
+    tensors: MoeTensors,
+    *,
+    packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
+    reduction_slots: int = 512,
+    al_tlb_entries: int = 512,
+) -> np.ndarray:
+    """Returns the layer's outputs under a schedule, (token, hidden) float32: the dense layer's, up to rounding.
+
+    Raises:
+        ConfigError: Tensors, primitives or sizes do not fit.
+        MultimemFault: The schedule cannot be run, or leaves a token out or moves it twice.
+    """
+    execution = Execution(
+        schedule, workload, tensors, packet=packet, reduction_slots=reduction_slots, al_tlb_entries=al_tlb_entries
+    )
+    for step in execution.steps:
+        execution.apply(step)
+    execution.check_arrivals()
+    return execution.outputs
+
+
+def steps_of(schedule: Schedule) -> list[Step]:
+    """Returns what a schedule's rows do, in order.
+
+    Raises:
+        ScheduleFault: A row has not ended, or a chunk's or tile's stage is missing or there twice.
+    """
+    steps = []
+    done: list[tuple[str, int]] = []
+    for row in schedule.rows:
+        if not (math.isfinite(row.start_us) and math.isfinite(row.end_us)):
+            raise ScheduleFault(f"{row.stage} of {row.item} has not ended; only a finished schedule can be executed")
+        index = int(row.item.split()[1])
+        done.append((row.stage, index))
+        start, end = row.start_us, row.end_us
+        effects = {
+            "dispatch": ((start, Action.DISPATCH),),
+            "gemm1": ((start, Action.READ_GEMM1), (end, Action.WRITE_GEMM1)),
+            "gemm2": ((start, Action.READ_GEMM2), (end, Action.WRITE_GEMM2)),
+            "combine": ((end, Action.ASK), (end, Action.COMBINE)),
+        }
+        steps += [Step(time_us, action, index, row.expert) for time_us, action in effects[row.stage]]
+    items = [(stage, i) for stage in ("dispatch", "combine") for i in _filled(schedule.chunks)]
+    items += [(stage, i) for stage in ("gemm1", "gemm2") for i in _filled(schedule.tiles)]
+    if sorted(done) != sorted(items):
+        wrong = sorted(set(done) ^ set(items)) or sorted(item for item in set(done) if done.count(item) > 1)
+        raise ScheduleFault(f"{wrong[0][0]} of item {wrong[0][1]} is missing, unknown, or there twice")
+    return sorted(steps)
+
+
+def _filled(items: Sequence[np.ndarray]) -> list[int]:
+    return [index for index, tokens in enumerate(items) if len(tokens)]

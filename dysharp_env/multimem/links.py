@@ -1,0 +1,79 @@
+"""The links of a functional machine: packets cross them as bytes, and every flit is counted.
+
+Addresses: bit 47 marks multimem, bit 46 a fixed team's region rather than a dynamic one; below that, bits 38 and up
+name the GPU whose plain memory is meant. This map is a choice of this model; the published format only gives 48 bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from dysharp_env.multimem.faults import AddressFault, PlainAccessFault
+from dysharp_env.multimem.wire import FLIT_BYTES, Kind, Packet, Stage, decode, encode
+
+MULTIMEM_BASE = 1 << 47
+STATIC_BASE = MULTIMEM_BASE | 1 << 46
+WINDOW_BITS = 38
+MAX_GPUS = 1 << (47 - WINDOW_BITS)
+
+
+class LinkUse(NamedTuple):
+    """What flits are counted by: ``direction`` is ``up`` (GPU to switch) or ``down``."""
+
+    gpu: int
+    direction: str
+    kind: Kind
+    stage: Stage
+
+
+class Links:
+    """Uplink and downlink of every GPU.
+
+    Attributes:
+        flits: Flits sent so far.
+    """
+
+    def __init__(self) -> None:
+        self.flits: Counter[LinkUse] = Counter()
+
+    def up(self, gpu: int, packet: Packet) -> Packet:
+        """Sends a packet from a GPU to the switch and returns it as decoded there."""
+        return self._send(gpu, "up", packet)
+
+    def down(self, gpu: int, packet: Packet) -> Packet:
+        """Sends a packet from the switch to a GPU and returns it as decoded there."""
+        return self._send(gpu, "down", packet)
+
+    def total(self, direction: str, kind: Kind, stage: Stage) -> int:
+        """Returns flits of one kind and stage over all GPUs."""
+        return sum(
+            flits
+            for use, flits in self.flits.items()
+            if (use.direction, use.kind, use.stage) == (direction, kind, stage)
+        )
+
+    def _send(self, gpu: int, direction: str, packet: Packet) -> Packet:
+        data = encode(packet)
+        self.flits[LinkUse(gpu, direction, packet.kind, packet.stage)] += len(data) // FLIT_BYTES
+        return decode(data)
+
+
+def plain_address(gpu: int, offset: int) -> int:
+    """Returns the address of a byte of one GPU's plain memory."""
+    return gpu << WINDOW_BITS | offset
+
+
+def plain_place(packet: Packet, num_gpus: int, memory_bytes: int) -> tuple[int, int]:
+    """Returns the GPU and the offset in its memory that a plain packet addresses.
+
+    Raises:
+        PlainAccessFault: It is a multimem address.
+        AddressFault: No GPU has this address.
+    """
+    if packet.address >= MULTIMEM_BASE:
+        raise PlainAccessFault("plain access to a multimem address", packet)
+    gpu, offset = packet.address >> WINDOW_BITS, packet.address & ((1 << WINDOW_BITS) - 1)
+    if gpu >= num_gpus or offset + packet.length > memory_bytes:
+        raise AddressFault(f"no GPU has this address; {num_gpus} GPUs have {memory_bytes} B each", packet)
+    return gpu, offset

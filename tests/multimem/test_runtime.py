@@ -1,0 +1,177 @@
+"""Regions, instructions and the faults a program can make with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dysharp_env.config import ConfigError
+from dysharp_env.multimem.faults import (
+    AddressFault,
+    BindFault,
+    CountFault,
+    MultimemFault,
+    PlainAccessFault,
+    TargetFault,
+    UndispatchedFault,
+)
+from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE, plain_address
+from dysharp_env.multimem.runtime import Runtime
+from dysharp_env.multimem.wire import Kind, Stage
+
+VECTOR = np.arange(40, dtype=np.float32)  # 160 B: two packets
+
+
+def machine(nactive: int = 2, **options) -> Runtime:
+    """Returns 3 GPUs with 2 experts each, 6 tokens of 160 B."""
+    runtime = Runtime(np.arange(6) // 2, 3, plain_bytes=512, **options)
+    runtime.create_region(160, 6)
+    runtime.bind(np.full(6, nactive))
+    return runtime
+
+
+def store(runtime: Runtime, gpu: int, token: int, *targets: int, data: np.ndarray = VECTOR) -> None:
+    runtime.dymultimem_st(gpu, data, runtime.region.address(token), len(targets), targets, Stage.DISPATCH)
+
+
+def test_store_then_sum_over_local_and_remote_experts():
+    runtime = machine()
+    store(runtime, 0, 1, 0, 2, 3, 4)
+    total = runtime.dymultimem_ld_reduce(0, 160, runtime.region.address(1), 4, (0, 2, 3, 4), Stage.DISPATCH)
+    np.testing.assert_array_equal(total, 4 * VECTOR)
+    # Up once, with 3 remote targets: 8 + 1 + 1 and 2 + 1 + 1 flits. Down to GPUs 1 and 2.
+    assert runtime.links.total("up", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 10 + 4
+    assert runtime.links.total("down", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 2 * (10 + 4)
+    assert runtime.links.total("up", Kind.ACK, Stage.DISPATCH) == 2 * 2
+    assert runtime.links.total("down", Kind.ACK, Stage.DISPATCH) == 2
+    # Two experts of GPU 1 answer with one sum.
+    assert runtime.links.total("up", Kind.RESPONSE, Stage.DISPATCH) == 2 * (9 + 3)
+    assert runtime.links.total("down", Kind.RESPONSE, Stage.DISPATCH) == 9 + 3
+
+
+def test_counts_are_exchanged_before_binding():
+    runtime = machine()
+    counts = runtime.exchange_counts(np.array([[0, 1], [0, 5], [0, 1]]))
+    assert counts.tolist() == [3, 2, 0, 0, 0, 1]
+    runtime.bind(counts)
+    assert runtime.hubs[0].nactive == {0: 3, 1: 2} and runtime.hubs[2].nactive == {4: 0, 5: 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "operands"),
+    [
+        (AddressFault, "address is outside the region", {"address": MULTIMEM_BASE + 6 * 160}),
+        (AddressFault, "no dynamic multimem region holds this address", {"address": STATIC_BASE}),
+        (AddressFault, "crosses the end of a block", {"address": MULTIMEM_BASE + 80}),
+        (PlainAccessFault, "instruction on a plain address", {"address": plain_address(1, 0)}),
+        (TargetFault, "target 6 is no expert; there are 6", {"targets": (1, 6)}),
+        (TargetFault, "named twice", {"targets": (1, 1)}),
+        (CountFault, "target count 3, but 2 targets are listed", {"count": 3}),
+        (CountFault, "target count 0, but 0 targets", {"count": 0, "targets": ()}),
+    ],
+)
+def test_wrong_operands_are_faults_that_show_the_packet(fault, message, operands):
+    runtime = machine()
+    given = {"address": runtime.region.address(1), "count": 2, "targets": (1, 2)} | operands
+    with pytest.raises(fault, match=message) as caught:
+        runtime.dymultimem_st(0, VECTOR, **given, stage=Stage.DISPATCH)
+    assert "DYNAMIC_STORE stage=DISPATCH address=" in str(caught.value)
+    assert caught.value.packet is not None and isinstance(caught.value, MultimemFault)
+    with pytest.raises(fault, match=message):
+        runtime.dymultimem_ld_reduce(0, 160, **given, stage=Stage.DISPATCH)
+    assert not runtime.links.flits  # nothing left the GPU
+
+
+def test_more_tokens_than_bound_is_a_fault():
+    runtime = machine(nactive=1)
+    store(runtime, 0, 0, 3)
+    with pytest.raises(BindFault, match=r"expert 3 was bound for 1 tokens, not 2 \[DYNAMIC_STORE"):
+        store(runtime, 0, 1, 3)
+
+
+def test_combine_of_a_token_never_dispatched_is_a_fault():
+    runtime = machine()
+    store(runtime, 0, 1, 3)
+    with pytest.raises(UndispatchedFault, match=r"token 1 was never dispatched to expert 2 \[DYNAMIC_LOAD"):
+        runtime.dymultimem_ld_reduce(0, 160, runtime.region.address(1), 2, (3, 2), Stage.COMBINE)
+    with pytest.raises(UndispatchedFault, match=r"token 1 was never dispatched to expert 2 \[DYNAMIC_STORE"):
+        runtime.dymultimem_st(0, VECTOR, runtime.region.address(1), 1, (2,), Stage.COMBINE)
+
+
+def test_a_sum_taken_before_all_experts_are_in_it_is_a_fault():
+    runtime = machine()
+    store(runtime, 0, 1, 0, 2, 4)
+    address = runtime.region.address(1)
+    keys = runtime.request_sum(0, 160, address, 3, (0, 2, 4), Stage.DISPATCH)
+    with pytest.raises(CountFault, match="has been asked for already"):
+        runtime.request_sum(0, 160, address, 3, (0, 2, 4), Stage.DISPATCH)
+    with pytest.raises(CountFault, match=r"only 1 of 3 experts were summed \[DYNAMIC_LOAD"):
+        runtime.take_sum(keys)
+
+
+def test_pushed_sums_merge_on_their_way_home():
+    runtime = machine(reduction_slots=1)
+    address = plain_address(0, 64)
+    runtime.push_sum(1, VECTOR, address, 2, Stage.COMBINE)
+    with pytest.raises(CountFault, match="of 2 sums were pushed to 0x40 of GPU 0"):
+        runtime.check_pushed(0, 160, address, 2)
+    runtime.push_sum(2, VECTOR, address, 2, Stage.COMBINE)
+    np.testing.assert_array_equal(runtime.plain[0, 64:224].view("<f4"), 2 * VECTOR)
+
+
+def test_plain_access_to_a_multimem_address_is_a_fault():
+    runtime = machine()
+    for address in (runtime.region.address(0), STATIC_BASE):
+        with pytest.raises(PlainAccessFault, match=r"plain access to a multimem address \[LOAD .*source=GPU 1"):
+            runtime.ld(1, 16, address, Stage.COMBINE)
+        with pytest.raises(PlainAccessFault, match=r"plain access to a multimem address \[WRITE"):
+            runtime.st(1, VECTOR, address, Stage.COMBINE)
+
+
+def test_plain_loads_and_stores_reach_one_gpu():
+    runtime = machine()
+    runtime.st(0, VECTOR, plain_address(2, 64), Stage.DISPATCH)
+    np.testing.assert_array_equal(runtime.ld(1, 128, plain_address(2, 64), Stage.DISPATCH), VECTOR[:32])
+    assert not runtime.plain[:2].any()
+    for bad in (plain_address(3, 0), plain_address(2, 500)):
+        with pytest.raises(AddressFault, match="no GPU has this address"):
+            runtime.ld(0, 16, bad, Stage.DISPATCH)
+
+
+def test_regions_must_be_created_and_bound_first():
+    runtime = Runtime(np.arange(6) // 2, 3)
+    with pytest.raises(BindFault, match="no dynamic multimem region has been created"):
+        runtime.bind(np.ones(6))
+    with pytest.raises(ConfigError, match="block_bytes=6 must be a positive multiple of 4"):
+        runtime.create_region(6, 6)
+    with pytest.raises(ConfigError, match="must lie between"):
+        runtime.create_region(160, 6, base=0)
+    region = runtime.create_region(160, 6)
+    with pytest.raises(BindFault, match="used before it is bound"):
+        runtime.dymultimem_st(0, VECTOR, region.address(0), 1, (0,), Stage.DISPATCH)
+    with pytest.raises(BindFault, match="from 0 to the region's 6 tokens"):
+        runtime.bind(np.full(6, 7))
+    with pytest.raises(BindFault, match="5 counts were bound for 6 experts"):
+        runtime.bind(np.ones(5))
+    with pytest.raises(ConfigError, match="reduction_slots=0 must be from 1"):
+        Runtime(np.arange(6) // 2, 3, reduction_slots=0)
+
+
+def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
+    runtime = machine()
+    team = runtime.create_team((0, 2), 320)
+    team.st(0, VECTOR, STATIC_BASE + 160)
+    np.testing.assert_array_equal(team.replica(2)[160:].view("<f4"), VECTOR)
+    team.red(1, np.ones(40, np.float32), STATIC_BASE + 160)  # PTX: adds to every replica, not to one place
+    for gpu in (0, 2):
+        np.testing.assert_array_equal(team.replica(gpu)[160:].view("<f4"), VECTOR + 1)
+    for gpu in range(3):  # a member uses its own replica, others read both through the switch
+        np.testing.assert_array_equal(team.ld_reduce(gpu, 160, STATIC_BASE + 160), 2 * (VECTOR + 1))
+    with pytest.raises(AddressFault, match="outside the team's 320 B"):
+        team.st(0, VECTOR, STATIC_BASE + 164)
+    with pytest.raises(PlainAccessFault, match="multimem instruction on a plain address"):
+        team.red(0, VECTOR, plain_address(0, 0))
+    with pytest.raises(ConfigError, match=r"team=\[0, 3\] names a GPU outside 0 to 2"):
+        runtime.create_team((0, 3), 320)
+    with pytest.raises(ConfigError, match="each once"):
+        runtime.create_team((0, 0), 320)
