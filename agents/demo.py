@@ -15,24 +15,22 @@ from pathlib import Path
 from rich.console import Console
 
 from agents.evaluation import (
-    RANDOM,
     Contender,
     beats_on_every_workload,
-    env_spec_of,
     evaluate,
     json_content,
     read_contender,
     summarise,
 )
-from agents.play import environments, play, policy_chooser
+from agents.play import RANDOM, environments, play, policy_chooser
 from agents.report import plot_summary, summary_table
 from agents.run_folder import RunFolder
-from agents.train import normalise_config, start_run, train_with_progress
-from agents.training import TrainSpec, describe_result
+from agents.train import normalise_config, read_run_dir, start_run, train_with_progress
+from agents.training import TrainSpec, describe_result, read_spec
 from agents.weights import load_policy
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.output import json_document, results_console
-from dysharp_env.config import ConfigError, load_spec, parse_spec, preset_names
+from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.gantt import encode_png, render_pair
 from dysharp_env.report.timeline import chrome_trace
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     spec = load_spec(TrainSpec, "train", normalise_config(args.config))
     suite = load_suite(args.suite)
-    folder = _trained(spec, Path(args.run_dir), args.fresh, args.quiet, console)
+    folder = _trained(spec, read_run_dir(args.run_dir), args.fresh, args.quiet, console)
     agent = read_contender(str(folder.path))
     baselines = [read_contender(name) for name in (RANDOM, *preset_names("schedules"))]
     console.print(f"Evaluating on suite {suite.name}: {suite.description}")
@@ -106,16 +104,16 @@ def _trained(spec: TrainSpec, root: Path, fresh: bool, quiet: bool, console: Con
     same = [] if fresh else [folder for folder in _runs(root) if _holds(folder, spec)]
     for folder in same:
         if folder.read_meta().get("finished") and (folder.best / "policy.json").is_file():
-            console.print(f"Using the finished run {folder.path}: {describe_result(folder.read_meta())}")
+            console.print(f"Using the finished run {folder.path}: {describe_result(folder)}")
             console.print("(--fresh trains again)")
             return folder
     resumable = [folder for folder in same if folder.checkpoints()]
     folder = resumable[0] if resumable else start_run(spec, root)
-    folder.add_command(["python", "-m", "agents.demo"])
     text = "Continuing" if resumable else "Training"
     console.print(f"{text} for {spec.total_decisions:,} decisions in {folder.path}")
-    train_with_progress(spec, folder, resume=bool(resumable), quiet=quiet)
-    console.print(describe_result(folder.read_meta()))
+    command = ["python", "-m", "agents.demo"]
+    train_with_progress(spec, folder, command, resume=bool(resumable), quiet=quiet)
+    console.print(describe_result(folder))
     return folder
 
 
@@ -127,7 +125,7 @@ def _runs(root: Path) -> list[RunFolder]:
 
 def _holds(folder: RunFolder, spec: TrainSpec) -> bool:
     try:
-        return parse_spec(TrainSpec, folder.read_config(), source=str(folder.path)) == spec
+        return read_spec(folder) == spec
     except ConfigError:
         return False  # a run of another version: leave it alone
 
@@ -135,7 +133,7 @@ def _holds(folder: RunFolder, spec: TrainSpec) -> bool:
 def _show_schedules(folder: RunFolder, agent: Contender, suite: SuiteSpec) -> None:
     """Writes the first workload's schedule under the agent, beside the reference's, into the run folder."""
     shown = suite.draw()[:1]
-    envs = environments(env_spec_of(folder), shown, logging=True)
+    envs = environments(read_spec(folder).env, shown, logging=True)
     play(envs, shown, policy_chooser(load_policy(folder.best, envs[0])))
     item, engine = shown[0], envs[0].run.engine
     schedule = load_schedule(REFERENCE)

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _described(contender: Contender) -> dict[str, object]:
     return {
         "name": contender.name,
-        "schedule": contender.schedule,
+        "schedule": None if contender.schedule is None else contender.given,
         "runs": [str(run.path) for run in contender.runs],
     }
 

@@ -13,15 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from agents.play import Played, choose_first, environments, play, play_schedule, policy_chooser, random_chooser
+from agents.play import (
+    FIRST,
+    RANDOM,
+    Played,
+    choose_first,
+    environments,
+    play,
+    play_schedule,
+    policy_chooser,
+    random_chooser,
+)
 from agents.run_folder import RunFolder
+from agents.training import read_spec
 from agents.weights import load_policy
-from dysharp_env.config import ConfigError, did_you_mean, parse_spec, preset_names
+from dysharp_env.config import ConfigError, did_you_mean, preset_names
 from dysharp_env.envs.token_schedule import EnvSpec
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import ScheduleSpec, load_schedule
 from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload
 
-RANDOM, FIRST = "random", "first"
 RESAMPLES = 10_000
 _EQUAL = 1e-9  # log ratios nearer to 0 than this are rounding, not a win
 
@@ -66,11 +76,24 @@ class Summary:
 
 @dataclass(frozen=True)
 class Contender:
-    """What ``--policy`` names: a schedule, random or first choices, or trained runs that differ in their seed."""
+    """What ``--policy`` names: a schedule, random or first choices, or trained runs that differ in their seed.
 
+    Attributes:
+        given: How it was named.
+        name: What rows call it.
+        schedule: The schedule, if it is one.
+        runs: The trained runs, if it is some.
+    """
+
+    given: str
     name: str
-    schedule: str | None = None
+    schedule: ScheduleSpec | None = None
     runs: tuple[RunFolder, ...] = ()
+
+    def is_same_as(self, other: Contender) -> bool:
+        """Returns whether both are one thing, perhaps named in two ways."""
+        mine, theirs = ({run.path.resolve() for run in contender.runs} for contender in (self, other))
+        return (self.name, self.schedule, mine) == (other.name, other.schedule, theirs)
 
 
 def read_contender(given: str) -> Contender:
@@ -80,9 +103,10 @@ def read_contender(given: str) -> Contender:
         ConfigError: It is none of these, or a run has no policy.
     """
     if given in (RANDOM, FIRST):
-        return Contender(given)
+        return Contender(given, given)
     if given in preset_names("schedules") or given.endswith((".yaml", ".yml")):
-        return Contender(load_schedule(given).name, schedule=given)
+        schedule = load_schedule(given)
+        return Contender(given, schedule.name, schedule=schedule)
     if not any("/" in part or Path(part).exists() for part in given.split(",")):
         known = [RANDOM, FIRST, *preset_names("schedules")]
         raise ConfigError(
@@ -93,20 +117,11 @@ def read_contender(given: str) -> Contender:
     for run in runs:
         if not (run.best / "policy.json").is_file():
             raise ConfigError(f"run folder '{run.path}' has no policy yet: best/ is empty")
-    seeds = [_training_seed(run) for run in runs]
+    specs = [read_spec(run) for run in runs]
+    seeds = [spec.seed for spec in specs]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"policy='{given}': the runs of one policy must differ in their seed, but have seeds {seeds}")
-    names = sorted({str(run.read_config().get("name", run.path.name)) for run in runs})
-    return Contender("+".join(names), runs=runs)
-
-
-def env_spec_of(run: RunFolder) -> EnvSpec:
-    """Returns the environment a run was trained in.
-
-    Raises:
-        ConfigError: Its configuration is damaged.
-    """
-    return parse_spec(EnvSpec, run.read_config().get("env", {}), source=f"{run.path}/config.yaml: env")
+    return Contender(given, "+".join(sorted({spec.name for spec in specs})), runs=runs)
 
 
 def evaluate(
@@ -120,22 +135,17 @@ def evaluate(
     Raises:
         ConfigError: Two contenders have one name, the suite names something unknown, or a policy does not fit.
     """
-    names = [contender.name for contender in contenders]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"policy='{name}' is given twice; join the run folders of one policy with commas")
-    if against.name not in names:
-        contenders = [*contenders, against]
+    contenders = _with_reference(contenders, against)
     workloads = suite.draw()
     trained = [contender.runs[0] for contender in contenders if contender.runs]
-    default_env = env_spec_of(trained[0]) if trained else EnvSpec()
+    default_env = read_spec(trained[0]).env if trained else EnvSpec()
     rows: list[EvaluationRow] = []
     for contender in contenders:
         if contender.schedule is not None:
             rows += _rows(contender.name, None, play_schedule(contender.schedule, workloads))
         elif contender.runs:
             for run in contender.runs:
-                rows += _rows(contender.name, _training_seed(run), _play_run(run, workloads))
+                rows += _rows(contender.name, read_spec(run).seed, _play_run(run, workloads))
         elif contender.name == FIRST:
             rows += _rows(FIRST, None, play(environments(default_env, workloads), workloads, choose_first))
         else:
@@ -149,12 +159,33 @@ def _rows(policy: str, seed: int | None, played: Sequence[Played]) -> list[Evalu
     return [EvaluationRow(policy, seed, *asdict(item).values()) for item in played]
 
 
-def _training_seed(run: RunFolder) -> int:
-    return int(run.read_config().get("seed", 0))
+def _with_reference(contenders: Sequence[Contender], against: Contender) -> list[Contender]:
+    """Returns the contenders and, unless it is one of them, the reference.
+
+    Raises:
+        ConfigError: Two of them have one name, by which their rows would be confused.
+    """
+    chosen: dict[str, Contender] = {}
+    for contender in contenders:
+        if contender.name in chosen:
+            raise _same_name(contender, "policy", chosen[contender.name])
+        chosen[contender.name] = contender
+    if not chosen.setdefault(against.name, against).is_same_as(against):
+        raise _same_name(chosen[against.name], "against", against)
+    return list(chosen.values())
+
+
+def _same_name(contender: Contender, option: str, other: Contender) -> ConfigError:
+    if contender.is_same_as(other):
+        return ConfigError(f"policy='{contender.given}' is given twice")
+    joined = ", or join run folders of one policy with commas" if contender.runs and other.runs else ""
+    return ConfigError(
+        f"policy='{contender.given}' is named '{contender.name}' like {option}='{other.given}'; rename it{joined}"
+    )
 
 
 def _play_run(run: RunFolder, workloads: Sequence[SuiteWorkload]) -> list[Played]:
-    envs = environments(env_spec_of(run), workloads)
+    envs = environments(read_spec(run).env, workloads)
     return play(envs, workloads, policy_chooser(load_policy(run.best, envs[0])))
 
 

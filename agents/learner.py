@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 
 from agents.policy import CandidatePolicy, PolicySpec
 from agents.vec_env import ScheduleVecEnv
@@ -30,7 +29,7 @@ class PpoSpec(Spec):
     """Decisions in one gradient step."""
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the decisions of an update."""
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
     """Step size at the start."""
     learning_rate_schedule: Literal["constant", "linear"] = "linear"
     """``linear`` falls to a twentieth of the start at the end of the run."""
@@ -63,8 +62,8 @@ class PpoSpec(Spec):
 class Learner(MaskablePPO):
     """MaskablePPO over ``CandidatePolicy``, driven one rollout and one update at a time."""
 
-    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int, logger: Logger):
-        """Makes the networks from ``seed``; ``begin`` starts the environments."""
+    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int):
+        """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments."""
         super().__init__(
             CandidatePolicy,  # type: ignore[arg-type]
             vec_env,
@@ -86,7 +85,6 @@ class Learner(MaskablePPO):
         self.vec_env = vec_env
         self.update_seconds = 0.0
         self.rollout_seconds = 0.0
-        self.set_logger(logger)
 
     @property
     def network(self) -> CandidatePolicy:

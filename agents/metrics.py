@@ -1,4 +1,4 @@
-"""What is recorded while training: finished episodes, what each kind of decision is like, and TensorBoard files."""
+"""What is recorded while training: finished episodes, each kind of decision, wall time, and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -109,18 +109,52 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
     return statistics
 
 
+class Clock:
+    """Where the wall time of this process went."""
+
+    def __init__(self, learner: Learner, earlier_s: float = 0.0):
+        """Starts now; ``earlier_s`` is what processes before this one took."""
+        self._learner = learner
+        self._earlier_s = earlier_s
+        self._started = time.perf_counter()
+        self._first = learner.num_timesteps
+
+    def elapsed(self) -> float:
+        """Returns seconds since the start of this process's part."""
+        return time.perf_counter() - self._started
+
+    def wall_s(self) -> float:
+        """Returns seconds of training, those before the checkpoint this process continued from included."""
+        return round(self._earlier_s + self.elapsed(), 1)
+
+    def rate(self) -> float:
+        """Returns decisions a second since the start, everything included."""
+        return (self._learner.num_timesteps - self._first) / self.elapsed()
+
+    def shares(self) -> dict[str, float]:
+        """Returns the rate and the share of each part, as TensorBoard records them."""
+        elapsed, env_s = self.elapsed(), self._learner.vec_env.env_seconds
+        return {
+            "time/decisions_per_second": self.rate(),
+            "time/env_share": env_s / elapsed,
+            "time/policy_share": (self._learner.rollout_seconds - env_s) / elapsed,
+            "time/update_share": self._learner.update_seconds / elapsed,
+        }
+
+
 class TensorBoard(KVWriter):
     """Writes what is logged as TensorBoard scalars."""
 
-    def __init__(self, folder: Path):
-        """Writes event files into ``folder``."""
-        self._folder = folder
-        self._writer = SummaryWriter(log_dir=str(folder))
+    def __init__(self, folder: Path, forget_after: int | None = None):
+        """Starts an event file in ``folder``.
 
-    def forget_after(self, decisions: int) -> None:
-        """Makes TensorBoard hide earlier values beyond ``decisions``: a resumed run writes them again."""
-        self._writer.close()
-        self._writer = SummaryWriter(log_dir=str(self._folder), purge_step=decisions + 1)
+        Args:
+            folder: The run folder.
+            forget_after: Makes TensorBoard hide earlier values beyond so many decisions: a resumed run writes them
+                again.
+        """
+        purge_step = None if forget_after is None else forget_after + 1
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Writes scalars at a step."""

@@ -14,9 +14,11 @@ import numpy as np
 
 from agents.policy import CandidatePolicy
 from dysharp_env.envs.token_schedule import EnvSpec, TokenScheduleEnv
-from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.schedules import ScheduleSpec, simulate
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteWorkload
+
+RANDOM, FIRST = "random", "first"  # the names under which choices without a policy are shown
 
 # (batch, ...) observations, (batch, action) bool masks, the index of each layer -> (batch,) actions.
 Chooser = Callable[[dict[str, np.ndarray], np.ndarray, Sequence[int]], np.ndarray]
@@ -114,13 +116,12 @@ def choose_first(_: dict[str, np.ndarray], masks: np.ndarray, layers: Sequence[i
     return masks.argmax(axis=1)
 
 
-def play_schedule(name: str, workloads: Sequence[SuiteWorkload]) -> list[Played]:
+def play_schedule(schedule: ScheduleSpec, workloads: Sequence[SuiteWorkload]) -> list[Played]:
     """Returns every workload simulated under a hand-designed schedule.
 
     Raises:
-        ConfigError: No such schedule, or it does not fit a system.
+        ConfigError: It does not fit a system.
     """
-    schedule = load_schedule(name)
     played = []
     for item in workloads:
         result = simulate(

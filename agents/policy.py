@@ -27,9 +27,9 @@ Observation = dict[str, Tensor]
 class PolicySpec(Spec):
     """Size of the networks."""
 
-    hidden: int = Field(default=64, ge=1)
+    hidden: int = Field(default=64, ge=1, le=4096)
     """Width of the candidate embedding and of the scoring layer."""
-    value_hidden: int = Field(default=64, ge=1)
+    value_hidden: int = Field(default=64, ge=1, le=4096)
     """Width of both layers of the value network."""
     hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """What hold's logit starts below the others'; it is learned from there. A group that holds half of the time makes

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from agents.evaluation import EvaluationRow, Summary, makespans
 
@@ -20,19 +21,21 @@ def summary_table(summaries: Sequence[Summary], suite: str) -> Table:
     against = summaries[0].against
     workloads = summaries[0].workloads
     table = Table(
-        title=f"Suite {suite}: {workloads} workloads, makespans relative to {against} on the same workload",
+        # Names are the user's: as ``Text`` their brackets are not read as markup.
+        title=Text(
+            f"Suite {suite}: {workloads} workloads, makespans relative to {against} on the same workload", "bold"
+        ),
         title_justify="left",
-        title_style="bold",
         caption="95 %: bootstrap over workloads, and over seeds where there are several; below 1 is faster",
         caption_justify="left",
     )
     table.add_column("policy")
     for column in ("time / lower bound", f"time / {against}", "95 %", "wins", "seeds"):
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     for row in sorted(summaries, key=lambda summary: summary.geomean_ratio):
         itself = row.policy == against
         table.add_row(
-            row.policy,
+            Text(row.policy),
             f"{row.mean_ratio_to_bound:.3f}",
             f"{row.geomean_ratio:.3f}",
             "-" if itself else f"{row.ci_low:.3f} to {row.ci_high:.3f}",
@@ -61,9 +64,10 @@ def plot_summary(rows: Sequence[EvaluationRow], against: str, suite: str) -> byt
         # Dots of one policy are spread a little so that equal ratios stay visible.
         axes.scatter(values, height + np.linspace(-0.22, 0.22, len(values)), s=14, color=_INK, alpha=0.6, linewidths=0)
     axes.axvline(1.0, color="#868E96", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel(f"makespan / {against} on the same workload (bar: geometric mean)")
-    axes.set_title(f"Suite {suite}", loc="left", fontsize=10)
+    # Names are the user's: a dollar in one starts no formula.
+    axes.set_yticks(range(len(order)), order, parse_math=False)
+    axes.set_xlabel(f"makespan / {against} on the same workload (bar: geometric mean)", parse_math=False)
+    axes.set_title(f"Suite {suite}", loc="left", fontsize=10, parse_math=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     picture = io.BytesIO()

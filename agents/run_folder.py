@@ -20,11 +20,13 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,12 +37,11 @@ from safetensors.torch import save
 
 from agents.policy import CandidatePolicy
 from agents.weights import (
+    load_optimizer,
     load_weights,
     optimizer_tensors,
     read_card,
     read_json,
-    read_tensors,
-    restore_optimizer,
     save_policy,
 )
 from dysharp_env import __version__
@@ -85,7 +86,7 @@ class RunFolder:
             ConfigError: There is no run at ``path``.
         """
         folder = cls(Path(path))
-        if not folder.path.is_dir():
+        if not str(path) or not folder.path.is_dir():
             raise ConfigError(f"run folder '{path}' does not exist")
         if not (folder.path / "config.yaml").is_file():
             raise ConfigError(f"'{path}' is not a run folder: it has no config.yaml")
@@ -107,10 +108,14 @@ class RunFolder:
         return read_yaml(self.path / "config.yaml")
 
     def add_command(self, argv: Sequence[str]) -> None:
-        """Adds a command line to ``command.txt``."""
+        """Adds a command line to ``command.txt``.
+
+        Raises:
+            ConfigError: The file is damaged or cannot be written.
+        """
         path = self.path / "command.txt"
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        write_text(path, before + " ".join(argv) + "\n")
+        before = _read_text(path) if path.is_file() else ""
+        write_text(path, before + shlex.join(argv) + "\n")
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         """Writes ``meta.json``: what is known of code and machine, what it held before, and ``values`` on top."""
@@ -129,7 +134,11 @@ class RunFolder:
     # Tables.
 
     def append_rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Adds lines to a CSV, with a header if it is new."""
+        """Adds lines to a CSV, with a header if it is new.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
         path = self.path / name
         new = not path.is_file()
         text = io.StringIO()
@@ -137,16 +146,48 @@ class RunFolder:
         if new:
             writer.writerow(header)
         writer.writerows(rows)
-        with path.open("a", encoding="utf-8") as file:
+        with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
 
-    def drop_rows_after(self, name: str, decisions: int) -> None:
-        """Removes the lines of a CSV whose first column exceeds ``decisions``: a resumed run writes them again."""
+    def read_rows(self, name: str, header: Sequence[str]) -> list[list[str]]:
+        """Returns the lines of a CSV below its header; there are none if there is no such file.
+
+        Raises:
+            ConfigError: It is damaged: another header, or something that is no number outside the column ``workload``.
+        """
         path = self.path / name
-        if path.is_file():
-            header, *lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if int(line.split(",", 1)[0]) <= decisions]
-            write_text(path, "\n".join([header, *kept]) + "\n")
+        if not path.is_file():
+            return []
+        # Lines are added without a copy, so a run that was killed may have left half a line at the end.
+        text = _read_text(path)
+        whole = text[: text.rfind("\n") + 1]
+        try:
+            found, *rows = csv.reader(io.StringIO(whole, newline=""), strict=True)
+        except (csv.Error, ValueError):
+            raise ConfigError(f"'{path}' is damaged: it is empty or not CSV") from None
+        if found != list(header):
+            raise ConfigError(f"'{path}' is damaged: its columns are {found}, not {list(header)}")
+        numeric = [column for column, title in enumerate(header) if title != "workload"]
+        for number, row in enumerate(rows, start=2):
+            try:
+                if len(row) != len(header):
+                    raise ValueError
+                int(row[0])
+                for column in numeric:
+                    float(row[column])
+            except ValueError:
+                raise ConfigError(f"'{path}' is damaged: line {number} does not hold the columns' numbers") from None
+        return rows
+
+    def replace_rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Writes a CSV anew.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        write_text(self.path / name, text.getvalue())
 
     # Policies and checkpoints.
 
@@ -161,23 +202,44 @@ class RunFolder:
         return sorted(found, key=lambda path: int(path.name))
 
     def save_best(self, policy: CandidatePolicy, decisions: int, validation_ratio: float) -> None:
-        """Replaces the best policy."""
-        self.best.mkdir(exist_ok=True)
+        """Replaces the best policy.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        with _writing(self.best):
+            self.best.mkdir(exist_ok=True)
         save_policy(self.best, policy, decisions, validation_ratio)
 
     def save_checkpoint(self, policy: CandidatePolicy, counters: Spec, decisions: int, keep: int = 2) -> None:
-        """Saves all that continues training, under the number of decisions; only the ``keep`` newest stay."""
+        """Saves all that continues training, under the number of decisions; only the ``keep`` newest stay.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
         final = self.path / "checkpoints" / str(decisions)
         partial = final.with_name(f".{decisions}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_policy(partial, policy, decisions, None)
-        write_bytes(partial / "optimizer.safetensors", save(optimizer_tensors(policy.optimizer)))
-        write_text(partial / "counters.json", counters.model_dump_json(indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+        with _writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_policy(partial, policy, decisions, None)
+            write_bytes(partial / "optimizer.safetensors", save(optimizer_tensors(policy.optimizer)))
+            write_text(partial / "counters.json", counters.model_dump_json(indent=2) + "\n")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in self.checkpoints()[:-keep]:
+                shutil.rmtree(old)
+
+    def newest_checkpoint(self) -> Path:
+        """Returns the folder that a run is resumed from; its name is the number of decisions.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        folders = self.checkpoints()
+        if not folders:
+            raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
+        return folders[-1]
 
     def restore_checkpoint(self, policy: CandidatePolicy) -> dict[str, Any]:
         """Loads the newest checkpoint into ``policy`` and its optimiser and returns the counters.
@@ -185,17 +247,28 @@ class RunFolder:
         Raises:
             ConfigError: There is no checkpoint, or it is damaged or of another shape.
         """
-        folders = self.checkpoints()
-        if not folders:
-            raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
-        read_card(folders[-1])
-        load_weights(folders[-1], policy)
-        tensors = read_tensors(folders[-1] / "optimizer.safetensors")
-        try:
-            restore_optimizer(policy.optimizer, tensors)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"'{folders[-1]}/optimizer.safetensors' does not fit the policy: {error}") from None
-        return read_json(folders[-1] / "counters.json")
+        folder = self.newest_checkpoint()
+        load_weights(folder, policy, read_card(folder))
+        load_optimizer(folder, policy)
+        return read_json(folder / "counters.json")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"'{path}' is damaged: it is not UTF-8 text") from None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Reports a full disk or a missing permission as a mistake of one line, as ``write_bytes`` does."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write '{path}': {error.strerror}") from None
 
 
 def describe_machine() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from rich.progress import Progress as ProgressBar
 
 from agents.play import environments
 from agents.run_folder import RunFolder
-from agents.training import Progress, TrainSpec, describe_result, train
+from agents.training import Progress, TrainSpec, describe_result, read_spec, train
 from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.config import ConfigError, load_spec, parse_spec, preset_names
+from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
@@ -50,25 +49,36 @@ def run(args: argparse.Namespace) -> int:
     changes = parse_changes(args.set)
     if args.seed is not None:
         changes["seed"] = args.seed
-    if args.resume:
+    root = read_run_dir(args.run_dir)
+    resume = args.resume is not None
+    if resume:
         folder = RunFolder.open(args.resume)
-        spec = parse_spec(TrainSpec, folder.read_config(), source=f"{args.resume}/config.yaml").with_changes(changes)
-        if not folder.checkpoints():
-            raise ConfigError(f"run folder '{args.resume}' has no checkpoint to resume from")
+        spec = read_spec(folder).with_changes(changes)
     else:
         spec = load_spec(TrainSpec, "train", normalise_config(args.config)).with_changes(changes)
-        folder = start_run(spec, Path(args.run_dir))
-    folder.add_command([*map(shlex.quote, ["python", "-m", "agents.train", *args.argv])])
+        folder = start_run(spec, root)
+    command = ["python", "-m", "agents.train", *args.argv]
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
-        train_with_progress(spec, folder, resume=bool(args.resume), quiet=args.quiet)
+        train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet)
     except KeyboardInterrupt:
         if folder.checkpoints():
             console.print(f"stopped; continue with: python -m agents.train --resume {folder.path}")
         raise
-    console.print(describe_result(folder.read_meta()))
+    console.print(describe_result(folder))
     console.print(f"run folder: {folder.path}")
     return 0
+
+
+def read_run_dir(given: str) -> Path:
+    """Returns the folder that ``--run-dir`` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if not given:
+        raise ConfigError("run-dir='' must name a folder, such as 'runs'")
+    return Path(given)
 
 
 def normalise_config(name: str) -> str:
@@ -92,7 +102,7 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"set='{setting}' must be KEY=VALUE, such as total_decisions=50000")
         try:
             changes[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError is a date that does not exist
             raise ConfigError(f"set='{setting}': the value is not valid YAML") from None
     return changes
 
@@ -120,10 +130,12 @@ def check_names(spec: TrainSpec) -> None:
     environments(spec.env, load_suite(spec.validation).draw()[:1])
 
 
-def train_with_progress(spec: TrainSpec, folder: RunFolder, *, resume: bool = False, quiet: bool = False) -> float:
+def train_with_progress(
+    spec: TrainSpec, folder: RunFolder, command: Sequence[str], *, resume: bool = False, quiet: bool = False
+) -> float:
     """Trains under a progress bar on standard error and returns the best validation ratio."""
     if quiet:
-        return train(spec, folder, resume=resume)
+        return train(spec, folder, resume=resume, command=command)
     # Short texts: a bar that does not fit in 80 columns is cut at both ends.
     columns = (
         BarColumn(bar_width=10),
@@ -134,7 +146,7 @@ def train_with_progress(spec: TrainSpec, folder: RunFolder, *, resume: bool = Fa
     with ProgressBar(*columns, console=Console(stderr=True)) as bar:
         nan = float("nan")
         task = bar.add_task("", total=spec.total_decisions, rate=0.0, gain=nan, ratio=nan, best="-")
-        return train(spec, folder, resume=resume, watch=_show(bar, task))
+        return train(spec, folder, resume=resume, command=command, watch=_show(bar, task))
 
 
 def _show(bar: ProgressBar, task: TaskID) -> Callable[[Progress], None]:

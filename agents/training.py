@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from stable_baselines3.common.logger import Logger
 
 from agents.learner import Learner, PpoSpec
-from agents.metrics import EPISODE_COLUMNS, EpisodeRecorder, TensorBoard, kind_statistics
-from agents.play import environments, play, play_schedule, policy_chooser
+from agents.metrics import EPISODE_COLUMNS, Clock, EpisodeRecorder, TensorBoard, kind_statistics
+from agents.play import FIRST, RANDOM, environments, play, play_schedule, policy_chooser
 from agents.policy import CandidatePolicy, PolicySpec
 from agents.run_folder import RunFolder
 from agents.vec_env import ScheduleVecEnv
-from dysharp_env.config import Spec, parse_spec
+from agents.weights import load_policy
+from dysharp_env.config import ConfigError, Spec, flat_keys, parse_spec, preset_names
 from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 
 _EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
+_TABLES = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": _EVALUATION_COLUMNS}
 
 
 class TrainSpec(Spec):
@@ -38,7 +41,7 @@ class TrainSpec(Spec):
     """Environment copies."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds networks, choices and workloads."""
-    torch_threads: int = Field(default=1, ge=1)
+    torch_threads: int = Field(default=1, ge=1, le=256)
     """Threads for the networks."""
     ppo: PpoSpec = PpoSpec()
     """Hyper-parameters of the learner."""
@@ -55,11 +58,25 @@ class TrainSpec(Spec):
     baseline: bool = True
     """Whether rewards are relative to the reference on the same workload; see ``ScheduleVecEnv``."""
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        taken = [RANDOM, FIRST, *preset_names("schedules")]
+        if name in taken:
+            raise ValueError(f"a run must have a name of its own in comparisons, none of {taken}")
+        return name
+
     @model_validator(mode="after")
     def _check_batch(self) -> TrainSpec:
         rollout = self.num_envs * self.ppo.n_steps
         if self.ppo.batch_size > rollout:
             raise ValueError(f"ppo.batch_size={self.ppo.batch_size} must be at most num_envs x ppo.n_steps = {rollout}")
+        if rollout % self.ppo.batch_size == 1:
+            # Advantages are normalised within a batch, and one number has no standard deviation.
+            raise ValueError(
+                f"ppo.batch_size={self.ppo.batch_size} leaves a last batch of 1 of num_envs x ppo.n_steps = {rollout};"
+                " choose one that leaves none or more"
+            )
         return self
 
 
@@ -103,7 +120,7 @@ class Validator:
         """
         self._workloads = load_suite(spec.validation).draw()
         self._envs = environments(spec.env, self._workloads)
-        self._reference = play_schedule(spec.reference, self._workloads)
+        self._reference = play_schedule(load_schedule(spec.reference), self._workloads)
 
     def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
         """Returns how good the policy is, and adds a line for each workload to the run's ``evaluations.csv``."""
@@ -125,21 +142,58 @@ class Counters(Spec):
     """Decisions so far."""
     updates: int = Field(ge=0)
     """Passes of the learner over its rollouts so far."""
-    best_validation_ratio: float | None
+    best_validation_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     """Lowest mean makespan over lower bound on the validation suite so far."""
-    wall_s: float = Field(ge=0)
+    wall_s: float = Field(ge=0, allow_inf_nan=False)
     """Seconds of training so far."""
 
 
+class Result(Spec):
+    """What ``meta.json`` says of a finished run."""
+
+    decisions: int = Field(ge=0)
+    """Training decisions."""
+    validation_ratio: float = Field(gt=0, allow_inf_nan=False)
+    """Best mean makespan over lower bound on the validation suite."""
+    wall_s: float = Field(ge=0, allow_inf_nan=False)
+    """Seconds of training."""
+
+
+def read_spec(folder: RunFolder) -> TrainSpec:
+    """Returns what a run was made with.
+
+    Raises:
+        ConfigError: Its ``config.yaml`` is damaged. A setting that is missing is damage too: runs write all of them,
+            and a default taken in its place could be another than the run's.
+    """
+    source = f"{folder.path}/config.yaml"
+    data = folder.read_config()
+    spec = parse_spec(TrainSpec, data, source=source)
+    for dotted in flat_keys(TrainSpec):
+        *parents, leaf = dotted.split(".")
+        level = data
+        for parent in parents:
+            level = level.get(parent, {})
+        if leaf not in level:
+            raise ConfigError(f"{source}: key '{dotted}' is missing")
+    return spec
+
+
 def train(
-    spec: TrainSpec, folder: RunFolder, *, resume: bool = False, watch: Callable[[Progress], None] = lambda _: None
+    spec: TrainSpec,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    watch: Callable[[Progress], None] = lambda _: None,
 ) -> float:
     """Trains into a run folder and returns the best validation ratio.
 
     Args:
         spec: The run.
         folder: Where everything is written, ``config.yaml`` included.
-        resume: Whether to continue from the folder's newest checkpoint.
+        resume: Whether to continue from the folder's newest checkpoint. Nothing is written before it is read.
+        command: The command line, for ``command.txt``.
         watch: Called after every update.
 
     Raises:
@@ -149,7 +203,7 @@ def train(
     training = _Training(spec, folder, watch)
     if resume:
         training.restore()
-    return training.run()
+    return training.run(command)
 
 
 class _Training:
@@ -159,29 +213,43 @@ class _Training:
         self._spec, self._folder, self._watch = spec, folder, watch
         self._validator = Validator(spec)
         self._episodes = EpisodeRecorder(spec.reference)
-        self._board = TensorBoard(folder.path)
         vec_env = ScheduleVecEnv(spec.env, spec.num_envs, spec.reference, spec.baseline)
-        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed, Logger(None, [self._board]))
+        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed)
+        self._kept: dict[str, list[list[str]]] = {}  # lines of the tables that a resumed run keeps
         self._best: float | None = None
-        self._clock = _Clock(self._learner)
+        self._clock = Clock(self._learner)
 
     def restore(self) -> None:
-        """Goes back to the newest checkpoint; what was recorded after it will be recorded again."""
+        """Goes back to the newest checkpoint; what was recorded after it will be recorded again.
+
+        It only reads: a run that cannot be resumed stays as it is.
+        """
         folder, learner = self._folder, self._learner
-        counters = parse_spec(Counters, folder.restore_checkpoint(learner.network), source=f"{folder.path}: counters")
+        source = f"{folder.newest_checkpoint()}/counters.json"
+        counters = parse_spec(Counters, folder.restore_checkpoint(learner.network), source=source)
+        if counters.decisions != int(folder.newest_checkpoint().name):
+            raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
         learner.num_timesteps, self._best = counters.decisions, counters.best_validation_ratio
         learner._n_updates = counters.updates
-        for table in ("episodes.csv", "evaluations.csv"):
-            folder.drop_rows_after(table, counters.decisions)
-        self._board.forget_after(counters.decisions)
-        self._clock = _Clock(learner, counters.wall_s)
+        if self._best is not None:
+            load_policy(folder.best, learner.vec_env.copies[0])  # it may stay the best, so it must be whole
+        for table, columns in _TABLES.items():
+            rows = folder.read_rows(table, columns)
+            self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
+        self._clock = Clock(learner, counters.wall_s)
 
-    def run(self) -> float:
+    def run(self, command: Sequence[str]) -> float:
         """Trains to the end and returns the best validation ratio."""
         spec, folder, learner = self._spec, self._folder, self._learner
-        folder.write_config(spec)
         meta = folder.read_meta()
+        if command:
+            folder.add_command(command)
+        for table, rows in self._kept.items():
+            folder.replace_rows(table, _TABLES[table], rows)
+        folder.write_config(spec)
         folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
+        board = TensorBoard(folder.path, learner.num_timesteps or None)
+        learner.set_logger(Logger(None, [board]))
         self._begin()
         while learner.num_timesteps < spec.total_decisions:
             self._iterate()
@@ -190,7 +258,7 @@ class _Training:
         best = self._best
         assert best is not None
         learner.vec_env.close()
-        self._board.close()
+        board.close()
         result = {"decisions": learner.num_timesteps, "validation_ratio": best, "wall_s": self._clock.wall_s()}
         folder.write_meta({"finished": _now(), **result})
         return best
@@ -243,38 +311,6 @@ class _Training:
         }
 
 
-class _Clock:
-    """Where the wall time of this process went."""
-
-    def __init__(self, learner: Learner, earlier_s: float = 0.0):
-        self._learner = learner
-        self._earlier_s = earlier_s
-        self._started = time.perf_counter()
-        self._first = learner.num_timesteps
-
-    def elapsed(self) -> float:
-        """Returns seconds since the start of this process's part."""
-        return time.perf_counter() - self._started
-
-    def wall_s(self) -> float:
-        """Returns seconds of training, those before the checkpoint this process continued from included."""
-        return round(self._earlier_s + self.elapsed(), 1)
-
-    def rate(self) -> float:
-        """Returns decisions a second since the start, everything included."""
-        return (self._learner.num_timesteps - self._first) / self.elapsed()
-
-    def shares(self) -> dict[str, float]:
-        """Returns the rate and the share of each part, as TensorBoard records them."""
-        elapsed, env_s = self.elapsed(), self._learner.vec_env.env_seconds
-        return {
-            "time/decisions_per_second": self.rate(),
-            "time/env_share": env_s / elapsed,
-            "time/policy_share": (self._learner.rollout_seconds - env_s) / elapsed,
-            "time/update_share": self._learner.update_seconds / elapsed,
-        }
-
-
 def _crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
 
@@ -283,9 +319,16 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def describe_result(values: dict[str, Any]) -> str:
-    """Returns one line on a finished run from its ``meta.json``."""
+def describe_result(folder: RunFolder) -> str:
+    """Returns one line on a finished run from its ``meta.json``.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    meta = folder.read_meta()
+    found: dict[str, Any] = {name: meta[name] for name in Result.model_fields if name in meta}
+    result = parse_spec(Result, found, source=f"{folder.path}/meta.json")
     return (
-        f"{values['decisions']:,} decisions in {values['wall_s']:.0f} s,"
-        f" best validation ratio {values['validation_ratio']:.3f} times the lower bound"
+        f"{result.decisions:,} decisions in {result.wall_s:.0f} s,"
+        f" best validation ratio {result.validation_ratio:.3f} times the lower bound"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -25,15 +26,15 @@ class PolicyCard(Spec):
 
     format: str = _POLICY_SCHEMA
     """Version of this file."""
-    features: int
+    features: int = Field(ge=1)
     """Features of a candidate."""
-    context: int
+    context: int = Field(ge=1)
     """Values of the context."""
     policy: PolicySpec
     """Size of the networks."""
-    decisions: int
+    decisions: int = Field(ge=0)
     """Training decisions behind the weights."""
-    validation_ratio: float | None = None
+    validation_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Mean makespan over lower bound on the validation suite, where it was measured."""
 
 
@@ -47,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"'{path}' is damaged: it is not JSON") from None
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
@@ -77,7 +78,7 @@ def load_policy(folder: Path, env: TokenScheduleEnv) -> CandidatePolicy:
     card = read_card(folder)
     assert isinstance(env.observation_space, spaces.Dict) and isinstance(env.action_space, spaces.Discrete)
     policy = CandidatePolicy(env.observation_space, env.action_space, lambda _: 0.0, card.policy)
-    load_weights(folder, policy)
+    load_weights(folder, policy, card)
     policy.set_training_mode(False)
     return policy
 
@@ -94,20 +95,42 @@ def read_card(folder: Path) -> PolicyCard:
     return card
 
 
-def load_weights(folder: Path, policy: CandidatePolicy) -> None:
-    """Loads ``policy.safetensors`` into a policy of the same shape.
+def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
+    """Loads ``policy.safetensors`` into a policy of the same shape; ``card`` is what lies beside it.
 
     Raises:
-        ConfigError: The file is missing or damaged, or the shapes differ.
+        ConfigError: The file is missing or damaged, the shapes differ, or the card is of other observations.
     """
+    for key, said, actual in (
+        ("features", card.features, policy.num_features),
+        ("context", card.context, policy.num_context),
+    ):
+        if said != actual:
+            raise ConfigError(f"'{folder}/policy.json' does not fit this environment: {key} is {said}, not {actual}")
     path = folder / "policy.safetensors"
     tensors = read_tensors(path)
-    expected = policy.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        found, wanted = (tuple(table[name].shape) if name in table else None for table in (tensors, expected))
-        if found != wanted:
-            raise ConfigError(f"'{path}' does not fit this environment: '{name}' has shape {found}, not {wanted}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    _check_tensors(tensors, shapes, path, fits="this environment")
     policy.load_state_dict(tensors)
+
+
+def _check_tensors(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path, fits: str
+) -> None:
+    """Checks that a file holds exactly the tensors of these shapes, as finite float32 numbers.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    for name in sorted(shapes.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else None
+        wanted = shapes.get(name)
+        if found != wanted:
+            raise ConfigError(f"'{path}' does not fit {fits}: '{name}' has shape {found}, not {wanted}")
+        if tensors[name].dtype != torch.float32:
+            raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {torch.float32}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ConfigError(f"'{path}' is damaged: '{name}' holds numbers that are not finite")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -120,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"'{path}' is damaged: {error}") from None
 
 
@@ -134,10 +157,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Loads what ``optimizer_tensors`` returned into an optimiser of the same parameters."""
+def load_optimizer(folder: Path, policy: CandidatePolicy) -> None:
+    """Loads what ``optimizer_tensors`` returned from ``optimizer.safetensors`` into the policy's optimiser.
+
+    Raises:
+        ConfigError: The file is missing or damaged, or is of other networks.
+    """
+    path = folder / "optimizer.safetensors"
+    tensors = read_tensors(path)
+    sizes = [tuple(parameter.shape) for parameter in policy.parameters()]
+    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(sizes)}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        shapes |= {f"{index}.{moment}": size for index, size in enumerate(sizes)}
+    _check_tensors(tensors, shapes, path, fits="the policy")
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        if name != "exp_avg" and bool((tensor < 0).any()):  # counts and squares
+            raise ConfigError(f"'{path}' is damaged: '{key}' holds negative numbers")
         state.setdefault(int(index), {})[name] = tensor
+    optimizer = policy.optimizer
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

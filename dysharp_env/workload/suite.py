@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictInt, field_validator
 
 from dysharp_env.config import ConfigError, Spec, load_spec
 from dysharp_env.workload.scenario import Scenario, ScenarioSpec
@@ -21,7 +21,7 @@ from dysharp_env.workload.workload import Workload
 class SuiteEntry(ScenarioSpec):
     """A scenario and which of its workloads to use."""
 
-    seeds: tuple[int, int] = (0, 4)
+    seeds: tuple[StrictInt, StrictInt] = (0, 4)
     """First workload seed, and how many."""
 
     @field_validator("seeds")

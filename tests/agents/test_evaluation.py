@@ -1,17 +1,20 @@
 """Evaluation: pairing, intervals, the JSON contract, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from agents import evaluate as command
 from agents import train as training
 from agents.evaluation import EvaluationRow, beats_on_every_workload, bootstrap_interval, summarise
 from agents.play import choose_first, environments, play, play_schedule, random_chooser
 from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 
 
@@ -65,7 +68,7 @@ def test_first_choices_with_only_dispatch_exposed_are_the_base_schedule() -> Non
     """The paper's dispatch rule is natural token order, so always taking the first chunk is its schedule."""
     workloads = load_suite("smoke").draw()
     played = play(environments(EnvSpec(exposed=("dispatch",)), workloads), workloads, choose_first)
-    expected = play_schedule("dysharp", workloads)
+    expected = play_schedule(load_schedule("dysharp"), workloads)
     assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
 
 
@@ -107,6 +110,55 @@ def test_table_json_file_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_runs_of_one_policy_must_be_different_seeds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--suite", "smoke", "--policy", f"{runs[0]},{runs[0]}"]) == 2
     assert "must differ in their seed, but have seeds [0, 0]" in capsys.readouterr().err
+
+
+def schedule_file(folder: Path, file: str, **changes: object) -> str:
+    """Writes the base schedule with some settings replaced."""
+    path = folder / file
+    path.write_text(yaml.safe_dump({**load_schedule("dysharp").model_dump(mode="json"), **changes}))
+    return str(path)
+
+
+def test_a_changed_copy_that_keeps_its_name_is_not_compared_with_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = schedule_file(tmp_path, "my.yaml", sms={"dispatch": 1, "combine": 1})
+    assert command.main(["--suite", "smoke", "--policy", mine]) == 2
+    expected = f"error: policy='{mine}' is named 'dysharp' like against='dysharp'; rename it\n"
+    assert capsys.readouterr() == ("", expected)
+    other = schedule_file(tmp_path, "other.yaml", sms={"dispatch": 2, "combine": 2})
+    assert command.main(["--suite", "smoke", "--policy", mine, "--policy", other]) == 2
+    expected = f"error: policy='{other}' is named 'dysharp' like policy='{mine}'; rename it\n"
+    assert capsys.readouterr() == ("", expected)
+    # Renamed, it is a contender of its own; the reference under another path is still the reference.
+    renamed = schedule_file(tmp_path, "my.yaml", sms={"dispatch": 1, "combine": 1}, name="mine")
+    same = schedule_file(tmp_path, "same.yaml")
+    assert command.main(["--suite", "smoke", "--policy", renamed, "--policy", same, "--json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert [line["policy"] for line in summary] == ["mine", "dysharp"]
+    assert summary[0]["geomean_ratio"] != 1.0
+
+
+def test_two_runs_of_one_name_are_not_one_policy_unless_joined(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--suite", "smoke", "--policy", runs[0], "--against", runs[1]]) == 2
+    text = f"policy='{runs[0]}' is named 'smoke' like against='{runs[1]}'; rename it, or join run folders"
+    assert text in capsys.readouterr().err
+    assert command.main(["--suite", "smoke", "--policy", runs[0], "--against", os.path.relpath(runs[0])]) == 0
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[/red]", "[bold]b", "$x_"]
+    policies = [schedule_file(tmp_path, f"{i}.yaml", name=name) for i, name in enumerate(names)]
+    suite = tmp_path / "suite.yaml"
+    entry = {"model": "olmoe", "gpus": 4, "tokens": 16, "routing": "uniform", "seeds": [0, 2]}
+    suite.write_text(yaml.safe_dump({"name": "[/blue]$y_", "workloads": [entry]}))
+    options = [word for policy in policies[1:] for word in ("--policy", policy)]
+    argv = ["--suite", str(suite), *options, "--against", policies[0], "--plot", str(tmp_path / "p.png")]
+    assert command.main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names) and "Suite [/blue]$y_: 2 workloads" in out and "time / [/red]" in out
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_entries_that_differ_only_in_how_they_run_keep_names_of_their_own(tmp_pa
         ("  []\n", "the suite is empty; list at least one entry under 'workloads'"),
         (ENTRY.replace("[5, 3]", "[5, 0]"), "must be [first, count] with first at least 0 and count at least 1"),
         (ENTRY.replace("[5, 3]", "[-1, 3]"), "must be [first, count] with first at least 0 and count at least 1"),
+        (ENTRY.replace("[5, 3]", "[true, 3]"), "workloads.0.seeds.0=True"),
+        (ENTRY.replace("[5, 3]", "[5, '3']"), "workloads.0.seeds.1='3'"),
         (ENTRY.replace("tokens", "tokns"), "unknown key 'workloads.0.tokns'"),
         (ENTRY.replace("16", "0"), "workloads.0.tokens=0"),
     ],
