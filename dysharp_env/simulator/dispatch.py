@@ -43,7 +43,6 @@ def take_chunk(s: Root, gpu: int, chunk: int) -> None:
     g.chunk = chunk
     g.chunk_pos = ch.first
     g.pair_pos = NOTHING
-    ch.start_ps = s.now_ps
     if ch.prev == NOTHING:
         g.unsent_head = ch.next
     else:

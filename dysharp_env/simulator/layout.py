@@ -93,7 +93,7 @@ _PARAMETERS = (
     "weight1_bytes weight2_bytes token_in_bytes "
     "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
     # schedule
-    "dispatch_primitive combine_primitive gate1 gate2 gate3 pay0_ps pay1_ps pay2_ps pay3_ps notify tile_tokens "
+    "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity"
 )
@@ -140,7 +140,7 @@ EXPERT = _record(
 TILE = _record(
     "expert first count left running inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next start1 end1 start2 end2"
 )
-CHUNK = _record("first last prev next start_ps")
+CHUNK = _record("first last prev next")
 UNIT = _record("head tail count prev next ready_ps listed")
 
 

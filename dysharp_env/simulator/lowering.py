@@ -226,7 +226,6 @@ def _chunks(num_gpus: int, tokens_per_gpu: int, chunk_tokens: int) -> np.ndarray
     chunks["last"] = base + np.minimum((place + 1) * chunk_tokens, tokens_per_gpu)
     chunks["prev"] = np.where(place == 0, NOTHING, index - 1)
     chunks["next"] = np.where(place == per_gpu - 1, NOTHING, index + 1)
-    chunks["start_ps"] = NO_TIME
     return chunks
 
 
@@ -313,7 +312,6 @@ def _root(
         "gate1": program.gates[0],
         "gate2": program.gates[1],
         "gate3": program.gates[2],
-        "pay0_ps": program.pays_ps[0],
         "pay1_ps": program.pays_ps[1],
         "pay2_ps": program.pays_ps[2],
         "pay3_ps": program.pays_ps[3],
