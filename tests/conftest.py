@@ -125,9 +125,14 @@ def draw_case(seed: int) -> Case:
     weights = rng.normal(size=(kinds, len(layout.FEATURES))) * (
         rng.random((kinds, len(layout.FEATURES))) < pick(0.2, 1)
     )
+    dispatch, combine = int(rng.integers(4)), int(rng.integers(5))
+    is_plain = dispatch in (layout.UNICAST, layout.PULL) and combine in (layout.PUSH_UNICAST, layout.PULL_UNICAST)
+    is_static = dispatch == layout.BROADCAST and combine == layout.REDUCE_SCATTER
     program = Program(
-        dispatch_primitive=int(rng.integers(3)),
-        combine_primitive=int(rng.integers(4)),
+        dispatch_primitive=dispatch,
+        combine_primitive=combine,
+        copies_per_expert=is_plain and bool(pick(False, True)),
+        loopback=is_static and bool(pick(False, True)),
         gates=gates,
         pays_ps=tuple(int(pick(0, 1_000_000, rng.integers(10**6))) for _ in range(4)),
         dispatch_sms=dispatch_sms,

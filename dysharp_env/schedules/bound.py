@@ -72,6 +72,10 @@ def _dispatch_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarra
     """Returns (gpu,) least uplink and downlink times of dispatch; acks count where data must follow them."""
     costs = demand.costs
     plain_ps = costs.wire_ps(costs.dispatch_flits())
+    if primitive == "pull":
+        ask_ps = costs.wire_ps(costs.packet.ask_flits(costs.dispatch_bytes))
+        up = demand.per_gpu(demand.home, plain_ps) + demand.per_gpu(demand.gpu, ask_ps)
+        return up, demand.per_gpu(demand.gpu, plain_ps) + demand.per_gpu(demand.home, ask_ps)
     up = demand.per_gpu(demand.gpu, costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes)))
     if primitive == "broadcast":
         others = demand.own_tokens * (demand.num_gpus - 1)
@@ -97,6 +101,10 @@ def _combine_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray
     up = demand.per_gpu(demand.gpu, data_ps)
     if primitive == "unicast":
         return up, demand.per_gpu(demand.home, data_ps), nothing
+    if primitive == "pull":
+        ask_ps = costs.wire_ps(costs.request_flits())
+        up = up + demand.per_gpu(demand.home, ask_ps)
+        return up, demand.per_gpu(demand.home, data_ps) + demand.per_gpu(demand.gpu, ask_ps), nothing
     down = demand.per_gpu(demand.sent_home, data_ps)
     reduction = demand.per_gpu(demand.home, reduce_ps)
     if primitive == "pull_reduce":

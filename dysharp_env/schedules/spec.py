@@ -16,6 +16,7 @@ from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.program import Program
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.spec import CombinePrimitive, DispatchPrimitive
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
@@ -101,10 +102,14 @@ class ScheduleSpec(Spec):
 
     name: str = Field(min_length=1)
     description: str = ""
-    dispatch: Literal["unicast", "multicast", "broadcast"]
-    """Primitive that sends tokens out."""
-    combine: Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter"]
-    """Primitive that brings sums home."""
+    dispatch: DispatchPrimitive
+    """Primitive that moves tokens to their experts; ``pull``: expert GPUs read them by plain loads."""
+    combine: CombinePrimitive
+    """Primitive that brings sums home; ``pull``: home GPUs read every partial sum by plain loads and add them."""
+    copies: Literal["gpu", "expert"] = "gpu"
+    """Whether one copy and one partial sum serve all of a token's experts on a GPU, or each expert has its own."""
+    loopback: bool = False
+    """Whether a home GPU's own copy and contribution cross the switch too, as in NVLS collectives over all GPUs."""
     readiness: ReadinessSpec = ReadinessSpec()
     sms: SmSpec
     pays: PaysSpec = PaysSpec()
@@ -119,13 +124,19 @@ class ScheduleSpec(Spec):
     rule: RuleSpec = RuleSpec()
 
     @model_validator(mode="after")
-    def _check_pays(self) -> ScheduleSpec:
+    def _check_parts_fit(self) -> ScheduleSpec:
         gated = {"gemm1": self.readiness.gemm1, "gemm2": self.readiness.gemm2, "combine": self.readiness.combine}
         for stage, readiness in gated.items():
             if readiness != "phase" and getattr(self.pays, stage):
                 raise ValueError(
                     f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
                 )
+        if self.copies == "expert" and not ({self.dispatch, self.combine} <= {"unicast", "pull"}):
+            raise ValueError(f"copies=expert needs unicast or pull both ways, not {self.dispatch} and {self.combine}")
+        if self.loopback and (self.dispatch, self.combine) != ("broadcast", "reduce_scatter"):
+            raise ValueError(
+                f"loopback needs dispatch broadcast and combine reduce_scatter, not {self.dispatch} and {self.combine}"
+            )
         if "launch" not in self.pays.dispatch:
             raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
         return self
@@ -173,6 +184,8 @@ class ScheduleSpec(Spec):
         return Program(
             dispatch_primitive=layout.DISPATCH_PRIMITIVES.index(self.dispatch),
             combine_primitive=layout.COMBINE_PRIMITIVES.index(self.combine),
+            copies_per_expert=self.copies == "expert",
+            loopback=self.loopback,
             gates=(
                 _gate(self.readiness.gemm1),
                 _gate(self.readiness.gemm2),

@@ -10,7 +10,7 @@ from numba import njit
 
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
-from dysharp_env.simulator.groups import is_pull, mark_dirty, translate, use_hbm
+from dysharp_env.simulator.groups import mark_dirty, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -22,9 +22,10 @@ from dysharp_env.simulator.layout import (
     NO_TIME,
     NOTHING,
     PULL_REDUCE,
+    PULL_UNICAST,
     PUSH_UNICAST,
-    REDUCE_SCATTER,
 )
+from dysharp_env.simulator.primitives import is_pull, is_summed
 from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, tokens, units
 
 
@@ -139,6 +140,14 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
 
 
 @njit(cache=True)
+def packets_of(s: Root, item: int) -> int:
+    """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""
+    if s.combine_primitive == PULL_UNICAST:
+        return tokens(s)[item].contributions_left * s.combine_packets
+    return s.combine_packets
+
+
+@njit(cache=True)
 def issue_combine(s: Root, gpu: int, item: int) -> None:
     """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
     token = item if is_pull(s) else pairs(s)[item].token
@@ -156,13 +165,15 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     if tok.pieces_left == 0:
         complete(s, token)
         return
-    g.combine_in_flight += s.combine_packets
+    g.combine_in_flight += packets_of(s, token)
     targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
-    charge_up(s, gpu, ask_flits(s)[targets], COMBINE_REQUEST)
+    # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
+    requests = tok.contributions_left if s.combine_primitive == PULL_UNICAST else 1
+    charge_up(s, gpu, requests * ask_flits(s)[targets], COMBINE_REQUEST)
     end = tokens(s)[token + 1].pair0
     for pair in range(tok.pair0, end):
-        if pairs(s)[pair].gpu != gpu and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER):
-            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, pair, 0)
+        if is_summed(s, pair):
+            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, s.num_pairs + pair, 0)
 
 
 @njit(cache=True)
@@ -177,7 +188,7 @@ def requested(s: Root, pair: int) -> None:
     charge_down(s, gpu, ask_flits(s)[targets], COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
     use_hbm(s, gpu, max(pairs(s)[pair].num_experts, 1) * s.token_out_bytes)
-    push(s, s.now_ps + delay_ps, EV_RESPOND, pair, 0)
+    push(s, s.now_ps + delay_ps, EV_RESPOND, s.num_pairs + pair, gpu)
 
 
 @njit(cache=True)
@@ -187,7 +198,7 @@ def deliver(s: Root, token: int, pieces: int) -> None:
     tok.pieces_left -= pieces
     if tok.pieces_left > 0:
         return
-    if is_pull(s):
+    if is_pull(s) and s.combine_primitive != PULL_UNICAST:
         home = token // s.tokens_per_gpu
         gpus(s)[home].combine_in_flight -= s.combine_packets
         mark_dirty(s, COMBINE, home)
@@ -216,4 +227,7 @@ def reach_combine(s: Root, node: int) -> None:
         charge_up(s, home, s.combine_ack_flits, COMBINE_ACK)
         if s.combine_primitive == PUSH_UNICAST:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
+    elif s.combine_primitive == PULL_UNICAST:
+        gpus(s)[home].combine_in_flight -= s.combine_packets
+        mark_dirty(s, COMBINE, home)
     deliver(s, token, nodes(s)[node].pieces)

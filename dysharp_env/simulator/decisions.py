@@ -12,7 +12,6 @@ import math
 from numba import njit
 
 from dysharp_env.simulator.fabric import down_flits, up_flits, wire_ps
-from dysharp_env.simulator.groups import is_pull
 from dysharp_env.simulator.layout import (
     COMBINE,
     CONTEXT,
@@ -36,8 +35,9 @@ from dysharp_env.simulator.layout import (
     FEATURES,
     GEMM,
     NOTHING,
-    UNICAST,
+    PULL,
 )
+from dysharp_env.simulator.primitives import is_pull, is_remote, is_target, stores_once
 from dysharp_env.simulator.views import (
     Root,
     arrived_pair,
@@ -182,8 +182,8 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
 
 
 @njit(cache=True)
-def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
-    """Describes an unsent token chunk."""
+def dispatch_features(s: Root, reader: int, chunk: int, row: int, look: bool) -> None:
+    """Describes an unsent token chunk: all copies of its tokens, or those that a reader asks for (pull)."""
     f = feature_rows(s)
     first = chunks(s)[chunk].first
     last = chunks(s)[chunk].last
@@ -199,25 +199,27 @@ def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
     backlog_ps = 0
     for position in range(first, last):
         token = token_order(s)[position]
-        home = token // s.tokens_per_gpu
-        if s.dispatch_primitive != UNICAST:
+        if stores_once(s):
             flits += up_flits(s, 2 * s.num_pairs + token)
         for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
             gpu = pairs(s)[pair].gpu
+            if s.dispatch_primitive == PULL and gpu != reader:
+                continue
             slot0 = pairs(s)[pair].slot0
             for slot in range(slot0, slot0 + pairs(s)[pair].num_experts):
                 x = experts(s)[slot_expert(s)[slot]]
                 fill += x.open_count / s.tile_tokens
                 progress += x.arrived / x.total
                 slots += 1
-            if gpu != home and pairs(s)[pair].num_experts > 0:
+            if is_target(s, pair) and pairs(s)[pair].num_experts > 0:
                 copies += 1
                 backlog_ps = max(backlog_ps, downlink_backlog_ps(s, gpu))
-                if s.dispatch_primitive == UNICAST:
+                if not stores_once(s):
                     flits += up_flits(s, pair)
-    f[row, F_FILL] = fill / slots
-    f[row, F_PROGRESS] = progress / slots
-    f[row, F_FAN_OUT] = copies / (num_tokens * (s.num_gpus - 1))
+    if slots > 0:
+        f[row, F_FILL] = fill / slots
+        f[row, F_PROGRESS] = progress / slots
+    f[row, F_FAN_OUT] = min(1.0, copies / (num_tokens * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
     f[row, F_COST] = root(s, wire_ps(s, flits))
 
@@ -281,17 +283,16 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     pull = is_pull(s)
     while item != NOTHING:
         if pull:
-            home = item // s.tokens_per_gpu
             for pair in range(tokens(s)[item].pair0, tokens(s)[item + 1].pair0):
                 gpu = pairs(s)[pair].gpu
-                if gpu != home and pairs(s)[pair].num_experts > 0:
+                if is_remote(s, pair) and pairs(s)[pair].num_experts > 0:
                     copies += 1
                     backlog_ps = max(backlog_ps, uplink_backlog_ps(s, gpu))
         else:
             copies += 1
             backlog_ps = max(backlog_ps, downlink_backlog_ps(s, pairs(s)[item].token // s.tokens_per_gpu))
         item = item_next(s)[item]
-    f[row, F_FAN_OUT] = copies / (u.count * (s.num_gpus - 1))
+    f[row, F_FAN_OUT] = min(1.0, copies / (u.count * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
     f[row, F_COST] = root(s, wire_ps(s, u.count * down_flits(s, s.num_pairs)))
 
@@ -307,7 +308,7 @@ def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
             continue
         feature_rows(s)[row, F_ORDER] = row / s.max_candidates
         if kind == DISPATCH:
-            dispatch_features(s, candidate, row, look)
+            dispatch_features(s, gpu, candidate, row, look)
         elif kind == GEMM:
             gemm_features(s, gpu, candidate, row, look)
         elif kind == COMBINE:
@@ -331,7 +332,7 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     for i in range(4):
         x[i] = 1.0 if i == kind else 0.0
     x[4] = min(1.0, s.now_ps / (4.0 * s.scale_ps))
-    x[5] = fraction(g.tokens_sent, s.tokens_per_gpu)
+    x[5] = fraction(g.tokens_sent, s.sends_per_gpu)
     x[6] = fraction(g.slots - g.arrivals_left, g.slots)
     x[7] = fraction(2 * g.slots - g.slots1_left - g.slots2_left, 2 * g.slots)
     x[8] = fraction(g.combined, s.tokens_per_gpu)

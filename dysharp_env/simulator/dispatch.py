@@ -9,30 +9,26 @@ from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
 from dysharp_env.simulator.gemm import close_tile, end_first_kernel
 from dysharp_env.simulator.groups import mark_dirty, translate, use_hbm
 from dysharp_env.simulator.layout import (
-    BROADCAST,
     COMBINE,
     COMBINE_ACK,
     DISPATCH,
     DISPATCH_ACK,
+    DISPATCH_REQUEST,
     EV_ACK,
     EV_ARRIVE,
     EV_GATE,
+    EV_REQUEST,
+    EV_RESPOND,
     GATE_PHASE,
     GEMM,
     MULTICAST,
     NO_TIME,
     NOTHING,
+    PULL,
     UNICAST,
 )
+from dysharp_env.simulator.primitives import is_remote, is_target, stores_once
 from dysharp_env.simulator.views import Root, arrived_pair, chunks, experts, gpus, pairs, slot_expert, tiles, tokens
-
-
-@njit(cache=True)
-def is_target(s: Root, pair: int) -> bool:
-    """Returns whether a dispatch sends this pair over a link."""
-    if pairs(s)[pair].gpu == pairs(s)[pair].token // s.tokens_per_gpu:
-        return False
-    return pairs(s)[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST
 
 
 @njit(cache=True)
@@ -62,16 +58,38 @@ def has_room(s: Root, gpu: int) -> bool:
 def issue_local(s: Root, token: int) -> None:
     """Hands a token to the experts on its own GPU: a copy through memory, no link."""
     pair = tokens(s)[token].pair0
-    if pairs(s)[pair].gpu == token // s.tokens_per_gpu and pairs(s)[pair].num_experts > 0:
-        push(s, s.now_ps + s.memory_ps, EV_ARRIVE, pair, 0)
+    end = tokens(s)[token + 1].pair0
+    # The home GPU's own pairs come first.
+    while pair < end and not is_remote(s, pair):
+        if pairs(s)[pair].num_experts > 0:
+            push(s, s.now_ps + s.memory_ps, EV_ARRIVE, pair, 0)
+        pair += 1
 
 
 @njit(cache=True)
 def issue_dispatch(s: Root, gpu: int, node: int) -> None:
-    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast)."""
+    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull)."""
     g = gpus(s)[gpu]
     g.dispatch_in_flight += s.dispatch_packets
-    uplink_enqueue(s, gpu, node)
+    if s.dispatch_primitive == PULL:
+        charge_up(s, gpu, s.dispatch_ask_flits, DISPATCH_REQUEST)
+        push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
+    else:
+        uplink_enqueue(s, gpu, node)
+
+
+@njit(cache=True)
+def begin_token(s: Root, gpu: int, token: int) -> None:
+    """Notes that a token is being dispatched, and hands it to its home GPU's own experts if that is who dispatches."""
+    g = gpus(s)[gpu]
+    tok = tokens(s)[token]
+    g.pair_pos = tok.pair0
+    if tok.dispatch_start == NO_TIME:
+        tok.dispatch_start = s.now_ps
+    if s.dispatch_first == NO_TIME:
+        s.dispatch_first = s.now_ps
+    if gpu == token // s.tokens_per_gpu:
+        issue_local(s, token)
 
 
 @njit(cache=True)
@@ -80,25 +98,31 @@ def issue_token(s: Root, gpu: int, token: int) -> bool:
     g = gpus(s)[gpu]
     tok = tokens(s)[token]
     if g.pair_pos == NOTHING:
-        if tok.acks_left > 0 and s.dispatch_primitive != UNICAST and not has_room(s, gpu):
-            return False
-        g.pair_pos = tok.pair0
-        tok.dispatch_start = s.now_ps
-        if s.dispatch_first == NO_TIME:
-            s.dispatch_first = s.now_ps
-        issue_local(s, token)
-        if s.dispatch_primitive != UNICAST:
+        if stores_once(s):
+            if tok.acks_left > 0 and not has_room(s, gpu):
+                return False
+            begin_token(s, gpu, token)
             if tok.acks_left > 0:
                 issue_dispatch(s, gpu, 2 * s.num_pairs + token)
             return True
+        begin_token(s, gpu, token)
     end = tokens(s)[token + 1].pair0
     while g.pair_pos < end:
-        if is_target(s, g.pair_pos):
+        # A GPU that pulls takes its own share of every token; one that stores sends all of its own tokens' copies.
+        if is_target(s, g.pair_pos) and (s.dispatch_primitive != PULL or pairs(s)[g.pair_pos].gpu == gpu):
             if not has_room(s, gpu):
                 return False
             issue_dispatch(s, gpu, g.pair_pos)
         g.pair_pos += 1
     return True
+
+
+@njit(cache=True)
+def asked_for_token(s: Root, pair: int) -> None:
+    """Reads a token that an expert GPU has asked its home GPU for."""
+    home = pairs(s)[pair].token // s.tokens_per_gpu
+    charge_down(s, home, s.dispatch_ask_flits, DISPATCH_REQUEST)
+    push(s, s.now_ps + s.memory_ps, EV_RESPOND, pair, home)
 
 
 @njit(cache=True)
@@ -137,7 +161,13 @@ def arrive(s: Root, pair: int) -> None:
 def reach_dispatch(s: Root, pair: int) -> None:
     """Stores a token's vector in an expert GPU's memory, acknowledges it, and translates its place."""
     token = pairs(s)[pair].token
-    charge_up(s, pairs(s)[pair].gpu, s.dispatch_ack_flits, DISPATCH_ACK)
+    gpu = pairs(s)[pair].gpu
+    if s.dispatch_primitive == PULL:
+        # The reader has what it asked for; nobody is told.
+        arrive(s, pair)
+        take_packets_back(s, gpu)
+        return
+    charge_up(s, gpu, s.dispatch_ack_flits, DISPATCH_ACK)
     if s.dispatch_primitive == UNICAST:
         push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, pair, 0)
     else:
@@ -146,11 +176,19 @@ def reach_dispatch(s: Root, pair: int) -> None:
         if tokens(s)[token].acks_left == 0:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, 2 * s.num_pairs + token, 0)
     if pairs(s)[pair].num_experts == 0:
-        use_hbm(s, pairs(s)[pair].gpu, s.token_in_bytes)
+        use_hbm(s, gpu, s.token_in_bytes)
     elif s.dispatch_primitive == MULTICAST:
         push(s, s.now_ps + translate(s, pair), EV_ARRIVE, pair, 0)
     else:
         arrive(s, pair)
+
+
+@njit(cache=True)
+def take_packets_back(s: Root, gpu: int) -> None:
+    """Gives a dispatch group back the packets of one vector."""
+    gpus(s)[gpu].dispatch_in_flight -= s.dispatch_packets
+    mark_dirty(s, DISPATCH, gpu)
+    end_first_kernel(s, gpu)
 
 
 @njit(cache=True)
@@ -165,6 +203,4 @@ def acknowledged(s: Root, node: int) -> None:
     token = pairs(s)[node].token if node < s.num_pairs else node - 2 * s.num_pairs
     gpu = token // s.tokens_per_gpu
     charge_down(s, gpu, s.dispatch_ack_flits, DISPATCH_ACK)
-    gpus(s)[gpu].dispatch_in_flight -= s.dispatch_packets
-    mark_dirty(s, DISPATCH, gpu)
-    end_first_kernel(s, gpu)
+    take_packets_back(s, gpu)

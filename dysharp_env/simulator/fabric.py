@@ -14,7 +14,6 @@ from numba import njit
 
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.layout import (
-    BROADCAST,
     COMBINE_DATA,
     DISPATCH_DATA,
     DOWN,
@@ -34,15 +33,13 @@ from dysharp_env.simulator.layout import (
     NOTHING,
     NUM_PURPOSES,
     OUTPUT_QUEUED,
-    PULL_REDUCE,
+    PULL,
     PUSH_REDUCE,
-    PUSH_UNICAST,
-    REDUCE_SCATTER,
     REQUEST,
     RESPONSE,
-    UNICAST,
     UP,
 )
+from dysharp_env.simulator.primitives import is_pull, is_target, stores_once, sums_in_switch
 from dysharp_env.simulator.views import (
     Root,
     active_next,
@@ -133,11 +130,9 @@ def down_flits(s: Root, node: int) -> int:
 @njit(cache=True)
 def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
-    if s.num_pairs <= node < 2 * s.num_pairs and (
-        s.combine_primitive == PULL_REDUCE or s.combine_primitive == REDUCE_SCATTER
-    ):
-        return RESPONSE
-    return REQUEST
+    if node < s.num_pairs:
+        return RESPONSE if s.dispatch_primitive == PULL else REQUEST
+    return RESPONSE if node < 2 * s.num_pairs and is_pull(s) else REQUEST
 
 
 @njit(cache=True)
@@ -261,7 +256,7 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
     if node < s.num_pairs:
         token = pairs(s)[node].token
         gpu = token // s.tokens_per_gpu
-        whole = node if s.dispatch_primitive == UNICAST else 2 * s.num_pairs + token
+        whole = 2 * s.num_pairs + token if stores_once(s) else node
         if whole != node:
             tok = tokens(s)[token]
             tok.replicas_left -= 1
@@ -290,12 +285,11 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     q.free_ps = end_ps
     gpus(s)[port].down_busy_ps += serial_ps
     is_result = node >= 2 * s.num_pairs
-    in_switch = s.combine_primitive != PUSH_UNICAST
     purpose = DISPATCH_DATA
     if is_result:
         purpose = COMBINE_DATA
     elif node >= s.num_pairs:
-        purpose = EVICTION if in_switch else COMBINE_DATA
+        purpose = EVICTION if sums_in_switch(s) else COMBINE_DATA
     traffic(s)[(port * 2 + DOWN) * NUM_PURPOSES + purpose] += flits
     segments(s)[(port * 2 + DOWN) * NUM_PURPOSES + purpose] += 1
     s.transfers += 1
@@ -423,17 +417,17 @@ def port_enqueue(s: Root, port: int, cls: int, source: int, node: int) -> None:
 def expose(s: Root, node: int, gpu: int) -> None:
     """Offers a segment to every output it goes to: fan-out is split, each replica leaves when its output is free."""
     if node < s.num_pairs:
-        port_enqueue(s, pairs(s)[node].gpu, REQUEST, gpu, node)
+        port_enqueue(s, pairs(s)[node].gpu, node_class(s, node), gpu, node)
     elif node < 2 * s.num_pairs:
         home = pairs(s)[node - s.num_pairs].token // s.tokens_per_gpu
-        port = home if s.combine_primitive == PUSH_UNICAST else s.num_gpus + home
+        port = s.num_gpus + home if sums_in_switch(s) else home
         nodes(s)[node].pieces = 1
         port_enqueue(s, port, node_class(s, node), gpu, node)
     else:
         token = node - 2 * s.num_pairs
         end = tokens(s)[token + 1].pair0
         for pair in range(tokens(s)[token].pair0, end):
-            if pairs(s)[pair].gpu != gpu and (pairs(s)[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST):
+            if is_target(s, pair):
                 nodes(s)[pair].tail_ps = nodes(s)[node].tail_ps
                 port_enqueue(s, pairs(s)[pair].gpu, REQUEST, gpu, pair)
 

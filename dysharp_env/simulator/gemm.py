@@ -7,7 +7,7 @@ from numba import njit
 from dysharp_env.simulator.combine import expert_done, partial_ready
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, log_row
-from dysharp_env.simulator.groups import is_pull, mark_dirty, use_hbm
+from dysharp_env.simulator.groups import mark_dirty, use_hbm
 from dysharp_env.simulator.layout import (
     EV_BLOCKS,
     EV_GATE,
@@ -21,6 +21,7 @@ from dysharp_env.simulator.layout import (
     NOTIFY,
     NOTIFY_FLITS,
 )
+from dysharp_env.simulator.primitives import is_pull
 from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, pairs, tiles
 
 
@@ -170,7 +171,7 @@ def end_first_kernel(s: Root, gpu: int) -> None:
     g = gpus(s)[gpu]
     if s.gate2 != GATE_PHASE or g.gate2_asked or g.slots1_left > 0:
         return
-    if g.tokens_sent == s.tokens_per_gpu and g.dispatch_in_flight == 0:
+    if g.tokens_sent == s.sends_per_gpu and g.dispatch_in_flight == 0:
         g.gate2_asked = 1
         push(s, s.now_ps + s.pay2_ps, EV_GATE, 2, gpu)
 

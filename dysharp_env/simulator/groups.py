@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from dysharp_env.simulator.layout import DISPATCH, GEMM, NOTHING, PULL_REDUCE, REDUCE_SCATTER
+from dysharp_env.simulator.layout import DISPATCH, GEMM, NOTHING
 from dysharp_env.simulator.views import Root, dirty_ring, gpus, pairs, slot_tlb
 
 
@@ -26,13 +26,6 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
         g.dirty3 = 1
     dirty_ring(s)[(s.dirty_head + s.dirty_size) % s.dirty_capacity] = kind * s.num_gpus + gpu
     s.dirty_size += 1
-
-
-@njit(cache=True)
-def is_pull(s: Root) -> bool:
-    """Returns whether home GPUs pull sums, rather than expert GPUs pushing theirs."""
-    primitive = s.combine_primitive
-    return primitive == PULL_REDUCE or primitive == REDUCE_SCATTER
 
 
 @njit(cache=True)

@@ -10,9 +10,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.combine import issue_combine, item_ready, reach_combine, relist_units, requested, take_unit
+from dysharp_env.simulator.combine import (
+    issue_combine,
+    item_ready,
+    packets_of,
+    reach_combine,
+    relist_units,
+    requested,
+    take_unit,
+)
 from dysharp_env.simulator.decisions import decide
-from dysharp_env.simulator.dispatch import acknowledged, arrive, issue_token, reach_dispatch, take_chunk
+from dysharp_env.simulator.dispatch import (
+    acknowledged,
+    arrive,
+    asked_for_token,
+    issue_token,
+    reach_dispatch,
+    take_chunk,
+)
 from dysharp_env.simulator.events import pop
 from dysharp_env.simulator.fabric import input_next, port_pump, switch_arrive, uplink_enqueue, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
@@ -53,7 +68,6 @@ from dysharp_env.simulator.views import (
     gpus,
     item_next,
     lanes,
-    pairs,
     ports,
     splits,
     token_order,
@@ -124,9 +138,9 @@ def pump_combine(s: Root, gpu: int) -> bool:
         return False
     while True:
         while g.issue_head != NOTHING:
-            if g.combine_in_flight > 0 and g.combine_in_flight + s.combine_packets > s.combine_window:
-                return False
             item = g.issue_head
+            if g.combine_in_flight > 0 and g.combine_in_flight + packets_of(s, item) > s.combine_window:
+                return False
             g.issue_head = item_next(s)[item]
             issue_combine(s, gpu, item)
         if g.hold_combine:
@@ -208,9 +222,12 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     elif kind == EV_TILE:
         tile_ready(s, a)
     elif kind == EV_REQUEST:
-        requested(s, a)
+        if a < s.num_pairs:
+            asked_for_token(s, a)
+        else:
+            requested(s, a - s.num_pairs)
     elif kind == EV_RESPOND:
-        uplink_enqueue(s, pairs(s)[a].gpu, s.num_pairs + a)
+        uplink_enqueue(s, b, a)
     elif kind == EV_ACK:
         acknowledged(s, a)
     elif kind == EV_NOTIFY:

@@ -5,7 +5,8 @@ heap and the log grow between calls), so the compiled code has one type signatur
 
 Ids used throughout:
     token  global token, home GPU = token // tokens_per_gpu
-    pair   one (token, expert GPU); a token's pairs are consecutive, in order of (expert GPU - home GPU) mod GPUs
+    pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
+           consecutive, in order of (expert GPU - home GPU) mod GPUs
     slot   one (token, expert), grouped by pair
     node   a segment in a link or switch queue: [0, P) dispatch copy of a pair, [P, 2P) combine contribution of a pair,
            [2P, 2P + T) a whole token (a multicast store going up; later its reduced result coming down)
@@ -31,8 +32,8 @@ import numpy as np
     EV_REACH,  # the tail of a segment reaches a GPU: node
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
     EV_TILE,  # a tile whose status entry had spilled becomes ready: tile
-    EV_REQUEST,  # the request for a partial sum reaches an expert GPU: pair
-    EV_RESPOND,  # that GPU has read the partial sum: pair
+    EV_REQUEST,  # a read request reaches the GPU that has the vector: node
+    EV_RESPOND,  # what was asked for has been read: node, gpu that has it
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: stage, gpu (or -1 for all)
@@ -43,10 +44,10 @@ SPLIT, DISPATCH, GEMM, COMBINE = range(4)
 DECISION_KINDS = ("split", "dispatch", "gemm", "combine")
 
 # Primitives.
-UNICAST, MULTICAST, BROADCAST = range(3)
-DISPATCH_PRIMITIVES = ("unicast", "multicast", "broadcast")
-PUSH_UNICAST, PULL_REDUCE, PUSH_REDUCE, REDUCE_SCATTER = range(4)
-COMBINE_PRIMITIVES = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
+UNICAST, MULTICAST, BROADCAST, PULL = range(4)
+DISPATCH_PRIMITIVES = ("unicast", "multicast", "broadcast", "pull")
+PUSH_UNICAST, PULL_REDUCE, PUSH_REDUCE, REDUCE_SCATTER, PULL_UNICAST = range(5)
+COMBINE_PRIMITIVES = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
 
 # When a stage may start: as its inputs arrive, or when the whole stage before it is over.
 GATE_FINE, GATE_PHASE = range(2)
@@ -54,8 +55,19 @@ QUEUEING = ("output_queued", "voq", "input_fifo")
 OUTPUT_QUEUED, VOQ, INPUT_FIFO = range(3)
 
 # What a flit on the wire is for.
-PURPOSES = ("dispatch_data", "dispatch_ack", "combine_request", "combine_data", "combine_ack", "notify", "eviction")
-DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION = range(7)
+PURPOSES = (
+    "dispatch_request",
+    "dispatch_data",
+    "dispatch_ack",
+    "combine_request",
+    "combine_data",
+    "combine_ack",
+    "notify",
+    "eviction",
+)
+(
+    DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION,
+) = range(len(PURPOSES))  # fmt: skip
 NUM_PURPOSES = len(PURPOSES)
 UP, DOWN = range(2)
 REQUEST, RESPONSE = range(2)
@@ -95,7 +107,8 @@ _PARAMETERS = (
     # schedule
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
-    "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity"
+    "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
+    "loopback sends_per_gpu num_chunks dispatch_ask_flits"
 )
 
 _COUNTERS = (

@@ -34,7 +34,7 @@ def lower(
     num_tokens = num_gpus * tokens_per_gpu
     chunks_per_gpu = -(-tokens_per_gpu // program.chunk_tokens)
     home = np.arange(num_tokens) // tokens_per_gpu
-    pairs, slot_expert, pair0 = _pairs(workload, home, program.static)
+    pairs, slot_expert, pair0 = _pairs(workload, home, program)
     num_pairs = len(pairs)
     tokens = _tokens(pairs, pair0, home, program, chunks_per_gpu, tokens_per_gpu)
     experts, tiles = _experts(workload, slot_expert, program)
@@ -42,6 +42,8 @@ def lower(
     root = _root(workload, costs, program, num_sms, scale_ps, num_pairs, chunks_per_gpu, logging)
     num_units = num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus)
     root["num_units"] = num_units
+    chunks = _chunks(num_gpus, tokens_per_gpu, program)
+    root["num_chunks"] = len(chunks)
 
     for name in ("pending_kind", "pending_gpu", "choice"):
         root[name] = NOTHING
@@ -72,7 +74,7 @@ def lower(
         fifo_next=np.full(2 * num_pairs + num_tokens, NOTHING),
         experts=experts,
         tiles=tiles,
-        chunks=_chunks(num_gpus, tokens_per_gpu, program.chunk_tokens),
+        chunks=chunks,
         units=units,
         store_flits=np.array([costs.dispatch_flits(targets) for targets in range(workload.layer.top_k + 1)]),
         ask_flits=np.array([costs.request_flits(targets) for targets in range(workload.layer.top_k + 1)]),
@@ -111,7 +113,7 @@ def _filled(count: int, dtype: np.dtype) -> np.ndarray:
     return records
 
 
-def _pairs(workload: Workload, home: np.ndarray, static: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(workload: Workload, home: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns pair records, the expert of each slot, and each token's first pair (one more entry than tokens)."""
     num_gpus = workload.num_gpus
     ids = np.asarray(workload.topk_ids, np.int64)
@@ -121,7 +123,7 @@ def _pairs(workload: Workload, home: np.ndarray, static: bool) -> tuple[np.ndarr
     by_gpu = np.argsort(offset * len(workload.gpu_of_expert) + ids, axis=1)
     slot_offset = np.take_along_axis(offset, by_gpu, axis=1)
     slot_expert = np.take_along_axis(ids, by_gpu, axis=1).reshape(-1)
-    if static:
+    if program.static:
         counts = (slot_offset[:, :, None] == np.arange(num_gpus)).sum(axis=1)
         num_experts = counts.reshape(-1)
         pairs = np.zeros(num_tokens * num_gpus, layout.PAIR)
@@ -130,7 +132,8 @@ def _pairs(workload: Workload, home: np.ndarray, static: bool) -> tuple[np.ndarr
         pair0 = np.arange(num_tokens + 1) * num_gpus
     else:
         is_first = np.ones((num_tokens, top_k), bool)
-        is_first[:, 1:] = slot_offset[:, 1:] != slot_offset[:, :-1]
+        if not program.copies_per_expert:
+            is_first[:, 1:] = slot_offset[:, 1:] != slot_offset[:, :-1]
         first_slot = np.flatnonzero(is_first.reshape(-1))
         num_experts = np.diff(np.append(first_slot, num_tokens * top_k))
         pairs = np.zeros(len(first_slot), layout.PAIR)
@@ -148,7 +151,7 @@ def _tokens(
     num_tokens = len(home)
     tokens = np.zeros(num_tokens + 1, layout.TOKEN)
     tokens["pair0"] = pair0
-    remote = pairs["gpu"] != home[pairs["token"]]
+    remote = (pairs["gpu"] != home[pairs["token"]]) | program.loopback
     used = pairs["num_experts"] > 0
     stored = remote & (used | (program.dispatch_primitive == layout.BROADCAST))
     summed = remote & (used | (program.combine_primitive == layout.REDUCE_SCATTER))
@@ -201,7 +204,7 @@ def _gpus(
     gpus = np.zeros(num_gpus, layout.GPU)
     for name in ("chunk", "pair_pos", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
         gpus[name] = NOTHING
-    gpus["unsent_head"] = np.arange(num_gpus) * chunks_per_gpu
+    gpus["unsent_head"] = np.arange(num_gpus) * chunks_per_gpu * (num_gpus if program.reads_tokens else 1)
     slots = np.bincount(experts["gpu"], weights=experts["total"], minlength=num_gpus).astype(np.int64)
     for name in ("slots", "arrivals_left", "slots1_left", "slots2_left"):
         gpus[name] = slots
@@ -216,16 +219,25 @@ def _gpus(
     return gpus
 
 
-def _chunks(num_gpus: int, tokens_per_gpu: int, chunk_tokens: int) -> np.ndarray:
-    per_gpu = -(-tokens_per_gpu // chunk_tokens)
+def _chunks(num_gpus: int, tokens_per_gpu: int, program: Program) -> np.ndarray:
+    """Returns the chunks that each GPU dispatches, in natural order.
+
+    A GPU that stores has its own tokens' chunks. One that reads has every GPU's, itself first and then its neighbours
+    round, a chunk of each in turn, so that readers do not meet at one home GPU.
+    """
+    chunk_tokens = program.chunk_tokens
+    places = -(-tokens_per_gpu // chunk_tokens)
+    homes = num_gpus if program.reads_tokens else 1
+    per_gpu = places * homes
     chunks = np.zeros(num_gpus * per_gpu, layout.CHUNK)
     index = np.arange(num_gpus * per_gpu)
-    base = index // per_gpu * tokens_per_gpu
-    place = index % per_gpu
+    turn = index % per_gpu
+    place = turn // homes
+    base = (index // per_gpu + turn % homes) % num_gpus * tokens_per_gpu
     chunks["first"] = base + place * chunk_tokens
     chunks["last"] = base + np.minimum((place + 1) * chunk_tokens, tokens_per_gpu)
-    chunks["prev"] = np.where(place == 0, NOTHING, index - 1)
-    chunks["next"] = np.where(place == per_gpu - 1, NOTHING, index + 1)
+    chunks["prev"] = np.where(turn == 0, NOTHING, index - 1)
+    chunks["next"] = np.where(turn == per_gpu - 1, NOTHING, index + 1)
     return chunks
 
 
@@ -251,8 +263,9 @@ def _root(
     # The most vectors one group may put in flight at once, under the most generous split.
     most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _ in program.splits)])
     most_combine = max([program.combine_sms, *(combine for _, combine in program.splits)])
-    dispatch_burst = min(tokens_per_gpu * num_gpus, most_dispatch * per_sm // costs.dispatch_packets + 1)
-    combine_burst = min(tokens_per_gpu * num_gpus, most_combine * per_sm // costs.combine_packets + 1)
+    copies = tokens_per_gpu * max(num_gpus, layer.top_k)
+    dispatch_burst = min(copies, most_dispatch * per_sm // costs.dispatch_packets + 1)
+    combine_burst = min(copies, most_combine * per_sm // costs.combine_packets + 1)
     ruled = sum(1 << kind for kind in range(4) if program.weights[kind].any())
     looks = sum(1 << kind for kind in range(4) if program.weights[kind, list(layout.LOOKED_UP)].any())
     values = {
@@ -309,6 +322,9 @@ def _root(
         "or_entries": costs.output_readiness_entries,
         "dispatch_primitive": program.dispatch_primitive,
         "combine_primitive": program.combine_primitive,
+        "loopback": program.loopback,
+        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.reads_tokens else 1),
+        "dispatch_ask_flits": packet.ask_flits(costs.dispatch_bytes),
         "gate1": program.gates[0],
         "gate2": program.gates[1],
         "gate3": program.gates[2],
@@ -329,7 +345,11 @@ def _root(
         "scale_ps": max(1, scale_ps),
         # The most events one step can add: a GPU's local copies and the stores it may have in flight, the requests of
         # all sums it may have in flight, or the tokens of one tile becoming ready; and a few for whatever wakes.
-        "heap_margin": max(tokens_per_gpu + 2 * dispatch_burst, combine_burst * num_gpus, layer.tile_tokens)
+        "heap_margin": max(
+            tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1) + 2 * dispatch_burst,
+            combine_burst * max(num_gpus, layer.top_k),
+            layer.tile_tokens,
+        )
         + 4 * num_gpus
         + 2 * layer.top_k
         + num_sms

@@ -24,6 +24,9 @@ class Program:
     Attributes:
         dispatch_primitive: Index into ``DISPATCH_PRIMITIVES``.
         combine_primitive: Index into ``COMBINE_PRIMITIVES``.
+        copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
+            (token, expert GPU); for unicast and pull only.
+        loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE`` or ``GATE_PHASE``.
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
@@ -44,6 +47,8 @@ class Program:
     dispatch_sms: int
     gemm_sms: int
     combine_sms: int
+    copies_per_expert: bool = False
+    loopback: bool = False
     chunk_tokens: int = 8
     allow_partial: bool = False
     min_partial_tokens: int = 16
@@ -54,10 +59,18 @@ class Program:
     exposed: frozenset[int] = frozenset()
     max_candidates: int = 32
 
+    def __post_init__(self) -> None:
+        dispatch = DISPATCH_PRIMITIVES[self.dispatch_primitive]
+        combine = COMBINE_PRIMITIVES[self.combine_primitive]
+        if self.copies_per_expert and not ({dispatch, combine} <= {"unicast", "pull"}):
+            raise ValueError(f"copies_per_expert needs unicast or pull both ways, not {dispatch} and {combine}")
+        if self.loopback and (dispatch, combine) != ("broadcast", "reduce_scatter"):
+            raise ValueError(f"loopback needs broadcast and reduce_scatter, not {dispatch} and {combine}")
+
     @property
     def pulls(self) -> bool:
         """Whether home GPUs pull sums rather than expert GPUs pushing them."""
-        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter")
+        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter", "pull")
 
     @property
     def static(self) -> bool:
@@ -66,6 +79,11 @@ class Program:
             DISPATCH_PRIMITIVES[self.dispatch_primitive] == "broadcast"
             or COMBINE_PRIMITIVES[self.combine_primitive] == "reduce_scatter"
         )
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether expert GPUs read the tokens they need rather than home GPUs storing them."""
+        return DISPATCH_PRIMITIVES[self.dispatch_primitive] == "pull"
 
     @property
     def notifies(self) -> bool:

@@ -115,7 +115,7 @@ def tiles(s: Root) -> np.ndarray:
 @njit(cache=True)
 def chunks(s: Root) -> np.ndarray:
     """Returns ``State.chunks``."""
-    return carray(pointer(s.chunks_at), (s.num_gpus * s.chunks_per_gpu,), CHUNK)
+    return carray(pointer(s.chunks_at), (s.num_chunks,), CHUNK)
 
 
 @njit(cache=True)

@@ -20,8 +20,8 @@ CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
 Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
-DispatchPrimitive = Literal["unicast", "multicast", "broadcast"]
-CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter"]
+DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "pull"]
+CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
 
 
 class GpuSpec(Spec):
@@ -122,10 +122,18 @@ class SwitchSpec(Spec):
     reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 0.85
     """Rate of a reduction unit over its port's line rate; 0.85 is what NCCL's tuner grants NVLS on Hopper relative to
     plain transfers (nvlsEfficiency, src/graph/tuning.cc)."""
-    dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast")
-    """Ways to send a token out; ``multicast`` (``dymultimem.st``) is hardware that the paper proposes."""
-    combine_primitives: tuple[CombinePrimitive, ...] = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
-    """Ways to sum a token's results; ``pull_reduce`` (``dymultimem.ld_reduce``) and ``push_reduce`` are proposed."""
+    dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast", "pull")
+    """Ways to send a token out, or for expert GPUs to read it (``pull``); ``multicast`` (``dymultimem.st``) is hardware
+    that the paper proposes."""
+    combine_primitives: tuple[CombinePrimitive, ...] = (
+        "unicast",
+        "pull_reduce",
+        "push_reduce",
+        "reduce_scatter",
+        "pull",
+    )
+    """Ways to sum a token's results, ``pull`` being plain loads by its home GPU; ``pull_reduce``
+    (``dymultimem.ld_reduce``) and ``push_reduce`` are proposed."""
 
     @model_validator(mode="after")
     def _check_primitives(self) -> SwitchSpec:

@@ -31,6 +31,8 @@ def test_the_issue_s_schedules_are_presets():
         ({"pays": {"dispatch": ["launch"], "gemm1": ["barrier"]}}, "pays.gemm1 must be empty"),
         ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
         ({"sms": {"dispatch": 0, "combine": 8}}, "sms.dispatch=0"),
+        ({"dispatch": "multicast", "copies": "expert"}, "copies=expert needs unicast or pull both ways"),
+        ({"loopback": True}, "loopback needs dispatch broadcast and combine reduce_scatter"),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )

@@ -15,6 +15,9 @@ from dysharp_env.system import SystemSpec
 from dysharp_env.workload.layer import LayerSpec
 
 GROUPS, CASES_PER_GROUP = 10, 12
+# Primitives whose vectors cross the switch as they are.
+PLAIN_DISPATCH = (layout.UNICAST, layout.PULL)
+PLAIN_COMBINE = (layout.PUSH_UNICAST, layout.PULL_UNICAST)
 FIRST_SEED = 10_000
 
 # A machine and layer of round numbers: 1000 ps a flit, 100,000 ps a hop, 1 ps a byte of HBM, 50,000 ps a memory access,
@@ -148,28 +151,26 @@ def check_everything_moves_once(case, state, log) -> None:
     program, per_gpu = case.program, case.workload.tokens_per_gpu
     tokens, gpus = range(case.workload.num_tokens), range(case.workload.num_gpus)
     needed = {(token, gpu) for token, gpu in experts_at(case) if gpu != token // per_gpu}
-    everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu}
+    everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu or program.loopback}
     sent = everywhere if program.dispatch_primitive == layout.BROADCAST else needed
     summed = everywhere if program.combine_primitive == layout.REDUCE_SCATTER else needed
-    counts = Counter((use.resource, use.purpose == layout.EVICTION, use.what, use.token, use.peer) for use in log)
-    assert all(
-        count == 1
-        for (resource, is_evicted, *_), count in counts.items()
-        if resource != layout.LOG_SM and not is_evicted
-    )
+    counts = Counter((use.resource, use.what, use.token, use.peer) for use in log if use.purpose != layout.EVICTION)
+    for (resource, what, token, peer), count in counts.items():
+        is_per_expert = program.copies_per_expert and what in ("copy", "partial")
+        assert resource == layout.LOG_SM or count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)
 
     def moved(resource: int, what: str) -> set:
         return {(use.token, use.peer) for use in log if (use.resource, use.what) == (resource, what)
                 and use.purpose != layout.EVICTION}  # fmt: skip
 
     stores = {(token, token // per_gpu) for token, _ in sent}
-    is_unicast = program.dispatch_primitive == layout.UNICAST
+    is_unicast = program.dispatch_primitive in PLAIN_DISPATCH
     assert moved(layout.LOG_UP, "store") == (set() if is_unicast else stores)
     assert moved(layout.LOG_UP, "copy") == (sent if is_unicast else set())
     # A static store also goes where nobody waits for it, so the layer may be over first.
     assert needed <= moved(layout.LOG_DOWN, "copy") <= sent
     assert moved(layout.LOG_UP, "partial") == summed
-    in_switch = program.combine_primitive != layout.PUSH_UNICAST
+    in_switch = program.combine_primitive not in PLAIN_COMBINE
     assert moved(layout.LOG_REDUCE, "partial") == (summed if in_switch else set())
     assert moved(layout.LOG_DOWN, "partial") == (set() if in_switch else summed)
     assert moved(layout.LOG_DOWN, "sum") == ({(token, token // per_gpu) for token, _ in summed} if in_switch else set())
@@ -180,13 +181,16 @@ def check_everything_moves_once(case, state, log) -> None:
 def check_nothing_starts_before_its_inputs(case, state, log) -> None:
     # Where times are rounded down, a hop may lose up to a quantum.
     hop_ps = case.costs.hop_ps if case.costs.quantum_ps == 1 else 0
-    by_name = {(use.resource, use.what, use.token, use.peer): use for use in log if use.purpose != layout.EVICTION}
+    by_name = {}  # the first of its name, where every expert has a copy of its own
+    for use in log:
+        if use.purpose != layout.EVICTION:
+            by_name.setdefault((use.resource, use.what, use.token, use.peer), use)
     tokens, tiles, per_gpu = state.tokens, tile_of(state), case.workload.tokens_per_gpu
     for (token, gpu), experts in experts_at(case).items():
         home, first_ps = token // per_gpu, tokens["dispatch_start"][token] + case.costs.memory_ps
         assert case.program.pays_ps[0] <= tokens["dispatch_start"][token]
         if gpu != home:
-            is_unicast = case.program.dispatch_primitive == layout.UNICAST
+            is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
             up = by_name[layout.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home))]
             down = by_name[layout.LOG_DOWN, "copy", token, gpu]
             assert up.start_ps >= tokens["dispatch_start"][token]
@@ -200,7 +204,8 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
                 assert tokens["combine_start"][token] >= tile["end2"]
         partial = by_name.get((layout.LOG_UP, "partial", token, gpu))
         if partial is not None:
-            assert partial.start_ps >= max(tiles[token, expert]["end2"] for expert in experts)
+            ends_ps = [tiles[token, expert]["end2"] for expert in experts]
+            assert partial.start_ps >= (min if case.program.copies_per_expert else max)(ends_ps)
     for use in log:
         if use.what == "partial" and use.resource in (layout.LOG_REDUCE, layout.LOG_DOWN):
             if use.purpose != layout.EVICTION:
@@ -249,17 +254,19 @@ def check_buffers_hold_their_credits(case, log) -> None:
     if case.costs.queueing == "output_queued":
         return
     left_ps = defaultdict(int)  # (what, token, peer) of what went up: when it is out of the switch
-    is_unicast = case.program.dispatch_primitive == layout.UNICAST
+    is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
     for use in log:
         leaves = use.resource == layout.LOG_REDUCE or (use.resource == layout.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != layout.EVICTION:
             whole = "store", use.token, use.token // case.workload.tokens_per_gpu
             name = (use.what, use.token, use.peer) if use.what == "partial" or is_unicast else whole
             left_ps[name] = max(left_ps[name], use.end_ps)
+    if case.program.copies_per_expert:
+        return  # copies to one GPU share a name, so which of them has left is not in the log
     sent = defaultdict(list)
     for use in log:
         if use.resource == layout.LOG_UP:
-            is_response = use.what == "partial" and case.program.pulls
+            is_response = case.program.pulls if use.what == "partial" else case.program.reads_tokens
             sent[use.gpu, is_response].append((use.start_ps, use.amount, left_ps[use.what, use.token, use.peer]))
     for found in sent.values():
         for index, (start_ps, flits, _) in enumerate(found):
@@ -273,30 +280,39 @@ def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
     flits = defaultdict(lambda: np.zeros(num_gpus, np.int64))
     needed = experts_at(case)
     is_named = program.dispatch_primitive == layout.MULTICAST
+    is_unicast = program.dispatch_primitive in PLAIN_DISPATCH
     for token in range(case.workload.num_tokens):
         home = token // case.workload.tokens_per_gpu
         others = [gpu for gpu in range(num_gpus) if gpu != home]
         remote = {gpu: len(needed[token, gpu]) for gpu in others if (token, gpu) in needed}
-        sent = others if program.dispatch_primitive == layout.BROADCAST else list(remote)
-        if program.dispatch_primitive == layout.UNICAST:
+        copies = [gpu for gpu, experts in remote.items() for _ in range(experts if program.copies_per_expert else 1)]
+        everyone = list(range(num_gpus)) if program.loopback else others
+        sent = everyone if program.dispatch_primitive == layout.BROADCAST else copies
+        if is_unicast:
             flits[layout.UP, layout.DISPATCH_DATA][home] += len(sent) * costs.dispatch_flits()
         elif sent:
             flits[layout.UP, layout.DISPATCH_DATA][home] += costs.dispatch_flits(sum(remote.values()) * is_named)
         for gpu in sent:
             flits[layout.DOWN, layout.DISPATCH_DATA][gpu] += costs.dispatch_flits(remote.get(gpu, 0) * is_named)
-            flits[layout.UP, layout.DISPATCH_ACK][gpu] += costs.dispatch_packets * packet.ack_flits
+            if program.reads_tokens:
+                asked_flits = packet.ask_flits(costs.dispatch_bytes)
+                flits[layout.UP, layout.DISPATCH_REQUEST][gpu] += asked_flits
+                flits[layout.DOWN, layout.DISPATCH_REQUEST][home] += asked_flits
+            else:
+                flits[layout.UP, layout.DISPATCH_ACK][gpu] += costs.dispatch_packets * packet.ack_flits
         # One acknowledgement comes back for a store of any width.
-        acks = len(sent) if program.dispatch_primitive == layout.UNICAST else min(len(sent), 1)
+        acks = 0 if program.reads_tokens else len(sent) if is_unicast else min(len(sent), 1)
         flits[layout.DOWN, layout.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
-        summed = others if program.combine_primitive == layout.REDUCE_SCATTER else list(remote)
-        comes_once = program.combine_primitive != layout.PUSH_UNICAST
+        summed = everyone if program.combine_primitive == layout.REDUCE_SCATTER else copies
+        comes_once = program.combine_primitive not in PLAIN_COMBINE
         results = min(len(summed), 1) if comes_once else len(summed)
         flits[layout.DOWN, layout.COMBINE_DATA][home] += results * costs.combine_flits()
         for gpu in summed:
             flits[layout.UP, layout.COMBINE_DATA][gpu] += costs.combine_flits()
         if program.pulls and summed:
             names = program.combine_primitive == layout.PULL_REDUCE
-            flits[layout.UP, layout.COMBINE_REQUEST][home] += costs.request_flits(sum(remote.values()) * names)
+            asked_flits = costs.request_flits(sum(remote.values()) * names)
+            flits[layout.UP, layout.COMBINE_REQUEST][home] += asked_flits * (1 if comes_once else len(summed))
             for gpu in summed:
                 flits[layout.DOWN, layout.COMBINE_REQUEST][gpu] += costs.request_flits(remote.get(gpu, 0) * names)
         if not program.pulls:
@@ -348,12 +364,16 @@ def test_random_runs_keep_the_laws(random_case, group):
 
 
 @pytest.mark.parametrize("queueing", layout.QUEUEING)
-@pytest.mark.parametrize("dispatch", range(3))
-@pytest.mark.parametrize("combine", range(4))
+@pytest.mark.parametrize("dispatch", range(len(layout.DISPATCH_PRIMITIVES)))
+@pytest.mark.parametrize("combine", range(len(layout.COMBINE_PRIMITIVES)))
 def test_smallest_buffers_never_deadlock(random_case, queueing, dispatch, combine):
     for seed in range(4):
         case = random_case(seed).with_program(
-            dispatch_primitive=dispatch, combine_primitive=combine, exposed=frozenset()
+            dispatch_primitive=dispatch,
+            combine_primitive=combine,
+            copies_per_expert=False,
+            loopback=False,
+            exposed=frozenset(),
         )
         smallest = {
             "credit_flits": 1,
@@ -509,6 +529,7 @@ def test_multicast_and_pull_worked_by_hand(make_case):
     # way; request of 2 each way; partial sum of 9 up; sum of 9 down.
     traffic = dict(zip(layout.PURPOSES, engine.state.traffic.reshape(2, 2, -1)[0].T.tolist(), strict=True))
     assert traffic == {
+        "dispatch_request": [0, 0],
         "dispatch_data": [10, 10],
         "dispatch_ack": [1, 1],
         "combine_request": [2, 2],

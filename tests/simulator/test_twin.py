@@ -33,7 +33,10 @@ def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
     if kind == layout.SPLIT:
         return "split", *state.splits[candidate].tolist()
     if kind == layout.DISPATCH:
-        return "chunk", home, place
+        tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
+        first = int(state.chunks["first"][candidate])
+        place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
+        return "chunk", gpu, first // tokens_per_gpu, place
     if kind == layout.COMBINE:
         return "unit", gpu, home, place
     tile, stage = candidate // 2, candidate % 2 + 1
@@ -110,6 +113,8 @@ def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case,
     program = {
         "dispatch_primitive": dispatch,
         "combine_primitive": layout.PUSH_REDUCE,
+        "copies_per_expert": False,
+        "loopback": False,
         "gates": (layout.GATE_FINE,) * 3,
     }
     case = random_case(seed).with_program(**program)

@@ -41,8 +41,8 @@ def test_preset_has_the_published_numbers(name):
     assert system.name == name
     assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == SYSTEMS[name]
     assert system.link.latency_ps == 250_000
-    assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast")
-    assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter")
+    assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "pull")
+    assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
     # The reduction cycle is one 16 B flit on one of the 18 links.
     assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * 18 / system.link.gbps
 
@@ -101,9 +101,13 @@ def test_own_file_loads(own_system):
         ("latency_ns: 250 ", "latency_ns: -1 ", "link.latency_ns"),
         ("num_gpus: 8", "num_gpus: 1", "num_gpus=1: "),
         ("queueing: voq", "queueing: fifo", "queueing='fifo': Input should be 'output_queued', 'voq' or 'input_fifo'"),
-        ("[unicast, multicast, broadcast]", "[]", "dispatch_primitives=[] must name at least one primitive, each once"),
         (
-            "[unicast, multicast, broadcast]",
+            "[unicast, multicast, broadcast, pull]",
+            "[]",
+            "dispatch_primitives=[] must name at least one primitive, each once",
+        ),
+        (
+            "[unicast, multicast, broadcast, pull]",
             "[unicast, unicast]",
             "dispatch_primitives=['unicast', 'unicast'] must name at least one primitive, each once",
         ),

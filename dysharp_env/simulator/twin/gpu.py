@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dysharp_env.simulator.layout import (
+    BROADCAST,
     COMBINE,
     COMBINE_ACK,
     COMBINE_REQUEST,
     DISPATCH,
     DISPATCH_ACK,
     DISPATCH_DATA,
+    DISPATCH_REQUEST,
     EV_ACK,
     EV_ARRIVE,
     EV_BLOCKS,
@@ -31,8 +33,8 @@ from dysharp_env.simulator.layout import (
     NOTIFY,
     NOTIFY_FLITS,
     PULL_REDUCE,
+    PULL_UNICAST,
     PUSH_UNICAST,
-    UNICAST,
 )
 from dysharp_env.simulator.twin.fabric import Downlink, Reducer, Uplink
 from dysharp_env.simulator.twin.parts import (
@@ -85,7 +87,7 @@ class Gpu:
         # dispatch
         self.unsent: list[Chunk] = []
         self.dispatch_in_flight = 0
-        self.tokens_sent = 0
+        self.tokens_sent = self.tokens_to_send = 0
         # GEMM
         self.free_sms = twin.gemm_sms
         self.row: Row | None = None  # whose blocks are being started
@@ -145,22 +147,40 @@ class Gpu:
             self.unsent.remove(chunk)
             for token in chunk.tokens:
                 copies = [twin.copy(pair) for pair in token.pairs if twin.is_target(pair)]
-                if copies and twin.program.dispatch_primitive != UNICAST:
+                if twin.program.reads_tokens:
+                    copies = [copy for copy in copies if copy.pair and copy.pair.gpu == self.number]
+                if copies and twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
                     copies = [twin.store(token, copies)]
                     while not self.has_dispatch_room():
                         yield None
-                token.dispatch_start = twin.now_ps
-                local = token.pairs[0]
-                if not local.is_remote and local.experts:
-                    twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, local)
+                if token.dispatch_start == NO_TIME:
+                    token.dispatch_start = twin.now_ps
+                for pair in token.pairs:
+                    if not pair.is_remote and pair.experts and token.home == self.number:
+                        twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, pair)
                 for segment in copies:
                     while not self.has_dispatch_room():
                         yield None
                     self.dispatch_in_flight += twin.costs.dispatch_packets
-                    self.uplink.enqueue(segment)
+                    if twin.program.reads_tokens:
+                        self.ask_for_token(segment)
+                    else:
+                        self.uplink.enqueue(segment)
                 self.tokens_sent += 1
         while True:
             yield None
+
+    def ask_for_token(self, copy: Segment) -> None:
+        """Reads a token's vector from its home GPU."""
+        twin = self.twin
+        self.uplink.charge(twin.costs.packet.ask_flits(twin.costs.dispatch_bytes), DISPATCH_REQUEST)
+        twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[copy.origin].asked_for_token, copy)
+
+    def asked_for_token(self, copy: Segment) -> None:
+        """Reads a token's vector of this GPU for another one, and responds with it."""
+        twin = self.twin
+        self.downlink.charge(twin.costs.packet.ask_flits(twin.costs.dispatch_bytes), DISPATCH_REQUEST)
+        twin.at(twin.now_ps + twin.costs.memory_ps, EV_RESPOND, self.uplink.enqueue, copy)
 
     def has_dispatch_room(self) -> bool:
         """Returns whether one more vector may be in flight; one larger than the limit goes alone."""
@@ -178,6 +198,11 @@ class Gpu:
         """Stores a token's vector, acknowledges it, and finds its place by algebraic index."""
         twin, pair = self.twin, copy.pair
         assert pair is not None
+        if twin.program.reads_tokens:
+            # The reader has what it asked for; nobody is told.
+            self.arrive(pair)
+            self.take_packets_back()
+            return
         self.uplink.charge(twin.costs.dispatch_packets * twin.costs.packet.ack_flits, DISPATCH_ACK)
         # The switch merges the acknowledgements of a multicast store: the last one counts.
         whole = copy.carrier or copy
@@ -196,7 +221,11 @@ class Gpu:
         """Gets the packets of a stored vector back."""
         costs = self.twin.costs
         self.downlink.charge(costs.dispatch_packets * costs.packet.ack_flits, DISPATCH_ACK)
-        self.dispatch_in_flight -= costs.dispatch_packets
+        self.take_packets_back()
+
+    def take_packets_back(self) -> None:
+        """Gets the packets of one vector back."""
+        self.dispatch_in_flight -= self.twin.costs.dispatch_packets
         self.mark(DISPATCH)
         self.end_first_kernel()
 
@@ -348,7 +377,7 @@ class Gpu:
         twin = self.twin
         if twin.program.gates[1] != GATE_PHASE or self.gate2_asked or self.slots_left[0] > 0:
             return
-        if self.tokens_sent == twin.workload.tokens_per_gpu and self.dispatch_in_flight == 0:
+        if self.tokens_sent == self.tokens_to_send and self.dispatch_in_flight == 0:
             self.gate2_asked = True
             twin.at(twin.now_ps + twin.program.pays_ps[2], EV_GATE, twin.open_gate, 2, [self])
 
@@ -362,7 +391,7 @@ class Gpu:
             if not twin.program.pulls:
                 if pair.experts_done == len(pair.experts):
                     self.partial_ready(pair)
-            elif twin.program.notifies and pair.is_remote:
+            elif twin.program.notifies and pair.token.home != self.number:
                 num_remote += 1
             else:
                 twin.gpus[pair.token.home].expert_done(pair.token)
@@ -375,7 +404,7 @@ class Gpu:
     def notified(self, tile: Tile) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.twin.costs.packet.ack_flits
-        remote = [pair for pair in tile.pairs if pair.is_remote]
+        remote = [pair for pair in tile.pairs if pair.token.home != self.number]
         for pair in remote:
             home = self.twin.gpus[pair.token.home]
             home.downlink.charge(NOTIFY_FLITS, NOTIFY)
@@ -424,11 +453,8 @@ class Gpu:
         """Issues what is ready as packets in flight allow, unit after unit."""
         twin = self.twin
         while True:
-            has_room = (
-                self.combine_in_flight == 0
-                or self.combine_in_flight + twin.costs.combine_packets <= twin.combine_window
-            )
-            if not self.is_open[3] or (self.issuing and not has_room) or (not self.issuing and self.hold_combine):
+            is_full = self.issuing and not self.has_combine_room(self.issuing[0])
+            if not self.is_open[3] or is_full or (not self.issuing and self.hold_combine):
                 yield None
                 continue
             if self.issuing:
@@ -445,6 +471,18 @@ class Gpu:
                 self.issuing.extend(unit.items)
                 unit.items = []
 
+    def packets_of(self, item: Token | Pair) -> int:
+        """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""
+        if self.twin.program.combine_primitive != PULL_UNICAST:
+            return self.twin.costs.combine_packets
+        assert isinstance(item, Token)
+        return sum(self.twin.is_summed(pair) for pair in item.pairs) * self.twin.costs.combine_packets
+
+    def has_combine_room(self, item: Token | Pair) -> bool:
+        """Returns whether an item may be in flight as well; one larger than the limit goes alone."""
+        after = self.combine_in_flight + self.packets_of(item)
+        return self.combine_in_flight == 0 or after <= self.twin.combine_window
+
     def issue(self, item: Token | Pair) -> None:
         """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
         twin = self.twin
@@ -460,8 +498,11 @@ class Gpu:
         if not sources:
             self.complete(token)
             return
-        self.combine_in_flight += twin.costs.combine_packets
-        self.uplink.charge(twin.request_flits([pair for pair in token.pairs if pair.is_remote]), COMBINE_REQUEST)
+        self.combine_in_flight += self.packets_of(token)
+        # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
+        requests = len(sources) if twin.program.combine_primitive == PULL_UNICAST else 1
+        asked_flits = twin.request_flits([pair for pair in token.pairs if pair.is_remote])
+        self.uplink.charge(requests * asked_flits, COMBINE_REQUEST)
         for pair in sources:
             twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
 
@@ -484,6 +525,9 @@ class Gpu:
         if twin.program.combine_primitive == PUSH_UNICAST:
             sender = twin.gpus[segment.origin]
             twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged)
+        elif twin.program.combine_primitive == PULL_UNICAST:
+            self.combine_in_flight -= twin.costs.combine_packets
+            self.mark(COMBINE)
         self.deliver(segment.token, segment.pieces)
 
     def combine_acknowledged(self) -> None:
@@ -498,7 +542,7 @@ class Gpu:
         token.pieces_left -= pieces
         if token.pieces_left > 0:
             return
-        if self.twin.program.pulls:
+        if self.twin.program.pulls and self.twin.program.combine_primitive != PULL_UNICAST:
             self.combine_in_flight -= self.twin.costs.combine_packets
             self.mark(COMBINE)
         self.complete(token)

@@ -36,19 +36,16 @@ class Pair:
 
     token: Token
     gpu: int
-    experts: list[int] = field(default_factory=list)
+    experts: list[int]
+    is_remote: bool  # whether vectors cross links
     experts_done: int = 0
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the vector crosses links."""
-        return self.gpu != self.token.home
 
 
 @dataclass(eq=False)
 class Chunk:
-    """Tokens of one home GPU that are dispatched together."""
+    """Tokens of one home GPU that one GPU dispatches together: the home GPU, or a reader of them."""
 
+    gpu: int
     home: int
     place: int
     tokens: list[Token]
@@ -56,7 +53,7 @@ class Chunk:
     @property
     def name(self) -> Name:
         """What decisions call it."""
-        return "chunk", self.home, self.place
+        return "chunk", self.gpu, self.home, self.place
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dysharp_env.simulator.layout import DECISION_KINDS, UNICAST
+from dysharp_env.simulator.layout import BROADCAST, DECISION_KINDS, MULTICAST
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Pair, Row, Split, Unit
 
@@ -26,19 +26,21 @@ def features_of(gpu: Gpu, candidate: Candidate) -> dict[str, float]:
 def chunk_features(gpu: Gpu, chunk: Chunk) -> dict[str, float]:
     """Describes an unsent token chunk."""
     twin, count = gpu.twin, len(chunk.tokens)
-    experts = [twin.experts[number] for token in chunk.tokens for pair in token.pairs for number in pair.experts]
-    sent = [[pair for pair in token.pairs if pair.is_remote and pair.experts] for token in chunk.tokens]
-    remote = [pair for pairs in sent for pair in pairs]
-    if twin.program.dispatch_primitive == UNICAST:
-        flits = sum(twin.copy(pair).flits_up for pair in remote)
-    else:
+    pairs = [pair for token in chunk.tokens for pair in token.pairs]
+    if twin.program.reads_tokens:
+        pairs = [pair for pair in pairs if pair.gpu == gpu.number]
+    experts = [twin.experts[number] for pair in pairs for number in pair.experts]
+    remote = [pair for pair in pairs if pair.is_remote and pair.experts]
+    if twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
         flits = sum(twin.store(token, []).flits_up for token in chunk.tokens)
+    else:
+        flits = sum(twin.copy(pair).flits_up for pair in remote)
     tile_tokens = twin.workload.layer.tile_tokens
     return {
         "size": count / twin.program.chunk_tokens,
         "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
         "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
-        "fan_out": len(remote) / (count * (twin.num_gpus - 1)),
+        "fan_out": min(1.0, len(remote) / (count * (twin.num_gpus - 1))),
         "backlog": twin.root(max((twin.gpus[pair.gpu].downlink.backlog_ps() for pair in remote), default=0)),
         "cost": twin.root(twin.costs.wire_ps(flits)),
     }
@@ -81,7 +83,7 @@ def unit_features(gpu: Gpu, unit: Unit) -> dict[str, float]:
     return {
         "size": len(unit.items) / twin.program.chunk_tokens,
         "waiting": twin.root(twin.now_ps - unit.ready_ps),
-        "fan_out": len(backlogs_ps) / (len(unit.items) * (twin.num_gpus - 1)),
+        "fan_out": min(1.0, len(backlogs_ps) / (len(unit.items) * (twin.num_gpus - 1))),
         "backlog": twin.root(max(backlogs_ps, default=0)),
         "cost": twin.root(twin.costs.wire_ps(len(unit.items) * twin.costs.combine_flits())),
     }
@@ -93,7 +95,7 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
     return {
         f"is_{DECISION_KINDS[kind]}": 1.0,
         "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
-        "sent": gpu.tokens_sent / of_gpu,
+        "sent": gpu.tokens_sent / gpu.tokens_to_send,
         "received": fraction(gpu.slots - gpu.arrivals_left, gpu.slots),
         "gemm_done": fraction(2 * gpu.slots - sum(gpu.slots_left), 2 * gpu.slots),
         "combined": gpu.combined / of_gpu,
@@ -112,7 +114,7 @@ def mean(values: list[float]) -> float:
     total = 0.0
     for value in values:
         total += value
-    return total / len(values)
+    return total / len(values) if values else 0.0
 
 
 def fraction(part: int, whole: int) -> float:

@@ -24,6 +24,7 @@ from dysharp_env.simulator.layout import (
     MULTICAST,
     NUM_PURPOSES,
     PULL_REDUCE,
+    PULL_UNICAST,
     PUSH_UNICAST,
     REDUCE_SCATTER,
     REQUEST,
@@ -98,7 +99,12 @@ class Twin:
             gpu.slots_left = [gpu.slots, gpu.slots]
             own = self.tokens[gpu.number * workload.tokens_per_gpu :][: workload.tokens_per_gpu]
             for place, first in enumerate(range(0, len(own), program.chunk_tokens)):
-                gpu.unsent.append(Chunk(gpu.number, place, own[first : first + program.chunk_tokens]))
+                chunk = own[first : first + program.chunk_tokens]
+                for reader in self.gpus if program.reads_tokens else [gpu]:
+                    reader.unsent.append(Chunk(reader.number, gpu.number, place, chunk))
+        for gpu in self.gpus:
+            gpu.unsent.sort(key=lambda chunk: (chunk.place, (chunk.home - chunk.gpu) % self.num_gpus))
+            gpu.tokens_to_send = sum(len(chunk.tokens) for chunk in gpu.unsent)
         self.at(program.pays_ps[0], EV_GATE, self.open_gate, 0, self.gpus)
         self._story = self._tell()
         self._answer: int | None = None
@@ -112,9 +118,12 @@ class Twin:
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
         for offset in range(self.num_gpus):
             gpu = (home + offset) % self.num_gpus
-            pair = Pair(token, gpu, [expert for expert in ids if self.workload.gpu_of_expert[expert] == gpu])
-            if pair.experts or self.program.static:
-                token.pairs.append(pair)
+            is_remote = gpu != home or self.program.loopback
+            experts = [expert for expert in ids if self.workload.gpu_of_expert[expert] == gpu]
+            if self.program.copies_per_expert:
+                token.pairs.extend(Pair(token, gpu, [expert], is_remote) for expert in experts)
+            elif experts or self.program.static:
+                token.pairs.append(Pair(token, gpu, experts, is_remote))
         token.contributions_left = sum(self.is_summed(pair) for pair in token.pairs)
         if self.program.pulls:
             # The local partial sum is added while the others are on their way.
@@ -138,9 +147,8 @@ class Twin:
         """Returns a dispatched vector for one GPU; a multicast replica names only the experts behind that port."""
         targets = len(pair.experts) if self.program.dispatch_primitive == MULTICAST else 0
         flits = self.costs.dispatch_flits(targets)
-        return Segment(
-            ("copy", pair.token.number, pair.gpu), DISPATCH_DATA, pair.token, pair, pair.token.home, flits, flits
-        )
+        name, vc = ("copy", pair.token.number, pair.gpu), RESPONSE if self.program.reads_tokens else REQUEST
+        return Segment(name, DISPATCH_DATA, pair.token, pair, pair.token.home, flits, flits, vc)
 
     def store(self, token: Token, replicas: list[Segment]) -> Segment:
         """Returns a vector dispatched to all its targets at once, of which the switch makes the replicas."""
@@ -164,7 +172,8 @@ class Twin:
             assert segment.pair is not None
             return self.gpus[segment.pair.gpu].downlink
         home = self.gpus[segment.token.home]
-        return home.downlink if self.program.combine_primitive == PUSH_UNICAST else home.reducer
+        is_plain = self.program.combine_primitive in (PUSH_UNICAST, PULL_UNICAST)
+        return home.downlink if is_plain else home.reducer
 
     def request_flits(self, pairs: Sequence[Pair]) -> int:
         """Returns the flits that ask for a sum, naming the experts behind the pairs unless the sum is static."""

@@ -1,0 +1,53 @@
+"""What a program's primitives mean for its pairs: who sends, who asks, what crosses links and what the switch sums."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dysharp_env.simulator.layout import (
+    BROADCAST,
+    MULTICAST,
+    PULL_REDUCE,
+    PULL_UNICAST,
+    PUSH_REDUCE,
+    REDUCE_SCATTER,
+)
+from dysharp_env.simulator.views import Root, pairs
+
+
+@njit(cache=True)
+def stores_once(s: Root) -> bool:
+    """Returns whether a token leaves its home GPU once and the switch makes the copies."""
+    return s.dispatch_primitive == MULTICAST or s.dispatch_primitive == BROADCAST
+
+
+@njit(cache=True)
+def is_pull(s: Root) -> bool:
+    """Returns whether home GPUs pull sums, rather than expert GPUs pushing theirs."""
+    primitive = s.combine_primitive
+    return primitive == PULL_REDUCE or primitive == REDUCE_SCATTER or primitive == PULL_UNICAST
+
+
+@njit(cache=True)
+def sums_in_switch(s: Root) -> bool:
+    """Returns whether partial sums meet in a reduction unit."""
+    primitive = s.combine_primitive
+    return primitive == PULL_REDUCE or primitive == REDUCE_SCATTER or primitive == PUSH_REDUCE
+
+
+@njit(cache=True)
+def is_remote(s: Root, pair: int) -> bool:
+    """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
+    return s.loopback == 1 or pairs(s)[pair].gpu != pairs(s)[pair].token // s.tokens_per_gpu
+
+
+@njit(cache=True)
+def is_target(s: Root, pair: int) -> bool:
+    """Returns whether dispatch moves this pair over links."""
+    return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST)
+
+
+@njit(cache=True)
+def is_summed(s: Root, pair: int) -> bool:
+    """Returns whether combine moves this pair over links."""
+    return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER)
