@@ -31,6 +31,13 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
+    def with_primitives(self, dispatch: int, combine: int, **changes) -> "Case":
+        """Returns the case with other primitives, without what only its own ones allow."""
+        fits = {"copies_per_expert": False, "loopback": False, "by_peers": False}
+        gates = tuple(min(gate, layout.GATE_PHASE) for gate in self.program.gates)
+        changes = {"gates": gates, **fits, **changes}
+        return self.with_program(dispatch_primitive=dispatch, combine_primitive=combine, **changes)
+
     def with_program(self, **changes) -> "Case":
         values = {name: getattr(self.program, name) for name in Program.__dataclass_fields__}
         return self._replace(program=Program(**{**values, **changes}))
@@ -120,19 +127,24 @@ def draw_case(seed: int) -> Case:
     system = draw_system(rng, num_gpus)
     num_sms = system.gpu.num_sms
     dispatch_sms, combine_sms = int(rng.integers(1, num_sms // 4 + 1)), int(rng.integers(1, num_sms // 4 + 1))
-    gates = tuple(int(gate) for gate in rng.integers(2, size=3))
     kinds = len(layout.DECISION_KINDS)
     weights = rng.normal(size=(kinds, len(layout.FEATURES))) * (
         rng.random((kinds, len(layout.FEATURES))) < pick(0.2, 1)
     )
     dispatch, combine = int(rng.integers(4)), int(rng.integers(5))
     is_plain = dispatch in (layout.UNICAST, layout.PULL) and combine in (layout.PUSH_UNICAST, layout.PULL_UNICAST)
+    is_push = combine in (layout.PUSH_UNICAST, layout.PUSH_REDUCE)
+    gates = (int(rng.integers(3)), int(rng.integers(2)), int(rng.integers(3 if is_push else 2)))
+    is_unicast = dispatch == layout.UNICAST and combine == layout.PUSH_UNICAST
     is_static = dispatch == layout.BROADCAST and combine == layout.REDUCE_SCATTER
     program = Program(
         dispatch_primitive=dispatch,
         combine_primitive=combine,
         copies_per_expert=is_plain and bool(pick(False, True)),
         loopback=is_static and bool(pick(False, True)),
+        parts=int(pick(1, 1, 2, 3)),
+        by_peers=is_unicast and bool(pick(False, True)),
+        exclusive=bool(pick(False, False, True)),
         gates=gates,
         pays_ps=tuple(int(pick(0, 1_000_000, rng.integers(10**6))) for _ in range(4)),
         dispatch_sms=dispatch_sms,

@@ -10,7 +10,7 @@ from numba import njit
 
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
-from dysharp_env.simulator.groups import mark_dirty, translate, use_hbm
+from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -73,26 +73,27 @@ def list_unit(s: Root, gpu: int, unit: int) -> None:
 
 
 @njit(cache=True)
-def relist_units(s: Root, gpu: int) -> None:
-    """Puts ready units in the order in which a combine kernel that starts late walks its buffer.
+def list_part(s: Root, gpu: int, part: int) -> None:
+    """Lists the ready units of a part in the order in which a combine kernel that starts late walks its buffer.
 
     Chunk after chunk; pushed partial sums go to one home GPU after the other, from the neighbour on, so that senders
     do not meet at one downlink.
     """
-    g = gpus(s)[gpu]
-    g.ready_head = NOTHING
-    g.ready_tail = NOTHING
+    gpus(s)[gpu].hold_combine = 0
     for place in range(s.chunks_per_gpu):
         if is_pull(s):
-            unit = gpu * s.chunks_per_gpu + place
-            if units(s)[unit].listed:
-                list_unit(s, gpu, unit)
+            list_late(s, gpu, gpu * s.chunks_per_gpu + place, part)
         else:
             for offset in range(1, s.num_gpus):
                 home = (gpu + offset) % s.num_gpus
-                unit = (gpu * s.num_gpus + home) * s.chunks_per_gpu + place
-                if units(s)[unit].listed:
-                    list_unit(s, gpu, unit)
+                list_late(s, gpu, (gpu * s.num_gpus + home) * s.chunks_per_gpu + place, part)
+
+
+@njit(cache=True)
+def list_late(s: Root, gpu: int, unit: int, part: int) -> None:
+    """Lists a unit of a part whose combine has just opened, if something in it is ready."""
+    if units(s)[unit].part == part and units(s)[unit].count > 0:
+        list_unit(s, gpu, unit)
 
 
 @njit(cache=True)
@@ -107,8 +108,9 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
         item_next(s)[u.tail] = item
     u.tail = item
     u.count += 1
-    if u.listed == 0:
+    if u.count == 1:
         u.ready_ps = s.now_ps
+    if u.listed == 0 and part_of(s, gpu, u.part).gate3_open:
         list_unit(s, gpu, unit)
     g.items_waiting -= 1
     g.hold_combine = 0

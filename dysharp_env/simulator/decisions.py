@@ -12,6 +12,7 @@ import math
 from numba import njit
 
 from dysharp_env.simulator.fabric import down_flits, up_flits, wire_ps
+from dysharp_env.simulator.groups import part_of
 from dysharp_env.simulator.layout import (
     COMBINE,
     CONTEXT,
@@ -35,9 +36,8 @@ from dysharp_env.simulator.layout import (
     FEATURES,
     GEMM,
     NOTHING,
-    PULL,
 )
-from dysharp_env.simulator.primitives import is_pull, is_remote, is_target, stores_once
+from dysharp_env.simulator.primitives import is_in_turn, is_pull, is_remote, is_target, stores_once
 from dysharp_env.simulator.views import (
     Root,
     arrived_pair,
@@ -50,6 +50,7 @@ from dysharp_env.simulator.views import (
     gpus,
     item_next,
     legal_mask,
+    matrices,
     pairs,
     ports,
     rule_weights,
@@ -117,20 +118,21 @@ def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int
 @njit(cache=True)
 def list_rows(s: Root, gpu: int, limit: int) -> int:
     """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
-    g = gpus(s)[gpu]
     count = 0
     for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
-        expert = gpu_experts(s)[i]
-        x = experts(s)[expert]
-        if g.gate2_open and x.row2_head != NOTHING:
-            count = add_sorted(s, count, limit, tiles(s)[x.row2_head].ready2_seq, x.row2_head * 2 + 1)
-        if g.gate1_open:
-            if x.started1 < x.ready1:
-                tile = x.tile0 + x.started1
-                count = add_sorted(s, count, limit, tiles(s)[tile].ready1_seq, tile * 2)
-            elif s.allow_partial and x.open_count >= s.min_partial and x.started1 == x.tiles_open - 1:
-                key = PARTIAL_KEY - x.open_count
-                count = add_sorted(s, count, limit, key, (s.num_tiles + expert) * 2)
+        for part in range(s.num_parts):
+            expert = gpu_experts(s)[i] * s.num_parts + part
+            x = experts(s)[expert]
+            p = part_of(s, gpu, part)
+            if p.gate2_open and x.row2_head != NOTHING:
+                count = add_sorted(s, count, limit, tiles(s)[x.row2_head].ready2_seq, x.row2_head * 2 + 1)
+            if p.gate1_open:
+                if x.started1 < x.ready1:
+                    tile = x.tile0 + x.started1
+                    count = add_sorted(s, count, limit, tiles(s)[tile].ready1_seq, tile * 2)
+                elif s.allow_partial and x.open_count >= s.min_partial and x.started1 == x.tiles_open - 1:
+                    key = PARTIAL_KEY - x.open_count
+                    count = add_sorted(s, count, limit, key, (s.num_tiles + expert) * 2)
     return count
 
 
@@ -144,7 +146,8 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
     hold_legal = False
     if kind == DISPATCH:
         chunk = g.unsent_head
-        while chunk != NOTHING and count < limit:
+        # Parts go one after the other.
+        while chunk != NOTHING and count < limit and chunks(s)[chunk].part == g.part:
             candidates(s)[count] = chunk
             count += 1
             chunk = chunks(s)[chunk].next
@@ -203,7 +206,7 @@ def dispatch_features(s: Root, reader: int, chunk: int, row: int, look: bool) ->
             flits += up_flits(s, 2 * s.num_pairs + token)
         for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
             gpu = pairs(s)[pair].gpu
-            if s.dispatch_primitive == PULL and gpu != reader:
+            if not is_in_turn(s, reader, pair):
                 continue
             slot0 = pairs(s)[pair].slot0
             for slot in range(slot0, slot0 + pairs(s)[pair].num_experts):
@@ -243,7 +246,8 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
         first = t.first
         count = t.count
         ready_ps = t.ready1_ps if stage == 1 else t.ready2_ps
-    resident = x.resident1 if stage == 1 else x.resident2
+    held = matrices(s)[x.number]
+    resident = held.resident1 if stage == 1 else held.resident2
     f[row, F_SIZE] = count / s.tile_tokens
     f[row, F_GEMM2] = stage - 1
     f[row, F_L2] = 1.0 if resident > 0 else 0.0

@@ -7,7 +7,7 @@ from numba import njit
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
 from dysharp_env.simulator.gemm import close_tile, end_first_kernel
-from dysharp_env.simulator.groups import mark_dirty, translate, use_hbm
+from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -19,6 +19,7 @@ from dysharp_env.simulator.layout import (
     EV_GATE,
     EV_REQUEST,
     EV_RESPOND,
+    GATE_GPU,
     GATE_PHASE,
     GEMM,
     MULTICAST,
@@ -27,8 +28,19 @@ from dysharp_env.simulator.layout import (
     PULL,
     UNICAST,
 )
-from dysharp_env.simulator.primitives import is_remote, is_target, stores_once
-from dysharp_env.simulator.views import Root, arrived_pair, chunks, experts, gpus, pairs, slot_expert, tiles, tokens
+from dysharp_env.simulator.primitives import is_in_turn, is_remote, is_target, stores_once
+from dysharp_env.simulator.views import (
+    Root,
+    arrived_pair,
+    chunks,
+    experts,
+    gpus,
+    pairs,
+    phases,
+    slot_expert,
+    tiles,
+    tokens,
+)
 
 
 @njit(cache=True)
@@ -88,7 +100,7 @@ def begin_token(s: Root, gpu: int, token: int) -> None:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:
         s.dispatch_first = s.now_ps
-    if gpu == token // s.tokens_per_gpu:
+    if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
         issue_local(s, token)
 
 
@@ -108,8 +120,7 @@ def issue_token(s: Root, gpu: int, token: int) -> bool:
         begin_token(s, gpu, token)
     end = tokens(s)[token + 1].pair0
     while g.pair_pos < end:
-        # A GPU that pulls takes its own share of every token; one that stores sends all of its own tokens' copies.
-        if is_target(s, g.pair_pos) and (s.dispatch_primitive != PULL or pairs(s)[g.pair_pos].gpu == gpu):
+        if is_target(s, g.pair_pos) and is_in_turn(s, gpu, g.pair_pos):
             if not has_room(s, gpu):
                 return False
             issue_dispatch(s, gpu, g.pair_pos)
@@ -134,8 +145,10 @@ def arrive(s: Root, pair: int) -> None:
     token = pairs(s)[pair].token
     tokens(s)[token].dispatch_end = s.now_ps
     s.dispatch_last = s.now_ps
-    s.arrivals_left -= count
     g.arrivals_left -= count
+    part = pairs(s)[pair].part
+    phases(s)[part].arrivals_left -= count
+    part_of(s, gpu, part).arrivals_left -= count
     use_hbm(s, gpu, count * s.token_in_bytes)
     first = pairs(s)[pair].slot0
     for slot in range(first, first + count):
@@ -153,8 +166,12 @@ def arrive(s: Root, pair: int) -> None:
             close_tile(s, slot_expert(s)[slot])
     if s.allow_partial:
         mark_dirty(s, GEMM, gpu)
-    if s.arrivals_left == 0 and s.gate1 == GATE_PHASE:
-        push(s, s.now_ps + s.pay1_ps, EV_GATE, 1, NOTHING)
+    if s.gate1 == GATE_PHASE and phases(s)[part].arrivals_left == 0:
+        push(s, s.now_ps + s.pay1_ps, EV_GATE, 1 + 4 * part, NOTHING)
+    if s.gate1 == GATE_GPU and part_of(s, gpu, part).arrivals_left == 0:
+        push(s, s.now_ps + s.pay1_ps, EV_GATE, 1 + 4 * part, gpu)
+    if s.exclusive and g.arrivals_left == 0:
+        mark_dirty(s, COMBINE, gpu)
 
 
 @njit(cache=True)
@@ -184,11 +201,23 @@ def reach_dispatch(s: Root, pair: int) -> None:
 
 
 @njit(cache=True)
+def end_part(s: Root, gpu: int) -> bool:
+    """Gives the next part its turn if all of the present one is stored; False if not."""
+    g = gpus(s)[gpu]
+    if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0 or g.dispatch_in_flight > 0:
+        return False
+    g.part += 1
+    end_first_kernel(s, gpu, g.part - 1)
+    if s.exclusive and g.part == s.num_parts:
+        mark_dirty(s, COMBINE, gpu)
+    return True
+
+
+@njit(cache=True)
 def take_packets_back(s: Root, gpu: int) -> None:
     """Gives a dispatch group back the packets of one vector."""
     gpus(s)[gpu].dispatch_in_flight -= s.dispatch_packets
     mark_dirty(s, DISPATCH, gpu)
-    end_first_kernel(s, gpu)
 
 
 @njit(cache=True)

@@ -7,12 +7,13 @@ from numba import njit
 from dysharp_env.simulator.combine import expert_done, partial_ready
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, log_row
-from dysharp_env.simulator.groups import mark_dirty, use_hbm
+from dysharp_env.simulator.groups import mark_dirty, part_of, use_hbm
 from dysharp_env.simulator.layout import (
     EV_BLOCKS,
     EV_GATE,
     EV_NOTIFY,
     EV_TILE,
+    GATE_GPU,
     GATE_PHASE,
     GEMM,
     LOG_SM,
@@ -22,7 +23,7 @@ from dysharp_env.simulator.layout import (
     NOTIFY_FLITS,
 )
 from dysharp_env.simulator.primitives import is_pull
-from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, pairs, tiles
+from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, matrices, pairs, phases, tiles
 
 
 @njit(cache=True)
@@ -69,7 +70,7 @@ def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
         stage = 1
         stamp = g.l2_stamp + 1
         for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
-            x = experts(s)[gpu_experts(s)[i]]
+            x = matrices(s)[gpu_experts(s)[i]]
             if x.resident1 > 0 and x.used1 < stamp:
                 stamp = x.used1
                 oldest = gpu_experts(s)[i]
@@ -78,7 +79,7 @@ def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
                 stamp = x.used2
                 oldest = gpu_experts(s)[i]
                 stage = 2
-        x = experts(s)[oldest]
+        x = matrices(s)[oldest]
         if stage == 1:
             g.l2_used_bytes -= x.resident1
             x.resident1 = 0
@@ -94,16 +95,17 @@ def fetch_weights(s: Root, expert: int, stage: int) -> int:
     A matrix larger than L2 counts as filling it: rows of one expert that follow each other walk its panels together,
     but nothing else stays.
     """
-    x = experts(s)[expert]
-    g = gpus(s)[x.gpu]
+    gpu = experts(s)[expert].gpu
+    x = matrices(s)[experts(s)[expert].number]
+    g = gpus(s)[gpu]
     g.l2_stamp += 1
     resident = x.resident1 if stage == 1 else x.resident2
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     if resident == 0:
         size = min(s.matrix1_bytes if stage == 1 else s.matrix2_bytes, s.l2_bytes)
-        evict_weights(s, x.gpu, size)
+        evict_weights(s, gpu, size)
         g.l2_used_bytes += size
-        done_ps = use_hbm(s, x.gpu, weight_bytes)
+        done_ps = use_hbm(s, gpu, weight_bytes)
         if stage == 1:
             x.resident1 = size
             x.weights1_ps = done_ps
@@ -166,14 +168,12 @@ def start_blocks(s: Root, gpu: int) -> None:
 
 
 @njit(cache=True)
-def end_first_kernel(s: Root, gpu: int) -> None:
-    """Opens a GPU's GEMM-2 behind a kernel boundary: its GEMM-1 is over, and what it dispatched is stored."""
-    g = gpus(s)[gpu]
-    if s.gate2 != GATE_PHASE or g.gate2_asked or g.slots1_left > 0:
-        return
-    if g.tokens_sent == s.sends_per_gpu and g.dispatch_in_flight == 0:
-        g.gate2_asked = 1
-        push(s, s.now_ps + s.pay2_ps, EV_GATE, 2, gpu)
+def end_first_kernel(s: Root, gpu: int, part: int) -> None:
+    """Opens a part's GEMM-2 on a GPU behind a kernel boundary: its GEMM-1 is over, and what it dispatched is stored."""
+    p = part_of(s, gpu, part)
+    if s.gate2 == GATE_PHASE and p.gate2_asked == 0 and p.slots1_left == 0 and gpus(s)[gpu].part > part:
+        p.gate2_asked = 1
+        push(s, s.now_ps + s.pay2_ps, EV_GATE, 2 + 4 * part, gpu)
 
 
 @njit(cache=True)
@@ -190,7 +190,8 @@ def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
     t.ready2_ps = s.now_ps
     t.ready2_seq = row_ready(s, gpu)
     gpus(s)[gpu].slots1_left -= t.count
-    end_first_kernel(s, gpu)
+    part_of(s, gpu, x.part).slots1_left -= t.count
+    end_first_kernel(s, gpu, x.part)
 
 
 @njit(cache=True)
@@ -199,7 +200,9 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     t = tiles(s)[tile]
     gpus(s)[gpu].tiles_live -= 1
     gpus(s)[gpu].slots2_left -= t.count
-    s.slots2_left -= t.count
+    part = experts(s)[t.expert].part
+    part_of(s, gpu, part).slots2_left -= t.count
+    phases(s)[part].slots2_left -= t.count
     pull = is_pull(s)
     num_remote = 0
     for i in range(t.first, t.first + t.count):
@@ -216,8 +219,10 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     if num_remote > 0:
         charge_up(s, gpu, NOTIFY_FLITS * num_remote, NOTIFY)
         push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
-    if s.slots2_left == 0 and s.gate3 == GATE_PHASE:
-        push(s, s.now_ps + s.pay3_ps, EV_GATE, 3, NOTHING)
+    if s.gate3 == GATE_PHASE and phases(s)[part].slots2_left == 0:
+        push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, NOTHING)
+    if s.gate3 == GATE_GPU and part_of(s, gpu, part).slots2_left == 0:
+        push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, gpu)
 
 
 @njit(cache=True)

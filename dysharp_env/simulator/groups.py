@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.layout import DISPATCH, GEMM, NOTHING
-from dysharp_env.simulator.views import Root, dirty_ring, gpus, pairs, slot_tlb
+from dysharp_env.simulator.views import PartView, Root, dirty_ring, gpus, pairs, parts, slot_tlb
 
 
 @njit(cache=True)
@@ -26,6 +26,12 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
         g.dirty3 = 1
     dirty_ring(s)[(s.dirty_head + s.dirty_size) % s.dirty_capacity] = kind * s.num_gpus + gpu
     s.dirty_size += 1
+
+
+@njit(cache=True)
+def part_of(s: Root, gpu: int, part: int) -> PartView:
+    """Returns what is left of a part on a GPU, and which of its stages may run there."""
+    return parts(s)[gpu * s.num_parts + part]
 
 
 @njit(cache=True)

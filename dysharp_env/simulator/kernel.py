@@ -13,9 +13,9 @@ from numba import njit
 from dysharp_env.simulator.combine import (
     issue_combine,
     item_ready,
+    list_part,
     packets_of,
     reach_combine,
-    relist_units,
     requested,
     take_unit,
 )
@@ -24,6 +24,7 @@ from dysharp_env.simulator.dispatch import (
     acknowledged,
     arrive,
     asked_for_token,
+    end_part,
     issue_token,
     reach_dispatch,
     take_chunk,
@@ -31,7 +32,7 @@ from dysharp_env.simulator.dispatch import (
 from dysharp_env.simulator.events import pop
 from dysharp_env.simulator.fabric import input_next, port_pump, switch_arrive, uplink_enqueue, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
-from dysharp_env.simulator.groups import mark_dirty
+from dysharp_env.simulator.groups import mark_dirty, part_of
 from dysharp_env.simulator.layout import (
     ASK,
     COMBINE,
@@ -86,6 +87,8 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
         return False
     while True:
         if g.chunk == NOTHING:
+            while end_part(s, gpu):
+                pass
             row = decide(s, DISPATCH, gpu)
             if row == WAIT:
                 return True
@@ -98,6 +101,7 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
             g.chunk_pos += 1
             g.tokens_sent += 1
             g.pair_pos = NOTHING
+            part_of(s, gpu, g.part).sends_left -= 1
         g.chunk = NOTHING
 
 
@@ -134,7 +138,7 @@ def pump_gemm(s: Root, gpu: int) -> bool:
 def pump_combine(s: Root, gpu: int) -> bool:
     """Issues tokens or partial sums while packets are to spare, choosing units as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
-    if not g.start_open or not g.gate3_open:
+    if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
         return False
     while True:
         while g.issue_head != NOTHING:
@@ -157,26 +161,27 @@ def pump_combine(s: Root, gpu: int) -> bool:
 
 
 @njit(cache=True)
-def open_gate(s: Root, stage: int, gpu: int) -> None:
-    """Lets a stage start: 0 all groups of all GPUs, 1 GEMM-1, 2 one GPU's GEMM-2, 3 combine."""
+def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
+    """Lets a stage start on all GPUs or one: 0 all groups, 1 GEMM-1, 2 GEMM-2, 3 combine of one part."""
     for i in range(s.num_gpus):
         if gpu != NOTHING and i != gpu:
             continue
         g = gpus(s)[i]
+        p = part_of(s, i, part)
         if stage == 0:
             g.start_open = 1
             mark_dirty(s, DISPATCH, i)
             mark_dirty(s, GEMM, i)
             mark_dirty(s, COMBINE, i)
         elif stage == 1:
-            g.gate1_open = 1
+            p.gate1_open = 1
             mark_dirty(s, GEMM, i)
         elif stage == 2:
-            g.gate2_open = 1
+            p.gate2_open = 1
             mark_dirty(s, GEMM, i)
         else:
-            g.gate3_open = 1
-            relist_units(s, i)
+            p.gate3_open = 1
+            list_part(s, i, part)
             mark_dirty(s, COMBINE, i)
 
 
@@ -235,7 +240,7 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     elif kind == EV_READY:
         item_ready(s, tokens(s)[a].chunk, a, a // s.tokens_per_gpu)
     elif kind == EV_GATE:
-        open_gate(s, a, b)
+        open_gate(s, a % 4, a // 4, b)
 
 
 @njit(cache=True)

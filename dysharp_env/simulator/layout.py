@@ -8,6 +8,8 @@ Ids used throughout:
     pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
            consecutive, in order of (expert GPU - home GPU) mod GPUs
     slot   one (token, expert), grouped by pair
+    part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
+    expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
     node   a segment in a link or switch queue: [0, P) dispatch copy of a pair, [P, 2P) combine contribution of a pair,
            [2P, 2P + T) a whole token (a multicast store going up; later its reduced result coming down)
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
@@ -36,7 +38,7 @@ import numpy as np
     EV_RESPOND,  # what was asked for has been read: node, gpu that has it
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
-    EV_GATE,  # a stage opens after what it pays: stage, gpu (or -1 for all)
+    EV_GATE,  # a stage opens after what it pays: stage + 4 * part, gpu (or -1 for all)
 ) = range(15)
 
 # Decision kinds (also the SM groups that take them).
@@ -49,8 +51,9 @@ DISPATCH_PRIMITIVES = ("unicast", "multicast", "broadcast", "pull")
 PUSH_UNICAST, PULL_REDUCE, PUSH_REDUCE, REDUCE_SCATTER, PULL_UNICAST = range(5)
 COMBINE_PRIMITIVES = ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
 
-# When a stage may start: as its inputs arrive, or when the whole stage before it is over.
-GATE_FINE, GATE_PHASE = range(2)
+# When a stage may start on a part: as its inputs arrive; when the stage before it is over on all GPUs (for GEMM-2: on
+# this GPU); or when that is so on this GPU.
+GATE_FINE, GATE_PHASE, GATE_GPU = range(3)
 QUEUEING = ("output_queued", "voq", "input_fifo")
 OUTPUT_QUEUED, VOQ, INPUT_FIFO = range(3)
 
@@ -108,12 +111,12 @@ _PARAMETERS = (
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
-    "loopback sends_per_gpu num_chunks dispatch_ask_flits"
+    "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive"
 )
 
 _COUNTERS = (
     "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size serving pending_kind "
-    "pending_gpu num_candidates num_legal choice ready_sequence arrivals_left slots2_left tokens_left split_done "
+    "pending_gpu num_candidates num_legal choice ready_sequence tokens_left split_done "
     "dispatch_first dispatch_last gemm1_first gemm1_last gemm2_first gemm2_last combine_first combine_last "
     "evictions"
 )
@@ -124,10 +127,9 @@ GPU = _record(
     # memory side
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch group
-    "chunk chunk_pos pair_pos unsent_head dispatch_in_flight tokens_sent "
+    "chunk chunk_pos pair_pos unsent_head dispatch_in_flight tokens_sent part "
     # GEMM group
-    "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left gate1_open gate2_open "
-    "gate3_open gate2_asked hold_gemm sm_busy_ps "
+    "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
     # combine group
     "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting "
     "hold_combine combined start_open dirty1 dirty2 dirty3"
@@ -144,17 +146,22 @@ TOKEN = _record(
     "open_pair contributions_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
 )
 
-PAIR = _record("token gpu slot0 num_experts experts_done")
+PAIR = _record("token gpu slot0 num_experts experts_done part")
 NODE = _record("next tail_ps pieces")
 EXPERT = _record(
-    "gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps resident1 "
-    "resident2 used1 used2 weights1_ps weights2_ps"
+    "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps"
 )
+# An expert's two matrices: bytes of each in L2, when each was last used, and when its fetch ends.
+MATRICES = _record("resident1 resident2 used1 used2 weights1_ps weights2_ps")
+# One part on one GPU: what is left of it there, and which of its stages may run.
+PART = _record("sends_left arrivals_left slots1_left slots2_left gate1_open gate2_open gate3_open gate2_asked")
+# One part on all GPUs.
+PHASE = _record("arrivals_left slots2_left")
 TILE = _record(
     "expert first count left running inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next start1 end1 start2 end2"
 )
-CHUNK = _record("first last prev next")
-UNIT = _record("head tail count prev next ready_ps listed")
+CHUNK = _record("first last prev next part")
+UNIT = _record("head tail count prev next ready_ps listed part")
 
 
 # What a decision shows of each candidate. Every value lies in [0, 1]; the "root" of a time is sqrt(time / lower bound),
@@ -219,14 +226,17 @@ class State(NamedTuple):
     pairs: np.ndarray  # (pair,) PAIR
     nodes: np.ndarray  # (node,) NODE
     fifo_next: np.ndarray  # (node,) int64 links of the switch input FIFOs
-    experts: np.ndarray  # (expert,) EXPERT
+    experts: np.ndarray  # (expert * parts + part,) EXPERT
+    matrices: np.ndarray  # (expert,) MATRICES
+    parts: np.ndarray  # (gpu * parts + part,) PART
+    phases: np.ndarray  # (part,) PHASE
     tiles: np.ndarray  # (tile,) TILE, an expert's tiles consecutive
     chunks: np.ndarray  # (chunk,) CHUNK, a home GPU's chunks consecutive
     units: np.ndarray  # (unit,) UNIT
     store_flits: np.ndarray  # (top_k + 1,) int64 flits of a dispatched vector naming so many experts
     ask_flits: np.ndarray  # (top_k + 1,) int64 flits that ask for a sum, naming so many experts
     gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
-    slot_expert: np.ndarray  # (slot,) int64 expert of each (token, expert), grouped by pair
+    slot_expert: np.ndarray  # (slot,) int64 expert (and part) of each (token, expert), grouped by pair
     slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1
     arrived_pair: np.ndarray  # (slot,) int64 pairs in order of arrival, grouped by expert
     order: np.ndarray  # (token,) int64 tokens of each home GPU in the order its chunks hold them

@@ -37,19 +37,22 @@ def lower(
     pairs, slot_expert, pair0 = _pairs(workload, home, program)
     num_pairs = len(pairs)
     tokens = _tokens(pairs, pair0, home, program, chunks_per_gpu, tokens_per_gpu)
+    pairs["part"] = _parts_of_pairs(pairs, tokens, workload, program, chunks_per_gpu)
+    slot_expert = slot_expert * program.parts + np.repeat(pairs["part"], pairs["num_experts"])
     experts, tiles = _experts(workload, slot_expert, program)
-    gpus = _gpus(workload, pairs, experts, program, chunks_per_gpu)
+    gpus = _gpus(workload, pairs, experts, program)
     root = _root(workload, costs, program, num_sms, scale_ps, num_pairs, chunks_per_gpu, logging)
     num_units = num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus)
     root["num_units"] = num_units
     chunks = _chunks(num_gpus, tokens_per_gpu, program)
     root["num_chunks"] = len(chunks)
+    gpus["unsent_head"] = np.arange(num_gpus) * (len(chunks) // num_gpus)
+    parts, phases = _parts(num_gpus, experts, chunks, program)
 
     for name in ("pending_kind", "pending_gpu", "choice"):
         root[name] = NOTHING
     for name in ("dispatch", "gemm1", "gemm2", "combine"):
         root[f"{name}_first"] = root[f"{name}_last"] = NO_TIME
-    root["arrivals_left"] = root["slots2_left"] = len(slot_expert)
     root["tokens_left"] = num_tokens
     ports = np.zeros(2 * num_gpus, layout.PORT)
     for name in ("open_head", "open_tail", "stalled_node"):
@@ -60,6 +63,7 @@ def lower(
     units = np.zeros(num_units, layout.UNIT)
     for name in ("head", "tail", "prev", "next"):
         units[name] = NOTHING
+    units["part"] = _parts_of_units(num_gpus, chunks_per_gpu, program)
     queues = 4 * num_gpus * (num_gpus + 1)
     limit = program.max_candidates
     state = State(
@@ -73,6 +77,9 @@ def lower(
         nodes=np.zeros(2 * num_pairs + num_tokens, layout.NODE),
         fifo_next=np.full(2 * num_pairs + num_tokens, NOTHING),
         experts=experts,
+        matrices=np.zeros(workload.layer.experts, layout.MATRICES),
+        parts=parts,
+        phases=phases,
         tiles=tiles,
         chunks=chunks,
         units=units,
@@ -179,14 +186,15 @@ def _tokens(
 
 
 def _experts(workload: Workload, slot_expert: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    num_experts = len(workload.gpu_of_expert)
+    num_experts = len(workload.gpu_of_expert) * program.parts
     total = np.bincount(slot_expert, minlength=num_experts)
     smallest = workload.layer.tile_tokens
     if program.allow_partial:
         smallest = min(smallest, program.min_partial_tokens)
     num_tiles = total // smallest + 1
     experts = np.zeros(num_experts, layout.EXPERT)
-    experts["gpu"] = workload.gpu_of_expert
+    experts["number"], experts["part"] = np.divmod(np.arange(num_experts), program.parts)
+    experts["gpu"] = workload.gpu_of_expert[experts["number"]]
     experts["total"] = total
     experts["slot0"] = np.cumsum(total) - total
     experts["tile0"] = np.cumsum(num_tiles) - num_tiles
@@ -197,20 +205,52 @@ def _experts(workload: Workload, slot_expert: np.ndarray, program: Program) -> t
     return experts, tiles
 
 
-def _gpus(
-    workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: Program, chunks_per_gpu: int
+def _parts_of_pairs(
+    pairs: np.ndarray, tokens: np.ndarray, workload: Workload, program: Program, chunks_per_gpu: int
 ) -> np.ndarray:
+    """Returns the part of each pair: its token's share of its home GPU's chunks, or the expert GPU's share of peers."""
+    if program.by_peers:
+        home = pairs["token"] // workload.tokens_per_gpu
+        return (pairs["gpu"] - home) % workload.num_gpus * program.parts // workload.num_gpus
+    return tokens["chunk"][pairs["token"]] % chunks_per_gpu * program.parts // chunks_per_gpu
+
+
+def _parts_of_units(num_gpus: int, chunks_per_gpu: int, program: Program) -> np.ndarray:
+    """Returns the part of each unit, as ``_parts_of_pairs`` of the pairs that its tokens or partial sums belong to."""
+    if not program.by_peers:
+        places = np.arange(chunks_per_gpu) * program.parts // chunks_per_gpu
+        return np.tile(places, num_gpus * (1 if program.pulls else num_gpus))
+    gpu, home = np.divmod(np.arange(num_gpus * num_gpus), num_gpus)
+    return np.repeat((gpu - home) % num_gpus * program.parts // num_gpus, chunks_per_gpu)
+
+
+def _parts(num_gpus: int, experts: np.ndarray, chunks: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what each part has before it on each GPU, and on all of them."""
+    parts = np.zeros(num_gpus * program.parts, layout.PART)
+    place = experts["gpu"] * program.parts + experts["part"]
+    for name in ("arrivals_left", "slots1_left", "slots2_left"):
+        parts[name] = np.bincount(place, weights=experts["total"], minlength=len(parts)).astype(np.int64)
+    owner = np.arange(len(chunks)) // (len(chunks) // num_gpus)
+    place = owner * program.parts + chunks["part"]
+    sizes = chunks["last"] - chunks["first"]
+    parts["sends_left"] = np.bincount(place, weights=sizes, minlength=len(parts)).astype(np.int64)
+    for stage, gate in enumerate(program.gates, start=1):
+        parts[f"gate{stage}_open"] = gate == layout.GATE_FINE
+    phases = np.zeros(program.parts, layout.PHASE)
+    for name in ("arrivals_left", "slots2_left"):
+        phases[name] = parts[name].reshape(num_gpus, program.parts).sum(axis=0)
+    return parts, phases
+
+
+def _gpus(workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: Program) -> np.ndarray:
     num_gpus = workload.num_gpus
     gpus = np.zeros(num_gpus, layout.GPU)
     for name in ("chunk", "pair_pos", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
         gpus[name] = NOTHING
-    gpus["unsent_head"] = np.arange(num_gpus) * chunks_per_gpu * (num_gpus if program.reads_tokens else 1)
     slots = np.bincount(experts["gpu"], weights=experts["total"], minlength=num_gpus).astype(np.int64)
     for name in ("slots", "arrivals_left", "slots1_left", "slots2_left"):
         gpus[name] = slots
     gpus["free_sms"] = program.gemm_sms
-    for stage, gate in enumerate(program.gates, start=1):
-        gpus[f"gate{stage}_open"] = gate == layout.GATE_FINE
     if program.pulls:
         gpus["items_waiting"] = workload.tokens_per_gpu
     else:
@@ -223,16 +263,19 @@ def _chunks(num_gpus: int, tokens_per_gpu: int, program: Program) -> np.ndarray:
     """Returns the chunks that each GPU dispatches, in natural order.
 
     A GPU that stores has its own tokens' chunks. One that reads has every GPU's, itself first and then its neighbours
-    round, a chunk of each in turn, so that readers do not meet at one home GPU.
+    round, a chunk of each in turn, so that readers do not meet at one home GPU. Where parts are of peers, every part
+    goes through all chunks.
     """
     chunk_tokens = program.chunk_tokens
     places = -(-tokens_per_gpu // chunk_tokens)
     homes = num_gpus if program.reads_tokens else 1
-    per_gpu = places * homes
+    rounds = program.parts if program.by_peers else 1
+    per_gpu = places * homes * rounds
     chunks = np.zeros(num_gpus * per_gpu, layout.CHUNK)
     index = np.arange(num_gpus * per_gpu)
     turn = index % per_gpu
-    place = turn // homes
+    place = turn // homes % places
+    chunks["part"] = turn // places if program.by_peers else place * program.parts // places
     base = (index // per_gpu + turn % homes) % num_gpus * tokens_per_gpu
     chunks["first"] = base + place * chunk_tokens
     chunks["last"] = base + np.minimum((place + 1) * chunk_tokens, tokens_per_gpu)
@@ -323,7 +366,12 @@ def _root(
         "dispatch_primitive": program.dispatch_primitive,
         "combine_primitive": program.combine_primitive,
         "loopback": program.loopback,
-        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.reads_tokens else 1),
+        "sends_per_gpu": tokens_per_gpu
+        * (num_gpus if program.reads_tokens else 1)
+        * (program.parts if program.by_peers else 1),
+        "num_parts": program.parts,
+        "by_peers": program.by_peers,
+        "exclusive": program.exclusive,
         "dispatch_ask_flits": packet.ask_flits(costs.dispatch_bytes),
         "gate1": program.gates[0],
         "gate2": program.gates[1],

@@ -7,12 +7,13 @@ from numba import njit
 from dysharp_env.simulator.layout import (
     BROADCAST,
     MULTICAST,
+    PULL,
     PULL_REDUCE,
     PULL_UNICAST,
     PUSH_REDUCE,
     REDUCE_SCATTER,
 )
-from dysharp_env.simulator.views import Root, pairs
+from dysharp_env.simulator.views import Root, gpus, pairs
 
 
 @njit(cache=True)
@@ -51,3 +52,15 @@ def is_target(s: Root, pair: int) -> bool:
 def is_summed(s: Root, pair: int) -> bool:
     """Returns whether combine moves this pair over links."""
     return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER)
+
+
+@njit(cache=True)
+def is_in_turn(s: Root, gpu: int, pair: int) -> bool:
+    """Returns whether a GPU that dispatches a token moves this pair now.
+
+    One that pulls takes its own share of every token. One that stores sends its own tokens' copies: all of them, or
+    those to the peers of the part at hand.
+    """
+    if s.dispatch_primitive == PULL:
+        return pairs(s)[pair].gpu == gpu
+    return s.by_peers == 0 or pairs(s)[pair].part == gpus(s)[gpu].part

@@ -13,7 +13,8 @@ from dysharp_env.simulator.layout import (
     DECISION_KINDS,
     DISPATCH_PRIMITIVES,
     FEATURES,
-    GATE_PHASE,
+    GATE_FINE,
+    GATE_GPU,
 )
 
 
@@ -26,8 +27,13 @@ class Program:
         combine_primitive: Index into ``COMBINE_PRIMITIVES``.
         copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
             (token, expert GPU); for unicast and pull only.
+        parts: Shares that every stage is cut into, each with gates of its own and dispatched one after the other. Tiles
+            do not mix parts. At most one per token chunk, or per GPU if ``by_peers``.
+        by_peers: Whether a part is a share of the peers that a GPU exchanges tokens with, by distance, rather than of
+            its own tokens; for unicast only.
+        exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
-        gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE`` or ``GATE_PHASE``.
+        gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
@@ -49,6 +55,9 @@ class Program:
     combine_sms: int
     copies_per_expert: bool = False
     loopback: bool = False
+    parts: int = 1
+    by_peers: bool = False
+    exclusive: bool = False
     chunk_tokens: int = 8
     allow_partial: bool = False
     min_partial_tokens: int = 16
@@ -66,6 +75,10 @@ class Program:
             raise ValueError(f"copies_per_expert needs unicast or pull both ways, not {dispatch} and {combine}")
         if self.loopback and (dispatch, combine) != ("broadcast", "reduce_scatter"):
             raise ValueError(f"loopback needs broadcast and reduce_scatter, not {dispatch} and {combine}")
+        if self.by_peers and (dispatch, combine) != ("unicast", "unicast"):
+            raise ValueError(f"parts by peers need unicast both ways, not {dispatch} and {combine}")
+        if self.gates[1] == GATE_GPU or (self.gates[2] == GATE_GPU and self.pulls):
+            raise ValueError("gates of one GPU are for GEMM-1 and pushed sums")
 
     @property
     def pulls(self) -> bool:
@@ -88,7 +101,7 @@ class Program:
     @property
     def notifies(self) -> bool:
         """Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary."""
-        return self.pulls and self.gates[COMBINE - 1] != GATE_PHASE
+        return self.pulls and self.gates[COMBINE - 1] == GATE_FINE
 
 
 # Sizes of what decisions show, for those who build spaces and networks.

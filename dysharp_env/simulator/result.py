@@ -141,8 +141,9 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
     state = engine.state
     tokens_per_gpu = engine.workload.tokens_per_gpu
     rows = []
-    for index, chunk in enumerate(state.chunks):
-        members = state.tokens[state.order[int(chunk["first"]) : int(chunk["last"])]]
+    # A chunk of each home GPU once, however many GPUs or parts dispatch from it.
+    firsts = np.flatnonzero(np.diff(state.tokens["chunk"][:-1], prepend=-1))
+    for index, members in enumerate(np.split(state.tokens[:-1], firsts[1:])):
         for stage in ("dispatch", "combine"):
             starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
             started = starts >= 0
@@ -153,7 +154,7 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
                 ScheduleRow(
                     f"chunk {index}",
                     stage,
-                    int(chunk["first"]) // tokens_per_gpu,
+                    int(firsts[index]) // tokens_per_gpu,
                     stage,
                     len(members),
                     -1,
@@ -169,7 +170,7 @@ def _tile_rows(engine: Engine) -> list[ScheduleRow]:
     rows = []
     for index in np.flatnonzero(state.tiles["start1"] >= 0):
         tile = state.tiles[index]
-        expert = int(tile["expert"])
+        expert = state.experts[int(tile["expert"])]
         for stage in (1, 2):
             if tile[f"start{stage}"] < 0:
                 continue
@@ -177,10 +178,10 @@ def _tile_rows(engine: Engine) -> list[ScheduleRow]:
                 ScheduleRow(
                     f"tile {index}",
                     f"gemm{stage}",
-                    int(state.experts["gpu"][expert]),
+                    int(expert["gpu"]),
                     "gemm",
                     int(tile["count"]),
-                    expert,
+                    int(expert["number"]),
                     _us(int(tile[f"start{stage}"])),
                     _us(int(tile[f"end{stage}"])),
                 )

@@ -21,9 +21,12 @@ from dysharp_env.simulator.layout import (
     GPU,
     LANE,
     LOG_FIELDS,
+    MATRICES,
     NODE,
     NUM_PURPOSES,
     PAIR,
+    PART,
+    PHASE,
     PORT,
     TILE,
     TOKEN,
@@ -31,8 +34,9 @@ from dysharp_env.simulator.layout import (
     UNIT,
 )
 
-# A record of dtype ROOT, which numba passes as a pointer.
+# Records of dtype ROOT and PART, which numba passes as pointers.
 Root = Any
+PartView = Any
 NUM_LOG_FIELDS = len(LOG_FIELDS)
 NUM_FEATURES = len(FEATURES)
 NUM_CONTEXT = len(CONTEXT)
@@ -103,13 +107,31 @@ def fifo_next(s: Root) -> np.ndarray:
 @njit(cache=True)
 def experts(s: Root) -> np.ndarray:
     """Returns ``State.experts``."""
-    return carray(pointer(s.experts_at), (s.num_experts,), EXPERT)
+    return carray(pointer(s.experts_at), (s.num_experts * s.num_parts,), EXPERT)
 
 
 @njit(cache=True)
 def tiles(s: Root) -> np.ndarray:
     """Returns ``State.tiles``."""
     return carray(pointer(s.tiles_at), (s.num_tiles,), TILE)
+
+
+@njit(cache=True)
+def matrices(s: Root) -> np.ndarray:
+    """Returns ``State.matrices``."""
+    return carray(pointer(s.matrices_at), (s.num_experts,), MATRICES)
+
+
+@njit(cache=True)
+def parts(s: Root) -> np.ndarray:
+    """Returns ``State.parts``."""
+    return carray(pointer(s.parts_at), (s.num_gpus * s.num_parts,), PART)
+
+
+@njit(cache=True)
+def phases(s: Root) -> np.ndarray:
+    """Returns ``State.phases``."""
+    return carray(pointer(s.phases_at), (s.num_parts,), PHASE)
 
 
 @njit(cache=True)

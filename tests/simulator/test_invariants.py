@@ -125,17 +125,30 @@ def tiles_of(state, expert: int) -> np.ndarray:
 def tile_of(state) -> dict[tuple[int, int], np.void]:
     """Returns the tile of every (token, expert)."""
     found = {}
-    for expert in range(len(state.experts)):
-        for tile in tiles_of(state, expert):
+    for index, expert in enumerate(state.experts["number"].tolist()):
+        for tile in tiles_of(state, index):
             for pair in state.arrived_pair[tile["first"] : tile["first"] + tile["count"]]:
                 found[int(state.pairs["token"][pair]), expert] = tile
     return found
 
 
+def part_of(case, token: int, gpu: int) -> int:
+    """Returns the part of a token at a GPU: by its chunk's place, or by how far the GPU is from its home."""
+    home, place = divmod(token, case.workload.tokens_per_gpu)
+    if case.program.by_peers:
+        return (gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
+    num_chunks = -(-case.workload.tokens_per_gpu // case.program.chunk_tokens)
+    return place // case.program.chunk_tokens * case.program.parts // num_chunks
+
+
 def check_every_expert_computes_its_tokens_once(case, state) -> None:
-    for expert in range(len(state.experts)):
-        chosen = np.flatnonzero((case.workload.topk_ids == expert).any(axis=1)).tolist()
-        tiles, slot0 = tiles_of(state, expert), int(state.experts["slot0"][expert])
+    for index, (expert, part) in enumerate(state.experts[["number", "part"]].tolist()):
+        chosen = [
+            token
+            for token in np.flatnonzero((case.workload.topk_ids == expert).any(axis=1)).tolist()
+            if part_of(case, token, int(case.workload.gpu_of_expert[expert])) == part
+        ]
+        tiles, slot0 = tiles_of(state, index), int(state.experts["slot0"][index])
         arrived = state.arrived_pair[slot0 : slot0 + len(chosen)]
         assert sorted(state.pairs["token"][arrived].tolist()) == chosen
         ends = np.cumsum(tiles["count"])
@@ -216,6 +229,35 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
             total = by_name[layout.LOG_DOWN, "sum", use.token, use.token // per_gpu]
             assert total.end_ps >= use.end_ps
     assert engine_end(state) == tokens["combine_end"][:-1].max()
+
+
+def check_gates_are_kept(case, state, log) -> None:
+    """A part's stage starts when its gate says: the stage before it is over on all GPUs, or on its own."""
+    gates, pays_ps = case.program.gates, case.program.pays_ps
+    tiles = state.tiles[state.tiles["start1"] >= 0]
+    gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
+    if not case.program.by_peers:
+        per_gpu = case.workload.tokens_per_gpu
+        of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
+        for tile, its_part in zip(tiles, part, strict=True):
+            if gates[0] == layout.GATE_PHASE:
+                assert tile["start1"] >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
+            if gates[2] == layout.GATE_PHASE and case.program.pulls:
+                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= tile["end2"] + pays_ps[3]
+    for tile, its_gpu, its_part in zip(tiles, gpu, part, strict=True):
+        if gates[1] == layout.GATE_PHASE:
+            assert tile["start2"] >= tiles["end1"][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
+    pushed = [use for use in log if use.what == "partial" and use.resource == layout.LOG_UP and not case.program.pulls]
+    for use in pushed:
+        its_part = part_of(case, use.token, use.gpu)
+        here = (part == its_part) & (gpu == use.gpu if gates[2] == layout.GATE_GPU else True)
+        if gates[2] != layout.GATE_FINE:
+            assert use.start_ps >= tiles["end2"][here].max() + pays_ps[3]
+    if case.program.exclusive and not case.program.reads_tokens:
+        for use in log:
+            if use.what == "partial" and use.resource == layout.LOG_UP and not case.program.pulls:
+                own = [copy for copy in log if copy.resource == layout.LOG_UP and copy.gpu == use.gpu]
+                assert all(copy.end_ps <= use.start_ps for copy in own if copy.what in ("copy", "store"))
 
 
 def engine_end(state) -> int:
@@ -359,6 +401,7 @@ def test_random_runs_keep_the_laws(random_case, group):
         check_everything_moves_once(case, state, log)
         check_nothing_starts_before_its_inputs(case, state, log)
         check_nothing_is_used_beyond_capacity(case, state, log)
+        check_gates_are_kept(case, state, log)
         check_buffers_hold_their_credits(case, log)
         check_traffic_is_packet_arithmetic(case, state)
 
@@ -368,13 +411,7 @@ def test_random_runs_keep_the_laws(random_case, group):
 @pytest.mark.parametrize("combine", range(len(layout.COMBINE_PRIMITIVES)))
 def test_smallest_buffers_never_deadlock(random_case, queueing, dispatch, combine):
     for seed in range(4):
-        case = random_case(seed).with_program(
-            dispatch_primitive=dispatch,
-            combine_primitive=combine,
-            copies_per_expert=False,
-            loopback=False,
-            exposed=frozenset(),
-        )
+        case = random_case(seed).with_primitives(dispatch, combine, exposed=frozenset())
         smallest = {
             "credit_flits": 1,
             "reduction_slots": 1,

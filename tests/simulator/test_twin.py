@@ -15,8 +15,8 @@ def name_of_item(state, resource: int, item: int) -> tuple:
     root = state.root[0]
     num_pairs = int(root["num_pairs"])
     if resource == layout.LOG_SM:
-        expert = int(state.tiles["expert"][item])
-        return "tile", expert, item - int(state.experts["tile0"][expert])
+        expert = state.experts[int(state.tiles["expert"][item])]
+        return "tile", int(expert["number"]), int(expert["part"]), item - int(expert["tile0"])
     if item >= 2 * num_pairs:
         token = item - 2 * num_pairs
         return "store" if resource == layout.LOG_UP else "sum", token, token // int(root["tokens_per_gpu"])
@@ -41,8 +41,8 @@ def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
         return "unit", gpu, home, place
     tile, stage = candidate // 2, candidate % 2 + 1
     if tile >= len(state.tiles):
-        expert = tile - len(state.tiles)
-        return "open", expert, int(state.experts["tiles_open"][expert]) - 1, stage
+        expert = state.experts[tile - len(state.tiles)]
+        return "open", int(expert["number"]), int(expert["part"]), int(expert["tiles_open"]) - 1, stage
     return "row", *name_of_item(state, layout.LOG_SM, tile)[1:], stage
 
 
@@ -66,8 +66,8 @@ def assert_same_decision(state, asked, expected) -> None:
 def assert_same_history(state, twin) -> None:
     for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
         assert state.tokens[name][:-1].tolist() == [getattr(token, name) for token in twin.tokens], name
-    for expert in twin.experts:
-        record = state.experts[expert.number]
+    for record, expert in zip(state.experts, twin.experts.values(), strict=True):
+        assert (record["number"], record["part"]) == (expert.number, expert.part)
         tiles = state.tiles[record["tile0"] : record["tile0"] + record["tiles_open"]]
         for stage in (0, 1):
             assert tiles[f"start{stage + 1}"].tolist() == [tile.start_ps[stage] for tile in expert.tiles]
@@ -110,14 +110,7 @@ def test_twin_and_engine_agree(random_case, group):
 @pytest.mark.parametrize(("dispatch", "seed"), [(layout.BROADCAST, 923), (layout.MULTICAST, 1186)])
 def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch, seed):
     """Cases in which a token's first sums are pushed while its store still waits for other downlinks."""
-    program = {
-        "dispatch_primitive": dispatch,
-        "combine_primitive": layout.PUSH_REDUCE,
-        "copies_per_expert": False,
-        "loopback": False,
-        "gates": (layout.GATE_FINE,) * 3,
-    }
-    case = random_case(seed).with_program(**program)
+    case = random_case(seed).with_primitives(dispatch, layout.PUSH_REDUCE, gates=(layout.GATE_FINE,) * 3)
     case = case._replace(costs=dataclasses.replace(case.costs, queueing="input_fifo"))
     engine, twin = play(case, seed)
     assert_same_history(engine.state, twin)

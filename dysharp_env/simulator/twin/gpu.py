@@ -25,6 +25,7 @@ from dysharp_env.simulator.layout import (
     EV_RESPOND,
     EV_TILE,
     GATE_FINE,
+    GATE_GPU,
     GATE_PHASE,
     GEMM,
     LOG_SM,
@@ -87,17 +88,22 @@ class Gpu:
         # dispatch
         self.unsent: list[Chunk] = []
         self.dispatch_in_flight = 0
+        self.part = 0  # whose turn it is
+        self.sends_left = [0] * twin.program.parts
         self.tokens_sent = self.tokens_to_send = 0
         # GEMM
         self.free_sms = twin.gemm_sms
         self.row: Row | None = None  # whose blocks are being started
         self.hold_gemm = False
         self.sm_busy_ps = 0
-        self.slots = self.arrivals_left = 0
-        self.slots_left = [0, 0]  # (token, expert)s that have GEMM-1, GEMM-2 before them
+        self.slots = 0
+        # By part: (token, expert)s yet to arrive, and those that have GEMM-1, GEMM-2 before them.
+        parts = range(twin.program.parts)
+        self.arrivals_left = [0 for _ in parts]
+        self.slots_left = ([0 for _ in parts], [0 for _ in parts])
         gates = twin.program.gates
-        self.is_open = {stage: gates[stage - 1] == GATE_FINE for stage in (1, 2, 3)}
-        self.gate2_asked = False
+        self.is_open = {(stage, part): gates[stage - 1] == GATE_FINE for stage in (1, 2, 3) for part in parts}
+        self.is_boundary_paid = [False for _ in parts]
         # combine
         self.units: dict[tuple[int, int], Unit] = {}
         self.ready: list[Unit] = []
@@ -141,22 +147,25 @@ class Gpu:
     def dispatch_group(self) -> Process:
         """Sends chunk after chunk, each vector as packets in flight allow."""
         twin = self.twin
-        while self.unsent:
-            chunk = yield from twin.choose(DISPATCH, self, self.unsent)
+        while True:
+            self.end_parts()
+            in_turn = [chunk for chunk in self.unsent if chunk.part == self.part]
+            chunk = yield from twin.choose(DISPATCH, self, in_turn)
+            if chunk is None:
+                yield None
+                continue
             assert isinstance(chunk, Chunk)
             self.unsent.remove(chunk)
             for token in chunk.tokens:
-                copies = [twin.copy(pair) for pair in token.pairs if twin.is_target(pair)]
-                if twin.program.reads_tokens:
-                    copies = [copy for copy in copies if copy.pair and copy.pair.gpu == self.number]
+                copies = [twin.copy(pair) for pair in self.in_turn(token) if twin.is_target(pair)]
                 if copies and twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
                     copies = [twin.store(token, copies)]
                     while not self.has_dispatch_room():
                         yield None
                 if token.dispatch_start == NO_TIME:
                     token.dispatch_start = twin.now_ps
-                for pair in token.pairs:
-                    if not pair.is_remote and pair.experts and token.home == self.number:
+                for pair in self.in_turn(token):
+                    if not pair.is_remote and pair.experts:
                         twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, pair)
                 for segment in copies:
                     while not self.has_dispatch_room():
@@ -167,8 +176,22 @@ class Gpu:
                     else:
                         self.uplink.enqueue(segment)
                 self.tokens_sent += 1
-        while True:
-            yield None
+                self.sends_left[chunk.part] -= 1
+
+    def in_turn(self, token: Token) -> list[Pair]:
+        """Returns the pairs of a token that this GPU dispatches now: its own if it reads, else the part's."""
+        if self.twin.program.reads_tokens:
+            return [pair for pair in token.pairs if pair.gpu == self.number]
+        return [pair for pair in token.pairs if not self.twin.program.by_peers or pair.part == self.part]
+
+    def end_parts(self) -> None:
+        """Gives the next part its turn when all of the present one is stored."""
+        twin = self.twin
+        while self.part < twin.program.parts and self.sends_left[self.part] == 0 and self.dispatch_in_flight == 0:
+            self.part += 1
+            self.end_first_kernel(self.part - 1)
+            if twin.program.exclusive and self.part == twin.program.parts:
+                self.mark(COMBINE)
 
     def ask_for_token(self, copy: Segment) -> None:
         """Reads a token's vector from its home GPU."""
@@ -227,17 +250,15 @@ class Gpu:
         """Gets the packets of one vector back."""
         self.dispatch_in_flight -= self.twin.costs.dispatch_packets
         self.mark(DISPATCH)
-        self.end_first_kernel()
 
     def arrive(self, pair: Pair) -> None:
         """Makes a token visible to its experts here, filling their tiles."""
         twin, count = self.twin, len(pair.experts)
         pair.token.dispatch_end = twin.now_ps
-        twin.arrivals_left -= count
-        self.arrivals_left -= count
+        self.arrivals_left[pair.part] -= count
         self.use_hbm(count * twin.costs.token_bytes[0])
         for number in pair.experts:
-            expert = twin.experts[number]
+            expert = twin.experts[number, pair.part]
             if expert.open is None:
                 expert.open = Tile(expert, len(expert.tiles))
                 expert.tiles.append(expert.open)
@@ -248,8 +269,13 @@ class Gpu:
                 self.close_tile(expert)
         if twin.program.allow_partial:
             self.mark(GEMM)
-        if twin.arrivals_left == 0 and twin.program.gates[0] == GATE_PHASE:
-            twin.at(twin.now_ps + twin.program.pays_ps[1], EV_GATE, twin.open_gate, 1, twin.gpus)
+        gate, pay_ps = twin.program.gates[0], twin.program.pays_ps[1]
+        if gate == GATE_PHASE and all(gpu.arrivals_left[pair.part] == 0 for gpu in twin.gpus):
+            twin.at(twin.now_ps + pay_ps, EV_GATE, twin.open_gate, 1, pair.part, twin.gpus)
+        if gate == GATE_GPU and self.arrivals_left[pair.part] == 0:
+            twin.at(twin.now_ps + pay_ps, EV_GATE, twin.open_gate, 1, pair.part, [self])
+        if twin.program.exclusive and not any(self.arrivals_left):
+            self.mark(COMBINE)
 
     def close_tile(self, expert: Expert) -> None:
         """Ends an expert's open tile; it is ready a memory latency later if its status entry has spilled."""
@@ -289,7 +315,7 @@ class Gpu:
                 continue
             if self.row is None:
                 # Something must still come to this GPU, or hold would wait for ever.
-                may_hold = self.arrivals_left > 0 or self.free_sms < twin.gemm_sms
+                may_hold = any(self.arrivals_left) or self.free_sms < twin.gemm_sms
                 row = yield from twin.choose(GEMM, self, self.list_rows(), twin.program.hold_gemm, may_hold)
                 if row is None:
                     yield None
@@ -309,10 +335,11 @@ class Gpu:
         least_tokens = self.twin.program.min_partial_tokens
         for expert in self.experts:
             for stage in (2, 1):
-                if self.is_open[stage] and expert.rows[stage - 1]:
+                if self.is_open[stage, expert.part] and expert.rows[stage - 1]:
                     ready.append(Row(expert.rows[stage - 1][0], stage))
             is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
-            if self.twin.program.allow_partial and self.is_open[1] and is_next and expert.open_count >= least_tokens:
+            may_close = self.twin.program.allow_partial and self.is_open[1, expert.part]
+            if may_close and is_next and expert.open_count >= least_tokens:
                 early.append(Row(expert.tiles[-1], 1, is_open=True))
         ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
         early.sort(key=lambda row: -len(row.tile.pairs))
@@ -351,7 +378,7 @@ class Gpu:
         self.sm_busy_ps += count * (end_ps - twin.now_ps)
         tile.blocks_left -= count
         tile.blocks_running += count
-        twin.use(LOG_SM, self.number, stage, ("tile", tile.expert.number, tile.place), count, end_ps)
+        twin.use(LOG_SM, self.number, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps)
         twin.at(end_ps, EV_BLOCKS, self.blocks_end, tile, stage, count)
         if tile.blocks_left == 0:
             self.row = None
@@ -364,22 +391,21 @@ class Gpu:
         self.mark(GEMM)
         if tile.blocks_running == 0 and tile.blocks_left == 0:
             tile.end_ps[stage - 1] = self.twin.now_ps
-            self.slots_left[stage - 1] -= len(tile.pairs)
+            self.slots_left[stage - 1][tile.expert.part] -= len(tile.pairs)
             if stage == 1:
                 tile.expert.rows[1].append(tile)
                 self.row_ready(tile, 2)
-                self.end_first_kernel()
+                self.end_first_kernel(tile.expert.part)
             else:
                 self.finish_gemm2(tile)
 
-    def end_first_kernel(self) -> None:
-        """Opens GEMM-2 behind a kernel boundary: GEMM-1 is over here, and all that was dispatched is stored."""
+    def end_first_kernel(self, part: int) -> None:
+        """Opens a part's GEMM-2 behind a kernel boundary: its GEMM-1 is over here, what it dispatched is stored."""
         twin = self.twin
-        if twin.program.gates[1] != GATE_PHASE or self.gate2_asked or self.slots_left[0] > 0:
-            return
-        if self.tokens_sent == self.tokens_to_send and self.dispatch_in_flight == 0:
-            self.gate2_asked = True
-            twin.at(twin.now_ps + twin.program.pays_ps[2], EV_GATE, twin.open_gate, 2, [self])
+        is_over = self.slots_left[0][part] == 0 and self.part > part
+        if twin.program.gates[1] == GATE_PHASE and is_over and not self.is_boundary_paid[part]:
+            self.is_boundary_paid[part] = True
+            twin.at(twin.now_ps + twin.program.pays_ps[2], EV_GATE, twin.open_gate, 2, part, [self])
 
     def finish_gemm2(self, tile: Tile) -> None:
         """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
@@ -398,8 +424,11 @@ class Gpu:
         if num_remote > 0:
             self.uplink.charge(NOTIFY_FLITS * num_remote, NOTIFY)
             twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_NOTIFY, self.notified, tile)
-        if twin.program.gates[2] == GATE_PHASE and all(gpu.slots_left[1] == 0 for gpu in twin.gpus):
-            twin.at(twin.now_ps + twin.program.pays_ps[3], EV_GATE, twin.open_gate, 3, twin.gpus)
+        part, gate, pay_ps = tile.expert.part, twin.program.gates[2], twin.program.pays_ps[3]
+        if gate == GATE_PHASE and all(gpu.slots_left[1][part] == 0 for gpu in twin.gpus):
+            twin.at(twin.now_ps + pay_ps, EV_GATE, twin.open_gate, 3, part, twin.gpus)
+        if gate == GATE_GPU and self.slots_left[1][part] == 0:
+            twin.at(twin.now_ps + pay_ps, EV_GATE, twin.open_gate, 3, part, [self])
 
     def notified(self, tile: Tile) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
@@ -436,25 +465,30 @@ class Gpu:
 
     def item_ready(self, item: Token | Pair, token: Token) -> None:
         """Adds a token or partial sum to the unit it is combined with."""
-        unit = self.units.setdefault((token.home, token.place), Unit(self.number, token.home, token.place))
+        part = self.twin.part_of(token, self.number)
+        unit = self.units.setdefault((token.home, token.place), Unit(self.number, token.home, token.place, part))
         if not unit.items:
             unit.ready_ps = self.twin.now_ps
-            self.ready.append(unit)
+            if self.is_open[3, part]:
+                self.ready.append(unit)
         unit.items.append(item)
         self.items_waiting -= 1
         self.hold_combine = False
         self.mark(COMBINE)
 
-    def relist_units(self) -> None:
-        """Orders ready units as a combine kernel that starts late walks its buffer: chunk by chunk, neighbour first."""
-        self.ready.sort(key=lambda unit: (unit.place, (unit.home - self.number) % self.twin.num_gpus))
+    def list_part(self, part: int) -> None:
+        """Lists ready units as a combine kernel that starts late walks its buffer: chunk by chunk, neighbour first."""
+        self.hold_combine = False
+        late = [unit for unit in self.units.values() if unit.part == part and unit.items]
+        late.sort(key=lambda unit: (unit.place, (unit.home - self.number) % self.twin.num_gpus))
+        self.ready.extend(late)
 
     def combine_group(self) -> Process:
         """Issues what is ready as packets in flight allow, unit after unit."""
         twin = self.twin
         while True:
             is_full = self.issuing and not self.has_combine_room(self.issuing[0])
-            if not self.is_open[3] or is_full or (not self.issuing and self.hold_combine):
+            if self.must_dispatch_first() or is_full or (not self.issuing and self.hold_combine):
                 yield None
                 continue
             if self.issuing:
@@ -470,6 +504,11 @@ class Gpu:
                 self.ready.remove(unit)
                 self.issuing.extend(unit.items)
                 unit.items = []
+
+    def must_dispatch_first(self) -> bool:
+        """Returns whether combine has to wait for the end of dispatch here."""
+        is_over = self.part == self.twin.program.parts and not any(self.arrivals_left)
+        return self.twin.program.exclusive and not is_over
 
     def packets_of(self, item: Token | Pair) -> int:
         """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""

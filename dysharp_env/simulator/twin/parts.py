@@ -38,6 +38,7 @@ class Pair:
     gpu: int
     experts: list[int]
     is_remote: bool  # whether vectors cross links
+    part: int
     experts_done: int = 0
 
 
@@ -48,6 +49,7 @@ class Chunk:
     gpu: int
     home: int
     place: int
+    part: int
     tokens: list[Token]
 
     @property
@@ -63,6 +65,7 @@ class Unit:
     gpu: int
     home: int
     place: int
+    part: int
     items: list[Token | Pair] = field(default_factory=list)
     ready_ps: int = NO_TIME
 
@@ -90,10 +93,11 @@ class Tile:
 
 @dataclass(eq=False)
 class Expert:
-    """One expert: its arrivals, its open tile, and its rows ready for each GEMM in their order."""
+    """One part of an expert: its arrivals, its open tile, and its rows ready for each GEMM in their order."""
 
     number: int
-    total: int
+    part: int
+    total: int = 0
     arrived: int = 0
     tiles: list[Tile] = field(default_factory=list)
     open: Tile | None = None
@@ -116,7 +120,8 @@ class Row(NamedTuple):
     @property
     def name(self) -> Name:
         """What decisions call it."""
-        return ("open" if self.is_open else "row"), self.tile.expert.number, self.tile.place, self.stage
+        tile = self.tile
+        return ("open" if self.is_open else "row"), tile.expert.number, tile.expert.part, tile.place, self.stage
 
 
 class Split(NamedTuple):

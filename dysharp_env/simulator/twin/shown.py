@@ -26,10 +26,8 @@ def features_of(gpu: Gpu, candidate: Candidate) -> dict[str, float]:
 def chunk_features(gpu: Gpu, chunk: Chunk) -> dict[str, float]:
     """Describes an unsent token chunk."""
     twin, count = gpu.twin, len(chunk.tokens)
-    pairs = [pair for token in chunk.tokens for pair in token.pairs]
-    if twin.program.reads_tokens:
-        pairs = [pair for pair in pairs if pair.gpu == gpu.number]
-    experts = [twin.experts[number] for pair in pairs for number in pair.experts]
+    pairs = [pair for token in chunk.tokens for pair in gpu.in_turn(token)]
+    experts = [twin.experts[number, pair.part] for pair in pairs for number in pair.experts]
     remote = [pair for pair in pairs if pair.is_remote and pair.experts]
     if twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
         flits = sum(twin.store(token, []).flits_up for token in chunk.tokens)
@@ -96,8 +94,8 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         f"is_{DECISION_KINDS[kind]}": 1.0,
         "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
         "sent": gpu.tokens_sent / gpu.tokens_to_send,
-        "received": fraction(gpu.slots - gpu.arrivals_left, gpu.slots),
-        "gemm_done": fraction(2 * gpu.slots - sum(gpu.slots_left), 2 * gpu.slots),
+        "received": fraction(gpu.slots - sum(gpu.arrivals_left), gpu.slots),
+        "gemm_done": fraction(2 * gpu.slots - sum(map(sum, gpu.slots_left)), 2 * gpu.slots),
         "combined": gpu.combined / of_gpu,
         "uplink_backlog": twin.root(gpu.uplink.backlog_ps()),
         "downlink_backlog": twin.root(gpu.downlink.backlog_ps()),

@@ -85,27 +85,34 @@ class Twin:
         self.marked: deque[Group] = deque()
         self.events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self.gpus = [Gpu(self, number) for number in range(self.num_gpus)]
-        totals = np.bincount(workload.topk_ids.reshape(-1), minlength=workload.layer.experts).tolist()
-        self.experts = [Expert(number, total) for number, total in enumerate(totals)]
-        for expert in self.experts:
+        self.experts = {
+            (number, part): Expert(number, part)
+            for number in range(workload.layer.experts)
+            for part in range(program.parts)
+        }
+        self.tokens = [self.make_token(number) for number in range(workload.num_tokens)]
+        self.tokens_left = len(self.tokens)
+        for expert in self.experts.values():
             gpu = self.gpus[int(workload.gpu_of_expert[expert.number])]
             gpu.experts.append(expert)
             gpu.slots += expert.total
-        self.tokens = [self.make_token(number) for number in range(workload.num_tokens)]
-        self.tokens_left = len(self.tokens)
-        self.arrivals_left = sum(totals)
+            gpu.arrivals_left[expert.part] += expert.total
+            for stage in (0, 1):
+                gpu.slots_left[stage][expert.part] += expert.total
         for gpu in self.gpus:
-            gpu.arrivals_left = gpu.slots
-            gpu.slots_left = [gpu.slots, gpu.slots]
             own = self.tokens[gpu.number * workload.tokens_per_gpu :][: workload.tokens_per_gpu]
             for place, first in enumerate(range(0, len(own), program.chunk_tokens)):
-                chunk = own[first : first + program.chunk_tokens]
+                members = own[first : first + program.chunk_tokens]
+                part = place * program.parts // -(-len(own) // program.chunk_tokens)
                 for reader in self.gpus if program.reads_tokens else [gpu]:
-                    reader.unsent.append(Chunk(reader.number, gpu.number, place, chunk))
+                    for turn in range(program.parts) if program.by_peers else [part]:
+                        reader.unsent.append(Chunk(reader.number, gpu.number, place, turn, members))
         for gpu in self.gpus:
-            gpu.unsent.sort(key=lambda chunk: (chunk.place, (chunk.home - chunk.gpu) % self.num_gpus))
-            gpu.tokens_to_send = sum(len(chunk.tokens) for chunk in gpu.unsent)
-        self.at(program.pays_ps[0], EV_GATE, self.open_gate, 0, self.gpus)
+            gpu.unsent.sort(key=lambda chunk: (chunk.part, chunk.place, (chunk.home - chunk.gpu) % self.num_gpus))
+            for chunk in gpu.unsent:
+                gpu.sends_left[chunk.part] += len(chunk.tokens)
+            gpu.tokens_to_send = sum(gpu.sends_left)
+        self.at(program.pays_ps[0], EV_GATE, self.open_gate, 0, 0, self.gpus)
         self._story = self._tell()
         self._answer: int | None = None
         self._waiting: Decision | None = None
@@ -120,10 +127,13 @@ class Twin:
             gpu = (home + offset) % self.num_gpus
             is_remote = gpu != home or self.program.loopback
             experts = [expert for expert in ids if self.workload.gpu_of_expert[expert] == gpu]
+            part = self.part_of(token, gpu)
+            for expert in experts:
+                self.experts[expert, part].total += 1
             if self.program.copies_per_expert:
-                token.pairs.extend(Pair(token, gpu, [expert], is_remote) for expert in experts)
+                token.pairs.extend(Pair(token, gpu, [expert], is_remote, part) for expert in experts)
             elif experts or self.program.static:
-                token.pairs.append(Pair(token, gpu, experts, is_remote))
+                token.pairs.append(Pair(token, gpu, experts, is_remote, part))
         token.contributions_left = sum(self.is_summed(pair) for pair in token.pairs)
         if self.program.pulls:
             # The local partial sum is added while the others are on their way.
@@ -134,6 +144,12 @@ class Twin:
             for pair in token.pairs:
                 self.gpus[pair.gpu].items_waiting += pair.is_remote and bool(pair.experts)
         return token
+
+    def part_of(self, token: Token, gpu: int) -> int:
+        """Returns the part of a token at one GPU: its share of its home GPU's chunks, or the GPU's of its peers."""
+        if self.program.by_peers:
+            return (gpu - token.home) % self.num_gpus * self.program.parts // self.num_gpus
+        return token.place * self.program.parts // -(-self.workload.tokens_per_gpu // self.program.chunk_tokens)
 
     def is_target(self, pair: Pair) -> bool:
         """Returns whether dispatch sends this pair over links."""
@@ -205,15 +221,15 @@ class Twin:
         self.dispatch_window = min(dispatch_sms * per_sm, UNLIMITED)
         self.combine_window = min(combine_sms * per_sm, UNLIMITED)
 
-    def open_gate(self, stage: int, gpus: list[Gpu]) -> None:
-        """Lets a stage start on some GPUs: 0 everything, 1 GEMM-1, 2 GEMM-2, 3 combine."""
+    def open_gate(self, stage: int, part: int, gpus: list[Gpu]) -> None:
+        """Lets a stage start on some GPUs: 0 everything, 1 GEMM-1, 2 GEMM-2, 3 combine of a part."""
         for gpu in gpus:
-            gpu.is_open[stage] = True
+            gpu.is_open[stage, part] = True
             if stage == 0:
                 for kind in (DISPATCH, GEMM, COMBINE):
                     gpu.mark(kind)
             elif stage == 3:
-                gpu.relist_units()
+                gpu.list_part(part)
                 gpu.mark(COMBINE)
             else:
                 gpu.mark(GEMM)
