@@ -147,6 +147,7 @@ def draw_case(seed: int) -> Case:
         exclusive=bool(pick(False, False, True)),
         gates=gates,
         pays_ps=tuple(int(pick(0, 1_000_000, rng.integers(10**6))) for _ in range(4)),
+        pay_end_ps=int(pick(0, 0, 1_000_000)),
         dispatch_sms=dispatch_sms,
         gemm_sms=num_sms - dispatch_sms - combine_sms if rng.random() < 0.5 else num_sms,
         combine_sms=combine_sms,

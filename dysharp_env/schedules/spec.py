@@ -24,14 +24,25 @@ Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class ReadinessSpec(Spec):
-    """When each stage may start: as its own inputs arrive, or when the whole stage before it is over."""
+    """When each stage may start on a part: as its own inputs arrive, or when the whole stage before it is over."""
 
-    gemm1: Literal["tile", "phase"] = "tile"
-    """``tile``: a full tile has arrived. ``phase``: every dispatch on every GPU is over."""
+    gemm1: Literal["tile", "gpu", "phase"] = "tile"
+    """``tile``: a full tile has arrived. ``gpu``: all that comes to this GPU has. ``phase``: every dispatch is over."""
     gemm2: Literal["tile", "phase"] = "tile"
     """``tile``: the tile's GEMM-1 row is done. ``phase``: this GPU's GEMM-1 and dispatch are over."""
-    combine: Literal["token", "phase"] = "token"
-    """``token``: the token's (or partial sum's) rows are done. ``phase``: every GEMM-2 on every GPU is over."""
+    combine: Literal["token", "gpu", "phase"] = "token"
+    """``token``: the token's (or partial sum's) rows are done. ``gpu``: this GPU's GEMM-2 is over (pushed sums only).
+    ``phase``: every GEMM-2 on every GPU is over."""
+
+
+class PartsSpec(Spec):
+    """Shares that every stage is cut into; a gate other than ``tile`` and ``token`` is each part's own."""
+
+    count: int = Field(default=1, ge=1, le=256)
+    """Parts; 1 means that stages are whole."""
+    by: Literal["tokens", "peers"] = "tokens"
+    """``tokens``: a part is a run of every home GPU's token chunks (chunked all-to-all). ``peers``: the exchange with a
+    share of the other GPUs, nearest first (pairwise groups)."""
 
 
 class SmSpec(Spec):
@@ -44,12 +55,14 @@ class SmSpec(Spec):
 
 
 class PaysSpec(Spec):
-    """System costs paid before each stage may start; those of a stage that overlaps the one before it must be empty."""
+    """System costs paid before each stage of each part may start; a stage that overlaps the one before pays none."""
 
     dispatch: tuple[Cost, ...] = ("launch",)
     gemm1: tuple[Cost, ...] = ()
     gemm2: tuple[Cost, ...] = ()
     combine: tuple[Cost, ...] = ()
+    end: tuple[Cost, ...] = ()
+    """After the last token is home."""
 
 
 class RuleSpec(Spec):
@@ -111,6 +124,9 @@ class ScheduleSpec(Spec):
     loopback: bool = False
     """Whether a home GPU's own copy and contribution cross the switch too, as in NVLS collectives over all GPUs."""
     readiness: ReadinessSpec = ReadinessSpec()
+    parts: PartsSpec = PartsSpec()
+    communication: Literal["overlapped", "exclusive"] = "overlapped"
+    """``exclusive``: a GPU's combine waits for the end of its dispatch, as in one stream of communication kernels."""
     sms: SmSpec
     pays: PaysSpec = PaysSpec()
     chunk_tokens: int = Field(default=8, ge=1)
@@ -127,12 +143,16 @@ class ScheduleSpec(Spec):
     def _check_parts_fit(self) -> ScheduleSpec:
         gated = {"gemm1": self.readiness.gemm1, "gemm2": self.readiness.gemm2, "combine": self.readiness.combine}
         for stage, readiness in gated.items():
-            if readiness != "phase" and getattr(self.pays, stage):
+            if readiness in ("tile", "token") and getattr(self.pays, stage):
                 raise ValueError(
                     f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
                 )
         if self.copies == "expert" and not ({self.dispatch, self.combine} <= {"unicast", "pull"}):
             raise ValueError(f"copies=expert needs unicast or pull both ways, not {self.dispatch} and {self.combine}")
+        if self.readiness.combine == "gpu" and self.combine not in ("unicast", "push_reduce"):
+            raise ValueError(f"readiness.combine=gpu needs pushed sums (unicast or push_reduce), not {self.combine}")
+        if self.parts.by == "peers" and (self.dispatch, self.combine) != ("unicast", "unicast"):
+            raise ValueError(f"parts.by=peers needs unicast both ways, not {self.dispatch} and {self.combine}")
         if self.loopback and (self.dispatch, self.combine) != ("broadcast", "reduce_scatter"):
             raise ValueError(
                 f"loopback needs dispatch broadcast and combine reduce_scatter, not {self.dispatch} and {self.combine}"
@@ -143,9 +163,11 @@ class ScheduleSpec(Spec):
 
     def gemm_sms(self, num_sms: int) -> int:
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
-        beside_gemm1 = self.sms.dispatch if self.readiness.gemm1 == "tile" else 0
-        beside_gemm2 = self.sms.combine if self.readiness.combine == "token" else 0
-        if self.readiness.gemm2 == "phase":
+        has_parts = self.parts.count > 1
+        beside_gemm1 = self.sms.dispatch if has_parts or self.readiness.gemm1 == "tile" else 0
+        beside_gemm2 = self.sms.combine if has_parts or self.readiness.combine == "token" else 0
+        never_both = self.communication == "exclusive" or (self.readiness.gemm2 == "phase" and not has_parts)
+        if never_both:
             return num_sms - max(beside_gemm1, beside_gemm2)
         return num_sms - beside_gemm1 - beside_gemm2
 
@@ -176,9 +198,9 @@ class ScheduleSpec(Spec):
             "barrier": system.overheads.barrier_us,
             "count_exchange": system.overheads.count_exchange_us,
         }
-        dispatch_pay, gemm1_pay, gemm2_pay, combine_pay = (
+        dispatch_pay, gemm1_pay, gemm2_pay, combine_pay, end_pay = (
             round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
-            for stage in ("dispatch", "gemm1", "gemm2", "combine")
+            for stage in ("dispatch", "gemm1", "gemm2", "combine", "end")
         )
         asks_gemm, asks_combine = "gemm" in exposure.kinds, "combine" in exposure.kinds
         return Program(
@@ -191,7 +213,11 @@ class ScheduleSpec(Spec):
                 _gate(self.readiness.gemm2),
                 _gate(self.readiness.combine),
             ),
+            parts=self.parts.count,
+            by_peers=self.parts.by == "peers",
+            exclusive=self.communication == "exclusive",
             pays_ps=(dispatch_pay, gemm1_pay, gemm2_pay, combine_pay),
+            pay_end_ps=end_pay,
             dispatch_sms=self.sms.dispatch,
             gemm_sms=gemm_sms,
             combine_sms=self.sms.combine,
@@ -208,7 +234,7 @@ class ScheduleSpec(Spec):
 
 
 def _gate(readiness: str) -> int:
-    return layout.GATE_PHASE if readiness == "phase" else layout.GATE_FINE
+    return {"phase": layout.GATE_PHASE, "gpu": layout.GATE_GPU}.get(readiness, layout.GATE_FINE)
 
 
 def load_schedule(name_or_path: str) -> ScheduleSpec:

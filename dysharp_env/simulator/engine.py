@@ -71,6 +71,8 @@ class Engine:
         """
         if self._waiting:
             raise RuntimeError("a decision waits for its answer; call decide first")
+        if self._done:
+            return None
         while True:
             status = advance(self.state.root)
             if status == layout.GROW:

@@ -301,6 +301,7 @@ def advance(roots: np.ndarray) -> int:
                 return ASK
         if not s.serving:
             if s.tokens_left == 0:
+                s.now_ps += s.pay_end_ps
                 return DONE
             if s.heap_size == 0:
                 return STUCK

@@ -111,7 +111,7 @@ _PARAMETERS = (
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
-    "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive"
+    "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps"
 )
 
 _COUNTERS = (

@@ -372,6 +372,7 @@ def _root(
         "num_parts": program.parts,
         "by_peers": program.by_peers,
         "exclusive": program.exclusive,
+        "pay_end_ps": program.pay_end_ps,
         "dispatch_ask_flits": packet.ask_flits(costs.dispatch_bytes),
         "gate1": program.gates[0],
         "gate2": program.gates[1],

@@ -35,6 +35,7 @@ class Program:
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
+        pay_end_ps: What is paid after the last token is home.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         allow_partial: Whether an open tile may be closed early.
@@ -58,6 +59,7 @@ class Program:
     parts: int = 1
     by_peers: bool = False
     exclusive: bool = False
+    pay_end_ps: int = 0
     chunk_tokens: int = 8
     allow_partial: bool = False
     min_partial_tokens: int = 16

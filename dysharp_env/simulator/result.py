@@ -45,7 +45,7 @@ class LayerResult:
     """One layer under one schedule.
 
     Attributes:
-        makespan_us: Until the last token is combined.
+        makespan_us: Until the last token is combined and what the schedule pays after that is over.
         lower_bound_us: What no schedule can beat.
         phases_us: First start and last end of each stage.
         wire_bytes, payload_bytes: ``up`` and ``down`` over all GPUs, and ``by_purpose`` (both directions).

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from dysharp_env.config import ConfigError, parse_spec, preset_names
+from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names
 from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, simulate
 from dysharp_env.simulator import layout
 from dysharp_env.system import load_system
@@ -16,11 +16,27 @@ from dysharp_env.workload import ScenarioSpec
 BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispatch": 8, "combine": 8}}
 
 
-def test_the_issue_s_schedules_are_presets():
-    wanted = {"deepep", "nvls", "dysharp-basic", "fused-unicast", "comet", "dysharp", "dysharp-l2"}
-    assert wanted <= set(preset_names("schedules"))
-    for name in wanted:
-        assert load_schedule(name).name == name
+PRESETS = {
+    *("nccl", "nvls", "deepep", "deepep-ll", "tutel-2", "tutel-4", "tutel-8", "fastermoe", "comet", "ccfuser"),
+    *("flashdmoe", "trtllm-one-sided", "dual-batch", "mega-moe", "triton-distributed", "moe-hub"),
+    *("dysharp-basic", "dysharp-comet", "fused-unicast", "dysharp", "dysharp-l2"),
+    *("dysharp-two-chunks", "mega-moe-multimem", "dysharp-push"),
+}
+
+
+def test_presets_are_the_system_its_rivals_and_untested_ideas():
+    assert set(preset_names("schedules")) == PRESETS
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name):
+    schedule = load_schedule(name)
+    assert schedule.name == name and schedule.description
+    assert find_config("schedules", name).read_text(encoding="utf-8").startswith("# ")
+    scenario = ScenarioSpec(system="dgx-h100", model="small", tokens=40, routing="uniform").build()
+    run = simulate(scenario.system, scenario.draw(0), schedule)
+    assert run.result().ratio >= 1.0
+    assert (run.engine.state.tokens["combine_end"][:-1] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +49,9 @@ def test_the_issue_s_schedules_are_presets():
         ({"sms": {"dispatch": 0, "combine": 8}}, "sms.dispatch=0"),
         ({"dispatch": "multicast", "copies": "expert"}, "copies=expert needs unicast or pull both ways"),
         ({"loopback": True}, "loopback needs dispatch broadcast and combine reduce_scatter"),
+        ({"combine": "pull", "readiness": {"combine": "gpu"}}, "readiness.combine=gpu needs pushed sums"),
+        ({"dispatch": "pull", "parts": {"count": 2, "by": "peers"}}, "parts.by=peers needs unicast both ways"),
+        ({"parts": {"count": 0}}, "parts.count=0"),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )
@@ -50,6 +69,10 @@ def test_sms_left_for_gemms_depend_on_what_runs_beside_them():
         ScheduleSpec, {**BASE, "readiness": {"gemm2": "phase"}, "sms": {"dispatch": 20, "combine": 30}}, "schedule"
     )
     assert (phases.gemm_sms(132), fused.gemm_sms(132), two_kernels.gemm_sms(132)) == (132, 116, 102)
+    chunks = {**BASE, "readiness": readiness, "parts": {"count": 4}, "sms": {"dispatch": 20, "combine": 30}}
+    merged = parse_spec(ScheduleSpec, chunks, "schedule")
+    in_turn = parse_spec(ScheduleSpec, {**chunks, "communication": "exclusive"}, "schedule")
+    assert (merged.gemm_sms(132), in_turn.gemm_sms(132)) == (82, 102)
 
 
 def test_a_system_without_the_primitive_or_the_sms_refuses():

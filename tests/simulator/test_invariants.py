@@ -228,7 +228,7 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
         if use.resource == layout.LOG_REDUCE:
             total = by_name[layout.LOG_DOWN, "sum", use.token, use.token // per_gpu]
             assert total.end_ps >= use.end_ps
-    assert engine_end(state) == tokens["combine_end"][:-1].max()
+    assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
 
 def check_gates_are_kept(case, state, log) -> None:

@@ -284,6 +284,7 @@ class Twin:
                 while decision is not None:
                     decision = group.process.send((yield decision))
             if self.tokens_left == 0:
+                self.now_ps += self.program.pay_end_ps
                 return
             if not self.events:
                 raise RuntimeError(
