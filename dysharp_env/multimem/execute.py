@@ -17,11 +17,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dysharp_env.config import require_choice
+from dysharp_env.multimem.combines import COMBINE
 from dysharp_env.multimem.dense import MoeTensors, check_tensors
+from dysharp_env.multimem.dispatches import DISPATCH
+from dysharp_env.multimem.fabric import FLOAT_BYTES
 from dysharp_env.multimem.faults import ScheduleFault
 from dysharp_env.multimem.packet import PacketFormat
-from dysharp_env.multimem.runtime import FLOAT_BYTES, Runtime
-from dysharp_env.multimem.transfers import Transfers, plain_bytes
+from dysharp_env.multimem.runtime import Runtime
+from dysharp_env.multimem.tokens import Tokens, plain_bytes
 from dysharp_env.multimem.wire import Stage
 from dysharp_env.workload import Workload
 
@@ -79,7 +83,7 @@ class Schedule:
         rows: Its table.
         chunks: Token ids of each chunk.
         tiles: Token ids of each tile; one without tokens was never opened and has no rows.
-        dispatch, combine: Primitives by name; see ``transfers``.
+        dispatch, combine: Primitives by name; see ``dispatches`` and ``combines``.
     """
 
     rows: Sequence[Row]
@@ -115,6 +119,8 @@ class Execution:
             ScheduleFault: The table is unfinished, or lacks or repeats work.
         """
         check_tensors(workload, tensors)
+        require_choice("dispatch", schedule.dispatch, list(DISPATCH))
+        require_choice("combine", schedule.combine, list(COMBINE))
         block_bytes = tensors.hidden * FLOAT_BYTES
         self.runtime = Runtime(
             workload.gpu_of_expert,
@@ -127,7 +133,9 @@ class Execution:
         self.steps = steps_of(schedule)
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
-        self._transfers = Transfers(self.runtime, workload, block_bytes, schedule.dispatch, schedule.combine)
+        tokens = Tokens(self.runtime, workload, block_bytes)
+        self._dispatch = DISPATCH[schedule.dispatch](tokens)
+        self._combine = COMBINE[schedule.combine](tokens)
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
         self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result
@@ -140,21 +148,22 @@ class Execution:
         """
         if step.action == Action.DISPATCH:
             for token in self._schedule.chunks[step.item]:
-                self._transfers.send(int(token), self._tensors.tokens[token])
+                self._dispatch.send(int(token), self._tensors.tokens[token])
         elif step.action == Action.ASK:
             self._ask(self._schedule.chunks[step.item])
         elif step.action == Action.COMBINE:
-            self._transfers.respond()
+            self._combine.respond()
             for token in self._schedule.chunks[step.item]:
-                self.outputs[token] = self._transfers.take(int(token))
+                self.outputs[token] = self._combine.take(int(token))
         else:
             self._gemm(step)
 
-    def check_arrivals(self) -> None:
-        """Checks that every expert received each of its tokens, whole and once.
+    def finish(self) -> np.ndarray:
+        """Returns the outputs, having checked that every expert received each of its tokens, whole and once.
 
         Raises:
             ScheduleFault: One is missing, in part or altogether, or came twice.
+            CountFault: Something is still under way in the machine, or left in its tables.
         """
         for hub in self.runtime.hubs:
             for expert, tokens in hub.token_of_row.items():
@@ -167,6 +176,8 @@ class Execution:
                     raise ScheduleFault(
                         f"expert {expert} received {hub.row_bytes[expert][row]} B of token {tokens[row]}"
                     )
+        self.runtime.check_idle()
+        return self.outputs
 
     def _gemm(self, step: Step) -> None:
         tokens, expert = self._schedule.tiles[step.item], step.expert
@@ -178,16 +189,16 @@ class Execution:
         if step.action == Action.READ_GEMM1:
             self._read[step.item, 1] = hub.read_rows(Stage.DISPATCH, expert, rows)
         elif step.action == Action.WRITE_GEMM1:
-            self._inner[step.item] = np.maximum(self._read.pop((step.item, 1)) @ self._tensors.up[expert], 0)
+            self._inner[step.item] = self._tensors.gemm1(expert, self._read.pop((step.item, 1)))
         elif step.action == Action.READ_GEMM2:
             if step.item not in self._inner:
                 raise ScheduleFault(f"GEMM-2 of tile {step.item} starts before its GEMM-1 has ended")
             self._read[step.item, 2] = self._inner.pop(step.item)
         else:
             place = np.argmax(self._workload.topk_ids[tokens] == expert, axis=1)
-            gates = self._tensors.gates[tokens, place]
-            results = self._read.pop((step.item, 2)) @ self._tensors.down[expert]
-            hub.write_rows(Stage.COMBINE, expert, rows, gates[:, None] * results)
+            inner = self._read.pop((step.item, 2))
+            results = self._tensors.gemm2(expert, inner, self._tensors.gate_weights[tokens, place])
+            hub.write_rows(Stage.COMBINE, expert, rows, results)
             self._computed[tokens, place] = True
 
     def _ask(self, tokens: np.ndarray) -> None:
@@ -195,7 +206,7 @@ class Execution:
         if early.size:
             raise ScheduleFault(f"tokens {early.tolist()} are combined before all their experts are done")
         for token in tokens:
-            self._transfers.ask(int(token))
+            self._combine.ask(int(token))
 
 
 def execute(
@@ -218,8 +229,7 @@ def execute(
     )
     for step in execution.steps:
         execution.apply(step)
-    execution.check_arrivals()
-    return execution.outputs
+    return execution.finish()
 
 
 def steps_of(schedule: Schedule) -> list[Step]:

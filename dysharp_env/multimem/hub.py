@@ -5,6 +5,10 @@ tokens. Each expert packs what it receives; the first packet of a block allocate
 registers the pair in the AL table, later packets and the combine find it there (DySHARP, arXiv 2605.05607, memory
 manager). An AL entry is 1 valid bit and a 31-bit layout index; 512 entries are cached in the AL TLB (FIFO here, as its
 replacement is not published). Dispatch and combine share the mapping but have a virtual region each.
+
+The TID table and the bytes counted per row tell that a token is whole (the paper's tile status counts arrivals of a
+tile). Left out: what cached tables cost (the simulator charges TLB misses and spills), the link MMU behind the
+translation, and byte enables: a packet always writes all of its payload.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dysharp_env.multimem.faults import AddressFault, BindFault, TargetFault, UndispatchedFault
+from dysharp_env.multimem.fabric import require_floats
+from dysharp_env.multimem.faults import AddressFault, BindFault, CountFault, TargetFault, UndispatchedFault
 from dysharp_env.multimem.wire import Packet, Stage
 
 VALID = np.uint32(1 << 31)
@@ -63,6 +68,7 @@ class Region:
         algebraic, offset = divmod(packet.address - self.base, self.block_bytes)
         if offset + packet.length > self.block_bytes:
             raise AddressFault(f"data crosses the end of a block of {self.block_bytes} B", packet)
+        require_floats(packet)
         return algebraic, offset
 
 
@@ -70,6 +76,9 @@ class Hub:
     """Address translation and memory of one GPU.
 
     Attributes:
+        nactive: Rows bound for each local expert.
+        first_row: Row of the virtual regions at which each local expert's rows begin (VBase).
+        allocated: Rows given out, by local expert: its next layout index.
         al_table: AL sub-table of each local expert, (tokens,) uint32.
         tlb: AL TLB, (expert, algebraic index) -> layout index, oldest first.
         token_of_row: TID table of each local expert, (bound rows,) int64 algebraic index of each row, -1 where none.
@@ -87,12 +96,17 @@ class Hub:
         self.row_bytes = {expert: np.zeros(count, np.int64) for expert, count in nactive.items()}
         self.tlb: OrderedDict[tuple[int, int], int] = OrderedDict()
         self.misses = 0
-        self._tlb_entries = tlb_entries
-        self._allocated = dict.fromkeys(nactive, 0)
-        # VBase: experts' rows follow each other in each virtual region.
+        self.allocated = dict.fromkeys(nactive, 0)
+        # Experts' rows follow each other in each virtual region.
         starts = np.cumsum([0, *nactive.values()])
-        self._row0 = {expert: int(start) for expert, start in zip(nactive, starts, strict=False)}
-        self._memory = np.zeros((region.stages, int(starts[-1]) * region.block_bytes), np.uint8)
+        self.first_row = {expert: int(start) for expert, start in zip(nactive, starts, strict=False)}
+        self._tlb_entries = tlb_entries
+        self._num_rows = int(starts[-1])
+        self._memory = np.zeros((region.stages, self._num_rows * region.block_bytes), np.uint8)
+
+    def holds(self, expert: int) -> bool:
+        """Returns whether an expert is on this GPU."""
+        return expert in self.nactive
 
     def store(self, packet: Packet, expert: int) -> None:
         """Stores a packet's payload in one expert's block; the first packet of a dispatched block allocates it.
@@ -103,7 +117,7 @@ class Hub:
         place = self.translate(packet, expert, allocate=packet.stage == Stage.DISPATCH)
         self._memory[packet.stage, place : place + packet.length] = np.frombuffer(packet.payload, np.uint8)
         if packet.stage == Stage.DISPATCH:
-            row = place // self.region.block_bytes - self._row0[expert]
+            row = place // self.region.block_bytes - self.first_row[expert]
             self.row_bytes[expert][row] += packet.length
 
     def load_sum(self, packet: Packet) -> np.ndarray:
@@ -126,16 +140,19 @@ class Hub:
         Raises:
             AddressFault: The packet leaves the region or its block.
             TargetFault: The expert is not on this GPU.
-            BindFault: The expert would receive more tokens than were bound.
+            BindFault: The expert would receive more tokens than were bound, or its rows are not all in the region.
             UndispatchedFault: The block was never dispatched to the expert, and ``allocate`` is False.
         """
         algebraic, offset = self.region.locate(packet)
-        if expert not in self.al_table:
+        if not self.holds(expert):
             raise TargetFault(f"expert {expert} is not on GPU {self.gpu}", packet)
         layout = self._layout(packet, expert, algebraic, allocate)
         if layout >= self.nactive[expert]:
             raise BindFault(f"expert {expert} was bound for {self.nactive[expert]} tokens, not {layout + 1}", packet)
-        return (self._row0[expert] + layout) * self.region.block_bytes + offset
+        row = self.first_row[expert] + layout
+        if not 0 <= row < self._num_rows:
+            raise BindFault(f"row {row} for expert {expert} is outside the {self._num_rows} rows bound", packet)
+        return row * self.region.block_bytes + offset
 
     def rows(self, expert: int, algebraic: np.ndarray) -> np.ndarray:
         """Returns the layout index of each token by the TID table, (tokens,) int64; -1 for one that has no row.
@@ -148,17 +165,34 @@ class Hub:
 
     def read_rows(self, stage: Stage, expert: int, rows: np.ndarray) -> np.ndarray:
         """Returns a copy of rows of an expert's region, (rows, values) float32."""
-        return self._rows_of(stage, expert)[rows]
+        return self._values(stage)[self._places(expert, rows)]
 
     def write_rows(self, stage: Stage, expert: int, rows: np.ndarray, values: np.ndarray) -> None:
         """Writes rows of an expert's region, as a GEMM does; ``values`` is (rows, values) float32."""
-        self._rows_of(stage, expert)[rows] = values
+        self._values(stage)[self._places(expert, rows)] = values
 
-    def _rows_of(self, stage: Stage, expert: int) -> np.ndarray:
-        size = self.region.block_bytes
-        first = self._row0[expert] * size
-        flat = self._memory[stage, first : first + self.nactive[expert] * size]
-        return flat.view("<f4").reshape(self.nactive[expert], size // 4)
+    def check_complete(self) -> None:
+        """Checks that every local expert received all tokens it was bound for, and the tables list just these.
+
+        Raises:
+            CountFault: One received fewer, so its last tile would wait for ever, or entries are left from elsewhere.
+        """
+        for expert, bound in self.nactive.items():
+            valid = np.count_nonzero(self.al_table[expert] & VALID)
+            if not bound == self.allocated[expert] == valid:
+                raise CountFault(
+                    f"expert {expert} was bound for {bound} tokens and received {self.allocated[expert]}; its AL table"
+                    f" holds {valid}"
+                )
+
+    def _places(self, expert: int, rows: np.ndarray) -> np.ndarray:
+        places = self.first_row[expert] + rows
+        if ((places < 0) | (places >= self._num_rows)).any():
+            raise BindFault(f"rows of expert {expert} are outside the {self._num_rows} rows bound on GPU {self.gpu}")
+        return places
+
+    def _values(self, stage: Stage) -> np.ndarray:
+        return self._memory[stage].view("<f4").reshape(self._num_rows, self.region.block_bytes // 4)
 
     def _layout(self, packet: Packet, expert: int, algebraic: int, allocate: bool) -> int:
         key = (expert, algebraic)
@@ -178,10 +212,10 @@ class Hub:
 
     def _allocate(self, packet: Packet, expert: int, algebraic: int) -> np.uint32:
         """Registers the expert's next row for a block and returns its AL entry."""
-        layout = self._allocated[expert]
+        layout = self.allocated[expert]
         if layout >= self.nactive[expert]:
             raise BindFault(f"expert {expert} was bound for {self.nactive[expert]} tokens, not {layout + 1}", packet)
-        self._allocated[expert] += 1
+        self.allocated[expert] += 1
         self.token_of_row[expert][layout] = algebraic
         entry = VALID | np.uint32(layout)
         self.al_table[expert][algebraic] = entry

@@ -4,32 +4,30 @@ A region is created with its block size, stages and base, for the tokens of all 
 each expert will receive (the roles of ``cuDyMulticastCreate`` and ``cuDyMulticastBindAddr``, DySHARP, arXiv
 2605.05607). ``dymultimem.st`` and ``dymultimem.ld_reduce`` take data (a register: here the values, or their number of
 bytes), address, target count and target list. Targets on the issuing GPU are served by its own Hub and use no link.
-Nothing here knows time: packets arrive in the order in which they are sent.
+
+Nothing here knows time: packets arrive in the order in which they are sent, a store is acknowledged before the next is
+issued, and all GPUs that were asked for a sum answer together in ``respond``. Every packet finds its block through the
+algebraic index, so no result depends on the order of packets but for the rounding of sums. Left out: a second region or
+layer in the same tables, what a warp's vector accesses look like before they are packets, and scopes and fences of the
+memory model, of which ``check_idle`` keeps only that all is done.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.multimem.faults import (
-    AddressFault,
-    BindFault,
-    CountFault,
-    PlainAccessFault,
-    TargetFault,
-)
+from dysharp_env.multimem.fabric import FLOAT_BYTES, Fabric
+from dysharp_env.multimem.faults import AddressFault, BindFault, CountFault, PlainAccessFault, TargetFault
 from dysharp_env.multimem.hub import Hub, Region
-from dysharp_env.multimem.links import MAX_GPUS, MULTIMEM_BASE, STATIC_BASE, WINDOW_BITS, Links, plain_place
+from dysharp_env.multimem.links import MAX_GPUS, MULTIMEM_BASE, STATIC_BASE, WINDOW_BITS, Links
 from dysharp_env.multimem.packet import PacketFormat
+from dysharp_env.multimem.plain import PlainMemory
 from dysharp_env.multimem.switch import ReplyKey, Switch, reply_key
 from dysharp_env.multimem.team import Team
 from dysharp_env.multimem.wire import Kind, Packet, Stage, check_format
-
-FLOAT_BYTES = 4
 
 
 @dataclass
@@ -53,10 +51,11 @@ class Runtime:
     """A functional machine: GPUs with Hubs and plain memory, joined by one switch.
 
     Attributes:
-        gpu_of_expert: (experts,) int64; the switch has a routing table of its own.
-        links, switch, hubs: The parts; ``hubs`` is empty until a region is bound.
-        plain: (GPU, bytes) uint8 plain memory.
+        num_experts: Experts of all GPUs together.
+        links, switch, fabric, hubs: The parts; ``hubs`` is empty until a region is bound.
+        plain: Plain memory of all GPUs, with the plain instructions.
         region: The dynamic region, or None.
+        pulls: Sums that GPUs have asked for and not taken yet, one for each packet.
     """
 
     def __init__(
@@ -84,18 +83,18 @@ class Runtime:
         ):
             if not lowest <= value <= highest:
                 raise ConfigError(f"{name}={value} must be from {lowest} to {highest}")
-        self.gpu_of_expert = np.array(gpu_of_expert, np.int64)
+        self.num_experts = len(gpu_of_expert)
         self.num_gpus = num_gpus
-        self.packet = packet
         self.links = Links()
-        self.switch = Switch(self.gpu_of_expert, num_gpus, reduction_slots)
-        self.plain = np.zeros((num_gpus, plain_bytes), np.uint8)
+        self.switch = Switch(gpu_of_expert, num_gpus, reduction_slots)
+        self.fabric = Fabric(self.links, self.switch, packet.payload_bytes)
+        self.plain = PlainMemory(num_gpus, plain_bytes, self.fabric)
         self.region: Region | None = None
         self.hubs: list[Hub] = []
+        self.pulls: dict[ReplyKey, Pull] = {}
+        self._gpu_of_expert = np.array(gpu_of_expert, np.int64)
         self._al_tlb_entries = al_tlb_entries
-        self._asked: list[tuple[int, Packet]] = []
-        self._pulls: dict[ReplyKey, Pull] = {}
-        self._pushed: Counter[tuple[int, int]] = Counter()  # contributions by home GPU and address
+        self._asked: list[tuple[int, Packet]] = []  # requests at the GPUs that will answer them
 
     def create_region(self, block_bytes: int, num_tokens: int, stages: int = 2, base: int = MULTIMEM_BASE) -> Region:
         """Creates the dynamic region and returns it.
@@ -108,9 +107,10 @@ class Runtime:
         if num_tokens < 1 or stages not in (1, 2):
             raise ConfigError(f"num_tokens={num_tokens} must be at least 1, and stages={stages} 1 or 2")
         region = Region(base, block_bytes, num_tokens, stages)
-        if base < MULTIMEM_BASE or region.end > STATIC_BASE:
+        if base < MULTIMEM_BASE or region.end > STATIC_BASE or base % FLOAT_BYTES:
             raise ConfigError(
-                f"region {base:#x} to {region.end:#x} must lie between {MULTIMEM_BASE:#x} and {STATIC_BASE:#x}"
+                f"region {base:#x} to {region.end:#x} must lie between {MULTIMEM_BASE:#x} and {STATIC_BASE:#x}, at a"
+                f" multiple of {FLOAT_BYTES}"
             )
         self.region = region
         return region
@@ -120,9 +120,7 @@ class Runtime:
 
         Every GPU counts its own tokens, every expert's GPU adds the counts of all.
         """
-        per_gpu = [
-            np.bincount(ids.ravel(), minlength=len(self.gpu_of_expert)) for ids in np.split(topk_ids, self.num_gpus)
-        ]
+        per_gpu = [np.bincount(ids.ravel(), minlength=self.num_experts) for ids in np.split(topk_ids, self.num_gpus)]
         return np.sum(per_gpu, axis=0)
 
     def bind(self, nactive: np.ndarray) -> None:
@@ -133,15 +131,15 @@ class Runtime:
         """
         if self.region is None:
             raise BindFault("no dynamic multimem region has been created")
-        if len(nactive) != len(self.gpu_of_expert):
-            raise BindFault(f"{len(nactive)} counts were bound for {len(self.gpu_of_expert)} experts")
+        if len(nactive) != self.num_experts:
+            raise BindFault(f"{len(nactive)} counts were bound for {self.num_experts} experts")
         if min(nactive) < 0 or max(nactive) > self.region.num_tokens:
             raise BindFault(f"bound counts must be from 0 to the region's {self.region.num_tokens} tokens")
         self.hubs = [
             Hub(
                 gpu,
                 self.region,
-                {int(e): int(nactive[e]) for e in np.flatnonzero(self.gpu_of_expert == gpu)},
+                {int(e): int(nactive[e]) for e in np.flatnonzero(self._gpu_of_expert == gpu)},
                 self._al_tlb_entries,
             )
             for gpu in range(self.num_gpus)
@@ -149,39 +147,7 @@ class Runtime:
 
     def create_team(self, gpus: tuple[int, ...], size_bytes: int) -> Team:
         """Returns a static multimem object over a fixed team; its first address is ``STATIC_BASE``."""
-        return Team(gpus, size_bytes, self.links, self.switch, self.packet.payload_bytes)
-
-    def st(self, gpu: int, data: np.ndarray, address: int, stage: Stage) -> None:
-        """Plain store of (values,) float32 to one GPU's memory.
-
-        Raises:
-            PlainAccessFault: It is a multimem address.
-            AddressFault: No GPU has the address.
-        """
-        for start, payload in self._cut(data):
-            packet = Packet(Kind.WRITE, stage, address + start, gpu, len(payload), payload=payload)
-            target, offset = plain_place(packet, *self.plain.shape)
-            if target != gpu:
-                packet = self.links.down(target, self.links.up(gpu, packet))
-                ack = replace(packet, kind=Kind.ACK, payload=b"")
-                self.links.down(gpu, self.links.up(target, ack))
-            self.plain[target, offset : offset + packet.length] = np.frombuffer(packet.payload, np.uint8)
-
-    def ld(self, gpu: int, length: int, address: int, stage: Stage) -> np.ndarray:
-        """Plain load of ``length`` bytes, at most one packet, from one GPU's memory, as (values,) float32.
-
-        Raises:
-            PlainAccessFault: It is a multimem address.
-            AddressFault: No GPU has the address.
-        """
-        packet = Packet(Kind.LOAD, stage, address, gpu, length)
-        target, offset = plain_place(packet, *self.plain.shape)
-        payload = self.plain[target, offset : offset + length].tobytes()
-        if target != gpu:
-            asked = self.links.down(target, self.links.up(gpu, packet))
-            response = replace(asked, kind=Kind.RESPONSE, payload=payload)
-            payload = self.links.down(gpu, self.links.up(target, response)).payload
-        return np.frombuffer(payload, "<f4").copy()
+        return Team(gpus, size_bytes, self.fabric)
 
     def dymultimem_st(
         self, gpu: int, data: np.ndarray, address: int, count: int, targets: tuple[int, ...], stage: Stage
@@ -191,25 +157,15 @@ class Runtime:
         Raises:
             MultimemFault: An operand is wrong; see ``faults``.
         """
-        for start, payload in self._cut(data):
+        for start, payload in self.fabric.cut(data):
             packet = Packet(
                 Kind.DYNAMIC_STORE, stage, address + start, gpu, len(payload), count, tuple(targets), payload
             )
             local, remote = self._split(packet)
-            for expert in local:
-                self.hubs[gpu].store(packet, expert)
-            if not remote:
-                continue
-            replicas = self.switch.replicate(self.links.up(gpu, _naming(packet, remote)))
-            self.switch.expect_acks(packet, len(replicas))
-            for port, replica in replicas:
-                arrived = self.links.down(port, replica)
-                for expert in arrived.targets:
-                    self.hubs[port].store(arrived, expert)
-                ack = replace(arrived, kind=Kind.ACK, payload=b"", targets=(), count=0)
-                merged = self.switch.merge_ack(self.links.up(port, ack))
-                if merged is not None:
-                    self.links.down(gpu, merged)
+            if local:
+                self._store(gpu, _naming(packet, local))
+            if remote:
+                self.fabric.write(_naming(packet, remote), self.switch.replicate, self._store)
 
     def dymultimem_ld_reduce(
         self, gpu: int, length: int, address: int, count: int, targets: tuple[int, ...], stage: Stage
@@ -232,19 +188,19 @@ class Runtime:
             MultimemFault: An operand is wrong; see ``faults``.
         """
         keys = []
-        for start in range(0, length, self.packet.payload_bytes):
-            size = min(self.packet.payload_bytes, length - start)
+        for start, size in self.fabric.lengths(length):
             packet = Packet(Kind.DYNAMIC_LOAD, stage, address + start, gpu, size, count, tuple(targets))
             local, remote = self._split(packet)
-            own = self.hubs[gpu].load_sum(_naming(packet, local))
-            if reply_key(packet) in self._pulls:
+            if reply_key(packet) in self.pulls:
                 raise CountFault("this sum has been asked for already", packet)
-            self._pulls[reply_key(packet)] = Pull(packet, own, len(local), done=not remote)
+            own = self.hubs[gpu].load_sum(_naming(packet, local))
+            self.pulls[reply_key(packet)] = Pull(packet, own, len(local), done=not remote)
             keys.append(reply_key(packet))
             if not remote:
                 continue
-            replicas = self.switch.replicate(self.links.up(gpu, _naming(packet, remote)))
-            self.switch.open_reduction(packet, len(replicas))
+            sent = self.links.up(gpu, _naming(packet, remote))
+            replicas = self.switch.replicate(sent)
+            self.switch.open_reduction(sent, len(replicas))
             self._asked += [(port, self.links.down(port, replica)) for port, replica in replicas]
         return keys
 
@@ -261,67 +217,43 @@ class Runtime:
             for packet in self.switch.reduce(self.links.up(port, response)):
                 self._receive(self.links.down(packet.source, packet))
 
-    def push_sum(self, gpu: int, data: np.ndarray, address: int, count: int, stage: Stage) -> None:
-        """Pushes one of ``count`` GPUs' partial sums, (values,) float32, to another GPU; the switch merges them.
-
-        The switch acknowledges the push, since it holds the sum now; the home GPU acknowledges what it receives.
-
-        Raises:
-            PlainAccessFault, AddressFault: The address is not plain memory.
-            CountFault: Other GPUs pushed to this address with another count.
-        """
-        for start, payload in self._cut(data):
-            packet = Packet(Kind.PUSH, stage, address + start, gpu, len(payload), count, payload=payload)
-            home, _ = plain_place(packet, *self.plain.shape)
-            leaving = self.switch.push(self.links.up(gpu, packet), home)
-            self.links.down(gpu, replace(packet, kind=Kind.ACK, count=0, payload=b""))
-            for merged in leaving:
-                # An evicted partial sum is another token's and carries its own address.
-                arrived = self.links.down(home, merged)
-                _, offset = plain_place(arrived, *self.plain.shape)
-                self.add_plain(home, offset, np.frombuffer(arrived.payload, "<f4"))
-                self._pushed[home, arrived.address] += arrived.count
-                self.links.up(home, replace(arrived, kind=Kind.ACK, count=0, payload=b""))
-
-    def add_plain(self, gpu: int, offset: int, values: np.ndarray) -> None:
-        """Adds (values,) float32 to a GPU's plain memory, on that GPU."""
-        self.plain[gpu, offset : offset + FLOAT_BYTES * len(values)].view("<f4")[:] += values
-
-    def check_pushed(self, gpu: int, length: int, address: int, count: int) -> None:
-        """Checks that ``length`` bytes of pushed sums at an address of a GPU have all their ``count`` contributions.
-
-        Raises:
-            CountFault: They have not.
-        """
-        for start in range(0, length, self.packet.payload_bytes):
-            pushed = self._pushed.pop((gpu, address + start), 0)
-            if pushed != count:
-                raise CountFault(f"{pushed} of {count} sums were pushed to {address + start:#x} of GPU {gpu}")
-
     def take_sum(self, keys: list[ReplyKey]) -> np.ndarray:
         """Returns the finished sum of an earlier request, (values,) float32.
 
         Raises:
             CountFault: Contributions are missing.
         """
-        pulls = [self._pulls.pop(key) for key in keys]
+        pulls = [self.pulls.pop(key) for key in keys]
         for pull in pulls:
             if not pull.done or pull.counted != pull.request.count:
                 raise CountFault(f"only {pull.counted} of {pull.request.count} experts were summed", pull.request)
         return np.concatenate([pull.total for pull in pulls])
 
+    def check_idle(self) -> None:
+        """Checks that nothing is under way or left over, and every expert received what it was bound for.
+
+        Raises:
+            CountFault: Something is.
+        """
+        self.fabric.check_idle()
+        self.plain.check_idle()
+        for pull in self.pulls.values():
+            raise CountFault("this sum was never taken", pull.request)
+        for hub in self.hubs:
+            hub.check_complete()
+
+    def _store(self, gpu: int, packet: Packet) -> None:
+        for expert in packet.targets:
+            self.hubs[gpu].store(packet, expert)
+
     def _receive(self, packet: Packet) -> None:
         """Adds a result or an evicted partial sum to what its requester waits for."""
-        pull = self._pulls[reply_key(packet)]
+        pull = self.pulls.get(reply_key(packet))
+        if pull is None or pull.done:
+            raise CountFault("nobody waits for this sum", packet)
         pull.total += np.frombuffer(packet.payload, "<f4")
         pull.counted += packet.count
         pull.done = packet.kind == Kind.RESPONSE
-
-    def _cut(self, data: np.ndarray) -> list[tuple[int, bytes]]:
-        """Returns (offset, payload) of each packet of a vector."""
-        raw = np.ascontiguousarray(data, "<f4").tobytes()
-        size = self.packet.payload_bytes
-        return [(start, raw[start : start + size]) for start in range(0, len(raw), size)]
 
     def _split(self, packet: Packet) -> tuple[list[int], list[int]]:
         """Returns a dynamic packet's local and remote targets, having checked its operands."""
@@ -331,17 +263,15 @@ class Runtime:
             raise AddressFault("no dynamic multimem region holds this address", packet)
         if not self.hubs:
             raise BindFault("the region is used before it is bound", packet)
-        if packet.length % FLOAT_BYTES:
-            raise AddressFault("data must be whole float32 values", packet)
         self.region.locate(packet)
         if packet.count != len(packet.targets) or not packet.targets:
             raise CountFault(f"target count {packet.count}, but {len(packet.targets)} targets are listed", packet)
         for target in packet.targets:
-            if not 0 <= target < len(self.gpu_of_expert):
-                raise TargetFault(f"target {target} is no expert; there are {len(self.gpu_of_expert)}", packet)
+            if not 0 <= target < self.num_experts:
+                raise TargetFault(f"target {target} is no expert; there are {self.num_experts}", packet)
         if len(set(packet.targets)) != len(packet.targets):
             raise TargetFault("a target is named twice", packet)
-        local = [target for target in packet.targets if self.gpu_of_expert[target] == packet.source]
+        local = [target for target in packet.targets if self.hubs[packet.source].holds(target)]
         return local, [target for target in packet.targets if target not in local]
 
 

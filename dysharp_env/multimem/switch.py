@@ -5,7 +5,10 @@ One replica leaves per distinct port, with only the targets behind it (DySHARP, 
 is opened by its request, or by the first partial sum pushed to an address (as ``red.cais`` in CAIS, arXiv 2605.05628),
 with the number of contributions to come; each of them takes or finds an accumulator at the home GPU's port. When no
 slot is free the oldest partial sum goes home early (as in CAIS) and its count stays, so the last contribution is still
-recognised. Sums are float32.
+recognised. Sums are float32, in the order in which contributions come.
+
+Every store has an entry for its acknowledgements, one to a single GPU too. Left out: queues, credits and arbitration
+(the simulator has them), the planes' separate tables, and any bound on how many reductions or stores are open at once.
 """
 
 from __future__ import annotations
@@ -27,15 +30,24 @@ class Reduction:
 
     Attributes:
         expected: Contributions still to come.
-        pushed: Contributions that each push announced; 0 if this one was asked for.
-        summed: Contributions in the accumulator.
-        total: The accumulator, (values,) float32, or None while it holds no slot.
+        announced: Contributions that each push of it announces; 0 if it was asked for.
     """
 
     expected: int
-    pushed: int = 0
+    announced: int = 0
+
+
+@dataclass
+class Slot:
+    """One accumulator of the reduction buffer.
+
+    Attributes:
+        total: (values,) float32 what has been added.
+        summed: Contributions in it, as the responses count them.
+    """
+
+    total: np.ndarray
     summed: int = 0
-    total: np.ndarray | None = None
 
 
 class Switch:
@@ -43,8 +55,9 @@ class Switch:
 
     Attributes:
         port_of_expert: (experts,) int64 routing table.
-        reductions: For each open reduction its record, by output port and then by what the reply answers.
-        acks: Acknowledgements still to come for each multicast store.
+        reductions: Open reductions, by output port and then by what the reply answers.
+        slots: Accumulators in use, likewise, oldest first; an open reduction need not have one.
+        acks: Acknowledgements still to come for each store.
         evictions: Partial sums sent home early so far.
     """
 
@@ -54,8 +67,7 @@ class Switch:
         self.num_ports = num_ports
         self.slots_per_port = slots_per_port
         self.reductions: list[dict[ReplyKey, Reduction]] = [{} for _ in range(num_ports)]
-        # Reductions that hold a slot, oldest first.
-        self._holding: list[OrderedDict[ReplyKey, Reduction]] = [OrderedDict() for _ in range(num_ports)]
+        self.slots: list[OrderedDict[ReplyKey, Slot]] = [OrderedDict() for _ in range(num_ports)]
         self.acks: dict[ReplyKey, int] = {}
         self.evictions = 0
 
@@ -64,7 +76,7 @@ class Switch:
 
         Raises:
             CountFault: It names no target.
-            TargetFault: A target is no expert, or is named twice.
+            TargetFault: A target is no expert, is named twice, or is on the GPU that the packet came from.
         """
         if not packet.targets:
             raise CountFault("a dynamic packet needs at least one target", packet)
@@ -74,11 +86,18 @@ class Switch:
         for target in packet.targets:
             if target >= len(self.port_of_expert):
                 raise TargetFault(f"target {target} is no expert; there are {len(self.port_of_expert)}", packet)
-            behind.setdefault(int(self.port_of_expert[target]), []).append(target)
+            port = int(self.port_of_expert[target])
+            if port == packet.source:
+                raise TargetFault(f"expert {target} is on GPU {port}, which should have served it itself", packet)
+            behind.setdefault(port, []).append(target)
         return [(port, replace(packet, targets=tuple(targets), count=len(targets))) for port, targets in behind.items()]
 
     def expect_acks(self, packet: Packet, copies: int) -> None:
-        """Notes how many acknowledgements of a store are to be merged into one."""
+        """Notes how many acknowledgements of a store are to be merged into one.
+
+        Raises:
+            CountFault: A store with the same address and tag still waits for its own.
+        """
         key = reply_key(packet)
         if key in self.acks:
             raise CountFault("a store with this address and tag still waits for acknowledgements", packet)
@@ -117,24 +136,7 @@ class Switch:
         Raises:
             CountFault: No open reduction waits for it.
         """
-        port, key = response.source, reply_key(response)
-        reduction = self.reductions[port].get(key)
-        if reduction is None:
-            raise CountFault("no open reduction waits for this response", response)
-        leaving = []
-        values = np.frombuffer(response.payload, "<f4")
-        if reduction.total is None:
-            if len(self._holding[port]) == self.slots_per_port:
-                leaving.append(self._evict(port))
-            reduction.total = np.zeros(len(values), np.float32)
-            self._holding[port][key] = reduction
-        reduction.total += values
-        reduction.summed += response.count
-        reduction.expected -= 1
-        if reduction.expected == 0:
-            del self.reductions[port][key], self._holding[port][key]
-            leaving.append(_sum_packet(Kind.RESPONSE, port, key, reduction))
-        return leaving
+        return self._add(response, announced=0)
 
     def push(self, packet: Packet, home: int) -> list[Packet]:
         """Adds one pushed partial sum for GPU ``home``; returns what leaves for it, as ``reduce`` does.
@@ -143,18 +145,53 @@ class Switch:
             CountFault: Another push to the same address announced another count.
         """
         contribution = replace(packet, kind=Kind.RESPONSE, source=home, count=1)
-        opened = self.reductions[home].setdefault(reply_key(contribution), Reduction(packet.count, packet.count))
-        if opened.pushed != packet.count:
-            raise CountFault(f"another push to this address announced {opened.pushed} contributions", packet)
-        return self.reduce(contribution)
+        self.reductions[home].setdefault(reply_key(contribution), Reduction(packet.count, packet.count))
+        return self._add(contribution, announced=packet.count)
+
+    def check_idle(self) -> None:
+        """Checks that no store waits for acknowledgements and no reduction is open.
+
+        Raises:
+            CountFault: Something is left, so a packet never came.
+        """
+        for port in range(self.num_ports):
+            for (_, stage, address, _), reduction in self.reductions[port].items():
+                raise CountFault(
+                    f"a {stage.name} reduction for GPU {port} at {address:#x} still waits for {reduction.expected}"
+                    " contributions"
+                )
+        for (source, stage, address, _), copies in self.acks.items():
+            raise CountFault(
+                f"a {stage.name} store of GPU {source} to {address:#x} still waits for {copies} acknowledgements"
+            )
+
+    def _add(self, response: Packet, announced: int) -> list[Packet]:
+        port, key = response.source, reply_key(response)
+        reduction = self.reductions[port].get(key) if 0 <= port < self.num_ports else None
+        if reduction is None:
+            raise CountFault("no open reduction waits for this response", response)
+        if reduction.announced != announced:
+            raise CountFault(f"another push to this address announced {reduction.announced} contributions", response)
+        leaving = []
+        slots = self.slots[port]
+        values = np.frombuffer(response.payload, "<f4")
+        if key not in slots:
+            if len(slots) == self.slots_per_port:
+                leaving.append(self._evict(port))
+            slots[key] = Slot(np.zeros(len(values), np.float32))
+        slots[key].total += values
+        slots[key].summed += response.count
+        reduction.expected -= 1
+        if reduction.expected == 0:
+            del self.reductions[port][key]
+            leaving.append(_sum_packet(Kind.RESPONSE, key, slots.pop(key)))
+        return leaving
 
     def _evict(self, port: int) -> Packet:
         """Frees the oldest slot of a port and returns its partial sum as a packet."""
-        key, reduction = self._holding[port].popitem(last=False)
-        packet = _sum_packet(Kind.PARTIAL, port, key, reduction)
-        reduction.total, reduction.summed = None, 0
+        key, slot = self.slots[port].popitem(last=False)
         self.evictions += 1
-        return packet
+        return _sum_packet(Kind.PARTIAL, key, slot)
 
 
 def reply_key(packet: Packet) -> ReplyKey:
@@ -162,9 +199,7 @@ def reply_key(packet: Packet) -> ReplyKey:
     return packet.source, packet.stage, packet.address, packet.tag
 
 
-def _sum_packet(kind: Kind, port: int, key: ReplyKey, reduction: Reduction) -> Packet:
-    assert reduction.total is not None
-    payload = reduction.total.astype("<f4").tobytes()
+def _sum_packet(kind: Kind, key: ReplyKey, slot: Slot) -> Packet:
+    payload = slot.total.astype("<f4").tobytes()
     source, stage, address, tag = key
-    assert source == port
-    return Packet(kind, stage, address, source, len(payload), reduction.summed, payload=payload, tag=tag)
+    return Packet(kind, stage, address, source, len(payload), slot.summed, payload=payload, tag=tag)

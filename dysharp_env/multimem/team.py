@@ -1,7 +1,8 @@
 """Static multimem as today's hardware has it: one address, the same offset on every GPU of a fixed team.
 
 ``multimem.st`` stores to all replicas, ``multimem.red`` adds to each of them, ``multimem.ld_reduce`` loads from all and
-returns the sum (PTX ISA, ``multimem``; float32 add only). The issuing GPU's own replica is reached without a link.
+returns the sum (PTX ISA, ``multimem``; float32 add only). The issuing GPU's own replica is reached without a link. One
+team lives at ``STATIC_BASE``; the granularity of real multicast objects (2 MB and more) is left out.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.multimem.faults import AddressFault, CountFault, PlainAccessFault
-from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE, Links
-from dysharp_env.multimem.switch import Switch
+from dysharp_env.multimem.fabric import Fabric, require_floats
+from dysharp_env.multimem.faults import AddressFault, PlainAccessFault, TargetFault
+from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE
 from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 
@@ -21,25 +22,24 @@ class Team:
     """A multicast object: a fixed set of GPUs and a buffer of the same size on each.
 
     Attributes:
-        gpus: Members; they cannot change.
-        memory: (member, bytes) uint8 replicas.
+        gpus: Members, as the switch's table lists them; they cannot change.
+        memory: GPU -> (bytes,) uint8 replica.
     """
 
-    def __init__(
-        self, gpus: tuple[int, ...], size_bytes: int, links: Links, switch: Switch, payload_bytes: int
-    ) -> None:
+    def __init__(self, gpus: tuple[int, ...], size_bytes: int, fabric: Fabric) -> None:
         """Creates the object with all replicas zero."""
+        num_gpus = fabric.switch.num_ports
         if len(set(gpus)) != len(gpus) or not gpus:
             raise ConfigError(f"team={list(gpus)} must name at least one GPU, each once")
-        if not all(0 <= gpu < switch.num_ports for gpu in gpus):
-            raise ConfigError(f"team={list(gpus)} names a GPU outside 0 to {switch.num_ports - 1}")
+        if not all(0 <= gpu < num_gpus for gpu in gpus):
+            raise ConfigError(f"team={list(gpus)} names a GPU outside 0 to {num_gpus - 1}")
         self.gpus = gpus
-        self.memory = np.zeros((len(gpus), size_bytes), np.uint8)
-        self._links, self._switch, self._payload_bytes = links, switch, payload_bytes
+        self.memory = {gpu: np.zeros(size_bytes, np.uint8) for gpu in gpus}
+        self._size_bytes, self._fabric = size_bytes, fabric
 
-    def replica(self, gpu: int) -> np.ndarray:
-        """Returns a member's buffer, (bytes,) uint8, shared with the team."""
-        return self.memory[self.gpus.index(gpu)]
+    def values(self, gpu: int, offset: int, length: int) -> np.ndarray:
+        """Returns (values,) float32 of a member's replica, shared with the team; the member itself uses them here."""
+        return self.memory[gpu][offset : offset + length].view("<f4")
 
     def st(self, gpu: int, data: np.ndarray, address: int, stage: Stage = Stage.DISPATCH) -> None:
         """``multimem.st``: stores (values,) float32 to every replica.
@@ -63,65 +63,58 @@ class Team:
         Raises:
             AddressFault, PlainAccessFault: The address is not the team's.
         """
-        parts = []
-        for start in range(0, length, self._payload_bytes):
-            size = min(self._payload_bytes, length - start)
-            request = Packet(Kind.MULTIMEM_LOAD, stage, address + start, gpu, size)
-            offset = self._offset(request)
-            parts.append(self._sum(self._links.up(gpu, request), offset))
+        parts = [
+            self._sum(Packet(Kind.MULTIMEM_LOAD, stage, address + start, gpu, size))
+            for start, size in self._fabric.lengths(length)
+        ]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _write(self, kind: Kind, gpu: int, data: np.ndarray, address: int, stage: Stage) -> None:
-        raw = np.ascontiguousarray(data, "<f4").tobytes()
-        for start in range(0, len(raw), self._payload_bytes):
-            payload = raw[start : start + self._payload_bytes]
+        others = [member for member in self.gpus if member != gpu]
+        for start, payload in self._fabric.cut(data):
             packet = Packet(kind, stage, address + start, gpu, len(payload), payload=payload)
-            offset = self._offset(packet)
+            self._offset(packet)
             if gpu in self.gpus:
-                self._apply(self.replica(gpu), offset, packet)
-            others = [member for member in self.gpus if member != gpu]
-            if not others:
-                continue
-            sent = self._links.up(gpu, packet)
-            self._switch.expect_acks(sent, len(others))
-            for member in others:
-                self._apply(self.replica(member), offset, self._links.down(member, sent))
-                ack = replace(sent, kind=Kind.ACK, payload=b"")
-                merged = self._switch.merge_ack(self._links.up(member, ack))
-                if merged is not None:
-                    self._links.down(gpu, merged)
+                self._apply(gpu, packet)
+            if others:
+                self._fabric.write(packet, lambda sent: [(member, sent) for member in others], self._apply)
 
-    def _apply(self, buffer: np.ndarray, offset: int, packet: Packet) -> None:
-        into = buffer[offset : offset + packet.length].view("<f4")
-        values = np.frombuffer(packet.payload, "<f4")
+    def _apply(self, gpu: int, packet: Packet) -> None:
+        offset = self._offset(packet)
+        if gpu not in self.memory:
+            raise TargetFault(f"GPU {gpu} has no replica of this team", packet)
+        into, values = self.values(gpu, offset, packet.length), np.frombuffer(packet.payload, "<f4")
         if packet.kind == Kind.MULTIMEM_RED:
             into += values
         else:
             into[:] = values
 
-    def _sum(self, request: Packet, offset: int) -> np.ndarray:
+    def _sum(self, request: Packet) -> np.ndarray:
         """Returns the sum of one packet's worth; the switch adds the others' replicas, the requester its own."""
-        gpu = request.source
+        gpu, offset = request.source, self._offset(request)
+        links, switch = self._fabric.links, self._fabric.switch
         total = np.zeros(request.length // 4, np.float32)
         others = [member for member in self.gpus if member != gpu]
         if others:
-            self._switch.open_reduction(request, len(others))
+            request = links.up(gpu, request)
+            switch.open_reduction(request, len(others))
         for member in others:
-            asked = self._links.down(member, request)
-            payload = self.replica(member)[offset : offset + asked.length].tobytes()
+            asked = links.down(member, request)
+            if member not in self.memory:
+                raise TargetFault(f"GPU {member} has no replica of this team", asked)
+            payload = self.values(member, self._offset(asked), asked.length).tobytes()
             response = replace(asked, kind=Kind.RESPONSE, count=1, payload=payload)
-            for packet in self._switch.reduce(self._links.up(member, response)):
-                total += np.frombuffer(self._links.down(gpu, packet).payload, "<f4")
+            for packet in switch.reduce(links.up(member, response)):
+                total += np.frombuffer(links.down(gpu, packet).payload, "<f4")
         if gpu in self.gpus:
-            total += self.replica(gpu)[offset : offset + request.length].view("<f4")
+            total += self.values(gpu, offset, request.length)
         return total
 
     def _offset(self, packet: Packet) -> int:
         if packet.address < MULTIMEM_BASE:
             raise PlainAccessFault("multimem instruction on a plain address", packet)
         offset = packet.address - STATIC_BASE
-        if offset < 0 or offset + packet.length > self.memory.shape[1]:
-            raise AddressFault(f"address is outside the team's {self.memory.shape[1]} B", packet)
-        if packet.length % 4 or offset % 4:
-            raise CountFault("data must be whole float32 values", packet)
+        if offset < 0 or offset + packet.length > self._size_bytes:
+            raise AddressFault(f"address is outside the team's {self._size_bytes} B", packet)
+        require_floats(packet)
         return offset

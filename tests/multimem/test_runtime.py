@@ -112,30 +112,30 @@ def test_a_sum_taken_before_all_experts_are_in_it_is_a_fault():
 def test_pushed_sums_merge_on_their_way_home():
     runtime = machine(reduction_slots=1)
     address = plain_address(0, 64)
-    runtime.push_sum(1, VECTOR, address, 2, Stage.COMBINE)
+    runtime.plain.push_sum(1, VECTOR, address, 2, Stage.COMBINE)
     with pytest.raises(CountFault, match="of 2 sums were pushed to 0x40 of GPU 0"):
-        runtime.check_pushed(0, 160, address, 2)
-    runtime.push_sum(2, VECTOR, address, 2, Stage.COMBINE)
-    np.testing.assert_array_equal(runtime.plain[0, 64:224].view("<f4"), 2 * VECTOR)
+        runtime.plain.check_pushed(0, 160, address, 2)
+    runtime.plain.push_sum(2, VECTOR, address, 2, Stage.COMBINE)
+    np.testing.assert_array_equal(runtime.plain.values(0, 64, 160), 2 * VECTOR)
 
 
 def test_plain_access_to_a_multimem_address_is_a_fault():
     runtime = machine()
     for address in (runtime.region.address(0), STATIC_BASE):
         with pytest.raises(PlainAccessFault, match=r"plain access to a multimem address \[LOAD .*source=GPU 1"):
-            runtime.ld(1, 16, address, Stage.COMBINE)
+            runtime.plain.ld(1, 16, address, Stage.COMBINE)
         with pytest.raises(PlainAccessFault, match=r"plain access to a multimem address \[WRITE"):
-            runtime.st(1, VECTOR, address, Stage.COMBINE)
+            runtime.plain.st(1, VECTOR, address, Stage.COMBINE)
 
 
 def test_plain_loads_and_stores_reach_one_gpu():
     runtime = machine()
-    runtime.st(0, VECTOR, plain_address(2, 64), Stage.DISPATCH)
-    np.testing.assert_array_equal(runtime.ld(1, 128, plain_address(2, 64), Stage.DISPATCH), VECTOR[:32])
-    assert not runtime.plain[:2].any()
+    runtime.plain.st(0, VECTOR, plain_address(2, 64), Stage.DISPATCH)
+    np.testing.assert_array_equal(runtime.plain.ld(1, 160, plain_address(2, 64), Stage.DISPATCH), VECTOR)
+    assert not runtime.plain.memory[:2].any()
     for bad in (plain_address(3, 0), plain_address(2, 500)):
         with pytest.raises(AddressFault, match="no GPU has this address"):
-            runtime.ld(0, 16, bad, Stage.DISPATCH)
+            runtime.plain.ld(0, 16, bad, Stage.DISPATCH)
 
 
 def test_regions_must_be_created_and_bound_first():
@@ -161,10 +161,10 @@ def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
     runtime = machine()
     team = runtime.create_team((0, 2), 320)
     team.st(0, VECTOR, STATIC_BASE + 160)
-    np.testing.assert_array_equal(team.replica(2)[160:].view("<f4"), VECTOR)
+    np.testing.assert_array_equal(team.values(2, 160, 160), VECTOR)
     team.red(1, np.ones(40, np.float32), STATIC_BASE + 160)  # PTX: adds to every replica, not to one place
     for gpu in (0, 2):
-        np.testing.assert_array_equal(team.replica(gpu)[160:].view("<f4"), VECTOR + 1)
+        np.testing.assert_array_equal(team.values(gpu, 160, 160), VECTOR + 1)
     for gpu in range(3):  # a member uses its own replica, others read both through the switch
         np.testing.assert_array_equal(team.ld_reduce(gpu, 160, STATIC_BASE + 160), 2 * (VECTOR + 1))
     with pytest.raises(AddressFault, match="outside the team's 320 B"):

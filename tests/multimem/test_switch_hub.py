@@ -33,14 +33,16 @@ def values(sent: Packet) -> list[float]:
 
 def test_one_replica_leaves_per_port_with_the_targets_behind_it():
     switch = Switch(np.array([0, 0, 1, 1, 2, 2]), 3, slots_per_port=1)
-    replicas = switch.replicate(packet(0, (5, 2, 3, 4)))
+    replicas = switch.replicate(packet(0, (5, 2, 3, 4)))  # from GPU 0
     assert [(port, replica.targets, replica.count) for port, replica in replicas] == [(2, (5, 4), 2), (1, (2, 3), 2)]
 
 
 def test_bad_target_lists_are_faults():
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
-    with pytest.raises(TargetFault, match=r"target 2 is no expert; there are 2 \[DYNAMIC_STORE .*targets=\[0, 2\]\]"):
-        switch.replicate(packet(0, (0, 2)))
+    with pytest.raises(TargetFault, match=r"target 2 is no expert; there are 2 \[DYNAMIC_STORE .*targets=\[1, 2\]\]"):
+        switch.replicate(packet(0, (1, 2)))
+    with pytest.raises(TargetFault, match="expert 0 is on GPU 0, which should have served it itself"):
+        switch.replicate(packet(0, (1, 0)))
     with pytest.raises(TargetFault, match="named twice"):
         switch.replicate(packet(0, (1, 1)))
     with pytest.raises(CountFault, match="at least one target"):

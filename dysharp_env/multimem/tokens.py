@@ -1,0 +1,95 @@
+"""One workload's tokens on the functional machine: where their copies and sums lie, and who holds their experts.
+
+Plain memory of every GPU has two areas with a slot of one vector for each copy of each token: the *inbox*, where
+dispatched copies arrive or tokens wait to be fetched, and the *sums*, where partial sums do. What a GPU does in its own
+memory (copying a received vector into its experts' rows, adding up their results) uses no link.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dysharp_env.multimem.links import plain_address
+from dysharp_env.multimem.runtime import Runtime
+from dysharp_env.multimem.wire import Stage
+from dysharp_env.workload import Workload
+
+
+class Tokens:
+    """The tokens of one layer and their place in a machine's memory.
+
+    Attributes:
+        runtime: The machine, its region created and bound from the counts that its GPUs exchanged.
+        region: Its dynamic multimem region.
+        block_bytes: Bytes of one vector.
+        topk_ids: (token, k) experts of each token.
+        num_gpus, num_tokens: Of the whole layer.
+    """
+
+    def __init__(self, runtime: Runtime, workload: Workload, block_bytes: int, copy_per_expert: bool = False) -> None:
+        """Creates and binds the region of a layer.
+
+        Args:
+            runtime: A machine with at least ``plain_bytes`` of plain memory on each GPU.
+            workload: The layer.
+            block_bytes: Bytes of one token's vector.
+            copy_per_expert: Whether ``copies`` lists every expert by itself rather than every GPU.
+        """
+        assert runtime.plain.memory.shape[1] >= plain_bytes(workload, block_bytes), runtime.plain.memory.shape
+        self.runtime = runtime
+        self.block_bytes = block_bytes
+        self.topk_ids = workload.topk_ids
+        self.num_gpus, self.num_tokens = workload.num_gpus, workload.num_tokens
+        self.region = runtime.create_region(block_bytes, workload.num_tokens)
+        runtime.bind(runtime.exchange_counts(workload.topk_ids))
+        self._tokens_per_gpu, self._gpu_of_expert = workload.tokens_per_gpu, workload.gpu_of_expert
+        self._copy_per_expert = copy_per_expert
+
+    def home(self, token: int) -> int:
+        """Returns the GPU a token lives on."""
+        return token // self._tokens_per_gpu
+
+    def experts(self, token: int) -> tuple[int, ...]:
+        """Returns all experts of a token: the target list of dynamic multimem."""
+        return tuple(int(expert) for expert in self.topk_ids[token])
+
+    def copies(self, token: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Returns (GPU, its experts) of each copy of a token, the home GPU first, then its neighbours in order."""
+        home = self.home(token)
+        gpu_of = {expert: int(self._gpu_of_expert[expert]) for expert in self.experts(token)}
+        ring = sorted(set(gpu_of.values()), key=lambda gpu: (gpu - home) % self.num_gpus)
+        held = [(gpu, tuple(expert for expert in gpu_of if gpu_of[expert] == gpu)) for gpu in ring]
+        if self._copy_per_expert:
+            return [(gpu, (expert,)) for gpu, experts in held for expert in experts]
+        return held
+
+    def inbox(self, gpu: int, token: int, place: int) -> int:
+        """Returns the address, on a GPU, for the copy of a token that has this place in ``copies``."""
+        return plain_address(gpu, self._slot(token, place) * self.block_bytes)
+
+    def sums(self, gpu: int, token: int, place: int) -> int:
+        """Returns the address, on a GPU, for the partial sum of the copy of a token that has this place."""
+        area = self.num_tokens * self.topk_ids.shape[1]
+        return plain_address(gpu, (area + self._slot(token, place)) * self.block_bytes)
+
+    def load(self, gpu: int, address: int, stage: Stage) -> np.ndarray:
+        """Returns the vector at a plain address, (values,) float32, loaded by a GPU."""
+        return self.runtime.plain.ld(gpu, self.block_bytes, address, stage)
+
+    def scatter(self, gpu: int, token: int, experts: tuple[int, ...], vector: np.ndarray) -> None:
+        """Copies a vector that a GPU has received into the rows of its experts."""
+        address = self.region.address(token)
+        self.runtime.dymultimem_st(gpu, vector, address, len(experts), experts, Stage.DISPATCH)
+
+    def partial_sum(self, gpu: int, token: int, experts: tuple[int, ...]) -> np.ndarray:
+        """Returns the sum of a GPU's experts' results of a token, (values,) float32, formed there."""
+        address = self.region.address(token)
+        return self.runtime.dymultimem_ld_reduce(gpu, self.block_bytes, address, len(experts), experts, Stage.COMBINE)
+
+    def _slot(self, token: int, place: int) -> int:
+        return token * self.topk_ids.shape[1] + place
+
+
+def plain_bytes(workload: Workload, block_bytes: int) -> int:
+    """Returns the plain memory a GPU needs: inbox and sums, a slot in each for every expert of every token."""
+    return 2 * workload.topk_ids.size * block_bytes

@@ -1,0 +1,102 @@
+"""Small layers, the schedules that engines make of them, and what they must compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dysharp_env.multimem.dense import MoeTensors, dense_moe
+from dysharp_env.multimem.execute import Schedule
+from dysharp_env.schedules.run import start
+from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.result import schedule_table
+from dysharp_env.system import load_system
+from dysharp_env.workload import LayerSpec, Workload
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(path.stem for path in (CONFIGS / "schedules").glob("*.yaml"))
+SYSTEMS = sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
+HIDDEN, INNER = 40, 24  # 160 B: a full packet and a part-filled one
+EVERYTHING = Exposure(
+    kinds=layout.DECISION_KINDS, hold=True, partial_tiles=True, splits=((1, 1), (4, 8), (16, 16)), max_candidates=32
+)
+
+
+def draw_workload(
+    seed: int,
+    num_gpus: int,
+    tokens_per_gpu: int,
+    experts_per_gpu: int = 2,
+    top_k: int = 4,
+    ffn_matrices: int = 2,
+    tile_tokens: int = 8,
+) -> Workload:
+    """Returns a workload with some experts more popular than others, placed at random."""
+    rng = np.random.default_rng(seed)
+    experts = num_gpus * experts_per_gpu
+    layer = LayerSpec(
+        name="small",
+        hidden=2 * HIDDEN,  # BF16 in the engine: as many bytes as HIDDEN float32 values here
+        moe_ff=64,
+        experts=experts,
+        top_k=top_k,
+        ffn_matrices=ffn_matrices,
+        compute_dtype="bf16",
+        tile_tokens=tile_tokens,
+        source="test",
+    )
+    popularity = rng.random((num_gpus * tokens_per_gpu, experts)) + 0.3 * rng.random(experts)
+    return Workload(
+        layer=layer,
+        num_gpus=num_gpus,
+        tokens_per_gpu=tokens_per_gpu,
+        topk_ids=np.argsort(-popularity, axis=1)[:, :top_k],
+        gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
+        name="small",
+    )
+
+
+def spec_of(name: str) -> ScheduleSpec:
+    """Returns a shipped schedule, or ``push``: DySHARP's with pushed sums that the switch merges."""
+    return load_schedule(name) if name != "push" else load_schedule("dysharp").with_changes({"combine": "push_reduce"})
+
+
+def played(
+    spec: ScheduleSpec,
+    workload: Workload,
+    system: str = "gh200-nvl32",
+    seed: int | None = None,
+) -> Engine:
+    """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions."""
+    exposure = Exposure() if seed is None else EVERYTHING
+    engine = start(load_system(system, workload.num_gpus), workload, spec, exposure=exposure).engine
+    rng = np.random.default_rng(seed)
+    while (asked := engine.advance()) is not None:
+        engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
+    return engine
+
+
+def recorded(engine: Engine) -> Schedule:
+    """Returns a finished engine's schedule as plain tables."""
+    state = engine.state
+    chunks = [state.order[int(chunk["first"]) : int(chunk["last"])].copy() for chunk in state.chunks]
+    tiles = [
+        state.pairs["token"][state.arrived_pair[int(tile["first"]) : int(tile["first"] + tile["count"])]]
+        for tile in state.tiles
+    ]
+    root = state.root[0]
+    return Schedule(
+        schedule_table(engine),
+        chunks,
+        tiles,
+        layout.DISPATCH_PRIMITIVES[int(root["dispatch_primitive"])],
+        layout.COMBINE_PRIMITIVES[int(root["combine_primitive"])],
+    )
+
+
+def is_dense(outputs: np.ndarray, workload: Workload, tensors: MoeTensors) -> bool:
+    """Returns whether outputs are the dense layer's up to float32 rounding."""
+    return np.allclose(outputs, dense_moe(workload, tensors), rtol=2e-5, atol=2e-6)
