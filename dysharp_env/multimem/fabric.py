@@ -83,7 +83,7 @@ class Fabric:
         payload = load(gpu, asked)
         response = replace(asked, kind=Kind.RESPONSE, length=len(payload), payload=payload)
         came = self.links.down(packet.source, self.links.up(gpu, response))
-        if reply_key(came) != reply_key(packet) or came.length != packet.length:
+        if (reply_key(came), came.length, came.count) != (reply_key(packet), packet.length, packet.count):
             raise CountFault(f"no load of {packet.length} B waits for this response", came)
         return came.payload
 

@@ -187,8 +187,11 @@ class Hub:
 
     def _places(self, expert: int, rows: np.ndarray) -> np.ndarray:
         places = self.first_row[expert] + rows
-        if ((places < 0) | (places >= self._num_rows)).any():
-            raise BindFault(f"rows of expert {expert} are outside the {self._num_rows} rows bound on GPU {self.gpu}")
+        own = (0 <= rows) & (rows < self.nactive[expert])
+        if not (own & (0 <= places) & (places < self._num_rows)).all():
+            raise BindFault(
+                f"expert {expert} was bound for {self.nactive[expert]} tokens, not for rows {rows.tolist()}"
+            )
         return places
 
     def _values(self, stage: Stage) -> np.ndarray:

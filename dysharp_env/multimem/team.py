@@ -13,8 +13,9 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.fabric import Fabric, require_floats
-from dysharp_env.multimem.faults import AddressFault, PlainAccessFault, TargetFault
+from dysharp_env.multimem.faults import AddressFault, CountFault, PlainAccessFault, TargetFault
 from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE
+from dysharp_env.multimem.switch import reply_key
 from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 
@@ -93,19 +94,25 @@ class Team:
         """Returns the sum of one packet's worth; the switch adds the others' replicas, the requester its own."""
         gpu, offset = request.source, self._offset(request)
         links, switch = self._fabric.links, self._fabric.switch
-        total = np.zeros(request.length // 4, np.float32)
+        total, counted = np.zeros(request.length // 4, np.float32), 0
         others = [member for member in self.gpus if member != gpu]
         if others:
-            request = links.up(gpu, request)
-            switch.open_reduction(request, len(others))
+            sent = links.up(gpu, request)
+            switch.open_reduction(sent, len(others))
         for member in others:
-            asked = links.down(member, request)
+            asked = links.down(member, sent)
             if member not in self.memory:
                 raise TargetFault(f"GPU {member} has no replica of this team", asked)
             payload = self.values(member, self._offset(asked), asked.length).tobytes()
             response = replace(asked, kind=Kind.RESPONSE, count=1, payload=payload)
             for packet in switch.reduce(links.up(member, response)):
-                total += np.frombuffer(links.down(gpu, packet).payload, "<f4")
+                arrived = links.down(gpu, packet)
+                if reply_key(arrived) != reply_key(request):
+                    raise CountFault("nobody waits for this sum", arrived)
+                total += np.frombuffer(arrived.payload, "<f4")
+                counted += arrived.count
+        if counted != len(others):
+            raise CountFault(f"only {counted} of {len(others)} replicas were summed", request)
         if gpu in self.gpus:
             total += self.values(gpu, offset, request.length)
         return total
