@@ -406,24 +406,6 @@ def test_random_runs_keep_the_laws(random_case, group):
         check_traffic_is_packet_arithmetic(case, state)
 
 
-@pytest.mark.parametrize("queueing", layout.QUEUEING)
-@pytest.mark.parametrize("dispatch", range(len(layout.DISPATCH_PRIMITIVES)))
-@pytest.mark.parametrize("combine", range(len(layout.COMBINE_PRIMITIVES)))
-def test_smallest_buffers_never_deadlock(random_case, queueing, dispatch, combine):
-    for seed in range(4):
-        case = random_case(seed).with_primitives(dispatch, combine, exposed=frozenset())
-        smallest = {
-            "credit_flits": 1,
-            "reduction_slots": 1,
-            "in_flight_packets_per_sm": 1,
-            "al_tlb_entries": 1,
-            "tile_status_entries": 1,
-            "output_readiness_entries": 1,
-        }
-        engine = case._replace(costs=dataclasses.replace(case.costs, queueing=queueing, **smallest)).engine().run()
-        assert (engine.state.tokens["combine_end"][:-1] > 0).all()
-
-
 def content(state) -> list[bytes]:
     """Returns all that a finished state holds but where it lies in memory."""
     names = [name for name in layout.ROOT.names if not name.endswith("_at")]
