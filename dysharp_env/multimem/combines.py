@@ -143,9 +143,8 @@ class ReduceScatter:
     """Every GPU keeps a sum for every token, zero where it has no expert; the switch sums them for the home GPU."""
 
     def __init__(self, tokens: Tokens) -> None:
-        everyone = tuple(range(tokens.num_gpus))
         self._tokens = tokens
-        self._team = tokens.runtime.create_team(everyone, tokens.num_tokens * tokens.block_bytes)
+        self._team = tokens.create_team()
 
     def ask(self, token: int) -> None:
         """See ``Combine``."""

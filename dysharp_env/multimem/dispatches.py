@@ -73,9 +73,8 @@ class Broadcast:
     """The home GPU stores to every GPU of a fixed team; who holds no expert of the token ignores it."""
 
     def __init__(self, tokens: Tokens) -> None:
-        everyone = tuple(range(tokens.num_gpus))
         self._tokens = tokens
-        self._team = tokens.runtime.create_team(everyone, tokens.num_tokens * tokens.block_bytes)
+        self._team = tokens.create_team()
 
     def send(self, token: int, vector: np.ndarray) -> None:
         """See ``Dispatch``."""

@@ -4,7 +4,8 @@ A schedule is a table of rows (``Row``) with the tokens of each chunk and tile b
 Its order is kept at the resolution of the table: a chunk is dispatched at its start, a GEMM row reads its inputs at its
 start and writes its results at its end, a chunk is combined at its end; at equal times, in the order of the layer. The
 table does not tell when each token of a chunk arrived, so a tile finds its rows through the TID table instead of
-taking neighbours. Using data that is not there yet is a ``ScheduleFault``.
+taking neighbours. Using data that is not there yet is a ``ScheduleFault``; how GPUs learn that it is there (counters,
+flags, barriers) is not executed, and its flits are not on the links here.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class Schedule:
         chunks: Token ids of each chunk.
         tiles: Token ids of each tile; one without tokens was never opened and has no rows.
         dispatch, combine: Primitives by name; see ``dispatches`` and ``combines``.
+        copy_per_expert: Whether every expert gets a copy and gives a sum of its own, rather than every GPU; of
+            ``unicast`` and ``pull``.
+        loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
     """
 
     rows: Sequence[Row]
@@ -91,6 +95,8 @@ class Schedule:
     tiles: Sequence[np.ndarray]
     dispatch: str = "multicast"
     combine: str = "pull_reduce"
+    copy_per_expert: bool = False
+    loopback: bool = False
 
 
 class Execution:
@@ -133,7 +139,7 @@ class Execution:
         self.steps = steps_of(schedule)
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
-        tokens = Tokens(self.runtime, workload, block_bytes)
+        tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
         self._dispatch = DISPATCH[schedule.dispatch](tokens)
         self._combine = COMBINE[schedule.combine](tokens)
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start

@@ -1,4 +1,4 @@
-"""The links of a functional machine: packets cross them as bytes, and every flit is counted.
+"""The links of a functional machine: packets cross them as bytes, every flit is counted, and none is lost or damaged.
 
 Addresses: bit 47 marks multimem, bit 46 a fixed team's region rather than a dynamic one; below that, bits 38 and up
 name the GPU whose plain memory is meant. This map is a choice of this model; the published format only gives 48 bits.

@@ -145,9 +145,9 @@ class Runtime:
             for gpu in range(self.num_gpus)
         ]
 
-    def create_team(self, gpus: tuple[int, ...], size_bytes: int) -> Team:
+    def create_team(self, gpus: tuple[int, ...], size_bytes: int, loopback: bool = False) -> Team:
         """Returns a static multimem object over a fixed team; its first address is ``STATIC_BASE``."""
-        return Team(gpus, size_bytes, self.fabric)
+        return Team(gpus, size_bytes, self.fabric, loopback)
 
     def dymultimem_st(
         self, gpu: int, data: np.ndarray, address: int, count: int, targets: tuple[int, ...], stage: Stage

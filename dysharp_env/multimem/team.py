@@ -1,8 +1,9 @@
 """Static multimem as today's hardware has it: one address, the same offset on every GPU of a fixed team.
 
 ``multimem.st`` stores to all replicas, ``multimem.red`` adds to each of them, ``multimem.ld_reduce`` loads from all and
-returns the sum (PTX ISA, ``multimem``; float32 add only). The issuing GPU's own replica is reached without a link. One
-team lives at ``STATIC_BASE``; the granularity of real multicast objects (2 MB and more) is left out.
+returns the sum (PTX ISA, ``multimem``; float32 add only). The issuing GPU's own replica is reached without a link or,
+with ``loopback``, through the switch like all others, as in NVLS collectives. One team lives at ``STATIC_BASE``; the
+granularity of real multicast objects (2 MB and more) is left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Team:
         memory: GPU -> (bytes,) uint8 replica.
     """
 
-    def __init__(self, gpus: tuple[int, ...], size_bytes: int, fabric: Fabric) -> None:
+    def __init__(self, gpus: tuple[int, ...], size_bytes: int, fabric: Fabric, loopback: bool = False) -> None:
         """Creates the object with all replicas zero."""
         num_gpus = fabric.switch.num_ports
         if len(set(gpus)) != len(gpus) or not gpus:
@@ -36,7 +37,7 @@ class Team:
             raise ConfigError(f"team={list(gpus)} names a GPU outside 0 to {num_gpus - 1}")
         self.gpus = gpus
         self.memory = {gpu: np.zeros(size_bytes, np.uint8) for gpu in gpus}
-        self._size_bytes, self._fabric = size_bytes, fabric
+        self._size_bytes, self._fabric, self._loopback = size_bytes, fabric, loopback
 
     def values(self, gpu: int, offset: int, length: int) -> np.ndarray:
         """Returns (values,) float32 of a member's replica, shared with the team; the member itself uses them here."""
@@ -70,12 +71,17 @@ class Team:
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
+    def _reach(self, gpu: int) -> tuple[bool, list[int]]:
+        """Returns whether a GPU reaches a replica of its own without the switch, and the members behind the switch."""
+        is_near = gpu in self.gpus and not self._loopback
+        return is_near, [member for member in self.gpus if member != gpu or not is_near]
+
     def _write(self, kind: Kind, gpu: int, data: np.ndarray, address: int, stage: Stage) -> None:
-        others = [member for member in self.gpus if member != gpu]
+        is_near, others = self._reach(gpu)
         for start, payload in self._fabric.cut(data):
             packet = Packet(kind, stage, address + start, gpu, len(payload), payload=payload)
             self._offset(packet)
-            if gpu in self.gpus:
+            if is_near:
                 self._apply(gpu, packet)
             if others:
                 self._fabric.write(packet, lambda sent: [(member, sent) for member in others], self._apply)
@@ -91,11 +97,11 @@ class Team:
             into[:] = values
 
     def _sum(self, request: Packet) -> np.ndarray:
-        """Returns the sum of one packet's worth; the switch adds the others' replicas, the requester its own."""
+        """Returns the sum of one packet's worth; the switch adds what lies behind it, the requester what is near."""
         gpu, offset = request.source, self._offset(request)
         links, switch = self._fabric.links, self._fabric.switch
         total, counted = np.zeros(request.length // 4, np.float32), 0
-        others = [member for member in self.gpus if member != gpu]
+        is_near, others = self._reach(gpu)
         if others:
             sent = links.up(gpu, request)
             switch.open_reduction(sent, len(others))
@@ -113,7 +119,7 @@ class Team:
                 counted += arrived.count
         if counted != len(others):
             raise CountFault(f"only {counted} of {len(others)} replicas were summed", request)
-        if gpu in self.gpus:
+        if is_near:
             total += self.values(gpu, offset, request.length)
         return total
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from dysharp_env.multimem.links import plain_address
 from dysharp_env.multimem.runtime import Runtime
+from dysharp_env.multimem.team import Team
 from dysharp_env.multimem.wire import Stage
 from dysharp_env.workload import Workload
 
@@ -26,7 +27,14 @@ class Tokens:
         num_gpus, num_tokens: Of the whole layer.
     """
 
-    def __init__(self, runtime: Runtime, workload: Workload, block_bytes: int, copy_per_expert: bool = False) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        workload: Workload,
+        block_bytes: int,
+        copy_per_expert: bool = False,
+        loopback: bool = False,
+    ) -> None:
         """Creates and binds the region of a layer.
 
         Args:
@@ -34,6 +42,7 @@ class Tokens:
             workload: The layer.
             block_bytes: Bytes of one token's vector.
             copy_per_expert: Whether ``copies`` lists every expert by itself rather than every GPU.
+            loopback: Whether a GPU reaches its own replica of a fixed team through the switch.
         """
         assert runtime.plain.memory.shape[1] >= plain_bytes(workload, block_bytes), runtime.plain.memory.shape
         self.runtime = runtime
@@ -43,7 +52,7 @@ class Tokens:
         self.region = runtime.create_region(block_bytes, workload.num_tokens)
         runtime.bind(runtime.exchange_counts(workload.topk_ids))
         self._tokens_per_gpu, self._gpu_of_expert = workload.tokens_per_gpu, workload.gpu_of_expert
-        self._copy_per_expert = copy_per_expert
+        self._copy_per_expert, self._loopback = copy_per_expert, loopback
 
     def home(self, token: int) -> int:
         """Returns the GPU a token lives on."""
@@ -62,6 +71,11 @@ class Tokens:
         if self._copy_per_expert:
             return [(gpu, (expert,)) for gpu, experts in held for expert in experts]
         return held
+
+    def create_team(self) -> Team:
+        """Returns a static multimem object of all GPUs, with a slot of one vector for every token."""
+        everyone = tuple(range(self.num_gpus))
+        return self.runtime.create_team(everyone, self.num_tokens * self.block_bytes, self._loopback)
 
     def inbox(self, gpu: int, token: int, place: int) -> int:
         """Returns the address, on a GPU, for the copy of a token that has this place in ``copies``."""

@@ -4,7 +4,11 @@ The 64-bit address field of flit 0 holds a 48-bit address, 1 stage bit and a 15-
 eight 16-bit expert ids each, then the payload (DySHARP, arXiv 2605.05607, packet format). The other half of flit 0 is
 not published; here it holds packet kind, source GPU, payload length and a tag. Byte order is little-endian. The last
 target flit and the last payload flit are padded with zeros. CRC and byte enables count as part of the header, as in
-``PacketFormat``, with whose sizes ``encode`` agrees to the flit.
+``PacketFormat``, with whose sizes ``encode`` agrees to the flit; neither has bits of its own here.
+
+Only dynamic packets need the stage bit; others carry it so that their flits can be counted by stage. Replies repeat the
+address of what they answer, which tells transactions apart as long as a GPU has one under way per address and stage;
+the tag is for those that have more, and nothing here uses it.
 """
 
 from __future__ import annotations

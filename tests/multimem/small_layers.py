@@ -81,19 +81,21 @@ def played(
 
 def recorded(engine: Engine) -> Schedule:
     """Returns a finished engine's schedule as plain tables."""
-    state = engine.state
-    chunks = [state.order[int(chunk["first"]) : int(chunk["last"])].copy() for chunk in state.chunks]
+    state, program = engine.state, engine.program
+    spans = sorted(set(state.chunks[["first", "last"]].tolist()))  # one, also where every reader has a chunk of it
+    chunks = [state.order[first:last].copy() for first, last in spans]
     tiles = [
         state.pairs["token"][state.arrived_pair[int(tile["first"]) : int(tile["first"] + tile["count"])]]
         for tile in state.tiles
     ]
-    root = state.root[0]
     return Schedule(
         schedule_table(engine),
         chunks,
         tiles,
-        layout.DISPATCH_PRIMITIVES[int(root["dispatch_primitive"])],
-        layout.COMBINE_PRIMITIVES[int(root["combine_primitive"])],
+        dispatch=layout.DISPATCH_PRIMITIVES[program.dispatch_primitive],
+        combine=layout.COMBINE_PRIMITIVES[program.combine_primitive],
+        copy_per_expert=program.copies_per_expert,
+        loopback=program.loopback,
     )
 
 
