@@ -1,9 +1,9 @@
 """Packet arithmetic of NVLink with static and dynamic multimem: how many flits each transaction puts on each link.
 
 A packet is ``header_flits``, then target flits (dynamic multimem only), then up to ``payload_bytes`` of data. A write
-is acknowledged with ``ack_flits``; a read asks with ``request_flits``. Every vector, request and acknowledgement that the
-simulator charges to a link comes from here, so wire traffic is an exact count. The CRC is taken as part of the header,
-and so are byte enables: whole vectors are moved, so a separate byte-enable flit is never needed.
+is acknowledged with ``ack_flits``; a read asks with ``request_flits``. All vectors, requests and acknowledgements that
+the simulator charges to a link come from here, so wire traffic is an exact count. CRC and byte enables are taken as part
+of the header; the byte-enable flits that real packets may have are not charged.
 
 Sources: the format and its 16-bit targets, DySHARP (arXiv 2605.05607), sections on addressing; the 128 B payload, 16 B
 flit and 1-flit header and acknowledgement are the only sizes that give that paper's 80.0 % and 69.2 %.
