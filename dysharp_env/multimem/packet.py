@@ -2,8 +2,8 @@
 
 A packet is ``header_flits``, then target flits (dynamic multimem only), then up to ``payload_bytes`` of data. A write
 is acknowledged with ``ack_flits``; a read asks with ``request_flits``. All vectors, requests and acknowledgements that
-the simulator charges to a link come from here, so wire traffic is an exact count. CRC and byte enables are taken as part
-of the header; the byte-enable flits that real packets may have are not charged.
+the simulator charges to a link come from here, so wire traffic is an exact count. CRC and byte enables are taken as
+part of the header; the byte-enable flits that real packets may have are not charged.
 
 Sources: the format and its 16-bit targets, DySHARP (arXiv 2605.05607), sections on addressing; the 128 B payload, 16 B
 flit and 1-flit header and acknowledgement are the only sizes that give that paper's 80.0 % and 69.2 %.

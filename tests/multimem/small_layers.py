@@ -82,8 +82,8 @@ def played(
 def recorded(engine: Engine) -> Schedule:
     """Returns a finished engine's schedule as plain tables."""
     state, program = engine.state, engine.program
-    spans = sorted(set(state.chunks[["first", "last"]].tolist()))  # one, also where every reader has a chunk of it
-    chunks = [state.order[first:last].copy() for first, last in spans]
+    chunk_of_token = state.tokens["chunk"][:-1]
+    chunks = [np.flatnonzero(chunk_of_token == chunk) for chunk in range(chunk_of_token.max() + 1)]
     tiles = [
         state.pairs["token"][state.arrived_pair[int(tile["first"]) : int(tile["first"] + tile["count"])]]
         for tile in state.tiles

@@ -55,13 +55,14 @@ def test_every_shipped_schedule_computes_the_dense_layer(name, ffn_matrices):
 
 
 def any_schedule(rng: np.random.Generator) -> ScheduleSpec:
-    """Returns a shipped schedule's gates and costs with any primitives, small chunks and early closing."""
-    changes = {
-        **EVERY_PRIMITIVE[rng.integers(len(EVERY_PRIMITIVE))],
-        "chunk_tokens": int(rng.integers(1, 5)),
-        "min_partial_tokens": 1,
-    }
-    return spec_of(str(rng.choice(SHIPPED))).with_changes({"copies": "gpu", "loopback": False, **changes})
+    """Returns a shipped schedule, or its gates and parts with any primitives that fit; small chunks, early closing."""
+    spec = spec_of(str(rng.choice(SHIPPED))).with_changes(
+        {"chunk_tokens": int(rng.integers(1, 5)), "min_partial_tokens": 1}
+    )
+    try:
+        return spec.with_changes({"copies": "gpu", "loopback": False, **rng.choice(EVERY_PRIMITIVE)})
+    except ConfigError:
+        return spec
 
 
 def any_sequence(system: str, seed: int):
@@ -104,10 +105,10 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
     closed_early = 0
     for seed in range(10):
         workload, engine, _ = any_sequence(SYSTEMS[0], seed)
-        experts = workload.layer.experts
-        tiles = engine.state.tiles["expert"][engine.state.tiles["count"] > 0]
-        needed = -(-np.bincount(workload.topk_ids.ravel(), minlength=experts) // workload.layer.tile_tokens)
-        closed_early += np.maximum(np.bincount(tiles, minlength=experts) - needed, 0).sum()
+        state = engine.state
+        tiles = state.tiles["expert"][state.tiles["count"] > 0]
+        needed = -(-state.experts["total"] // workload.layer.tile_tokens)
+        closed_early += np.maximum(np.bincount(tiles, minlength=len(needed)) - needed, 0).sum()
     assert taken == {(kind, False) for kind in layout.DECISION_KINDS} | {("gemm", True), ("combine", True)}
     assert closed_early > 0
 
