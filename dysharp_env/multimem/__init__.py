@@ -16,7 +16,7 @@ Left out, and why the results do not need it:
   with one port for each GPU computes what parallel ones do. Their reduction slots are pooled.
 - Link errors, CRC and retry: links deliver every packet once. Byte enables: a packet writes all of its payload.
 - Flags and notifications: when data may be used is what the schedule says, and using it too early is a fault.
-- Virtual memory behind the Hub, memory scopes, and more than one region or one fixed team at an address at a time.
+- Virtual memory behind the Hub, memory scopes, and more than one dynamic region at a time.
 - BF16 and FP8: all values are float32, so that a wrong sum cannot hide in the rounding of a right one.
 - Other networks behind the NVLink domain.
 """

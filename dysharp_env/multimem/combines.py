@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-from dysharp_env.multimem.links import STATIC_BASE
 from dysharp_env.multimem.switch import ReplyKey
 from dysharp_env.multimem.tokens import Tokens
 from dysharp_env.multimem.wire import Stage
@@ -158,7 +157,9 @@ class ReduceScatter:
     def take(self, token: int) -> np.ndarray:
         """See ``Combine``."""
         tokens = self._tokens
-        return self._team.ld_reduce(tokens.home(token), tokens.block_bytes, STATIC_BASE + token * tokens.block_bytes)
+        return self._team.ld_reduce(
+            tokens.home(token), tokens.block_bytes, self._team.base + token * tokens.block_bytes
+        )
 
 
 COMBINE: dict[str, type[Combine]] = {

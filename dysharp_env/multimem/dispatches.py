@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from dysharp_env.multimem.links import STATIC_BASE
 from dysharp_env.multimem.tokens import Tokens
 from dysharp_env.multimem.wire import Stage
 
@@ -79,7 +78,7 @@ class Broadcast:
     def send(self, token: int, vector: np.ndarray) -> None:
         """See ``Dispatch``."""
         tokens, offset = self._tokens, token * self._tokens.block_bytes
-        self._team.st(tokens.home(token), vector, STATIC_BASE + offset)
+        self._team.st(tokens.home(token), vector, self._team.base + offset)
         for gpu, experts in tokens.copies(token):
             tokens.scatter(gpu, token, experts, self._team.values(gpu, offset, tokens.block_bytes))
 

@@ -1,4 +1,4 @@
-"""What a program, or a broken table, can do wrong with multimem; every fault names the packet it happened on.
+"""What a program, or a broken table, can do wrong with multimem; every fault names the packet it happened on, if any.
 
 Hardware would raise these as link or memory faults on the GPU that issued the packet. PTX leaves a plain access to a
 multimem address undefined (PTX ISA, ``multimem``); here it is a fault like the others.

@@ -94,6 +94,7 @@ class Runtime:
         self.pulls: dict[ReplyKey, Pull] = {}
         self._gpu_of_expert = np.array(gpu_of_expert, np.int64)
         self._al_tlb_entries = al_tlb_entries
+        self._static_end = STATIC_BASE
         self._asked: list[tuple[int, Packet]] = []  # requests at the GPUs that will answer them
 
     def create_region(self, block_bytes: int, num_tokens: int, stages: int = 2, base: int = MULTIMEM_BASE) -> Region:
@@ -146,8 +147,10 @@ class Runtime:
         ]
 
     def create_team(self, gpus: tuple[int, ...], size_bytes: int, loopback: bool = False) -> Team:
-        """Returns a static multimem object over a fixed team; its first address is ``STATIC_BASE``."""
-        return Team(gpus, size_bytes, self.fabric, loopback)
+        """Returns a static multimem object over a fixed team, at addresses behind those of earlier ones."""
+        team = Team(self._static_end, gpus, size_bytes, self.fabric, loopback)
+        self._static_end += size_bytes
+        return team
 
     def dymultimem_st(
         self, gpu: int, data: np.ndarray, address: int, count: int, targets: tuple[int, ...], stage: Stage

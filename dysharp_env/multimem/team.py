@@ -2,8 +2,8 @@
 
 ``multimem.st`` stores to all replicas, ``multimem.red`` adds to each of them, ``multimem.ld_reduce`` loads from all and
 returns the sum (PTX ISA, ``multimem``; float32 add only). The issuing GPU's own replica is reached without a link or,
-with ``loopback``, through the switch like all others, as in NVLS collectives. One team lives at ``STATIC_BASE``; the
-granularity of real multicast objects (2 MB and more) is left out.
+with ``loopback``, through the switch like all others, as in NVLS collectives. The granularity of real multicast objects
+(2 MB and more) is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.fabric import Fabric, require_floats
 from dysharp_env.multimem.faults import AddressFault, CountFault, PlainAccessFault, TargetFault
-from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE
+from dysharp_env.multimem.links import MULTIMEM_BASE
 from dysharp_env.multimem.switch import reply_key
 from dysharp_env.multimem.wire import Kind, Packet, Stage
 
@@ -24,17 +24,21 @@ class Team:
     """A multicast object: a fixed set of GPUs and a buffer of the same size on each.
 
     Attributes:
+        base: Its first address.
         gpus: Members, as the switch's table lists them; they cannot change.
         memory: GPU -> (bytes,) uint8 replica.
     """
 
-    def __init__(self, gpus: tuple[int, ...], size_bytes: int, fabric: Fabric, loopback: bool = False) -> None:
+    def __init__(
+        self, base: int, gpus: tuple[int, ...], size_bytes: int, fabric: Fabric, loopback: bool = False
+    ) -> None:
         """Creates the object with all replicas zero."""
         num_gpus = fabric.switch.num_ports
         if len(set(gpus)) != len(gpus) or not gpus:
             raise ConfigError(f"team={list(gpus)} must name at least one GPU, each once")
         if not all(0 <= gpu < num_gpus for gpu in gpus):
             raise ConfigError(f"team={list(gpus)} names a GPU outside 0 to {num_gpus - 1}")
+        self.base = base
         self.gpus = gpus
         self.memory = {gpu: np.zeros(size_bytes, np.uint8) for gpu in gpus}
         self._size_bytes, self._fabric, self._loopback = size_bytes, fabric, loopback
@@ -126,8 +130,8 @@ class Team:
     def _offset(self, packet: Packet) -> int:
         if packet.address < MULTIMEM_BASE:
             raise PlainAccessFault("multimem instruction on a plain address", packet)
-        offset = packet.address - STATIC_BASE
+        offset = packet.address - self.base
         if offset < 0 or offset + packet.length > self._size_bytes:
-            raise AddressFault(f"address is outside the team's {self._size_bytes} B", packet)
+            raise AddressFault(f"address is outside the team's {self._size_bytes} B at {self.base:#x}", packet)
         require_floats(packet)
         return offset

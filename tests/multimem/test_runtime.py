@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
+from dysharp_env.multimem.fabric import acknowledgement
 from dysharp_env.multimem.faults import (
     AddressFault,
     BindFault,
@@ -17,7 +18,7 @@ from dysharp_env.multimem.faults import (
 )
 from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE, plain_address
 from dysharp_env.multimem.runtime import Runtime
-from dysharp_env.multimem.wire import Kind, Stage
+from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 VECTOR = np.arange(40, dtype=np.float32)  # 160 B: two packets
 
@@ -167,7 +168,7 @@ def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
         np.testing.assert_array_equal(team.values(gpu, 160, 160), VECTOR + 1)
     for gpu in range(3):  # a member uses its own replica, others read both through the switch
         np.testing.assert_array_equal(team.ld_reduce(gpu, 160, STATIC_BASE + 160), 2 * (VECTOR + 1))
-    with pytest.raises(AddressFault, match="outside the team's 320 B"):
+    with pytest.raises(AddressFault, match="outside the team's 320 B at 0xc00000000000"):
         team.st(0, VECTOR, STATIC_BASE + 164)
     with pytest.raises(PlainAccessFault, match="multimem instruction on a plain address"):
         team.red(0, VECTOR, plain_address(0, 0))
@@ -175,3 +176,51 @@ def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
         runtime.create_team((0, 3), 320)
     with pytest.raises(ConfigError, match="each once"):
         runtime.create_team((0, 0), 320)
+
+
+def test_teams_do_not_share_addresses():
+    runtime = machine()
+    first, second = runtime.create_team((0, 1), 160), runtime.create_team((1, 2), 160)
+    first.st(0, VECTOR, first.base)
+    second.st(0, 2 * VECTOR, second.base)
+    np.testing.assert_array_equal(first.values(1, 0, 160), VECTOR)
+    np.testing.assert_array_equal(second.values(1, 0, 160), 2 * VECTOR)
+    with pytest.raises(AddressFault, match="outside the team's 160 B at 0xc000000000a0"):
+        second.st(0, VECTOR, first.base)
+
+
+def test_a_team_s_own_replica_is_near_unless_it_loops_back():
+    for loopback, members in ((False, 2), (True, 3)):
+        runtime = machine()
+        team = runtime.create_team((0, 1, 2), 160, loopback)
+        team.st(0, VECTOR, team.base)
+        np.testing.assert_array_equal(team.ld_reduce(0, 160, team.base), 3 * VECTOR)
+        # 160 B in two packets: 9 and 3 flits.
+        assert runtime.links.total("down", Kind.MULTIMEM_STORE, Stage.DISPATCH) == members * (9 + 3)
+        assert runtime.links.total("up", Kind.RESPONSE, Stage.COMBINE) == members * (9 + 3)
+
+
+def test_a_store_is_kept_until_it_is_acknowledged():
+    runtime = machine()
+    packet = Packet(Kind.WRITE, Stage.DISPATCH, 0, 1, 4, payload=bytes(4))
+    runtime.fabric.issue(packet)
+    with pytest.raises(CountFault, match=r"an earlier store to this address is not acknowledged yet \[WRITE"):
+        runtime.fabric.issue(packet)
+    with pytest.raises(CountFault, match=r"this store was never acknowledged \[WRITE"):
+        runtime.check_idle()
+    runtime.fabric.retire(acknowledgement(packet))
+    with pytest.raises(CountFault, match=r"no store of this length waits for this acknowledgement \[ACK"):
+        runtime.fabric.retire(acknowledgement(packet))
+
+
+def test_sums_that_nobody_took_are_found_at_the_end():
+    runtime = machine(nactive=0)
+    runtime.plain.push_sum(1, VECTOR, plain_address(0, 64), 1, Stage.COMBINE)
+    with pytest.raises(CountFault, match="1 sums were pushed to 0x40 of GPU 0, which never took them"):
+        runtime.check_idle()
+    runtime = machine(nactive=1)
+    for token, expert in enumerate(range(6)):
+        store(runtime, 0, token, expert)
+    runtime.request_sum(0, 160, runtime.region.address(0), 1, (0,), Stage.DISPATCH)
+    with pytest.raises(CountFault, match=r"this sum was never taken \[DYNAMIC_LOAD"):
+        runtime.check_idle()
