@@ -6,9 +6,10 @@ registers the pair in the AL table, later packets and the combine find it there 
 manager). An AL entry is 1 valid bit and a 31-bit layout index; 512 entries are cached in the AL TLB (FIFO here, as its
 replacement is not published). Dispatch and combine share the mapping but have a virtual region each.
 
-The TID table and the bytes counted per row tell that a token is whole (the paper's tile status counts arrivals of a
-tile). Left out: what cached tables cost (the simulator charges TLB misses and spills), the link MMU behind the
-translation, and byte enables: a packet always writes all of its payload.
+A read that names several experts of one GPU is answered once, with their sum; the paper leaves open whether. The TID
+table and the bytes counted per row tell that a token is whole (the paper's tile status counts arrivals of a tile). Left
+out: what cached tables cost (the simulator charges TLB misses and spills), the link MMU behind the translation, and
+byte enables: a packet always writes all of its payload.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ bytes), address, target count and target list. Targets on the issuing GPU are se
 Nothing here knows time: packets arrive in the order in which they are sent, a store is acknowledged before the next is
 issued, and all GPUs that were asked for a sum answer together in ``respond``. Every packet finds its block through the
 algebraic index, so no result depends on the order of packets but for the rounding of sums. Left out: a second region or
-layer in the same tables, what a warp's vector accesses look like before they are packets, and scopes and fences of the
-memory model, of which ``check_idle`` keeps only that all is done.
+layer in the same tables; what an SM does before there are packets (a warp's vector accesses, target lists fetched from
+memory, the MultimemQ where instructions wait for them); and scopes and fences of the memory model, of which
+``check_idle`` keeps only that all is done.
 """
 
 from __future__ import annotations
