@@ -7,8 +7,9 @@ with the number of contributions to come; each of them takes or finds an accumul
 slot is free the oldest partial sum goes home early (as in CAIS) and its count stays, so the last contribution is still
 recognised. Sums are float32, in the order in which contributions come.
 
-The paper routes by dividing the expert id by the experts of a GPU, which fits contiguous placements only; hence a table.
-How it merges acknowledgements is not published: here every store has an entry that counts them, one to a single GPU too.
+The paper routes by dividing the expert id by the experts of a GPU, which fits contiguous placements only; hence a
+table. How it merges acknowledgements is not published: here an entry for every store counts them down, also for stores
+to a single GPU.
 Left out: queues, credits and arbitration (the simulator has them), the planes' separate tables, and any bound on how
 many reductions or stores are open at once.
 """

@@ -244,6 +244,16 @@ def test_a_token_sent_twice_is_a_fault(tiny):
         execution.finish()
 
 
+def test_a_token_that_never_came_is_a_fault(tiny):
+    workload, tensors, schedule = tiny
+    execution = Execution(schedule, workload, tensors)
+    first = execution.steps[0]
+    assert first.action == Action.DISPATCH
+    execution.apply(first)
+    with pytest.raises(ScheduleFault, match=r"expert \d received tokens \[-1.*\], not \["):
+        execution.finish()
+
+
 def test_unknown_primitives_and_misshapen_tensors_are_refused(tiny):
     workload, tensors, schedule = tiny
     with pytest.raises(ConfigError, match="combine='push' is unknown"):

@@ -224,3 +224,16 @@ def test_sums_that_nobody_took_are_found_at_the_end():
     runtime.request_sum(0, 160, runtime.region.address(0), 1, (0,), Stage.DISPATCH)
     with pytest.raises(CountFault, match=r"this sum was never taken \[DYNAMIC_LOAD"):
         runtime.check_idle()
+
+
+def test_addresses_are_those_of_whole_values():
+    runtime = machine()
+    team = runtime.create_team((0, 1), 320)
+    for access in (
+        lambda: runtime.plain.st(0, VECTOR[:4], plain_address(1, 2), Stage.DISPATCH),
+        lambda: runtime.plain.ld(0, 16, plain_address(1, 2), Stage.DISPATCH),
+        lambda: team.st(0, VECTOR[:4], team.base + 2),
+        lambda: runtime.dymultimem_st(0, VECTOR[:4], runtime.region.address(1, 2), 1, (1,), Stage.DISPATCH),
+    ):
+        with pytest.raises(AddressFault, match=r"data must be whole float32 values \["):
+            access()
