@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.multimem.dense import MoeTensors, dense_moe
-from dysharp_env.multimem.execute import Schedule
 from dysharp_env.schedules.run import start
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.result import schedule_table
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, Workload
 
@@ -77,26 +75,6 @@ def played(
     while (asked := engine.advance()) is not None:
         engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
     return engine
-
-
-def recorded(engine: Engine) -> Schedule:
-    """Returns a finished engine's schedule as plain tables."""
-    state, program = engine.state, engine.program
-    chunk_of_token = state.tokens["chunk"][:-1]
-    chunks = [np.flatnonzero(chunk_of_token == chunk) for chunk in range(chunk_of_token.max() + 1)]
-    tiles = [
-        state.pairs["token"][state.arrived_pair[int(tile["first"]) : int(tile["first"] + tile["count"])]]
-        for tile in state.tiles
-    ]
-    return Schedule(
-        schedule_table(engine),
-        chunks,
-        tiles,
-        dispatch=layout.DISPATCH_PRIMITIVES[program.dispatch_primitive],
-        combine=layout.COMBINE_PRIMITIVES[program.combine_primitive],
-        copy_per_expert=program.copies_per_expert,
-        loopback=program.loopback,
-    )
 
 
 def is_dense(outputs: np.ndarray, workload: Workload, tensors: MoeTensors) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, recorded, spec_of
+from small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.combines import COMBINE
@@ -19,6 +19,7 @@ from dysharp_env.multimem.wire import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.record import record
 
 EVERY_PRIMITIVE = [{"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH for combine in COMBINE]
 EVERY_PRIMITIVE += [
@@ -51,7 +52,7 @@ def test_an_expert_worked_by_hand():
 def test_every_shipped_schedule_computes_the_dense_layer(name, ffn_matrices):
     workload = draw_workload(1, num_gpus=4, tokens_per_gpu=24, ffn_matrices=ffn_matrices)
     tensors = random_tensors(workload, HIDDEN, INNER)
-    assert is_dense(execute(recorded(played(spec_of(name), workload)), workload, tensors), workload, tensors)
+    assert is_dense(execute(record(played(spec_of(name), workload)), workload, tensors), workload, tensors)
 
 
 def any_schedule(rng: np.random.Generator) -> ScheduleSpec:
@@ -87,9 +88,7 @@ def test_random_legal_actions_compute_the_dense_layer(system, seed):
     tensors = random_tensors(workload, HIDDEN, INNER, seed)
     # Few slots and a small TLB, so that sums are evicted and mappings read again.
     sizes = {"reduction_slots": int(rng.integers(1, 4)), "al_tlb_entries": int(rng.integers(1, 6))}
-    assert is_dense(
-        execute(recorded(engine), workload, tensors, packet=engine.costs.packet, **sizes), workload, tensors
-    )
+    assert is_dense(execute(record(engine), workload, tensors, packet=engine.costs.packet, **sizes), workload, tensors)
 
 
 def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
@@ -116,7 +115,7 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
 def test_smaller_packets_change_nothing():
     workload = draw_workload(5, num_gpus=3, tokens_per_gpu=6)
     tensors = random_tensors(workload, HIDDEN, INNER)
-    schedule = recorded(played(spec_of("dysharp"), workload))
+    schedule = record(played(spec_of("dysharp"), workload))
     outputs = [execute(schedule, workload, tensors, packet=PacketFormat(payload_bytes=size)) for size in (64, 128)]
     np.testing.assert_array_equal(*outputs)
 
@@ -156,7 +155,7 @@ def assert_flits_are_charged(engine: Engine, execution: Execution) -> None:
 def test_links_carry_exactly_the_flits_that_the_engine_charges(name):
     workload = draw_workload(3, num_gpus=4, tokens_per_gpu=16)
     engine = played(spec_of(name), workload)
-    execution = Execution(recorded(engine), workload, random_tensors(workload, HIDDEN, INNER))
+    execution = Execution(record(engine), workload, random_tensors(workload, HIDDEN, INNER))
     for step in execution.steps:
         execution.apply(step)
     assert_flits_are_charged(engine, execution)
@@ -167,7 +166,7 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
     workload = draw_workload(5, num_gpus=4, tokens_per_gpu=8)
     tensors = random_tensors(workload, HIDDEN, INNER)
     engine = played(spec_of("dysharp-basic").with_changes(primitives), workload)
-    execution = Execution(recorded(engine), workload, tensors)
+    execution = Execution(record(engine), workload, tensors)
     for step in execution.steps:
         execution.apply(step)
     assert is_dense(execution.finish(), workload, tensors)
@@ -182,7 +181,7 @@ def test_engine_and_execution_know_the_same_primitives():
 def test_evictions_cost_traffic_and_not_correctness(name):
     workload = draw_workload(2, num_gpus=4, tokens_per_gpu=16)
     tensors = random_tensors(workload, HIDDEN, INNER)
-    schedule = recorded(played(spec_of(name), workload))
+    schedule = record(played(spec_of(name), workload))
     flits = {}
     for slots in (1, 512):
         execution = Execution(schedule, workload, tensors, reduction_slots=slots)
@@ -197,7 +196,7 @@ def test_evictions_cost_traffic_and_not_correctness(name):
 @pytest.fixture(scope="module")
 def tiny():
     workload = draw_workload(7, num_gpus=2, tokens_per_gpu=3, top_k=2)
-    return workload, random_tensors(workload, HIDDEN, INNER), recorded(played(spec_of("dysharp-basic"), workload))
+    return workload, random_tensors(workload, HIDDEN, INNER), record(played(spec_of("dysharp-basic"), workload))
 
 
 def swapped(schedule: Schedule, **changes) -> Schedule:

@@ -149,5 +149,9 @@ def test_what_the_hub_refuses():
             hub.store(replace(packet(1, (0,)), address=bad), 0)
     with pytest.raises(AddressFault, match="crosses the end of a block of 32 B"):
         hub.store(packet(1, (0,), offset=20), 0)
+    hub.tlb.clear()
+    hub.al_table[0][1] = VALID | 3  # a row of somebody else
+    with pytest.raises(BindFault, match=r"expert 0 was bound for 1 tokens, not 4 \[DYNAMIC_STORE"):
+        hub.load_sum(packet(1, (0,), Stage.COMBINE))
     with pytest.raises(AddressFault, match="has no COMBINE stage"):
         replace(REGION, stages=1).locate(packet(1, (0,), Stage.COMBINE))

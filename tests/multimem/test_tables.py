@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from small_layers import HIDDEN, INNER, draw_workload, is_dense, played, recorded, spec_of
+from small_layers import HIDDEN, INNER, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.multimem.dense import MoeTensors, random_tensors
 from dysharp_env.multimem.execute import Action, Execution, Schedule
@@ -23,6 +23,7 @@ from dysharp_env.multimem.faults import MultimemFault
 from dysharp_env.multimem.hub import VALID
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.wire import Kind, Packet, Stage
+from dysharp_env.simulator.record import record
 from dysharp_env.workload import Workload
 
 NUM_GPUS = 3
@@ -36,7 +37,7 @@ def tiny() -> tuple[Workload, MoeTensors, Schedule]:
     home = np.repeat(np.arange(NUM_GPUS), 2)
     for expert, gpu in enumerate(workload.gpu_of_expert):
         assert (home[(workload.topk_ids == expert).any(axis=1)] != gpu).any()
-    return workload, random_tensors(workload, HIDDEN, INNER), recorded(played(spec_of("dysharp-basic"), workload))
+    return workload, random_tensors(workload, HIDDEN, INNER), record(played(spec_of("dysharp-basic"), workload))
 
 
 class Setting(NamedTuple):
