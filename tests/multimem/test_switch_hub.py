@@ -153,5 +153,7 @@ def test_what_the_hub_refuses():
     hub.al_table[0][1] = VALID | 3  # a row of somebody else
     with pytest.raises(BindFault, match=r"expert 0 was bound for 1 tokens, not 4 \[DYNAMIC_STORE"):
         hub.load_sum(packet(1, (0,), Stage.COMBINE))
+    with pytest.raises(BindFault, match=r"expert 0 was bound for 1 tokens, not for rows \[0, -1\]"):
+        hub.read_rows(Stage.DISPATCH, 0, np.array([0, -1]))
     with pytest.raises(AddressFault, match="has no COMBINE stage"):
         replace(REGION, stages=1).locate(packet(1, (0,), Stage.COMBINE))

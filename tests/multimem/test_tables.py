@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from small_layers import HIDDEN, INNER, draw_workload, is_dense, played, spec_of
+from small_layers import INNER, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.multimem.dense import MoeTensors, random_tensors
 from dysharp_env.multimem.execute import Action, Execution, Schedule
@@ -27,6 +27,7 @@ from dysharp_env.simulator.record import record
 from dysharp_env.workload import Workload
 
 NUM_GPUS = 3
+VALUES = 16  # of a vector: one packet, since every packet is changed in turn
 Change = Callable[[Execution], None]
 
 
@@ -37,7 +38,7 @@ def tiny() -> tuple[Workload, MoeTensors, Schedule]:
     home = np.repeat(np.arange(NUM_GPUS), 2)
     for expert, gpu in enumerate(workload.gpu_of_expert):
         assert (home[(workload.topk_ids == expert).any(axis=1)] != gpu).any()
-    return workload, random_tensors(workload, HIDDEN, INNER), record(played(spec_of("dysharp-basic"), workload))
+    return workload, random_tensors(workload, VALUES, INNER), record(played(spec_of("dysharp-basic"), workload))
 
 
 class Setting(NamedTuple):
@@ -340,7 +341,7 @@ def test_every_entry_of_a_passing_table_matters(table):
 
 
 def changed_fields(packet: Packet) -> Iterator[tuple[str, Packet]]:
-    yield "address", replace(packet, address=packet.address + 4 * HIDDEN)
+    yield "address", replace(packet, address=packet.address + 4 * VALUES)
     yield "source", replace(packet, source=(packet.source + 1) % NUM_GPUS)
     yield "stage", replace(packet, stage=Stage(1 - packet.stage))
     yield "tag", replace(packet, tag=1)
