@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from dysharp_env.multimem.fabric import Fabric, acknowledgement, require_floats
-from dysharp_env.multimem.faults import AddressFault, CountFault
+from dysharp_env.multimem.faults import CountFault
 from dysharp_env.multimem.links import plain_place
 from dysharp_env.multimem.wire import Kind, Packet, Stage
 
@@ -110,22 +110,15 @@ class PlainMemory:
         require_floats(packet)
         return place
 
-    def _offset(self, gpu: int, packet: Packet) -> int:
-        """Returns the offset that an arriving packet addresses in the memory of the GPU that it reached."""
-        target, offset = self._place(packet)
-        if target != gpu:
-            raise AddressFault(f"the address is on GPU {target}, but the packet reached GPU {gpu}", packet)
-        return offset
-
     def _store(self, gpu: int, packet: Packet) -> None:
-        offset = self._offset(gpu, packet)
+        _, offset = self._place(packet)
         self.memory[gpu, offset : offset + packet.length] = np.frombuffer(packet.payload, np.uint8)
 
     def _load(self, gpu: int, packet: Packet) -> bytes:
-        offset = self._offset(gpu, packet)
+        _, offset = self._place(packet)
         return self.memory[gpu, offset : offset + packet.length].tobytes()
 
     def _add_pushed(self, home: int, packet: Packet) -> None:
-        offset = self._offset(home, packet)
+        _, offset = self._place(packet)
         self.values(home, offset, packet.length)[:] += np.frombuffer(packet.payload, "<f4")
         self.pushed[home, packet.address] += packet.count

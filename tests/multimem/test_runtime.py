@@ -145,6 +145,9 @@ def test_regions_must_be_created_and_bound_first():
         runtime.bind(np.ones(6))
     with pytest.raises(ConfigError, match="block_bytes=6 must be a positive multiple of 4"):
         runtime.create_region(6, 6)
+    for tokens, stages in ((0, 2), (6, 3)):
+        with pytest.raises(ConfigError, match=f"num_tokens={tokens} must be at least 1, and stages={stages} 1 or 2"):
+            runtime.create_region(160, tokens, stages)
     with pytest.raises(ConfigError, match="must lie between"):
         runtime.create_region(160, 6, base=0)
     region = runtime.create_region(160, 6)

@@ -21,6 +21,7 @@ from dysharp_env.multimem.dense import MoeTensors, random_tensors
 from dysharp_env.multimem.execute import Action, Execution, Schedule
 from dysharp_env.multimem.faults import MultimemFault
 from dysharp_env.multimem.hub import VALID
+from dysharp_env.multimem.links import WINDOW_BITS
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.wire import Kind, Packet, Stage
 from dysharp_env.simulator.record import record
@@ -342,6 +343,7 @@ def test_every_entry_of_a_passing_table_matters(table):
 
 def changed_fields(packet: Packet) -> Iterator[tuple[str, Packet]]:
     yield "address", replace(packet, address=packet.address + 4 * VALUES)
+    yield "GPU of the address", replace(packet, address=packet.address ^ 1 << WINDOW_BITS)
     yield "source", replace(packet, source=(packet.source + 1) % NUM_GPUS)
     yield "stage", replace(packet, stage=Stage(1 - packet.stage))
     yield "tag", replace(packet, tag=1)
