@@ -240,3 +240,22 @@ def test_addresses_are_those_of_whole_values():
     ):
         with pytest.raises(AddressFault, match=r"data must be whole float32 values \["):
             access()
+
+
+def test_a_sum_still_under_way_is_found_at_the_end():
+    runtime = machine()
+    store(runtime, 0, 1, 2)
+    runtime.request_sum(0, 160, runtime.region.address(1), 1, (2,), Stage.DISPATCH)
+    message = "a DISPATCH reduction for GPU 0 at 0x8000000000a0 still waits for 1 contributions"
+    with pytest.raises(CountFault, match=message):
+        runtime.check_idle()
+
+
+def test_a_member_without_a_replica_is_a_fault():
+    runtime = machine()
+    team = runtime.create_team((0, 1), 160)
+    team.gpus = (0, 2)  # as a wrong entry in the switch would have it
+    with pytest.raises(TargetFault, match=r"GPU 2 has no replica of this team \[MULTIMEM_STORE"):
+        team.st(0, VECTOR, team.base)
+    with pytest.raises(TargetFault, match=r"GPU 2 has no replica of this team \[MULTIMEM_LOAD"):
+        team.ld_reduce(0, 160, team.base)
