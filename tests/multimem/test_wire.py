@@ -120,3 +120,6 @@ def test_only_the_payload_size_of_the_format_is_free():
     check_format(PacketFormat(payload_bytes=256))
     with pytest.raises(ConfigError, match="only payload_bytes may differ"):
         check_format(PacketFormat(header_flits=2))
+    for size in (0, 2**16):
+        with pytest.raises(ConfigError, match=f"payload_bytes={size} must be from 1 to 65535"):
+            check_format(PacketFormat(payload_bytes=size))
