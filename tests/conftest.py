@@ -71,7 +71,7 @@ def draw_system(rng: np.random.Generator, num_gpus: int) -> SystemSpec:
         },
         link={
             "gbps": pick(25.0, 333.3, 450.0),
-            "planes": pick(1, 1, 4),
+            "planes": pick(1, 3, 4),
             "latency_ns": pick(0, 0.5, 250),
             "payload_bytes": payload_bytes,
             "header_flits": header_flits,
@@ -161,7 +161,10 @@ def draw_case(seed: int) -> Case:
         exposed=frozenset(int(kind) for kind in np.flatnonzero(rng.random(kinds) < pick(0.0, 0.5, 1.0))),
         max_candidates=int(pick(2, 3, 32)),
     )
-    return Case(workload, Costs.of(system, layer), program, num_sms, int(rng.integers(10**5, 10**8)))
+    # Long vectors are many packets, and the twin is slow.
+    resolution = pick("token", "packet") if layer.hidden <= 200 or workload.num_tokens <= 40 else "token"
+    costs = Costs.of(system, layer, resolution=resolution)
+    return Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
 
 
 def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:

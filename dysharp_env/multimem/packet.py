@@ -47,6 +47,13 @@ class PacketFormat:
         per_packet = self.header_flits + self.target_flits(targets)
         return self.packets(vector_bytes) * per_packet + self.payload_flits(vector_bytes)
 
+    def segment_flits(self, vector_bytes: int, segments: int) -> list[int]:
+        """Returns the data flits of a vector's segments: all of it, or one for each packet, the last maybe shorter."""
+        if segments == 1:
+            return [self.payload_flits(vector_bytes)]
+        full = self.payload_bytes // self.flit_bytes
+        return [full] * (segments - 1) + [self.payload_flits(vector_bytes) - full * (segments - 1)]
+
     def ask_flits(self, vector_bytes: int, targets: int = 0) -> int:
         """Returns the flits of the read requests for a vector, ``targets`` experts named in each packet."""
         return self.packets(vector_bytes) * (self.request_flits + self.target_flits(targets))

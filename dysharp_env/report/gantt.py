@@ -135,7 +135,7 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
         args = (gpu[chosen], start[chosen], end[chosen], weight[chosen])
         return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
-    once = np.ones(len(log))
+    once = np.full(len(log), 1 / engine.costs.planes)
     is_dispatch = purpose == layout.DISPATCH_DATA
     links = {
         name: {

@@ -32,11 +32,13 @@ def describe_state(run: LayerRun) -> str:
         "GEMM-2": _fraction(slots, gpus["slots2_left"]),
         "combined": gpus["combined"] / tokens_per_gpu,
     }
-    uplink_us = np.maximum(gpus["up_free_ps"] - engine.now_ps, 0) / 1e6
-    downlink_us = np.maximum(state.ports["free_ps"][:num_gpus] - engine.now_ps, 0) / 1e6
-    for gpu in range(num_gpus):
-        uplink_us[gpu] += costs.wire_ps(int(gpus["up_queued_flits"][gpu])) / 1e6
-        downlink_us[gpu] += costs.wire_ps(int(state.ports["queued_flits"][gpu])) / 1e6
+    uplink_us, downlink_us = (
+        np.array([max(link["free_ps"] - engine.now_ps, 0) + costs.wire_ps(int(link["queued_flits"])) for link in links])
+        .reshape(num_gpus, -1)
+        .max(axis=1)
+        / 1e6
+        for links in (state.uplinks, state.ports[: len(state.uplinks)])
+    )
     busy_sms = int(root["gemm_sms"]) - gpus["free_sms"]
 
     columns = " ".join(f"{name:<{_BAR_WIDTH + 5}}" for name in done)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.result import ScheduleRow, schedule_table
+from dysharp_env.simulator.result import ScheduleRow, schedule_table, segment_name
 
 _LINK_LANES = {layout.LOG_UP: "uplink", layout.LOG_DOWN: "downlink", layout.LOG_REDUCE: "reduction unit"}
 _GROUP_LANES = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs"}
@@ -60,22 +60,23 @@ def _span(gpu: int, lane: int, lane_name: str, name: str, start_us: float, end_u
 
 
 def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
-    state = engine.state
-    pairs, num_pairs = state.pairs, int(state.root["num_pairs"][0])
+    state, planes = engine.state, engine.costs.planes
     tokens_per_gpu = engine.workload.tokens_per_gpu
     flit_bytes = engine.costs.packet.flit_bytes
     for resource, gpu, purpose, node, flits, start_ps, end_ps in state.log[: int(state.root["log_size"][0])].tolist():
         if resource not in _LINK_LANES:
             continue
-        if node >= 2 * num_pairs:
-            token, expert_gpu = node - 2 * num_pairs, None
-        else:
-            token, expert_gpu = int(pairs["token"][node % num_pairs]), int(pairs["gpu"][node % num_pairs])
-        args = {"token": token, "home GPU": token // tokens_per_gpu, "bytes": flits * flit_bytes}
-        if expert_gpu is not None:
-            args["expert GPU"] = expert_gpu
+        segment = segment_name(state, node)
+        home = segment.token // tokens_per_gpu
+        args = {"token": segment.token, "home GPU": home, "bytes": flits * flit_bytes}
+        if segment.what in ("copy", "partial"):
+            args["expert GPU"] = segment.gpu
+        lane = _LINK_LANES[resource]
+        if engine.costs.resolution == "packet":
+            args["packet"] = segment.place
+            lane = f"{lane}, plane {segment.plane}"
         name = layout.PURPOSES[purpose].replace("_data", "").replace("_", " ")
-        yield _span(gpu, resource, _LINK_LANES[resource], name, start_ps / 1e6, end_ps / 1e6, args)
+        yield _span(gpu, resource * planes + segment.plane, lane, name, start_ps / 1e6, end_ps / 1e6, args)
 
 
 def _group_spans(engine: Engine) -> Iterator[dict[str, Any]]:

@@ -108,8 +108,8 @@ def _run(system: SystemSpec, workload: Workload, schedule: str) -> LayerRun:
     return simulate(system, workload, load_schedule(schedule), compute_scale=COMPUTE_SCALE)
 
 
-def _counts(run: LayerRun, name: Literal["traffic", "segments"]) -> np.ndarray:
-    """Returns the engine's (gpu, direction, purpose) flits or segments."""
+def _counts(run: LayerRun, name: Literal["traffic", "payload"]) -> np.ndarray:
+    """Returns the engine's (gpu, direction, purpose) flits, all of them or those of data."""
     return getattr(run.engine.state, name).reshape(-1, 2, layout.NUM_PURPOSES)
 
 
@@ -126,7 +126,7 @@ def _useless_traffic(seed: int) -> Iterator[ValidationRow]:
     experts, top_k = load_model("large").experts, 8
     needed = expected_remote_gpus(experts, top_k, NUM_GPUS)
     static, unicast = (
-        int(_counts(run, "segments")[:, layout.DOWN, layout.DISPATCH_DATA].sum())
+        int(_counts(run, "payload")[:, layout.DOWN, layout.DISPATCH_DATA].sum())
         for run in _uniform_runs("large", top_k, seed, "nvls", "deepep")
     )
     expected = 100 * (NUM_GPUS - 1 - needed) / needed
@@ -168,7 +168,7 @@ def _payload_efficiency() -> Iterator[ValidationRow]:
     for schedule, targets, text in (("nvls", 0, ""), ("dysharp-basic", 1, ", with target flits")):
         run = _run(system, workload, schedule)
         flits = _counts(run, "traffic")[:, :, [layout.DISPATCH_DATA, layout.DISPATCH_ACK]].sum()
-        payload = _counts(run, "segments")[:, :, layout.DISPATCH_DATA].sum() * run.engine.costs.dispatch_payload_flits
+        payload = _counts(run, "payload")[:, :, layout.DISPATCH_DATA].sum()
         expected = 100 * packets * data / (packets * (data + system.link.header_flits + targets) + acks)
         yield _exact(f"payload efficiency of a packet to 8 GPUs{text}, %", expected, float(100 * payload / flits))
     # DySHARP, arXiv 2605.05607: eight address flits take the place of one in the request and in the merged response.
@@ -222,7 +222,7 @@ def _unicast_rate() -> Iterator[ValidationRow]:
     topk_ids = np.tile(np.arange(num_gpus), (num_gpus * 256, 1))
     run = _run(system, _workload(layer, num_gpus, topk_ids, "all to all"), "deepep")
     payload_bytes = run.result().payload_bytes["up"]
-    busy_s = run.engine.state.gpus["up_busy_ps"].sum() * 1e-12
+    busy_s = run.engine.state.uplinks["busy_ps"].sum() * 1e-12
     expected = system.link.gbps * 8 / 10
     name = f"unicast payload rate of {system.link.gbps:g} GB/s"
     # The engine rounds the time of a segment, some 30 ns, down to a picosecond.

@@ -32,6 +32,7 @@ def start(
     *,
     exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
     compute_scale: float = 1.0,
+    resolution: str = "token",
     logging: bool = False,
 ) -> LayerRun:
     """Returns a layer at time zero.
@@ -42,14 +43,17 @@ def start(
         schedule: How it is run.
         exposure: Which decisions are asked rather than ruled.
         compute_scale: Multiplies GEMM and HBM time.
+        resolution: What moves as one segment: ``token``, a vector on all planes together; ``packet``, a packet on the
+            plane its address hashes to, some hundred times slower. The lower bound is the same for both.
         logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
 
     Raises:
-        ConfigError: The schedule does not fit the system, or the workload is too large for exact integer time.
+        ConfigError: The schedule does not fit the system, there is no such resolution, or the workload is too large for
+            exact integer time.
     """
-    costs = Costs.of(system, workload.layer, compute_scale)
+    costs = Costs.of(system, workload.layer, compute_scale, resolution)
     costs.require_exact(workload)
-    bound_ps = lower_bound_ps(system, workload, costs)
+    bound_ps = lower_bound_ps(system, workload, Costs.of(system, workload.layer, compute_scale))
     program = schedule.program(system, exposure)
     return LayerRun(Engine(workload, costs, program, system.gpu.num_sms, bound_ps, logging), bound_ps)
 
@@ -60,9 +64,10 @@ def simulate(
     schedule: ScheduleSpec,
     *,
     compute_scale: float = 1.0,
+    resolution: str = "token",
     logging: bool = False,
 ) -> LayerRun:
     """Returns a layer run to its end under the schedule's own rule; see ``start``."""
-    run = start(system, workload, schedule, compute_scale=compute_scale, logging=logging)
+    run = start(system, workload, schedule, compute_scale=compute_scale, resolution=resolution, logging=logging)
     run.engine.run()
     return run

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
+from dysharp_env.simulator.fabric import ask_down, ask_up, charge_up, is_partial, send_vector
 from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
@@ -26,7 +26,7 @@ from dysharp_env.simulator.layout import (
     PUSH_UNICAST,
 )
 from dysharp_env.simulator.primitives import is_pull, is_summed
-from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, tokens, units
+from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, sums, tokens, units
 
 
 @njit(cache=True)
@@ -52,7 +52,8 @@ def partial_ready(s: Root, pair: int) -> None:
     if gpu == token // s.tokens_per_gpu:
         if tokens(s)[token].combine_start == NO_TIME:
             tokens(s)[token].combine_start = s.now_ps
-        deliver(s, token, 1)
+        for segment in range(s.combine_segments):
+            deliver(s, token, segment, 1)
     else:
         item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + tokens(s)[token].chunk, pair, gpu)
 
@@ -145,7 +146,7 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
 def packets_of(s: Root, item: int) -> int:
     """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""
     if s.combine_primitive == PULL_UNICAST:
-        return tokens(s)[item].contributions_left * s.combine_packets
+        return sums(s)[item * s.combine_segments].contributions_left * s.combine_packets
     return s.combine_packets
 
 
@@ -162,20 +163,21 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     if not is_pull(s):
         g.combine_in_flight += s.combine_packets
         use_hbm(s, gpu, pairs(s)[item].num_experts * s.token_out_bytes)
-        uplink_enqueue(s, gpu, s.num_pairs + item)
+        send_vector(s, gpu, s.partial0 + item * s.combine_segments)
         return
-    if tok.pieces_left == 0:
+    if sums(s)[token * s.combine_segments].pieces_left == 0:
         complete(s, token)
         return
     g.combine_in_flight += packets_of(s, token)
     targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
     # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
-    requests = tok.contributions_left if s.combine_primitive == PULL_UNICAST else 1
-    charge_up(s, gpu, requests * ask_flits(s)[targets], COMBINE_REQUEST)
+    first = token * s.combine_segments
+    requests = sums(s)[first].contributions_left if s.combine_primitive == PULL_UNICAST else 1
+    ask_up(s, gpu, s.sum0 + first, requests * ask_flits(s)[targets], COMBINE_REQUEST)
     end = tokens(s)[token + 1].pair0
     for pair in range(tok.pair0, end):
         if is_summed(s, pair):
-            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, s.num_pairs + pair, 0)
+            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
 
 
 @njit(cache=True)
@@ -187,24 +189,27 @@ def requested(s: Root, pair: int) -> None:
     if s.combine_primitive == PULL_REDUCE:
         targets = pairs(s)[pair].num_experts
         delay_ps += translate(s, pair)
-    charge_down(s, gpu, ask_flits(s)[targets], COMBINE_REQUEST)
+    first = s.partial0 + pair * s.combine_segments
+    ask_down(s, gpu, first, ask_flits(s)[targets], COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
     use_hbm(s, gpu, max(pairs(s)[pair].num_experts, 1) * s.token_out_bytes)
-    push(s, s.now_ps + delay_ps, EV_RESPOND, s.num_pairs + pair, gpu)
+    push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu)
 
 
 @njit(cache=True)
-def deliver(s: Root, token: int, pieces: int) -> None:
-    """Adds partial sums to a token's result; with the last one the token is combined."""
-    tok = tokens(s)[token]
-    tok.pieces_left -= pieces
-    if tok.pieces_left > 0:
+def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
+    """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
+    x = sums(s)[token * s.combine_segments + segment]
+    x.pieces_left -= pieces
+    if x.pieces_left > 0:
         return
     if is_pull(s) and s.combine_primitive != PULL_UNICAST:
         home = token // s.tokens_per_gpu
-        gpus(s)[home].combine_in_flight -= s.combine_packets
+        gpus(s)[home].combine_in_flight -= s.combine_segment_packets
         mark_dirty(s, COMBINE, home)
-    complete(s, token)
+    tokens(s)[token].sums_left -= 1
+    if tokens(s)[token].sums_left == 0:
+        complete(s, token)
 
 
 @njit(cache=True)
@@ -221,15 +226,20 @@ def complete(s: Root, token: int) -> None:
 
 @njit(cache=True)
 def reach_combine(s: Root, node: int) -> None:
-    """Takes a partial or reduced sum in at its home GPU."""
-    pair = node - s.num_pairs
-    token = node - 2 * s.num_pairs if node >= 2 * s.num_pairs else pairs(s)[pair].token
+    """Takes a segment of a partial or reduced sum in at its home GPU."""
+    owner = nodes(s)[node].owner
+    if is_partial(s, node):
+        token = pairs(s)[owner].token
+        segment = node - s.partial0 - owner * s.combine_segments
+    else:
+        token = owner
+        segment = node - s.sum0 - owner * s.combine_segments
     home = token // s.tokens_per_gpu
     if not is_pull(s):
-        charge_up(s, home, s.combine_ack_flits, COMBINE_ACK)
+        charge_up(s, home, nodes(s)[node].plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
         if s.combine_primitive == PUSH_UNICAST:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
     elif s.combine_primitive == PULL_UNICAST:
-        gpus(s)[home].combine_in_flight -= s.combine_packets
+        gpus(s)[home].combine_in_flight -= s.combine_segment_packets
         mark_dirty(s, COMBINE, home)
-    deliver(s, token, nodes(s)[node].pieces)
+    deliver(s, token, segment, nodes(s)[node].pieces)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dysharp_env.config import ConfigError
+import numpy as np
+
+from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.multimem import PacketFormat
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload.layer import LayerSpec
@@ -18,6 +20,7 @@ from dysharp_env.workload.workload import Workload
 PS_PER_S = 10**12
 PS_PER_US = 10**6
 UNLIMITED = 2**40
+RESOLUTIONS = ("token", "packet")
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,16 @@ class Costs:
 
     Attributes:
         packet: Packet arithmetic of the links.
+        resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane.
+        planes: Links of one GPU and direction that are told apart: 1 at token resolution.
         link_bytes_per_s: One GPU, one direction, all planes together.
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
         hop_ps: GPU to switch or switch to GPU, head of a packet.
         store_and_forward: A segment leaves a hop only when its tail has arrived.
         dispatch_bytes: One token's vector on its way to an expert.
         combine_bytes: One partial sum, or one reduced sum, on its way home.
-        credit_flits: Input buffer of the switch, one GPU, one virtual-channel class, all planes together.
-        reduction_slots: Packets the reduction unit before one GPU's downlink can hold open, all planes together.
+        credit_flits: Input buffer of the switch behind one link, one virtual-channel class.
+        reduction_slots: Packets the reduction unit before one downlink can hold open.
         cycle_ps: What a reduction adds to the data path.
         reduction_ppm: Rate of a reduction unit over line rate, in millionths.
         queueing: The switch's queueing discipline.
@@ -47,6 +52,8 @@ class Costs:
     """
 
     packet: PacketFormat
+    resolution: str
+    planes: int
     link_bytes_per_s: int
     quantum_ps: int
     hop_ps: int
@@ -77,14 +84,19 @@ class Costs:
     compute_scale: float
 
     @classmethod
-    def of(cls, system: SystemSpec, layer: LayerSpec, compute_scale: float = 1.0) -> Costs:
+    def of(cls, system: SystemSpec, layer: LayerSpec, compute_scale: float = 1.0, resolution: str = "token") -> Costs:
         """Returns the costs of ``layer`` on ``system``.
 
         Args:
             system: The machine.
             layer: The MoE layer.
             compute_scale: Multiplies GEMM and HBM time; 0.001 leaves communication alone.
+            resolution: One of ``RESOLUTIONS``.
+
+        Raises:
+            ConfigError: No such resolution.
         """
+        require_choice("resolution", resolution, RESOLUTIONS)
         gpu, link, switch = system.gpu, system.link, system.switch
         packet = PacketFormat(
             link.flit_bytes,
@@ -103,17 +115,20 @@ class Costs:
             blocks.append(count)
             granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
         in_flight = gpu.multimem_queue_entries * gpu.multimem_access_bytes // link.payload_bytes
+        together = link.planes if resolution == "token" else 1
         element = 1 if layer.compute_dtype == "fp8" else 2
         return cls(
             packet=packet,
+            resolution=resolution,
+            planes=link.planes // together,
             link_bytes_per_s=round(link.gbps * 1e9),
             quantum_ps=link.time_quantum_ps,
             hop_ps=link.latency_ps,
             store_and_forward=link.store_and_forward,
             dispatch_bytes=layer.dispatch_bytes,
             combine_bytes=layer.combine_bytes,
-            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * link.planes,
-            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * link.planes,
+            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * together,
+            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * together,
             cycle_ps=switch.reduction_cycle_ps,
             reduction_ppm=round(switch.reduction_rate * 1e6),
             queueing=switch.queueing,
@@ -155,12 +170,12 @@ class Costs:
         granules = slots * -(-layer.tile_tokens // self.row_granularity)
         # The most that can wait at one port: every token's copy, and every token's partial sum.
         flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
-        shared = math.gcd(self.packet.flit_bytes * PS_PER_S, self.link_bytes_per_s)
+        ps_mult, _ = self.flit_ps
         largest = max(
             self.hbm_ps(read_bytes),
             granules * block_ps,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
-            flits * (self.packet.flit_bytes * PS_PER_S // shared),
+            flits * ps_mult,
             max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
         )
         if largest >= 2**62:
@@ -171,8 +186,13 @@ class Costs:
 
     def wire_ps(self, flits: int) -> int:
         """Returns how long ``flits`` keep a link busy."""
-        exact = flits * self.packet.flit_bytes * PS_PER_S // self.link_bytes_per_s
-        return exact // self.quantum_ps * self.quantum_ps
+        ps_mult, ps_div = self.flit_ps
+        return flits * ps_mult // ps_div // self.quantum_ps * self.quantum_ps
+
+    def spread_ps(self, flits: int) -> int:
+        """Returns how long ``flits`` keep all the links of one GPU and direction busy together."""
+        ps_mult, ps_div = self.flit_ps
+        return flits * ps_mult // (ps_div * self.planes) // self.quantum_ps * self.quantum_ps
 
     def reduce_ps(self, flits: int) -> int:
         """Returns how long a contribution of ``flits`` keeps a reduction unit busy."""
@@ -187,19 +207,36 @@ class Costs:
         return -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
 
     @property
+    def flit_ps(self) -> tuple[int, int]:
+        """Time of one flit on one link, as a reduced fraction: flits times its numerator stay inside int64."""
+        numerator, denominator = self.packet.flit_bytes * PS_PER_S * self.planes, self.link_bytes_per_s
+        shared = math.gcd(numerator, denominator)
+        return numerator // shared, denominator // shared
+
+    @property
+    def dispatch_segments(self) -> int:
+        """Segments of one dispatched vector."""
+        return self.dispatch_packets if self.resolution == "packet" else 1
+
+    @property
+    def combine_segments(self) -> int:
+        """Segments of one partial or reduced sum."""
+        return self.combine_packets if self.resolution == "packet" else 1
+
+    @property
     def dispatch_packets(self) -> int:
         """Packets of one dispatched vector."""
         return self.packet.packets(self.dispatch_bytes)
 
     @property
-    def dispatch_payload_flits(self) -> int:
-        """Data flits of one dispatched vector."""
-        return self.packet.payload_flits(self.dispatch_bytes)
+    def dispatch_payload_flits(self) -> np.ndarray:
+        """Data flits of one dispatched vector, (segment,)."""
+        return np.array(self.packet.segment_flits(self.dispatch_bytes, self.dispatch_segments))
 
     @property
-    def combine_payload_flits(self) -> int:
-        """Data flits of one partial or reduced sum."""
-        return self.packet.payload_flits(self.combine_bytes)
+    def combine_payload_flits(self) -> np.ndarray:
+        """Data flits of one partial or reduced sum, (segment,)."""
+        return np.array(self.packet.segment_flits(self.combine_bytes, self.combine_segments))
 
     @property
     def combine_packets(self) -> int:

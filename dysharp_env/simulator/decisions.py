@@ -11,7 +11,7 @@ import math
 
 from numba import njit
 
-from dysharp_env.simulator.fabric import down_flits, up_flits, wire_ps
+from dysharp_env.simulator.fabric import spread_ps, wire_ps
 from dysharp_env.simulator.groups import part_of
 from dysharp_env.simulator.layout import (
     COMBINE,
@@ -35,6 +35,7 @@ from dysharp_env.simulator.layout import (
     F_WAITING,
     FEATURES,
     GEMM,
+    MULTICAST,
     NOTHING,
 )
 from dysharp_env.simulator.primitives import is_in_turn, is_pull, is_remote, is_target, stores_once
@@ -57,10 +58,12 @@ from dysharp_env.simulator.views import (
     slot_expert,
     sort_keys,
     splits,
+    store_flits,
     tiles,
     token_order,
     tokens,
     units,
+    uplinks,
 )
 
 NUM_FEATURES = len(FEATURES)
@@ -77,16 +80,22 @@ def root(s: Root, ps: int) -> float:
 
 @njit(cache=True)
 def uplink_backlog_ps(s: Root, gpu: int) -> int:
-    """Returns how long what is queued and being sent will keep an uplink busy."""
-    g = gpus(s)[gpu]
-    return max(g.up_free_ps - s.now_ps, 0) + wire_ps(s, g.up_queued_flits)
+    """Returns how long what is queued and being sent will keep a GPU's busiest uplink busy."""
+    longest_ps = 0
+    for link in range(gpu * s.planes, (gpu + 1) * s.planes):
+        q = uplinks(s)[link]
+        longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits))
+    return longest_ps
 
 
 @njit(cache=True)
 def downlink_backlog_ps(s: Root, gpu: int) -> int:
-    """Returns how long what waits at the switch and is being sent will keep a downlink busy."""
-    q = ports(s)[gpu]
-    return max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits)
+    """Returns how long what waits at the switch and is being sent will keep a GPU's busiest downlink busy."""
+    longest_ps = 0
+    for link in range(gpu * s.planes, (gpu + 1) * s.planes):
+        q = ports(s)[link]
+        longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits))
+    return longest_ps
 
 
 @njit(cache=True)
@@ -203,7 +212,7 @@ def dispatch_features(s: Root, reader: int, chunk: int, row: int, look: bool) ->
     for position in range(first, last):
         token = token_order(s)[position]
         if stores_once(s):
-            flits += up_flits(s, 2 * s.num_pairs + token)
+            flits += store_flits(s)[tokens(s)[token].remote_targets if s.dispatch_primitive == MULTICAST else 0]
         for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
             gpu = pairs(s)[pair].gpu
             if not is_in_turn(s, reader, pair):
@@ -218,13 +227,13 @@ def dispatch_features(s: Root, reader: int, chunk: int, row: int, look: bool) ->
                 copies += 1
                 backlog_ps = max(backlog_ps, downlink_backlog_ps(s, gpu))
                 if not stores_once(s):
-                    flits += up_flits(s, pair)
+                    flits += store_flits(s)[0]
     if slots > 0:
         f[row, F_FILL] = fill / slots
         f[row, F_PROGRESS] = progress / slots
     f[row, F_FAN_OUT] = min(1.0, copies / (num_tokens * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
-    f[row, F_COST] = root(s, wire_ps(s, flits))
+    f[row, F_COST] = root(s, spread_ps(s, flits))
 
 
 @njit(cache=True)
@@ -298,7 +307,7 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
         item = item_next(s)[item]
     f[row, F_FAN_OUT] = min(1.0, copies / (u.count * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
-    f[row, F_COST] = root(s, wire_ps(s, u.count * down_flits(s, s.num_pairs)))
+    f[row, F_COST] = root(s, spread_ps(s, u.count * s.sum_flits))
 
 
 @njit(cache=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import charge_down, charge_up, uplink_enqueue
+from dysharp_env.simulator.fabric import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
 from dysharp_env.simulator.gemm import close_tile, end_first_kernel
 from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
@@ -35,9 +35,11 @@ from dysharp_env.simulator.views import (
     chunks,
     experts,
     gpus,
+    nodes,
     pairs,
     phases,
     slot_expert,
+    stores,
     tiles,
     tokens,
 )
@@ -80,14 +82,17 @@ def issue_local(s: Root, token: int) -> None:
 
 @njit(cache=True)
 def issue_dispatch(s: Root, gpu: int, node: int) -> None:
-    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull)."""
+    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
+
+    ``node`` is the first segment of its vector.
+    """
     g = gpus(s)[gpu]
     g.dispatch_in_flight += s.dispatch_packets
     if s.dispatch_primitive == PULL:
-        charge_up(s, gpu, s.dispatch_ask_flits, DISPATCH_REQUEST)
+        ask_up(s, gpu, node, s.dispatch_ask_flits, DISPATCH_REQUEST)
         push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
     else:
-        uplink_enqueue(s, gpu, node)
+        send_vector(s, gpu, node)
 
 
 @njit(cache=True)
@@ -108,14 +113,15 @@ def begin_token(s: Root, gpu: int, token: int) -> None:
 def issue_token(s: Root, gpu: int, token: int) -> bool:
     """Issues a token's copies as far as packets in flight allow; False if some are left."""
     g = gpus(s)[gpu]
-    tok = tokens(s)[token]
     if g.pair_pos == NOTHING:
         if stores_once(s):
-            if tok.acks_left > 0 and not has_room(s, gpu):
+            first = token * s.dispatch_segments
+            is_sent = stores(s)[first].acks_left > 0
+            if is_sent and not has_room(s, gpu):
                 return False
             begin_token(s, gpu, token)
-            if tok.acks_left > 0:
-                issue_dispatch(s, gpu, 2 * s.num_pairs + token)
+            if is_sent:
+                issue_dispatch(s, gpu, s.store0 + first)
             return True
         begin_token(s, gpu, token)
     end = tokens(s)[token + 1].pair0
@@ -123,7 +129,7 @@ def issue_token(s: Root, gpu: int, token: int) -> bool:
         if is_target(s, g.pair_pos) and is_in_turn(s, gpu, g.pair_pos):
             if not has_room(s, gpu):
                 return False
-            issue_dispatch(s, gpu, g.pair_pos)
+            issue_dispatch(s, gpu, g.pair_pos * s.dispatch_segments)
         g.pair_pos += 1
     return True
 
@@ -132,8 +138,9 @@ def issue_token(s: Root, gpu: int, token: int) -> bool:
 def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token that an expert GPU has asked its home GPU for."""
     home = pairs(s)[pair].token // s.tokens_per_gpu
-    charge_down(s, home, s.dispatch_ask_flits, DISPATCH_REQUEST)
-    push(s, s.now_ps + s.memory_ps, EV_RESPOND, pair, home)
+    first = pair * s.dispatch_segments
+    ask_down(s, home, first, s.dispatch_ask_flits, DISPATCH_REQUEST)
+    push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)
 
 
 @njit(cache=True)
@@ -175,27 +182,38 @@ def arrive(s: Root, pair: int) -> None:
 
 
 @njit(cache=True)
-def reach_dispatch(s: Root, pair: int) -> None:
-    """Stores a token's vector in an expert GPU's memory, acknowledges it, and translates its place."""
-    token = pairs(s)[pair].token
-    gpu = pairs(s)[pair].gpu
+def reach_dispatch(s: Root, node: int) -> None:
+    """Stores a segment in an expert GPU's memory and acknowledges it; the token has come with the last one.
+
+    The first segment to come has the token's place translated, which the others wait for.
+    """
+    pair = nodes(s)[node].owner
+    p = pairs(s)[pair]
+    is_first = p.segments_left == s.dispatch_segments
+    p.segments_left -= 1
     if s.dispatch_primitive == PULL:
         # The reader has what it asked for; nobody is told.
-        arrive(s, pair)
-        take_packets_back(s, gpu)
+        if p.segments_left == 0:
+            arrive(s, pair)
+        take_packets_back(s, p.gpu)
         return
-    charge_up(s, gpu, s.dispatch_ack_flits, DISPATCH_ACK)
+    charge_up(s, p.gpu, nodes(s)[node].plane, s.dispatch_segment_packets * s.ack_flits, DISPATCH_ACK)
     if s.dispatch_primitive == UNICAST:
-        push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, pair, 0)
+        push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
     else:
         # The switch merges the acknowledgements of a multicast store: the last one counts.
-        tokens(s)[token].acks_left -= 1
-        if tokens(s)[token].acks_left == 0:
-            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, 2 * s.num_pairs + token, 0)
-    if pairs(s)[pair].num_experts == 0:
-        use_hbm(s, gpu, s.token_in_bytes)
+        store = p.token * s.dispatch_segments + node - pair * s.dispatch_segments
+        stores(s)[store].acks_left -= 1
+        if stores(s)[store].acks_left == 0:
+            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, s.store0 + store, 0)
+    if is_first and s.dispatch_primitive == MULTICAST:
+        p.translated_ps = s.now_ps + translate(s, pair)
+    if p.segments_left > 0:
+        return
+    if p.num_experts == 0:
+        use_hbm(s, p.gpu, s.token_in_bytes)
     elif s.dispatch_primitive == MULTICAST:
-        push(s, s.now_ps + translate(s, pair), EV_ARRIVE, pair, 0)
+        push(s, max(s.now_ps, p.translated_ps), EV_ARRIVE, pair, 0)
     else:
         arrive(s, pair)
 
@@ -215,21 +233,23 @@ def end_part(s: Root, gpu: int) -> bool:
 
 @njit(cache=True)
 def take_packets_back(s: Root, gpu: int) -> None:
-    """Gives a dispatch group back the packets of one vector."""
-    gpus(s)[gpu].dispatch_in_flight -= s.dispatch_packets
+    """Gives a dispatch group back the packets of one segment."""
+    gpus(s)[gpu].dispatch_in_flight -= s.dispatch_segment_packets
     mark_dirty(s, DISPATCH, gpu)
 
 
 @njit(cache=True)
 def acknowledged(s: Root, node: int) -> None:
     """Gives a communication group back the packets of a segment that is stored."""
-    if s.num_pairs <= node < 2 * s.num_pairs:
-        gpu = pairs(s)[node - s.num_pairs].gpu
-        charge_down(s, gpu, s.combine_ack_flits, COMBINE_ACK)
-        gpus(s)[gpu].combine_in_flight -= s.combine_packets
+    owner = nodes(s)[node].owner
+    plane = nodes(s)[node].plane
+    if is_partial(s, node):
+        gpu = pairs(s)[owner].gpu
+        charge_down(s, gpu, plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
+        gpus(s)[gpu].combine_in_flight -= s.combine_segment_packets
         mark_dirty(s, COMBINE, gpu)
         return
-    token = pairs(s)[node].token if node < s.num_pairs else node - 2 * s.num_pairs
+    token = pairs(s)[owner].token if node < s.partial0 else owner
     gpu = token // s.tokens_per_gpu
-    charge_down(s, gpu, s.dispatch_ack_flits, DISPATCH_ACK)
+    charge_down(s, gpu, plane, s.dispatch_segment_packets * s.ack_flits, DISPATCH_ACK)
     take_packets_back(s, gpu)

@@ -1,9 +1,10 @@
 """Links and switch: uplinks, credited input buffers, output ports, multicast, and in-switch reduction.
 
-Data moves as *segments*, one token's vector on all planes together; a segment cuts through unless the system says
-store-and-forward. Control flits (acknowledgements, read requests, notifications) are charged to the link they cross at
-the moment they cross it and do not queue: they travel on their own virtual channels between the packets of a segment,
-so at this resolution what they cost is bandwidth, not waiting.
+Data moves as *segments*: at token resolution one token's vector on all planes together, at packet resolution one packet
+on the plane its address hashes to. Links, buffers, ports and reduction units exist once for every plane that is told
+apart. A segment cuts through unless the system says store-and-forward. Control flits (acknowledgements, read requests,
+notifications) are charged at either resolution, to the link of their packet's plane at the moment they cross it: they
+travel on their own virtual channels and go before data, so what they cost is bandwidth, not waiting.
 
 This room knows nothing of experts or schedules: it moves nodes and schedules ``EV_REACH`` when one has arrived.
 """
@@ -29,7 +30,6 @@ from dysharp_env.simulator.layout import (
     LOG_DOWN,
     LOG_REDUCE,
     LOG_UP,
-    MULTICAST,
     NOTHING,
     NUM_PURPOSES,
     OUTPUT_QUEUED,
@@ -44,19 +44,20 @@ from dysharp_env.simulator.views import (
     Root,
     active_next,
     fifo_next,
-    gpus,
     lanes,
     log_rows,
     nodes,
     pairs,
+    payload,
     ports,
     queue_head,
     queue_tail,
-    segments,
-    store_flits,
+    stores,
+    sums,
     tokens,
     traffic,
     turns,
+    uplinks,
 )
 
 
@@ -64,6 +65,13 @@ from dysharp_env.simulator.views import (
 def wire_ps(s: Root, flits: int) -> int:
     """Returns how long ``flits`` keep a link busy."""
     exact = flits * s.ps_mult // s.ps_div
+    return exact // s.quantum_ps * s.quantum_ps
+
+
+@njit(cache=True)
+def spread_ps(s: Root, flits: int) -> int:
+    """Returns how long ``flits`` keep all the links of one GPU and direction busy together."""
+    exact = flits * s.ps_mult // (s.ps_div * s.planes)
     return exact // s.quantum_ps * s.quantum_ps
 
 
@@ -91,108 +99,139 @@ def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: i
 
 
 @njit(cache=True)
-def charge_up(s: Root, gpu: int, flits: int, purpose: int) -> None:
+def charge_up(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to an uplink; what is queued there leaves that much later."""
-    g = gpus(s)[gpu]
+    q = uplinks(s)[gpu * s.planes + plane]
     ps = wire_ps(s, flits)
-    g.up_free_ps = max(g.up_free_ps, s.now_ps) + ps
-    g.up_busy_ps += ps
+    q.free_ps = max(q.free_ps, s.now_ps) + ps
+    q.busy_ps += ps
     traffic(s)[(gpu * 2 + UP) * NUM_PURPOSES + purpose] += flits
 
 
 @njit(cache=True)
-def charge_down(s: Root, gpu: int, flits: int, purpose: int) -> None:
+def charge_down(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to a downlink; what is queued there leaves that much later."""
-    q = ports(s)[gpu]
+    q = ports(s)[gpu * s.planes + plane]
     ps = wire_ps(s, flits)
     q.free_ps = max(q.free_ps, s.now_ps) + ps
-    gpus(s)[gpu].down_busy_ps += ps
+    q.busy_ps += ps
     traffic(s)[(gpu * 2 + DOWN) * NUM_PURPOSES + purpose] += flits
 
 
 @njit(cache=True)
-def up_flits(s: Root, node: int) -> int:
-    """Returns the flits a node puts on an uplink; a multicast store names all its remote experts."""
-    if s.num_pairs <= node < 2 * s.num_pairs:
-        return s.sum_flits
-    is_multicast = s.dispatch_primitive == MULTICAST
-    return store_flits(s)[tokens(s)[node - 2 * s.num_pairs].remote_targets if is_multicast else 0]
+def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> None:
+    """Counts the flits of a segment that is put on a link."""
+    place = (gpu * 2 + direction) * NUM_PURPOSES + purpose
+    traffic(s)[place] += nodes(s)[node].flits
+    payload(s)[place] += nodes(s)[node].payload_flits
+    s.transfers += 1
 
 
 @njit(cache=True)
-def down_flits(s: Root, node: int) -> int:
-    """Returns the flits a node puts on a downlink; a multicast replica names only the experts behind that port."""
-    if node >= s.num_pairs:
-        return s.sum_flits
-    return store_flits(s)[pairs(s)[node].num_experts if s.dispatch_primitive == MULTICAST else 0]
+def is_partial(s: Root, node: int) -> bool:
+    """Returns whether a node is a partial sum."""
+    return s.partial0 <= node < s.store0
+
+
+@njit(cache=True)
+def update_plane(s: Root, token: int) -> int:
+    """Returns the plane of a token's counter updates: that of the first packet of its sum."""
+    return nodes(s)[s.sum0 + token * s.combine_segments].plane
 
 
 @njit(cache=True)
 def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
-    if node < s.num_pairs:
+    if node < s.partial0:
         return RESPONSE if s.dispatch_primitive == PULL else REQUEST
-    return RESPONSE if node < 2 * s.num_pairs and is_pull(s) else REQUEST
+    return RESPONSE if node < s.store0 and is_pull(s) else REQUEST
+
+
+@njit(cache=True)
+def segments_of(s: Root, node: int) -> int:
+    """Returns how many segments the vector has that a node belongs to."""
+    return s.combine_segments if is_partial(s, node) or node >= s.sum0 else s.dispatch_segments
+
+
+@njit(cache=True)
+def send_vector(s: Root, gpu: int, first: int) -> None:
+    """Puts a vector, whose first segment is ``first``, at a GPU's uplinks."""
+    for node in range(first, first + segments_of(s, first)):
+        uplink_enqueue(s, gpu, node)
+
+
+@njit(cache=True)
+def ask_up(s: Root, gpu: int, first: int, flits: int, purpose: int) -> None:
+    """Charges the read requests for a vector, ``flits`` for each segment, to a GPU's uplinks."""
+    for node in range(first, first + segments_of(s, first)):
+        charge_up(s, gpu, nodes(s)[node].plane, flits, purpose)
+
+
+@njit(cache=True)
+def ask_down(s: Root, gpu: int, first: int, flits: int, purpose: int) -> None:
+    """Charges the read requests for a vector, ``flits`` for each segment, to a GPU's downlinks."""
+    for node in range(first, first + segments_of(s, first)):
+        charge_down(s, gpu, nodes(s)[node].plane, flits, purpose)
 
 
 @njit(cache=True)
 def uplink_enqueue(s: Root, gpu: int, node: int) -> None:
     """Puts a segment behind the others of its class at a GPU's uplink."""
-    lane = lanes(s)[gpu * 2 + node_class(s, node)]
+    link = gpu * s.planes + nodes(s)[node].plane
+    lane = lanes(s)[link * 2 + node_class(s, node)]
     nodes(s)[node].next = NOTHING
     if lane.head == NOTHING:
         lane.head = node
     else:
         nodes(s)[lane.tail].next = node
     lane.tail = node
-    gpus(s)[gpu].up_queued_flits += up_flits(s, node)
-    uplink_pump(s, gpu)
+    uplinks(s)[link].queued_flits += nodes(s)[node].flits
+    uplink_pump(s, link)
 
 
 @njit(cache=True)
-def uplink_wake(s: Root, gpu: int) -> None:
+def uplink_wake(s: Root, link: int) -> None:
     """Makes sure the uplink is looked at again when it falls free."""
-    g = gpus(s)[gpu]
-    if g.up_wake == 0 and (lanes(s)[gpu * 2].head != NOTHING or lanes(s)[gpu * 2 + 1].head != NOTHING):
-        g.up_wake = 1
-        push(s, g.up_free_ps, EV_UPLINK, gpu, 0)
+    q = uplinks(s)[link]
+    if q.wake == 0 and (lanes(s)[link * 2].head != NOTHING or lanes(s)[link * 2 + 1].head != NOTHING):
+        q.wake = 1
+        push(s, q.free_ps, EV_UPLINK, link, 0)
 
 
 @njit(cache=True)
-def uplink_pump(s: Root, gpu: int) -> None:
-    """Sends the next segment of a GPU if its uplink is free and the switch has room, classes taking turns."""
-    g = gpus(s)[gpu]
+def uplink_pump(s: Root, link: int) -> None:
+    """Sends the next segment of an uplink if it is free and the switch has room, classes taking turns."""
+    q = uplinks(s)[link]
     now = s.now_ps
-    if g.up_free_ps > now:
-        uplink_wake(s, gpu)
+    if q.free_ps > now:
+        uplink_wake(s, link)
         return
     for turn in range(2):
-        cls = 1 - g.up_last_class if turn == 0 else g.up_last_class
-        lane = lanes(s)[gpu * 2 + cls]
+        cls = 1 - q.last_class if turn == 0 else q.last_class
+        lane = lanes(s)[link * 2 + cls]
         node = lane.head
         if node == NOTHING:
             continue
-        flits = up_flits(s, node)
+        flits = nodes(s)[node].flits
         if s.queueing != OUTPUT_QUEUED:
             # A segment larger than the buffer passes alone: its packets stream through.
             if lane.used_flits > 0 and lane.used_flits + flits > s.credit_flits:
                 continue
             lane.used_flits += flits
         lane.head = nodes(s)[node].next
-        g.up_last_class = cls
-        g.up_queued_flits -= flits
+        q.last_class = cls
+        q.queued_flits -= flits
         serial_ps = wire_ps(s, flits)
         tail_ps = now + delivery_ps(s, flits, serial_ps)
         nodes(s)[node].tail_ps = tail_ps
+        gpu = link // s.planes
         push(s, tail_ps if s.store_and_forward else now + s.hop_ps, EV_SWITCH, node, gpu)
-        g.up_free_ps = now + serial_ps
-        g.up_busy_ps += serial_ps
-        purpose = COMBINE_DATA if s.num_pairs <= node < 2 * s.num_pairs else DISPATCH_DATA
-        traffic(s)[(gpu * 2 + UP) * NUM_PURPOSES + purpose] += flits
-        segments(s)[(gpu * 2 + UP) * NUM_PURPOSES + purpose] += 1
-        s.transfers += 1
+        q.free_ps = now + serial_ps
+        q.busy_ps += serial_ps
+        purpose = COMBINE_DATA if is_partial(s, node) else DISPATCH_DATA
+        count_data(s, gpu, UP, purpose, node)
         log_row(s, LOG_UP, gpu, purpose, node, flits, now, now + serial_ps)
-        uplink_wake(s, gpu)
+        uplink_wake(s, link)
         return
 
 
@@ -230,7 +269,7 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     else:
         nodes(s)[queue_tail(s)[base + source]].next = node
     queue_tail(s)[base + source] = node
-    ports(s)[port].queued_flits += down_flits(s, node)
+    ports(s)[port].queued_flits += nodes(s)[node].flits
 
 
 @njit(cache=True)
@@ -244,7 +283,7 @@ def port_take(s: Root, port: int, cls: int) -> int:
     queue_head(s)[base + source] = nodes(s)[node].next
     if queue_head(s)[base + source] != NOTHING:
         activate(s, port, cls, source)
-    ports(s)[port].queued_flits -= down_flits(s, node)
+    ports(s)[port].queued_flits -= nodes(s)[node].flits
     return node
 
 
@@ -253,103 +292,112 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
     """Gives back the input buffer of a segment once its last replica has left the switch."""
     if s.queueing == OUTPUT_QUEUED:
         return
-    if node < s.num_pairs:
-        token = pairs(s)[node].token
-        gpu = token // s.tokens_per_gpu
-        whole = 2 * s.num_pairs + token if stores_once(s) else node
-        if whole != node:
-            tok = tokens(s)[token]
-            tok.replicas_left -= 1
-            tok.release_ps = max(tok.release_ps, end_ps)
-            if tok.replicas_left > 0:
-                return
-            end_ps = tok.release_ps
+    pair = nodes(s)[node].owner
+    whole = node
+    if is_partial(s, node):
+        gpu = pairs(s)[pair].gpu
     else:
-        gpu = pairs(s)[node - s.num_pairs].gpu
-        whole = node
+        token = pairs(s)[pair].token
+        gpu = token // s.tokens_per_gpu
+        if stores_once(s):
+            segment = node - pair * s.dispatch_segments
+            store = token * s.dispatch_segments + segment
+            whole = s.store0 + store
+            q = stores(s)[store]
+            q.replicas_left -= 1
+            q.release_ps = max(q.release_ps, end_ps)
+            if q.replicas_left > 0:
+                return
+            end_ps = q.release_ps
     cls = node_class(s, whole)
-    push(s, end_ps + s.hop_ps, EV_CREDIT, gpu, up_flits(s, whole) * 2 + cls)
+    link = gpu * s.planes + nodes(s)[whole].plane
+    push(s, end_ps + s.hop_ps, EV_CREDIT, link, nodes(s)[whole].flits * 2 + cls)
     if s.queueing == INPUT_FIFO:
-        push(s, end_ps, EV_INPUT_NEXT, gpu, cls)
+        push(s, end_ps, EV_INPUT_NEXT, link, cls)
 
 
 @njit(cache=True)
 def downlink_start(s: Root, port: int, node: int) -> None:
     """Sends a segment down to its GPU."""
     q = ports(s)[port]
+    gpu = port // s.planes
     now = s.now_ps
-    flits = down_flits(s, node)
+    flits = nodes(s)[node].flits
     serial_ps = wire_ps(s, flits)
     # A segment that cuts through cannot leave before its own tail has come.
     end_ps = max(now + serial_ps, nodes(s)[node].tail_ps)
     q.free_ps = end_ps
-    gpus(s)[port].down_busy_ps += serial_ps
-    is_result = node >= 2 * s.num_pairs
+    q.busy_ps += serial_ps
+    is_result = node >= s.sum0
     purpose = DISPATCH_DATA
     if is_result:
         purpose = COMBINE_DATA
-    elif node >= s.num_pairs:
+    elif node >= s.partial0:
         purpose = EVICTION if sums_in_switch(s) else COMBINE_DATA
-    traffic(s)[(port * 2 + DOWN) * NUM_PURPOSES + purpose] += flits
-    segments(s)[(port * 2 + DOWN) * NUM_PURPOSES + purpose] += 1
-    s.transfers += 1
-    log_row(s, LOG_DOWN, port, purpose, node, flits, now, end_ps)
-    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), EV_REACH, node, port)
+    count_data(s, gpu, DOWN, purpose, node)
+    log_row(s, LOG_DOWN, gpu, purpose, node, flits, now, end_ps)
+    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), EV_REACH, node, gpu)
     if is_result or purpose == EVICTION:
-        unit = ports(s)[s.num_gpus + port]
-        unit.slots_used -= s.combine_packets
-        unit.slots_draining -= s.combine_packets
+        unit = ports(s)[s.num_links + port]
+        unit.slots_used -= s.combine_segment_packets
+        unit.slots_draining -= s.combine_segment_packets
         if unit.stalled_node != NOTHING:
-            port_wake(s, s.num_gpus + port, max(now, unit.free_ps))
+            port_wake(s, s.num_links + port, max(now, unit.free_ps))
     else:
         leave_input(s, node, end_ps)
 
 
 @njit(cache=True)
-def close_accumulator(s: Root, port: int, token: int, node: int) -> None:
-    """Takes a token's sum out of the open list and sends it to the downlink as ``node``; its slots drain with it."""
+def close_accumulator(s: Root, port: int, total: int, node: int) -> None:
+    """Takes a sum out of the open list and sends it to the downlink as ``node``; its slots drain with it."""
     q = ports(s)[port]
-    tok = tokens(s)[token]
-    if tok.open_prev == NOTHING:
-        q.open_head = tok.open_next
+    x = sums(s)[total]
+    if x.open_prev == NOTHING:
+        q.open_head = x.open_next
     else:
-        tokens(s)[tok.open_prev].open_next = tok.open_next
-    if tok.open_next == NOTHING:
-        q.open_tail = tok.open_prev
+        sums(s)[x.open_prev].open_next = x.open_next
+    if x.open_next == NOTHING:
+        q.open_tail = x.open_prev
     else:
-        tokens(s)[tok.open_next].open_prev = tok.open_prev
-    tok.open = 0
-    q.slots_draining += s.combine_packets
-    nodes(s)[node].pieces = tok.open_count
-    nodes(s)[node].tail_ps = tok.sum_ps
-    downlink = port - s.num_gpus
+        sums(s)[x.open_next].open_prev = x.open_prev
+    x.open = 0
+    q.slots_draining += s.combine_segment_packets
+    nodes(s)[node].pieces = x.open_count
+    nodes(s)[node].tail_ps = x.ready_ps
+    downlink = port - s.num_links
     port_append(s, downlink, RESPONSE, s.num_gpus, node)
     port_wake(s, downlink, max(s.now_ps, ports(s)[downlink].free_ps))
 
 
 @njit(cache=True)
-def open_accumulator(s: Root, port: int, token: int) -> bool:
-    """Finds slots for a token's sum, evicting the oldest partial sums if it must; False if it has to wait."""
+def evict(s: Root, port: int, total: int) -> None:
+    """Sends what an open sum has so far home, under the name of the partial sum that came last."""
+    segment = total % s.combine_segments
+    s.evictions += 1
+    close_accumulator(s, port, total, s.partial0 + sums(s)[total].open_pair * s.combine_segments + segment)
+
+
+@njit(cache=True)
+def open_accumulator(s: Root, port: int, total: int) -> bool:
+    """Finds slots for a sum, evicting the oldest partial sums if it must; False if it has to wait."""
     q = ports(s)[port]
-    need = s.combine_packets
+    need = s.combine_segment_packets
     while q.open_head != NOTHING and q.slots_used - q.slots_draining + need > s.reduction_slots:
-        oldest = q.open_head
-        s.evictions += 1
-        close_accumulator(s, port, oldest, s.num_pairs + tokens(s)[oldest].open_pair)
+        evict(s, port, q.open_head)
     # A sum larger than the whole buffer passes alone: its packets stream through.
     if q.slots_used > 0 and q.slots_used + need > s.reduction_slots:
         return False
     q.slots_used += need
-    tok = tokens(s)[token]
-    tok.open = 1
-    tok.open_count = 0
-    tok.open_prev = q.open_tail
-    tok.open_next = NOTHING
+    x = sums(s)[total]
+    x.open = 1
+    x.open_count = 0
+    x.open_prev = q.open_tail
+    x.open_next = NOTHING
     if q.open_tail == NOTHING:
-        q.open_head = token
+        q.open_head = total
     else:
-        tokens(s)[q.open_tail].open_next = token
-    q.open_tail = token
+        sums(s)[q.open_tail].open_next = total
+    q.open_tail = total
     return True
 
 
@@ -357,28 +405,29 @@ def open_accumulator(s: Root, port: int, token: int) -> bool:
 def reduce_start(s: Root, port: int, node: int) -> None:
     """Adds a contribution to its token's sum; the last one sends the result down."""
     q = ports(s)[port]
-    pair = node - s.num_pairs
-    token = pairs(s)[pair].token
-    tok = tokens(s)[token]
-    if tok.open == 0 and not open_accumulator(s, port, token):
+    pair = nodes(s)[node].owner
+    segment = node - s.partial0 - pair * s.combine_segments
+    total = pairs(s)[pair].token * s.combine_segments + segment
+    x = sums(s)[total]
+    if x.open == 0 and not open_accumulator(s, port, total):
         q.stalled_node = node
         return
     q.stalled_node = NOTHING
     now = s.now_ps
-    flits = down_flits(s, node)
+    flits = nodes(s)[node].flits
     end_ps = max(now + wire_ps(s, flits) * 1_000_000 // s.reduction_ppm, nodes(s)[node].tail_ps)
     q.free_ps = end_ps
-    log_row(s, LOG_REDUCE, port - s.num_gpus, COMBINE_DATA, node, flits, now, end_ps)
+    log_row(s, LOG_REDUCE, (port - s.num_links) // s.planes, COMBINE_DATA, node, flits, now, end_ps)
     leave_input(s, node, end_ps)
     if s.combine_primitive == PUSH_REDUCE:
         # The switch holds the contribution now, so it acknowledges the store itself.
         push(s, end_ps + s.hop_ps, EV_ACK, node, 0)
-    tok.open_count += 1
-    tok.open_pair = pair
-    tok.sum_ps = end_ps + s.cycle_ps
-    tok.contributions_left -= 1
-    if tok.contributions_left == 0:
-        close_accumulator(s, port, token, 2 * s.num_pairs + token)
+    x.open_count += 1
+    x.open_pair = pair
+    x.ready_ps = end_ps + s.cycle_ps
+    x.contributions_left -= 1
+    if x.contributions_left == 0:
+        close_accumulator(s, port, total, s.sum0 + total)
 
 
 @njit(cache=True)
@@ -398,7 +447,7 @@ def port_pump(s: Root, port: int) -> None:
             cls = q.last_class
         q.last_class = cls
         node = port_take(s, port, cls)
-    if port < s.num_gpus:
+    if port < s.num_links:
         downlink_start(s, port, node)
     else:
         reduce_start(s, port, node)
@@ -416,27 +465,31 @@ def port_enqueue(s: Root, port: int, cls: int, source: int, node: int) -> None:
 @njit(cache=True)
 def expose(s: Root, node: int, gpu: int) -> None:
     """Offers a segment to every output it goes to: fan-out is split, each replica leaves when its output is free."""
-    if node < s.num_pairs:
-        port_enqueue(s, pairs(s)[node].gpu, node_class(s, node), gpu, node)
-    elif node < 2 * s.num_pairs:
-        home = pairs(s)[node - s.num_pairs].token // s.tokens_per_gpu
-        port = s.num_gpus + home if sums_in_switch(s) else home
+    owner = nodes(s)[node].owner
+    plane = nodes(s)[node].plane
+    if node < s.partial0:
+        port_enqueue(s, pairs(s)[owner].gpu * s.planes + plane, node_class(s, node), gpu, node)
+    elif node < s.store0:
+        port = pairs(s)[owner].token // s.tokens_per_gpu * s.planes + plane
+        if sums_in_switch(s):
+            port += s.num_links
         nodes(s)[node].pieces = 1
         port_enqueue(s, port, node_class(s, node), gpu, node)
     else:
-        token = node - 2 * s.num_pairs
-        end = tokens(s)[token + 1].pair0
-        for pair in range(tokens(s)[token].pair0, end):
+        segment = node - s.store0 - owner * s.dispatch_segments
+        end = tokens(s)[owner + 1].pair0
+        for pair in range(tokens(s)[owner].pair0, end):
             if is_target(s, pair):
-                nodes(s)[pair].tail_ps = nodes(s)[node].tail_ps
-                port_enqueue(s, pairs(s)[pair].gpu, REQUEST, gpu, pair)
+                copy = pair * s.dispatch_segments + segment
+                nodes(s)[copy].tail_ps = nodes(s)[node].tail_ps
+                port_enqueue(s, pairs(s)[pair].gpu * s.planes + plane, REQUEST, gpu, copy)
 
 
 @njit(cache=True)
 def switch_arrive(s: Root, node: int, gpu: int) -> None:
     """Takes a segment into the switch: straight to its outputs, or behind the others of its input FIFO."""
     if s.queueing == INPUT_FIFO:
-        lane = lanes(s)[gpu * 2 + node_class(s, node)]
+        lane = lanes(s)[(gpu * s.planes + nodes(s)[node].plane) * 2 + node_class(s, node)]
         fifo_next(s)[node] = NOTHING
         waiting = lane.fifo_head != NOTHING
         if waiting:
@@ -450,9 +503,9 @@ def switch_arrive(s: Root, node: int, gpu: int) -> None:
 
 
 @njit(cache=True)
-def input_next(s: Root, gpu: int, cls: int) -> None:
+def input_next(s: Root, link: int, cls: int) -> None:
     """Moves an input FIFO on: its head has left the switch."""
-    lane = lanes(s)[gpu * 2 + cls]
+    lane = lanes(s)[link * 2 + cls]
     lane.fifo_head = fifo_next(s)[lane.fifo_head]
     if lane.fifo_head != NOTHING:
-        expose(s, lane.fifo_head, gpu)
+        expose(s, lane.fifo_head, link // s.planes)

@@ -6,7 +6,7 @@ from numba import njit
 
 from dysharp_env.simulator.combine import expert_done, partial_ready
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import charge_down, charge_up, log_row
+from dysharp_env.simulator.fabric import charge_down, charge_up, log_row, update_plane
 from dysharp_env.simulator.groups import mark_dirty, part_of, use_hbm
 from dysharp_env.simulator.layout import (
     EV_BLOCKS,
@@ -195,6 +195,18 @@ def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
 
 
 @njit(cache=True)
+def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
+    """Counts a tile's tokens of other GPUs whose counters are updated over a plane."""
+    t = tiles(s)[tile]
+    count = 0
+    for i in range(t.first, t.first + t.count):
+        token = pairs(s)[arrived_pair(s)[i]].token
+        if token // s.tokens_per_gpu != gpu and update_plane(s, token) == plane:
+            count += 1
+    return count
+
+
+@njit(cache=True)
 def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     """Makes the results of a tile known: to this GPU's combine group (push) or to the home GPUs (pull)."""
     t = tiles(s)[tile]
@@ -217,7 +229,8 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
         else:
             expert_done(s, q.token)
     if num_remote > 0:
-        charge_up(s, gpu, NOTIFY_FLITS * num_remote, NOTIFY)
+        for plane in range(s.planes):
+            charge_up(s, gpu, plane, NOTIFY_FLITS * remote_on_plane(s, tile, gpu, plane), NOTIFY)
         push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
     if s.gate3 == GATE_PHASE and phases(s)[part].slots2_left == 0:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, NOTHING)
@@ -250,13 +263,13 @@ def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
 def notified(s: Root, tile: int, gpu: int) -> None:
     """Counts a finished GEMM-2 row at the home GPUs of its tokens, and acknowledges the updates."""
     t = tiles(s)[tile]
-    num_remote = 0
     for i in range(t.first, t.first + t.count):
         token = pairs(s)[arrived_pair(s)[i]].token
         home = token // s.tokens_per_gpu
         if home != gpu:
-            num_remote += 1
-            charge_down(s, home, NOTIFY_FLITS, NOTIFY)
-            charge_up(s, home, s.ack_flits, NOTIFY)
+            plane = update_plane(s, token)
+            charge_down(s, home, plane, NOTIFY_FLITS, NOTIFY)
+            charge_up(s, home, plane, s.ack_flits, NOTIFY)
             expert_done(s, token)
-    charge_down(s, gpu, num_remote * s.ack_flits, NOTIFY)
+    for plane in range(s.planes):
+        charge_down(s, gpu, plane, remote_on_plane(s, tile, gpu, plane) * s.ack_flits, NOTIFY)

@@ -30,7 +30,7 @@ from dysharp_env.simulator.dispatch import (
     take_chunk,
 )
 from dysharp_env.simulator.events import pop
-from dysharp_env.simulator.fabric import input_next, port_pump, switch_arrive, uplink_enqueue, uplink_pump
+from dysharp_env.simulator.fabric import input_next, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
 from dysharp_env.simulator.groups import mark_dirty, part_of
 from dysharp_env.simulator.layout import (
@@ -69,10 +69,12 @@ from dysharp_env.simulator.views import (
     gpus,
     item_next,
     lanes,
+    nodes,
     ports,
     splits,
     token_order,
     tokens,
+    uplinks,
 )
 
 # ``decide`` returns this when the answer has to come from outside.
@@ -205,7 +207,7 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     if kind == EV_SWITCH:
         switch_arrive(s, a, b)
     elif kind == EV_REACH:
-        if a < s.num_pairs:
+        if a < s.partial0:
             reach_dispatch(s, a)
         else:
             reach_combine(s, a)
@@ -215,7 +217,7 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     elif kind == EV_INPUT_NEXT:
         input_next(s, a, b)
     elif kind == EV_UPLINK:
-        gpus(s)[a].up_wake = 0
+        uplinks(s)[a].wake = 0
         uplink_pump(s, a)
     elif kind == EV_PORT:
         ports(s)[a].wake = 0
@@ -227,12 +229,12 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     elif kind == EV_TILE:
         tile_ready(s, a)
     elif kind == EV_REQUEST:
-        if a < s.num_pairs:
-            asked_for_token(s, a)
+        if a < s.partial0:
+            asked_for_token(s, nodes(s)[a].owner)
         else:
-            requested(s, a - s.num_pairs)
+            requested(s, nodes(s)[a].owner)
     elif kind == EV_RESPOND:
-        uplink_enqueue(s, b, a)
+        send_vector(s, b, a)
     elif kind == EV_ACK:
         acknowledged(s, a)
     elif kind == EV_NOTIFY:

@@ -10,10 +10,13 @@ Ids used throughout:
     slot   one (token, expert), grouped by pair
     part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
     expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
-    node   a segment in a link or switch queue: [0, P) dispatch copy of a pair, [P, 2P) combine contribution of a pair,
-           [2P, 2P + T) a whole token (a multicast store going up; later its reduced result coming down)
+    segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
+    node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
+           [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
+           from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
+    link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
-    port   [0, G) downlink of a GPU, [G, 2G) reduction unit in front of that downlink
+    port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ import numpy as np
 
 # Event kinds, in the order in which equal times are served: what frees a resource comes before what asks for it.
 (
-    EV_CREDIT,  # input buffer space comes back to an uplink: gpu, flits * 2 + class
-    EV_INPUT_NEXT,  # the head of an input FIFO has left: gpu, class
-    EV_UPLINK,  # an uplink with something queued falls free: gpu
+    EV_CREDIT,  # input buffer space comes back to an uplink: link, flits * 2 + class
+    EV_INPUT_NEXT,  # the head of an input FIFO has left: link, class
+    EV_UPLINK,  # an uplink with something queued falls free: link
     EV_PORT,  # a port with something queued falls free: port
     EV_BLOCKS,  # thread blocks of a row end together: tile, count * 2 + stage - 1
     EV_ACK,  # the sender learns that its segment is stored: node
@@ -34,8 +37,8 @@ import numpy as np
     EV_REACH,  # the tail of a segment reaches a GPU: node
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
     EV_TILE,  # a tile whose status entry had spilled becomes ready: tile
-    EV_REQUEST,  # a read request reaches the GPU that has the vector: node
-    EV_RESPOND,  # what was asked for has been read: node, gpu that has it
+    EV_REQUEST,  # a read request reaches the GPU that has the vector: its first node
+    EV_RESPOND,  # what was asked for has been read: its first node, gpu that has it
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: stage + 4 * part, gpu (or -1 for all)
@@ -99,9 +102,9 @@ _PARAMETERS = (
     "num_gpus num_tokens tokens_per_gpu top_k num_pairs num_experts experts_per_gpu chunk_tokens chunks_per_gpu "
     "num_units "
     # links and packets
-    "ps_mult ps_div quantum_ps hop_ps store_and_forward dispatch_packets combine_packets sum_flits "
-    "dispatch_ack_flits combine_ack_flits ack_flits credit_flits queueing "
-    "reduction_slots reduction_ppm cycle_ps "
+    "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links dispatch_packets combine_packets sum_flits "
+    "dispatch_segments combine_segments dispatch_segment_packets combine_segment_packets "
+    "partial0 store0 sum0 num_nodes ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps dispatch_window combine_window total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
     "granule1_ps granule2_ps row_granularity hbm_mult hbm_div l2_bytes matrix1_bytes matrix2_bytes "
@@ -122,8 +125,6 @@ _COUNTERS = (
 )
 
 GPU = _record(
-    # links
-    "up_free_ps up_wake up_last_class up_queued_flits up_busy_ps down_busy_ps "
     # memory side
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch group
@@ -135,19 +136,26 @@ GPU = _record(
     "hold_combine combined start_open dirty1 dirty2 dirty3"
 )
 
-# One virtual-channel class of a GPU's uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
+UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
+# One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
 LANE = _record("head tail used_flits fifo_head fifo_tail")
 # One virtual-channel class of a port: the inputs that have something for it, in round-robin order.
 TURN = _record("head tail")
-PORT = _record("free_ps wake last_class queued_flits slots_used slots_draining open_head open_tail stalled_node")
-
-TOKEN = _record(
-    "pair0 experts_done acks_left replicas_left release_ps sum_ps pieces_left open open_count open_prev open_next "
-    "open_pair contributions_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
+PORT = _record(
+    "free_ps wake last_class queued_flits busy_ps slots_used slots_draining open_head open_tail stalled_node"
 )
 
-PAIR = _record("token gpu slot0 num_experts experts_done part")
-NODE = _record("next tail_ps pieces")
+TOKEN = _record(
+    "pair0 experts_done sums_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
+)
+# One segment of a multicast store: its replicas in the switch, and the GPUs that have not acknowledged it.
+STORE = _record("acks_left replicas_left release_ps")
+# One segment of a token's sum: at its home GPU, and in the reduction unit before that.
+SUM = _record("pieces_left contributions_left ready_ps open open_count open_prev open_next open_pair")
+
+PAIR = _record("token gpu slot0 num_experts experts_done part segments_left translated_ps")
+# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
+NODE = _record("owner plane flits payload_flits next tail_ps pieces")
 EXPERT = _record(
     "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps"
 )
@@ -219,11 +227,14 @@ class State(NamedTuple):
 
     root: np.ndarray  # (1,) ROOT: parameters, counters and the addresses of the arrays below
     gpus: np.ndarray  # (gpu,) GPU
-    lanes: np.ndarray  # (gpu * 2 + class,) LANE
-    ports: np.ndarray  # (2 * gpu,) PORT
+    uplinks: np.ndarray  # (link,) UPLINK
+    lanes: np.ndarray  # (link * 2 + class,) LANE
+    ports: np.ndarray  # (2 * link,) PORT
     turns: np.ndarray  # (port * 2 + class,) TURN
     tokens: np.ndarray  # (token,) TOKEN
     pairs: np.ndarray  # (pair,) PAIR
+    stores: np.ndarray  # (token * S + segment,) STORE
+    sums: np.ndarray  # (token * C + segment,) SUM
     nodes: np.ndarray  # (node,) NODE
     fifo_next: np.ndarray  # (node,) int64 links of the switch input FIFOs
     experts: np.ndarray  # (expert * parts + part,) EXPERT
@@ -234,7 +245,7 @@ class State(NamedTuple):
     chunks: np.ndarray  # (chunk,) CHUNK, a home GPU's chunks consecutive
     units: np.ndarray  # (unit,) UNIT
     store_flits: np.ndarray  # (top_k + 1,) int64 flits of a dispatched vector naming so many experts
-    ask_flits: np.ndarray  # (top_k + 1,) int64 flits that ask for a sum, naming so many experts
+    ask_flits: np.ndarray  # (top_k + 1,) int64 flits that ask for one segment of a sum, naming so many experts
     gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
     slot_expert: np.ndarray  # (slot,) int64 expert (and part) of each (token, expert), grouped by pair
     slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1
@@ -245,7 +256,7 @@ class State(NamedTuple):
     queue_tail: np.ndarray  # (port, class, input + 1,) int64
     active_next: np.ndarray  # (port, class, input + 1,) int64 round-robin list of inputs with something queued
     traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
-    segments: np.ndarray  # (gpu, direction, purpose,) int64 segments sent
+    payload: np.ndarray  # (gpu, direction, purpose,) int64 data flits among them
     heap: np.ndarray  # (capacity, 4) int64 time, kind and sequence, two operands
     dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
     splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision

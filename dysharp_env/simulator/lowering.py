@@ -9,6 +9,7 @@ import numpy as np
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
+from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
 from dysharp_env.workload.workload import Workload
 
@@ -36,7 +37,9 @@ def lower(
     home = np.arange(num_tokens) // tokens_per_gpu
     pairs, slot_expert, pair0 = _pairs(workload, home, program)
     num_pairs = len(pairs)
-    tokens = _tokens(pairs, pair0, home, program, chunks_per_gpu, tokens_per_gpu)
+    pairs["segments_left"] = costs.dispatch_segments
+    tokens, stores, sums = _tokens(pairs, pair0, home, program, costs, chunks_per_gpu, tokens_per_gpu)
+    nodes = _nodes(pairs, tokens["remote_targets"][:-1], costs, program)
     pairs["part"] = _parts_of_pairs(pairs, tokens, workload, program, chunks_per_gpu)
     slot_expert = slot_expert * program.parts + np.repeat(pairs["part"], pairs["num_experts"])
     experts, tiles = _experts(workload, slot_expert, program)
@@ -54,28 +57,32 @@ def lower(
     for name in ("dispatch", "gemm1", "gemm2", "combine"):
         root[f"{name}_first"] = root[f"{name}_last"] = NO_TIME
     root["tokens_left"] = num_tokens
-    ports = np.zeros(2 * num_gpus, layout.PORT)
+    num_links = num_gpus * costs.planes
+    ports = np.zeros(2 * num_links, layout.PORT)
     for name in ("open_head", "open_tail", "stalled_node"):
         ports[name] = NOTHING
-    lanes = np.zeros(2 * num_gpus, layout.LANE)
+    lanes = np.zeros(2 * num_links, layout.LANE)
     for name in ("head", "tail", "fifo_head", "fifo_tail"):
         lanes[name] = NOTHING
     units = np.zeros(num_units, layout.UNIT)
     for name in ("head", "tail", "prev", "next"):
         units[name] = NOTHING
     units["part"] = _parts_of_units(num_gpus, chunks_per_gpu, program)
-    queues = 4 * num_gpus * (num_gpus + 1)
+    queues = 4 * num_links * (num_gpus + 1)
     limit = program.max_candidates
     state = State(
         root=root,
         gpus=gpus,
+        uplinks=np.zeros(num_links, layout.UPLINK),
         lanes=lanes,
         ports=ports,
-        turns=_filled(4 * num_gpus, layout.TURN),
+        turns=_filled(4 * num_links, layout.TURN),
         tokens=tokens,
         pairs=pairs,
-        nodes=np.zeros(2 * num_pairs + num_tokens, layout.NODE),
-        fifo_next=np.full(2 * num_pairs + num_tokens, NOTHING),
+        stores=stores,
+        sums=sums,
+        nodes=nodes,
+        fifo_next=np.full(len(nodes), NOTHING),
         experts=experts,
         matrices=np.zeros(workload.layer.experts, layout.MATRICES),
         parts=parts,
@@ -84,7 +91,9 @@ def lower(
         chunks=chunks,
         units=units,
         store_flits=np.array([costs.dispatch_flits(targets) for targets in range(workload.layer.top_k + 1)]),
-        ask_flits=np.array([costs.request_flits(targets) for targets in range(workload.layer.top_k + 1)]),
+        ask_flits=np.array(
+            [costs.request_flits(targets) // costs.combine_segments for targets in range(workload.layer.top_k + 1)]
+        ),
         gpu_experts=np.argsort(workload.gpu_of_expert, kind="stable").astype(np.int64),
         slot_expert=slot_expert,
         slot_tlb=np.full(len(slot_expert), NOTHING),
@@ -95,7 +104,7 @@ def lower(
         queue_tail=np.full(queues, NOTHING),
         active_next=np.full(queues, NOTHING),
         traffic=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
-        segments=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
+        payload=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
         heap=np.zeros((int(root["heap_margin"][0]) + 1024, 4), np.int64),
         dirty=np.zeros(3 * num_gpus, np.int64),
         splits=np.array(program.splits, np.int64).reshape(-1, 2),
@@ -153,8 +162,15 @@ def _pairs(workload: Workload, home: np.ndarray, program: Program) -> tuple[np.n
 
 
 def _tokens(
-    pairs: np.ndarray, pair0: np.ndarray, home: np.ndarray, program: Program, chunks_per_gpu: int, tokens_per_gpu: int
-) -> np.ndarray:
+    pairs: np.ndarray,
+    pair0: np.ndarray,
+    home: np.ndarray,
+    program: Program,
+    costs: Costs,
+    chunks_per_gpu: int,
+    tokens_per_gpu: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens (one more, which ends the last one's pairs), and the segments of their stores and sums."""
     num_tokens = len(home)
     tokens = np.zeros(num_tokens + 1, layout.TOKEN)
     tokens["pair0"] = pair0
@@ -166,23 +182,51 @@ def _tokens(
     def per_token(weights: np.ndarray) -> np.ndarray:
         return np.bincount(pairs["token"], weights=weights, minlength=num_tokens).astype(np.int64)
 
-    tokens["acks_left"][:-1] = tokens["replicas_left"][:-1] = per_token(stored)
     tokens["remote_targets"][:-1] = per_token(remote * pairs["num_experts"])
-    tokens["contributions_left"][:-1] = per_token(summed)
-    # A pull adds the local partial sum while it waits; a push counts it like the others.
-    tokens["pieces_left"][:-1] = per_token(summed if program.pulls else used)
+    tokens["sums_left"][:-1] = costs.combine_segments
     tokens["chunk"][:-1] = home * chunks_per_gpu + np.arange(num_tokens) % tokens_per_gpu // program.chunk_tokens
-    for name in (
-        "open_prev",
-        "open_next",
-        "open_pair",
-        "dispatch_start",
-        "dispatch_end",
-        "combine_start",
-        "combine_end",
-    ):
+    for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
         tokens[name] = NOTHING
-    return tokens
+    stores = np.zeros(num_tokens * costs.dispatch_segments, layout.STORE)
+    stores["acks_left"] = stores["replicas_left"] = np.repeat(per_token(stored), costs.dispatch_segments)
+    sums = np.zeros(num_tokens * costs.combine_segments, layout.SUM)
+    sums["contributions_left"] = np.repeat(per_token(summed), costs.combine_segments)
+    # A pull adds the local partial sum while it waits; a push counts it like the others.
+    sums["pieces_left"] = np.repeat(per_token(summed if program.pulls else used), costs.combine_segments)
+    for name in ("open_prev", "open_next", "open_pair"):
+        sums[name] = NOTHING
+    return tokens, stores, sums
+
+
+def _nodes(pairs: np.ndarray, remote_targets: np.ndarray, costs: Costs, program: Program) -> np.ndarray:
+    """Returns every segment there can be: copies, partial sums, multicast stores, reduced sums."""
+    is_named = program.dispatch_primitive == layout.MULTICAST
+    dispatch_planes, combine_planes = vector_planes(costs, len(remote_targets))
+    dispatch, combine = costs.dispatch_payload_flits, costs.combine_payload_flits
+    no_targets = np.zeros(1, np.int64)
+    parts = [
+        _vectors(
+            dispatch_planes[pairs["token"]], dispatch, pairs["num_experts"] * is_named, costs.dispatch_packets, costs
+        ),
+        _vectors(combine_planes[pairs["token"]], combine, no_targets, costs.combine_packets, costs),
+        _vectors(dispatch_planes, dispatch, remote_targets * is_named, costs.dispatch_packets, costs),
+        _vectors(combine_planes, combine, no_targets, costs.combine_packets, costs),
+    ]
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _vectors(
+    planes: np.ndarray, payload_flits: np.ndarray, targets: np.ndarray, packets: int, costs: Costs
+) -> np.ndarray:
+    """Returns the (vector, segment) nodes of vectors that name ``targets`` experts in each packet."""
+    nodes = np.zeros(planes.shape, layout.NODE)
+    nodes["owner"] = np.arange(len(planes))[:, None]
+    nodes["plane"] = planes
+    nodes["payload_flits"] = payload_flits
+    target_flits = -(-targets // costs.packet.targets_per_flit)
+    heads = packets // len(payload_flits) * (costs.packet.header_flits + target_flits)
+    nodes["flits"] = payload_flits + heads[:, None]
+    return nodes
 
 
 def _experts(workload: Workload, slot_expert: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
@@ -295,10 +339,12 @@ def _root(
     logging: bool,
 ) -> np.ndarray:
     layer, num_gpus, tokens_per_gpu = workload.layer, workload.num_gpus, workload.tokens_per_gpu
-    packet = costs.packet
-    # The fraction is reduced so that flits times the multiplier stays inside int64.
-    numerator, denominator = packet.flit_bytes * PS_PER_S, costs.link_bytes_per_s
-    shared = math.gcd(numerator, denominator)
+    ps_mult, ps_div = costs.flit_ps
+    num_tokens, num_links = num_gpus * tokens_per_gpu, num_gpus * costs.planes
+    dispatch_segments, combine_segments = costs.dispatch_segments, costs.combine_segments
+    partial0 = num_pairs * dispatch_segments
+    store0 = partial0 + num_pairs * combine_segments
+    sum0 = store0 + num_tokens * dispatch_segments
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
     per_sm = costs.in_flight_packets_per_sm
     dispatch_window = min(program.dispatch_sms * per_sm, UNLIMITED)
@@ -313,7 +359,7 @@ def _root(
     looks = sum(1 << kind for kind in range(4) if program.weights[kind, list(layout.LOOKED_UP)].any())
     values = {
         "num_gpus": num_gpus,
-        "num_tokens": num_gpus * tokens_per_gpu,
+        "num_tokens": num_tokens,
         "tokens_per_gpu": tokens_per_gpu,
         "top_k": layer.top_k,
         "num_pairs": num_pairs,
@@ -321,17 +367,25 @@ def _root(
         "experts_per_gpu": layer.experts // num_gpus,
         "chunk_tokens": program.chunk_tokens,
         "chunks_per_gpu": chunks_per_gpu,
-        "ps_mult": numerator // shared,
-        "ps_div": denominator // shared,
+        "ps_mult": ps_mult,
+        "ps_div": ps_div,
         "quantum_ps": costs.quantum_ps,
         "hop_ps": costs.hop_ps,
         "store_and_forward": costs.store_and_forward,
+        "planes": costs.planes,
+        "num_links": num_links,
         "dispatch_packets": costs.dispatch_packets,
         "combine_packets": costs.combine_packets,
         "sum_flits": costs.combine_flits(),
-        "dispatch_ack_flits": packet.acknowledge_flits(costs.dispatch_bytes),
-        "combine_ack_flits": packet.acknowledge_flits(costs.combine_bytes),
-        "ack_flits": packet.ack_flits,
+        "dispatch_segments": dispatch_segments,
+        "combine_segments": combine_segments,
+        "dispatch_segment_packets": costs.dispatch_packets // dispatch_segments,
+        "combine_segment_packets": costs.combine_packets // combine_segments,
+        "partial0": partial0,
+        "store0": store0,
+        "sum0": sum0,
+        "num_nodes": sum0 + num_tokens * combine_segments,
+        "ack_flits": costs.packet.ack_flits,
         "credit_flits": costs.credit_flits,
         "queueing": layout.QUEUEING.index(costs.queueing),
         "reduction_slots": costs.reduction_slots,
@@ -373,7 +427,7 @@ def _root(
         "by_peers": program.by_peers,
         "exclusive": program.exclusive,
         "pay_end_ps": program.pay_end_ps,
-        "dispatch_ask_flits": packet.ask_flits(costs.dispatch_bytes),
+        "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // dispatch_segments,
         "gate1": program.gates[0],
         "gate2": program.gates[1],
         "gate3": program.gates[2],
@@ -392,18 +446,22 @@ def _root(
         "ruled": ruled,
         "looks": looks,
         "scale_ps": max(1, scale_ps),
-        # The most events one step can add: a GPU's local copies and the stores it may have in flight, the requests of
-        # all sums it may have in flight, or the tokens of one tile becoming ready; and a few for whatever wakes.
+        # The most events one step can add: a GPU's local copies and the stores it may have in flight; all the sums it
+        # may have in flight, requested from every GPU or sent; or the tokens of one tile becoming ready; and a few for
+        # whatever wakes.
         "heap_margin": max(
-            tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1) + 2 * dispatch_burst,
-            combine_burst * max(num_gpus, layer.top_k),
+            tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1) + 2 * dispatch_burst * dispatch_segments,
+            combine_burst * max(num_gpus, layer.top_k, 2 * combine_segments),
             layer.tile_tokens,
         )
-        + 4 * num_gpus
+        + 4 * num_links
         + 2 * layer.top_k
         + num_sms
         + 64,
-        "log_margin": 2 * dispatch_burst + 2 * combine_burst + 4 * num_gpus + num_sms + 64,
+        "log_margin": 2 * (dispatch_burst * dispatch_segments + combine_burst * combine_segments)
+        + 4 * num_links
+        + num_sms
+        + 64,
         "logging": logging,
     }
     root = np.zeros(1, layout.ROOT)

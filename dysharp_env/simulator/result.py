@@ -12,6 +12,7 @@ import numpy as np
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.layout import State
 
 STAGES = ("dispatch", "gemm1", "gemm2", "combine")
 
@@ -38,6 +39,24 @@ class ScheduleRow(NamedTuple):
     expert: int
     start_us: float
     end_us: float
+
+
+class SegmentName(NamedTuple):
+    """What a node of the engine's is: a vector or packet on its way.
+
+    Attributes:
+        what: ``copy`` (dispatched to one GPU), ``store`` (to all at once), ``partial`` or ``sum``.
+        token: Whose vector it is.
+        gpu: Expert GPU of a copy or partial sum, home GPU of a store or sum.
+        place: Packet in its vector; 0 at token resolution.
+        plane: Plane it takes; 0 at token resolution.
+    """
+
+    what: str
+    token: int
+    gpu: int
+    place: int
+    plane: int
 
 
 @dataclass(frozen=True)
@@ -80,17 +99,19 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
     num_gpus = engine.workload.num_gpus
     flits = state.traffic.reshape(num_gpus, 2, layout.NUM_PURPOSES)
     wire = flits * costs.packet.flit_bytes
-    payload = np.zeros_like(wire)
-    for purpose in (layout.DISPATCH_DATA, layout.COMBINE_DATA, layout.EVICTION):
-        payload[:, :, purpose] = _payload_flits(engine, purpose) * costs.packet.flit_bytes
+    payload = state.payload.reshape(flits.shape) * costs.packet.flit_bytes
 
     def within(busy_ps: np.ndarray, free_ps: np.ndarray) -> np.ndarray:
         """Returns busy fractions of the makespan; what a server still has queued at the end is not in it."""
         return (busy_ps - np.maximum(free_ps - makespan_ps, 0)) / makespan_ps
 
+    def of_links(links: np.ndarray) -> np.ndarray:
+        """Returns the mean over planes for each GPU."""
+        return within(links["busy_ps"], links["free_ps"]).reshape(num_gpus, -1).mean(axis=1)
+
     busy = {
-        "uplink": within(gpus["up_busy_ps"], gpus["up_free_ps"]),
-        "downlink": within(gpus["down_busy_ps"], state.ports["free_ps"][:num_gpus]),
+        "uplink": of_links(state.uplinks),
+        "downlink": of_links(state.ports[: len(state.uplinks)]),
         "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["total_sms"])),
         "hbm": within(gpus["hbm_busy_ps"], gpus["hbm_free_ps"]),
     }
@@ -106,13 +127,6 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
         decisions=int(root["decisions"]),
         evictions=int(root["evictions"]),
     )
-
-
-def _payload_flits(engine: Engine, purpose: int) -> np.ndarray:
-    """Returns (gpu, direction) data flits of one purpose: every segment of a purpose carries the same payload."""
-    count = engine.state.segments.reshape(-1, 2, layout.NUM_PURPOSES)[:, :, purpose]
-    is_dispatch = purpose == layout.DISPATCH_DATA
-    return count * (engine.costs.dispatch_payload_flits if is_dispatch else engine.costs.combine_payload_flits)
 
 
 def _by_direction_and_purpose(num_bytes: np.ndarray) -> dict[str, Any]:
@@ -187,3 +201,16 @@ def _tile_rows(engine: Engine) -> list[ScheduleRow]:
                 )
             )
     return rows
+
+
+def segment_name(state: State, node: int) -> SegmentName:
+    """Returns what a node is."""
+    root = state.root[0]
+    owner, plane = int(state.nodes["owner"][node]), int(state.nodes["plane"][node])
+    bases = {"copy": 0, "partial": int(root["partial0"]), "store": int(root["store0"]), "sum": int(root["sum0"])}
+    what = next(what for what, base in reversed(bases.items()) if node >= base)
+    stage = "dispatch" if what in ("copy", "store") else "combine"
+    place = node - bases[what] - owner * int(root[f"{stage}_segments"])
+    if what in ("copy", "partial"):
+        return SegmentName(what, int(state.pairs["token"][owner]), int(state.pairs["gpu"][owner]), place, plane)
+    return SegmentName(what, owner, owner // int(root["tokens_per_gpu"]), place, plane)

@@ -28,10 +28,13 @@ from dysharp_env.simulator.layout import (
     PART,
     PHASE,
     PORT,
+    STORE,
+    SUM,
     TILE,
     TOKEN,
     TURN,
     UNIT,
+    UPLINK,
 )
 
 # Records of dtype ROOT and PART, which numba passes as pointers.
@@ -63,21 +66,27 @@ def gpus(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
+def uplinks(s: Root) -> np.ndarray:
+    """Returns ``State.uplinks``."""
+    return carray(pointer(s.uplinks_at), (s.num_links,), UPLINK)
+
+
+@njit(cache=True)
 def lanes(s: Root) -> np.ndarray:
     """Returns ``State.lanes``."""
-    return carray(pointer(s.lanes_at), (2 * s.num_gpus,), LANE)
+    return carray(pointer(s.lanes_at), (2 * s.num_links,), LANE)
 
 
 @njit(cache=True)
 def ports(s: Root) -> np.ndarray:
     """Returns ``State.ports``."""
-    return carray(pointer(s.ports_at), (2 * s.num_gpus,), PORT)
+    return carray(pointer(s.ports_at), (2 * s.num_links,), PORT)
 
 
 @njit(cache=True)
 def turns(s: Root) -> np.ndarray:
     """Returns ``State.turns``."""
-    return carray(pointer(s.turns_at), (4 * s.num_gpus,), TURN)
+    return carray(pointer(s.turns_at), (4 * s.num_links,), TURN)
 
 
 @njit(cache=True)
@@ -93,15 +102,27 @@ def pairs(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
+def stores(s: Root) -> np.ndarray:
+    """Returns ``State.stores``."""
+    return carray(pointer(s.stores_at), (s.num_tokens * s.dispatch_segments,), STORE)
+
+
+@njit(cache=True)
+def sums(s: Root) -> np.ndarray:
+    """Returns ``State.sums``."""
+    return carray(pointer(s.sums_at), (s.num_tokens * s.combine_segments,), SUM)
+
+
+@njit(cache=True)
 def nodes(s: Root) -> np.ndarray:
     """Returns ``State.nodes``."""
-    return carray(pointer(s.nodes_at), (2 * s.num_pairs + s.num_tokens,), NODE)
+    return carray(pointer(s.nodes_at), (s.num_nodes,), NODE)
 
 
 @njit(cache=True)
 def fifo_next(s: Root) -> np.ndarray:
     """Returns ``State.fifo_next``."""
-    return carray(pointer(s.fifo_next_at), (2 * s.num_pairs + s.num_tokens,), np.int64)
+    return carray(pointer(s.fifo_next_at), (s.num_nodes,), np.int64)
 
 
 @njit(cache=True)
@@ -197,19 +218,19 @@ def item_next(s: Root) -> np.ndarray:
 @njit(cache=True)
 def queue_head(s: Root) -> np.ndarray:
     """Returns ``State.queue_head``."""
-    return carray(pointer(s.queue_head_at), (4 * s.num_gpus * (s.num_gpus + 1),), np.int64)
+    return carray(pointer(s.queue_head_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
 
 
 @njit(cache=True)
 def queue_tail(s: Root) -> np.ndarray:
     """Returns ``State.queue_tail``."""
-    return carray(pointer(s.queue_tail_at), (4 * s.num_gpus * (s.num_gpus + 1),), np.int64)
+    return carray(pointer(s.queue_tail_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
 
 
 @njit(cache=True)
 def active_next(s: Root) -> np.ndarray:
     """Returns ``State.active_next``."""
-    return carray(pointer(s.active_next_at), (4 * s.num_gpus * (s.num_gpus + 1),), np.int64)
+    return carray(pointer(s.active_next_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
 
 
 @njit(cache=True)
@@ -219,9 +240,9 @@ def traffic(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
-def segments(s: Root) -> np.ndarray:
-    """Returns ``State.segments``."""
-    return carray(pointer(s.segments_at), (s.num_gpus * 2 * NUM_PURPOSES,), np.int64)
+def payload(s: Root) -> np.ndarray:
+    """Returns ``State.payload``."""
+    return carray(pointer(s.payload_at), (s.num_gpus * 2 * NUM_PURPOSES,), np.int64)
 
 
 @njit(cache=True)

@@ -11,6 +11,7 @@ import pytest
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.result import segment_name
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload.layer import LayerSpec
 
@@ -78,6 +79,8 @@ class Use(NamedTuple):
     what: str
     token: int
     peer: int  # the expert GPU of a copy or partial sum
+    place: int  # in its vector
+    plane: int
     amount: int
     start_ps: int
     end_ps: int
@@ -93,18 +96,10 @@ def play(case, seed: int):
 
 
 def uses(state) -> list[Use]:
-    num_pairs = int(state.root["num_pairs"][0])
-    pair_token, pair_gpu = state.pairs["token"].tolist(), state.pairs["gpu"].tolist()
     found = []
     for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():
-        if resource == layout.LOG_SM:
-            what, token, peer = "tile", item, gpu
-        elif item >= 2 * num_pairs:
-            what, token, peer = "store" if resource == layout.LOG_UP else "sum", item - 2 * num_pairs, gpu
-        else:
-            pair = item % num_pairs
-            what, token, peer = "copy" if item < num_pairs else "partial", pair_token[pair], pair_gpu[pair]
-        found.append(Use(resource, gpu, purpose, what, token, peer, amount, start_ps, end_ps))
+        name = ("tile", item, gpu, 0, 0) if resource == layout.LOG_SM else segment_name(state, item)
+        found.append(Use(resource, gpu, purpose, *name, amount, start_ps, end_ps))
     return found
 
 
@@ -167,14 +162,26 @@ def check_everything_moves_once(case, state, log) -> None:
     everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu or program.loopback}
     sent = everywhere if program.dispatch_primitive == layout.BROADCAST else needed
     summed = everywhere if program.combine_primitive == layout.REDUCE_SCATTER else needed
-    counts = Counter((use.resource, use.what, use.token, use.peer) for use in log if use.purpose != layout.EVICTION)
-    for (resource, what, token, peer), count in counts.items():
+    counts = Counter(
+        (use.resource, *use[3:7]) for use in log if use.purpose != layout.EVICTION and use.resource != layout.LOG_SM
+    )
+    for (_, what, token, peer, _), count in counts.items():
         is_per_expert = program.copies_per_expert and what in ("copy", "partial")
-        assert resource == layout.LOG_SM or count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)
+        assert count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)
 
     def moved(resource: int, what: str) -> set:
-        return {(use.token, use.peer) for use in log if (use.resource, use.what) == (resource, what)
-                and use.purpose != layout.EVICTION}  # fmt: skip
+        """Returns the vectors of which every segment has moved; none may have moved in part but at the very end."""
+        segments = Counter(
+            (token, peer)
+            for token, peer, _ in {
+                (use.token, use.peer, use.place)
+                for use in log
+                if (use.resource, use.what) == (resource, what) and use.purpose != layout.EVICTION
+            }
+        )
+        whole = case.costs.dispatch_segments if what in ("copy", "store") else case.costs.combine_segments
+        assert (resource, what) == (layout.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
+        return {vector for vector, count in segments.items() if count == whole}
 
     stores = {(token, token // per_gpu) for token, _ in sent}
     is_unicast = program.dispatch_primitive in PLAIN_DISPATCH
@@ -197,36 +204,41 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
     by_name = {}  # the first of its name, where every expert has a copy of its own
     for use in log:
         if use.purpose != layout.EVICTION:
-            by_name.setdefault((use.resource, use.what, use.token, use.peer), use)
+            by_name.setdefault((use.resource, *use[3:7]), use)
+    costs = case.costs
     tokens, tiles, per_gpu = state.tokens, tile_of(state), case.workload.tokens_per_gpu
     for (token, gpu), experts in experts_at(case).items():
         home, first_ps = token // per_gpu, tokens["dispatch_start"][token] + case.costs.memory_ps
         assert case.program.pays_ps[0] <= tokens["dispatch_start"][token]
         if gpu != home:
             is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
-            up = by_name[layout.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home))]
-            down = by_name[layout.LOG_DOWN, "copy", token, gpu]
-            assert up.start_ps >= tokens["dispatch_start"][token]
-            assert down.start_ps >= up.start_ps + hop_ps and down.end_ps >= up.end_ps + hop_ps
-            first_ps = down.end_ps + hop_ps
+            first_ps = 0
+            for place in range(costs.dispatch_segments):
+                up = by_name[layout.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home)), place]
+                down = by_name[layout.LOG_DOWN, "copy", token, gpu, place]
+                assert up.plane == down.plane
+                assert up.start_ps >= tokens["dispatch_start"][token]
+                assert down.start_ps >= up.start_ps + hop_ps and down.end_ps >= up.end_ps + hop_ps
+                first_ps = max(first_ps, down.end_ps + hop_ps)
         for expert in experts:
             tile = tiles[token, expert]
             assert tile["start1"] >= first_ps
             assert tokens["combine_end"][token] >= tile["end2"]
             if case.program.pulls:
                 assert tokens["combine_start"][token] >= tile["end2"]
-        partial = by_name.get((layout.LOG_UP, "partial", token, gpu))
-        if partial is not None:
+        for place in range(costs.combine_segments if gpu != home else 0):
+            partial = by_name[layout.LOG_UP, "partial", token, gpu, place]
             ends_ps = [tiles[token, expert]["end2"] for expert in experts]
             assert partial.start_ps >= (min if case.program.copies_per_expert else max)(ends_ps)
     for use in log:
         if use.what == "partial" and use.resource in (layout.LOG_REDUCE, layout.LOG_DOWN):
             if use.purpose != layout.EVICTION:
-                up = by_name[layout.LOG_UP, "partial", use.token, use.peer]
+                up = by_name[layout.LOG_UP, "partial", use.token, use.peer, use.place]
+                assert up.plane == use.plane
                 assert use.start_ps >= up.start_ps + hop_ps and use.end_ps >= up.end_ps + hop_ps
             assert tokens["combine_end"][use.token] >= use.end_ps + hop_ps
         if use.resource == layout.LOG_REDUCE:
-            total = by_name[layout.LOG_DOWN, "sum", use.token, use.token // per_gpu]
+            total = by_name[layout.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place]
             assert total.end_ps >= use.end_ps
     assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
@@ -269,8 +281,8 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
     assert root["gemm_sms"] <= case.num_sms
     by_resource = defaultdict(list)
     for use in log:
-        by_resource[use.resource, use.gpu].append(use)
-    for (resource, _), found in by_resource.items():
+        by_resource[use.resource, use.gpu, use.plane].append(use)
+    for (resource, *_), found in by_resource.items():
         if resource == layout.LOG_SM:
             # At equal times what ends comes first: (time, change) sorts so.
             changes = sorted(
@@ -279,29 +291,25 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
             assert np.cumsum([change for _, change in changes]).max() <= root["gemm_sms"]
         else:
             assert all(before.end_ps <= after.start_ps for before, after in zip(found, found[1:], strict=False))
-    for gpu in range(case.workload.num_gpus):
+    num_links = case.workload.num_gpus * case.costs.planes
+    for way, links in ((layout.UP, state.uplinks), (layout.DOWN, state.ports[:num_links])):
         # A wire carries one thing at a time, so it has been busy no longer than until it falls free.
-        control = [
-            state.traffic.reshape(-1, 2, layout.NUM_PURPOSES)[gpu, way].sum() for way in (layout.UP, layout.DOWN)
-        ]
-        for way, busy, free in (
-            (layout.UP, state.gpus["up_busy_ps"][gpu], state.gpus["up_free_ps"][gpu]),
-            (layout.DOWN, state.gpus["down_busy_ps"][gpu], state.ports["free_ps"][gpu]),
-        ):
-            assert busy <= free <= engine_end(state) + case.costs.wire_ps(int(control[way]))
+        control = state.traffic.reshape(-1, 2, layout.NUM_PURPOSES)[:, way].sum(axis=1).repeat(case.costs.planes)
+        for busy_ps, free_ps, flits in zip(links["busy_ps"], links["free_ps"], control, strict=True):
+            assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
 
 
 def check_buffers_hold_their_credits(case, log) -> None:
     """Flits between leaving a GPU and the return of their credit never exceed a class's buffer, one segment apart."""
     if case.costs.queueing == "output_queued":
         return
-    left_ps = defaultdict(int)  # (what, token, peer) of what went up: when it is out of the switch
+    left_ps = defaultdict(int)  # (what, token, peer, place) of what went up: when it is out of the switch
     is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
     for use in log:
         leaves = use.resource == layout.LOG_REDUCE or (use.resource == layout.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != layout.EVICTION:
-            whole = "store", use.token, use.token // case.workload.tokens_per_gpu
-            name = (use.what, use.token, use.peer) if use.what == "partial" or is_unicast else whole
+            whole = "store", use.token, use.token // case.workload.tokens_per_gpu, use.place
+            name = use[3:7] if use.what == "partial" or is_unicast else whole
             left_ps[name] = max(left_ps[name], use.end_ps)
     if case.program.copies_per_expert:
         return  # copies to one GPU share a name, so which of them has left is not in the log
@@ -309,7 +317,7 @@ def check_buffers_hold_their_credits(case, log) -> None:
     for use in log:
         if use.resource == layout.LOG_UP:
             is_response = case.program.pulls if use.what == "partial" else case.program.reads_tokens
-            sent[use.gpu, is_response].append((use.start_ps, use.amount, left_ps[use.what, use.token, use.peer]))
+            sent[use.gpu, use.plane, is_response].append((use.start_ps, use.amount, left_ps[use[3:7]]))
     for found in sent.values():
         for index, (start_ps, flits, _) in enumerate(found):
             held = sum(f for _, f, end_ps in found[:index] if end_ps + case.costs.hop_ps > start_ps)
@@ -372,11 +380,16 @@ def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
     return flits
 
 
-def check_traffic_is_packet_arithmetic(case, state) -> None:
+def check_traffic_is_packet_arithmetic(case, state, log) -> None:
     expected = expected_traffic(case)
     counted = state.traffic.reshape(case.workload.num_gpus, 2, layout.NUM_PURPOSES)
     evicted = counted[:, layout.DOWN, layout.EVICTION]
-    assert evicted.sum() == state.root["evictions"][0] * case.costs.combine_flits()
+    evictions = np.bincount(
+        [use.gpu for use in log if use.purpose == layout.EVICTION], minlength=case.workload.num_gpus
+    )
+    assert evicted.sum() == sum(use.amount for use in log if use.purpose == layout.EVICTION)
+    if case.costs.resolution == "token":
+        assert evicted.tolist() == (evictions * case.costs.combine_flits()).tolist()
     is_broadcast = case.program.dispatch_primitive == layout.BROADCAST
     for way in (layout.UP, layout.DOWN):
         for purpose, name in enumerate(layout.PURPOSES):
@@ -385,8 +398,8 @@ def check_traffic_is_packet_arithmetic(case, state) -> None:
             may_be_short = (way == layout.DOWN and name.endswith("_ack")) or (is_broadcast and "dispatch" in name)
             if name == "combine_ack" and way == layout.UP:
                 # Sums that came in parts are acknowledged in parts.
-                ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets
-                found = found - evicted // case.costs.combine_flits() * ack_flits * (not case.program.pulls)
+                ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets // case.costs.combine_segments
+                found = found - evictions * ack_flits * (not case.program.pulls)
             if purpose != layout.EVICTION:
                 assert (found <= wanted).all() if may_be_short else (found == wanted).all(), (way, name)
 
@@ -403,7 +416,7 @@ def test_random_runs_keep_the_laws(random_case, group):
         check_nothing_is_used_beyond_capacity(case, state, log)
         check_gates_are_kept(case, state, log)
         check_buffers_hold_their_credits(case, log)
-        check_traffic_is_packet_arithmetic(case, state)
+        check_traffic_is_packet_arithmetic(case, state, log)
 
 
 def content(state) -> list[bytes]:
@@ -599,6 +612,6 @@ def test_too_few_slots_evict_the_oldest_sum(make_case):
     roomy = case.engine().run().state
     tight = case._replace(costs=dataclasses.replace(case.costs, reduction_slots=1)).engine().run().state
     assert roomy.root["evictions"][0] == 0 and tight.root["evictions"][0] > 0
-    assert (tight.tokens["pieces_left"] == 0).all() and (tight.tokens["contributions_left"] == 0).all()
+    assert (tight.sums["pieces_left"] == 0).all() and (tight.sums["contributions_left"] == 0).all()
     down = tight.traffic.reshape(3, 2, -1)[:, layout.DOWN].sum(axis=0)
     assert down[layout.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()

@@ -6,22 +6,17 @@ import numpy as np
 import pytest
 
 from dysharp_env.simulator import layout
+from dysharp_env.simulator.result import segment_name
 
 GROUPS, CASES_PER_GROUP = 20, 10
 
 
 def name_of_item(state, resource: int, item: int) -> tuple:
     """Returns what the twin's log calls an item of the engine's."""
-    root = state.root[0]
-    num_pairs = int(root["num_pairs"])
     if resource == layout.LOG_SM:
         expert = state.experts[int(state.tiles["expert"][item])]
         return "tile", int(expert["number"]), int(expert["part"]), item - int(expert["tile0"])
-    if item >= 2 * num_pairs:
-        token = item - 2 * num_pairs
-        return "store" if resource == layout.LOG_UP else "sum", token, token // int(root["tokens_per_gpu"])
-    pair = state.pairs[item % num_pairs]
-    return "copy" if item < num_pairs else "partial", int(pair["token"]), int(pair["gpu"])
+    return tuple(segment_name(state, item)[:4])
 
 
 def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
@@ -74,12 +69,13 @@ def assert_same_history(state, twin) -> None:
             assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
     np.testing.assert_array_equal(state.traffic.reshape(twin.traffic.shape), twin.traffic)
     for field, values in (
-        ("up_busy_ps", [gpu.uplink.busy_ps for gpu in twin.gpus]),
-        ("down_busy_ps", [gpu.downlink.busy_ps for gpu in twin.gpus]),
         ("hbm_free_ps", [gpu.hbm_free_ps for gpu in twin.gpus]),
         ("sm_busy_ps", [gpu.sm_busy_ps for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
+    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.uplinks]
+    downlinks = state.ports["busy_ps"][: len(state.uplinks)]
+    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.downlinks]
     log = state.log[: state.root["log_size"][0]].tolist()
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 

@@ -40,10 +40,10 @@ class Lane:
 
 
 class Link:
-    """A wire of one GPU and direction, used by one segment at a time; control flits slip in and delay what follows."""
+    """A wire of one GPU, plane and direction: one segment at a time; control flits slip in and delay what follows."""
 
-    def __init__(self, twin: Twin, gpu: int, direction: int) -> None:
-        self.twin, self.gpu, self.direction = twin, gpu, direction
+    def __init__(self, twin: Twin, gpu: int, plane: int, direction: int) -> None:
+        self.twin, self.gpu, self.plane, self.direction = twin, gpu, plane, direction
         self.free_ps = 0
         self.busy_ps = 0
         self.last_vc = 0
@@ -72,8 +72,8 @@ class Link:
 class Uplink(Link):
     """A GPU's uplink and the switch input behind it, with credited buffers unless the switch queues at outputs."""
 
-    def __init__(self, twin: Twin, gpu: int) -> None:
-        super().__init__(twin, gpu, UP)
+    def __init__(self, twin: Twin, gpu: int, plane: int) -> None:
+        super().__init__(twin, gpu, plane, UP)
         self.lanes = (Lane(), Lane())
 
     def queued_flits(self) -> int:
@@ -172,8 +172,8 @@ class Uplink(Link):
 class Port(Link):
     """An output of the switch: a queue for each class and input; classes take turns, then inputs."""
 
-    def __init__(self, twin: Twin, gpu: int) -> None:
-        super().__init__(twin, gpu, DOWN)
+    def __init__(self, twin: Twin, gpu: int, plane: int) -> None:
+        super().__init__(twin, gpu, plane, DOWN)
         # The first input is the next one served; one that still has segments goes to the end.
         self.queues: tuple[OrderedDict[int, deque[Segment]], ...] = (OrderedDict(), OrderedDict())
         self.stalled: Segment | None = None  # taken from its queue, but has to wait for accumulator slots
@@ -244,14 +244,14 @@ class Downlink(Port):
         reach_ps = self.free_ps - serial_ps + twin.delivery_ps(flits)
         twin.at(reach_ps, EV_REACH, twin.gpus[self.gpu].reach, segment)
         if segment.name[0] == "sum" or segment.purpose == EVICTION:
-            twin.gpus[self.gpu].reducer.drain()
+            twin.gpus[self.gpu].reducers[self.plane].drain()
         else:
-            twin.gpus[segment.origin].uplink.leave_input(segment, self.free_ps)
+            twin.gpus[segment.origin].uplinks[self.plane].leave_input(segment, self.free_ps)
 
 
 @dataclass(eq=False)
 class Accumulator:
-    """The open sum of one token in a reduction unit."""
+    """The open sum of one token, or of one packet of it, in a reduction unit."""
 
     pieces: int = 0
     last: Pair | None = None  # whose contribution came last
@@ -261,64 +261,65 @@ class Accumulator:
 class Reducer(Port):
     """The reduction unit before a downlink: sums contributions in a bounded number of accumulator slots."""
 
-    def __init__(self, twin: Twin, gpu: int) -> None:
-        super().__init__(twin, gpu)
-        self.open: dict[Token, Accumulator] = {}  # the oldest first
+    def __init__(self, twin: Twin, gpu: int, plane: int) -> None:
+        super().__init__(twin, gpu, plane)
+        self.open: dict[tuple[Token, int], Accumulator] = {}  # by token and place in its vector, the oldest first
+        self.need = twin.costs.combine_packets // twin.costs.combine_segments  # slots of one sum
         self.slots_used = 0
         self.slots_draining = 0  # of those used, the ones whose sum waits for the downlink
 
     def start(self, segment: Segment) -> None:
         """Adds a contribution to its token's sum; the last one sends the result down."""
-        twin, token, pair = self.twin, segment.token, segment.pair
+        twin, token, pair, place = self.twin, segment.token, segment.pair, segment.place
         assert pair is not None
         self.stalled = None
-        if token not in self.open and not self.make_room():
+        if (token, place) not in self.open and not self.make_room():
             self.stalled = segment
             return
-        accumulator = self.open.setdefault(token, Accumulator())
+        accumulator = self.open.setdefault((token, place), Accumulator())
         self.free_ps = max(twin.now_ps + twin.costs.reduce_ps(segment.flits_down), segment.tail_ps)
         twin.use(LOG_REDUCE, self.gpu, COMBINE_DATA, segment.name, segment.flits_down, self.free_ps)
         sender = twin.gpus[segment.origin]
-        sender.uplink.leave_input(segment, self.free_ps)
+        sender.uplinks[self.plane].leave_input(segment, self.free_ps)
         if twin.program.combine_primitive == PUSH_REDUCE:
             # The switch holds the contribution now, so it acknowledges the store itself.
-            twin.at(self.free_ps + twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged)
+            twin.at(self.free_ps + twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged, segment)
         accumulator.pieces += 1
         accumulator.last = pair
         accumulator.ready_ps = self.free_ps + twin.costs.cycle_ps
-        token.contributions_left -= 1
-        if token.contributions_left == 0:
-            self.close(token, ("sum", token.number, self.gpu), COMBINE_DATA)
+        token.contributions_left[place] -= 1
+        if token.contributions_left[place] == 0:
+            self.close(token, place, ("sum", token.number, self.gpu, place), COMBINE_DATA)
 
     def make_room(self) -> bool:
         """Claims slots for one more sum, evicting the oldest if it must; False if slots must drain first."""
-        need, slots = self.twin.costs.combine_packets, self.twin.costs.reduction_slots
-        while self.open and self.slots_used - self.slots_draining + need > slots:
-            oldest = next(iter(self.open))
-            last = self.open[oldest].last
+        slots = self.twin.costs.reduction_slots
+        while self.open and self.slots_used - self.slots_draining + self.need > slots:
+            oldest, place = next(iter(self.open))
+            last = self.open[oldest, place].last
             assert last is not None
             self.twin.evictions += 1
-            self.close(oldest, ("partial", oldest.number, last.gpu), EVICTION)
+            self.close(oldest, place, ("partial", oldest.number, last.gpu, place), EVICTION)
         # A sum larger than the whole buffer passes alone: its packets stream through.
-        if self.slots_used > 0 and self.slots_used + need > slots:
+        if self.slots_used > 0 and self.slots_used + self.need > slots:
             return False
-        self.slots_used += need
+        self.slots_used += self.need
         return True
 
-    def close(self, token: Token, name: Name, purpose: int) -> None:
-        """Sends a token's sum, complete or not, to the downlink; its slots drain with it."""
-        twin, accumulator = self.twin, self.open.pop(token)
-        flits = twin.costs.combine_flits()
-        segment = Segment(name, purpose, token, None, self.gpu, 0, flits, RESPONSE)
+    def close(self, token: Token, place: int, name: Name, purpose: int) -> None:
+        """Sends a sum, complete or not, to the downlink; its slots drain with it."""
+        twin, accumulator = self.twin, self.open.pop((token, place))
+        flits = twin.segment_flits(twin.costs.combine_bytes)[place]
+        segment = Segment(name, place, self.plane, purpose, token, None, self.gpu, 0, flits, RESPONSE)
         segment.pieces, segment.tail_ps = accumulator.pieces, accumulator.ready_ps
-        self.slots_draining += twin.costs.combine_packets
-        downlink = twin.gpus[self.gpu].downlink
+        self.slots_draining += self.need
+        downlink = twin.gpus[self.gpu].downlinks[self.plane]
         downlink.append(segment, twin.num_gpus)
         downlink.wake(max(twin.now_ps, downlink.free_ps))
 
     def drain(self) -> None:
         """Gets the slots of one sum back, which the downlink has begun to send."""
-        self.slots_used -= self.twin.costs.combine_packets
-        self.slots_draining -= self.twin.costs.combine_packets
+        self.slots_used -= self.need
+        self.slots_draining -= self.need
         if self.stalled is not None:
             self.wake(max(self.twin.now_ps, self.free_ps))

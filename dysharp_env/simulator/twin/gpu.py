@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ from dysharp_env.simulator.layout import (
     PULL_UNICAST,
     PUSH_UNICAST,
 )
-from dysharp_env.simulator.twin.fabric import Downlink, Reducer, Uplink
+from dysharp_env.simulator.twin.fabric import Downlink, Link, Reducer, Uplink
 from dysharp_env.simulator.twin.parts import (
     Chunk,
     Decision,
@@ -78,7 +79,10 @@ class Gpu:
 
     def __init__(self, twin: Twin, number: int) -> None:
         self.twin, self.number = twin, number
-        self.uplink, self.downlink, self.reducer = Uplink(twin, number), Downlink(twin, number), Reducer(twin, number)
+        planes = range(twin.costs.planes)
+        self.uplinks = [Uplink(twin, number, plane) for plane in planes]
+        self.downlinks = [Downlink(twin, number, plane) for plane in planes]
+        self.reducers = [Reducer(twin, number, plane) for plane in planes]
         self.hbm_free_ps = 0
         self.l2: OrderedDict[tuple[int, int], Weights] = OrderedDict()  # by (expert, stage), least recently used first
         self.al_tlb: OrderedDict[tuple[int, int], None] = OrderedDict()  # of (token, expert), first in first out
@@ -142,6 +146,11 @@ class Gpu:
                     self.al_tlb.popitem(last=False)
         return delay_ps
 
+    def send(self, vector: list[Segment]) -> None:
+        """Puts the segments of a vector at the uplinks."""
+        for segment in vector:
+            self.uplinks[segment.plane].enqueue(segment)
+
     # Dispatch.
 
     def dispatch_group(self) -> Process:
@@ -167,14 +176,14 @@ class Gpu:
                 for pair in self.in_turn(token):
                     if not pair.is_remote and pair.experts:
                         twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, pair)
-                for segment in copies:
+                for vector in copies:
                     while not self.has_dispatch_room():
                         yield None
                     self.dispatch_in_flight += twin.costs.dispatch_packets
                     if twin.program.reads_tokens:
-                        self.ask_for_token(segment)
+                        self.ask_for_token(vector)
                     else:
-                        self.uplink.enqueue(segment)
+                        self.send(vector)
                 self.tokens_sent += 1
                 self.sends_left[chunk.part] -= 1
 
@@ -193,17 +202,19 @@ class Gpu:
             if twin.program.exclusive and self.part == twin.program.parts:
                 self.mark(COMBINE)
 
-    def ask_for_token(self, copy: Segment) -> None:
+    def ask_for_token(self, copy: list[Segment]) -> None:
         """Reads a token's vector from its home GPU."""
-        twin = self.twin
-        self.uplink.charge(twin.costs.packet.ask_flits(twin.costs.dispatch_bytes), DISPATCH_REQUEST)
-        twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[copy.origin].asked_for_token, copy)
+        twin, home = self.twin, self.twin.gpus[copy[0].origin]
+        for segment in copy:
+            self.uplinks[segment.plane].charge(twin.dispatch_ask_flits, DISPATCH_REQUEST)
+        twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, home.asked_for_token, copy)
 
-    def asked_for_token(self, copy: Segment) -> None:
+    def asked_for_token(self, copy: list[Segment]) -> None:
         """Reads a token's vector of this GPU for another one, and responds with it."""
         twin = self.twin
-        self.downlink.charge(twin.costs.packet.ask_flits(twin.costs.dispatch_bytes), DISPATCH_REQUEST)
-        twin.at(twin.now_ps + twin.costs.memory_ps, EV_RESPOND, self.uplink.enqueue, copy)
+        for segment in copy:
+            self.downlinks[segment.plane].charge(twin.dispatch_ask_flits, DISPATCH_REQUEST)
+        twin.at(twin.now_ps + twin.costs.memory_ps, EV_RESPOND, self.send, copy)
 
     def has_dispatch_room(self) -> bool:
         """Returns whether one more vector may be in flight; one larger than the limit goes alone."""
@@ -218,37 +229,47 @@ class Gpu:
             self.reach_combine(segment)
 
     def reach_dispatch(self, copy: Segment) -> None:
-        """Stores a token's vector, acknowledges it, and finds its place by algebraic index."""
+        """Stores a segment and acknowledges it; the first has the token's place found, the last completes it."""
         twin, pair = self.twin, copy.pair
         assert pair is not None
+        costs, is_first = twin.costs, pair.segments_left == twin.costs.dispatch_segments
+        pair.segments_left -= 1
         if twin.program.reads_tokens:
             # The reader has what it asked for; nobody is told.
-            self.arrive(pair)
+            if pair.segments_left == 0:
+                self.arrive(pair)
             self.take_packets_back()
             return
-        self.uplink.charge(twin.costs.dispatch_packets * twin.costs.packet.ack_flits, DISPATCH_ACK)
+        packets = costs.dispatch_packets // costs.dispatch_segments
+        self.uplinks[copy.plane].charge(packets * costs.packet.ack_flits, DISPATCH_ACK)
         # The switch merges the acknowledgements of a multicast store: the last one counts.
         whole = copy.carrier or copy
         whole.acks_left -= 1
         if whole.acks_left == 0:
             home = twin.gpus[copy.token.home]
-            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, home.dispatch_acknowledged)
+            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, home.dispatch_acknowledged, whole)
+        is_translated = twin.program.dispatch_primitive == MULTICAST
+        if is_translated and is_first:
+            pair.translated_ps = twin.now_ps + self.translate(pair)
+        if pair.segments_left > 0:
+            return
         if not pair.experts:
             self.use_hbm(twin.costs.token_bytes[0])
-        elif twin.program.dispatch_primitive == MULTICAST:
-            twin.at(twin.now_ps + self.translate(pair), EV_ARRIVE, self.arrive, pair)
+        elif is_translated:
+            twin.at(max(twin.now_ps, pair.translated_ps), EV_ARRIVE, self.arrive, pair)
         else:
             self.arrive(pair)
 
-    def dispatch_acknowledged(self) -> None:
-        """Gets the packets of a stored vector back."""
+    def dispatch_acknowledged(self, whole: Segment) -> None:
+        """Gets the packets of a stored segment back."""
         costs = self.twin.costs
-        self.downlink.charge(costs.dispatch_packets * costs.packet.ack_flits, DISPATCH_ACK)
+        packets = costs.dispatch_packets // costs.dispatch_segments
+        self.downlinks[whole.plane].charge(packets * costs.packet.ack_flits, DISPATCH_ACK)
         self.take_packets_back()
 
     def take_packets_back(self) -> None:
-        """Gets the packets of one vector back."""
-        self.dispatch_in_flight -= self.twin.costs.dispatch_packets
+        """Gets the packets of one segment back."""
+        self.dispatch_in_flight -= self.twin.costs.dispatch_packets // self.twin.costs.dispatch_segments
         self.mark(DISPATCH)
 
     def arrive(self, pair: Pair) -> None:
@@ -411,18 +432,18 @@ class Gpu:
         """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
         twin = self.twin
         self.tiles_live -= 1
-        num_remote = 0
+        remote = []
         for pair in tile.pairs:
             pair.experts_done += 1
             if not twin.program.pulls:
                 if pair.experts_done == len(pair.experts):
                     self.partial_ready(pair)
             elif twin.program.notifies and pair.token.home != self.number:
-                num_remote += 1
+                remote.append(pair)
             else:
                 twin.gpus[pair.token.home].expert_done(pair.token)
-        if num_remote > 0:
-            self.uplink.charge(NOTIFY_FLITS * num_remote, NOTIFY)
+        if remote:
+            self.charge_updates(self.uplinks, remote, NOTIFY_FLITS)
             twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_NOTIFY, self.notified, tile)
         part, gate, pay_ps = tile.expert.part, twin.program.gates[2], twin.program.pays_ps[3]
         if gate == GATE_PHASE and all(gpu.slots_left[1][part] == 0 for gpu in twin.gpus):
@@ -430,16 +451,22 @@ class Gpu:
         if gate == GATE_GPU and self.slots_left[1][part] == 0:
             twin.at(twin.now_ps + pay_ps, EV_GATE, twin.open_gate, 3, part, [self])
 
+    def charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
+        """Charges ``flits`` for each token's counter update, all those of a plane together."""
+        for plane, link in enumerate(links):
+            count = sum(self.twin.combine_planes[pair.token.number][0] == plane for pair in pairs)
+            link.charge(count * flits, NOTIFY)
+
     def notified(self, tile: Tile) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.twin.costs.packet.ack_flits
         remote = [pair for pair in tile.pairs if pair.token.home != self.number]
         for pair in remote:
-            home = self.twin.gpus[pair.token.home]
-            home.downlink.charge(NOTIFY_FLITS, NOTIFY)
-            home.uplink.charge(ack_flits, NOTIFY)
+            home, plane = self.twin.gpus[pair.token.home], self.twin.combine_planes[pair.token.number][0]
+            home.downlinks[plane].charge(NOTIFY_FLITS, NOTIFY)
+            home.uplinks[plane].charge(ack_flits, NOTIFY)
             home.expert_done(pair.token)
-        self.downlink.charge(len(remote) * ack_flits, NOTIFY)
+        self.charge_updates(self.downlinks, remote, ack_flits)
 
     # Combine.
 
@@ -461,7 +488,8 @@ class Gpu:
             return
         if pair.token.combine_start == NO_TIME:
             pair.token.combine_start = self.twin.now_ps
-        self.deliver(pair.token, 1)
+        for place in range(self.twin.costs.combine_segments):
+            self.deliver(pair.token, place, 1)
 
     def item_ready(self, item: Token | Pair, token: Token) -> None:
         """Adds a token or partial sum to the unit it is combined with."""
@@ -531,7 +559,7 @@ class Gpu:
         if isinstance(item, Pair):
             self.combine_in_flight += twin.costs.combine_packets
             self.use_hbm(len(item.experts) * twin.costs.token_bytes[3])
-            self.uplink.enqueue(twin.partial(item))
+            self.send(twin.partial(item))
             return
         sources = [pair for pair in token.pairs if twin.is_summed(pair)]
         if not sources:
@@ -541,7 +569,8 @@ class Gpu:
         # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
         requests = len(sources) if twin.program.combine_primitive == PULL_UNICAST else 1
         asked_flits = twin.request_flits([pair for pair in token.pairs if pair.is_remote])
-        self.uplink.charge(requests * asked_flits, COMBINE_REQUEST)
+        for plane in twin.combine_planes[token.number]:
+            self.uplinks[plane].charge(requests * asked_flits, COMBINE_REQUEST)
         for pair in sources:
             twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
 
@@ -551,40 +580,44 @@ class Gpu:
         delay_ps = twin.costs.memory_ps
         if twin.program.combine_primitive == PULL_REDUCE:
             delay_ps += self.translate(pair)
-        self.downlink.charge(twin.request_flits([pair]), COMBINE_REQUEST)
+        for plane in twin.combine_planes[pair.token.number]:
+            self.downlinks[plane].charge(twin.request_flits([pair]), COMBINE_REQUEST)
         # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
         self.use_hbm(max(len(pair.experts), 1) * twin.costs.token_bytes[3])
-        twin.at(twin.now_ps + delay_ps, EV_RESPOND, self.uplink.enqueue, twin.partial(pair))
+        twin.at(twin.now_ps + delay_ps, EV_RESPOND, self.send, twin.partial(pair))
 
     def reach_combine(self, segment: Segment) -> None:
-        """Takes a partial or reduced sum in at its home GPU."""
-        twin = self.twin
+        """Takes a segment of a partial or reduced sum in at its home GPU."""
+        twin, costs = self.twin, self.twin.costs
         if not twin.program.pulls:
-            self.uplink.charge(twin.costs.combine_packets * twin.costs.packet.ack_flits, COMBINE_ACK)
+            packets = costs.combine_packets // costs.combine_segments
+            self.uplinks[segment.plane].charge(packets * costs.packet.ack_flits, COMBINE_ACK)
         if twin.program.combine_primitive == PUSH_UNICAST:
             sender = twin.gpus[segment.origin]
-            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged)
+            twin.at(twin.now_ps + 2 * costs.hop_ps, EV_ACK, sender.combine_acknowledged, segment)
         elif twin.program.combine_primitive == PULL_UNICAST:
-            self.combine_in_flight -= twin.costs.combine_packets
+            self.combine_in_flight -= costs.combine_packets // costs.combine_segments
             self.mark(COMBINE)
-        self.deliver(segment.token, segment.pieces)
+        self.deliver(segment.token, segment.place, segment.pieces)
 
-    def combine_acknowledged(self) -> None:
-        """Gets the packets of a pushed partial sum back."""
+    def combine_acknowledged(self, segment: Segment) -> None:
+        """Gets the packets of a pushed segment back."""
         costs = self.twin.costs
-        self.downlink.charge(costs.combine_packets * costs.packet.ack_flits, COMBINE_ACK)
-        self.combine_in_flight -= costs.combine_packets
+        packets = costs.combine_packets // costs.combine_segments
+        self.downlinks[segment.plane].charge(packets * costs.packet.ack_flits, COMBINE_ACK)
+        self.combine_in_flight -= packets
         self.mark(COMBINE)
 
-    def deliver(self, token: Token, pieces: int) -> None:
-        """Adds partial sums to a token's result; with the last one the token is combined."""
-        token.pieces_left -= pieces
-        if token.pieces_left > 0:
+    def deliver(self, token: Token, place: int, pieces: int) -> None:
+        """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
+        token.pieces_left[place] -= pieces
+        if token.pieces_left[place] > 0:
             return
         if self.twin.program.pulls and self.twin.program.combine_primitive != PULL_UNICAST:
-            self.combine_in_flight -= self.twin.costs.combine_packets
+            self.combine_in_flight -= self.twin.costs.combine_packets // self.twin.costs.combine_segments
             self.mark(COMBINE)
-        self.complete(token)
+        if not any(token.pieces_left):
+            self.complete(token)
 
     def complete(self, token: Token) -> None:
         """Ends a token of this GPU."""

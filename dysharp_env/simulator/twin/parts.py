@@ -22,8 +22,10 @@ class Token:
     place: int  # of its chunk among the home GPU's
     pairs: list[Pair] = field(default_factory=list)  # by distance of the expert GPU from the home GPU
     experts_done: int = 0  # as its home GPU knows
-    contributions_left: int = 0  # to its sum in the switch
-    pieces_left: int = 0  # partial or reduced sums that its home GPU waits for
+    contributions_left: list[int] = field(default_factory=list)  # to each segment of its sum in the switch
+    pieces_left: list[int] = field(
+        default_factory=list
+    )  # partial or reduced sums that its home GPU waits for, likewise
     dispatch_start: int = NO_TIME
     dispatch_end: int = NO_TIME
     combine_start: int = NO_TIME
@@ -40,6 +42,8 @@ class Pair:
     is_remote: bool  # whether vectors cross links
     part: int
     experts_done: int = 0
+    segments_left: int = 0  # of its vector, still to come
+    translated_ps: int = 0
 
 
 @dataclass(eq=False)
@@ -172,9 +176,11 @@ class Decision:
 
 @dataclass(eq=False)
 class Segment:
-    """One vector on its way through links and switch."""
+    """One vector on its way through links and switch, or one packet of it."""
 
     name: Name
+    place: int  # in its vector
+    plane: int
     purpose: int
     token: Token
     pair: Pair | None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dysharp_env.simulator.layout import BROADCAST, DECISION_KINDS, MULTICAST
+from dysharp_env.simulator.twin.fabric import Link
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Pair, Row, Split, Unit
 
@@ -30,17 +33,17 @@ def chunk_features(gpu: Gpu, chunk: Chunk) -> dict[str, float]:
     experts = [twin.experts[number, pair.part] for pair in pairs for number in pair.experts]
     remote = [pair for pair in pairs if pair.is_remote and pair.experts]
     if twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
-        flits = sum(twin.store(token, []).flits_up for token in chunk.tokens)
+        flits = sum(twin.costs.dispatch_flits(twin.store_targets(token)) for token in chunk.tokens)
     else:
-        flits = sum(twin.copy(pair).flits_up for pair in remote)
+        flits = len(remote) * twin.costs.dispatch_flits()
     tile_tokens = twin.workload.layer.tile_tokens
     return {
         "size": count / twin.program.chunk_tokens,
         "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
         "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
         "fan_out": min(1.0, len(remote) / (count * (twin.num_gpus - 1))),
-        "backlog": twin.root(max((twin.gpus[pair.gpu].downlink.backlog_ps() for pair in remote), default=0)),
-        "cost": twin.root(twin.costs.wire_ps(flits)),
+        "backlog": twin.root(max((backlog_ps(twin.gpus[pair.gpu].downlinks) for pair in remote), default=0)),
+        "cost": twin.root(twin.costs.spread_ps(flits)),
     }
 
 
@@ -74,16 +77,16 @@ def unit_features(gpu: Gpu, unit: Unit) -> dict[str, float]:
     backlogs_ps = []
     for item in unit.items:
         if isinstance(item, Pair):
-            backlogs_ps.append(twin.gpus[unit.home].downlink.backlog_ps())
+            backlogs_ps.append(backlog_ps(twin.gpus[unit.home].downlinks))
         else:
             sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
-            backlogs_ps.extend(twin.gpus[pair.gpu].uplink.backlog_ps() for pair in sources)
+            backlogs_ps.extend(backlog_ps(twin.gpus[pair.gpu].uplinks) for pair in sources)
     return {
         "size": len(unit.items) / twin.program.chunk_tokens,
         "waiting": twin.root(twin.now_ps - unit.ready_ps),
         "fan_out": min(1.0, len(backlogs_ps) / (len(unit.items) * (twin.num_gpus - 1))),
         "backlog": twin.root(max(backlogs_ps, default=0)),
-        "cost": twin.root(twin.costs.wire_ps(len(unit.items) * twin.costs.combine_flits())),
+        "cost": twin.root(twin.costs.spread_ps(len(unit.items) * twin.costs.combine_flits())),
     }
 
 
@@ -97,14 +100,19 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         "received": fraction(gpu.slots - sum(gpu.arrivals_left), gpu.slots),
         "gemm_done": fraction(2 * gpu.slots - sum(map(sum, gpu.slots_left)), 2 * gpu.slots),
         "combined": gpu.combined / of_gpu,
-        "uplink_backlog": twin.root(gpu.uplink.backlog_ps()),
-        "downlink_backlog": twin.root(gpu.downlink.backlog_ps()),
+        "uplink_backlog": twin.root(backlog_ps(gpu.uplinks)),
+        "downlink_backlog": twin.root(backlog_ps(gpu.downlinks)),
         "hbm_backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
         "free_sms": gpu.free_sms / twin.gemm_sms,
         "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_window),
         "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_window),
         "all_combined": (of_all - twin.tokens_left) / of_all,
     }
+
+
+def backlog_ps(links: Sequence[Link]) -> int:
+    """Returns how long what is queued and being sent keeps the busiest of a GPU's links busy."""
+    return max(link.backlog_ps() for link in links)
 
 
 def mean(values: list[float]) -> float:

@@ -31,6 +31,7 @@ from dysharp_env.simulator.layout import (
     RESPONSE,
     SPLIT,
 )
+from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin.fabric import Port
 from dysharp_env.simulator.twin.gpu import Gpu, Group
@@ -84,6 +85,9 @@ class Twin:
         self.log: list[Use] = []
         self.marked: deque[Group] = deque()
         self.events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        dispatch_planes, combine_planes = vector_planes(costs, workload.num_tokens)
+        self.dispatch_planes, self.combine_planes = dispatch_planes.tolist(), combine_planes.tolist()
+        self.dispatch_ask_flits = costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments
         self.gpus = [Gpu(self, number) for number in range(self.num_gpus)]
         self.experts = {
             (number, part): Expert(number, part)
@@ -134,13 +138,16 @@ class Twin:
                 token.pairs.extend(Pair(token, gpu, [expert], is_remote, part) for expert in experts)
             elif experts or self.program.static:
                 token.pairs.append(Pair(token, gpu, experts, is_remote, part))
-        token.contributions_left = sum(self.is_summed(pair) for pair in token.pairs)
+        for pair in token.pairs:
+            pair.segments_left = self.costs.dispatch_segments
+        summed = sum(self.is_summed(pair) for pair in token.pairs)
+        token.contributions_left = [summed] * self.costs.combine_segments
         if self.program.pulls:
             # The local partial sum is added while the others are on their way.
-            token.pieces_left = token.contributions_left
+            token.pieces_left = [summed] * self.costs.combine_segments
             self.gpus[home].items_waiting += 1
         else:
-            token.pieces_left = sum(bool(pair.experts) for pair in token.pairs)
+            token.pieces_left = [sum(bool(pair.experts) for pair in token.pairs)] * self.costs.combine_segments
             for pair in token.pairs:
                 self.gpus[pair.gpu].items_waiting += pair.is_remote and bool(pair.experts)
         return token
@@ -159,46 +166,95 @@ class Twin:
         """Returns whether combine sends this pair over links."""
         return pair.is_remote and (bool(pair.experts) or self.program.combine_primitive == REDUCE_SCATTER)
 
-    def copy(self, pair: Pair) -> Segment:
+    def segment_flits(self, vector_bytes: int, targets: int = 0) -> list[int]:
+        """Returns the flits of a vector's segments, ``targets`` experts named in each packet."""
+        packet = self.costs.packet
+        if self.costs.resolution == "token":
+            return [packet.data_flits(vector_bytes, targets)]
+        size = packet.payload_bytes
+        return [packet.data_flits(min(size, vector_bytes - at), targets) for at in range(0, vector_bytes, size)]
+
+    def copy(self, pair: Pair) -> list[Segment]:
         """Returns a dispatched vector for one GPU; a multicast replica names only the experts behind that port."""
         targets = len(pair.experts) if self.program.dispatch_primitive == MULTICAST else 0
-        flits = self.costs.dispatch_flits(targets)
-        name, vc = ("copy", pair.token.number, pair.gpu), RESPONSE if self.program.reads_tokens else REQUEST
-        return Segment(name, DISPATCH_DATA, pair.token, pair, pair.token.home, flits, flits, vc)
+        token, planes = pair.token, self.dispatch_planes[pair.token.number]
+        vc = RESPONSE if self.program.reads_tokens else REQUEST
+        return [
+            Segment(
+                ("copy", token.number, pair.gpu, place),
+                place,
+                plane,
+                DISPATCH_DATA,
+                token,
+                pair,
+                token.home,
+                flits,
+                flits,
+                vc,
+            )
+            for place, (plane, flits) in enumerate(
+                zip(planes, self.segment_flits(self.costs.dispatch_bytes, targets), strict=True)
+            )
+        ]
 
-    def store(self, token: Token, replicas: list[Segment]) -> Segment:
+    def store_targets(self, token: Token) -> int:
+        """Returns how many experts a vector names that is dispatched to all its targets at once."""
+        is_named = self.program.dispatch_primitive == MULTICAST
+        return sum(len(pair.experts) for pair in token.pairs if pair.is_remote) if is_named else 0
+
+    def store(self, token: Token, replicas: list[list[Segment]]) -> list[Segment]:
         """Returns a vector dispatched to all its targets at once, of which the switch makes the replicas."""
-        remote = sum(len(pair.experts) for pair in token.pairs if pair.is_remote)
-        flits = self.costs.dispatch_flits(remote if self.program.dispatch_primitive == MULTICAST else 0)
-        whole = Segment(("store", token.number, token.home), DISPATCH_DATA, token, None, token.home, flits, 0)
-        whole.replicas, whole.replicas_left, whole.acks_left = replicas, len(replicas), len(replicas)
-        for replica in replicas:
-            replica.carrier = whole
-        return whole
+        segments = []
+        for place, flits in enumerate(self.segment_flits(self.costs.dispatch_bytes, self.store_targets(token))):
+            name, plane = ("store", token.number, token.home, place), self.dispatch_planes[token.number][place]
+            whole = Segment(name, place, plane, DISPATCH_DATA, token, None, token.home, flits, 0)
+            whole.replicas = [replica[place] for replica in replicas]
+            whole.replicas_left = whole.acks_left = len(replicas)
+            for replica in whole.replicas:
+                replica.carrier = whole
+            segments.append(whole)
+        return segments
 
-    def partial(self, pair: Pair) -> Segment:
+    def partial(self, pair: Pair) -> list[Segment]:
         """Returns one GPU's partial sum of a token on its way home: a read response (pull) or a store (push)."""
-        flits, vc = self.costs.combine_flits(), RESPONSE if self.program.pulls else REQUEST
-        name = ("partial", pair.token.number, pair.gpu)
-        return Segment(name, COMBINE_DATA, pair.token, pair, pair.gpu, flits, flits, vc)
+        token, vc = pair.token, RESPONSE if self.program.pulls else REQUEST
+        return [
+            Segment(
+                ("partial", token.number, pair.gpu, place),
+                place,
+                plane,
+                COMBINE_DATA,
+                token,
+                pair,
+                pair.gpu,
+                flits,
+                flits,
+                vc,
+            )
+            for place, (plane, flits) in enumerate(
+                zip(self.combine_planes[token.number], self.segment_flits(self.costs.combine_bytes), strict=True)
+            )
+        ]
 
     def output(self, segment: Segment) -> Port:
         """Returns the switch output a segment from an uplink goes to."""
         if segment.purpose == DISPATCH_DATA:
             assert segment.pair is not None
-            return self.gpus[segment.pair.gpu].downlink
+            return self.gpus[segment.pair.gpu].downlinks[segment.plane]
         home = self.gpus[segment.token.home]
         is_plain = self.program.combine_primitive in (PUSH_UNICAST, PULL_UNICAST)
-        return home.downlink if is_plain else home.reducer
+        return (home.downlinks if is_plain else home.reducers)[segment.plane]
 
     def request_flits(self, pairs: Sequence[Pair]) -> int:
-        """Returns the flits that ask for a sum, naming the experts behind the pairs unless the sum is static."""
+        """Returns the flits that ask for a segment of a sum, naming the pairs' experts unless the sum is static."""
         is_named = self.program.combine_primitive == PULL_REDUCE
-        return self.costs.request_flits(sum(len(pair.experts) for pair in pairs) if is_named else 0)
+        flits = self.costs.request_flits(sum(len(pair.experts) for pair in pairs) if is_named else 0)
+        return flits // self.costs.combine_segments
 
     def delivery_ps(self, flits: int) -> int:
         """Returns the time from the first flit entering a link to the last one leaving it at the other end."""
-        exact_ps = flits * self.costs.packet.flit_bytes * PS_PER_S // self.costs.link_bytes_per_s
+        costs = self.costs
+        exact_ps = flits * costs.packet.flit_bytes * PS_PER_S * costs.planes // costs.link_bytes_per_s
         return (self.costs.hop_ps + exact_ps) // self.costs.quantum_ps * self.costs.quantum_ps
 
     def root(self, ps: int) -> float:
