@@ -173,11 +173,11 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
     first = token * s.combine_segments
     requests = sums(s)[first].contributions_left if s.combine_primitive == PULL_UNICAST else 1
-    ask_up(s, gpu, s.sum0 + first, requests * ask_flits(s)[targets], COMBINE_REQUEST)
+    crossed_ps = ask_up(s, gpu, s.sum0 + first, requests * ask_flits(s)[targets], COMBINE_REQUEST)
     end = tokens(s)[token + 1].pair0
     for pair in range(tok.pair0, end):
         if is_summed(s, pair):
-            push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
+            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
 
 
 @njit(cache=True)

@@ -89,8 +89,8 @@ def issue_dispatch(s: Root, gpu: int, node: int) -> None:
     g = gpus(s)[gpu]
     g.dispatch_in_flight += s.dispatch_packets
     if s.dispatch_primitive == PULL:
-        ask_up(s, gpu, node, s.dispatch_ask_flits, DISPATCH_REQUEST)
-        push(s, s.now_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
+        crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, DISPATCH_REQUEST)
+        push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
     else:
         send_vector(s, gpu, node)
 

@@ -4,7 +4,8 @@ Data moves as *segments*: at token resolution one token's vector on all planes t
 on the plane its address hashes to. Links, buffers, ports and reduction units exist once for every plane that is told
 apart. A segment cuts through unless the system says store-and-forward. Control flits (acknowledgements, read requests,
 notifications) are charged at either resolution, to the link of their packet's plane at the moment they cross it: they
-travel on their own virtual channels and go before data, so what they cost is bandwidth, not waiting.
+travel on their own virtual channels and go before data, so what they cost is bandwidth. Only requests wait for the
+uplink, in the order in which they are made.
 
 This room knows nothing of experts or schedules: it moves nodes and schedules ``EV_REACH`` when one has arrived.
 """
@@ -154,6 +155,12 @@ def segments_of(s: Root, node: int) -> int:
 
 
 @njit(cache=True)
+def packets_of_segment(s: Root, node: int) -> int:
+    """Returns how many packets a copy, partial sum or store is on its links."""
+    return s.combine_segment_packets if is_partial(s, node) else s.dispatch_segment_packets
+
+
+@njit(cache=True)
 def send_vector(s: Root, gpu: int, first: int) -> None:
     """Puts a vector, whose first segment is ``first``, at a GPU's uplinks."""
     for node in range(first, first + segments_of(s, first)):
@@ -161,10 +168,18 @@ def send_vector(s: Root, gpu: int, first: int) -> None:
 
 
 @njit(cache=True)
-def ask_up(s: Root, gpu: int, first: int, flits: int, purpose: int) -> None:
-    """Charges the read requests for a vector, ``flits`` for each segment, to a GPU's uplinks."""
+def ask_up(s: Root, gpu: int, first: int, flits: int, purpose: int) -> int:
+    """Charges the read requests for a vector to a GPU's uplinks and returns when the last one has crossed.
+
+    Requests are ``flits`` for each segment. Those issued at one instant cross one after the other, so that readers who
+    start together are answered in turn.
+    """
+    crossed_ps = s.now_ps
     for node in range(first, first + segments_of(s, first)):
-        charge_up(s, gpu, nodes(s)[node].plane, flits, purpose)
+        plane = nodes(s)[node].plane
+        charge_up(s, gpu, plane, flits, purpose)
+        crossed_ps = max(crossed_ps, uplinks(s)[gpu * s.planes + plane].free_ps)
+    return crossed_ps
 
 
 @njit(cache=True)
@@ -288,12 +303,44 @@ def port_take(s: Root, port: int, cls: int) -> int:
 
 
 @njit(cache=True)
+def streamed_ps(s: Root, node: int, leaving_ps: int) -> int:
+    """Returns how long before its tail leaves the switch the buffer space of a segment comes free.
+
+    Packets take space one by one as they enter the uplink and give it back one by one as they leave. A segment takes
+    the space of all at once when the first enters, so it gives all back early: on average each packet holds its space
+    as long as if it were alone. What is stored before it goes on, and a single packet, gives it back with its tail.
+    """
+    packets = packets_of_segment(s, node)
+    if s.store_and_forward:
+        return 0
+    entering_ps = wire_ps(s, nodes(s)[node].flits)
+    return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
+
+
+@njit(cache=True)
+def credit_ps(s: Root, node: int, free_ps: int) -> int:
+    """Returns when a GPU may use buffer space again that it knows, at ``free_ps``, to be free.
+
+    Packets fill a buffer to the brim, whole segments leave a rest: they hold what they have for less, in proportion, so
+    that a buffer full of them passes as much as one full of packets. For the same reason one larger than the buffer,
+    which passes alone, holds it for more.
+    """
+    if s.store_and_forward or packets_of_segment(s, node) == 1:
+        return free_ps
+    flits = nodes(s)[node].flits
+    held_ps = free_ps - (nodes(s)[node].tail_ps - delivery_ps(s, flits, wire_ps(s, flits)))
+    rest_flits = s.credit_flits - max(s.credit_flits // flits, 1) * flits
+    return max(s.now_ps, free_ps - held_ps * rest_flits // s.credit_flits)
+
+
+@njit(cache=True)
 def leave_input(s: Root, node: int, end_ps: int) -> None:
     """Gives back the input buffer of a segment once its last replica has left the switch."""
     if s.queueing == OUTPUT_QUEUED:
         return
     pair = nodes(s)[node].owner
     whole = node
+    free_ps = end_ps - streamed_ps(s, node, end_ps - s.now_ps)
     if is_partial(s, node):
         gpu = pairs(s)[pair].gpu
     else:
@@ -305,13 +352,15 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
             whole = s.store0 + store
             q = stores(s)[store]
             q.replicas_left -= 1
-            q.release_ps = max(q.release_ps, end_ps)
+            q.end_ps = max(q.end_ps, end_ps)
+            q.free_ps = max(q.free_ps, free_ps)
             if q.replicas_left > 0:
                 return
-            end_ps = q.release_ps
+            end_ps = q.end_ps
+            free_ps = q.free_ps
     cls = node_class(s, whole)
     link = gpu * s.planes + nodes(s)[whole].plane
-    push(s, end_ps + s.hop_ps, EV_CREDIT, link, nodes(s)[whole].flits * 2 + cls)
+    push(s, credit_ps(s, whole, free_ps + s.hop_ps), EV_CREDIT, link, nodes(s)[whole].flits * 2 + cls)
     if s.queueing == INPUT_FIFO:
         push(s, end_ps, EV_INPUT_NEXT, link, cls)
 

@@ -148,8 +148,9 @@ PORT = _record(
 TOKEN = _record(
     "pair0 experts_done sums_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
 )
-# One segment of a multicast store: its replicas in the switch, and the GPUs that have not acknowledged it.
-STORE = _record("acks_left replicas_left release_ps")
+# One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
+# has left, and when their buffer is free.
+STORE = _record("acks_left replicas_left end_ps free_ps")
 # One segment of a token's sum: at its home GPU, and in the reduction unit before that.
 SUM = _record("pieces_left contributions_left ready_ps open open_count open_prev open_next open_pair")
 

@@ -299,29 +299,52 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
             assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
 
 
+def space_back_ps(costs, what: str, flits: int, enter_ps: int, leaving: list[Use]) -> int:
+    """Returns when the buffer space of a segment is back at the GPU that sent it, from when its replicas leave."""
+    packets = costs.dispatch_packets // costs.dispatch_segments
+    if what == "partial":
+        packets = costs.combine_packets // costs.combine_segments
+    if packets == 1 or costs.store_and_forward:
+        return max(use.end_ps for use in leaving) + costs.hop_ps
+    # A vector stands for packets that enter and leave one by one, each on average with the vector's middle.
+    middle_ps = max(
+        max(
+            use.start_ps,
+            use.end_ps - (packets - 1) * (costs.wire_ps(use.amount) + use.end_ps - use.start_ps) // (2 * packets),
+        )
+        for use in leaving
+    )
+    # As many whole vectors as fit pass as much as the packets that would fill the buffer.
+    free_ps = middle_ps + costs.hop_ps
+    rest_flits = costs.credit_flits - max(costs.credit_flits // flits, 1) * flits
+    return max(max(use.start_ps for use in leaving), free_ps - (free_ps - enter_ps) * rest_flits // costs.credit_flits)
+
+
 def check_buffers_hold_their_credits(case, log) -> None:
     """Flits between leaving a GPU and the return of their credit never exceed a class's buffer, one segment apart."""
-    if case.costs.queueing == "output_queued":
-        return
-    left_ps = defaultdict(int)  # (what, token, peer, place) of what went up: when it is out of the switch
+    if case.costs.queueing == "output_queued" or case.program.copies_per_expert:
+        return  # copies to one GPU share a name, so which of them has left is not in the log
+    leaving = defaultdict(list)  # by (what, token, peer, place) of what went up: how it leaves the switch
     is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
     for use in log:
         leaves = use.resource == layout.LOG_REDUCE or (use.resource == layout.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != layout.EVICTION:
             whole = "store", use.token, use.token // case.workload.tokens_per_gpu, use.place
-            name = use[3:7] if use.what == "partial" or is_unicast else whole
-            left_ps[name] = max(left_ps[name], use.end_ps)
-    if case.program.copies_per_expert:
-        return  # copies to one GPU share a name, so which of them has left is not in the log
+            leaving[use[3:7] if use.what == "partial" or is_unicast else whole].append(use)
     sent = defaultdict(list)
     for use in log:
         if use.resource == layout.LOG_UP:
             is_response = case.program.pulls if use.what == "partial" else case.program.reads_tokens
-            sent[use.gpu, use.plane, is_response].append((use.start_ps, use.amount, left_ps[use[3:7]]))
+            sent[use.gpu, use.plane, is_response].append(use)
     for found in sent.values():
-        for index, (start_ps, flits, _) in enumerate(found):
-            held = sum(f for _, f, end_ps in found[:index] if end_ps + case.costs.hop_ps > start_ps)
-            assert held == 0 or held + flits <= case.costs.credit_flits
+        held = []  # (when its space is back, flits)
+        for use in found:
+            held = [(back_ps, flits) for back_ps, flits in held if back_ps > use.start_ps]
+            used = sum(flits for _, flits in held)
+            assert used == 0 or used + use.amount <= case.costs.credit_flits
+            if leaving[use[3:7]]:
+                back_ps = space_back_ps(case.costs, use.what, use.amount, use.start_ps, leaving[use[3:7]])
+                held.append((back_ps, use.amount))
 
 
 def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
@@ -539,13 +562,14 @@ def test_multicast_and_pull_worked_by_hand(make_case):
     assert (arrived, end1, end2) == (270_000, 278_576, 287_280)
     # Each GPU tells the other, two hops away; its own token was counted at once. Now both know both.
     known = end2 + 2 * 100_000
-    # The request asks for the partial sum, two hops away; there, one memory access (the TLB has it by now).
-    responds = known + 2 * 100_000 + 50_000
+    # The request of 2 flits asks for the partial sum, behind the flit that acknowledges the counter update, two hops
+    # away; there, one memory access (the TLB has it by now).
+    responds = known + (1 + 2) * 1000 + 2 * 100_000 + 50_000
     # The response of 9 flits meets the reduction unit after a hop; it adds at half the line rate, and a cycle.
     summed = responds + 100_000 + 2 * 9000 + 640
     # The sum cuts through too: its last flit leaves the switch when it is added, and takes a hop.
     combined = summed + 100_000
-    assert (known, responds, combined) == (487_280, 737_280, 955_920)
+    assert (known, responds, combined) == (487_280, 740_280, 958_920)
     assert times(engine.state) == {
         "dispatch_start": [sent] * 2,
         "dispatch_end": [arrived] * 2,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dysharp_env.simulator.layout import (
     COMBINE_DATA,
+    DISPATCH_DATA,
     DOWN,
     EV_ACK,
     EV_CREDIT,
@@ -161,12 +162,45 @@ class Uplink(Link):
             return
         whole = segment.carrier or segment
         whole.replicas_left -= 1
-        whole.release_ps = max(whole.release_ps, end_ps)
+        whole.end_ps = max(whole.end_ps, end_ps)
+        whole.free_ps = max(whole.free_ps, end_ps - self.streamed_ps(segment, end_ps - twin.now_ps))
         if whole.replicas_left > 0:
             return
-        twin.at(whole.release_ps + twin.costs.hop_ps, EV_CREDIT, self.credit, whole.vc, whole.flits_up)
+        twin.at(
+            self.credit_ps(whole, whole.free_ps + twin.costs.hop_ps), EV_CREDIT, self.credit, whole.vc, whole.flits_up
+        )
         if twin.costs.queueing == "input_fifo":
-            twin.at(whole.release_ps, EV_INPUT_NEXT, self.input_next, whole.vc)
+            twin.at(whole.end_ps, EV_INPUT_NEXT, self.input_next, whole.vc)
+
+    def streamed_ps(self, segment: Segment, leaving_ps: int) -> int:
+        """Returns how long before its tail a segment gives its buffer back, all packets together.
+
+        It took the space of all of them when the first entered the uplink; each holds it as long as if it were alone.
+        """
+        costs, packets = self.twin.costs, self.packets_of(segment)
+        if costs.store_and_forward:
+            return 0
+        entering_ps = costs.wire_ps(segment.flits_down)
+        return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
+
+    def credit_ps(self, whole: Segment, free_ps: int) -> int:
+        """Returns when buffer space may be used again that the GPU knows, at ``free_ps``, to be free.
+
+        Whole segments leave a rest of the buffer that packets would fill; they hold what they have for less instead.
+        """
+        costs, flits = self.twin.costs, whole.flits_up
+        if costs.store_and_forward or self.packets_of(whole) == 1:
+            return free_ps
+        held_ps = free_ps - (whole.tail_ps - self.twin.delivery_ps(flits))
+        rest_flits = costs.credit_flits - max(costs.credit_flits // flits, 1) * flits
+        return max(self.twin.now_ps, free_ps - held_ps * rest_flits // costs.credit_flits)
+
+    def packets_of(self, segment: Segment) -> int:
+        """Returns how many packets a copy, partial sum or store is."""
+        costs = self.twin.costs
+        if segment.purpose == DISPATCH_DATA:
+            return costs.dispatch_packets // costs.dispatch_segments
+        return costs.combine_packets // costs.combine_segments
 
 
 class Port(Link):

@@ -151,6 +151,14 @@ class Gpu:
         for segment in vector:
             self.uplinks[segment.plane].enqueue(segment)
 
+    def ask(self, planes: list[int], flits: int, purpose: int) -> int:
+        """Sends read requests, one for each segment's plane, and returns when the last one has crossed its uplink."""
+        crossed_ps = self.twin.now_ps
+        for plane in planes:
+            self.uplinks[plane].charge(flits, purpose)
+            crossed_ps = max(crossed_ps, self.uplinks[plane].free_ps)
+        return crossed_ps
+
     # Dispatch.
 
     def dispatch_group(self) -> Process:
@@ -205,9 +213,9 @@ class Gpu:
     def ask_for_token(self, copy: list[Segment]) -> None:
         """Reads a token's vector from its home GPU."""
         twin, home = self.twin, self.twin.gpus[copy[0].origin]
-        for segment in copy:
-            self.uplinks[segment.plane].charge(twin.dispatch_ask_flits, DISPATCH_REQUEST)
-        twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, home.asked_for_token, copy)
+        planes = [segment.plane for segment in copy]
+        crossed_ps = self.ask(planes, twin.dispatch_ask_flits, DISPATCH_REQUEST)
+        twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, home.asked_for_token, copy)
 
     def asked_for_token(self, copy: list[Segment]) -> None:
         """Reads a token's vector of this GPU for another one, and responds with it."""
@@ -569,10 +577,9 @@ class Gpu:
         # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
         requests = len(sources) if twin.program.combine_primitive == PULL_UNICAST else 1
         asked_flits = twin.request_flits([pair for pair in token.pairs if pair.is_remote])
-        for plane in twin.combine_planes[token.number]:
-            self.uplinks[plane].charge(requests * asked_flits, COMBINE_REQUEST)
+        crossed_ps = self.ask(twin.combine_planes[token.number], requests * asked_flits, COMBINE_REQUEST)
         for pair in sources:
-            twin.at(twin.now_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
+            twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
 
     def requested(self, pair: Pair) -> None:
         """Reads a partial sum that its home GPU has asked for, and responds with it."""

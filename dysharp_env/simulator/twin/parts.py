@@ -193,7 +193,8 @@ class Segment:
     replicas: list[Segment] = field(default_factory=list)  # of a multicast store
     carrier: Segment | None = None  # of a replica: the store whose input buffer it leaves
     replicas_left: int = 1
-    release_ps: int = 0
+    end_ps: int = 0  # when the last replica has left the switch
+    free_ps: int = 0  # when the last replica's buffer is free
     acks_left: int = 1
 
 
