@@ -38,12 +38,26 @@ class TimedRun:
         }
 
 
-def run_timed(scenario: Scenario, workload: Workload, schedule: ScheduleSpec, logging: bool = False) -> TimedRun:
+def run_timed(
+    scenario: Scenario,
+    workload: Workload,
+    schedule: ScheduleSpec,
+    *,
+    resolution: str = "token",
+    logging: bool = False,
+) -> TimedRun:
     """Returns ``workload`` run under ``schedule``; ``logging`` keeps what timelines and pictures are made of.
 
     Raises:
         ConfigError: The schedule does not fit the scenario's system.
     """
     start_s = time.perf_counter()
-    run = simulate(scenario.system, workload, schedule, compute_scale=scenario.spec.compute_scale, logging=logging)
+    run = simulate(
+        scenario.system,
+        workload,
+        schedule,
+        compute_scale=scenario.spec.compute_scale,
+        resolution=resolution,
+        logging=logging,
+    )
     return TimedRun(schedule.name, run, run.result(), time.perf_counter() - start_s)

@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from dysharp_env.report.comparison import ValidationRow
 from dysharp_env.report.records import TimedRun
-from dysharp_env.report.validation import ValidationRow
 
 STAGE_NAMES = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
 RESOURCE_NAMES = {"uplink": "uplinks", "downlink": "downlinks", "sm": "SMs", "hbm": "HBM"}

@@ -1,21 +1,21 @@
-"""Closed forms that the simulator must meet: what arithmetic expects, what the engine counts, and the error.
+"""Every comparison the simulator is validated by, and the closed forms among them.
 
-Every row but one comes out of the engine: flits and segments it has counted, times it has reached. The exception is
-explicit addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic.
+Every closed form but one comes out of the engine: flits it has counted, times it has reached. The exception is explicit
+addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic.
 R is the number of distinct remote GPUs a token goes to, as everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import comb
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dysharp_env.multimem import PacketFormat
 from dysharp_env.report.alltoall import ALL_TO_ALL_NS, all_to_all_ns
+from dysharp_env.report.comparison import ValidationRow, expected_remote_gpus
+from dysharp_env.report.resolution import resolution_rows
 from dysharp_env.schedules import LayerRun, load_schedule, simulate
 from dysharp_env.simulator import layout
 from dysharp_env.system import SystemSpec, load_system
@@ -38,60 +38,13 @@ COUNTED = (
 )
 
 
-@dataclass(frozen=True)
-class ValidationRow:
-    """One comparison.
-
-    Attributes:
-        group: What the row is compared with.
-        name: What is compared, with its unit.
-        expected, simulated: The two values.
-        role: ``exact`` (must agree but for rounding), ``set`` (a parameter was chosen to meet it) or ``predicted``.
-        tolerance: Largest difference that passes, in the unit of the values.
-    """
-
-    group: str
-    name: str
-    expected: float
-    simulated: float
-    role: Literal["exact", "set", "predicted"]
-    tolerance: float
-
-    @property
-    def error_pct(self) -> float:
-        """Simulated over expected, less one, in percent."""
-        return 100.0 * (self.simulated - self.expected) / self.expected
-
-    @property
-    def passes(self) -> bool:
-        """Whether the difference is within the tolerance."""
-        return abs(self.simulated - self.expected) <= self.tolerance
-
-    def record(self) -> dict[str, Any]:
-        """Returns the row as one item of ``rows`` in a JSON result."""
-        return {
-            "group": self.group,
-            "name": self.name,
-            "expected": self.expected,
-            "simulated": self.simulated,
-            "error_pct": self.error_pct,
-            "role": self.role,
-            "pass": self.passes,
-        }
-
-
 def validation_rows(seed: int = 0) -> Iterator[ValidationRow]:
     """Yields every row, simulating as it goes; ``seed`` draws the random routing."""
     for section in (_useless_traffic, _bytes_saved):
         yield from section(seed)
     for exact_section in (_payload_efficiency, _merged_gain, _unicast_rate, _all_to_all):
         yield from exact_section()
-
-
-def expected_remote_gpus(experts: int, top_k: int, num_gpus: int) -> float:
-    """Returns the mean R of tokens that choose ``top_k`` experts uniformly, experts spread evenly over the GPUs."""
-    others = experts - experts // num_gpus
-    return (num_gpus - 1) * (1 - comb(others, top_k) / comb(experts, top_k))
+    yield from resolution_rows(seed)
 
 
 def _predicted(name: str, expected: float, simulated: float, tolerance: float) -> ValidationRow:

@@ -58,6 +58,7 @@ def test_random_choices_do_not_beat_it():
             load_schedule("dysharp"),
             exposure=exposure,
             compute_scale=scenario.spec.compute_scale,
+            resolution=("token", "packet")[seed % 2],
         )
         while (decision := run.engine.advance()) is not None:
             run.engine.decide(int(rng.choice(np.flatnonzero(decision.mask))))
