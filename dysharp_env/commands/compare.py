@@ -6,6 +6,7 @@ import argparse
 
 from dysharp_env.commands.options import (
     add_json_option,
+    add_resolution_option,
     add_scenario_options,
     add_schedule_option,
     describe_config,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_schedule_option(parser, "every preset that the system has the hardware for")
     text = f"the schedule that speed-ups are relative to (default: {DEFAULT_AGAINST}, or else the first)"
     parser.add_argument("--against", metavar="NAME", help=text)
+    add_resolution_option(parser)
     add_json_option(parser)
     parser.add_argument("--picture", metavar="FILE.png", help="draw two schedules on one time axis")
     add_scenario_options(parser)
@@ -59,13 +61,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
     workload = scenario.draw(args.seed)
     ensure_compiled(notice)
-    runs = [run_timed(scenario, workload, schedule, logging=bool(args.picture)) for schedule in schedules]
+    runs = [
+        run_timed(scenario, workload, schedule, resolution=args.resolution, logging=bool(args.picture))
+        for schedule in schedules
+    ]
 
     if args.picture:
         _draw(args.picture, runs)
     if args.json:
         records = [run.record() for run in runs]
-        config = {**describe_config(scenario, schedules), "against": against}
+        config = {**describe_config(scenario, schedules, args.resolution), "against": against}
         write_json(args.json, json_document("compare", args.seed, config, runs=records))
     if args.json != STANDARD_OUTPUT:
         console = results_console()

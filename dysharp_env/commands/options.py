@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from dysharp_env.config import ConfigError, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule
+from dysharp_env.simulator.costs import RESOLUTIONS
 from dysharp_env.workload import Scenario, ScenarioSpec
 from dysharp_env.workload.routing import routing_names
 
@@ -44,6 +45,12 @@ def add_schedule_option(parser: argparse.ArgumentParser, default: str) -> None:
     names = ", ".join(preset_names("schedules"))
     text = f"a .yaml file, or one of {names}; repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
+
+
+def add_resolution_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--resolution``."""
+    text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
+    parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +93,14 @@ def read_schedules(names: list[str]) -> list[ScheduleSpec]:
     return [*schedules.values()]
 
 
-def describe_config(scenario: Scenario, schedules: list[ScheduleSpec]) -> dict[str, Any]:
+def describe_config(scenario: Scenario, schedules: list[ScheduleSpec], resolution: str) -> dict[str, Any]:
     """Returns what the results depend on, for the ``config`` of a JSON result: as asked for, and as read."""
     return {
         "scenario": scenario.spec.model_dump(mode="json"),
         "system": scenario.system.model_dump(mode="json"),
         "layer": scenario.layer.model_dump(mode="json"),
         "schedules": [schedule.model_dump(mode="json") for schedule in schedules],
+        "resolution": resolution,
     }
 
 

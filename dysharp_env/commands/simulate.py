@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dysharp_env.commands.options import (
     add_json_option,
+    add_resolution_option,
     add_scenario_options,
     add_schedule_option,
     describe_config,
@@ -38,6 +39,7 @@ DEFAULT_SCHEDULE = "dysharp"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
     add_schedule_option(parser, DEFAULT_SCHEDULE)
+    add_resolution_option(parser)
     add_json_option(parser)
     parser.add_argument("--timeline", metavar="FILE.json", help="write a timeline for ui.perfetto.dev")
     parser.add_argument("--csv", metavar="FILE.csv", help="write the schedule: chunk or tile, stage, GPU, start, end")
@@ -61,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
     schedules[0].program(scenario.system)  # refuses a schedule that does not fit before anything long starts
     workload = scenario.draw(args.seed)
     ensure_compiled(notice)
-    timed = run_timed(scenario, workload, schedules[0], logging=bool(args.timeline or args.picture))
+    logging = bool(args.timeline or args.picture)
+    timed = run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
 
     _write_files(args, timed, workload)
     if args.json:
-        config = describe_config(scenario, schedules)
+        config = describe_config(scenario, schedules, args.resolution)
         write_json(args.json, json_document("simulate", args.seed, config, runs=[timed.record()]))
     if args.json != STANDARD_OUTPUT:
         _print(results_console(), args, timed, workload)

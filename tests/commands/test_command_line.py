@@ -10,7 +10,7 @@ from dysharp_env.__main__ import main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
-from dysharp_env.report.validation import ValidationRow
+from dysharp_env.report.comparison import ValidationRow
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
@@ -99,6 +99,31 @@ def test_compare_json_and_against(capsys):
     assert document["schema"] == "dysharp/compare/1" and document["config"]["against"] == "nvls"
     assert [run["schedule"] for run in document["runs"]] == ["nvls", "dysharp"]
     assert all(list(run) == RUN_KEYS for run in document["runs"])
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_resolution_is_recorded(command, capsys):
+    events = []
+    for resolution in ("token", "packet"):
+        options = ["--schedule", "deepep", "--resolution", resolution, "--json", "-"]
+        assert main([command, *TINY, *options]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["config"]["resolution"] == resolution
+        events.append(document["runs"][0]["events"])
+    assert events[1] > 5 * events[0]
+
+
+def test_packets_have_a_lane_for_every_plane(empty_folder, capsys):
+    options = ["--gpus", "2", "--tokens", "8", "--resolution", "packet", "--timeline", "t.json", "--picture", "p.png"]
+    assert main(["simulate", *options]) == 0
+    events = json.loads((empty_folder / "t.json").read_text())["traceEvents"]
+    lanes = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {f"uplink, plane {plane}" for plane in range(4)} < lanes
+    last_us = {}
+    for event in sorted((event for event in events if event["ph"] == "X"), key=lambda event: event["ts"]):
+        lane = event["pid"], event["tid"]
+        assert event["ts"] >= last_us.get(lane, 0.0) - 1e-6
+        last_us[lane] = event["ts"] + event["dur"]
 
 
 def test_compare_leaves_out_presets_without_hardware(empty_folder, capsys):
