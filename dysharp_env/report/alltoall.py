@@ -40,7 +40,7 @@ def all_to_all_system(ranks: int) -> SystemSpec:
             "link.store_and_forward": True,
             "link.time_quantum_ps": 1000,
             "switch.queueing": "output_queued",
-            "gpu.multimem_queue_entries": 0,
+            "gpu.store_in_flight_bytes": 0,
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,

@@ -115,10 +115,22 @@ def settled_flits(engine: Engine) -> np.ndarray:
     A layer is over when its last token is home, and then its result counts no more; how many acknowledgements have come
     by then depends on times, how many will come does not.
     """
-    state, program, ack_flits = engine.state, engine.program, engine.costs.packet.ack_flits
+    state, root, program = engine.state, engine.state.root[0], engine.program
     flits = state.traffic.reshape(-1, 2, layout.NUM_PURPOSES).copy()
+    owner, out = state.nodes["owner"], state.nodes["segments_out"] * engine.costs.packet.ack_flits
+    partial0, store0, sum0 = (int(root[name]) for name in ("partial0", "store0", "sum0"))
+    tokens_per_gpu = int(root["tokens_per_gpu"])
+
+    def add(purpose: int, gpu: np.ndarray, segments: slice, packets: int) -> None:
+        np.add.at(flits[:, layout.DOWN, purpose], gpu, out[segments] * packets)
+
     if not program.reads_tokens:
-        flits[:, layout.DOWN, layout.DISPATCH_ACK] += state.gpus["dispatch_in_flight"] * ack_flits
+        packets = int(root["dispatch_segment_packets"])
+        copies, stores = slice(0, partial0), slice(store0, sum0)
+        add(layout.DISPATCH_ACK, state.pairs["token"][owner[copies]] // tokens_per_gpu, copies, packets)
+        add(layout.DISPATCH_ACK, owner[stores] // tokens_per_gpu, stores, packets)
     if not program.pulls:
-        flits[:, layout.DOWN, layout.COMBINE_ACK] += state.gpus["combine_in_flight"] * ack_flits
+        partials = slice(partial0, store0)
+        gpu = state.pairs["gpu"][owner[partials]]
+        add(layout.COMBINE_ACK, gpu, partials, int(root["combine_segment_packets"]))
     return flits

@@ -126,8 +126,10 @@ def _compute_ps(demand: _Demand, num_sms: int) -> int:
     costs = demand.costs
     tokens = demand.expert_tokens
     granules = -(-tokens // costs.row_granularity)
-    block_ps = costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]
-    sm_ps = demand.per_gpu(demand.gpu_of_expert, granules * block_ps) // num_sms
+    tiles = -(-tokens // demand.workload.layer.tile_tokens)
+    granule_ps = costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]
+    tile_ps = sum(costs.blocks) * costs.block_overhead_ps
+    sm_ps = demand.per_gpu(demand.gpu_of_expert, granules * granule_ps + tiles * tile_ps) // num_sms
     read_bytes = tokens * (costs.token_bytes[0] + costs.token_bytes[2]) + (tokens > 0) * sum(costs.weight_bytes)
     hbm_ps = demand.per_gpu(demand.gpu_of_expert, read_bytes) * (PS_PER_S / costs.hbm_bytes_per_s) // 1
     # Each access rounds down by less than a picosecond; a token causes at most two, an expert two more.
@@ -146,4 +148,4 @@ def _one_token_ps(demand: _Demand) -> int:
         return 0
     out = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
     home = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
-    return out + costs.granule_ps[0] + costs.granule_ps[1] + home
+    return out + costs.block_ps(1, 1) + costs.block_ps(2, 1) + home

@@ -10,7 +10,7 @@ from numba import njit
 
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import ask_down, ask_up, charge_up, is_partial, send_vector
-from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
+from dysharp_env.simulator.groups import begin_trip, end_segment, list_sm, mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -26,7 +26,7 @@ from dysharp_env.simulator.layout import (
     PUSH_UNICAST,
 )
 from dysharp_env.simulator.primitives import is_pull, is_summed
-from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, sums, tokens, units
+from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, sms, sums, tokens, units
 
 
 @njit(cache=True)
@@ -143,11 +143,42 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
 
 
 @njit(cache=True)
-def packets_of(s: Root, item: int) -> int:
-    """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""
-    if s.combine_primitive == PULL_UNICAST:
-        return sums(s)[item * s.combine_segments].contributions_left * s.combine_packets
-    return s.combine_packets
+def take_combine_sm(s: Root, gpu: int) -> int:
+    """Returns the first SM of a combine group that may take something."""
+    g = gpus(s)[gpu]
+    sm = g.take_head
+    g.take_head = sms(s)[sm].next
+    return sm
+
+
+@njit(cache=True)
+def take_slot(s: Root, gpu: int, first: int) -> None:
+    """Puts a vector, whose first segment is ``first``, in flight at the first combine SM that may take one."""
+    sm = take_combine_sm(s, gpu)
+    begin_trip(s, sm, first, s.combine_segments)
+    gpus(s)[gpu].combine_in_flight += 1
+    if sms(s)[sm].in_flight < s.combine_slots:
+        list_sm(s, COMBINE, gpu, sm)
+
+
+@njit(cache=True)
+def issue_loads(s: Root, gpu: int, sm: int) -> None:
+    """Asks for what an SM's token still lacks as far as its window allows; with nothing left it may take another."""
+    m = sms(s)[sm]
+    end = tokens(s)[m.token + 1].pair0
+    while m.pair < end:
+        if is_summed(s, m.pair):
+            if m.in_flight == s.combine_slots:
+                return
+            first = s.partial0 + m.pair * s.combine_segments
+            gpus(s)[gpu].combine_in_flight += 1
+            begin_trip(s, sm, first, s.combine_segments)
+            crossed_ps = ask_up(s, gpu, first, ask_flits(s)[0], COMBINE_REQUEST)
+            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0)
+        m.pair += 1
+    m.token = NOTHING
+    if m.in_flight < s.combine_slots:
+        list_sm(s, COMBINE, gpu, sm)
 
 
 @njit(cache=True)
@@ -159,21 +190,25 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
         s.combine_first = s.now_ps
     if tok.combine_start == NO_TIME:
         tok.combine_start = s.now_ps
-    g = gpus(s)[gpu]
     if not is_pull(s):
-        g.combine_in_flight += s.combine_packets
+        first = s.partial0 + item * s.combine_segments
+        take_slot(s, gpu, first)
         use_hbm(s, gpu, pairs(s)[item].num_experts * s.token_out_bytes)
-        send_vector(s, gpu, s.partial0 + item * s.combine_segments)
+        send_vector(s, gpu, first)
         return
     if sums(s)[token * s.combine_segments].pieces_left == 0:
         complete(s, token)
         return
-    g.combine_in_flight += packets_of(s, token)
+    if s.combine_primitive == PULL_UNICAST:
+        sm = take_combine_sm(s, gpu)
+        sms(s)[sm].token = token
+        sms(s)[sm].pair = tok.pair0
+        issue_loads(s, gpu, sm)
+        return
+    first = s.sum0 + token * s.combine_segments
+    take_slot(s, gpu, first)
     targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
-    # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
-    first = token * s.combine_segments
-    requests = sums(s)[first].contributions_left if s.combine_primitive == PULL_UNICAST else 1
-    crossed_ps = ask_up(s, gpu, s.sum0 + first, requests * ask_flits(s)[targets], COMBINE_REQUEST)
+    crossed_ps = ask_up(s, gpu, first, ask_flits(s)[targets], COMBINE_REQUEST)
     end = tokens(s)[token + 1].pair0
     for pair in range(tok.pair0, end):
         if is_summed(s, pair):
@@ -205,8 +240,8 @@ def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
         return
     if is_pull(s) and s.combine_primitive != PULL_UNICAST:
         home = token // s.tokens_per_gpu
-        gpus(s)[home].combine_in_flight -= s.combine_segment_packets
-        mark_dirty(s, COMBINE, home)
+        if end_segment(s, s.sum0 + token * s.combine_segments, s.combine_hold):
+            gpus(s)[home].combine_in_flight -= 1
     tokens(s)[token].sums_left -= 1
     if tokens(s)[token].sums_left == 0:
         complete(s, token)
@@ -240,6 +275,6 @@ def reach_combine(s: Root, node: int) -> None:
         if s.combine_primitive == PUSH_UNICAST:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
     elif s.combine_primitive == PULL_UNICAST:
-        gpus(s)[home].combine_in_flight -= s.combine_segment_packets
-        mark_dirty(s, COMBINE, home)
+        if end_segment(s, s.partial0 + owner * s.combine_segments, s.combine_hold):
+            gpus(s)[home].combine_in_flight -= 1
     deliver(s, token, segment, nodes(s)[node].pieces)

@@ -24,6 +24,37 @@ RESOLUTIONS = ("token", "packet")
 
 
 @dataclass(frozen=True)
+class Window:
+    """What one communication SM may have in flight, as whole vectors.
+
+    Attributes:
+        slots: Vectors in flight at once.
+        hold_permille: How long a slot stays taken after its vector's round trip, in thousandths of that trip.
+    """
+
+    slots: int
+    hold_permille: int
+
+    @classmethod
+    def of(cls, limit_bytes: int, vector_bytes: int, is_queue: bool) -> Window:
+        """Returns the window of an SM that keeps ``limit_bytes`` in flight.
+
+        A larger vector goes alone, one window after the other: its slot is held for the round trips that takes.
+
+        Args:
+            limit_bytes: The window; 0 means any number of vectors.
+            vector_bytes: Payload of a vector.
+            is_queue: Whether the window is a queue that no vector may overfill. Otherwise it is what was measured on
+                average: the vectors are rounded up, and each holds its slot for longer, so that a round trip moves
+                exactly a window.
+        """
+        if limit_bytes == 0:
+            return cls(UNLIMITED, 0)
+        slots = max(1, limit_bytes // vector_bytes) if is_queue else -(-limit_bytes // vector_bytes)
+        return cls(slots, max(0, slots * vector_bytes * 1000 // limit_bytes - 1000))
+
+
+@dataclass(frozen=True)
 class Costs:
     """Costs in picoseconds, flits, packets and bytes.
 
@@ -42,9 +73,12 @@ class Costs:
         cycle_ps: What a reduction adds to the data path.
         reduction_ppm: Rate of a reduction unit over line rate, in millionths.
         queueing: The switch's queueing discipline.
-        in_flight_packets_per_sm: Packets one communication SM keeps in flight.
+        store_bytes, load_bytes, multimem_bytes: What one communication SM keeps in flight by plain stores, plain loads
+            and multimem instructions; 0 means any number.
         blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
-        granule_ps: Time of one thread block for ``row_granularity`` tokens, GEMM-1 and GEMM-2.
+        granule_ps: Time that ``row_granularity`` tokens add to one thread block, GEMM-1 and GEMM-2.
+        block_overhead_ps: Time of a thread block whatever its size.
+        cold_exposure_permille: What a block loses while its weights stream from HBM, in thousandths of that time.
         matrix_bytes: Weights of one expert's GEMM-1 and GEMM-2, as they lie in L2.
         weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
         token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
@@ -65,7 +99,9 @@ class Costs:
     cycle_ps: int
     reduction_ppm: int
     queueing: str
-    in_flight_packets_per_sm: int
+    store_bytes: int
+    load_bytes: int
+    multimem_bytes: int
     al_tlb_entries: int
     tile_status_entries: int
     output_readiness_entries: int
@@ -74,6 +110,8 @@ class Costs:
     l2_bytes: int
     blocks: tuple[int, int]
     granule_ps: tuple[int, int]
+    block_overhead_ps: int
+    cold_exposure_permille: int
     row_granularity: int
     matrix_bytes: tuple[int, int]
     weight_bytes: tuple[int, int]
@@ -114,34 +152,38 @@ class Costs:
             flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
             blocks.append(count)
             granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
-        in_flight = gpu.multimem_queue_entries * gpu.multimem_access_bytes // link.payload_bytes
-        together = link.planes if resolution == "token" else 1
+        # Planes that move as one have the buffers of all ports; a plane of its own has its share.
+        planes = 1 if resolution == "token" else link.planes
         element = 1 if layer.compute_dtype == "fp8" else 2
         return cls(
             packet=packet,
             resolution=resolution,
-            planes=link.planes // together,
+            planes=planes,
             link_bytes_per_s=round(link.gbps * 1e9),
             quantum_ps=link.time_quantum_ps,
             hop_ps=link.latency_ps,
             store_and_forward=link.store_and_forward,
             dispatch_bytes=layer.dispatch_bytes,
             combine_bytes=layer.combine_bytes,
-            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * together,
-            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * together,
+            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * link.switch_ports // planes,
+            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * link.switch_ports // planes,
             cycle_ps=switch.reduction_cycle_ps,
             reduction_ppm=round(switch.reduction_rate * 1e6),
             queueing=switch.queueing,
-            in_flight_packets_per_sm=in_flight if in_flight else UNLIMITED,
+            store_bytes=gpu.store_in_flight_bytes,
+            load_bytes=gpu.load_in_flight_bytes,
+            multimem_bytes=gpu.multimem_queue_entries * gpu.multimem_access_bytes,
             al_tlb_entries=gpu.al_tlb_entries,
             tile_status_entries=gpu.tile_status_entries,
             output_readiness_entries=gpu.output_readiness_entries,
             memory_ps=round(gpu.memory_latency_ns * 1000),
             # Whole MB/s, so that exact picoseconds of any transfer stay inside int64.
-            hbm_bytes_per_s=max(1, round(gpu.hbm_gbps * 1e3 / compute_scale)) * 10**6,
+            hbm_bytes_per_s=max(1, round(gpu.hbm_gbps * gpu.hbm_efficiency * 1e3 / compute_scale)) * 10**6,
             l2_bytes=gpu.l2_bytes,
             blocks=(blocks[0], blocks[1]),
             granule_ps=(granule_ps[0], granule_ps[1]),
+            block_overhead_ps=round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
+            cold_exposure_permille=round(gpu.cold_exposure * 1000),
             row_granularity=gpu.row_granularity,
             matrix_bytes=(layer.gemm1_weight_bytes, layer.gemm2_weight_bytes),
             weight_bytes=(layer.gemm1_weight_bytes * layer.work_factor, layer.gemm2_weight_bytes * layer.work_factor),
@@ -166,13 +208,16 @@ class Costs:
         layer = workload.layer
         slots = workload.num_tokens * layer.top_k
         read_bytes = slots * sum(self.token_bytes) * 2 + slots * sum(self.weight_bytes)
-        block_ps = self.blocks[0] * self.granule_ps[0] + self.blocks[1] * self.granule_ps[1]
+        block_ps = sum(
+            blocks * (granule_ps + self.block_overhead_ps)
+            for blocks, granule_ps in zip(self.blocks, self.granule_ps, strict=True)
+        )
         granules = slots * -(-layer.tile_tokens // self.row_granularity)
         # The most that can wait at one port: every token's copy, and every token's partial sum.
         flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
         ps_mult, _ = self.flit_ps
         largest = max(
-            self.hbm_ps(read_bytes),
+            2 * self.hbm_ps(read_bytes),
             granules * block_ps,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
             flits * ps_mult,
@@ -204,7 +249,20 @@ class Costs:
 
     def block_ps(self, stage: int, tokens: int) -> int:
         """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens``."""
-        return -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+        return self.block_overhead_ps + -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+
+    def dispatch_window(self, primitive: str) -> Window:
+        """Returns what a dispatch SM may have in flight by a primitive."""
+        return self._window(primitive, self.dispatch_bytes)
+
+    def combine_window(self, primitive: str) -> Window:
+        """Returns what a combine SM may have in flight by a primitive."""
+        return self._window(primitive, self.combine_bytes)
+
+    def _window(self, primitive: str, vector_bytes: int) -> Window:
+        plain = {"unicast": self.store_bytes, "pull": self.load_bytes}
+        limit_bytes = plain.get(primitive, self.multimem_bytes)
+        return Window.of(limit_bytes, vector_bytes, is_queue=primitive not in plain)
 
     @property
     def flit_ps(self) -> tuple[int, int]:

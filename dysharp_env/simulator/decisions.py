@@ -274,7 +274,8 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
             finishes += pair.experts_done == pair.num_experts - 1
     f[row, F_FINISHES] = finishes / count
     granules = (count + s.row_granularity - 1) // s.row_granularity
-    work_ps = granules * (s.blocks1 * s.granule1_ps if stage == 1 else s.blocks2 * s.granule2_ps) // s.gemm_sms
+    block_ps = s.block_ps + granules * (s.granule1_ps if stage == 1 else s.granule2_ps)
+    work_ps = block_ps * (s.blocks1 if stage == 1 else s.blocks2) // s.gemm_sms
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     fetch_ps = 0 if resident > 0 else weight_bytes * s.hbm_mult // s.hbm_div
     f[row, F_BACKLOG] = root(s, hbm_backlog_ps(s, gpu))
@@ -353,8 +354,8 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x[10] = root(s, downlink_backlog_ps(s, gpu))
     x[11] = root(s, hbm_backlog_ps(s, gpu))
     x[12] = g.free_sms / s.gemm_sms
-    x[13] = fraction(g.dispatch_in_flight, s.dispatch_window)
-    x[14] = fraction(g.combine_in_flight, s.combine_window)
+    x[13] = fraction(g.dispatch_in_flight, s.dispatch_sms * s.dispatch_slots)
+    x[14] = fraction(g.combine_in_flight, s.combine_sms * s.combine_slots)
     x[15] = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
 
 

@@ -7,7 +7,7 @@ from numba import njit
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
 from dysharp_env.simulator.gemm import close_tile, end_first_kernel
-from dysharp_env.simulator.groups import mark_dirty, part_of, translate, use_hbm
+from dysharp_env.simulator.groups import begin_trip, end_segment, list_sm, mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -39,6 +39,7 @@ from dysharp_env.simulator.views import (
     pairs,
     phases,
     slot_expert,
+    sms,
     stores,
     tiles,
     tokens,
@@ -52,20 +53,12 @@ def take_chunk(s: Root, gpu: int, chunk: int) -> None:
     ch = chunks(s)[chunk]
     g.chunk = chunk
     g.chunk_pos = ch.first
-    g.pair_pos = NOTHING
     if ch.prev == NOTHING:
         g.unsent_head = ch.next
     else:
         chunks(s)[ch.prev].next = ch.next
     if ch.next != NOTHING:
         chunks(s)[ch.next].prev = ch.prev
-
-
-@njit(cache=True)
-def has_room(s: Root, gpu: int) -> bool:
-    """Returns whether dispatch may put another vector in flight; one that is larger than the limit goes alone."""
-    g = gpus(s)[gpu]
-    return g.dispatch_in_flight == 0 or g.dispatch_in_flight + s.dispatch_packets <= s.dispatch_window
 
 
 @njit(cache=True)
@@ -81,13 +74,13 @@ def issue_local(s: Root, token: int) -> None:
 
 
 @njit(cache=True)
-def issue_dispatch(s: Root, gpu: int, node: int) -> None:
+def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
     """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
 
     ``node`` is the first segment of its vector.
     """
-    g = gpus(s)[gpu]
-    g.dispatch_in_flight += s.dispatch_packets
+    gpus(s)[gpu].dispatch_in_flight += 1
+    begin_trip(s, sm, node, s.dispatch_segments)
     if s.dispatch_primitive == PULL:
         crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, DISPATCH_REQUEST)
         push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
@@ -96,42 +89,43 @@ def issue_dispatch(s: Root, gpu: int, node: int) -> None:
 
 
 @njit(cache=True)
-def begin_token(s: Root, gpu: int, token: int) -> None:
-    """Notes that a token is being dispatched, and hands it to its home GPU's own experts if that is who dispatches."""
+def issue_copies(s: Root, gpu: int, sm: int) -> None:
+    """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
+    m = sms(s)[sm]
+    token = m.token
+    end = tokens(s)[token + 1].pair0
+    while m.pair < end:
+        if is_target(s, m.pair) and is_in_turn(s, gpu, m.pair):
+            if m.in_flight == s.dispatch_slots:
+                return
+            if stores_once(s):
+                issue_dispatch(s, gpu, sm, s.store0 + token * s.dispatch_segments)
+                break
+            issue_dispatch(s, gpu, sm, m.pair * s.dispatch_segments)
+        m.pair += 1
+    m.token = NOTHING
+    gpus(s)[gpu].tokens_sent += 1
+    part_of(s, gpu, gpus(s)[gpu].part).sends_left -= 1
+    if m.in_flight < s.dispatch_slots:
+        list_sm(s, DISPATCH, gpu, sm)
+
+
+@njit(cache=True)
+def take_token(s: Root, gpu: int, token: int) -> None:
+    """Gives a token to the first SM that may take one; its home GPU's own experts get it at once."""
     g = gpus(s)[gpu]
     tok = tokens(s)[token]
-    g.pair_pos = tok.pair0
+    sm = g.send_head
+    g.send_head = sms(s)[sm].next
+    sms(s)[sm].token = token
+    sms(s)[sm].pair = tok.pair0
     if tok.dispatch_start == NO_TIME:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:
         s.dispatch_first = s.now_ps
     if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
         issue_local(s, token)
-
-
-@njit(cache=True)
-def issue_token(s: Root, gpu: int, token: int) -> bool:
-    """Issues a token's copies as far as packets in flight allow; False if some are left."""
-    g = gpus(s)[gpu]
-    if g.pair_pos == NOTHING:
-        if stores_once(s):
-            first = token * s.dispatch_segments
-            is_sent = stores(s)[first].acks_left > 0
-            if is_sent and not has_room(s, gpu):
-                return False
-            begin_token(s, gpu, token)
-            if is_sent:
-                issue_dispatch(s, gpu, s.store0 + first)
-            return True
-        begin_token(s, gpu, token)
-    end = tokens(s)[token + 1].pair0
-    while g.pair_pos < end:
-        if is_target(s, g.pair_pos) and is_in_turn(s, gpu, g.pair_pos):
-            if not has_room(s, gpu):
-                return False
-            issue_dispatch(s, gpu, g.pair_pos * s.dispatch_segments)
-        g.pair_pos += 1
-    return True
+    issue_copies(s, gpu, sm)
 
 
 @njit(cache=True)
@@ -195,7 +189,7 @@ def reach_dispatch(s: Root, node: int) -> None:
         # The reader has what it asked for; nobody is told.
         if p.segments_left == 0:
             arrive(s, pair)
-        take_packets_back(s, p.gpu)
+        end_dispatch_segment(s, p.gpu, pair * s.dispatch_segments)
         return
     charge_up(s, p.gpu, nodes(s)[node].plane, s.dispatch_segment_packets * s.ack_flits, DISPATCH_ACK)
     if s.dispatch_primitive == UNICAST:
@@ -232,24 +226,27 @@ def end_part(s: Root, gpu: int) -> bool:
 
 
 @njit(cache=True)
-def take_packets_back(s: Root, gpu: int) -> None:
-    """Gives a dispatch group back the packets of one segment."""
-    gpus(s)[gpu].dispatch_in_flight -= s.dispatch_segment_packets
-    mark_dirty(s, DISPATCH, gpu)
+def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
+    """Counts a segment that is stored or read; the last one ends the round trip of its vector."""
+    if end_segment(s, first, s.dispatch_hold):
+        gpus(s)[gpu].dispatch_in_flight -= 1
+        # With the last vector a part may be over.
+        mark_dirty(s, DISPATCH, gpu)
 
 
 @njit(cache=True)
 def acknowledged(s: Root, node: int) -> None:
-    """Gives a communication group back the packets of a segment that is stored."""
+    """Counts a segment that is stored, as its sender learns it."""
     owner = nodes(s)[node].owner
     plane = nodes(s)[node].plane
     if is_partial(s, node):
         gpu = pairs(s)[owner].gpu
         charge_down(s, gpu, plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
-        gpus(s)[gpu].combine_in_flight -= s.combine_segment_packets
-        mark_dirty(s, COMBINE, gpu)
+        if end_segment(s, s.partial0 + owner * s.combine_segments, s.combine_hold):
+            gpus(s)[gpu].combine_in_flight -= 1
         return
-    token = pairs(s)[owner].token if node < s.partial0 else owner
+    is_copy = node < s.partial0
+    token = pairs(s)[owner].token if is_copy else owner
     gpu = token // s.tokens_per_gpu
     charge_down(s, gpu, plane, s.dispatch_segment_packets * s.ack_flits, DISPATCH_ACK)
-    take_packets_back(s, gpu)
+    end_dispatch_segment(s, gpu, (0 if is_copy else s.store0) + owner * s.dispatch_segments)

@@ -127,14 +127,14 @@ def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
     x = experts(s)[t.expert]
     g.row_tile = tile
     g.row_stage = stage
-    t.inputs_ps = fetch_weights(s, t.expert, stage)
+    t.weights_ps = fetch_weights(s, t.expert, stage)
     if stage == 1:
         x.started1 += 1
         t.left = s.blocks1
         t.start1 = s.now_ps
         if s.gemm1_first == NO_TIME:
             s.gemm1_first = s.now_ps
-        t.inputs_ps = max(t.inputs_ps, use_hbm(s, gpu, t.count * s.token_in_bytes))
+        t.inputs_ps = max(t.weights_ps, use_hbm(s, gpu, t.count * s.token_in_bytes))
         use_hbm(s, gpu, t.count * s.token_mid_bytes)
     else:
         # Rows of GEMM-2 are queued in the order in which their GEMM-1 rows ended, so this one is the expert's first.
@@ -143,7 +143,7 @@ def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
         t.start2 = s.now_ps
         if s.gemm2_first == NO_TIME:
             s.gemm2_first = s.now_ps
-        t.inputs_ps = max(t.inputs_ps, use_hbm(s, gpu, t.count * s.token_mid_in_bytes))
+        t.inputs_ps = max(t.weights_ps, use_hbm(s, gpu, t.count * s.token_mid_in_bytes))
         use_hbm(s, gpu, t.count * s.token_out_bytes)
 
 
@@ -154,9 +154,11 @@ def start_blocks(s: Root, gpu: int) -> None:
     t = tiles(s)[g.row_tile]
     count = min(g.free_sms, t.left)
     granules = (t.count + s.row_granularity - 1) // s.row_granularity
-    block_ps = granules * (s.granule1_ps if g.row_stage == 1 else s.granule2_ps)
+    block_ps = s.block_ps + granules * (s.granule1_ps if g.row_stage == 1 else s.granule2_ps)
+    # While its weights stream from HBM a block works more slowly than from L2.
+    cold_ps = max(t.weights_ps - s.now_ps, 0) // 1000 * s.cold_exposure
     # A block cannot end before its weights and tokens have come from HBM; its SM waits for them.
-    end_ps = max(s.now_ps + block_ps, t.inputs_ps)
+    end_ps = max(s.now_ps + block_ps + cold_ps, t.inputs_ps)
     g.free_sms -= count
     t.left -= count
     t.running += count

@@ -1,11 +1,16 @@
-"""What all SM groups share: being looked at, HBM, and the Hub's translation of dynamic-multimem addresses."""
+"""What all SM groups share: being looked at, communication SMs and their windows, HBM, and the Hub's translation.
+
+A communication SM works on one token or partial sum at a time; ``costs.Window`` says how many vectors it may have in
+flight and how long a slot stays taken after a round trip.
+"""
 
 from __future__ import annotations
 
 from numba import njit
 
-from dysharp_env.simulator.layout import DISPATCH, GEMM, NOTHING
-from dysharp_env.simulator.views import PartView, Root, dirty_ring, gpus, pairs, parts, slot_tlb
+from dysharp_env.simulator.events import push
+from dysharp_env.simulator.layout import COMBINE, DISPATCH, EV_SLOT, GEMM, NOTHING
+from dysharp_env.simulator.views import PartView, Root, dirty_ring, gpus, nodes, pairs, parts, slot_tlb, sms
 
 
 @njit(cache=True)
@@ -32,6 +37,61 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
 def part_of(s: Root, gpu: int, part: int) -> PartView:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
     return parts(s)[gpu * s.num_parts + part]
+
+
+@njit(cache=True)
+def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
+    """Puts a communication SM behind the others of its group that may take something."""
+    g = gpus(s)[gpu]
+    sms(s)[sm].next = NOTHING
+    if kind == DISPATCH:
+        if g.send_head == NOTHING:
+            g.send_head = sm
+        else:
+            sms(s)[g.send_tail].next = sm
+        g.send_tail = sm
+    else:
+        if g.take_head == NOTHING:
+            g.take_head = sm
+        else:
+            sms(s)[g.take_tail].next = sm
+        g.take_tail = sm
+    mark_dirty(s, kind, gpu)
+
+
+@njit(cache=True)
+def staff_groups(s: Root) -> None:
+    """Makes every SM of the communication groups free to take something, once their sizes are known."""
+    per_gpu = s.most_dispatch_sms + s.most_combine_sms
+    for gpu in range(s.num_gpus):
+        for i in range(s.dispatch_sms):
+            list_sm(s, DISPATCH, gpu, gpu * per_gpu + i)
+        for i in range(s.combine_sms):
+            list_sm(s, COMBINE, gpu, gpu * per_gpu + s.most_dispatch_sms + i)
+
+
+@njit(cache=True)
+def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
+    """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
+    sms(s)[sm].in_flight += 1
+    x = nodes(s)[first]
+    x.sm = sm
+    x.issued_ps = s.now_ps
+    x.segments_out = segments
+
+
+@njit(cache=True)
+def end_segment(s: Root, first: int, hold: int) -> bool:
+    """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
+
+    Then the SM's slot falls free when its window has moved past the vector's bytes.
+    """
+    x = nodes(s)[first]
+    x.segments_out -= 1
+    if x.segments_out > 0:
+        return False
+    push(s, s.now_ps + (s.now_ps - x.issued_ps) // 1000 * hold, EV_SLOT, x.sm, 0)
+    return True
 
 
 @njit(cache=True)

@@ -12,9 +12,9 @@ from numba import njit
 
 from dysharp_env.simulator.combine import (
     issue_combine,
+    issue_loads,
     item_ready,
     list_part,
-    packets_of,
     reach_combine,
     requested,
     take_unit,
@@ -25,14 +25,15 @@ from dysharp_env.simulator.dispatch import (
     arrive,
     asked_for_token,
     end_part,
-    issue_token,
+    issue_copies,
     reach_dispatch,
     take_chunk,
+    take_token,
 )
 from dysharp_env.simulator.events import pop
 from dysharp_env.simulator.fabric import input_next, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
-from dysharp_env.simulator.groups import mark_dirty, part_of
+from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of, staff_groups
 from dysharp_env.simulator.layout import (
     ASK,
     COMBINE,
@@ -50,6 +51,7 @@ from dysharp_env.simulator.layout import (
     EV_READY,
     EV_REQUEST,
     EV_RESPOND,
+    EV_SLOT,
     EV_SWITCH,
     EV_TILE,
     EV_UPLINK,
@@ -71,6 +73,7 @@ from dysharp_env.simulator.views import (
     lanes,
     nodes,
     ports,
+    sms,
     splits,
     token_order,
     tokens,
@@ -83,7 +86,7 @@ WAIT = -2
 
 @njit(cache=True)
 def pump_dispatch(s: Root, gpu: int) -> bool:
-    """Issues tokens while the group has packets to spare, choosing chunks as it goes; True if it has to ask."""
+    """Gives tokens to SMs that may take one, choosing chunks as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
     if not g.start_open:
         return False
@@ -91,20 +94,20 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
         if g.chunk == NOTHING:
             while end_part(s, gpu):
                 pass
+        if g.send_head == NOTHING:
+            return False
+        if g.chunk == NOTHING:
             row = decide(s, DISPATCH, gpu)
             if row == WAIT:
                 return True
             if row == NOTHING:
                 return False
             take_chunk(s, gpu, candidates(s)[row])
-        while g.chunk_pos < chunks(s)[g.chunk].last:
-            if not issue_token(s, gpu, token_order(s)[g.chunk_pos]):
-                return False
-            g.chunk_pos += 1
-            g.tokens_sent += 1
-            g.pair_pos = NOTHING
-            part_of(s, gpu, g.part).sends_left -= 1
-        g.chunk = NOTHING
+        token = token_order(s)[g.chunk_pos]
+        g.chunk_pos += 1
+        if g.chunk_pos == chunks(s)[g.chunk].last:
+            g.chunk = NOTHING
+        take_token(s, gpu, token)
 
 
 @njit(cache=True)
@@ -138,17 +141,16 @@ def pump_gemm(s: Root, gpu: int) -> bool:
 
 @njit(cache=True)
 def pump_combine(s: Root, gpu: int) -> bool:
-    """Issues tokens or partial sums while packets are to spare, choosing units as it goes; True if it has to ask."""
+    """Issues tokens or partial sums while SMs may take some, choosing units as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
     if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
         return False
-    while True:
-        while g.issue_head != NOTHING:
+    while g.take_head != NOTHING:
+        if g.issue_head != NOTHING:
             item = g.issue_head
-            if g.combine_in_flight > 0 and g.combine_in_flight + packets_of(s, item) > s.combine_window:
-                return False
             g.issue_head = item_next(s)[item]
             issue_combine(s, gpu, item)
+            continue
         if g.hold_combine:
             return False
         row = decide(s, COMBINE, gpu)
@@ -160,6 +162,25 @@ def pump_combine(s: Root, gpu: int) -> bool:
             g.hold_combine = 1
             return False
         take_unit(s, gpu, candidates(s)[row])
+    return False
+
+
+@njit(cache=True)
+def free_slot(s: Root, sm: int) -> None:
+    """Lets a communication SM put another vector in flight: of the token it is at, or else of a new one."""
+    m = sms(s)[sm]
+    per_gpu = s.most_dispatch_sms + s.most_combine_sms
+    gpu = sm // per_gpu
+    combines = sm % per_gpu >= s.most_dispatch_sms
+    m.in_flight -= 1
+    if m.token != NOTHING:
+        if combines:
+            issue_loads(s, gpu, sm)
+        else:
+            issue_copies(s, gpu, sm)
+    elif m.in_flight == (s.combine_slots if combines else s.dispatch_slots) - 1:
+        # With fewer in flight it is listed already.
+        list_sm(s, COMBINE if combines else DISPATCH, gpu, sm)
 
 
 @njit(cache=True)
@@ -190,10 +211,6 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
 @njit(cache=True)
 def set_split(s: Root, dispatch_sms: int, combine_sms: int) -> None:
     """Divides every GPU's SMs among the three groups; the GEMM group has the rest."""
-    dispatch_window = s.dispatch_window // s.dispatch_sms * dispatch_sms
-    combine_window = s.combine_window // s.combine_sms * combine_sms
-    s.dispatch_window = dispatch_window
-    s.combine_window = combine_window
     s.dispatch_sms = dispatch_sms
     s.combine_sms = combine_sms
     s.gemm_sms = s.total_sms - dispatch_sms - combine_sms
@@ -237,6 +254,8 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
         send_vector(s, b, a)
     elif kind == EV_ACK:
         acknowledged(s, a)
+    elif kind == EV_SLOT:
+        free_slot(s, a)
     elif kind == EV_NOTIFY:
         notified(s, a, b)
     elif kind == EV_READY:
@@ -275,6 +294,7 @@ def advance(roots: np.ndarray) -> int:
             return ASK
         if row != NOTHING:
             set_split(s, splits(s)[row, 0], splits(s)[row, 1])
+        staff_groups(s)
         s.split_done = 1
         s.pending_kind = NOTHING
     if s.pending_kind != NOTHING:

@@ -17,6 +17,7 @@ Ids used throughout:
     link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
+    sm     a communication SM; a GPU's are consecutive, those that dispatch before those that combine
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
     EV_PORT,  # a port with something queued falls free: port
     EV_BLOCKS,  # thread blocks of a row end together: tile, count * 2 + stage - 1
     EV_ACK,  # the sender learns that its segment is stored: node
+    EV_SLOT,  # a communication SM may put another vector in flight: sm
     EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
     EV_REACH,  # the tail of a segment reaches a GPU: node
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
@@ -42,7 +44,7 @@ import numpy as np
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: stage + 4 * part, gpu (or -1 for all)
-) = range(15)
+) = range(16)
 
 # Decision kinds (also the SM groups that take them).
 SPLIT, DISPATCH, GEMM, COMBINE = range(4)
@@ -106,9 +108,10 @@ _PARAMETERS = (
     "dispatch_segments combine_segments dispatch_segment_packets combine_segment_packets "
     "partial0 store0 sum0 num_nodes ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
-    "memory_ps dispatch_window combine_window total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
-    "granule1_ps granule2_ps row_granularity hbm_mult hbm_div l2_bytes matrix1_bytes matrix2_bytes "
-    "weight1_bytes weight2_bytes token_in_bytes "
+    "memory_ps dispatch_slots combine_slots dispatch_hold combine_hold most_dispatch_sms most_combine_sms "
+    "total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
+    "granule1_ps granule2_ps block_ps cold_exposure row_granularity hbm_mult hbm_div l2_bytes "
+    "matrix1_bytes matrix2_bytes weight1_bytes weight2_bytes token_in_bytes "
     "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
     # schedule
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
@@ -128,13 +131,17 @@ GPU = _record(
     # memory side
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch group
-    "chunk chunk_pos pair_pos unsent_head dispatch_in_flight tokens_sent part "
+    "chunk chunk_pos unsent_head dispatch_in_flight tokens_sent part send_head send_tail "
     # GEMM group
     "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
     # combine group
-    "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting "
+    "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting take_head take_tail "
     "hold_combine combined start_open dirty1 dirty2 dirty3"
 )
+
+# One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
+# flight, and the next SM that may take something.
+SM = _record("token pair in_flight next")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
 # One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
@@ -155,8 +162,9 @@ STORE = _record("acks_left replicas_left end_ps free_ps")
 SUM = _record("pieces_left contributions_left ready_ps open open_count open_prev open_next open_pair")
 
 PAIR = _record("token gpu slot0 num_experts experts_done part segments_left translated_ps")
-# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
-NODE = _record("owner plane flits payload_flits next tail_ps pieces")
+# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs. The first of a
+# vector also says which SM has issued it, when, and how many segments are still to make the round trip.
+NODE = _record("owner plane flits payload_flits next tail_ps pieces sm issued_ps segments_out")
 EXPERT = _record(
     "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps"
 )
@@ -167,7 +175,8 @@ PART = _record("sends_left arrivals_left slots1_left slots2_left gate1_open gate
 # One part on all GPUs.
 PHASE = _record("arrivals_left slots2_left")
 TILE = _record(
-    "expert first count left running inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next start1 end1 start2 end2"
+    "expert first count left running weights_ps inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next "
+    "start1 end1 start2 end2"
 )
 CHUNK = _record("first last prev next part")
 UNIT = _record("head tail count prev next ready_ps listed part")
@@ -228,6 +237,7 @@ class State(NamedTuple):
 
     root: np.ndarray  # (1,) ROOT: parameters, counters and the addresses of the arrays below
     gpus: np.ndarray  # (gpu,) GPU
+    sms: np.ndarray  # (sm,) SM
     uplinks: np.ndarray  # (link,) UPLINK
     lanes: np.ndarray  # (link * 2 + class,) LANE
     ports: np.ndarray  # (2 * link,) PORT

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
+from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
@@ -64,6 +64,8 @@ def lower(
     lanes = np.zeros(2 * num_links, layout.LANE)
     for name in ("head", "tail", "fifo_head", "fifo_tail"):
         lanes[name] = NOTHING
+    sms = np.zeros(num_gpus * sum(_most_sms(program)), layout.SM)
+    sms["token"] = NOTHING
     units = np.zeros(num_units, layout.UNIT)
     for name in ("head", "tail", "prev", "next"):
         units[name] = NOTHING
@@ -73,6 +75,7 @@ def lower(
     state = State(
         root=root,
         gpus=gpus,
+        sms=sms,
         uplinks=np.zeros(num_links, layout.UPLINK),
         lanes=lanes,
         ports=ports,
@@ -289,7 +292,9 @@ def _parts(num_gpus: int, experts: np.ndarray, chunks: np.ndarray, program: Prog
 def _gpus(workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: Program) -> np.ndarray:
     num_gpus = workload.num_gpus
     gpus = np.zeros(num_gpus, layout.GPU)
-    for name in ("chunk", "pair_pos", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
+    for name in ("chunk", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
+        gpus[name] = NOTHING
+    for name in ("send_head", "send_tail", "take_head", "take_tail"):
         gpus[name] = NOTHING
     slots = np.bincount(experts["gpu"], weights=experts["total"], minlength=num_gpus).astype(np.int64)
     for name in ("slots", "arrivals_left", "slots1_left", "slots2_left"):
@@ -328,6 +333,13 @@ def _chunks(num_gpus: int, tokens_per_gpu: int, program: Program) -> np.ndarray:
     return chunks
 
 
+def _most_sms(program: Program) -> tuple[int, int]:
+    """Returns the most SMs that dispatch and that combine on one GPU, under any split."""
+    most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _ in program.splits)])
+    most_combine = max([program.combine_sms, *(combine for _, combine in program.splits)])
+    return most_dispatch, most_combine
+
+
 def _root(
     workload: Workload,
     costs: Costs,
@@ -346,15 +358,13 @@ def _root(
     store0 = partial0 + num_pairs * combine_segments
     sum0 = store0 + num_tokens * dispatch_segments
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
-    per_sm = costs.in_flight_packets_per_sm
-    dispatch_window = min(program.dispatch_sms * per_sm, UNLIMITED)
-    combine_window = min(program.combine_sms * per_sm, UNLIMITED)
+    dispatch = costs.dispatch_window(layout.DISPATCH_PRIMITIVES[program.dispatch_primitive])
+    combine = costs.combine_window(layout.COMBINE_PRIMITIVES[program.combine_primitive])
     # The most vectors one group may put in flight at once, under the most generous split.
-    most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _ in program.splits)])
-    most_combine = max([program.combine_sms, *(combine for _, combine in program.splits)])
+    most_dispatch, most_combine = _most_sms(program)
     copies = tokens_per_gpu * max(num_gpus, layer.top_k)
-    dispatch_burst = min(copies, most_dispatch * per_sm // costs.dispatch_packets + 1)
-    combine_burst = min(copies, most_combine * per_sm // costs.combine_packets + 1)
+    dispatch_burst = min(copies, most_dispatch * dispatch.slots)
+    combine_burst = min(copies, most_combine * combine.slots)
     ruled = sum(1 << kind for kind in range(4) if program.weights[kind].any())
     looks = sum(1 << kind for kind in range(4) if program.weights[kind, list(layout.LOOKED_UP)].any())
     values = {
@@ -392,8 +402,12 @@ def _root(
         "reduction_ppm": costs.reduction_ppm,
         "cycle_ps": costs.cycle_ps,
         "memory_ps": costs.memory_ps,
-        "dispatch_window": dispatch_window,
-        "combine_window": combine_window,
+        "dispatch_slots": dispatch.slots,
+        "combine_slots": combine.slots,
+        "dispatch_hold": dispatch.hold_permille,
+        "combine_hold": combine.hold_permille,
+        "most_dispatch_sms": most_dispatch,
+        "most_combine_sms": most_combine,
         "total_sms": num_sms,
         "gemm_sms": program.gemm_sms,
         "dispatch_sms": program.dispatch_sms,
@@ -402,6 +416,8 @@ def _root(
         "blocks2": costs.blocks[1],
         "granule1_ps": costs.granule_ps[0],
         "granule2_ps": costs.granule_ps[1],
+        "block_ps": costs.block_overhead_ps,
+        "cold_exposure": costs.cold_exposure_permille,
         "row_granularity": costs.row_granularity,
         "hbm_mult": PS_PER_S // hbm_shared,
         "hbm_div": costs.hbm_bytes_per_s // hbm_shared,

@@ -28,6 +28,7 @@ from dysharp_env.simulator.layout import (
     PART,
     PHASE,
     PORT,
+    SM,
     STORE,
     SUM,
     TILE,
@@ -63,6 +64,12 @@ pointer: Any = _as_pointer
 def gpus(s: Root) -> np.ndarray:
     """Returns ``State.gpus``."""
     return carray(pointer(s.gpus_at), (s.num_gpus,), GPU)
+
+
+@njit(cache=True)
+def sms(s: Root) -> np.ndarray:
+    """Returns ``State.sms``."""
+    return carray(pointer(s.sms_at), (s.num_gpus * (s.most_dispatch_sms + s.most_combine_sms),), SM)
 
 
 @njit(cache=True)

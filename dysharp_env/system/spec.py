@@ -34,13 +34,23 @@ class GpuSpec(Spec):
     fp8_tflops: Rate
     """Dense FP8 peak of all SMs, TFLOP/s."""
     gemm_efficiency: Annotated[float, Field(ge=1e-3, le=1)]
-    """Fraction of the peak that a large grouped GEMM reaches."""
+    """Fraction of the peak at which a GEMM thread block runs between its start and its end."""
+    block_overhead_ns: CountOrZero = 0
+    """What every GEMM thread block takes besides: filling its pipeline and writing its result, nanoseconds."""
     hbm_gbps: Rate
     """Memory bandwidth, GB/s."""
+    hbm_efficiency: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
+    """Fraction of it that a GEMM's reads reach."""
+    cold_exposure: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the time in which its weights stream from HBM that a thread block loses against weights in L2."""
     l2_mb: Rate
     """L2 capacity in units of 2**20 bytes, as device queries report it."""
     memory_latency_ns: CountOrZero
     """One access to the GPU's memory made on behalf of a packet, nanoseconds."""
+    store_in_flight_bytes: CountOrZero = 0
+    """Bytes one communication SM keeps in flight by plain stores to other GPUs; 0 means unlimited."""
+    load_in_flight_bytes: CountOrZero = 0
+    """Bytes one communication SM keeps in flight by plain loads from other GPUs; 0 means unlimited."""
     multimem_queue_entries: CountOrZero = 32
     """Multimem accesses one SM keeps in flight (MultimemQ, DySHARP, arXiv 2605.05607); 0 means unlimited."""
     multimem_access_bytes: Count = 512
@@ -62,7 +72,7 @@ class GpuSpec(Spec):
         return round(self.l2_mb * 2**20)
 
     def gemm_tflops(self, dtype: Literal["bf16", "fp8"]) -> float:
-        """Returns the rate a large grouped GEMM reaches on all SMs, TFLOP/s."""
+        """Returns the rate of all SMs inside GEMM thread blocks, TFLOP/s."""
         return self.gemm_efficiency * (self.fp8_tflops if dtype == "fp8" else self.bf16_tflops)
 
 
@@ -73,6 +83,8 @@ class LinkSpec(Spec):
     """Bandwidth per GPU and direction, all planes together, GB/s."""
     planes: Count
     """Switch chips each GPU is wired to; each has an equal share of ``gbps``."""
+    ports: CountOrZero = 0
+    """Switch ports a GPU's links end in, all planes together, each with buffers of its own; 0 means one per plane."""
     latency_ns: Annotated[int | float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 250
     """One hop between GPU and switch, nanoseconds (DySHARP, arXiv 2605.05607); fractions are kept to the picosecond."""
     flit_bytes: Count = 16
@@ -93,6 +105,11 @@ class LinkSpec(Spec):
     """Serialisation and delivery times are rounded down to a multiple of this; 1000 mimics whole-nanosecond models."""
 
     @property
+    def switch_ports(self) -> int:
+        """Switch ports one GPU's links end in, all planes together."""
+        return self.ports or self.planes
+
+    @property
     def latency_ps(self) -> int:
         """One hop between GPU and switch, picoseconds."""
         return round(self.latency_ns * 1000)
@@ -101,6 +118,8 @@ class LinkSpec(Spec):
     def _check_flits(self) -> LinkSpec:
         if self.payload_bytes % self.flit_bytes:
             raise ValueError(f"payload_bytes={self.payload_bytes} must be a multiple of flit_bytes={self.flit_bytes}")
+        if 0 < self.ports < self.planes:
+            raise ValueError(f"ports={self.ports} must be 0 or at least planes={self.planes}: every plane needs a port")
         if self.target_bytes > self.flit_bytes:
             raise ValueError(f"target_bytes={self.target_bytes} must be at most flit_bytes={self.flit_bytes}")
         return self
@@ -114,9 +133,9 @@ class SwitchSpec(Spec):
     vcs_per_class: Count = 8
     """Virtual channels of each class, request and response, at an input port (DySHARP, arXiv 2605.05607)."""
     vc_depth_flits: Count = 256
-    """Depth of one virtual channel of a plane's input port, flits (DySHARP, arXiv 2605.05607)."""
+    """Depth of one virtual channel of an input port, flits (DySHARP, arXiv 2605.05607)."""
     reduction_buffer_bytes: Count = 65536
-    """Accumulators of a plane's output port, bytes (64 KB per port: DySHARP, arXiv 2605.05607)."""
+    """Accumulators of an output port, bytes (64 KB per port: DySHARP, arXiv 2605.05607)."""
     reduction_cycle_ps: CountOrZero = 640
     """The one cycle that reduction adds to the data path. Default: a 16 B flit on one 25 GB/s NVLink4 link."""
     reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 0.85

@@ -210,7 +210,7 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
     for (token, gpu), experts in experts_at(case).items():
         home, first_ps = token // per_gpu, tokens["dispatch_start"][token] + case.costs.memory_ps
         assert case.program.pays_ps[0] <= tokens["dispatch_start"][token]
-        if gpu != home:
+        if gpu != home or case.program.loopback:
             is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
             first_ps = 0
             for place in range(costs.dispatch_segments):
@@ -511,7 +511,7 @@ def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
         # A split may give combine more SMs, and so more requests in flight at once, than the program starts with.
         ({"combine_primitive": layout.REDUCE_SCATTER, "splits": ((1, 8),), "gates": (1, 1, 1)}, {}),
         # Where times are rounded down to 0, all that the windows allow is sent in one step.
-        ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "in_flight_packets_per_sm": 32}),
+        ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "store_bytes": 32 * 128}),
         # All tokens of a tile may become ready at once, through entries that have spilled.
         ({"combine_primitive": layout.PULL_REDUCE}, {"output_readiness_entries": 1}),
     ],
@@ -520,7 +520,8 @@ def test_no_step_needs_more_room_than_it_is_promised(make_case, monkeypatch, pro
     case = make_case(
         round_system(6, num_sms=16), round_layer(6, tile_tokens=512), np.array([[0, 1]] * 360), ROUND_PROGRAM
     )
-    costs = dataclasses.replace(case.costs, **{"in_flight_packets_per_sm": 8, **costs})
+    windows = {"store_bytes": 8 * 128, "multimem_bytes": 8 * 128}
+    costs = dataclasses.replace(case.costs, **{**windows, **costs})
     tight = TightArrays()
     monkeypatch.setattr(engine_module, "_with_room", tight)
     tight.run(case.with_program(**program)._replace(costs=costs))

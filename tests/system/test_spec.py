@@ -11,6 +11,8 @@ SYSTEMS = {
     # name: (GPUs, planes, GB/s per direction, HBM GB/s)
     "dgx-h100": (8, 4, 450, 3350),
     "dgx-h200": (8, 4, 450, 4800),
+    "dgx-h800": (8, 4, 200, 3350),
+    "dgx-b200": (8, 2, 900, 8000),
     "gh200-nvl32": (32, 9, 450, 4800),
     "gb200-nvl72": (72, 18, 900, 8000),
     "hypothetical-nvl256": (256, 18, 900, 8000),
@@ -43,8 +45,9 @@ def test_preset_has_the_published_numbers(name):
     assert system.link.latency_ps == 250_000
     assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "pull")
     assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
-    # The reduction cycle is one 16 B flit on one of the 18 links.
-    assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * 18 / system.link.gbps
+    # The reduction cycle is one 16 B flit on one of the 18 links; an H800 has 8.
+    links = 8 if name == "dgx-h800" else 18
+    assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * links / system.link.gbps
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -59,8 +62,8 @@ def test_every_value_of_a_preset_is_annotated(name):
 def test_derived_rates_of_h200():
     gpu = load_system("gh200-nvl32").gpu
     assert gpu.l2_bytes == 52_428_800
-    assert gpu.gemm_tflops("fp8") == pytest.approx(1286.35)
-    assert gpu.gemm_tflops("bf16") == pytest.approx(642.85)
+    assert gpu.gemm_tflops("fp8") == pytest.approx(1454.565)
+    assert gpu.gemm_tflops("bf16") == pytest.approx(726.915)
 
 
 def test_fewer_gpus_keep_their_links():
@@ -97,7 +100,7 @@ def test_own_file_loads(own_system):
         ("hbm_gbps: 3350", "hbm_gbps: 0", "gpu.hbm_gbps=0: "),
         ("hbm_gbps: 3350", "hbm_gbps: .inf", "gpu.hbm_gbps=inf: "),
         ("hbm_gbps: 3350", "hbm_gbps: .nan", "gpu.hbm_gbps=nan: "),
-        ("gemm_efficiency: 0.65", "gemm_efficiency: 1.5", "gpu.gemm_efficiency=1.5: "),
+        ("gemm_efficiency: 0.735", "gemm_efficiency: 1.5", "gpu.gemm_efficiency=1.5: "),
         ("latency_ns: 250 ", "latency_ns: -1 ", "link.latency_ns"),
         ("num_gpus: 8", "num_gpus: 1", "num_gpus=1: "),
         ("queueing: voq", "queueing: fifo", "queueing='fifo': Input should be 'output_queued', 'voq' or 'input_fifo'"),

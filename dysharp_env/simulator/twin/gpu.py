@@ -24,6 +24,7 @@ from dysharp_env.simulator.layout import (
     EV_READY,
     EV_REQUEST,
     EV_RESPOND,
+    EV_SLOT,
     EV_TILE,
     GATE_FINE,
     GATE_GPU,
@@ -41,6 +42,7 @@ from dysharp_env.simulator.layout import (
 from dysharp_env.simulator.twin.fabric import Downlink, Link, Reducer, Uplink
 from dysharp_env.simulator.twin.parts import (
     Chunk,
+    CommunicationSm,
     Decision,
     Expert,
     Hold,
@@ -50,6 +52,7 @@ from dysharp_env.simulator.twin.parts import (
     Segment,
     Tile,
     Token,
+    Trip,
     Unit,
 )
 
@@ -91,6 +94,8 @@ class Gpu:
         self.experts: list[Expert] = []
         # dispatch
         self.unsent: list[Chunk] = []
+        self.in_chunk: list[Token] = []  # of the chunk that is being sent
+        self.free_communication_sms: dict[int, deque[CommunicationSm]] = {DISPATCH: deque(), COMBINE: deque()}
         self.dispatch_in_flight = 0
         self.part = 0  # whose turn it is
         self.sends_left = [0] * twin.program.parts
@@ -162,38 +167,24 @@ class Gpu:
     # Dispatch.
 
     def dispatch_group(self) -> Process:
-        """Sends chunk after chunk, each vector as packets in flight allow."""
-        twin = self.twin
+        """Gives token after token, chunk after chunk, to SMs that may take one."""
+        twin, free = self.twin, self.free_communication_sms[DISPATCH]
         while True:
-            self.end_parts()
-            in_turn = [chunk for chunk in self.unsent if chunk.part == self.part]
-            chunk = yield from twin.choose(DISPATCH, self, in_turn)
-            if chunk is None:
+            if not self.in_chunk:
+                self.end_parts()
+            if not free:
                 yield None
                 continue
-            assert isinstance(chunk, Chunk)
-            self.unsent.remove(chunk)
-            for token in chunk.tokens:
-                copies = [twin.copy(pair) for pair in self.in_turn(token) if twin.is_target(pair)]
-                if copies and twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
-                    copies = [twin.store(token, copies)]
-                    while not self.has_dispatch_room():
-                        yield None
-                if token.dispatch_start == NO_TIME:
-                    token.dispatch_start = twin.now_ps
-                for pair in self.in_turn(token):
-                    if not pair.is_remote and pair.experts:
-                        twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, pair)
-                for vector in copies:
-                    while not self.has_dispatch_room():
-                        yield None
-                    self.dispatch_in_flight += twin.costs.dispatch_packets
-                    if twin.program.reads_tokens:
-                        self.ask_for_token(vector)
-                    else:
-                        self.send(vector)
-                self.tokens_sent += 1
-                self.sends_left[chunk.part] -= 1
+            if not self.in_chunk:
+                in_turn = [chunk for chunk in self.unsent if chunk.part == self.part]
+                chunk = yield from twin.choose(DISPATCH, self, in_turn)
+                if chunk is None:
+                    yield None
+                    continue
+                assert isinstance(chunk, Chunk)
+                self.unsent.remove(chunk)
+                self.in_chunk = list(chunk.tokens)
+            self.take_token(free.popleft(), self.in_chunk.pop(0))
 
     def in_turn(self, token: Token) -> list[Pair]:
         """Returns the pairs of a token that this GPU dispatches now: its own if it reads, else the part's."""
@@ -210,6 +201,78 @@ class Gpu:
             if twin.program.exclusive and self.part == twin.program.parts:
                 self.mark(COMBINE)
 
+    def take_token(self, sm: CommunicationSm, token: Token) -> None:
+        """Gives a token to an SM; its home GPU's own experts get it at once."""
+        twin = self.twin
+        if token.dispatch_start == NO_TIME:
+            token.dispatch_start = twin.now_ps
+        for pair in self.in_turn(token):
+            if not pair.is_remote and pair.experts:
+                twin.at(twin.now_ps + twin.costs.memory_ps, EV_ARRIVE, self.arrive, pair)
+        copies = [twin.copy(pair) for pair in self.in_turn(token) if twin.is_target(pair)]
+        if copies and twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
+            copies = [twin.store(token, copies)]
+        sm.left = [*copies]
+        self.issue_copies(sm)
+
+    def issue_copies(self, sm: CommunicationSm) -> None:
+        """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
+        twin = self.twin
+        while sm.left:
+            if sm.in_flight == twin.dispatch_window.slots:
+                return
+            copy = sm.left.pop(0)
+            assert isinstance(copy, list)
+            self.dispatch_in_flight += 1
+            trip = self.begin_trip(sm, twin.costs.dispatch_segments)
+            for segment in copy:
+                segment.trip = trip
+            if twin.program.reads_tokens:
+                self.ask_for_token(copy)
+            else:
+                self.send(copy)
+        sm.left = None
+        self.tokens_sent += 1
+        self.sends_left[self.part] -= 1
+        if sm.in_flight < twin.dispatch_window.slots:
+            self.list_sm(sm)
+
+    def list_sm(self, sm: CommunicationSm) -> None:
+        """Puts an SM behind the others of its group that may take something."""
+        self.free_communication_sms[sm.kind].append(sm)
+        self.mark(sm.kind)
+
+    def begin_trip(self, sm: CommunicationSm, segments: int) -> Trip:
+        """Counts a vector of so many segments that an SM puts in flight."""
+        sm.in_flight += 1
+        return Trip(sm, self.twin.now_ps, segments)
+
+    def end_segment(self, trip: Trip | None) -> bool:
+        """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
+
+        Then the SM's slot falls free when its window has moved past the vector's bytes.
+        """
+        twin = self.twin
+        assert trip is not None
+        trip.segments_left -= 1
+        if trip.segments_left > 0:
+            return False
+        window = twin.dispatch_window if trip.sm.kind == DISPATCH else twin.combine_window
+        held_ps = (twin.now_ps - trip.issued_ps) // 1000 * window.hold_permille
+        twin.at(twin.now_ps + held_ps, EV_SLOT, self.free_slot, trip.sm, window.slots)
+        return True
+
+    def free_slot(self, sm: CommunicationSm, slots: int) -> None:
+        """Lets an SM put another vector in flight: of the token it is at, or else of a new one."""
+        sm.in_flight -= 1
+        if sm.left is not None:
+            if sm.kind == DISPATCH:
+                self.issue_copies(sm)
+            else:
+                self.issue_loads(sm)
+        elif sm.in_flight == slots - 1:
+            self.list_sm(sm)
+
     def ask_for_token(self, copy: list[Segment]) -> None:
         """Reads a token's vector from its home GPU."""
         twin, home = self.twin, self.twin.gpus[copy[0].origin]
@@ -223,11 +286,6 @@ class Gpu:
         for segment in copy:
             self.downlinks[segment.plane].charge(twin.dispatch_ask_flits, DISPATCH_REQUEST)
         twin.at(twin.now_ps + twin.costs.memory_ps, EV_RESPOND, self.send, copy)
-
-    def has_dispatch_room(self) -> bool:
-        """Returns whether one more vector may be in flight; one larger than the limit goes alone."""
-        after = self.dispatch_in_flight + self.twin.costs.dispatch_packets
-        return self.dispatch_in_flight == 0 or after <= self.twin.dispatch_window
 
     def reach(self, segment: Segment) -> None:
         """Takes a segment in."""
@@ -246,7 +304,7 @@ class Gpu:
             # The reader has what it asked for; nobody is told.
             if pair.segments_left == 0:
                 self.arrive(pair)
-            self.take_packets_back()
+            self.end_dispatch_segment(copy)
             return
         packets = costs.dispatch_packets // costs.dispatch_segments
         self.uplinks[copy.plane].charge(packets * costs.packet.ack_flits, DISPATCH_ACK)
@@ -269,15 +327,17 @@ class Gpu:
             self.arrive(pair)
 
     def dispatch_acknowledged(self, whole: Segment) -> None:
-        """Gets the packets of a stored segment back."""
+        """Counts a segment that is stored."""
         costs = self.twin.costs
         packets = costs.dispatch_packets // costs.dispatch_segments
         self.downlinks[whole.plane].charge(packets * costs.packet.ack_flits, DISPATCH_ACK)
-        self.take_packets_back()
+        self.end_dispatch_segment(whole)
 
-    def take_packets_back(self) -> None:
-        """Gets the packets of one segment back."""
-        self.dispatch_in_flight -= self.twin.costs.dispatch_packets // self.twin.costs.dispatch_segments
+    def end_dispatch_segment(self, segment: Segment) -> None:
+        """Counts a segment that is stored or read; the last one ends the round trip of its vector."""
+        if not self.end_segment(segment.trip):
+            return
+        self.dispatch_in_flight -= 1
         self.mark(DISPATCH)
 
     def arrive(self, pair: Pair) -> None:
@@ -383,7 +443,8 @@ class Gpu:
         tile.start_ps[stage - 1] = twin.now_ps
         tile.blocks_left = twin.costs.blocks[stage - 1]
         read_bytes, write_bytes = twin.costs.token_bytes[:2] if stage == 1 else twin.costs.token_bytes[2:]
-        tile.inputs_ps = max(self.fetch_weights(tile.expert, stage), self.use_hbm(count * read_bytes))
+        tile.weights_ps = self.fetch_weights(tile.expert, stage)
+        tile.inputs_ps = max(tile.weights_ps, self.use_hbm(count * read_bytes))
         self.use_hbm(count * write_bytes)
 
     def fetch_weights(self, expert: Expert, stage: int) -> int:
@@ -402,7 +463,8 @@ class Gpu:
         assert self.row is not None
         twin, tile, stage = self.twin, self.row.tile, self.row.stage
         count = min(self.free_sms, tile.blocks_left)
-        end_ps = max(twin.now_ps + twin.costs.block_ps(stage, len(tile.pairs)), tile.inputs_ps)
+        cold_ps = max(tile.weights_ps - twin.now_ps, 0) // 1000 * twin.costs.cold_exposure_permille
+        end_ps = max(twin.now_ps + twin.costs.block_ps(stage, len(tile.pairs)) + cold_ps, tile.inputs_ps)
         self.free_sms -= count
         self.sm_busy_ps += count * (end_ps - twin.now_ps)
         tile.blocks_left -= count
@@ -520,11 +582,10 @@ class Gpu:
         self.ready.extend(late)
 
     def combine_group(self) -> Process:
-        """Issues what is ready as packets in flight allow, unit after unit."""
-        twin = self.twin
+        """Issues what is ready as SMs may take it, unit after unit."""
+        twin, free = self.twin, self.free_communication_sms[COMBINE]
         while True:
-            is_full = self.issuing and not self.has_combine_room(self.issuing[0])
-            if self.must_dispatch_first() or is_full or (not self.issuing and self.hold_combine):
+            if self.must_dispatch_first() or not free or (not self.issuing and self.hold_combine):
                 yield None
                 continue
             if self.issuing:
@@ -546,18 +607,6 @@ class Gpu:
         is_over = self.part == self.twin.program.parts and not any(self.arrivals_left)
         return self.twin.program.exclusive and not is_over
 
-    def packets_of(self, item: Token | Pair) -> int:
-        """Returns the packets that combining an item keeps in flight: one sum, or all parts that plain loads read."""
-        if self.twin.program.combine_primitive != PULL_UNICAST:
-            return self.twin.costs.combine_packets
-        assert isinstance(item, Token)
-        return sum(self.twin.is_summed(pair) for pair in item.pairs) * self.twin.costs.combine_packets
-
-    def has_combine_room(self, item: Token | Pair) -> bool:
-        """Returns whether an item may be in flight as well; one larger than the limit goes alone."""
-        after = self.combine_in_flight + self.packets_of(item)
-        return self.combine_in_flight == 0 or after <= self.twin.combine_window
-
     def issue(self, item: Token | Pair) -> None:
         """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
         twin = self.twin
@@ -565,21 +614,54 @@ class Gpu:
         if token.combine_start == NO_TIME:
             token.combine_start = twin.now_ps
         if isinstance(item, Pair):
-            self.combine_in_flight += twin.costs.combine_packets
+            partial = twin.partial(item)
+            trip = self.take_slot()
+            for segment in partial:
+                segment.trip = trip
             self.use_hbm(len(item.experts) * twin.costs.token_bytes[3])
-            self.send(twin.partial(item))
+            self.send(partial)
             return
         sources = [pair for pair in token.pairs if twin.is_summed(pair)]
         if not sources:
             self.complete(token)
             return
-        self.combine_in_flight += self.packets_of(token)
-        # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
-        requests = len(sources) if twin.program.combine_primitive == PULL_UNICAST else 1
+        if twin.program.combine_primitive == PULL_UNICAST:
+            # Plain loads ask every GPU for its part; one instruction asks the switch for a sum.
+            sm = self.free_communication_sms[COMBINE].popleft()
+            sm.left = list(sources)
+            self.issue_loads(sm)
+            return
+        token.trip = self.take_slot()
         asked_flits = twin.request_flits([pair for pair in token.pairs if pair.is_remote])
-        crossed_ps = self.ask(twin.combine_planes[token.number], requests * asked_flits, COMBINE_REQUEST)
+        crossed_ps = self.ask(twin.combine_planes[token.number], asked_flits, COMBINE_REQUEST)
         for pair in sources:
             twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
+
+    def take_slot(self) -> Trip:
+        """Puts a vector in flight at the first combine SM that may."""
+        sm = self.free_communication_sms[COMBINE].popleft()
+        self.combine_in_flight += 1
+        trip = self.begin_trip(sm, self.twin.costs.combine_segments)
+        if sm.in_flight < self.twin.combine_window.slots:
+            self.list_sm(sm)
+        return trip
+
+    def issue_loads(self, sm: CommunicationSm) -> None:
+        """Asks for what an SM's token still lacks as far as its window allows; then it may take another."""
+        twin = self.twin
+        while sm.left:
+            if sm.in_flight == twin.combine_window.slots:
+                return
+            pair = sm.left.pop(0)
+            assert isinstance(pair, Pair)
+            self.combine_in_flight += 1
+            pair.trip = self.begin_trip(sm, twin.costs.combine_segments)
+            planes = twin.combine_planes[pair.token.number]
+            crossed_ps = self.ask(planes, twin.request_flits([pair]), COMBINE_REQUEST)
+            twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
+        sm.left = None
+        if sm.in_flight < twin.combine_window.slots:
+            self.list_sm(sm)
 
     def requested(self, pair: Pair) -> None:
         """Reads a partial sum that its home GPU has asked for, and responds with it."""
@@ -603,17 +685,16 @@ class Gpu:
             sender = twin.gpus[segment.origin]
             twin.at(twin.now_ps + 2 * costs.hop_ps, EV_ACK, sender.combine_acknowledged, segment)
         elif twin.program.combine_primitive == PULL_UNICAST:
-            self.combine_in_flight -= costs.combine_packets // costs.combine_segments
-            self.mark(COMBINE)
+            assert segment.pair is not None
+            self.combine_in_flight -= self.end_segment(segment.pair.trip)
         self.deliver(segment.token, segment.place, segment.pieces)
 
     def combine_acknowledged(self, segment: Segment) -> None:
-        """Gets the packets of a pushed segment back."""
+        """Counts a pushed segment that is stored, or in the switch."""
         costs = self.twin.costs
         packets = costs.combine_packets // costs.combine_segments
         self.downlinks[segment.plane].charge(packets * costs.packet.ack_flits, COMBINE_ACK)
-        self.combine_in_flight -= packets
-        self.mark(COMBINE)
+        self.combine_in_flight -= self.end_segment(segment.trip)
 
     def deliver(self, token: Token, place: int, pieces: int) -> None:
         """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
@@ -621,8 +702,7 @@ class Gpu:
         if token.pieces_left[place] > 0:
             return
         if self.twin.program.pulls and self.twin.program.combine_primitive != PULL_UNICAST:
-            self.combine_in_flight -= self.twin.costs.combine_packets // self.twin.costs.combine_segments
-            self.mark(COMBINE)
+            self.combine_in_flight -= self.end_segment(token.trip)
         if not any(token.pieces_left):
             self.complete(token)
 

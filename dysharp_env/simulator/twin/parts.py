@@ -14,6 +14,25 @@ Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", t
 
 
 @dataclass(eq=False)
+class CommunicationSm:
+    """One SM of a communication group: what its token still lacks, and its vectors in flight."""
+
+    kind: int
+    # Vectors to issue, or partial sums to read; None if it is at no token.
+    left: list[list[Segment] | Pair] | None = None
+    in_flight: int = 0
+
+
+@dataclass(eq=False)
+class Trip:
+    """The round trip of one vector."""
+
+    sm: CommunicationSm
+    issued_ps: int
+    segments_left: int  # that have not made it yet
+
+
+@dataclass(eq=False)
 class Token:
     """One token of a home GPU, and how far it has come."""
 
@@ -30,6 +49,7 @@ class Token:
     dispatch_end: int = NO_TIME
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
+    trip: Trip | None = None  # of its sum, if home asks the switch for it
 
 
 @dataclass(eq=False)
@@ -44,6 +64,7 @@ class Pair:
     experts_done: int = 0
     segments_left: int = 0  # of its vector, still to come
     translated_ps: int = 0
+    trip: Trip | None = None  # of its partial sum, if home reads it
 
 
 @dataclass(eq=False)
@@ -88,6 +109,7 @@ class Tile:
     pairs: list[Pair] = field(default_factory=list)
     blocks_left: int = 0
     blocks_running: int = 0
+    weights_ps: int = 0
     inputs_ps: int = 0
     ready_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
     ready_order: list[int] = field(default_factory=lambda: [0, 0])
@@ -196,6 +218,7 @@ class Segment:
     end_ps: int = 0  # when the last replica has left the switch
     free_ps: int = 0  # when the last replica's buffer is free
     acks_left: int = 1
+    trip: Trip | None = None
 
 
 # An SM group's life: yields a decision to have it answered with a row, or None when it has to wait.

@@ -104,8 +104,8 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         "downlink_backlog": twin.root(backlog_ps(gpu.downlinks)),
         "hbm_backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
         "free_sms": gpu.free_sms / twin.gemm_sms,
-        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_window),
-        "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_window),
+        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_sms * twin.dispatch_window.slots),
+        "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_sms * twin.combine_window.slots),
         "all_combined": (of_all - twin.tokens_left) / of_all,
     }
 

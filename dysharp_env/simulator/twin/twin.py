@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.costs import PS_PER_S, UNLIMITED, Costs
+from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.layout import (
     BROADCAST,
     COMBINE,
     COMBINE_DATA,
+    COMBINE_PRIMITIVES,
     CONTEXT,
     DISPATCH,
     DISPATCH_DATA,
+    DISPATCH_PRIMITIVES,
     EV_GATE,
     FEATURES,
     GEMM,
@@ -38,6 +40,7 @@ from dysharp_env.simulator.twin.gpu import Gpu, Group
 from dysharp_env.simulator.twin.parts import (
     Candidate,
     Chunk,
+    CommunicationSm,
     Decision,
     Expert,
     Hold,
@@ -78,6 +81,8 @@ class Twin:
         self.workload, self.costs, self.program = workload, costs, program
         self.num_gpus, self.num_sms, self.scale_ps = workload.num_gpus, num_sms, max(1, scale_ps)
         self.set_split(program.dispatch_sms, program.gemm_sms, program.combine_sms)
+        self.dispatch_window = costs.dispatch_window(DISPATCH_PRIMITIVES[program.dispatch_primitive])
+        self.combine_window = costs.combine_window(COMBINE_PRIMITIVES[program.combine_primitive])
         self.now_ps = 0
         self.done = False
         self.sequence = self.served = self.rows_ready = self.decisions = self.evictions = 0
@@ -271,11 +276,8 @@ class Twin:
         self.log.append(Use(resource, gpu, purpose, item, amount, self.now_ps, end_ps))
 
     def set_split(self, dispatch_sms: int, gemm_sms: int, combine_sms: int) -> None:
-        """Sizes the SM groups of all GPUs; a communication SM keeps so many packets in flight."""
-        per_sm = self.costs.in_flight_packets_per_sm
-        self.gemm_sms = gemm_sms
-        self.dispatch_window = min(dispatch_sms * per_sm, UNLIMITED)
-        self.combine_window = min(combine_sms * per_sm, UNLIMITED)
+        """Sizes the SM groups of all GPUs."""
+        self.dispatch_sms, self.gemm_sms, self.combine_sms = dispatch_sms, gemm_sms, combine_sms
 
     def open_gate(self, stage: int, part: int, gpus: list[Gpu]) -> None:
         """Lets a stage start on some GPUs: 0 everything, 1 GEMM-1, 2 GEMM-2, 3 combine of a part."""
@@ -331,6 +333,9 @@ class Twin:
     def _tell(self) -> Generator[Decision, int, None]:
         """Runs the layer: all events of an instant are served, then the SM groups they concern act."""
         yield from self._take_split()
+        for gpu in self.gpus:
+            for kind, count in ((DISPATCH, self.dispatch_sms), (COMBINE, self.combine_sms)):
+                gpu.free_communication_sms[kind].extend(CommunicationSm(kind) for _ in range(count))
         while True:
             while self.marked:
                 group = self.marked.popleft()
