@@ -1,4 +1,4 @@
-"""``python -m dysharp_env validate``: the simulator against closed forms."""
+"""``python -m dysharp_env validate``: the simulator against closed forms and public measurements."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dysharp_env.commands.options import add_json_option, notice
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
 from dysharp_env.report import validation
+from dysharp_env.report.measurements import prediction_errors_pct
 from dysharp_env.report.tables import validation_table
 from dysharp_env.simulator.warmup import ensure_compiled
 
@@ -39,5 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json != STANDARD_OUTPUT:
         console = results_console()
         console.print(validation_table(rows))
-        console.print(f"{len(rows) - failed} of {len(rows)} rows pass", highlight=False)
+        mean_pct, max_pct = prediction_errors_pct(rows)
+        predicted = f"predicted measurements: mean absolute error {mean_pct:.1f} %, largest {max_pct:.1f} %"
+        console.print(f"{len(rows) - failed} of {len(rows)} rows pass; {predicted}", highlight=False)
     return FAILED if failed else 0

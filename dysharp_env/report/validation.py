@@ -1,8 +1,9 @@
 """Every comparison the simulator is validated by, and the closed forms among them.
 
 Every closed form but one comes out of the engine: flits it has counted, times it has reached. The exception is explicit
-addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic.
-R is the number of distinct remote GPUs a token goes to, as everywhere.
+addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic. R is the
+number of distinct remote GPUs a token goes to, as everywhere. Public measurements are in ``measurements``, and token
+against packet resolution in ``resolution``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from dysharp_env.multimem import PacketFormat
 from dysharp_env.report.alltoall import ALL_TO_ALL_NS, all_to_all_ns
 from dysharp_env.report.comparison import ValidationRow, expected_remote_gpus
+from dysharp_env.report.measurements import measurement_rows
 from dysharp_env.report.resolution import resolution_rows
 from dysharp_env.schedules import LayerRun, load_schedule, simulate
 from dysharp_env.simulator import layout
@@ -45,6 +47,7 @@ def validation_rows(seed: int = 0) -> Iterator[ValidationRow]:
     for exact_section in (_payload_efficiency, _merged_gain, _unicast_rate, _all_to_all):
         yield from exact_section()
     yield from resolution_rows(seed)
+    yield from measurement_rows(seed)
 
 
 def _predicted(name: str, expected: float, simulated: float, tolerance: float) -> ValidationRow:

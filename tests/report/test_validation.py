@@ -4,6 +4,7 @@ import pytest
 
 from dysharp_env.report import resolution
 from dysharp_env.report.comparison import expected_remote_gpus
+from dysharp_env.report.measurements import prediction_errors_pct
 from dysharp_env.report.validation import validation_rows
 
 
@@ -53,7 +54,16 @@ def test_expectations_are_the_published_ones(rows, pattern, expected, digits):
 def test_random_rows_are_told_from_exact_ones(rows):
     for name, row in rows.items():
         is_random = name.startswith(("useless", "bytes saved", "makespan"))
-        assert row.role == ("predicted" if is_random else "exact")
+        if row.group != "measurement":
+            assert row.role == ("predicted" if is_random else "exact")
+
+
+def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(rows):
+    measured = [row for row in rows.values() if row.group == "measurement"]
+    assert len(measured) == 8 + 20 + 2 + 10
+    assert [row.role for row in measured].count("set") == 9
+    mean_pct, largest_pct = prediction_errors_pct(measured)
+    assert mean_pct <= 6 and largest_pct <= 12
 
 
 def test_expected_remote_gpus_by_hand():
