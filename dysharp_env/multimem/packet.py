@@ -24,6 +24,8 @@ class PacketFormat:
     ack_flits: int = 1
     request_flits: int = 1
     target_bytes: int = 2
+    multimem_request_bytes: int | None = None
+    """Bytes that one dynamic-multimem request asks for, answered in packets; None: those of one packet."""
 
     @property
     def targets_per_flit(self) -> int:
@@ -55,8 +57,10 @@ class PacketFormat:
         return [full] * (segments - 1) + [self.payload_flits(vector_bytes) - full * (segments - 1)]
 
     def ask_flits(self, vector_bytes: int, targets: int = 0) -> int:
-        """Returns the flits of the read requests for a vector, ``targets`` experts named in each packet."""
-        return self.packets(vector_bytes) * (self.request_flits + self.target_flits(targets))
+        """Returns the flits of the read requests for a vector, ``targets`` experts named in each of them."""
+        asked_bytes = (self.multimem_request_bytes if targets else None) or self.payload_bytes
+        requests = -(-vector_bytes // asked_bytes)
+        return requests * (self.request_flits + self.target_flits(targets))
 
     def acknowledge_flits(self, vector_bytes: int) -> int:
         """Returns the flits that acknowledge a stored vector to one sender."""

@@ -52,6 +52,8 @@ class SmSpec(Spec):
     """SMs that issue dispatches."""
     combine: int = Field(ge=1)
     """SMs that issue combines."""
+    in_gemm: bool = False
+    """Whether the GEMMs' own thread blocks issue loads and stores, so that no SMs are taken from the GEMMs."""
 
 
 class PaysSpec(Spec):
@@ -163,6 +165,8 @@ class ScheduleSpec(Spec):
 
     def gemm_sms(self, num_sms: int) -> int:
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
+        if self.sms.in_gemm:
+            return num_sms
         has_parts = self.parts.count > 1
         beside_gemm1 = self.sms.dispatch if has_parts or self.readiness.gemm1 == "tile" else 0
         beside_gemm2 = self.sms.combine if has_parts or self.readiness.combine == "token" else 0

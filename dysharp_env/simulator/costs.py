@@ -136,6 +136,12 @@ class Costs:
         """
         require_choice("resolution", resolution, RESOLUTIONS)
         gpu, link, switch = system.gpu, system.link, system.switch
+        asked_bytes = link.multimem_request_bytes
+        if resolution == "packet" and asked_bytes > link.payload_bytes:
+            raise ConfigError(
+                f"link.multimem_request_bytes={asked_bytes} asks for several packets at once; resolution=packet allows"
+                f" 0 or payload_bytes={link.payload_bytes}"
+            )
         packet = PacketFormat(
             link.flit_bytes,
             link.payload_bytes,
@@ -143,6 +149,7 @@ class Costs:
             link.ack_flits,
             link.request_flits,
             link.target_bytes,
+            asked_bytes or None,
         )
         block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
         blocks, granule_ps = [], []

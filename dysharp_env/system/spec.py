@@ -97,6 +97,9 @@ class LinkSpec(Spec):
     """Flits that acknowledge one write."""
     request_flits: CountOrZero = 1
     """Flits of a read request, before its target flits."""
+    multimem_request_bytes: CountOrZero = 0
+    """Data bytes that one ``dymultimem.ld_reduce`` request asks for, answered in packets; 0 means one packet's. Plain
+    loads and static multimem ask for packet after packet."""
     target_bytes: Count = 2
     """Bytes naming one target expert in a dynamic-multimem packet (16-bit ids, DySHARP, arXiv 2605.05607)."""
     store_and_forward: bool = False
@@ -118,6 +121,9 @@ class LinkSpec(Spec):
     def _check_flits(self) -> LinkSpec:
         if self.payload_bytes % self.flit_bytes:
             raise ValueError(f"payload_bytes={self.payload_bytes} must be a multiple of flit_bytes={self.flit_bytes}")
+        asked, packet = self.multimem_request_bytes, self.payload_bytes
+        if 0 < asked < packet:
+            raise ValueError(f"multimem_request_bytes={asked} must be 0 or at least payload_bytes={packet}")
         if 0 < self.ports < self.planes:
             raise ValueError(f"ports={self.ports} must be 0 or at least planes={self.planes}: every plane needs a port")
         if self.target_bytes > self.flit_bytes:

@@ -37,3 +37,11 @@ def test_a_part_filled_packet_still_has_a_header():
     packet = PacketFormat()
     assert packet.packets(7392) == 58
     assert packet.data_flits(7392) == 58 + 462
+
+
+def test_one_multimem_request_may_ask_for_several_packets():
+    """A vector of 1000 B in packets of 128 B: 8 requests of a header and a target flit, or 2 that ask for 512 B."""
+    wide = PacketFormat(multimem_request_bytes=512)
+    assert PacketFormat().ask_flits(1000, targets=8) == 8 * 2
+    assert wide.ask_flits(1000, targets=8) == 2 * 2
+    assert wide.ask_flits(1000) == 8 and wide.data_flits(1000, 8) == PacketFormat().data_flits(1000, 8)

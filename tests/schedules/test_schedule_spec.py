@@ -69,6 +69,8 @@ def test_sms_left_for_gemms_depend_on_what_runs_beside_them():
         ScheduleSpec, {**BASE, "readiness": {"gemm2": "phase"}, "sms": {"dispatch": 20, "combine": 30}}, "schedule"
     )
     assert (phases.gemm_sms(132), fused.gemm_sms(132), two_kernels.gemm_sms(132)) == (132, 116, 102)
+    inside = parse_spec(ScheduleSpec, {**BASE, "sms": {"dispatch": 132, "combine": 8, "in_gemm": True}}, "schedule")
+    assert inside.gemm_sms(132) == 132
     chunks = {**BASE, "readiness": readiness, "parts": {"count": 4}, "sms": {"dispatch": 20, "combine": 30}}
     merged = parse_spec(ScheduleSpec, chunks, "schedule")
     in_turn = parse_spec(ScheduleSpec, {**chunks, "communication": "exclusive"}, "schedule")

@@ -5,7 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from dysharp_env.config import ConfigError, config_root, preset_names
+from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.workload import load_model
 
 SYSTEMS = {
     # name: (GPUs, planes, GB/s per direction, HBM GB/s)
@@ -162,3 +164,12 @@ def test_specs_are_frozen_and_survive_a_round_trip():
     with pytest.raises(ValidationError):
         system.num_gpus = 4  # type: ignore[misc]
     assert SystemSpec.model_validate_json(system.model_dump_json()) == system
+
+
+def test_a_request_asks_for_at_least_one_packet():
+    system = load_system("dgx-h100")
+    with pytest.raises(ConfigError, match="multimem_request_bytes=64 must be 0 or at least payload_bytes=128"):
+        system.with_changes({"link.multimem_request_bytes": 64})
+    wide = system.with_changes({"link.multimem_request_bytes": 512})
+    with pytest.raises(ConfigError, match="link.multimem_request_bytes=512 asks for several packets at once"):
+        Costs.of(wide, load_model("small"), resolution="packet")
