@@ -1,8 +1,8 @@
 """The shape of one Mixture-of-Experts layer: sizes, number formats, and the bytes and FLOPs that follow from them.
 
 Everything here is per token, per expert or per (token, expert) pair; how many there are and where they live belongs to
-the workload. Left out: the router itself, attention, and shared experts (recorded, but they run where the token lives
-and send nothing).
+the workload. Left out: the router itself. Shared experts and attention are recorded for whole steps of a model; they
+run where the token lives and send nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
+from dysharp_env.workload.transformer import TransformerSpec
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -47,13 +48,15 @@ class LayerSpec(Spec):
     direction: Literal["forward", "backward"] = "forward"
     """Training pass; backward moves the same vectors and does the GEMM work twice."""
     shared_experts: Annotated[int, Field(ge=0)] = 0
-    """Experts that every token visits at home: recorded, not modelled."""
+    """Experts that every token visits at home: part of a whole step, not of the layer."""
     n_group: Size = 1
     """Groups the experts are divided into for routing; 1 means none."""
     topk_group: Size = 1
     """Groups one token may draw its experts from."""
     source: str = Field(min_length=1)
     """Public document the numbers come from."""
+    transformer: TransformerSpec | None = None
+    """The model around the layer; none where only the layer is known."""
 
     @model_validator(mode="after")
     def _check_routing(self) -> LayerSpec:

@@ -1,0 +1,121 @@
+import pytest
+
+from dysharp_env.steps import LayerCase, LayerTimes, StepSpec, block_parts, decode_us, prefill_us, training_step
+from dysharp_env.steps.inference import prefill_two_batch_us
+from dysharp_env.steps.layers import simulate_case
+from dysharp_env.steps.parts import BlockParts, around_ps
+from dysharp_env.steps.roofline import ffn_work
+from dysharp_env.steps.streams import makespan_ps, run_streams
+from dysharp_env.steps.training import one_forward_one_backward
+from dysharp_env.system import load_system
+from dysharp_env.workload import load_model
+
+MICRO = 10**6  # ps
+FORWARD = BlockParts(around_ps=2 * MICRO, moe_ps=10 * MICRO, cut_ps=(3 * MICRO, 4 * MICRO, 3 * MICRO))
+BACKWARD = BlockParts(around_ps=4 * MICRO, moe_ps=14 * MICRO, cut_ps=(3 * MICRO, 8 * MICRO, 3 * MICRO))
+
+
+def case(schedule="deepep", tokens=64, direction="forward", model="small") -> LayerCase:
+    layer = load_model(model, direction=direction)
+    return LayerCase(load_system("gh200-nvl32", 8), layer, tokens, "uniform", 0, schedule)
+
+
+def times(makespan_us: float) -> LayerTimes:
+    phases = {"dispatch": (0, 3 * MICRO), "gemm1": (4 * MICRO, 5 * MICRO), "gemm2": (5 * MICRO, 7 * MICRO)}
+    phases["combine"] = (8 * MICRO, round(makespan_us * MICRO))
+    return LayerTimes(round(makespan_us * MICRO), 1, phases, 0, 0, {}, 0)
+
+
+def test_one_forward_one_backward_by_hand():
+    spans = run_streams(one_forward_one_backward(stages=2, micro_batches=3, forward_ps=1, backward_ps=2))
+    first = {name: span for name, span in spans.items() if name[1] == "0"}
+    last = {name: span for name, span in spans.items() if name[1] == "1"}
+    assert last == {
+        "F1.0": (1, 2),
+        "B1.0": (2, 4),
+        "F1.1": (4, 5),
+        "B1.1": (5, 7),
+        "F1.2": (7, 8),
+        "B1.2": (8, 10),
+    }
+    assert first == {
+        "F0.0": (0, 1),
+        "F0.1": (1, 2),
+        "B0.0": (4, 6),
+        "F0.2": (6, 7),
+        "B0.1": (7, 9),
+        "B0.2": (10, 12),
+    }
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), [(1, 1), (1, 5), (4, 2), (4, 4), (16, 120)])
+def test_one_forward_one_backward_has_the_known_bubble(stages, micro_batches):
+    ops = one_forward_one_backward(stages, micro_batches, forward_ps=3, backward_ps=5)
+    assert makespan_ps(ops) == (micro_batches + stages - 1) * (3 + 5)
+
+
+def test_a_training_step_is_paced_by_the_fullest_stage():
+    step = training_step(StepSpec(stages=4, micro_batches=6), 10, FORWARD, BACKWARD)  # 3 layers in a stage
+    assert step.busy_us == 6 * 3 * (12 + 18)
+    assert step.bubble_us == 3 * 3 * (12 + 18)
+    assert step.step_us == step.busy_us + step.bubble_us
+
+
+def test_a_paired_training_step_by_hand():
+    spec = StepSpec(stages=4, micro_batches=6, overlap_sms=0)
+    step = training_step(spec, 4, FORWARD, BACKWARD, paired_sms=132)
+    pair_us, backward_us, weights_us = 19, 18, (4 + 8) / 2  # the pair as in the test of streams
+    assert step.busy_us == 6 * pair_us
+    assert step.bubble_us == (4 // 2 - 1) * (pair_us + backward_us - 3 * weights_us)
+    shared = training_step(StepSpec(stages=4, micro_batches=6, overlap_sms=66), 4, FORWARD, BACKWARD, paired_sms=132)
+    assert shared.busy_us > step.busy_us
+
+
+def test_a_layer_is_cut_where_its_stages_end():
+    assert times(10).cut() == (3 * MICRO, 4 * MICRO, 3 * MICRO)
+    simulated = simulate_case(case())
+    assert simulated.is_phased and sum(simulated.cut()) == simulated.makespan_ps
+    fused = simulate_case(case("dysharp"))
+    assert not fused.is_phased
+    with pytest.raises(ValueError, match="only a layer run in phases"):
+        fused.cut()
+
+
+def test_equal_cases_give_equal_times_and_passes_share_their_routing():
+    forward, backward = case(), case(direction="backward")
+    assert simulate_case(forward) == simulate_case(case())
+    assert (forward.workload().topk_ids == backward.workload().topk_ids).all()
+    assert backward.workload().layer.work_factor == 2
+    cuts = [simulate_case(each).cut() for each in (forward, backward)]
+    assert cuts[0][0] == cuts[1][0]  # the same dispatch
+    assert cuts[0][1] < cuts[1][1]
+
+
+def test_prefill_sums_layers():
+    one = case(tokens=2048)
+    expected_ps = 64 * (around_ps(one, 1, 2048) + 10 * MICRO)
+    assert prefill_us(one, times(10)) == pytest.approx(expected_ps / MICRO)
+    assert block_parts(one, times(10)).total_ps == around_ps(one, 1, 2048) + 10 * MICRO
+    two = prefill_two_batch_us(one, times(10), StepSpec(overlap_sms=0))
+    assert prefill_us(one, times(10)) < two < 2 * prefill_us(one, times(10))
+
+
+def test_dense_layers_come_instead_of_moe_layers():
+    one = case(model="deepseek-v3", tokens=64)
+    without = one.layer.with_changes({"transformer.dense_layers": 0, "transformer.dense_ff": 0})
+    all_moe = LayerCase(one.system, without, 64, "uniform", 0, "deepep")
+    shared, dense = (ffn_work(one.layer, width, 64).time_ps(one.system.gpu) / MICRO for width in (2048, 18432))
+    expected_us = 3 * (1000 + shared - dense)
+    assert prefill_us(all_moe, times(1000)) - prefill_us(one, times(1000)) == pytest.approx(expected_us)
+
+
+def test_decoding_grows_with_the_cache():
+    one = case(tokens=32)  # 32 sequences
+    spec = StepSpec(decode_tokens=2)
+    expected_ps = sum(64 * (around_ps(one, 32, 1, cached) + 10 * MICRO) for cached in (500, 501))
+    assert decode_us(one, times(10), spec, prompt_tokens=500) == pytest.approx(expected_ps / MICRO)
+    assert around_ps(one, 32, 1, 4000) > around_ps(one, 32, 1, 500)
+
+
+def test_a_backward_pass_doubles_what_is_around():
+    assert around_ps(case(direction="backward"), 1, 64) == 2 * around_ps(case(), 1, 64)
