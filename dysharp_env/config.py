@@ -74,7 +74,7 @@ def config_root() -> Path:
 
 
 def preset_names(kind: str) -> list[str]:
-    """Returns the preset names of one kind (``systems``, ``models``, ``schedules``, ``suites``, ``train``), sorted."""
+    """Returns the preset names of one kind (``systems``, ``models``, ``calibrations``, ...), sorted."""
     return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
 
 

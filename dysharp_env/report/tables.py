@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dysharp_env.report.comparison import ValidationRow
 from dysharp_env.report.records import TimedRun
+from dysharp_env.report.reproduction import Row
 
 STAGE_NAMES = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
 RESOURCE_NAMES = {"uplink": "uplinks", "downlink": "downlinks", "sm": "SMs", "hbm": "HBM"}
@@ -92,6 +93,21 @@ def validation_table(rows: Iterable[ValidationRow]) -> Table:
         numbers = (_number(row.expected), _number(row.simulated), f"{row.error_pct:+.3f}")
         table.add_row(shown, row.name, *numbers, row.role, "yes" if row.passes else "[bold red]NO[/]")
     return table
+
+
+def reproduction_table(table: str, rows: Iterable[Row]) -> Table:
+    """Returns one line per row of one table, calibrations kept apart."""
+    shown = _table(table, ("calibration", "what", "statistic"), ("published", "simulated", "ratio"))
+    shown.add_column("notes")
+    calibration = None
+    for row in rows:
+        if calibration not in (None, row.calibration):
+            shown.add_section()
+        first = row.calibration if row.calibration != calibration else ""
+        calibration = row.calibration
+        numbers = ("-" if value is None else f"{value:.3f}" for value in (row.published, row.simulated, row.ratio))
+        shown.add_row(escape(first), escape(row.name), row.statistic, *numbers, escape(row.notes))
+    return shown
 
 
 def _number(value: float) -> str:

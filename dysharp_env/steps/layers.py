@@ -25,6 +25,7 @@ class LayerCase:
         seed: Seed of the routing.
         schedule: A preset's name.
         compute_scale: Multiplies GEMM and HBM time.
+        communication_sms: SMs of the dispatch and of the combine group; None means the schedule's own.
     """
 
     system: SystemSpec
@@ -34,6 +35,7 @@ class LayerCase:
     seed: int
     schedule: str
     compute_scale: float = 1.0
+    communication_sms: int | None = None
 
     @property
     def size(self) -> int:
@@ -115,5 +117,8 @@ def simulate_case(case: LayerCase) -> LayerTimes:
         ConfigError: A name is unknown, or the schedule or routing does not fit.
     """
     schedule = load_schedule(case.schedule)
+    if case.communication_sms is not None:
+        sms = {"sms.dispatch": case.communication_sms, "sms.combine": case.communication_sms}
+        schedule = schedule.with_changes(sms)
     run = simulate(case.system, case.workload(), schedule, compute_scale=case.compute_scale)
     return LayerTimes.of(run.result())

@@ -22,8 +22,8 @@ class StepSpec(Spec):
     micro_batches: Count = 120
     """Micro-batches of a training step: DeepSeek-V3's 15360 sequences over 128 pipelines (2048 GPUs in 16 stages), one
     sequence per GPU (arXiv 2412.19437, sections 3.2 and 4.2); the DySHARP paper gives none."""
-    overlap_sms: Annotated[int, Field(ge=0, le=1000)] = 20
-    """SMs that communication takes from every GEMM where it runs beside other layers (DualPipe, arXiv 2412.19437)."""
+    overlap_sms: Count = 20
+    """SMs that communication has, and GEMMs do without, where layers overlap (DualPipe, arXiv 2412.19437)."""
     decode_sequences: Count = 128
     """Sequences each GPU decodes together: DeepEP's published low-latency setting."""
     decode_tokens: Count = 512

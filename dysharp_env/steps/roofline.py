@@ -30,7 +30,7 @@ class Work:
     def time_ps(self, gpu: GpuSpec) -> int:
         """Returns the longer of compute and memory time, rounded down."""
         compute_s = self.flops / (gpu.gemm_tflops(self.dtype) * 1e12)
-        memory_s = self.num_bytes / (gpu.hbm_gbps * 1e9)
+        memory_s = self.num_bytes / (gpu.hbm_efficiency * gpu.hbm_gbps * 1e9)
         return int(max(compute_s, memory_s) * PS_PER_S)
 
 

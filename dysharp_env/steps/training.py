@@ -42,7 +42,7 @@ def training_step(
         forward: One layer, forward.
         backward: One layer, backward.
         paired_sms: None runs layer after layer under 1F1B. Otherwise passes are paired as DualPipe does, on a GPU of
-            this many SMs, of which communication takes ``spec.overlap_sms``.
+            this many SMs, of which communication has ``spec.overlap_sms``, also in the layers as simulated.
     """
     stage_layers = -(-layers // spec.stages)
     if paired_sms is None:

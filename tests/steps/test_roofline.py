@@ -8,7 +8,7 @@ from dysharp_env.workload import load_model
 from dysharp_env.workload.transformer import AttentionSpec
 
 GPU = load_system("dgx-h100").gpu.with_changes(
-    {"fp8_tflops": 2.0, "bf16_tflops": 1.0, "gemm_efficiency": 0.5, "hbm_gbps": 10.0}
+    {"fp8_tflops": 2.0, "bf16_tflops": 1.0, "gemm_efficiency": 0.5, "hbm_gbps": 20.0, "hbm_efficiency": 0.5}
 )
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from dysharp_env.steps import LayerCase, LayerTimes, StepSpec, block_parts, decode_us, prefill_us, training_step
@@ -62,8 +64,8 @@ def test_a_training_step_is_paced_by_the_fullest_stage():
 
 
 def test_a_paired_training_step_by_hand():
-    spec = StepSpec(stages=4, micro_batches=6, overlap_sms=0)
-    step = training_step(spec, 4, FORWARD, BACKWARD, paired_sms=132)
+    spec = StepSpec(stages=4, micro_batches=6, overlap_sms=1)
+    step = training_step(spec, 4, FORWARD, BACKWARD, paired_sms=10**9)
     pair_us, backward_us, weights_us = 19, 18, (4 + 8) / 2  # the pair as in the test of streams
     assert step.busy_us == 6 * pair_us
     assert step.bubble_us == (4 // 2 - 1) * (pair_us + backward_us - 3 * weights_us)
@@ -91,12 +93,17 @@ def test_equal_cases_give_equal_times_and_passes_share_their_routing():
     assert cuts[0][1] < cuts[1][1]
 
 
+def test_communication_can_be_given_fewer_sms():
+    few = dataclasses.replace(case(tokens=256), communication_sms=2)
+    assert simulate_case(few).cut()[0] > simulate_case(case(tokens=256)).cut()[0]
+
+
 def test_prefill_sums_layers():
     one = case(tokens=2048)
     expected_ps = 64 * (around_ps(one, 1, 2048) + 10 * MICRO)
     assert prefill_us(one, times(10)) == pytest.approx(expected_ps / MICRO)
     assert block_parts(one, times(10)).total_ps == around_ps(one, 1, 2048) + 10 * MICRO
-    two = prefill_two_batch_us(one, times(10), StepSpec(overlap_sms=0))
+    two = prefill_two_batch_us(one, times(10), StepSpec(overlap_sms=1))
     assert prefill_us(one, times(10)) < two < 2 * prefill_us(one, times(10))
 
 

@@ -1,0 +1,100 @@
+"""``python -m dysharp_env reproduce``: the paper's tables, published against simulated."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
+from dysharp_env.report.experiments import QUICK_DIVISOR, Experiments
+from dysharp_env.report.reproduction import Claim, Row, evaluate, summary_lines
+from dysharp_env.report.reproduction_runs import simulate_cases
+from dysharp_env.report.reproduction_tables import TABLES
+from dysharp_env.report.tables import reproduction_table
+from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.steps import LayerCase, LayerTimes, StepSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to ``parser``."""
+    text = f"a .yaml file or a preset; repeatable (default: {' and '.join(DEFAULT_CALIBRATIONS)})"
+    parser.add_argument("--calibration", action="append", metavar="NAME", help=text)
+    text = f"one of {', '.join(TABLES)}; repeatable (default: all)"
+    parser.add_argument("--table", action="append", metavar="NAME", help=text)
+    text = f"simulate 1/{QUICK_DIVISOR} of the tokens: minutes instead of hours, and further from the paper"
+    parser.add_argument("--quick", action="store_true", help=text)
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the routing (default: %(default)s)")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status.
+
+    Raises:
+        ConfigError: An option or a file is wrong.
+    """
+    check_target("json", args.json)
+    if args.seed < 0:
+        raise ConfigError(f"seed={args.seed} must not be negative")
+    most = 4 * (os.cpu_count() or 1)
+    if not 1 <= args.jobs <= most:
+        raise ConfigError(f"jobs={args.jobs} must be 1 to {most}, four times the cores of this machine")
+    tables = [require_choice("table", name, TABLES) for name in dict.fromkeys(args.table or TABLES)]
+    names = dict.fromkeys(args.calibration or DEFAULT_CALIBRATIONS)
+    calibrations = [load_calibration(name) for name in names]
+    divisor = QUICK_DIVISOR if args.quick else 1
+    claims = {each.name: _claims(each, tables, divisor, args.seed) for each in calibrations}
+    ensure_compiled(notice)
+    results = _simulate([case for listed in claims.values() for claim in listed for case in claim.cases], args.jobs)
+    rows = [evaluate(claim, name, results) for name, listed in claims.items() for claim in listed]
+
+    if args.json:
+        config = {
+            "calibrations": [each.model_dump(mode="json") for each in calibrations],
+            "tables": tables,
+            "tokens_divisor": divisor,
+            "steps": StepSpec().model_dump(mode="json"),
+        }
+        records = [row.record() for row in rows]
+        write_json(args.json, json_document("reproduce", args.seed, config, rows=records))
+    if args.json != STANDARD_OUTPUT:
+        _print(rows, tables, divisor)
+    return 0
+
+
+def _claims(calibration: CalibrationSpec, tables: list[str], divisor: int, seed: int) -> list[Claim]:
+    experiments = Experiments(calibration, divisor, seed)
+    return [claim for table in tables for claim in TABLES[table](experiments)]
+
+
+def _simulate(cases: list[LayerCase], jobs: int) -> dict[LayerCase, LayerTimes]:
+    """Returns every case's times, with a progress bar on standard error, or a line for each tenth if it is a file."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulating layers", total=None)
+
+        def progress(done: int, total: int, case: LayerCase) -> None:
+            text = f"{case.layer.name} top-{case.layer.top_k} {case.schedule}"
+            bar.update(task, completed=done, total=total, description=text)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                notice(f"{done} of {total} layers simulated")
+
+        return simulate_cases(cases, jobs, progress)
+
+
+def _print(rows: list[Row], tables: list[str], divisor: int) -> None:
+    console = results_console()
+    if divisor > 1:
+        console.print(f"quick: 1/{divisor} of the tokens per GPU, so fixed costs weigh more", highlight=False)
+    for table in tables:
+        console.print(reproduction_table(table, [row for row in rows if row.table == table]))
+    for line in summary_lines(rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,186 @@
+"""The tables of ``reproduce``: each a function from experiments to claims. Schedules and models are named as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from dysharp_env.report import published
+from dysharp_env.report.experiments import ONE, PASSES, Experiments, Point
+from dysharp_env.report.published import STATEMENTS
+from dysharp_env.report.reproduction import Claim, Measure
+
+NINE = tuple(Point(model, top_k) for model in published.PAPER_MODELS for top_k in published.PAPER_TOP_K)
+LARGE_8 = Point("large", 8)
+BASELINES = tuple(published.LAYER_SPEEDUPS)
+HEADLINE = ("deepep", "comet")
+COMMUNICATION_ONLY = 0.001
+
+
+def _speedup(
+    table: str, name: str, pairs: Sequence[tuple[Measure, Measure]], numbers: tuple[float | None, float | None]
+) -> Iterator[Claim]:
+    """Yields the maximum and the geometric mean of a speed-up over several points."""
+    for statistic, number in zip(("max", "geomean"), numbers, strict=True):
+        yield Claim(table, name, statistic, number, tuple(pairs))  # type: ignore[arg-type]
+
+
+def _value(table: str, name: str, slower: Measure, faster: Measure, stated: str = "") -> Claim:
+    return Claim(table, name, "value", None, ((slower, faster),), stated)
+
+
+def layer(runs: Experiments) -> Iterator[Claim]:
+    """MoE layer alone, forward and backward."""
+    share = runs.communication_share(LARGE_8, "deepep")
+    name = "communication share of a large top-8 layer under deepep, forward"
+    yield Claim("layer", name, "value", published.COMMUNICATION_SHARE, ((share, ONE),))
+    for schedule, numbers in published.LAYER_SPEEDUPS.items():
+        pairs = [(runs.layer(point, schedule), runs.layer(point, "dysharp")) for point in NINE]
+        yield from _speedup("layer", f"dysharp over {schedule}", pairs, numbers)
+
+
+def end_to_end(runs: Experiments) -> Iterator[Claim]:
+    """A training step: attention, MoE layers, 16 stages under 1F1B or DualPipe."""
+    for schedule, numbers in published.TRAINING_SPEEDUPS.items():
+        pairs = [(runs.training(point, schedule), runs.training(point, "dysharp")) for point in NINE]
+        yield from _speedup("end-to-end", f"dysharp over {schedule}", pairs, numbers)
+
+
+def traffic(runs: Experiments) -> Iterator[Claim]:
+    """Payload bytes over all links, and how close communication alone comes to the bound."""
+    for point in NINE:
+        deepep = runs.payload(point, "deepep")
+        for schedule, stated in (("dysharp", "traffic"), ("nvls", "nvls traffic")):
+            name = f"{schedule} bytes over deepep bytes, {point.label}"
+            yield _value("traffic", name, runs.payload(point, schedule), deepep, STATEMENTS[stated])
+    alone = [Point(point.model, point.top_k, compute_scale=COMMUNICATION_ONLY) for point in NINE]
+    pairs = [(runs.communication_bound(point), runs.layer(point, "dysharp", ("forward",))) for point in alone]
+    name = "lower bound over dysharp, communication alone"
+    yield Claim("traffic", name, "geomean", None, tuple(pairs), STATEMENTS["communication"])
+
+
+def ablation(runs: Experiments) -> Iterator[Claim]:
+    """What each part of DySHARP brings, Large top-8, as speed-up over DeepEP."""
+    stated = {
+        "dysharp-basic": STATEMENTS["no gain"],
+        "dysharp-comet": STATEMENTS["no gain"],
+        "fused-unicast": STATEMENTS["no faster than comet"],
+    }
+    deepep = runs.layer(LARGE_8, "deepep")
+    for schedule in ("dysharp-basic", "dysharp-comet", "fused-unicast", "comet", "dysharp"):
+        name = f"{schedule} over deepep"
+        yield _value("ablation", name, deepep, runs.layer(LARGE_8, schedule), stated.get(schedule, ""))
+
+
+def gpus(runs: Experiments) -> Iterator[Claim]:
+    """Small and Medium, top-8, on 4 to 64 GPUs."""
+    for model in ("small", "medium"):
+        for count in published.GPU_COUNTS:
+            planes = published.PLANES_OF_GPUS.get(count)
+            point = Point(model, 8, gpus=count, changes=(("link.planes", planes),) if planes else ())
+            yield from _headline(runs, "gpus", point, f"{point.label}, {count} GPUs", STATEMENTS["gpus"])
+
+
+def sequence(runs: Experiments) -> Iterator[Claim]:
+    """Large top-8 with sequences of 1024 to 16384 tokens."""
+    for tokens in published.SEQUENCES:
+        point = Point("large", 8, tokens=tokens)
+        yield from _headline(runs, "sequence", point, f"{point.label}, {tokens} tokens", STATEMENTS["sequence"])
+
+
+def imbalance(runs: Experiments) -> Iterator[Claim]:
+    """Large top-8 with expert loads spread normally or by a power law."""
+    routings = [f"paper-normal:{std}" for std in published.NORMAL_SPREADS]
+    routings += [f"power-law:{alpha}" for alpha in published.POWER_EXPONENTS]
+    for routing in routings:
+        point = Point("large", 8, routing=routing)
+        yield from _headline(runs, "imbalance", point, f"{point.label}, {routing}", STATEMENTS["imbalance"])
+
+
+def tile(runs: Experiments) -> Iterator[Claim]:
+    """Small top-8 with tiles of other sizes than 128 tokens: time over that of 128."""
+    sizes = {
+        tokens: runs.layer(Point("small", 8, layer_changes=(("tile_tokens", tokens),)), "dysharp")
+        for tokens in published.TILE_TOKENS
+    }
+    for tokens, measure in sizes.items():
+        if tokens != 128:
+            yield _value("tile", f"time of {tokens}-token tiles over 128", measure, sizes[128], STATEMENTS["tile"])
+
+
+def inference(runs: Experiments) -> Iterator[Claim]:
+    """Prefill of one sequence per GPU, and 512 decoded tokens."""
+    for model in published.PAPER_MODELS:
+        point = runs.inference_point(model)
+        for schedule in (*BASELINES, "two-batch"):
+            slower, faster = runs.prefill(point, schedule), runs.prefill(point, "dysharp")
+            yield _value("inference", f"prefill, {model}, dysharp over {schedule}", slower, faster)
+        for schedule in (*BASELINES, "deepep-ll"):
+            slower, faster = runs.decode(point, schedule), runs.decode(point, "dysharp")
+            yield _value("inference", f"decode, {model}, dysharp over {schedule}", slower, faster)
+
+
+def models(runs: Experiments) -> Iterator[Claim]:
+    """Public models as they are configured: layer and training step."""
+    for model in ("gpt-oss-120b", "qwen3-235b"):
+        for schedule in BASELINES:
+            point = Point(model)
+            slower, faster = runs.layer(point, schedule), runs.layer(point, "dysharp")
+            yield _value("models", f"layer, {model}, dysharp over {schedule}", slower, faster)
+            slower, faster = runs.training(point, schedule), runs.training(point, "dysharp")
+            yield _value("models", f"end to end, {model}, dysharp over {schedule}", slower, faster)
+
+
+def dgx_h100(runs: Experiments) -> Iterator[Claim]:
+    """Large top-8 on the 8 GPUs of a DGX H100."""
+    point = Point("large", 8, system="dgx-h100")
+    for schedule in BASELINES:
+        yield _value("dgx-h100", f"dysharp over {schedule}", runs.layer(point, schedule), runs.layer(point, "dysharp"))
+
+
+def sensitivity(runs: Experiments) -> Iterator[Claim]:
+    """The headline, mostly of Large top-8, under what the paper leaves open."""
+    for scale in (0.25, 0.5, 1.0, 2.0, 4.0):
+        point = Point("large", 8, compute_scale=scale)
+        yield from _headline(runs, "sensitivity", point, f"compute time x {scale:g}")
+    for direction in PASSES:
+        for schedule in BASELINES:
+            slower, faster = (
+                [runs.layer(point, name, (direction,)) for point in NINE] for name in (schedule, "dysharp")
+            )
+            pairs = [*zip(slower, faster, strict=True)]
+            name = f"dysharp over {schedule}, nine models, {direction} pass alone"
+            yield from _speedup("sensitivity", name, pairs, (None, None))
+    for payload in (128, 256):
+        point = Point("large", 8, changes=(("link.payload_bytes", payload),))
+        yield from _headline(runs, "sensitivity", point, f"packets of {payload} B")
+    free = (("link.header_flits", 0), ("link.ack_flits", 0), ("link.request_flits", 0))
+    where = "no flits for headers, acknowledgements and requests"
+    yield from _headline(runs, "sensitivity", Point("large", 8, changes=free), where)
+    for queueing in ("output_queued", "voq", "input_fifo"):
+        point = Point("large", 8, changes=(("switch.queueing", queueing),))
+        yield from _headline(runs, "sensitivity", point, f"queueing {queueing}")
+    for schedule in HEADLINE:
+        name = f"dysharp-push over {schedule}, push in place of pull"
+        yield _value("sensitivity", name, runs.layer(LARGE_8, schedule), runs.layer(LARGE_8, "dysharp-push"))
+
+
+def _headline(runs: Experiments, table: str, point: Point, where: str, stated: str = "") -> Iterator[Claim]:
+    for schedule in HEADLINE:
+        name = f"dysharp over {schedule}, {where}"
+        yield _value(table, name, runs.layer(point, schedule), runs.layer(point, "dysharp"), stated)
+
+
+TABLES: dict[str, Callable[[Experiments], Iterator[Claim]]] = {
+    "layer": layer,
+    "end-to-end": end_to_end,
+    "traffic": traffic,
+    "ablation": ablation,
+    "gpus": gpus,
+    "sequence": sequence,
+    "imbalance": imbalance,
+    "tile": tile,
+    "inference": inference,
+    "models": models,
+    "dgx-h100": dgx_h100,
+    "sensitivity": sensitivity,
+}
