@@ -29,7 +29,7 @@ def _value(table: str, name: str, slower: Measure, faster: Measure, stated: str 
 
 
 def layer(runs: Experiments) -> Iterator[Claim]:
-    """MoE layer alone, forward and backward."""
+    """MoE layer alone, forward."""
     share = runs.communication_share(LARGE_8, "deepep")
     name = "communication share of a large top-8 layer under deepep, forward"
     yield Claim("layer", name, "value", published.COMMUNICATION_SHARE, ((share, ONE),))
@@ -53,7 +53,7 @@ def traffic(runs: Experiments) -> Iterator[Claim]:
             name = f"{schedule} bytes over deepep bytes, {point.label}"
             yield _value("traffic", name, runs.payload(point, schedule), deepep, STATEMENTS[stated])
     alone = [Point(point.model, point.top_k, compute_scale=COMMUNICATION_ONLY) for point in NINE]
-    pairs = [(runs.communication_bound(point), runs.layer(point, "dysharp", ("forward",))) for point in alone]
+    pairs = [(runs.communication_bound(point), runs.layer(point, "dysharp")) for point in alone]
     name = "lower bound over dysharp, communication alone"
     yield Claim("traffic", name, "geomean", None, tuple(pairs), STATEMENTS["communication"])
 

@@ -7,7 +7,7 @@ import pytest
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import published
 from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, load_calibration
-from dysharp_env.report.experiments import Experiments, Point
+from dysharp_env.report.experiments import PASSES, Experiments, Point
 from dysharp_env.report.reproduction import Claim, Measure, Row, best_of, evaluate, statistic_of, summary_lines
 from dysharp_env.report.reproduction_runs import simulate_cases
 from dysharp_env.report.reproduction_tables import NINE, TABLES
@@ -132,7 +132,7 @@ def test_published_numbers_are_the_paper_s():
 def test_points_become_cases():
     runs = Experiments(load_calibration("paper"), divisor=8)
     point = Point("medium", 16, gpus=64, changes=(("link.planes", 18),), layer_changes=(("tile_tokens", 64),))
-    forward, backward = runs.layer(point, "dysharp").cases
+    forward, backward = runs.layer(point, "dysharp", PASSES).cases
     assert (forward.system.num_gpus, forward.system.link.planes, forward.tokens) == (64, 18, 4096 // 8)
     assert (forward.layer.top_k, forward.layer.tile_tokens) == (16, 64)
     assert (forward.layer.direction, backward.layer.direction) == ("forward", "backward")
