@@ -1,6 +1,63 @@
 """Scheduling a Mixture-of-Experts layer on a simulated multi-GPU NVSwitch system with dynamic multimem.
 
 Importing this package registers ``DySHARP/TokenSchedule-v0`` with Gymnasium.
+
+What this model leaves out
+==========================
+
+Before believing a number, know what it does not contain. Where the effect has been measured, by ``python -m dysharp_env
+validate`` unless another command is named, it is given.
+
+Links and switch
+    - The physical layer: lanes, CRC, replay, power states. Packets arrive whole, once. Byte-enable flits are not
+      charged.
+    - Flow control is free: credits take the latency of a link back and no bandwidth.
+    - Acknowledgements, counter updates and read requests take bandwidth from the link they cross when they cross
+      it, and go before data; only requests wait for their uplink. They never queue in the switch.
+    - At token resolution an output serves vector after vector, where packets take turns. Against packets on their
+      planes that is within 2 % on the workloads of ``validate``, and up to 8 % too fast with ``queueing:
+      input_fifo``.
+    - The hash that picks planes, the crossbar inside a switch, its arbitration time and the sizes of its route and
+      group tables are not public. Here any mix of flows that fits the ports fits the crossbar, and virtual output
+      queues fill links to 97 %, where DeepEP measures 84 to 90 % on H800 and B200: predictions there are 5 to 12 %
+      too fast.
+    - Planes of unequal width (a DGX H100 wires its 18 links 5/4/4/5) and faults: slow GPUs, dead planes, lost
+      packets.
+    - What a reduction unit does is one rate (0.85 of line rate on Hopper, a tuner's figure; the NVLS all-reduce
+      that it predicts is 6 % too fast). Sums are exact in time, whatever their format.
+
+GPU
+    - A communication SM is a number of bytes in flight and works on one token at a time. Its instructions, its
+      registers and shared memory, copies between queues and their places, and the tensor memory accelerator are not
+      there.
+    - A GEMM thread block takes a fixed time and its K steps. No two-block clusters, no multicast of operands, no
+      autotuned tile shapes (grouped GEMMs of few rows are up to 12 % too fast), and no slowing of GEMMs by the
+      loads and stores that other SMs issue.
+    - L2 holds expert matrices, whole and least recently used first out. Activations do not evict them, hits are
+      free, and its bandwidth has no limit.
+    - HBM is one first-come-first-served server: no banks, no turnarounds. A row waits for what it reads; what it
+      writes is charged and not waited for. A home GPU's own reads of its tokens and writes of its results are not
+      charged.
+    - Clocks do not change with power or temperature. Blackwell's GEMM constants are Hopper's fractions of its peak.
+    - A page table never misses. The Hub's tables cost a memory latency where they miss or spill, and no bandwidth.
+
+Software
+    - Launches, barriers and the count exchange are constants. No jitter, no stragglers, no host that is late.
+    - A decision takes no time. Routers, permutations and shared experts are not in a layer; ``reproduce`` adds
+      attention and dense parts of a step as rooflines.
+    - Rivals are schedules of this engine, not their code; the header of each file says what is simplified.
+
+Layer and machine
+    - One layer, one NVLink domain. Networks between nodes are not there: pipeline stages cost nothing to pass.
+    - A backward pass is a forward pass with twice the GEMM work; gradients of the router and recomputation are not
+      there.
+    - A layer ends when its last sum is home; acknowledgements still under way, and writes still to be made, do not
+      count.
+    - Times do not depend on values. ``multimem.execute`` computes in float32 what a schedule computes, to show that
+      it is right; what BF16 and FP8 round away is not shown.
+
+And dynamic multimem itself does not exist in hardware: its instructions, queues and tables are as DySHARP (arXiv
+2605.05607) describes them, and where it does not, as the modules here say.
 """
 
 import gymnasium
