@@ -10,7 +10,16 @@ from numba import njit
 
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import ask_down, ask_up, charge_up, is_partial, send_vector
-from dysharp_env.simulator.groups import begin_trip, end_segment, list_sm, mark_dirty, part_of, translate, use_hbm
+from dysharp_env.simulator.groups import (
+    begin_trip,
+    count_slot,
+    end_segment,
+    list_sm,
+    mark_dirty,
+    part_of,
+    translate,
+    use_hbm,
+)
 from dysharp_env.simulator.layout import (
     COMBINE,
     COMBINE_ACK,
@@ -25,16 +34,29 @@ from dysharp_env.simulator.layout import (
     PULL_UNICAST,
     PUSH_UNICAST,
 )
-from dysharp_env.simulator.primitives import is_pull, is_summed
-from dysharp_env.simulator.views import Root, ask_flits, gpus, item_next, nodes, pairs, sms, sums, tokens, units
+from dysharp_env.simulator.primitives import is_pull, is_remote, is_summed
+from dysharp_env.simulator.views import (
+    Root,
+    ask_flits,
+    gpus,
+    item_next,
+    nodes,
+    pairs,
+    sms,
+    sums,
+    tokens,
+    unit_targets,
+    units,
+)
 
 
 @njit(cache=True)
-def expert_done(s: Root, token: int) -> None:
-    """Counts one finished expert of a token at its home GPU; with the last one the token may be combined."""
+def expert_done(s: Root, token: int, tile: int) -> None:
+    """Counts a finished row of a token at its home GPU; with the last one the token may be combined."""
     tok = tokens(s)[token]
     g = gpus(s)[token // s.tokens_per_gpu]
     tok.experts_done += 1
+    count_slot(s, token * s.top_k, s.top_k, tile, s.top_k - tok.experts_done)
     if tok.experts_done == 1 and s.notify:
         g.outputs_live += 1
     if tok.experts_done == s.top_k:
@@ -109,6 +131,8 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
         item_next(s)[u.tail] = item
     u.tail = item
     u.count += 1
+    if is_pull(s):
+        add_targets(s, unit, item)
     if u.count == 1:
         u.ready_ps = s.now_ps
     if u.listed == 0 and part_of(s, gpu, u.part).gate3_open:
@@ -116,6 +140,15 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
     g.items_waiting -= 1
     g.hold_combine = 0
     mark_dirty(s, COMBINE, gpu)
+
+
+@njit(cache=True)
+def add_targets(s: Root, unit: int, token: int) -> None:
+    """Notes for what a decision shows which uplinks a token's sum would cross."""
+    for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
+        if is_remote(s, pair) and pairs(s)[pair].num_experts > 0:
+            units(s)[unit].copies += 1
+            unit_targets(s)[unit * s.num_gpus + pairs(s)[pair].gpu] = True
 
 
 @njit(cache=True)
@@ -140,6 +173,8 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
     u.tail = NOTHING
     u.count = 0
     u.listed = 0
+    u.copies = 0
+    unit_targets(s)[unit * s.num_gpus : (unit + 1) * s.num_gpus] = False
 
 
 @njit(cache=True)

@@ -35,33 +35,31 @@ from dysharp_env.simulator.layout import (
     F_WAITING,
     FEATURES,
     GEMM,
-    MULTICAST,
     NOTHING,
 )
-from dysharp_env.simulator.primitives import is_in_turn, is_pull, is_remote, is_target, stores_once
+from dysharp_env.simulator.primitives import is_pull
 from dysharp_env.simulator.views import (
     Root,
-    arrived_pair,
+    backlogs,
     candidates,
+    chunk_experts,
+    chunk_targets,
     chunks,
     context_row,
+    expert_shown,
     experts,
     feature_rows,
     gpu_experts,
     gpus,
-    item_next,
     legal_mask,
     matrices,
     pairs,
     ports,
     rule_weights,
-    slot_expert,
     sort_keys,
     splits,
-    store_flits,
     tiles,
-    token_order,
-    tokens,
+    unit_targets,
     units,
     uplinks,
 )
@@ -194,46 +192,30 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
 
 
 @njit(cache=True)
-def dispatch_features(s: Root, reader: int, chunk: int, row: int, look: bool) -> None:
+def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
     """Describes an unsent token chunk: all copies of its tokens, or those that a reader asks for (pull)."""
     f = feature_rows(s)
-    first = chunks(s)[chunk].first
-    last = chunks(s)[chunk].last
-    num_tokens = last - first
+    ch = chunks(s)[chunk]
+    num_tokens = ch.last - ch.first
     f[row, F_SIZE] = num_tokens / s.chunk_tokens
     if not look:
         return
     fill = 0.0
     progress = 0.0
-    slots = 0
-    copies = 0
-    flits = 0
+    for slot in range(ch.slot0, ch.slot0 + ch.num_slots):
+        expert = chunk_experts(s)[slot]
+        fill += expert_shown(s)[expert, 0]
+        progress += expert_shown(s)[expert, 1]
+    if ch.num_slots > 0:
+        f[row, F_FILL] = fill / ch.num_slots
+        f[row, F_PROGRESS] = progress / ch.num_slots
     backlog_ps = 0
-    for position in range(first, last):
-        token = token_order(s)[position]
-        if stores_once(s):
-            flits += store_flits(s)[tokens(s)[token].remote_targets if s.dispatch_primitive == MULTICAST else 0]
-        for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
-            gpu = pairs(s)[pair].gpu
-            if not is_in_turn(s, reader, pair):
-                continue
-            slot0 = pairs(s)[pair].slot0
-            for slot in range(slot0, slot0 + pairs(s)[pair].num_experts):
-                x = experts(s)[slot_expert(s)[slot]]
-                fill += x.open_count / s.tile_tokens
-                progress += x.arrived / x.total
-                slots += 1
-            if is_target(s, pair) and pairs(s)[pair].num_experts > 0:
-                copies += 1
-                backlog_ps = max(backlog_ps, downlink_backlog_ps(s, gpu))
-                if not stores_once(s):
-                    flits += store_flits(s)[0]
-    if slots > 0:
-        f[row, F_FILL] = fill / slots
-        f[row, F_PROGRESS] = progress / slots
-    f[row, F_FAN_OUT] = min(1.0, copies / (num_tokens * (s.num_gpus - 1)))
+    for gpu in range(s.num_gpus):
+        if chunk_targets(s)[chunk * s.num_gpus + gpu]:
+            backlog_ps = max(backlog_ps, backlogs(s)[gpu])
+    f[row, F_FAN_OUT] = min(1.0, ch.copies / (num_tokens * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
-    f[row, F_COST] = root(s, spread_ps(s, flits))
+    f[row, F_COST] = root(s, spread_ps(s, ch.flits))
 
 
 @njit(cache=True)
@@ -245,14 +227,13 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
     stage = candidate % 2 + 1
     if tile >= s.num_tiles:
         x = experts(s)[tile - s.num_tiles]
-        first = x.slot0 + x.arrived - x.open_count
+        tile = x.tile0 + x.tiles_open - 1
         count = x.open_count
         ready_ps = now
         f[row, F_PARTIAL] = 1.0
     else:
         t = tiles(s)[tile]
         x = experts(s)[t.expert]
-        first = t.first
         count = t.count
         ready_ps = t.ready1_ps if stage == 1 else t.ready2_ps
     held = matrices(s)[x.number]
@@ -264,15 +245,7 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
     f[row, F_LEFT] = (x.total - x.arrived) / x.total
     if not look:
         return
-    finishes = 0
-    pull = is_pull(s)
-    for i in range(first, first + count):
-        pair = pairs(s)[arrived_pair(s)[i]]
-        if pull:
-            finishes += tokens(s)[pair.token].experts_done == s.top_k - 1
-        else:
-            finishes += pair.experts_done == pair.num_experts - 1
-    f[row, F_FINISHES] = finishes / count
+    f[row, F_FINISHES] = tiles(s)[tile].finishes / count
     granules = (count + s.row_granularity - 1) // s.row_granularity
     block_ps = s.block_ps + granules * (s.granule1_ps if stage == 1 else s.granule2_ps)
     work_ps = block_ps * (s.blocks1 if stage == 1 else s.blocks2) // s.gemm_sms
@@ -291,30 +264,36 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     f[row, F_WAITING] = root(s, s.now_ps - u.ready_ps)
     if not look:
         return
+    copies = u.count
     backlog_ps = 0
-    copies = 0
-    item = u.head
-    pull = is_pull(s)
-    while item != NOTHING:
-        if pull:
-            for pair in range(tokens(s)[item].pair0, tokens(s)[item + 1].pair0):
-                gpu = pairs(s)[pair].gpu
-                if is_remote(s, pair) and pairs(s)[pair].num_experts > 0:
-                    copies += 1
-                    backlog_ps = max(backlog_ps, uplink_backlog_ps(s, gpu))
-        else:
-            copies += 1
-            backlog_ps = max(backlog_ps, downlink_backlog_ps(s, pairs(s)[item].token // s.tokens_per_gpu))
-        item = item_next(s)[item]
+    if is_pull(s):
+        copies = u.copies
+        for gpu in range(s.num_gpus):
+            if unit_targets(s)[unit * s.num_gpus + gpu]:
+                backlog_ps = max(backlog_ps, backlogs(s)[gpu])
+    else:
+        backlog_ps = backlogs(s)[pairs(s)[u.head].token // s.tokens_per_gpu]
     f[row, F_FAN_OUT] = min(1.0, copies / (u.count * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
     f[row, F_COST] = root(s, spread_ps(s, u.count * s.sum_flits))
 
 
 @njit(cache=True)
+def measure_backlogs(s: Root, kind: int) -> None:
+    """Fills ``backlogs``: downlinks, which stores and pushes meet, or uplinks, which pulled sums meet."""
+    for gpu in range(s.num_gpus):
+        if kind == COMBINE and is_pull(s):
+            backlogs(s)[gpu] = uplink_backlog_ps(s, gpu)
+        else:
+            backlogs(s)[gpu] = downlink_backlog_ps(s, gpu)
+
+
+@njit(cache=True)
 def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
     """Fills ``features`` for the listed candidates; rows beyond them are 0."""
     feature_rows(s)[:, :] = 0.0
+    if look and (kind == DISPATCH or kind == COMBINE):
+        measure_backlogs(s, kind)
     for row in range(s.num_candidates):
         candidate = candidates(s)[row]
         if candidate == NOTHING:
@@ -322,7 +301,7 @@ def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
             continue
         feature_rows(s)[row, F_ORDER] = row / s.max_candidates
         if kind == DISPATCH:
-            dispatch_features(s, gpu, candidate, row, look)
+            dispatch_features(s, candidate, row, look)
         elif kind == GEMM:
             gemm_features(s, gpu, candidate, row, look)
         elif kind == COMBINE:

@@ -28,17 +28,19 @@ from dysharp_env.simulator.layout import (
     PULL,
     UNICAST,
 )
-from dysharp_env.simulator.primitives import is_in_turn, is_remote, is_target, stores_once
+from dysharp_env.simulator.primitives import is_in_turn, is_pull, is_remote, is_target, stores_once
 from dysharp_env.simulator.views import (
     Root,
     arrived_pair,
     chunks,
+    expert_shown,
     experts,
     gpus,
     nodes,
     pairs,
     phases,
     slot_expert,
+    slot_tile,
     sms,
     stores,
     tiles,
@@ -151,6 +153,9 @@ def arrive(s: Root, pair: int) -> None:
     phases(s)[part].arrivals_left -= count
     part_of(s, gpu, part).arrivals_left -= count
     use_hbm(s, gpu, count * s.token_in_bytes)
+    # A row whose only missing result of a token (pull) or of a pair (push) is its own would finish that.
+    done = tokens(s)[token].experts_done if is_pull(s) else pairs(s)[pair].experts_done
+    needed = s.top_k if is_pull(s) else count
     first = pairs(s)[pair].slot0
     for slot in range(first, first + count):
         x = experts(s)[slot_expert(s)[slot]]
@@ -163,6 +168,11 @@ def arrive(s: Root, pair: int) -> None:
             g.tiles_live += 1
         x.arrived += 1
         x.open_count += 1
+        slot_tile(s)[slot] = x.tile0 + x.tiles_open - 1
+        if done == needed - 1:
+            tiles(s)[x.tile0 + x.tiles_open - 1].finishes += 1
+        expert_shown(s)[slot_expert(s)[slot], 0] = x.open_count / s.tile_tokens
+        expert_shown(s)[slot_expert(s)[slot], 1] = x.arrived / x.total
         if x.open_count == s.tile_tokens or x.arrived == x.total:
             close_tile(s, slot_expert(s)[slot])
     if s.allow_partial:

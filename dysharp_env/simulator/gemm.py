@@ -7,7 +7,7 @@ from numba import njit
 from dysharp_env.simulator.combine import expert_done, partial_ready
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, log_row, update_plane
-from dysharp_env.simulator.groups import mark_dirty, part_of, use_hbm
+from dysharp_env.simulator.groups import count_slot, mark_dirty, part_of, use_hbm
 from dysharp_env.simulator.layout import (
     EV_BLOCKS,
     EV_GATE,
@@ -23,7 +23,18 @@ from dysharp_env.simulator.layout import (
     NOTIFY_FLITS,
 )
 from dysharp_env.simulator.primitives import is_pull
-from dysharp_env.simulator.views import Root, arrived_pair, experts, gpu_experts, gpus, matrices, pairs, phases, tiles
+from dysharp_env.simulator.views import (
+    Root,
+    arrived_pair,
+    expert_shown,
+    experts,
+    gpu_experts,
+    gpus,
+    matrices,
+    pairs,
+    phases,
+    tiles,
+)
 
 
 @njit(cache=True)
@@ -52,6 +63,7 @@ def close_tile(s: Root, expert: int) -> None:
     tile = x.tile0 + x.tiles_open - 1
     tiles(s)[tile].count = x.open_count
     x.open_count = 0
+    expert_shown(s)[expert, 0] = 0.0
     spilled = gpus(s)[x.gpu].tiles_live > s.ts_entries
     # Tiles of one expert become ready in the order in which they closed.
     x.ready_ps = max(x.ready_ps, s.now_ps + (s.memory_ps if spilled else 0))
@@ -224,12 +236,13 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
         q = pairs(s)[pair]
         q.experts_done += 1
         if not pull:
+            count_slot(s, q.slot0, q.num_experts, tile, q.num_experts - q.experts_done)
             if q.experts_done == q.num_experts:
                 partial_ready(s, pair)
         elif s.notify and q.token // s.tokens_per_gpu != gpu:
             num_remote += 1
         else:
-            expert_done(s, q.token)
+            expert_done(s, q.token, tile)
     if num_remote > 0:
         for plane in range(s.planes):
             charge_up(s, gpu, plane, NOTIFY_FLITS * remote_on_plane(s, tile, gpu, plane), NOTIFY)
@@ -272,6 +285,6 @@ def notified(s: Root, tile: int, gpu: int) -> None:
             plane = update_plane(s, token)
             charge_down(s, home, plane, NOTIFY_FLITS, NOTIFY)
             charge_up(s, home, plane, s.ack_flits, NOTIFY)
-            expert_done(s, token)
+            expert_done(s, token, tile)
     for plane in range(s.planes):
         charge_down(s, gpu, plane, remote_on_plane(s, tile, gpu, plane) * s.ack_flits, NOTIFY)

@@ -9,8 +9,20 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.layout import COMBINE, DISPATCH, EV_SLOT, GEMM, NOTHING
-from dysharp_env.simulator.views import PartView, Root, dirty_ring, gpus, nodes, pairs, parts, slot_tlb, sms
+from dysharp_env.simulator.layout import COMBINE, COUNTED, DISPATCH, EV_SLOT, GEMM, NOTHING
+from dysharp_env.simulator.views import (
+    PartView,
+    Root,
+    dirty_ring,
+    gpus,
+    nodes,
+    pairs,
+    parts,
+    slot_tile,
+    slot_tlb,
+    sms,
+    tiles,
+)
 
 
 @njit(cache=True)
@@ -120,3 +132,25 @@ def translate(s: Root, pair: int) -> int:
             slot_tlb(s)[slot] = g.tlb_sequence
             g.tlb_sequence += 1
     return delay_ps
+
+
+@njit(cache=True)
+def count_slot(s: Root, first: int, count: int, tile: int, left: int) -> None:
+    """Notes that the row of one of a token's (or pair's) slots is done; the row of the last one left would finish it.
+
+    Args:
+        s: The root.
+        first: The token's or pair's first slot.
+        count: Its slots.
+        tile: The tile whose row is done.
+        left: Its slots whose rows are not done.
+    """
+    rest = NOTHING
+    for slot in range(first, first + count):
+        if slot_tile(s)[slot] == tile:
+            slot_tile(s)[slot] = COUNTED
+        elif slot_tile(s)[slot] != COUNTED:
+            rest = slot_tile(s)[slot]
+    # One that has not arrived is seen to when it does.
+    if left == 1 and rest != NOTHING:
+        tiles(s)[rest].finishes += 1

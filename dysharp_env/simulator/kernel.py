@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from dysharp_env.simulator.chunks import weigh_chunks
 from dysharp_env.simulator.combine import (
     issue_combine,
     issue_loads,
@@ -288,6 +289,9 @@ def advance(roots: np.ndarray) -> int:
     s = roots[0]
     if needs_room(s):
         return GROW
+    if s.chunks_weighed == 0:
+        weigh_chunks(s)
+        s.chunks_weighed = 1
     if not s.split_done:
         row = decide(s, SPLIT, 0) if s.num_splits > 0 else NOTHING
         if row == WAIT:

@@ -92,6 +92,8 @@ NOTIFY_FLITS = 2
 
 NO_TIME = -1
 NOTHING = -1
+# In ``slot_tile``: the row is done, as far as the GPU that waits for it knows.
+COUNTED = -2
 
 
 def _record(names: str) -> np.dtype:
@@ -124,7 +126,7 @@ _COUNTERS = (
     "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size serving pending_kind "
     "pending_gpu num_candidates num_legal choice ready_sequence tokens_left split_done "
     "dispatch_first dispatch_last gemm1_first gemm1_last gemm2_first gemm2_last combine_first combine_last "
-    "evictions"
+    "evictions status chunks_weighed"
 )
 
 GPU = _record(
@@ -175,11 +177,11 @@ PART = _record("sends_left arrivals_left slots1_left slots2_left gate1_open gate
 # One part on all GPUs.
 PHASE = _record("arrivals_left slots2_left")
 TILE = _record(
-    "expert first count left running weights_ps inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next "
+    "expert first count finishes left running weights_ps inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next "
     "start1 end1 start2 end2"
 )
-CHUNK = _record("first last prev next part")
-UNIT = _record("head tail count prev next ready_ps listed part")
+CHUNK = _record("first last prev next part slot0 num_slots copies flits")
+UNIT = _record("head tail count prev next ready_ps listed part copies")
 
 
 # What a decision shows of each candidate. Every value lies in [0, 1]; the "root" of a time is sqrt(time / lower bound),
@@ -260,8 +262,14 @@ class State(NamedTuple):
     gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
     slot_expert: np.ndarray  # (slot,) int64 expert (and part) of each (token, expert), grouped by pair
     slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1
+    slot_tile: np.ndarray  # (slot,) int32 tile that it is in, -1 before it arrives, or COUNTED
     arrived_pair: np.ndarray  # (slot,) int64 pairs in order of arrival, grouped by expert
     order: np.ndarray  # (token,) int64 tokens of each home GPU in the order its chunks hold them
+    chunk_experts: np.ndarray  # (slot,) int32 expert (and part) of each slot, grouped by chunk
+    chunk_targets: np.ndarray  # (chunk * gpus + gpu,) bool, whether a chunk's vectors cross the GPU's downlink
+    unit_targets: np.ndarray  # (unit * gpus + gpu,) bool, whether sums pulled for a unit cross the GPU's uplink
+    backlogs: np.ndarray  # (gpu,) int64 ps of the links that the candidates of the decision at hand would meet
+    expert_shown: np.ndarray  # (expert, 2) float64 fill of its open tile, fraction of its tokens arrived
     item_next: np.ndarray  # (token or pair,) int64 links of the combine item lists
     queue_head: np.ndarray  # (port, class, input + 1,) int64 first node of each virtual output queue
     queue_tail: np.ndarray  # (port, class, input + 1,) int64

@@ -205,6 +205,42 @@ def slot_tlb(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
+def slot_tile(s: Root) -> np.ndarray:
+    """Returns ``State.slot_tile``."""
+    return carray(pointer(s.slot_tile_at), (s.num_tokens * s.top_k,), np.int32)
+
+
+@njit(cache=True)
+def chunk_experts(s: Root) -> np.ndarray:
+    """Returns ``State.chunk_experts``."""
+    return carray(pointer(s.chunk_experts_at), (s.num_tokens * s.top_k,), np.int32)
+
+
+@njit(cache=True)
+def chunk_targets(s: Root) -> np.ndarray:
+    """Returns ``State.chunk_targets``."""
+    return carray(pointer(s.chunk_targets_at), (s.num_chunks * s.num_gpus,), np.bool_)
+
+
+@njit(cache=True)
+def unit_targets(s: Root) -> np.ndarray:
+    """Returns ``State.unit_targets``."""
+    return carray(pointer(s.unit_targets_at), (s.num_units * s.num_gpus,), np.bool_)
+
+
+@njit(cache=True)
+def backlogs(s: Root) -> np.ndarray:
+    """Returns ``State.backlogs``."""
+    return carray(pointer(s.backlogs_at), (s.num_gpus,), np.int64)
+
+
+@njit(cache=True)
+def expert_shown(s: Root) -> np.ndarray:
+    """Returns ``State.expert_shown``."""
+    return carray(pointer(s.expert_shown_at), (s.num_experts * s.num_parts, 2), np.float64)
+
+
+@njit(cache=True)
 def arrived_pair(s: Root) -> np.ndarray:
     """Returns ``State.arrived_pair``."""
     return carray(pointer(s.arrived_pair_at), (s.num_tokens * s.top_k,), np.int64)
