@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from dysharp_env.simulator.views import (
@@ -14,6 +15,38 @@ KIND_SHIFT = 48
 
 
 @njit(cache=True)
+def is_before(heap: np.ndarray, i: int, j: int) -> int:
+    """Returns 1 if one event comes before another, else 0."""
+    is_earlier = heap[i, 0] < heap[j, 0]
+    is_equal = heap[i, 0] == heap[j, 0]
+    return is_earlier | (is_equal & (heap[i, 1] < heap[j, 1]))
+
+
+@njit(cache=True)
+def move(heap: np.ndarray, source: int, hole: int) -> None:
+    """Copies an event into a hole."""
+    heap[hole, 0] = heap[source, 0]
+    heap[hole, 1] = heap[source, 1]
+    heap[hole, 2] = heap[source, 2]
+    heap[hole, 3] = heap[source, 3]
+
+
+@njit(cache=True)
+def sift_up(heap: np.ndarray, i: int, time_ps: int, order: int, a: int, b: int) -> None:
+    """Puts an event into the hole at ``i`` or, moving later ones down, above it."""
+    while i > 0:
+        parent = (i - 1) >> 1
+        if heap[parent, 0] < time_ps or (heap[parent, 0] == time_ps and heap[parent, 1] < order):
+            break
+        move(heap, parent, i)
+        i = parent
+    heap[i, 0] = time_ps
+    heap[i, 1] = order
+    heap[i, 2] = a
+    heap[i, 3] = b
+
+
+@njit(cache=True)
 def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     """Adds an event with two operands."""
     heap = event_heap(s)
@@ -21,19 +54,7 @@ def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     s.sequence += 1
     i = s.heap_size
     s.heap_size = i + 1
-    while i > 0:
-        parent = (i - 1) >> 1
-        if heap[parent, 0] < time_ps or (heap[parent, 0] == time_ps and heap[parent, 1] < order):
-            break
-        heap[i, 0] = heap[parent, 0]
-        heap[i, 1] = heap[parent, 1]
-        heap[i, 2] = heap[parent, 2]
-        heap[i, 3] = heap[parent, 3]
-        i = parent
-    heap[i, 0] = time_ps
-    heap[i, 1] = order
-    heap[i, 2] = a
-    heap[i, 3] = b
+    sift_up(heap, i, time_ps, order, a, b)
 
 
 @njit(cache=True)
@@ -49,25 +70,17 @@ def pop(s: Root) -> tuple[int, int, int]:
     order = heap[size, 1]
     last_a = heap[size, 2]
     last_b = heap[size, 3]
+    # The hole goes down along the earlier children to the bottom, and the last event up from there: it mostly belongs
+    # near the bottom, and which child is earlier is worked out without a branch, which nobody could predict.
     i = 0
-    while True:
-        child = 2 * i + 1
-        if child >= size:
-            break
-        right = child + 1
-        if right < size and (
-            heap[right, 0] < heap[child, 0] or (heap[right, 0] == heap[child, 0] and heap[right, 1] < heap[child, 1])
-        ):
-            child = right
-        if time_ps < heap[child, 0] or (time_ps == heap[child, 0] and order < heap[child, 1]):
-            break
-        heap[i, 0] = heap[child, 0]
-        heap[i, 1] = heap[child, 1]
-        heap[i, 2] = heap[child, 2]
-        heap[i, 3] = heap[child, 3]
+    child = 1
+    while child + 1 < size:
+        child += is_before(heap, child + 1, child)
+        move(heap, child, i)
         i = child
-    heap[i, 0] = time_ps
-    heap[i, 1] = order
-    heap[i, 2] = last_a
-    heap[i, 3] = last_b
+        child = 2 * i + 1
+    if child < size:
+        move(heap, child, i)
+        i = child
+    sift_up(heap, i, time_ps, order, last_a, last_b)
     return kind, a, b
