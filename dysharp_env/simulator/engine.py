@@ -9,7 +9,7 @@ import numpy as np
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.kernel import advance
-from dysharp_env.simulator.layout import State
+from dysharp_env.simulator.layout import Seat, State
 from dysharp_env.simulator.lowering import lower
 from dysharp_env.simulator.program import Program
 from dysharp_env.workload.workload import Workload
@@ -37,7 +37,7 @@ class Decision:
 
 
 class Engine:
-    """One simulated layer. Time runs only inside ``advance``."""
+    """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``."""
 
     def __init__(
         self, workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int, logging: bool = False
@@ -45,8 +45,6 @@ class Engine:
         """Sets the layer up; see ``lowering.lower`` for the arguments."""
         self.workload, self.costs, self.program = workload, costs, program
         self.state: State = lower(workload, costs, program, num_sms, scale_ps, logging)
-        self._waiting = False
-        self._done = False
 
     @property
     def now_ps(self) -> int:
@@ -55,13 +53,18 @@ class Engine:
 
     @property
     def asked(self) -> int:
-        """Decisions answered from outside so far."""
+        """Decisions answered from outside, or by the program's network, so far."""
         return int(self.state.root["asked"][0])
+
+    @property
+    def status(self) -> int:
+        """What it is at: ``RUN``, ``ASK`` (a decision waits), ``DONE``."""
+        return int(self.state.root["status"][0])
 
     @property
     def done(self) -> bool:
         """Whether every token is combined."""
-        return self._done
+        return self.status == layout.DONE
 
     def advance(self) -> Decision | None:
         """Runs to the next exposed decision and returns it, or None when the layer is done.
@@ -69,23 +72,12 @@ class Engine:
         Raises:
             RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
         """
-        if self._waiting:
+        if self.status == layout.ASK:
             raise RuntimeError("a decision waits for its answer; call decide first")
-        if self._done:
+        advance(self.state.root)
+        self.settle()
+        if self.done:
             return None
-        while True:
-            status = advance(self.state.root)
-            if status == layout.GROW:
-                self.state = _with_room(self.state)
-            elif status == layout.STUCK:
-                left = int(self.state.root["tokens_left"][0])
-                raise RuntimeError(f"the schedule is stuck at {self.now_ps} ps with {left} tokens not combined")
-            else:
-                break
-        self._done = status == layout.DONE
-        if self._done:
-            return None
-        self._waiting = True
         control = self.state.root[0]
         return Decision(
             int(control["pending_kind"]),
@@ -96,6 +88,26 @@ class Engine:
             self.state.mask,
         )
 
+    def settle(self) -> None:
+        """Gives the layer more room and runs it on, as often as it wants that.
+
+        Raises:
+            RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
+        """
+        while self.status == layout.GROW:
+            self.state = _with_room(self.state)
+            self.state.root["status"] = layout.RUN
+            advance(self.state.root)
+        if self.status == layout.STUCK:
+            left = int(self.state.root["tokens_left"][0])
+            raise RuntimeError(f"the schedule is stuck at {self.now_ps} ps with {left} tokens not combined")
+
+    def move(self, seat: Seat) -> None:
+        """Goes on in another seat, with all that is in this one."""
+        for name, array in seat._asdict().items():
+            array[...] = getattr(self.state, name)
+        self.state = layout.bind(self.state._replace(**seat._asdict()))
+
     def decide(self, choice: int) -> None:
         """Answers the waiting decision with the row of a legal candidate; time does not move.
 
@@ -103,13 +115,13 @@ class Engine:
             ValueError: The row is masked.
             RuntimeError: No decision waits.
         """
-        if not self._waiting:
+        if self.status != layout.ASK:
             raise RuntimeError("no decision waits")
         if not 0 <= choice < len(self.state.mask) or not self.state.mask[choice]:
             legal = np.flatnonzero(self.state.mask).tolist()
             raise ValueError(f"action {choice} is masked; legal actions are {legal}")
         self.state.root["choice"] = choice
-        self._waiting = False
+        self.state.root["status"] = layout.RUN
 
     def run(self) -> Engine:
         """Runs to the end under the program's own rules and returns itself.

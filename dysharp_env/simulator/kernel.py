@@ -1,8 +1,8 @@
 """The event loop: serve every event of an instant, let each SM group act, ask where a decision is exposed.
 
-``advance`` is the only entry point. It returns ASK (a decision waits in ``control`` with its candidates, features and
-mask), DONE, GROW (the heap or the log needs more room; nothing is lost) or STUCK (nothing can happen any more, which no
-legal schedule reaches).
+``advance`` is the only entry point. It leaves every layer that could run at ASK (a decision waits in the root with its
+candidates, features and mask), DONE, GROW (the heap or the log needs more room; nothing is lost) or STUCK (nothing can
+happen any more, which no legal schedule reaches).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from dysharp_env.simulator.layout import (
     GEMM,
     GROW,
     NOTHING,
+    RUN,
     SPLIT,
     STUCK,
 )
@@ -284,9 +285,8 @@ def needs_room(s: Root) -> bool:
 
 
 @njit(cache=True)
-def advance(roots: np.ndarray) -> int:
-    """Runs until a decision has to be asked, the layer is done, or more room is needed."""
-    s = roots[0]
+def advance_one(s: Root) -> int:
+    """Runs one layer until a decision has to be asked, the layer is done, or more room is needed."""
     if needs_room(s):
         return GROW
     if s.chunks_weighed == 0:
@@ -341,3 +341,19 @@ def advance(roots: np.ndarray) -> int:
             s.events += 1
             serve(s, kind, a, b)
         s.serving = 0
+
+
+@njit(cache=True, nogil=True)
+def advance(roots: np.ndarray) -> int:
+    """Runs every layer that may run as far as it can; returns how many now want something other than an answer.
+
+    Layers share nothing, so slices of one array may run in threads of their own.
+    """
+    others = 0
+    for i in range(len(roots)):
+        s = roots[i]
+        if s.status == RUN:
+            s.status = advance_one(s)
+            if s.status != ASK:
+                others += 1
+    return others

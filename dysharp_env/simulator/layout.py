@@ -84,8 +84,8 @@ REQUEST, RESPONSE = range(2)
 LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM = range(4)
 LOG_FIELDS = ("resource", "gpu", "purpose", "item", "amount", "start_ps", "end_ps")
 
-# Why the kernel returned.
-ASK, DONE, GROW, STUCK = range(4)
+# What a layer is at: no layer; may run; a decision waits; done; the heap or log wants room; nothing can happen.
+EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
 
 # A counter update at a home GPU: a header flit and a flit of data.
 NOTIFY_FLITS = 2
@@ -232,6 +232,19 @@ CONTEXT_MEANINGS = {
     "all_combined": "fraction of all tokens combined",
 }
 CONTEXT = tuple(CONTEXT_MEANINGS)
+
+
+# Rows that a network works in, beside one for each candidate; see network.py.
+NETWORK_ROWS = 5
+
+
+class Seat(NamedTuple):
+    """Where a layer keeps its root and shows its decisions; seats of layers that advance together lie side by side."""
+
+    root: np.ndarray  # (1,) ROOT
+    features: np.ndarray  # (max_candidates, feature) float32
+    context: np.ndarray  # (context,) float32
+    mask: np.ndarray  # (max_candidates,) bool
 
 
 class State(NamedTuple):

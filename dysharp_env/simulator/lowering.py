@@ -52,6 +52,7 @@ def lower(
     gpus["unsent_head"] = np.arange(num_gpus) * (len(chunks) // num_gpus)
     parts, phases = _parts(num_gpus, experts, chunks, program)
 
+    root["status"] = layout.RUN
     for name in ("pending_kind", "pending_gpu", "choice"):
         root[name] = NOTHING
     for name in ("dispatch", "gemm1", "gemm2", "combine"):

@@ -1,0 +1,104 @@
+"""Many layers that advance together: one compiled call takes each of them to its next decision.
+
+What decisions show lies in arrays that all layers share, a row each, written in place by the kernel. Layers know
+nothing of one another, so a copy plays what it would play alone, on one thread or on several.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.kernel import advance
+from dysharp_env.simulator.layout import Seat
+from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES
+
+
+class Batch:
+    """Seats for layers, which may be of any workload, system and program that shows so many candidates.
+
+    Attributes:
+        engines: The layer of each copy, or None.
+        features: (copy, max_candidates, feature) float32, what the waiting decisions show.
+        context: (copy, context) float32, likewise.
+        mask: (copy, max_candidates) bool, likewise.
+        status: (copy,) int64, ``ASK`` where a decision waits, ``DONE`` where the layer is done, ``EMPTY`` without one.
+        kind, gpu: (copy,) int64, the waiting decision's; of no meaning elsewhere.
+        now_ps, asked: (copy,) int64, the simulated time and the decisions answered so far.
+    """
+
+    def __init__(self, num_copies: int, max_candidates: int, threads: int = 1):
+        """Makes empty seats.
+
+        Args:
+            num_copies: Layers that it holds at most.
+            max_candidates: Candidates that their decisions show at most.
+            threads: Threads that share the layers. More than one pays only where that many cores are idle: every
+                call waits for the slowest.
+        """
+        self._roots = np.zeros(num_copies, layout.ROOT)
+        self.engines: list[Engine | None] = [None] * num_copies
+        self.features = np.zeros((num_copies, max_candidates, NUM_FEATURES), np.float32)
+        self.context = np.zeros((num_copies, NUM_CONTEXT), np.float32)
+        self.mask = np.zeros((num_copies, max_candidates), np.bool_)
+        self.status, self.kind, self.gpu = (self._roots[name] for name in ("status", "pending_kind", "pending_gpu"))
+        self.now_ps, self.asked, self._choice = (self._roots[name] for name in ("now_ps", "asked", "choice"))
+        bounds = np.linspace(0, num_copies, min(threads, num_copies) + 1).astype(int)
+        self._slices = [self._roots[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
+        # This thread takes a slice as well.
+        self._pool = ThreadPoolExecutor(len(self._slices) - 1) if len(self._slices) > 1 else None
+
+    def place(self, copy: int, engine: Engine) -> None:
+        """Seats a layer that has its first decision still before it; the one before keeps its state elsewhere."""
+        before = self.engines[copy]
+        if before is not None:
+            before.move(_seat(self.mask.shape[1]))
+        engine.move(
+            Seat(self._roots[copy : copy + 1], self.features[copy], self.context[copy], self.mask[copy]),
+        )
+        self.engines[copy] = engine
+
+    def answer(self, copies: np.ndarray, choices: np.ndarray) -> None:
+        """Answers waiting decisions; time does not move.
+
+        Args:
+            copies: (copy,) bool, whose decisions are answered; each must wait.
+            choices: (copy,) int64, rows of legal candidates, which is the caller's to see to; others are not read.
+        """
+        np.copyto(self._choice, choices, where=copies)
+        np.copyto(self.status, layout.RUN, where=copies)
+
+    def advance(self) -> None:
+        """Takes every layer that is free to run to its next decision or its end.
+
+        Raises:
+            RuntimeError: A layer is stuck; its program cannot be run.
+        """
+        if self._pool is None:
+            others = advance(self._roots)
+        else:
+            rest = [self._pool.submit(advance, roots) for roots in self._slices[1:]]
+            others = advance(self._slices[0]) + sum(future.result() for future in rest)
+        if others:
+            for copy in np.flatnonzero(self.status >= layout.GROW):
+                engine = self.engines[copy]
+                assert engine is not None, copy
+                engine.settle()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _seat(max_candidates: int) -> Seat:
+    """Returns a seat of its own."""
+    return Seat(
+        np.zeros(1, layout.ROOT),
+        np.zeros((max_candidates, NUM_FEATURES), np.float32),
+        np.zeros(NUM_CONTEXT, np.float32),
+        np.zeros(max_candidates, np.bool_),
+    )
