@@ -9,6 +9,7 @@ import pytest
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
@@ -169,7 +170,28 @@ def draw_case(seed: int) -> Case:
     # Long vectors are many packets, and the twin is slow.
     resolution = pick("token", "packet") if layer.hidden <= 200 or workload.num_tokens <= 40 else "token"
     costs = Costs.of(system, layer, resolution=resolution)
-    return Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
+    case = Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
+    # Drawn last, so that the layers are what they were before there were networks.
+    networked = frozenset(range(kinds)) - program.exposed
+    if not networked or rng.random() < 0.7:
+        return case
+    return case.with_program(network=draw_network(rng, int(rng.integers(1, 10))), networked=networked)
+
+
+def draw_network(rng: np.random.Generator, width: int) -> Network:
+    shapes = {
+        "row": (len(layout.FEATURES), width),
+        "row_bias": (width,),
+        "context": (len(layout.CONTEXT), width),
+        "embed": (width, width),
+        "embed_bias": (width,),
+        "score_row": (width, width),
+        "score_bias": (width,),
+        "score_pool": (2 * width, width),
+        "score": (width,),
+        "hold_reluctance": (1,),
+    }
+    return Network(**{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:

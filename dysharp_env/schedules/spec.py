@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
 from dysharp_env.simulator import layout
+from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.spec import CombinePrimitive, DispatchPrimitive
@@ -103,6 +104,7 @@ class Exposure:
         partial_tiles: Whether an asked GEMM decision also offers open tiles.
         splits: (dispatch SMs, combine SMs) an asked split decision offers.
         max_candidates: Most candidates one decision shows.
+        network: Answers these decisions inside the engine, so that none is asked.
     """
 
     kinds: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ class Exposure:
     partial_tiles: bool = False
     splits: tuple[tuple[int, int], ...] = ()
     max_candidates: int = 32
+    network: Network | None = None
 
 
 class ScheduleSpec(Spec):
@@ -206,6 +209,7 @@ class ScheduleSpec(Spec):
             round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
             for stage in ("dispatch", "gemm1", "gemm2", "combine", "end")
         )
+        kinds = frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds)
         asks_gemm, asks_combine = "gemm" in exposure.kinds, "combine" in exposure.kinds
         return Program(
             dispatch_primitive=layout.DISPATCH_PRIMITIVES.index(self.dispatch),
@@ -232,7 +236,9 @@ class ScheduleSpec(Spec):
             hold_combine=exposure.hold if asks_combine else self.hold,
             weights=self.rule.matrix(),
             splits=exposure.splits if "split" in exposure.kinds else (),
-            exposed=frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds),
+            exposed=frozenset() if exposure.network else kinds,
+            network=exposure.network if kinds else None,
+            networked=kinds if exposure.network else frozenset(),
             max_candidates=exposure.max_candidates,
         )
 

@@ -37,6 +37,7 @@ from dysharp_env.simulator.layout import (
     GEMM,
     NOTHING,
 )
+from dysharp_env.simulator.network import best_scored
 from dysharp_env.simulator.primitives import is_pull
 from dysharp_env.simulator.views import (
     Root,
@@ -341,6 +342,11 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
 @njit(cache=True)
 def rule_choice(s: Root, kind: int, gpu: int) -> int:
     """Returns the legal candidate with the highest score, the first of equals."""
+    if (s.networked >> kind) & 1:
+        describe(s, kind, gpu, True)
+        describe_context(s, kind, gpu)
+        s.asked += 1
+        return best_scored(s)
     if not (s.ruled >> kind) & 1:
         return 0
     describe(s, kind, gpu, (s.looks >> kind) & 1 == 1)

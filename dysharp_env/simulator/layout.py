@@ -119,7 +119,8 @@ _PARAMETERS = (
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
-    "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps"
+    "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
+    "networked network_width"
 )
 
 _COUNTERS = (
@@ -293,6 +294,8 @@ class State(NamedTuple):
     dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
     splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
+    network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
+    scratch: np.ndarray  # (max_candidates + NETWORK_ROWS, network_width) float32 what the network works in
     candidates: np.ndarray  # (max_candidates,) int64 what each candidate is; see decisions.py
     keys: np.ndarray  # (max_candidates,) int64 what GEMM candidates are sorted by
     features: np.ndarray  # (max_candidates, feature) float32

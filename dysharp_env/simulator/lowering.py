@@ -119,6 +119,8 @@ def lower(
         dirty=np.zeros(3 * num_gpus, np.int64),
         splits=np.array(program.splits, np.int64).reshape(-1, 2),
         weights=np.ascontiguousarray(program.weights, np.float64),
+        network=program.network.numbers if program.network else np.zeros(0, np.float32),
+        scratch=np.zeros((limit + layout.NETWORK_ROWS, int(root["network_width"][0])), np.float32),
         candidates=np.full(limit, NOTHING),
         keys=np.zeros(limit, np.int64),
         features=np.zeros((limit, NUM_FEATURES), np.float32),
@@ -468,6 +470,8 @@ def _root(
         "num_splits": len(program.splits),
         "ruled": ruled,
         "looks": looks,
+        "networked": sum(1 << kind for kind in program.networked),
+        "network_width": program.network.width if program.network else 0,
         "scale_ps": max(1, scale_ps),
         # The most events one step can add: a GPU's local copies and the stores it may have in flight; all the sums it
         # may have in flight, requested from every GPU or sent; or the tokens of one tile becoming ready; and a few for

@@ -16,6 +16,7 @@ from dysharp_env.simulator.layout import (
     GATE_FINE,
     GATE_GPU,
 )
+from dysharp_env.simulator.network import Network
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Program:
         hold_gemm, hold_combine: Whether those groups may wait although they have something to do.
         weights: (kind, feature) rule; a candidate's score is weights . features, the highest is taken.
         splits: (dispatch SMs, combine SMs) offered by the split decision; empty: no such decision.
-        exposed: Decision kinds that are asked; the others follow ``weights``.
+        exposed: Decision kinds that are asked; the others follow ``weights``, or the network.
+        network: A network that scores candidates; the highest is taken.
+        networked: Decision kinds it answers.
         max_candidates: Most candidates one decision shows.
     """
 
@@ -68,6 +71,8 @@ class Program:
     weights: np.ndarray = field(default_factory=lambda: np.zeros((len(DECISION_KINDS), len(FEATURES))))
     splits: tuple[tuple[int, int], ...] = ()
     exposed: frozenset[int] = frozenset()
+    network: Network | None = None
+    networked: frozenset[int] = frozenset()
     max_candidates: int = 32
 
     def __post_init__(self) -> None:
@@ -79,6 +84,8 @@ class Program:
             raise ValueError(f"loopback needs broadcast and reduce_scatter, not {dispatch} and {combine}")
         if self.by_peers and (dispatch, combine) != ("unicast", "unicast"):
             raise ValueError(f"parts by peers need unicast both ways, not {dispatch} and {combine}")
+        if (self.network is None) != (not self.networked) or self.networked & self.exposed:
+            raise ValueError("a network answers some kinds of decisions, and none that is asked")
         if self.gates[1] == GATE_GPU or (self.gates[2] == GATE_GPU and self.pulls):
             raise ValueError("gates of one GPU are for GEMM-1 and pushed sums")
 

@@ -22,6 +22,7 @@ from dysharp_env.simulator.layout import (
     LANE,
     LOG_FIELDS,
     MATRICES,
+    NETWORK_ROWS,
     NODE,
     NUM_PURPOSES,
     PAIR,
@@ -310,6 +311,18 @@ def splits(s: Root) -> np.ndarray:
 def rule_weights(s: Root) -> np.ndarray:
     """Returns ``State.weights``."""
     return carray(pointer(s.weights_at), (4, NUM_FEATURES), np.float64)
+
+
+@njit(cache=True)
+def network_numbers(s: Root, first: int, count: int) -> np.ndarray:
+    """Returns some of ``State.network``."""
+    return carray(pointer(s.network_at + 4 * first), (count,), np.float32)
+
+
+@njit(cache=True)
+def scratch_rows(s: Root) -> np.ndarray:
+    """Returns ``State.scratch``."""
+    return carray(pointer(s.scratch_at), (s.max_candidates + NETWORK_ROWS, s.network_width), np.float32)
 
 
 @njit(cache=True)

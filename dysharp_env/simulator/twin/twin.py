@@ -310,7 +310,10 @@ class Twin:
             self.decisions += 1
             return candidates[row]
         self.decisions += 1
-        # A rule takes the highest score, the first of equals. A rule without weights takes the first.
+        # The highest score is taken, the first of equals. A rule without weights takes the first.
+        if self.program.network and kind in self.program.networked:
+            shown = decision.features[: decision.num_candidates]
+            return candidates[int(self.program.network.scores(shown, decision.context)[:num_legal].argmax())]
         scores = [0.0] * num_legal
         for row in range(num_legal):
             for weight, feature in zip(self.program.weights[kind], decision.features[row], strict=True):
