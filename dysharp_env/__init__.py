@@ -70,4 +70,5 @@ __all__ = ["ConfigError", "__version__"]
 gymnasium.register(
     id="DySHARP/TokenSchedule-v0",
     entry_point="dysharp_env.envs.token_schedule:TokenScheduleEnv",
+    vector_entry_point="dysharp_env.envs.vector:TokenScheduleVectorEnv",
 )

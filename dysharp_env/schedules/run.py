@@ -11,6 +11,7 @@ from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
+from dysharp_env.workload.layer import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,52 @@ class LayerRun:
         return summarise(self.engine, self.lower_bound_ps)
 
 
+class Starter:
+    """Starts layers of any routing under one schedule on one system; what they share is worked out once."""
+
+    def __init__(
+        self,
+        system: SystemSpec,
+        layer: LayerSpec,
+        schedule: ScheduleSpec,
+        *,
+        exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
+        compute_scale: float = 1.0,
+        resolution: str = "token",
+        logging: bool = False,
+    ):
+        """Works out costs and program.
+
+        Args:
+            system: The machine.
+            layer: The layer.
+            schedule: How it is run.
+            exposure: Which decisions are asked rather than ruled.
+            compute_scale: Multiplies GEMM and HBM time.
+            resolution: What moves as one segment: ``token``, a vector on all planes together; ``packet``, a packet on
+                the plane its address hashes to, some hundred times slower. The lower bound is the same for both.
+            logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
+
+        Raises:
+            ConfigError: The schedule does not fit the system, or there is no such resolution.
+        """
+        self._system, self._logging = system, logging
+        self._costs = Costs.of(system, layer, compute_scale, resolution)
+        self._bound_costs = Costs.of(system, layer, compute_scale)
+        self._program = schedule.program(system, exposure)
+
+    def start(self, workload: Workload) -> LayerRun:
+        """Returns a layer at time zero.
+
+        Raises:
+            ConfigError: The workload is too large for exact integer time.
+        """
+        costs, num_sms = self._costs, self._system.gpu.num_sms
+        costs.require_exact(workload)
+        bound_ps = lower_bound_ps(self._system, workload, self._bound_costs)
+        return LayerRun(Engine(workload, costs, self._program, num_sms, bound_ps, self._logging), bound_ps)
+
+
 def start(
     system: SystemSpec,
     workload: Workload,
@@ -35,27 +82,22 @@ def start(
     resolution: str = "token",
     logging: bool = False,
 ) -> LayerRun:
-    """Returns a layer at time zero.
-
-    Args:
-        system: The machine.
-        workload: The layer and its routing.
-        schedule: How it is run.
-        exposure: Which decisions are asked rather than ruled.
-        compute_scale: Multiplies GEMM and HBM time.
-        resolution: What moves as one segment: ``token``, a vector on all planes together; ``packet``, a packet on the
-            plane its address hashes to, some hundred times slower. The lower bound is the same for both.
-        logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
+    """Returns a layer at time zero; see ``Starter``.
 
     Raises:
         ConfigError: The schedule does not fit the system, there is no such resolution, or the workload is too large for
             exact integer time.
     """
-    costs = Costs.of(system, workload.layer, compute_scale, resolution)
-    costs.require_exact(workload)
-    bound_ps = lower_bound_ps(system, workload, Costs.of(system, workload.layer, compute_scale))
-    program = schedule.program(system, exposure)
-    return LayerRun(Engine(workload, costs, program, system.gpu.num_sms, bound_ps, logging), bound_ps)
+    starter = Starter(
+        system,
+        workload.layer,
+        schedule,
+        exposure=exposure,
+        compute_scale=compute_scale,
+        resolution=resolution,
+        logging=logging,
+    )
+    return starter.start(workload)
 
 
 def simulate(

@@ -1,0 +1,283 @@
+"""Episodes: what an observation, a reward, an info and a masked action are, for any number of copies at once.
+
+The environment is one copy, the vector environments are many. They differ in how they are called and in when a copy
+that is over starts anew, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+
+from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import LayerRun, Starter, load_schedule
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.batch import Batch
+from dysharp_env.workload import Workload
+
+_UTILISATION = ("uplink", "downlink", "sm", "hbm")
+# What an info says of a finished layer, 0 before, and its type.
+_FINAL = {
+    "makespan_us": np.float64,
+    "ratio": np.float64,
+    "wire_bytes_up": np.int64,
+    "wire_bytes_down": np.int64,
+    "payload_bytes": np.int64,
+    **{f"{name}_utilisation": np.float64 for name in _UTILISATION},
+}
+
+
+class Episodes:
+    """Layers being scheduled, a copy each, in arrays that the next ``advance`` or ``step`` overwrites.
+
+    Attributes:
+        settings: What every copy is.
+        scenario: What workloads are drawn from.
+        schedule: What is learned on top of.
+        observation_space, action_space: Of one copy.
+        batch: The layers and what their decisions show.
+        observations: (copy, ...) arrays by the names of the observation space; zeros where nothing is asked.
+        is_over: (copy,) bool, whether the last token is combined and that has been told.
+    """
+
+    def __init__(self, settings: EnvSpec, num_copies: int, *, threads: int = 1, logging: bool = False):
+        """Reads the scenario and schedule; ``place`` starts copies.
+
+        Args:
+            settings: What every copy is.
+            num_copies: Copies.
+            threads: Threads that advance them; see ``Batch``.
+            logging: Whether engines record every use of a link and SM group even if the settings do not say so.
+
+        Raises:
+            ConfigError: The parts of the settings do not fit each other.
+        """
+        self.settings = settings
+        self.scenario = settings.build()
+        self.schedule = load_schedule(settings.schedule)
+        self._starter = Starter(
+            self.scenario.system,
+            self.scenario.layer,
+            self.schedule,
+            exposure=settings.exposure(),
+            compute_scale=settings.compute_scale,
+            logging=settings.log or logging,
+        )
+        size = settings.max_candidates
+        self.observation_space = cast("spaces.Space[dict[str, np.ndarray]]", settings.observation_space())
+        self.action_space = settings.action_space()
+        self.batch = Batch(num_copies, size, threads)
+        self.observations = {
+            "candidates": self.batch.features.reshape(num_copies, -1),
+            "context": self.batch.context,
+        }
+        self.is_over = np.zeros(num_copies, bool)
+        self._copies = np.arange(num_copies)
+        self._runs: list[LayerRun | None] = [None] * num_copies
+        self._streams: list[np.random.Generator | None] = [None] * num_copies
+        self._bound_ps = np.ones(num_copies, np.int64)
+        self._rewarded_ps = np.zeros(num_copies, np.int64)
+        self._invalid = np.zeros(num_copies, np.int64)
+        self._invalid_in_a_row = np.zeros(num_copies, np.int64)
+        self._final = {name: np.zeros(num_copies, dtype) for name, dtype in _FINAL.items()}
+
+    def run(self, copy: int) -> LayerRun:
+        """Returns the layer that a copy schedules.
+
+        Raises:
+            RuntimeError: It has none yet.
+        """
+        run = self._runs[copy]
+        if run is None:
+            raise RuntimeError("call reset first: no layer is being scheduled")
+        return run
+
+    def draw(self, stream: np.random.Generator, options: Mapping[str, Any]) -> Workload:
+        """Returns the workload that the options of a reset choose, or one drawn by a seed from the stream.
+
+        Raises:
+            ConfigError: An option is unknown, or the workload does not fit the scenario.
+        """
+        for key in options:
+            require_choice("reset option", key, ("workload", "workload_seed"))
+        if "workload" in options:
+            return self._fitting(options["workload"])
+        if "workload_seed" in options:
+            seed = options["workload_seed"]
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+                raise ConfigError(f"reset option workload_seed={seed!r} must be a whole number that is not negative")
+            return self.scenario.draw(int(seed))
+        first, last = self.settings.seeds or (0, 2**31)
+        return self.scenario.draw(int(stream.integers(first, last)))
+
+    def _fitting(self, workload: object) -> Workload:
+        if not isinstance(workload, Workload):
+            raise ConfigError(f"reset option workload={workload!r} must be a Workload")
+        if workload.num_gpus != self.scenario.system.num_gpus:
+            raise ConfigError(f"the workload has {workload.num_gpus} GPUs, the system {self.scenario.system.num_gpus}")
+        if workload.layer != self.scenario.layer:
+            raise ConfigError(f"the workload's layer '{workload.layer.name}' is not the environment's")
+        return workload
+
+    def stream(self, copy: int) -> np.random.Generator:
+        """Returns the random stream that ``restart`` draws a copy's workloads from."""
+        return self._streams[copy] or self._seed(copy, None)
+
+    def _seed(self, copy: int, seed: int | None) -> np.random.Generator:
+        self._streams[copy], _ = seeding.np_random(seed)
+        return self.stream(copy)
+
+    def restart(self, copy: int, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """Places a new layer in a copy as ``reset`` of an environment does, from a stream of the copy's own.
+
+        Args:
+            copy: Whose layer it is.
+            seed: Seeds the copy's stream; without one the stream goes on.
+            options: See ``draw``.
+
+        Raises:
+            ConfigError: See ``draw``.
+        """
+        stream = self.stream(copy) if seed is None else self._seed(copy, seed)
+        self.place(copy, self.draw(stream, options or {}))
+
+    def place(self, copy: int, workload: Workload) -> None:
+        """Gives a copy a new layer, which the next ``advance`` or ``step`` takes to its first decision."""
+        run = self._starter.start(workload)
+        self._runs[copy] = run
+        self.batch.place(copy, run.engine)
+        self._bound_ps[copy] = run.lower_bound_ps
+        for array in (self.is_over, self._rewarded_ps, self._invalid, self._invalid_in_a_row, *self._final.values()):
+            array[copy] = 0
+
+    def advance(self) -> None:
+        """Takes the layers placed to their first decisions."""
+        self.batch.advance()
+        self._offer_one_action()
+
+    def _offer_one_action(self) -> None:
+        """Lets layers that were done before they ever asked take one action, the first."""
+        for copy in np.flatnonzero((self.batch.status == layout.DONE) & ~self.is_over).tolist():
+            self._show_nothing(copy)
+            self.batch.mask[copy, 0] = True
+
+    def step(self, actions: np.ndarray, anew: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lets copies act or start anew, and takes them to their next decisions.
+
+        Args:
+            actions: (copy,) whole numbers in the action space; those of copies that start anew are ignored.
+            anew: (copy,) bool, which copies ``restart`` instead of acting, as those must whose episode is over.
+
+        Returns:
+            (copy,) float64 rewards, and (copy,) bool whether the episode is terminated and truncated; 0 and False for
+            copies that start anew. The arrays are the caller's.
+
+        Raises:
+            ValueError: An action is masked and ``invalid_action`` is ``raise``; nothing has happened then.
+            RuntimeError: A copy was never started.
+        """
+        if None in self._runs:
+            self.run(self._runs.index(None))
+        batch = self.batch
+        acts = batch.mask[self._copies, actions]
+        refused = ~acts
+        starting = np.flatnonzero(anew).tolist() if anew is not None else []
+        if starting:
+            acts[starting] = refused[starting] = False
+        any_refused = refused.any()
+        if any_refused:
+            self._count_refused(refused, actions)
+        self._invalid_in_a_row *= refused
+        batch.answer(acts & (batch.status == layout.ASK), actions)
+        for copy in starting:
+            self.restart(copy)
+        batch.advance()
+        spent_ps = (batch.now_ps - self._rewarded_ps) * acts
+        self._rewarded_ps += spent_ps
+        rewards = -spent_ps / self._bound_ps
+        terminated = acts & (batch.status == layout.DONE)
+        if terminated.any():
+            for copy in np.flatnonzero(terminated).tolist():
+                self._end(copy)
+        if starting:
+            self._offer_one_action()
+        truncated = np.zeros(len(acts), bool)
+        if any_refused:
+            truncated = refused & (self._invalid_in_a_row >= self.settings.max_invalid_actions)
+            if self.settings.invalid_action == "penalise":
+                rewards[refused] = -self.settings.invalid_penalty
+        return rewards, terminated, truncated
+
+    def _count_refused(self, refused: np.ndarray, actions: np.ndarray) -> None:
+        """Notes masked actions, which leave everything else as it is."""
+        if self.settings.invalid_action == "raise":
+            copy = int(refused.argmax())
+            legal = np.flatnonzero(self.batch.mask[copy]).tolist()
+            raise ValueError(f"action {int(actions[copy])} is masked; legal actions are {legal}")
+        self._invalid += refused
+        self._invalid_in_a_row += refused
+
+    def _end(self, copy: int) -> None:
+        """Notes the result of a copy's layer, after which nothing is shown and nothing legal."""
+        result = self.run(copy).result()
+        values = {
+            "makespan_us": result.makespan_us,
+            "ratio": result.ratio,
+            "wire_bytes_up": result.wire_bytes["up"],
+            "wire_bytes_down": result.wire_bytes["down"],
+            "payload_bytes": result.payload_bytes["up"] + result.payload_bytes["down"],
+            **{f"{name}_utilisation": result.utilisation[name]["mean"] for name in _UTILISATION},
+        }
+        for name, value in values.items():
+            self._final[name][copy] = value
+        self.is_over[copy] = True
+        self._show_nothing(copy)
+
+    def _show_nothing(self, copy: int) -> None:
+        for shown in (self.batch.features, self.batch.context, self.batch.mask):
+            shown[copy] = 0
+
+    def info(self) -> dict[str, np.ndarray]:
+        """Returns (copy, ...) arrays of what an info holds, the caller's own."""
+        return {"action_mask": self.batch.mask.astype(np.int8), **self._numbers(np.copy)}
+
+    def info_of(self, copy: int) -> dict[str, Any]:
+        """Returns the info of one copy: plain numbers, and its mask as an array."""
+        return {
+            "action_mask": self.batch.mask[copy].astype(np.int8),
+            **self._numbers(lambda array: array.item(copy)),
+        }
+
+    def _numbers(self, read: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+        """Returns what an info holds besides the mask, as ``read`` takes it from (copy,) arrays."""
+        batch = self.batch
+        waiting = read(batch.status) == layout.ASK
+        return {
+            # No kind and no GPU is -1.
+            "kind": waiting * (read(batch.kind) + 1) - 1,
+            "gpu": waiting * (read(batch.gpu) + 1) - 1,
+            "time_us": read(batch.now_ps) / 1e6,
+            "decisions": read(batch.asked),
+            "invalid_actions": read(self._invalid),
+            "lower_bound_us": read(self._bound_ps) / 1e6,
+            **{name: read(array) for name, array in self._final.items()},
+        }
+
+    def render(self, copy: int, mode: str | None) -> str | np.ndarray | None:
+        """Returns a copy's state as text (``ansi``) or a Gantt chart of links and SM groups (``rgb_array``, uint8)."""
+        # Renderers are imported when they are used: training does not pay for matplotlib.
+        if mode == "ansi":
+            from dysharp_env.report.text import describe_state
+
+            return describe_state(self.run(copy))
+        if mode == "rgb_array":
+            from dysharp_env.report.gantt import draw_schedule
+
+            run = self.run(copy)
+            return draw_schedule(run.engine, self.schedule.name, run.lower_bound_ps / 1e6)
+        return None

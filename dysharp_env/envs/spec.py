@@ -1,0 +1,69 @@
+"""What an environment is made of: a scenario, the schedule that is learned on top of, and what is asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from gymnasium import spaces
+from pydantic import Field, model_validator
+
+from dysharp_env.schedules import Exposure
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.workload import ScenarioSpec
+
+
+class EnvSpec(ScenarioSpec):
+    """A scenario, the schedule that is learned on top of, and what is asked."""
+
+    schedule: str = "dysharp"
+    """A schedule preset or YAML file: primitives, readiness, costs, SM groups, and the rule of kinds not exposed."""
+    exposed: tuple[Literal["split", "dispatch", "gemm", "combine"], ...] = ("dispatch", "gemm", "combine")
+    """Decision kinds the agent is asked for."""
+    hold: bool = True
+    """Whether GEMM and combine decisions offer to wait."""
+    partial_tiles: bool = True
+    """Whether GEMM decisions offer open tiles."""
+    splits: tuple[tuple[int, int], ...] = ((4, 4), (8, 8), (8, 16), (16, 16), (24, 24))
+    """(dispatch SMs, combine SMs) that a split decision offers, where ``split`` is exposed."""
+    max_candidates: int = Field(default=32, ge=2, le=4096)
+    """Most candidates one decision shows; also the number of actions."""
+    log: bool = False
+    """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
+    seeds: tuple[int, int] | None = None
+    """Half-open range of workload seeds that resets draw from; none means any."""
+    invalid_action: Literal["noop", "raise", "penalise"] = "noop"
+    """What a masked action does."""
+    invalid_penalty: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """What ``penalise`` takes from the reward, in lower bounds."""
+    max_invalid_actions: int = Field(default=1000, ge=1)
+    """Masked actions in a row after which an episode is truncated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EnvSpec:
+        if not self.exposed:
+            raise ValueError("exposed must name at least one decision kind")
+        if "split" in self.exposed and len(self.splits) < 2:
+            raise ValueError("splits must offer at least two SM splits when 'split' is exposed")
+        if len(set(self.exposed)) < len(self.exposed):
+            raise ValueError(f"exposed={list(self.exposed)} names a decision kind twice")
+        if self.seeds is not None and not 0 <= self.seeds[0] < self.seeds[1] <= 2**63:
+            raise ValueError(f"seeds={list(self.seeds)} must be a range [first, last) with 0 <= first < last <= 2**63")
+        return self
+
+    def observation_space(self) -> spaces.Dict:
+        """Returns the observation space of one copy."""
+        return spaces.Dict(
+            {
+                "candidates": spaces.Box(0.0, 1.0, (self.max_candidates * len(FEATURES),), np.float32),
+                "context": spaces.Box(0.0, 1.0, (len(CONTEXT),), np.float32),
+            }
+        )
+
+    def action_space(self) -> spaces.Discrete:
+        """Returns the action space of one copy."""
+        return spaces.Discrete(self.max_candidates)
+
+    def exposure(self) -> Exposure:
+        """Returns what the engine asks."""
+        return Exposure(self.exposed, self.hold, self.partial_tiles, self.splits, self.max_candidates)
