@@ -22,7 +22,7 @@ from agents.evaluation import (
     read_contender,
     summarise,
 )
-from agents.play import RANDOM, environments, play, policy_chooser
+from agents.play import RANDOM, play_policy
 from agents.report import plot_summary, summary_table
 from agents.run_folder import RunFolder
 from agents.train import normalise_config, read_run_dir, start_run, train_with_progress
@@ -33,6 +33,7 @@ from dysharp_env.commands.output import json_document, results_console
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.gantt import encode_png, render_pair
+from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.workload.suite import SuiteSpec, load_suite
@@ -133,16 +134,16 @@ def _holds(folder: RunFolder, spec: TrainSpec) -> bool:
 def _show_schedules(folder: RunFolder, agent: Contender, suite: SuiteSpec) -> None:
     """Writes the first workload's schedule under the agent, beside the reference's, into the run folder."""
     shown = suite.draw()[:1]
-    envs = environments(read_spec(folder).env, shown, logging=True)
-    play(envs, shown, policy_chooser(load_policy(folder.best, envs[0])))
-    item, engine = shown[0], envs[0].run.engine
+    env = read_spec(folder).env
+    run = play_policy(load_policy(folder.best, env), env, shown, logging=True)[0]
+    item, engine = shown[0], run.engine
     schedule = load_schedule(REFERENCE)
     other = simulate(
         item.scenario.system, item.workload, schedule, compute_scale=item.entry.compute_scale, logging=True
     )
-    envs[0].schedule().to_csv(folder.path / "schedule.csv")
+    ScheduleTable.of(engine).to_csv(folder.path / "schedule.csv")
     write_bytes(folder.path / "timeline.json", chrome_trace(engine, f"{agent.name}: {item.name}"))
-    bound_us = envs[0].run.lower_bound_ps / 1e6
+    bound_us = run.lower_bound_ps / 1e6
     picture = render_pair((agent.name, engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
     write_bytes(folder.path / "schedule.png", encode_png(picture))
 

@@ -20,15 +20,16 @@ from agents.play import (
     choose_first,
     environments,
     play,
+    play_policy,
     play_schedule,
-    policy_chooser,
+    played,
     random_chooser,
 )
 from agents.run_folder import RunFolder
 from agents.training import read_spec
 from agents.weights import load_policy
 from dysharp_env.config import ConfigError, did_you_mean, preset_names
-from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, load_schedule
 from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload
 
@@ -185,8 +186,8 @@ def _same_name(contender: Contender, option: str, other: Contender) -> ConfigErr
 
 
 def _play_run(run: RunFolder, workloads: Sequence[SuiteWorkload]) -> list[Played]:
-    envs = environments(read_spec(run).env, workloads)
-    return play(envs, workloads, policy_chooser(load_policy(run.best, envs[0])))
+    env = read_spec(run).env
+    return played(play_policy(load_policy(run.best, env), env, workloads), workloads)
 
 
 def _play_random(env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], seed: int) -> list[Played]:

@@ -1,20 +1,23 @@
-"""Plays workloads to their end under a policy, a random agent or a hand-designed schedule.
+"""Plays workloads to their end under a policy's most likely choices, a hand-designed schedule, or any other chooser.
 
-Policies are asked about many layers at once: one batch holds the waiting decision of every layer that is not done.
-What one layer is answered does not depend on which others are played beside it.
+Policies and schedules are played inside the engine, with no Python for a decision. Choosers are asked about many layers
+at once: one batch holds the waiting decision of every layer that is not done. What one layer is answered does not
+depend on which others are played beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from agents.policy import CandidatePolicy
-from dysharp_env.envs.token_schedule import EnvSpec, TokenScheduleEnv
-from dysharp_env.schedules import ScheduleSpec, simulate
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.schedules import LayerRun, ScheduleSpec, load_schedule, simulate, start
+from dysharp_env.simulator.batch import Batch
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteWorkload
 
@@ -49,22 +52,14 @@ class Played:
         return self.makespan_us / self.lower_bound_us
 
 
-def environments(
-    env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], *, logging: bool = False
-) -> list[TokenScheduleEnv]:
+def environments(env_spec: EnvSpec, workloads: Sequence[SuiteWorkload]) -> list[TokenScheduleEnv]:
     """Returns an environment for each workload: its own scenario, and the decisions that ``env_spec`` exposes.
-
-    ``logging`` makes the engines record every use of a link, as pictures and timelines need.
 
     Raises:
         ConfigError: The base schedule does not fit a scenario.
     """
     exposure = {name: getattr(env_spec, name) for name in _EXPOSURE_FIELDS}
-    render_mode = "rgb_array" if logging else None
-    return [
-        TokenScheduleEnv(render_mode, **item.entry.scenario_fields(), **exposure, invalid_action="raise")
-        for item in workloads
-    ]
+    return [TokenScheduleEnv(**item.entry.scenario_fields(), **exposure, invalid_action="raise") for item in workloads]
 
 
 def play(envs: Sequence[TokenScheduleEnv], workloads: Sequence[SuiteWorkload], choose: Chooser) -> list[Played]:
@@ -95,11 +90,6 @@ def play(envs: Sequence[TokenScheduleEnv], workloads: Sequence[SuiteWorkload], c
     ]
 
 
-def policy_chooser(policy: CandidatePolicy) -> Chooser:
-    """Returns the choice of a policy's most likely candidate."""
-    return lambda observations, masks, _: policy.choose(observations, masks)
-
-
 def random_chooser(seed: int, num_layers: int) -> Chooser:
     """Returns uniform choices among legal candidates, from one random stream for each layer."""
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_layers)]
@@ -116,16 +106,54 @@ def choose_first(_: dict[str, np.ndarray], masks: np.ndarray, layers: Sequence[i
     return masks.argmax(axis=1)
 
 
+def play_policy(
+    policy: CandidatePolicy, env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], *, logging: bool = False
+) -> list[LayerRun]:
+    """Returns every workload run to its end with the policy's most likely choices.
+
+    Args:
+        policy: What chooses.
+        env_spec: The base schedule and the decisions exposed.
+        workloads: What is played, each on its own scenario.
+        logging: Whether the engines record every use of a link, as pictures and timelines need.
+
+    Raises:
+        ConfigError: The base schedule does not fit a scenario.
+    """
+    schedule = load_schedule(env_spec.schedule)
+    exposure = replace(env_spec.exposure(), network=policy.scoring_network())
+    batch = Batch(len(workloads), env_spec.max_candidates)
+    runs = []
+    for index, item in enumerate(workloads):
+        scale = item.entry.compute_scale
+        run = start(
+            item.scenario.system, item.workload, schedule, exposure=exposure, compute_scale=scale, logging=logging
+        )
+        batch.place(index, run.engine)
+        runs.append(run)
+    batch.advance()
+    return runs
+
+
+def played(runs: Sequence[LayerRun], workloads: Sequence[SuiteWorkload]) -> list[Played]:
+    """Returns what became of layers that policies have played; their decisions are those that the policy took."""
+    results = [run.result() for run in runs]
+    return [
+        Played(item.name, result.makespan_us, result.lower_bound_us, run.engine.asked)
+        for item, run, result in zip(workloads, runs, results, strict=True)
+    ]
+
+
 def play_schedule(schedule: ScheduleSpec, workloads: Sequence[SuiteWorkload]) -> list[Played]:
     """Returns every workload simulated under a hand-designed schedule.
 
     Raises:
         ConfigError: It does not fit a system.
     """
-    played = []
+    rows = []
     for item in workloads:
         result = simulate(
             item.scenario.system, item.workload, schedule, compute_scale=item.entry.compute_scale
         ).result()
-        played.append(Played(item.name, result.makespan_us, result.lower_bound_us, result.decisions))
-    return played
+        rows.append(Played(item.name, result.makespan_us, result.lower_bound_us, result.decisions))
+    return rows

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dysharp_env.config import Spec
 from dysharp_env.simulator.layout import F_HOLD
+from dysharp_env.simulator.network import Network
 
 Observation = dict[str, Tensor]
 
@@ -164,6 +165,27 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         with torch.no_grad():
             logits = self.scorer(*self._tables({name: torch.from_numpy(array) for name, array in observations.items()}))
             return logits.masked_fill(~torch.from_numpy(masks), -torch.inf).argmax(dim=1).numpy()
+
+    def scoring_network(self) -> Network:
+        """Returns the scorer's weights as the engine plays them; it chooses what ``choose`` does, up to rounding."""
+
+        def numbers(tensor: Tensor) -> np.ndarray:
+            # A copy, (input, output) and in order: training goes on with the tensor itself.
+            return np.array(tensor.detach().numpy().T, np.float32, order="C")
+
+        scorer = self.scorer
+        return Network(
+            row=numbers(scorer.embed_row.weight),
+            row_bias=numbers(scorer.embed_row.bias),
+            context=numbers(scorer.embed_context.weight),
+            embed=numbers(scorer.embed.weight),
+            embed_bias=numbers(scorer.embed.bias),
+            score_row=numbers(scorer.score_row.weight),
+            score_bias=numbers(scorer.score_row.bias),
+            score_pool=numbers(scorer.score_pool.weight),
+            score=numbers(scorer.score.weight)[:, 0],
+            hold_reluctance=numbers(scorer.hold_reluctance).reshape(1),
+        )
 
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""

@@ -14,13 +14,13 @@ from stable_baselines3.common.logger import Logger
 
 from agents.learner import Learner, PpoSpec
 from agents.metrics import EPISODE_COLUMNS, Clock, EpisodeRecorder, TensorBoard, kind_statistics
-from agents.play import FIRST, RANDOM, environments, play, play_schedule, policy_chooser
+from agents.play import FIRST, RANDOM, play_policy, play_schedule, played
 from agents.policy import CandidatePolicy, PolicySpec
 from agents.run_folder import RunFolder
 from agents.vec_env import ScheduleVecEnv
 from agents.weights import load_policy
 from dysharp_env.config import ConfigError, Spec, flat_keys, parse_spec, preset_names
-from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 
@@ -119,20 +119,20 @@ class Validator:
             ConfigError: The suite or the reference is unknown or does not fit.
         """
         self._workloads = load_suite(spec.validation).draw()
-        self._envs = environments(spec.env, self._workloads)
+        self._env = spec.env
         self._reference = play_schedule(load_schedule(spec.reference), self._workloads)
 
     def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
         """Returns how good the policy is, and adds a line for each workload to the run's ``evaluations.csv``."""
-        played = play(self._envs, self._workloads, policy_chooser(policy))
-        pairs = zip(played, self._reference, strict=True)
+        mine = played(play_policy(policy, self._env, self._workloads), self._workloads)
+        pairs = zip(mine, self._reference, strict=True)
         to_reference = [item.makespan_us / other.makespan_us for item, other in pairs]
         rows = [
             (decisions, item.workload, item.makespan_us, item.lower_bound_us, item.ratio, relative)
-            for item, relative in zip(played, to_reference, strict=True)
+            for item, relative in zip(mine, to_reference, strict=True)
         ]
         folder.append_rows("evaluations.csv", _EVALUATION_COLUMNS, rows)
-        return Validation(float(np.mean([item.ratio for item in played])), float(np.exp(np.mean(np.log(to_reference)))))
+        return Validation(float(np.mean([item.ratio for item in mine])), float(np.exp(np.mean(np.log(to_reference)))))
 
 
 class Counters(Spec):
@@ -232,7 +232,7 @@ class _Training:
         learner.num_timesteps, self._best = counters.decisions, counters.best_validation_ratio
         learner._n_updates = counters.updates
         if self._best is not None:
-            load_policy(folder.best, learner.vec_env.copies[0])  # it may stay the best, so it must be whole
+            load_policy(folder.best, self._spec.env)  # it may stay the best, so it must be whole
         for table, columns in _TABLES.items():
             rows = folder.read_rows(table, columns)
             self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from agents.policy import CandidatePolicy, PolicySpec
 from dysharp_env.config import ConfigError, Spec, parse_spec
-from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_bytes, write_text
 
 _POLICY_SCHEMA = "dysharp/policy/1"
@@ -69,15 +68,14 @@ def save_policy(folder: Path, policy: CandidatePolicy, decisions: int, validatio
     write_text(folder / "policy.json", card.model_dump_json(indent=2) + "\n")
 
 
-def load_policy(folder: Path, env: TokenScheduleEnv) -> CandidatePolicy:
-    """Returns the policy in ``folder`` for an environment, which may show more or fewer candidates than in training.
+def load_policy(folder: Path, env: EnvSpec) -> CandidatePolicy:
+    """Returns the policy in ``folder`` for environments, which may show more or fewer candidates than in training.
 
     Raises:
         ConfigError: A file is missing or damaged, or the features differ.
     """
     card = read_card(folder)
-    assert isinstance(env.observation_space, spaces.Dict) and isinstance(env.action_space, spaces.Discrete)
-    policy = CandidatePolicy(env.observation_space, env.action_space, lambda _: 0.0, card.policy)
+    policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
     load_weights(folder, policy, card)
     policy.set_training_mode(False)
     return policy

@@ -13,7 +13,7 @@ from agents import evaluate as command
 from agents import train as training
 from agents.evaluation import EvaluationRow, beats_on_every_workload, bootstrap_interval, summarise
 from agents.play import choose_first, environments, play, play_schedule, random_chooser
-from dysharp_env.envs.token_schedule import EnvSpec
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 

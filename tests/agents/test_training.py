@@ -100,7 +100,7 @@ def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
 def test_a_policy_loads_without_pickle_and_at_another_size(trained: RunFolder, no_pickle: None) -> None:
     for size in (16, 40):
         env = TokenScheduleEnv(model="olmoe", gpus=8, tokens=16, routing="uniform", max_candidates=size)
-        policy = load_policy(trained.best, env)
+        policy = load_policy(trained.best, env.settings)
         observation, info = env.reset(seed=0)
         batch = {name: array[None] for name, array in observation.items()}
         action = policy.choose(batch, info["action_mask"][None].astype(bool))
