@@ -13,7 +13,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from dysharp_env.envs.token_schedule import EnvSpec, TokenScheduleEnv
+from dysharp_env.envs.episodes import Episodes
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule, simulate
 
 _MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
@@ -22,8 +23,11 @@ _MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
 class ScheduleVecEnv(VecEnv):
     """``num_envs`` copies of ``TokenScheduleEnv`` that draw workloads from streams of their own.
 
+    Observations are copied once, out of the arrays that the engine writes to: Stable-Baselines3 keeps what it was given
+    until after the next step.
+
     Attributes:
-        copies: The environments. Everything else here only moves their rows in and out of shared arrays.
+        episodes: The copies.
         env_seconds: Wall time spent inside the environments so far.
     """
 
@@ -42,14 +46,8 @@ class ScheduleVecEnv(VecEnv):
         Raises:
             ConfigError: A setting is wrong, or there is no such schedule.
         """
-        self.copies = [TokenScheduleEnv(**spec.model_dump()) for _ in range(num_envs)]
-        first = self.copies[0]
-        super().__init__(num_envs, first.observation_space, first.action_space)
-        self._observations = {
-            name: np.zeros((num_envs, *box.shape), np.float32)  # type: ignore[misc]
-            for name, box in first.observation_space.items()  # type: ignore[attr-defined]
-        }
-        self._masks = np.zeros((num_envs, int(first.action_space.n)), np.bool_)  # type: ignore[attr-defined]
+        self.episodes = Episodes(spec, num_envs)
+        super().__init__(num_envs, self.episodes.observation_space, self.episodes.action_space)
         self._actions = np.zeros(num_envs, np.int64)
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
@@ -61,9 +59,9 @@ class ScheduleVecEnv(VecEnv):
 
     def reset(self) -> dict[str, np.ndarray]:
         """Starts an episode in every copy, with the seeds given to ``seed`` if they are new."""
-        for index, env in enumerate(self.copies):
-            observation, info = env.reset(seed=self._seeds[index], options=self._options[index])
-            self._store(index, observation, info)
+        for index in range(self.num_envs):
+            self.episodes.restart(index, self._seeds[index], self._options[index])
+        self.episodes.advance()
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._reset_seeds()
@@ -77,82 +75,86 @@ class ScheduleVecEnv(VecEnv):
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Steps every copy; the arrays returned are the caller's own."""
         started = time.perf_counter()
-        rewards = np.zeros(self.num_envs, np.float32)
-        dones = np.zeros(self.num_envs, bool)
         infos = [self._nothing] * self.num_envs
-        for index, env in enumerate(self.copies):
-            observation, reward, terminated, truncated, info = env.step(self._actions[index])
-            rewards[index] = reward
-            self._returns[index] += reward
-            self._lengths[index] += 1
-            if terminated or truncated:
-                dones[index] = True
-                reference_us = self._simulate_reference(env)
-                if self._baseline and terminated:
-                    rewards[index] += reference_us / info["lower_bound_us"]
-                infos[index] = {
-                    "final_info": info,
-                    "reference_us": reference_us,
-                    "workload": env.run.engine.workload.name,
-                    "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
-                    "terminal_observation": observation,
-                    "TimeLimit.truncated": truncated and not terminated,
-                }
-                self._returns[index], self._lengths[index] = 0.0, 0
-                observation, info = env.reset()
-            self._store(index, observation, info)
+        exact_rewards, terminated, truncated = self.episodes.step(self._actions)
+        rewards = exact_rewards.astype(np.float32)
+        self._returns += exact_rewards
+        self._lengths += 1
+        dones = terminated | truncated
+        if dones.any():
+            for index in np.flatnonzero(dones).tolist():
+                infos[index] = self._finish(index)
+                if self._baseline and terminated[index]:
+                    rewards[index] += infos[index]["reference_us"] / infos[index]["final_info"]["lower_bound_us"]
+                self.episodes.restart(index)
+            self.episodes.advance()
+        observations = self._copied()
         self.env_seconds += time.perf_counter() - started
-        return self._copied(), rewards, dones, infos
+        return observations, rewards, dones, infos
 
-    def _simulate_reference(self, env: TokenScheduleEnv) -> float:
+    def _finish(self, index: int) -> dict[str, Any]:
+        """Returns what is told of an episode that is over, and begins the next one's count."""
+        info = {
+            "final_info": self.episodes.info_of(index),
+            "reference_us": self._simulate_reference(index),
+            "workload": self.episodes.run(index).engine.workload.name,
+            "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
+            "terminal_observation": {name: array[index].copy() for name, array in self.episodes.observations.items()},
+            "TimeLimit.truncated": not self.episodes.is_over[index],
+        }
+        self._returns[index], self._lengths[index] = 0.0, 0
+        return info
+
+    def _simulate_reference(self, index: int) -> float:
         """Returns the reference's makespan on the workload that a copy has finished, 0 without a reference."""
         if self._reference is None:
             return 0.0
-        workload = env.run.engine.workload
+        episodes = self.episodes
+        workload = episodes.run(index).engine.workload
         if workload.name not in self._reference_us:
             if len(self._reference_us) >= _MOST_REFERENCES:
                 self._reference_us.clear()
-            done = simulate(env.scenario.system, workload, self._reference, compute_scale=env.settings.compute_scale)
+            scale = episodes.settings.compute_scale
+            done = simulate(episodes.scenario.system, workload, self._reference, compute_scale=scale)
             self._reference_us[workload.name] = done.result().makespan_us
         return self._reference_us[workload.name]
 
     def close(self) -> None:
-        """Closes the copies."""
-        for env in self.copies:
-            env.close()
+        """Does nothing: there are neither windows nor processes."""
 
     def has_attr(self, attr_name: str) -> bool:
-        """Returns whether the environments have an attribute."""
-        return hasattr(self.copies[0], attr_name)
+        """Returns whether ``get_attr`` or ``env_method`` knows an attribute of a copy."""
+        return attr_name in ("render_mode", "action_masks")
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Returns the attribute of each copy."""
-        return [getattr(self.copies[index], attr_name) for index in self._get_indices(indices)]
+        """Returns ``render_mode`` of each copy: None.
+
+        Raises:
+            AttributeError: It is something else.
+        """
+        if attr_name != "render_mode":
+            raise AttributeError(f"copies have no attribute '{attr_name}'")
+        return [None for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of each copy."""
-        for index in self._get_indices(indices):
-            setattr(self.copies[index], attr_name, value)
+        """Raises AttributeError: copies have nothing to set."""
+        raise AttributeError(f"copies have no attribute '{attr_name}' to set")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> Any:
-        """Calls a method of each copy; ``action_masks`` of all copies comes as one (copy, action) array."""
-        if method_name == "action_masks" and indices is None:
-            return self._masks.copy()
-        return [
-            getattr(self.copies[index], method_name)(*method_args, **method_kwargs)
-            for index in self._get_indices(indices)
-        ]
+        """Returns ``action_masks`` of the copies as one (copy, action) bool array, the caller's own.
+
+        Raises:
+            AttributeError: It is another method.
+        """
+        if method_name != "action_masks":
+            raise AttributeError(f"copies have no method '{method_name}'")
+        return self.episodes.batch.mask[list(self._get_indices(indices))]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """Returns False for each copy: none is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
-    def _store(self, index: int, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-        for name, array in self._observations.items():
-            array[index] = observation[name]
-        self._masks[index] = info["action_mask"]
-
     def _copied(self) -> dict[str, np.ndarray]:
-        return {name: array.copy() for name, array in self._observations.items()}
+        return {name: array.copy() for name, array in self.episodes.observations.items()}

@@ -3,7 +3,8 @@
 import numpy as np
 
 from agents.vec_env import ScheduleVecEnv
-from dysharp_env.envs.token_schedule import EnvSpec, TokenScheduleEnv
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule, simulate
 
 SPEC = EnvSpec(model="olmoe", gpus=4, tokens=12, routing="uniform", max_candidates=16)
@@ -81,10 +82,10 @@ def test_the_baseline_is_the_reference_on_the_same_workload_and_only_in_the_last
     for _ in range(250):
         action = plain.env_method("action_masks").argmax(axis=1)
         _, reward, done, _ = plain.step(action)
-        workload = relative.copies[0].run.engine.workload
+        workload = relative.episodes.run(0).engine.workload
         _, other, _, infos = relative.step(action)
         if done[0]:
-            scenario = relative.copies[0].scenario
+            scenario = relative.episodes.scenario
             expected = simulate(scenario.system, workload, load_schedule("deepep")).result()
             assert infos[0]["reference_us"] == expected.makespan_us
             assert np.isclose(other[0] - reward[0], expected.ratio)
