@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["config", "system", "workload", "multimem", "simulator", "schedules", "steps", "report", "envs", "commands"]
+ROOMS = [
+    *("config", "system", "workload", "multimem", "simulator", "schedules"),
+    *("steps", "report", "envs", "bench", "commands"),
+]
 SOURCES = sorted((ROOT / "dysharp_env").rglob("*.py"))
 
 
