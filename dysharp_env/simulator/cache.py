@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     """
     sources = [source.read_bytes() for source in sorted(_ROOM.glob("*.py"))]
     # What is compiled, and the layout of the records it works on.
-    compiled = [text for text in sources if b"@njit" in text or b"_record(" in text]
+    compiled = [text for text in sources if any(mark in text for mark in (b"@njit", b"@intrinsic", b"_record("))]
     digest = hashlib.sha256(b"\0".join(compiled)).hexdigest()[:16]
     if config.CACHE_DIR:
         root = Path(config.CACHE_DIR)

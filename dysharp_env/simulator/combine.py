@@ -71,7 +71,7 @@ def partial_ready(s: Root, pair: int) -> None:
     """Makes one GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
     token = pairs(s)[pair].token
     gpu = pairs(s)[pair].gpu
-    if gpu == token // s.tokens_per_gpu:
+    if gpu == pairs(s)[pair].home:
         if tokens(s)[token].combine_start == NO_TIME:
             tokens(s)[token].combine_start = s.now_ps
         for segment in range(s.combine_segments):
@@ -174,7 +174,8 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
     u.count = 0
     u.listed = 0
     u.copies = 0
-    unit_targets(s)[unit * s.num_gpus : (unit + 1) * s.num_gpus] = False
+    for target in range(unit * s.num_gpus, (unit + 1) * s.num_gpus):
+        unit_targets(s)[target] = False
 
 
 @njit(cache=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ PS_PER_S = 10**12
 PS_PER_US = 10**6
 UNLIMITED = 2**40
 RESOLUTIONS = ("token", "packet")
+Flits = TypeVar("Flits", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,8 @@ class Costs:
                 " use fewer tokens, a smaller layer, or faster and rounder rates"
             )
 
-    def wire_ps(self, flits: int) -> int:
-        """Returns how long ``flits`` keep a link busy."""
+    def wire_ps(self, flits: Flits) -> Flits:
+        """Returns how long ``flits``, a number or an array of numbers, keep a link busy."""
         ps_mult, ps_div = self.flit_ps
         return flits * ps_mult // ps_div // self.quantum_ps * self.quantum_ps
 

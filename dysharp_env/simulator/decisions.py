@@ -273,7 +273,7 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
             if unit_targets(s)[unit * s.num_gpus + gpu]:
                 backlog_ps = max(backlog_ps, backlogs(s)[gpu])
     else:
-        backlog_ps = backlogs(s)[pairs(s)[u.head].token // s.tokens_per_gpu]
+        backlog_ps = backlogs(s)[pairs(s)[u.head].home]
     f[row, F_FAN_OUT] = min(1.0, copies / (u.count * (s.num_gpus - 1)))
     f[row, F_BACKLOG] = root(s, backlog_ps)
     f[row, F_COST] = root(s, spread_ps(s, u.count * s.sum_flits))

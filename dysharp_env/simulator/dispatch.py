@@ -133,7 +133,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
 @njit(cache=True)
 def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token that an expert GPU has asked its home GPU for."""
-    home = pairs(s)[pair].token // s.tokens_per_gpu
+    home = pairs(s)[pair].home
     first = pair * s.dispatch_segments
     ask_down(s, home, first, s.dispatch_ask_flits, DISPATCH_REQUEST)
     push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)

@@ -136,7 +136,7 @@ class Engine:
 
 def _with_room(state: State) -> State:
     """Returns the state with a heap and log twice as large; everything else is shared."""
-    heap = np.zeros((2 * len(state.heap), 4), np.int64)
+    heap = np.zeros((2 * len(state.heap), state.heap.shape[1]), np.int64)
     heap[: len(state.heap)] = state.heap
     log = state.log
     if state.root["logging"][0]:

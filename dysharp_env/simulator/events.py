@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.views import (
-    Root,
-    event_heap,
-)
+from dysharp_env.simulator.views import Events, Root, event_heap
 
 # The kind sits above 48 bits of sequence number, so one comparison settles both.
 KIND_SHIFT = 48
 
 
 @njit(cache=True)
-def is_before(heap: np.ndarray, i: int, j: int) -> int:
+def is_before(heap: Events, i: int, j: int) -> int:
     """Returns 1 if one event comes before another, else 0."""
-    is_earlier = heap[i, 0] < heap[j, 0]
-    is_equal = heap[i, 0] == heap[j, 0]
-    return is_earlier | (is_equal & (heap[i, 1] < heap[j, 1]))
+    is_earlier = heap[i].time_ps < heap[j].time_ps
+    is_equal = heap[i].time_ps == heap[j].time_ps
+    return is_earlier | (is_equal & (heap[i].order < heap[j].order))
 
 
 @njit(cache=True)
-def move(heap: np.ndarray, source: int, hole: int) -> None:
+def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
+    """Writes an event into a hole."""
+    hole = heap[i]
+    hole.time_ps = time_ps
+    hole.order = order
+    hole.a = a
+    hole.b = b
+
+
+@njit(cache=True)
+def move(heap: Events, source: int, hole: int) -> None:
     """Copies an event into a hole."""
-    heap[hole, 0] = heap[source, 0]
-    heap[hole, 1] = heap[source, 1]
-    heap[hole, 2] = heap[source, 2]
-    heap[hole, 3] = heap[source, 3]
+    event = heap[source]
+    put(heap, hole, event.time_ps, event.order, event.a, event.b)
 
 
 @njit(cache=True)
-def sift_up(heap: np.ndarray, i: int, time_ps: int, order: int, a: int, b: int) -> None:
+def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Puts an event into the hole at ``i`` or, moving later ones down, above it."""
     while i > 0:
         parent = (i - 1) >> 1
-        if heap[parent, 0] < time_ps or (heap[parent, 0] == time_ps and heap[parent, 1] < order):
+        above = heap[parent]
+        if above.time_ps < time_ps or (above.time_ps == time_ps and above.order < order):
             break
         move(heap, parent, i)
         i = parent
-    heap[i, 0] = time_ps
-    heap[i, 1] = order
-    heap[i, 2] = a
-    heap[i, 3] = b
+    put(heap, i, time_ps, order, a, b)
 
 
 @njit(cache=True)
@@ -61,15 +63,15 @@ def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
 def pop(s: Root) -> tuple[int, int, int]:
     """Removes the first event and returns its kind and operands; its time is the caller's to read before."""
     heap = event_heap(s)
-    kind = heap[0, 1] >> KIND_SHIFT
-    a = heap[0, 2]
-    b = heap[0, 3]
+    kind = heap[0].order >> KIND_SHIFT
+    a = heap[0].a
+    b = heap[0].b
     size = s.heap_size - 1
     s.heap_size = size
-    time_ps = heap[size, 0]
-    order = heap[size, 1]
-    last_a = heap[size, 2]
-    last_b = heap[size, 3]
+    time_ps = heap[size].time_ps
+    order = heap[size].order
+    last_a = heap[size].a
+    last_b = heap[size].b
     # The hole goes down along the earlier children to the bottom, and the last event up from there: it mostly belongs
     # near the bottom, and which child is earlier is worked out without a branch, which nobody could predict.
     i = 0

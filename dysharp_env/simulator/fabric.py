@@ -43,7 +43,6 @@ from dysharp_env.simulator.layout import (
 from dysharp_env.simulator.primitives import is_pull, is_target, stores_once, sums_in_switch
 from dysharp_env.simulator.views import (
     Root,
-    active_next,
     fifo_next,
     lanes,
     log_rows,
@@ -51,20 +50,23 @@ from dysharp_env.simulator.views import (
     pairs,
     payload,
     ports,
-    queue_head,
-    queue_tail,
+    queues,
     stores,
     sums,
     tokens,
     traffic,
     turns,
     uplinks,
+    wire_times,
 )
 
 
 @njit(cache=True)
 def wire_ps(s: Root, flits: int) -> int:
     """Returns how long ``flits`` keep a link busy."""
+    # A table, because divisions are slow; queued flits can be more than it has entries.
+    if flits < s.wire_entries:
+        return wire_times(s)[flits]
     exact = flits * s.ps_mult // s.ps_div
     return exact // s.quantum_ps * s.quantum_ps
 
@@ -263,11 +265,11 @@ def activate(s: Root, port: int, cls: int, source: int) -> None:
     """Gives an input its turn behind the others that have something for a port."""
     base = (port * 2 + cls) * (s.num_gpus + 1)
     turn = turns(s)[port * 2 + cls]
-    active_next(s)[base + source] = NOTHING
+    queues(s)[base + source].next = NOTHING
     if turn.head == NOTHING:
         turn.head = source
     else:
-        active_next(s)[base + turn.tail] = source
+        queues(s)[base + turn.tail].next = source
     turn.tail = source
 
 
@@ -276,27 +278,27 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     """Puts a segment into the virtual output queue of its input; the port is not looked at yet."""
     if s.queueing == OUTPUT_QUEUED:
         source = 0
-    base = (port * 2 + cls) * (s.num_gpus + 1)
+    q = queues(s)[(port * 2 + cls) * (s.num_gpus + 1) + source]
     nodes(s)[node].next = NOTHING
-    if queue_head(s)[base + source] == NOTHING:
-        queue_head(s)[base + source] = node
+    if q.head == NOTHING:
+        q.head = node
         activate(s, port, cls, source)
     else:
-        nodes(s)[queue_tail(s)[base + source]].next = node
-    queue_tail(s)[base + source] = node
+        nodes(s)[q.tail].next = node
+    q.tail = node
     ports(s)[port].queued_flits += nodes(s)[node].flits
 
 
 @njit(cache=True)
 def port_take(s: Root, port: int, cls: int) -> int:
     """Removes and returns the next segment of a class, inputs taking turns."""
-    base = (port * 2 + cls) * (s.num_gpus + 1)
     turn = turns(s)[port * 2 + cls]
     source = turn.head
-    node = queue_head(s)[base + source]
-    turn.head = active_next(s)[base + source]
-    queue_head(s)[base + source] = nodes(s)[node].next
-    if queue_head(s)[base + source] != NOTHING:
+    q = queues(s)[(port * 2 + cls) * (s.num_gpus + 1) + source]
+    node = q.head
+    turn.head = q.next
+    q.head = nodes(s)[node].next
+    if q.head != NOTHING:
         activate(s, port, cls, source)
     ports(s)[port].queued_flits -= nodes(s)[node].flits
     return node
@@ -345,7 +347,7 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
         gpu = pairs(s)[pair].gpu
     else:
         token = pairs(s)[pair].token
-        gpu = token // s.tokens_per_gpu
+        gpu = pairs(s)[pair].home
         if stores_once(s):
             segment = node - pair * s.dispatch_segments
             store = token * s.dispatch_segments + segment
@@ -519,7 +521,7 @@ def expose(s: Root, node: int, gpu: int) -> None:
     if node < s.partial0:
         port_enqueue(s, pairs(s)[owner].gpu * s.planes + plane, node_class(s, node), gpu, node)
     elif node < s.store0:
-        port = pairs(s)[owner].token // s.tokens_per_gpu * s.planes + plane
+        port = pairs(s)[owner].home * s.planes + plane
         if sums_in_switch(s):
             port += s.num_links
         nodes(s)[node].pieces = 1

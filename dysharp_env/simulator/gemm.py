@@ -239,7 +239,7 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
             count_slot(s, q.slot0, q.num_experts, tile, q.num_experts - q.experts_done)
             if q.experts_done == q.num_experts:
                 partial_ready(s, pair)
-        elif s.notify and q.token // s.tokens_per_gpu != gpu:
+        elif s.notify and q.home != gpu:
             num_remote += 1
         else:
             expert_done(s, q.token, tile)

@@ -75,6 +75,7 @@ from dysharp_env.simulator.views import (
     lanes,
     nodes,
     ports,
+    root_of,
     sms,
     splits,
     token_order,
@@ -331,10 +332,10 @@ def advance_one(s: Root) -> int:
                 return DONE
             if s.heap_size == 0:
                 return STUCK
-            s.now_ps = event_heap(s)[0, 0]
+            s.now_ps = event_heap(s)[0].time_ps
         # An instant that had to stop for room goes on with its events before any group acts.
         s.serving = 1
-        while s.heap_size > 0 and event_heap(s)[0, 0] == s.now_ps:
+        while s.heap_size > 0 and event_heap(s)[0].time_ps == s.now_ps:
             if needs_room(s):
                 return GROW
             kind, a, b = pop(s)
@@ -351,7 +352,7 @@ def advance(roots: np.ndarray) -> int:
     """
     others = 0
     for i in range(len(roots)):
-        s = roots[i]
+        s = root_of(roots, i)
         if s.status == RUN:
             s.status = advance_one(s)
             if s.status != ASK:

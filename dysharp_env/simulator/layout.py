@@ -1,7 +1,8 @@
 """What the compiled engine remembers: record types, the state that holds them, and the names of codes.
 
-All times are int64 picoseconds, all sizes int64 flits or bytes as named. Arrays are flat and preallocated (the event
-heap and the log grow between calls), so the compiled code has one type signature for every workload.
+All times are int64 picoseconds. Ids, counts and flits of what there is much of are int32, which lowering checks to be
+enough, and come out as int64 in compiled code (rows.py). Arrays are flat and preallocated (event heap and log grow
+between calls), so the compiled code has one type signature for every workload.
 
 Ids used throughout:
     token  global token, home GPU = token // tokens_per_gpu
@@ -96,9 +97,13 @@ NOTHING = -1
 COUNTED = -2
 
 
-def _record(names: str) -> np.dtype:
-    """Returns a record of int64 fields, their names separated by spaces."""
-    return np.dtype([(name, np.int64) for name in names.split()])
+# Ids, counts and flits in records and operands of events stay below this.
+NARROW_LIMIT = 2**31
+
+
+def _record(wide: str, narrow: str = "") -> np.dtype:
+    """Returns a record of int64 and then int32 fields, their names separated by spaces."""
+    return np.dtype([*((name, np.int64) for name in wide.split()), *((name, np.int32) for name in narrow.split())])
 
 
 _PARAMETERS = (
@@ -120,7 +125,7 @@ _PARAMETERS = (
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
-    "networked network_width"
+    "networked network_width wire_entries"
 )
 
 _COUNTERS = (
@@ -144,7 +149,7 @@ GPU = _record(
 
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
 # flight, and the next SM that may take something.
-SM = _record("token pair in_flight next")
+SM = _record("", "token pair in_flight next")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
 # One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
@@ -156,20 +161,20 @@ PORT = _record(
 )
 
 TOKEN = _record(
-    "pair0 experts_done sums_left chunk dispatch_start dispatch_end combine_start combine_end remote_targets"
+    "dispatch_start dispatch_end combine_start combine_end", "pair0 experts_done sums_left chunk remote_targets"
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
-STORE = _record("acks_left replicas_left end_ps free_ps")
+STORE = _record("end_ps free_ps", "acks_left replicas_left")
 # One segment of a token's sum: at its home GPU, and in the reduction unit before that.
-SUM = _record("pieces_left contributions_left ready_ps open open_count open_prev open_next open_pair")
+SUM = _record("ready_ps", "pieces_left contributions_left open open_count open_prev open_next open_pair")
 
-PAIR = _record("token gpu slot0 num_experts experts_done part segments_left translated_ps")
+PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
 # A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs. The first of a
 # vector also says which SM has issued it, when, and how many segments are still to make the round trip.
-NODE = _record("owner plane flits payload_flits next tail_ps pieces sm issued_ps segments_out")
+NODE = _record("tail_ps issued_ps", "owner plane flits next payload_flits pieces sm segments_out")
 EXPERT = _record(
-    "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail ready_ps"
+    "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail"
 )
 # An expert's two matrices: bytes of each in L2, when each was last used, and when its fetch ends.
 MATRICES = _record("resident1 resident2 used1 used2 weights1_ps weights2_ps")
@@ -178,11 +183,15 @@ PART = _record("sends_left arrivals_left slots1_left slots2_left gate1_open gate
 # One part on all GPUs.
 PHASE = _record("arrivals_left slots2_left")
 TILE = _record(
-    "expert first count finishes left running weights_ps inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq next "
-    "start1 end1 start2 end2"
+    "weights_ps inputs_ps ready1_ps ready1_seq ready2_ps ready2_seq start1 end1 start2 end2",
+    "expert first count finishes left running next",
 )
-CHUNK = _record("first last prev next part slot0 num_slots copies flits")
-UNIT = _record("head tail count prev next ready_ps listed part copies")
+CHUNK = _record("flits", "first last prev next part slot0 num_slots copies")
+UNIT = _record("ready_ps", "head tail count prev next listed part copies")
+# The virtual output queue of one input, port and class: its first and last node, and the next input in the round.
+QUEUE = _record("", "head tail next")
+# A row of the heap: time, kind and sequence in one number, and two operands.
+EVENT = _record("time_ps order", "a b")
 
 
 # What a decision shows of each candidate. Every value lies in [0, 1]; the "root" of a time is sqrt(time / lower bound),
@@ -263,7 +272,7 @@ class State(NamedTuple):
     stores: np.ndarray  # (token * S + segment,) STORE
     sums: np.ndarray  # (token * C + segment,) SUM
     nodes: np.ndarray  # (node,) NODE
-    fifo_next: np.ndarray  # (node,) int64 links of the switch input FIFOs
+    fifo_next: np.ndarray  # (node,) int32 links of the switch input FIFOs
     experts: np.ndarray  # (expert * parts + part,) EXPERT
     matrices: np.ndarray  # (expert,) MATRICES
     parts: np.ndarray  # (gpu * parts + part,) PART
@@ -271,26 +280,25 @@ class State(NamedTuple):
     tiles: np.ndarray  # (tile,) TILE, an expert's tiles consecutive
     chunks: np.ndarray  # (chunk,) CHUNK, a home GPU's chunks consecutive
     units: np.ndarray  # (unit,) UNIT
+    wire_times: np.ndarray  # (wire_entries,) int64 ps that so many flits keep a link busy
     store_flits: np.ndarray  # (top_k + 1,) int64 flits of a dispatched vector naming so many experts
     ask_flits: np.ndarray  # (top_k + 1,) int64 flits that ask for one segment of a sum, naming so many experts
-    gpu_experts: np.ndarray  # (expert,) int64 experts grouped by the GPU that holds them
-    slot_expert: np.ndarray  # (slot,) int64 expert (and part) of each (token, expert), grouped by pair
-    slot_tlb: np.ndarray  # (slot,) int64 insertion number of its entry in the expert GPU's AL TLB, or -1
+    gpu_experts: np.ndarray  # (expert,) int32 experts grouped by the GPU that holds them
+    slot_expert: np.ndarray  # (slot,) int32 expert (and part) of each (token, expert), grouped by pair
+    slot_tlb: np.ndarray  # (slot,) int32 insertion number of its entry in the expert GPU's AL TLB, or -1
     slot_tile: np.ndarray  # (slot,) int32 tile that it is in, -1 before it arrives, or COUNTED
-    arrived_pair: np.ndarray  # (slot,) int64 pairs in order of arrival, grouped by expert
-    order: np.ndarray  # (token,) int64 tokens of each home GPU in the order its chunks hold them
+    arrived_pair: np.ndarray  # (slot,) int32 pairs in order of arrival, grouped by expert
+    order: np.ndarray  # (token,) int32 tokens of each home GPU in the order its chunks hold them
     chunk_experts: np.ndarray  # (slot,) int32 expert (and part) of each slot, grouped by chunk
     chunk_targets: np.ndarray  # (chunk * gpus + gpu,) bool, whether a chunk's vectors cross the GPU's downlink
     unit_targets: np.ndarray  # (unit * gpus + gpu,) bool, whether sums pulled for a unit cross the GPU's uplink
     backlogs: np.ndarray  # (gpu,) int64 ps of the links that the candidates of the decision at hand would meet
     expert_shown: np.ndarray  # (expert, 2) float64 fill of its open tile, fraction of its tokens arrived
-    item_next: np.ndarray  # (token or pair,) int64 links of the combine item lists
-    queue_head: np.ndarray  # (port, class, input + 1,) int64 first node of each virtual output queue
-    queue_tail: np.ndarray  # (port, class, input + 1,) int64
-    active_next: np.ndarray  # (port, class, input + 1,) int64 round-robin list of inputs with something queued
+    item_next: np.ndarray  # (token or pair,) int32 links of the combine item lists
+    queues: np.ndarray  # (port, class, input + 1,) QUEUE
     traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
     payload: np.ndarray  # (gpu, direction, purpose,) int64 data flits among them
-    heap: np.ndarray  # (capacity, 4) int64 time, kind and sequence, two operands
+    heap: np.ndarray  # (capacity, 3) int64, a row the size of an EVENT
     dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
     splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
@@ -304,7 +312,15 @@ class State(NamedTuple):
     log: np.ndarray  # (capacity, 7) int64 LOG_FIELDS; capacity 0 unless logging
 
 
-ROOT = _record(" ".join([_PARAMETERS, _COUNTERS, *(f"{name}_at" for name in State._fields if name != "root")]))
+_ADDRESSES = " ".join(f"{name}_at" for name in State._fields if name != "root")
+ROOT = _record(" ".join([_PARAMETERS, _COUNTERS, _ADDRESSES]))
+
+# Fields that compiled code never writes, so that what it has read once need not be read again.
+CONSTANT_FIELDS = (
+    (ROOT, frozenset(f"{_PARAMETERS} {_ADDRESSES}".split()) - {"gemm_sms", "dispatch_sms", "combine_sms"}),
+    (PAIR, frozenset("token home gpu slot0 num_experts part".split())),
+    (NODE, frozenset("owner plane flits payload_flits".split())),
+)
 
 
 def bind(state: State) -> State:

@@ -6,12 +6,16 @@ import math
 
 import numpy as np
 
+from dysharp_env.config import ConfigError
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
 from dysharp_env.workload.workload import Workload
+
+# Entries of the table of wire times; more flits are worked out when they are needed.
+MOST_WIRE_TIMES = 4096
 
 
 def lower(
@@ -39,6 +43,7 @@ def lower(
     num_pairs = len(pairs)
     pairs["segments_left"] = costs.dispatch_segments
     tokens, stores, sums = _tokens(pairs, pair0, home, program, costs, chunks_per_gpu, tokens_per_gpu)
+    _require_narrow(workload, costs, program, num_pairs, chunks_per_gpu)
     nodes = _nodes(pairs, tokens["remote_targets"][:-1], costs, program)
     pairs["part"] = _parts_of_pairs(pairs, tokens, workload, program, chunks_per_gpu)
     slot_expert = slot_expert * program.parts + np.repeat(pairs["part"], pairs["num_experts"])
@@ -47,6 +52,8 @@ def lower(
     root = _root(workload, costs, program, num_sms, scale_ps, num_pairs, chunks_per_gpu, logging)
     num_units = num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus)
     root["num_units"] = num_units
+    wire_times = _wire_times(costs, int(nodes["flits"].max()))
+    root["wire_entries"] = len(wire_times)
     chunks = _chunks(num_gpus, tokens_per_gpu, program)
     root["num_chunks"] = len(chunks)
     gpus["unsent_head"] = np.arange(num_gpus) * (len(chunks) // num_gpus)
@@ -71,7 +78,6 @@ def lower(
     for name in ("head", "tail", "prev", "next"):
         units[name] = NOTHING
     units["part"] = _parts_of_units(num_gpus, chunks_per_gpu, program)
-    queues = 4 * num_links * (num_gpus + 1)
     limit = program.max_candidates
     state = State(
         root=root,
@@ -86,7 +92,7 @@ def lower(
         stores=stores,
         sums=sums,
         nodes=nodes,
-        fifo_next=np.full(len(nodes), NOTHING),
+        fifo_next=_nothing(len(nodes)),
         experts=experts,
         matrices=np.zeros(workload.layer.experts, layout.MATRICES),
         parts=parts,
@@ -94,28 +100,27 @@ def lower(
         tiles=tiles,
         chunks=chunks,
         units=units,
+        wire_times=wire_times,
         store_flits=np.array([costs.dispatch_flits(targets) for targets in range(workload.layer.top_k + 1)]),
         ask_flits=np.array(
             [costs.request_flits(targets) // costs.combine_segments for targets in range(workload.layer.top_k + 1)]
         ),
-        gpu_experts=np.argsort(workload.gpu_of_expert, kind="stable").astype(np.int64),
-        slot_expert=slot_expert,
-        slot_tlb=np.full(len(slot_expert), NOTHING),
-        slot_tile=np.full(len(slot_expert), NOTHING, np.int32),
-        arrived_pair=np.full(len(slot_expert), NOTHING),
-        order=np.arange(num_tokens),
+        gpu_experts=np.argsort(workload.gpu_of_expert, kind="stable").astype(np.int32),
+        slot_expert=slot_expert.astype(np.int32),
+        slot_tlb=_nothing(len(slot_expert)),
+        slot_tile=_nothing(len(slot_expert)),
+        arrived_pair=_nothing(len(slot_expert)),
+        order=np.arange(num_tokens, dtype=np.int32),
         chunk_experts=np.zeros(len(slot_expert), np.int32),
         chunk_targets=np.zeros(len(chunks) * num_gpus, np.bool_),
         unit_targets=np.zeros(num_units * num_gpus, np.bool_),
         backlogs=np.zeros(num_gpus, np.int64),
         expert_shown=np.zeros((len(experts), 2)),
-        item_next=np.full(num_pairs, NOTHING),
-        queue_head=np.full(queues, NOTHING),
-        queue_tail=np.full(queues, NOTHING),
-        active_next=np.full(queues, NOTHING),
+        item_next=_nothing(num_pairs),
+        queues=_filled(4 * num_links * (num_gpus + 1), layout.QUEUE),
         traffic=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
         payload=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
-        heap=np.zeros((int(root["heap_margin"][0]) + 1024, 4), np.int64),
+        heap=np.zeros((int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8), np.int64),
         dirty=np.zeros(3 * num_gpus, np.int64),
         splits=np.array(program.splits, np.int64).reshape(-1, 2),
         weights=np.ascontiguousarray(program.weights, np.float64),
@@ -128,9 +133,14 @@ def lower(
         mask=np.zeros(limit, np.bool_),
         log=np.zeros((int(root["log_margin"][0]) + 1024 if logging else 0, len(layout.LOG_FIELDS)), np.int64),
     )
-    state.heap[0] = (program.pays_ps[0], layout.EV_GATE << 48, 0, NOTHING)
+    state.heap.view(layout.EVENT)[0] = (program.pays_ps[0], layout.EV_GATE << 48, 0, NOTHING)
     root["heap_size"] = root["sequence"] = 1
     return layout.bind(state)
+
+
+def _nothing(count: int) -> np.ndarray:
+    """Returns int32 ids that are all NOTHING."""
+    return np.full(count, NOTHING, np.int32)
 
 
 def _filled(count: int, dtype: np.dtype) -> np.ndarray:
@@ -139,6 +149,36 @@ def _filled(count: int, dtype: np.dtype) -> np.ndarray:
     for name in dtype.names or ():
         records[name] = NOTHING
     return records
+
+
+def _require_narrow(workload: Workload, costs: Costs, program: Program, num_pairs: int, chunks_per_gpu: int) -> None:
+    """Checks that what records and events hold as int32 fits.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    slots = workload.num_tokens * workload.layer.top_k
+    largest = max(
+        # Nodes; no other id is larger, but a slot's and a unit's.
+        (num_pairs + workload.num_tokens) * (costs.dispatch_segments + costs.combine_segments),
+        # A slot may enter the TLB when its token comes and when its sum is asked for.
+        2 * slots,
+        workload.num_gpus**2 * chunks_per_gpu,
+        # An event holds twice a segment's flits, or a row's blocks, and one bit.
+        2 * max(costs.dispatch_flits(workload.layer.top_k), costs.combine_flits(), *costs.blocks) + 1,
+        # Every expert and part has at least one tile.
+        slots + workload.layer.experts * program.parts,
+    )
+    if largest >= layout.NARROW_LIMIT:
+        raise ConfigError(
+            f"tokens={workload.tokens_per_gpu} of '{workload.layer.name}' make {largest} segments, units or flits at"
+            f" resolution={costs.resolution}; the engine numbers up to {layout.NARROW_LIMIT - 1}"
+        )
+
+
+def _wire_times(costs: Costs, most_flits: int) -> np.ndarray:
+    """Returns how long a link is busy with any number of flits up to that of the largest segment."""
+    return costs.wire_ps(np.arange(min(most_flits, MOST_WIRE_TIMES) + 1))
 
 
 def _pairs(workload: Workload, home: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -168,6 +208,7 @@ def _pairs(workload: Workload, home: np.ndarray, program: Program) -> tuple[np.n
         pairs["token"] = first_slot // top_k
         pairs["gpu"] = (slot_offset.reshape(-1)[first_slot] + home[pairs["token"]]) % num_gpus
         pair0 = np.concatenate([[0], np.cumsum(is_first.sum(axis=1))])
+    pairs["home"] = home[pairs["token"]]
     pairs["num_experts"] = num_experts
     pairs["slot0"] = np.cumsum(num_experts) - num_experts
     return pairs, np.ascontiguousarray(slot_expert), pair0
@@ -186,7 +227,7 @@ def _tokens(
     num_tokens = len(home)
     tokens = np.zeros(num_tokens + 1, layout.TOKEN)
     tokens["pair0"] = pair0
-    remote = (pairs["gpu"] != home[pairs["token"]]) | program.loopback
+    remote = (pairs["gpu"] != pairs["home"]) | program.loopback
     used = pairs["num_experts"] > 0
     stored = remote & (used | (program.dispatch_primitive == layout.BROADCAST))
     summed = remote & (used | (program.combine_primitive == layout.REDUCE_SCATTER))
@@ -266,9 +307,8 @@ def _parts_of_pairs(
 ) -> np.ndarray:
     """Returns the part of each pair: its token's share of its home GPU's chunks, or the expert GPU's share of peers."""
     if program.by_peers:
-        home = pairs["token"] // workload.tokens_per_gpu
-        return (pairs["gpu"] - home) % workload.num_gpus * program.parts // workload.num_gpus
-    return tokens["chunk"][pairs["token"]] % chunks_per_gpu * program.parts // chunks_per_gpu
+        return (pairs["gpu"] - pairs["home"]) % workload.num_gpus * program.parts // workload.num_gpus
+    return tokens["chunk"].astype(np.int64)[pairs["token"]] % chunks_per_gpu * program.parts // chunks_per_gpu
 
 
 def _parts_of_units(num_gpus: int, chunks_per_gpu: int, program: Program) -> np.ndarray:
@@ -312,7 +352,7 @@ def _gpus(workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: P
     if program.pulls:
         gpus["items_waiting"] = workload.tokens_per_gpu
     else:
-        pushed = (pairs["gpu"] != pairs["token"] // workload.tokens_per_gpu) & (pairs["num_experts"] > 0)
+        pushed = (pairs["gpu"] != pairs["home"]) & (pairs["num_experts"] > 0)
         gpus["items_waiting"] = np.bincount(pairs["gpu"][pushed], minlength=num_gpus)
     return gpus
 

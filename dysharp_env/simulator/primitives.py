@@ -39,7 +39,7 @@ def sums_in_switch(s: Root) -> bool:
 @njit(cache=True)
 def is_remote(s: Root, pair: int) -> bool:
     """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
-    return s.loopback == 1 or pairs(s)[pair].gpu != pairs(s)[pair].token // s.tokens_per_gpu
+    return s.loopback == 1 or pairs(s)[pair].gpu != pairs(s)[pair].home
 
 
 @njit(cache=True)

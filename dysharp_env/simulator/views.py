@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from dysharp_env.simulator.layout import (
     CHUNK,
     CONTEXT,
+    EVENT,
     EXPERT,
     FEATURES,
     GPU,
@@ -24,11 +25,12 @@ from dysharp_env.simulator.layout import (
     MATRICES,
     NETWORK_ROWS,
     NODE,
-    NUM_PURPOSES,
     PAIR,
     PART,
     PHASE,
     PORT,
+    QUEUE,
+    ROOT,
     SM,
     STORE,
     SUM,
@@ -38,10 +40,12 @@ from dysharp_env.simulator.layout import (
     UNIT,
     UPLINK,
 )
+from dysharp_env.simulator.rows import rows
 
-# Records of dtype ROOT and PART, which numba passes as pointers.
+# Rows of dtype ROOT and PART, and all rows of dtype EVENT: pointers to compiled code.
 Root = Any
 PartView = Any
+Events = Any
 NUM_LOG_FIELDS = len(LOG_FIELDS)
 NUM_FEATURES = len(FEATURES)
 NUM_CONTEXT = len(CONTEXT)
@@ -62,177 +66,189 @@ pointer: Any = _as_pointer
 
 
 @njit(cache=True)
-def gpus(s: Root) -> np.ndarray:
+def root_of(roots: np.ndarray, layer: int) -> Root:
+    """Returns the root of one of several layers."""
+    return rows(roots.ctypes.data, ROOT)[layer]
+
+
+@njit(cache=True)
+def gpus(s: Root) -> Any:
     """Returns ``State.gpus``."""
-    return carray(pointer(s.gpus_at), (s.num_gpus,), GPU)
+    return rows(s.gpus_at, GPU)
 
 
 @njit(cache=True)
-def sms(s: Root) -> np.ndarray:
+def sms(s: Root) -> Any:
     """Returns ``State.sms``."""
-    return carray(pointer(s.sms_at), (s.num_gpus * (s.most_dispatch_sms + s.most_combine_sms),), SM)
+    return rows(s.sms_at, SM)
 
 
 @njit(cache=True)
-def uplinks(s: Root) -> np.ndarray:
+def uplinks(s: Root) -> Any:
     """Returns ``State.uplinks``."""
-    return carray(pointer(s.uplinks_at), (s.num_links,), UPLINK)
+    return rows(s.uplinks_at, UPLINK)
 
 
 @njit(cache=True)
-def lanes(s: Root) -> np.ndarray:
+def lanes(s: Root) -> Any:
     """Returns ``State.lanes``."""
-    return carray(pointer(s.lanes_at), (2 * s.num_links,), LANE)
+    return rows(s.lanes_at, LANE)
 
 
 @njit(cache=True)
-def ports(s: Root) -> np.ndarray:
+def ports(s: Root) -> Any:
     """Returns ``State.ports``."""
-    return carray(pointer(s.ports_at), (2 * s.num_links,), PORT)
+    return rows(s.ports_at, PORT)
 
 
 @njit(cache=True)
-def turns(s: Root) -> np.ndarray:
+def turns(s: Root) -> Any:
     """Returns ``State.turns``."""
-    return carray(pointer(s.turns_at), (4 * s.num_links,), TURN)
+    return rows(s.turns_at, TURN)
 
 
 @njit(cache=True)
-def tokens(s: Root) -> np.ndarray:
+def tokens(s: Root) -> Any:
     """Returns ``State.tokens``."""
-    return carray(pointer(s.tokens_at), (s.num_tokens + 1,), TOKEN)
+    return rows(s.tokens_at, TOKEN)
 
 
 @njit(cache=True)
-def pairs(s: Root) -> np.ndarray:
+def pairs(s: Root) -> Any:
     """Returns ``State.pairs``."""
-    return carray(pointer(s.pairs_at), (s.num_pairs,), PAIR)
+    return rows(s.pairs_at, PAIR)
 
 
 @njit(cache=True)
-def stores(s: Root) -> np.ndarray:
+def stores(s: Root) -> Any:
     """Returns ``State.stores``."""
-    return carray(pointer(s.stores_at), (s.num_tokens * s.dispatch_segments,), STORE)
+    return rows(s.stores_at, STORE)
 
 
 @njit(cache=True)
-def sums(s: Root) -> np.ndarray:
+def sums(s: Root) -> Any:
     """Returns ``State.sums``."""
-    return carray(pointer(s.sums_at), (s.num_tokens * s.combine_segments,), SUM)
+    return rows(s.sums_at, SUM)
 
 
 @njit(cache=True)
-def nodes(s: Root) -> np.ndarray:
+def nodes(s: Root) -> Any:
     """Returns ``State.nodes``."""
-    return carray(pointer(s.nodes_at), (s.num_nodes,), NODE)
+    return rows(s.nodes_at, NODE)
 
 
 @njit(cache=True)
-def fifo_next(s: Root) -> np.ndarray:
+def fifo_next(s: Root) -> Any:
     """Returns ``State.fifo_next``."""
-    return carray(pointer(s.fifo_next_at), (s.num_nodes,), np.int64)
+    return rows(s.fifo_next_at, np.int32)
 
 
 @njit(cache=True)
-def experts(s: Root) -> np.ndarray:
+def experts(s: Root) -> Any:
     """Returns ``State.experts``."""
-    return carray(pointer(s.experts_at), (s.num_experts * s.num_parts,), EXPERT)
+    return rows(s.experts_at, EXPERT)
 
 
 @njit(cache=True)
-def tiles(s: Root) -> np.ndarray:
+def tiles(s: Root) -> Any:
     """Returns ``State.tiles``."""
-    return carray(pointer(s.tiles_at), (s.num_tiles,), TILE)
+    return rows(s.tiles_at, TILE)
 
 
 @njit(cache=True)
-def matrices(s: Root) -> np.ndarray:
+def matrices(s: Root) -> Any:
     """Returns ``State.matrices``."""
-    return carray(pointer(s.matrices_at), (s.num_experts,), MATRICES)
+    return rows(s.matrices_at, MATRICES)
 
 
 @njit(cache=True)
-def parts(s: Root) -> np.ndarray:
+def parts(s: Root) -> Any:
     """Returns ``State.parts``."""
-    return carray(pointer(s.parts_at), (s.num_gpus * s.num_parts,), PART)
+    return rows(s.parts_at, PART)
 
 
 @njit(cache=True)
-def phases(s: Root) -> np.ndarray:
+def phases(s: Root) -> Any:
     """Returns ``State.phases``."""
-    return carray(pointer(s.phases_at), (s.num_parts,), PHASE)
+    return rows(s.phases_at, PHASE)
 
 
 @njit(cache=True)
-def chunks(s: Root) -> np.ndarray:
+def chunks(s: Root) -> Any:
     """Returns ``State.chunks``."""
-    return carray(pointer(s.chunks_at), (s.num_chunks,), CHUNK)
+    return rows(s.chunks_at, CHUNK)
 
 
 @njit(cache=True)
-def units(s: Root) -> np.ndarray:
+def units(s: Root) -> Any:
     """Returns ``State.units``."""
-    return carray(pointer(s.units_at), (s.num_units,), UNIT)
+    return rows(s.units_at, UNIT)
 
 
 @njit(cache=True)
-def store_flits(s: Root) -> np.ndarray:
+def wire_times(s: Root) -> Any:
+    """Returns ``State.wire_times``."""
+    return rows(s.wire_times_at, np.int64)
+
+
+@njit(cache=True)
+def store_flits(s: Root) -> Any:
     """Returns ``State.store_flits``."""
-    return carray(pointer(s.store_flits_at), (s.top_k + 1,), np.int64)
+    return rows(s.store_flits_at, np.int64)
 
 
 @njit(cache=True)
-def ask_flits(s: Root) -> np.ndarray:
+def ask_flits(s: Root) -> Any:
     """Returns ``State.ask_flits``."""
-    return carray(pointer(s.ask_flits_at), (s.top_k + 1,), np.int64)
+    return rows(s.ask_flits_at, np.int64)
 
 
 @njit(cache=True)
-def gpu_experts(s: Root) -> np.ndarray:
+def gpu_experts(s: Root) -> Any:
     """Returns ``State.gpu_experts``."""
-    return carray(pointer(s.gpu_experts_at), (s.num_experts,), np.int64)
+    return rows(s.gpu_experts_at, np.int32)
 
 
 @njit(cache=True)
-def slot_expert(s: Root) -> np.ndarray:
+def slot_expert(s: Root) -> Any:
     """Returns ``State.slot_expert``."""
-    return carray(pointer(s.slot_expert_at), (s.num_tokens * s.top_k,), np.int64)
+    return rows(s.slot_expert_at, np.int32)
 
 
 @njit(cache=True)
-def slot_tlb(s: Root) -> np.ndarray:
+def slot_tlb(s: Root) -> Any:
     """Returns ``State.slot_tlb``."""
-    return carray(pointer(s.slot_tlb_at), (s.num_tokens * s.top_k,), np.int64)
+    return rows(s.slot_tlb_at, np.int32)
 
 
 @njit(cache=True)
-def slot_tile(s: Root) -> np.ndarray:
+def slot_tile(s: Root) -> Any:
     """Returns ``State.slot_tile``."""
-    return carray(pointer(s.slot_tile_at), (s.num_tokens * s.top_k,), np.int32)
+    return rows(s.slot_tile_at, np.int32)
 
 
 @njit(cache=True)
-def chunk_experts(s: Root) -> np.ndarray:
+def chunk_experts(s: Root) -> Any:
     """Returns ``State.chunk_experts``."""
-    return carray(pointer(s.chunk_experts_at), (s.num_tokens * s.top_k,), np.int32)
+    return rows(s.chunk_experts_at, np.int32)
 
 
 @njit(cache=True)
-def chunk_targets(s: Root) -> np.ndarray:
+def chunk_targets(s: Root) -> Any:
     """Returns ``State.chunk_targets``."""
-    return carray(pointer(s.chunk_targets_at), (s.num_chunks * s.num_gpus,), np.bool_)
+    return rows(s.chunk_targets_at, np.uint8)
 
 
 @njit(cache=True)
-def unit_targets(s: Root) -> np.ndarray:
+def unit_targets(s: Root) -> Any:
     """Returns ``State.unit_targets``."""
-    return carray(pointer(s.unit_targets_at), (s.num_units * s.num_gpus,), np.bool_)
+    return rows(s.unit_targets_at, np.uint8)
 
 
 @njit(cache=True)
-def backlogs(s: Root) -> np.ndarray:
+def backlogs(s: Root) -> Any:
     """Returns ``State.backlogs``."""
-    return carray(pointer(s.backlogs_at), (s.num_gpus,), np.int64)
+    return rows(s.backlogs_at, np.int64)
 
 
 @njit(cache=True)
@@ -242,63 +258,51 @@ def expert_shown(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
-def arrived_pair(s: Root) -> np.ndarray:
+def arrived_pair(s: Root) -> Any:
     """Returns ``State.arrived_pair``."""
-    return carray(pointer(s.arrived_pair_at), (s.num_tokens * s.top_k,), np.int64)
+    return rows(s.arrived_pair_at, np.int32)
 
 
 @njit(cache=True)
-def token_order(s: Root) -> np.ndarray:
+def token_order(s: Root) -> Any:
     """Returns ``State.order``."""
-    return carray(pointer(s.order_at), (s.num_tokens,), np.int64)
+    return rows(s.order_at, np.int32)
 
 
 @njit(cache=True)
-def item_next(s: Root) -> np.ndarray:
+def item_next(s: Root) -> Any:
     """Returns ``State.item_next``."""
-    return carray(pointer(s.item_next_at), (s.num_pairs,), np.int64)
+    return rows(s.item_next_at, np.int32)
 
 
 @njit(cache=True)
-def queue_head(s: Root) -> np.ndarray:
-    """Returns ``State.queue_head``."""
-    return carray(pointer(s.queue_head_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
+def queues(s: Root) -> Any:
+    """Returns ``State.queues``."""
+    return rows(s.queues_at, QUEUE)
 
 
 @njit(cache=True)
-def queue_tail(s: Root) -> np.ndarray:
-    """Returns ``State.queue_tail``."""
-    return carray(pointer(s.queue_tail_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
-
-
-@njit(cache=True)
-def active_next(s: Root) -> np.ndarray:
-    """Returns ``State.active_next``."""
-    return carray(pointer(s.active_next_at), (4 * s.num_links * (s.num_gpus + 1),), np.int64)
-
-
-@njit(cache=True)
-def traffic(s: Root) -> np.ndarray:
+def traffic(s: Root) -> Any:
     """Returns ``State.traffic``."""
-    return carray(pointer(s.traffic_at), (s.num_gpus * 2 * NUM_PURPOSES,), np.int64)
+    return rows(s.traffic_at, np.int64)
 
 
 @njit(cache=True)
-def payload(s: Root) -> np.ndarray:
+def payload(s: Root) -> Any:
     """Returns ``State.payload``."""
-    return carray(pointer(s.payload_at), (s.num_gpus * 2 * NUM_PURPOSES,), np.int64)
+    return rows(s.payload_at, np.int64)
 
 
 @njit(cache=True)
-def event_heap(s: Root) -> np.ndarray:
+def event_heap(s: Root) -> Events:
     """Returns ``State.heap``."""
-    return carray(pointer(s.heap_at), (s.heap_capacity, 4), np.int64)
+    return rows(s.heap_at, EVENT)
 
 
 @njit(cache=True)
-def dirty_ring(s: Root) -> np.ndarray:
+def dirty_ring(s: Root) -> Any:
     """Returns ``State.dirty``."""
-    return carray(pointer(s.dirty_at), (s.dirty_capacity,), np.int64)
+    return rows(s.dirty_at, np.int64)
 
 
 @njit(cache=True)
@@ -326,15 +330,15 @@ def scratch_rows(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
-def candidates(s: Root) -> np.ndarray:
+def candidates(s: Root) -> Any:
     """Returns ``State.candidates``."""
-    return carray(pointer(s.candidates_at), (s.max_candidates,), np.int64)
+    return rows(s.candidates_at, np.int64)
 
 
 @njit(cache=True)
-def sort_keys(s: Root) -> np.ndarray:
+def sort_keys(s: Root) -> Any:
     """Returns ``State.keys``."""
-    return carray(pointer(s.keys_at), (s.max_candidates,), np.int64)
+    return rows(s.keys_at, np.int64)
 
 
 @njit(cache=True)
@@ -350,9 +354,9 @@ def context_row(s: Root) -> np.ndarray:
 
 
 @njit(cache=True)
-def legal_mask(s: Root) -> np.ndarray:
+def legal_mask(s: Root) -> Any:
     """Returns ``State.mask``."""
-    return carray(pointer(s.mask_at), (s.max_candidates,), np.bool_)
+    return rows(s.mask_at, np.uint8)
 
 
 @njit(cache=True)

@@ -1,0 +1,72 @@
+"""Compiled code's view of memory: narrow fields come out wide, stores in their field and too large ids refused."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from dysharp_env.config import ConfigError
+from dysharp_env.simulator import layout, lowering
+from dysharp_env.simulator.rows import rows
+
+PAIR, SUM = layout.PAIR, layout.SUM
+
+
+@njit
+def square_and_store(address: int) -> int:
+    sums = rows(address, SUM)
+    sums[1].open_count = sums[1].open_pair
+    return sums[1].open_pair * sums[1].open_pair
+
+
+@njit
+def double_all(address: int, count: int) -> int:
+    numbers = rows(address, np.int32)
+    total = 0
+    for i in range(count):
+        numbers[i] = numbers[i] * 2
+        total += numbers[i]
+    return total
+
+
+@njit
+def write_constant(address: int) -> None:
+    rows(address, PAIR)[0].token = 1
+
+
+def test_narrow_fields_come_out_wide_and_stores_stay_in_their_field():
+    sums = np.zeros(3, SUM)
+    for name in SUM.names:
+        sums[name] = -7
+    sums["open_pair"][1] = 2**31 - 1
+    expected = sums.copy()
+    expected["open_count"][1] = 2**31 - 1
+    assert square_and_store(sums.ctypes.data) == (2**31 - 1) ** 2
+    assert sums.tobytes() == expected.tobytes()
+
+
+def test_numbers_are_read_and_written_in_place():
+    numbers = np.array([-1, 0, 5, 99], np.int32)
+    assert double_all(numbers.ctypes.data, 3) == 8
+    assert numbers.tolist() == [-2, 0, 10, 99]
+
+
+def test_a_field_said_to_stay_cannot_be_written():
+    with pytest.raises(AssertionError, match="token"):
+        write_constant(np.zeros(1, PAIR).ctypes.data)
+
+
+def test_a_layer_with_more_than_int32_ids_is_refused(random_case, monkeypatch):
+    case = random_case(3)
+    monkeypatch.setattr(layout, "NARROW_LIMIT", 8)
+    with pytest.raises(ConfigError, match=f"tokens={case.workload.tokens_per_gpu} of 'random' make [0-9]+ segments"):
+        case.engine()
+
+
+def test_wire_times_beyond_the_table_are_those_of_the_table(random_case, monkeypatch):
+    for seed in range(8):
+        case = random_case(seed).with_program(exposed=frozenset())
+        looked_up = case.engine().run().state
+        monkeypatch.setattr(lowering, "MOST_WIRE_TIMES", 2)
+        worked_out = case.engine().run().state
+        monkeypatch.undo()
+        assert looked_up.tokens.tobytes() == worked_out.tokens.tobytes(), seed
