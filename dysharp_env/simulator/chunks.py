@@ -19,7 +19,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def is_in_chunk(s: Root, gpu: int, chunk: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a chunk moves this pair of one of its tokens; see ``is_in_turn``."""
     if s.dispatch_primitive == PULL:
@@ -27,7 +27,7 @@ def is_in_chunk(s: Root, gpu: int, chunk: int, pair: int) -> bool:
     return s.by_peers == 0 or pairs(s)[pair].part == chunks(s)[chunk].part
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     """Fills in what a chunk moves, its slots from ``slots`` on, and returns where the next chunk's begin."""
     ch = chunks(s)[chunk]
@@ -52,7 +52,7 @@ def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     return slots
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def weigh_chunks(s: Root) -> None:
     """Fills in what every chunk moves; every slot is in one of them."""
     slots = 0

@@ -48,7 +48,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def take_chunk(s: Root, gpu: int, chunk: int) -> None:
     """Makes a chunk the one its GPU dispatches and takes it off the unsent list."""
     g = gpus(s)[gpu]
@@ -63,7 +63,7 @@ def take_chunk(s: Root, gpu: int, chunk: int) -> None:
         chunks(s)[ch.next].prev = ch.prev
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def issue_local(s: Root, token: int) -> None:
     """Hands a token to the experts on its own GPU: a copy through memory, no link."""
     pair = tokens(s)[token].pair0
@@ -75,7 +75,7 @@ def issue_local(s: Root, token: int) -> None:
         pair += 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
     """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
 
@@ -90,7 +90,7 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
         send_vector(s, gpu, node)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def issue_copies(s: Root, gpu: int, sm: int) -> None:
     """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
     m = sms(s)[sm]
@@ -112,7 +112,7 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
         list_sm(s, DISPATCH, gpu, sm)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def take_token(s: Root, gpu: int, token: int) -> None:
     """Gives a token to the first SM that may take one; its home GPU's own experts get it at once."""
     g = gpus(s)[gpu]
@@ -130,7 +130,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     issue_copies(s, gpu, sm)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token that an expert GPU has asked its home GPU for."""
     home = pairs(s)[pair].home
@@ -139,7 +139,7 @@ def asked_for_token(s: Root, pair: int) -> None:
     push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def arrive(s: Root, pair: int) -> None:
     """Makes a token visible to its experts on one GPU, filling their tiles."""
     gpu = pairs(s)[pair].gpu
@@ -185,7 +185,7 @@ def arrive(s: Root, pair: int) -> None:
         mark_dirty(s, COMBINE, gpu)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def reach_dispatch(s: Root, node: int) -> None:
     """Stores a segment in an expert GPU's memory and acknowledges it; the token has come with the last one.
 
@@ -222,7 +222,7 @@ def reach_dispatch(s: Root, node: int) -> None:
         arrive(s, pair)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def end_part(s: Root, gpu: int) -> bool:
     """Gives the next part its turn if all of the present one is stored; False if not."""
     g = gpus(s)[gpu]
@@ -235,7 +235,7 @@ def end_part(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
     """Counts a segment that is stored or read; the last one ends the round trip of its vector."""
     if end_segment(s, first, s.dispatch_hold):
@@ -244,7 +244,7 @@ def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
         mark_dirty(s, DISPATCH, gpu)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def acknowledged(s: Root, node: int) -> None:
     """Counts a segment that is stored, as its sender learns it."""
     owner = nodes(s)[node].owner

@@ -1,4 +1,4 @@
-"""The event heap: a binary heap over ``(time, kind, sequence)``, so that equal times are never settled by luck."""
+"""The event heap: four children a node, over ``(time, kind, sequence)``: no tie is settled by luck."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dysharp_env.simulator.views import Events, Root, event_heap
 KIND_SHIFT = 48
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def is_before(heap: Events, i: int, j: int) -> int:
     """Returns 1 if one event comes before another, else 0."""
     is_earlier = heap[i].time_ps < heap[j].time_ps
@@ -18,7 +18,7 @@ def is_before(heap: Events, i: int, j: int) -> int:
     return is_earlier | (is_equal & (heap[i].order < heap[j].order))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Writes an event into a hole."""
     hole = heap[i]
@@ -28,18 +28,18 @@ def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     hole.b = b
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def move(heap: Events, source: int, hole: int) -> None:
     """Copies an event into a hole."""
     event = heap[source]
     put(heap, hole, event.time_ps, event.order, event.a, event.b)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Puts an event into the hole at ``i`` or, moving later ones down, above it."""
     while i > 0:
-        parent = (i - 1) >> 1
+        parent = (i - 1) >> 2
         above = heap[parent]
         if above.time_ps < time_ps or (above.time_ps == time_ps and above.order < order):
             break
@@ -48,7 +48,7 @@ def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> N
     put(heap, i, time_ps, order, a, b)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     """Adds an event with two operands."""
     heap = event_heap(s)
@@ -59,7 +59,7 @@ def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     sift_up(heap, i, time_ps, order, a, b)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pop(s: Root) -> tuple[int, int, int]:
     """Removes the first event and returns its kind and operands; its time is the caller's to read before."""
     heap = event_heap(s)
@@ -76,12 +76,16 @@ def pop(s: Root) -> tuple[int, int, int]:
     # near the bottom, and which child is earlier is worked out without a branch, which nobody could predict.
     i = 0
     child = 1
-    while child + 1 < size:
+    while child + 3 < size:
+        right = child + 2 + is_before(heap, child + 3, child + 2)
         child += is_before(heap, child + 1, child)
+        child += (right - child) * is_before(heap, right, child)
         move(heap, child, i)
         i = child
-        child = 2 * i + 1
+        child = 4 * i + 1
     if child < size:
+        for other in range(child + 1, size):
+            child += (other - child) * is_before(heap, other, child)
         move(heap, child, i)
         i = child
     sift_up(heap, i, time_ps, order, last_a, last_b)

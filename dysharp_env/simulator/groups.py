@@ -25,7 +25,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def mark_dirty(s: Root, kind: int, gpu: int) -> None:
     """Asks for an SM group to be looked at, once."""
     g = gpus(s)[gpu]
@@ -45,13 +45,13 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
     s.dirty_size += 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def part_of(s: Root, gpu: int, part: int) -> PartView:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
     return parts(s)[gpu * s.num_parts + part]
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Puts a communication SM behind the others of its group that may take something."""
     g = gpus(s)[gpu]
@@ -71,7 +71,7 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     mark_dirty(s, kind, gpu)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def staff_groups(s: Root) -> None:
     """Makes every SM of the communication groups free to take something, once their sizes are known."""
     per_gpu = s.most_dispatch_sms + s.most_combine_sms
@@ -82,7 +82,7 @@ def staff_groups(s: Root) -> None:
             list_sm(s, COMBINE, gpu, gpu * per_gpu + s.most_dispatch_sms + i)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
     sms(s)[sm].in_flight += 1
@@ -92,7 +92,7 @@ def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     x.segments_out = segments
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def end_segment(s: Root, first: int, hold: int) -> bool:
     """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
 
@@ -106,7 +106,7 @@ def end_segment(s: Root, first: int, hold: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def use_hbm(s: Root, gpu: int, num_bytes: int) -> int:
     """Puts an access behind all earlier ones of this GPU's HBM and returns when it is over."""
     g = gpus(s)[gpu]
@@ -116,7 +116,7 @@ def use_hbm(s: Root, gpu: int, num_bytes: int) -> int:
     return g.hbm_free_ps
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def translate(s: Root, pair: int) -> int:
     """Looks up a pair's algebraic indices in the AL TLB and returns the delay: one memory latency if any misses.
 
@@ -134,7 +134,7 @@ def translate(s: Root, pair: int) -> int:
     return delay_ps
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def count_slot(s: Root, first: int, count: int, tile: int, left: int) -> None:
     """Notes that the row of one of a token's (or pair's) slots is done; the row of the last one left would finish it.
 

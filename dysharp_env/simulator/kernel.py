@@ -3,6 +3,8 @@
 ``advance`` is the only entry point. It leaves every layer that could run at ASK (a decision waits in the root with its
 candidates, features and mask), DONE, GROW (the heap or the log needs more room; nothing is lost) or STUCK (nothing can
 happen any more, which no legal schedule reaches).
+
+Compiled functions take numba's ``numpy`` error model: no division checks its divisor, and none of the model's is 0.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ from dysharp_env.simulator.views import (
 WAIT = -2
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pump_dispatch(s: Root, gpu: int) -> bool:
     """Gives tokens to SMs that may take one, choosing chunks as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -113,7 +115,7 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
         take_token(s, gpu, token)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pump_gemm(s: Root, gpu: int) -> bool:
     """Keeps the GEMM group's SMs on thread blocks, choosing rows as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -142,7 +144,7 @@ def pump_gemm(s: Root, gpu: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pump_combine(s: Root, gpu: int) -> bool:
     """Issues tokens or partial sums while SMs may take some, choosing units as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -168,7 +170,7 @@ def pump_combine(s: Root, gpu: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def free_slot(s: Root, sm: int) -> None:
     """Lets a communication SM put another vector in flight: of the token it is at, or else of a new one."""
     m = sms(s)[sm]
@@ -186,7 +188,7 @@ def free_slot(s: Root, sm: int) -> None:
         list_sm(s, COMBINE if combines else DISPATCH, gpu, sm)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
     """Lets a stage start on all GPUs or one: 0 all groups, 1 GEMM-1, 2 GEMM-2, 3 combine of one part."""
     for i in range(s.num_gpus):
@@ -211,7 +213,7 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
             mark_dirty(s, COMBINE, i)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def set_split(s: Root, dispatch_sms: int, combine_sms: int) -> None:
     """Divides every GPU's SMs among the three groups; the GEMM group has the rest."""
     s.dispatch_sms = dispatch_sms
@@ -221,7 +223,7 @@ def set_split(s: Root, dispatch_sms: int, combine_sms: int) -> None:
         gpus(s)[i].free_sms = s.gemm_sms
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def serve(s: Root, kind: int, a: int, b: int) -> None:
     """Lets one event have its effect."""
     if kind == EV_SWITCH:
@@ -267,7 +269,7 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
         open_gate(s, a % 4, a // 4, b)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pump(s: Root, kind: int, gpu: int) -> bool:
     """Lets one SM group act; True if it has to ask."""
     if kind == DISPATCH:
@@ -277,7 +279,7 @@ def pump(s: Root, kind: int, gpu: int) -> bool:
     return pump_combine(s, gpu)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def needs_room(s: Root) -> bool:
     """Returns whether one more step could overrun the heap or the log."""
     return s.heap_size + s.heap_margin > s.heap_capacity or (
@@ -285,7 +287,7 @@ def needs_room(s: Root) -> bool:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def advance_one(s: Root) -> int:
     """Runs one layer until a decision has to be asked, the layer is done, or more room is needed."""
     if needs_room(s):
@@ -344,7 +346,7 @@ def advance_one(s: Root) -> int:
         s.serving = 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def advance(roots: np.ndarray) -> int:
     """Runs every layer that may run as far as it can; returns how many now want something other than an answer.
 

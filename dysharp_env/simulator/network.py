@@ -117,7 +117,7 @@ def _product(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -
     return total
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def add_product(s: Root, out: np.ndarray, inputs: np.ndarray, first: int) -> None:
     """Adds inputs . weights to ``out``; the weights begin at ``first``, (input, out)."""
     width = len(out)
@@ -129,14 +129,14 @@ def add_product(s: Root, out: np.ndarray, inputs: np.ndarray, first: int) -> Non
                 out[j] += x * weights[j]
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def rectify(x: np.ndarray) -> None:
     """Sets what is negative to 0."""
     for j in range(len(x)):
         x[j] = max(x[j], np.float32(0.0))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def best_scored(s: Root) -> int:
     """Returns the legal candidate that the network scores highest, the first of equals."""
     width = s.network_width
