@@ -237,7 +237,7 @@ CONTEXT_MEANINGS = {
     "downlink_backlog": "root of what waits at the switch for this GPU",
     "hbm_backlog": "root of what waits for this GPU's HBM",
     "free_sms": "free fraction of the GEMM group",
-    "dispatch_in_flight": "fraction of the dispatch group's packets in flight",
+    "dispatch_in_flight": "fraction of the vectors that the dispatch group may keep in flight",
     "combine_in_flight": "the same for the combine group",
     "all_combined": "fraction of all tokens combined",
 }
