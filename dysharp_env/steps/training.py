@@ -7,12 +7,12 @@ pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dysharp_env.steps.crosslayer import paired_passes_ps
 from dysharp_env.steps.layers import PS_PER_US
 from dysharp_env.steps.parts import BlockParts, StepSpec
+from dysharp_env.steps.pipelines import PassTimes, dualpipe, one_forward_one_backward
 from dysharp_env.steps.streams import Op, makespan_ps
 
 
@@ -22,7 +22,7 @@ class TrainingStep:
 
     Attributes:
         step_us: The whole step.
-        busy_us: What the pacing stage works.
+        busy_us: What the busiest node works.
         bubble_us: What it waits.
     """
 
@@ -43,49 +43,32 @@ def training_step(
         backward: One layer, backward.
         paired_sms: None runs layer after layer under 1F1B. Otherwise passes are paired as DualPipe does, on a GPU of
             this many SMs, of which communication has ``spec.overlap_sms``, also in the layers as simulated.
+
+    Raises:
+        ValueError: Passes are to be paired, but layers do not run in phases, or stages and micro-batches do not fit
+            DualPipe.
     """
     stage_layers = -(-layers // spec.stages)
+    forward_ps, backward_ps = stage_layers * forward.total_ps, stage_layers * backward.total_ps
     if paired_sms is None:
-        forward_ps, backward_ps = stage_layers * forward.total_ps, stage_layers * backward.total_ps
-        total_ps = makespan_ps(one_forward_one_backward(spec.stages, spec.micro_batches, forward_ps, backward_ps))
-        busy_ps = spec.micro_batches * (forward_ps + backward_ps)
+        ops = one_forward_one_backward(spec.stages, spec.micro_batches, forward_ps, backward_ps)
     else:
-        total_ps, busy_ps = _dualpipe_ps(spec, stage_layers, forward, backward, paired_sms)
-    return TrainingStep(total_ps / PS_PER_US, busy_ps / PS_PER_US, (total_ps - busy_ps) / PS_PER_US)
+        slowed = [block.on_fewer_sms(paired_sms, spec.overlap_sms) for block in (forward, backward)]
+        times = PassTimes(
+            # What is not paired has all SMs in its compute phases.
+            forward_ps=forward_ps,
+            backward_ps=backward_ps,
+            # Half of a backward pass's GEMM and attention work is for weights.
+            weights_ps=stage_layers * (backward.around_ps + (backward.cut_ps or (0, 0, 0))[1]) // 2,
+            pair_ps=paired_passes_ps(slowed[0], slowed[1], stage_layers),
+        )
+        ops = dualpipe(spec.stages, spec.micro_batches, times)
+    return _step_of(list(ops))
 
 
-def one_forward_one_backward(stages: int, micro_batches: int, forward_ps: int, backward_ps: int) -> Iterator[Op]:
-    """Yields the operations of a 1F1B pipeline, each stage a stream.
-
-    A stage runs as many forward passes ahead as there are stages after it, then alternates, then drains.
-    """
-    for stage in range(stages):
-        ahead = min(stages - stage - 1, micro_batches)
-        order = [("F", batch) for batch in range(ahead)]
-        for batch in range(micro_batches - ahead):
-            order += [("F", ahead + batch), ("B", batch)]
-        order += [("B", batch) for batch in range(micro_batches - ahead, micro_batches)]
-        for kind, batch in order:
-            if kind == "F":
-                after = (f"F{stage - 1}.{batch}",) if stage else ()
-            else:
-                after = (f"F{stage}.{batch}", *((f"B{stage + 1}.{batch}",) if stage + 1 < stages else ()))
-            yield Op(f"{kind}{stage}.{batch}", f"stage {stage}", forward_ps if kind == "F" else backward_ps, after)
-
-
-def _dualpipe_ps(
-    spec: StepSpec, stage_layers: int, forward: BlockParts, backward: BlockParts, num_sms: int
-) -> tuple[int, int]:
-    """Returns a step's time and its busy part: a pair for each micro-batch, and DualPipe's bubble.
-
-    The bubble is (stages / 2 - 1) (pair + B - 3 W), with B a whole backward pass and W the part of it that computes
-    gradients of weights (DeepSeek-V3 report, arXiv 2412.19437, table 2): half of its GEMM and attention work.
-    """
-    slowed = [block.on_fewer_sms(num_sms, spec.overlap_sms) for block in (forward, backward)]
-    pair_ps = paired_passes_ps(slowed[0], slowed[1], stage_layers)
-    # What is not paired has all SMs in its compute phases.
-    backward_ps = stage_layers * backward.total_ps
-    weights_ps = stage_layers * (backward.around_ps + (backward.cut_ps or (0, 0, 0))[1]) // 2
-    bubble_ps = max(0, (spec.stages // 2 - 1) * (pair_ps + backward_ps - 3 * weights_ps))
-    busy_ps = spec.micro_batches * pair_ps
-    return busy_ps + bubble_ps, busy_ps
+def _step_of(ops: list[Op]) -> TrainingStep:
+    busy_ps: dict[str, int] = {}
+    for op in ops:
+        busy_ps[op.stream] = busy_ps.get(op.stream, 0) + op.duration_ps
+    total_ps, most_ps = makespan_ps(ops), max(busy_ps.values())
+    return TrainingStep(total_ps / PS_PER_US, most_ps / PS_PER_US, (total_ps - most_ps) / PS_PER_US)

@@ -7,8 +7,6 @@ from dysharp_env.steps.inference import prefill_two_batch_us
 from dysharp_env.steps.layers import simulate_case
 from dysharp_env.steps.parts import BlockParts, around_ps
 from dysharp_env.steps.roofline import ffn_work
-from dysharp_env.steps.streams import makespan_ps, run_streams
-from dysharp_env.steps.training import one_forward_one_backward
 from dysharp_env.system import load_system
 from dysharp_env.workload import load_model
 
@@ -28,34 +26,6 @@ def times(makespan_us: float) -> LayerTimes:
     return LayerTimes(round(makespan_us * MICRO), 1, phases, 0, 0, {}, 0)
 
 
-def test_one_forward_one_backward_by_hand():
-    spans = run_streams(one_forward_one_backward(stages=2, micro_batches=3, forward_ps=1, backward_ps=2))
-    first = {name: span for name, span in spans.items() if name[1] == "0"}
-    last = {name: span for name, span in spans.items() if name[1] == "1"}
-    assert last == {
-        "F1.0": (1, 2),
-        "B1.0": (2, 4),
-        "F1.1": (4, 5),
-        "B1.1": (5, 7),
-        "F1.2": (7, 8),
-        "B1.2": (8, 10),
-    }
-    assert first == {
-        "F0.0": (0, 1),
-        "F0.1": (1, 2),
-        "B0.0": (4, 6),
-        "F0.2": (6, 7),
-        "B0.1": (7, 9),
-        "B0.2": (10, 12),
-    }
-
-
-@pytest.mark.parametrize(("stages", "micro_batches"), [(1, 1), (1, 5), (4, 2), (4, 4), (16, 120)])
-def test_one_forward_one_backward_has_the_known_bubble(stages, micro_batches):
-    ops = one_forward_one_backward(stages, micro_batches, forward_ps=3, backward_ps=5)
-    assert makespan_ps(ops) == (micro_batches + stages - 1) * (3 + 5)
-
-
 def test_a_training_step_is_paced_by_the_fullest_stage():
     step = training_step(StepSpec(stages=4, micro_batches=6), 10, FORWARD, BACKWARD)  # 3 layers in a stage
     assert step.busy_us == 6 * 3 * (12 + 18)
@@ -64,13 +34,20 @@ def test_a_training_step_is_paced_by_the_fullest_stage():
 
 
 def test_a_paired_training_step_by_hand():
-    spec = StepSpec(stages=4, micro_batches=6, overlap_sms=1)
-    step = training_step(spec, 4, FORWARD, BACKWARD, paired_sms=10**9)
-    pair_us, backward_us, weights_us = 19, 18, (4 + 8) / 2  # the pair as in the test of streams
-    assert step.busy_us == 6 * pair_us
-    assert step.bubble_us == (4 // 2 - 1) * (pair_us + backward_us - 3 * weights_us)
-    shared = training_step(StepSpec(stages=4, micro_batches=6, overlap_sms=66), 4, FORWARD, BACKWARD, paired_sms=132)
+    spec = StepSpec(stages=2, micro_batches=4, overlap_sms=1)
+    step = training_step(spec, 2, FORWARD, BACKWARD, paired_sms=10**9)
+    # Two nodes: forward passes of either end (12 + 12), one backward pass (18), one pair (19) of which the last node's
+    # partner is done first, then three backward passes, of which two put gradients of weights, (4 + 8) / 2, to the end.
+    pair_us, forward_us, backward_us = 19, 12, 18  # the pair as in the test of streams
+    assert step.busy_us == 3 * forward_us + pair_us + 3 * backward_us
+    assert step.step_us == step.busy_us + step.bubble_us
+    shared = training_step(StepSpec(stages=2, micro_batches=4, overlap_sms=66), 2, FORWARD, BACKWARD, paired_sms=132)
     assert shared.busy_us > step.busy_us
+
+
+def test_micro_batches_too_few_for_dualpipe():
+    with pytest.raises(ValueError, match="two or more a stage, not 4 and 6"):
+        training_step(StepSpec(stages=4, micro_batches=6), 4, FORWARD, BACKWARD, paired_sms=132)
 
 
 def test_a_layer_is_cut_where_its_stages_end():
