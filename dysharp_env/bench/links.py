@@ -1,4 +1,4 @@
-"""The links and switch alone, written three times: by the engine, as a SimPy model, and as a plain Python heap loop.
+"""The links and switch alone, written four times: by the engine, as two SimPy models, and as a plain Python heap loop.
 
 One vector for every (token, remote expert GPU) of a workload waits at its home GPU's uplink, in the engine's order. An
 uplink sends one vector at a time; its head is at the switch one hop later; there it waits, in order of arrival and with
@@ -133,6 +133,39 @@ def run_heap(problem: LinkProblem) -> Moved:
 
 
 def run_simpy(problem: LinkProblem) -> Moved:
+    """Runs the links as SimPy's manual models machines: a process for each vector, a resource for each link."""
+    simpy: Any = import_module("simpy")
+    env = simpy.Environment(initial_time=problem.start_ps)
+    uplinks = [simpy.Resource(env) for _ in problem.targets]
+    downlinks = [simpy.Resource(env) for _ in problem.targets]
+    transfers = end_ps = 0
+
+    def vector(home: int, target: int) -> Iterator[Any]:
+        nonlocal transfers, end_ps
+        with uplinks[home].request() as turn:
+            yield turn
+            env.process(cut_through(target))
+            yield env.timeout(problem.vector_ps)
+            transfers += 1
+
+    def cut_through(target: int) -> Iterator[Any]:
+        nonlocal transfers, end_ps
+        yield env.timeout(problem.hop_ps)
+        with downlinks[target].request() as turn:
+            yield turn
+            yield env.timeout(problem.vector_ps)
+            transfers += 1
+        yield env.timeout(problem.hop_ps)
+        end_ps = env.now
+
+    for home, targets in enumerate(problem.targets):
+        for target in targets:
+            env.process(vector(home, target))
+    env.run()
+    return Moved(transfers, end_ps)
+
+
+def run_lean_simpy(problem: LinkProblem) -> Moved:
     """Runs the links as SimPy processes: one for each uplink and downlink, and a store before each downlink.
 
     Vectors are no processes of their own, and a hop is no event of its own: this is as few events as the model needs.
@@ -177,7 +210,9 @@ def link_rows(num_gpus: int, tokens: int, repeats: int) -> Iterator[Row]:
     """
     workload = link_workload(num_gpus, tokens)
     problem = LinkProblem.of(start_engine(workload))
-    models = {"heap loop": run_heap, **({"SimPy": run_simpy} if has_simpy() else {})}
+    models = {"heap loop": run_heap}
+    if has_simpy():
+        models |= {"SimPy, a process a vector": run_simpy, "SimPy, a process a link": run_lean_simpy}
     name = f"links, {num_gpus} GPUs x {tokens} tokens"
 
     def dispatch() -> tuple[Moved, Seconds]:

@@ -1,4 +1,4 @@
-"""The three writings of the links move the same and end together; two by hand."""
+"""The four writings of the links move the same and end together; two by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dysharp_env.bench.links import (
     link_workload,
     run_engine,
     run_heap,
+    run_lean_simpy,
     run_simpy,
     start_engine,
 )
@@ -33,7 +34,9 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("problem", "expected"), BY_HAND)
-@pytest.mark.parametrize("model", [run_heap, pytest.param(run_simpy, marks=needs_simpy)])
+@pytest.mark.parametrize(
+    "model", [run_heap, *(pytest.param(run, marks=needs_simpy) for run in (run_simpy, run_lean_simpy))]
+)
 def test_models_by_hand(model, problem: LinkProblem, expected: Moved):
     assert model(problem) == expected
 
@@ -44,7 +47,7 @@ def test_models_and_engine_move_the_same_and_end_together(num_gpus: int, tokens:
     problem = LinkProblem.of(run)
     moved = run_heap(problem)
     if links.has_simpy():
-        assert run_simpy(problem) == moved
+        assert run_simpy(problem) == run_lean_simpy(problem) == moved
     assert moved.transfers == 2 * sum(map(len, problem.targets)) > 0
     assert run_engine(run) == moved
 
