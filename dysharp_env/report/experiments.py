@@ -46,6 +46,7 @@ class Point:
         system: A system preset; None means the calibration's.
         changes: Further settings of the system, as items.
         layer_changes: Settings of the layer, as items.
+        schedule_changes: Settings of the schedule, as items.
         compute_scale: Multiplies GEMM and HBM time.
     """
 
@@ -57,6 +58,7 @@ class Point:
     system: str | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     layer_changes: tuple[tuple[str, Any], ...] = ()
+    schedule_changes: tuple[tuple[str, Any], ...] = ()
     compute_scale: float = 1.0
 
     @property
@@ -160,6 +162,8 @@ class Experiments:
         self, point: Point, schedule: str, direction: str, tokens: int | None = None, shares_sms: bool = False
     ) -> LayerCase:
         layer = _layer(point, direction)
+        sms = self.steps.overlap_sms
+        shared = (("sms.dispatch", sms), ("sms.combine", sms)) if shares_sms else ()
         return LayerCase(
             system=self._machine(point),
             layer=layer,
@@ -168,7 +172,7 @@ class Experiments:
             seed=self.seed,
             schedule=schedule,
             compute_scale=point.compute_scale,
-            communication_sms=self.steps.overlap_sms if shares_sms else None,
+            schedule_changes=(*point.schedule_changes, *shared),
         )
 
     def _machine(self, point: Point) -> SystemSpec:

@@ -1,7 +1,8 @@
 """Overlap across layers: two batches on two streams, one computing while the other communicates.
 
 Each GPU has a compute stream and a communication stream. The communication stream does one thing at a time, so dispatch
-and combine never share the links; the operations and their order are what the published schedules issue.
+and combine never share the links; the operations and their order are what the published schedules issue. Where only
+attention is to run beside communication, experts take their turn in the communication stream.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dysharp_env.steps.parts import BlockParts
 from dysharp_env.steps.streams import Op, makespan_ps
 
 COMPUTE, COMMUNICATION = "compute", "communication"
+EXPERTS_STREAM = {"everything": COMPUTE, "attention": COMMUNICATION}
 
 
 def two_batch_ps(block: BlockParts, layers: int) -> int:
@@ -37,12 +39,15 @@ def two_batch_ops(block: BlockParts, layers: int) -> Iterator[Op]:
             yield Op(f"C{layer}{batch}", COMMUNICATION, combine_ps, (f"M{layer}{batch}",))
 
 
-def paired_passes_ps(forward: BlockParts, backward: BlockParts, layers: int) -> int:
-    """Returns the time of one forward and one backward pass through ``layers`` equal layers, overlapped."""
-    return makespan_ps(paired_passes_ops(forward, backward, layers))
+def paired_passes_ps(forward: BlockParts, backward: BlockParts, layers: int, beside: str = "everything") -> int:
+    """Returns the time of one forward and one backward pass through ``layers`` equal layers, overlapped.
+
+    ``beside`` is what computes beside communication; see ``StepSpec.overlap_beside``.
+    """
+    return makespan_ps(paired_passes_ops(forward, backward, layers, EXPERTS_STREAM[beside]))
 
 
-def paired_passes_ops(forward: BlockParts, backward: BlockParts, layers: int) -> Iterator[Op]:
+def paired_passes_ops(forward: BlockParts, backward: BlockParts, layers: int, experts: str = COMPUTE) -> Iterator[Op]:
     """Yields DualPipe's order for a forward and a backward chunk (DeepSeek-V3 report, arXiv 2412.19437, figure 4).
 
     Per layer compute runs experts backward, experts forward, attention backward, attention forward of the next layer;
@@ -56,8 +61,8 @@ def paired_passes_ops(forward: BlockParts, backward: BlockParts, layers: int) ->
     yield Op("BC0", COMMUNICATION, b_first)
     for layer in range(layers):
         yield Op(f"FD{layer}", COMMUNICATION, f_dispatch, (f"FA{layer}",))
-        yield Op(f"BM{layer}", COMPUTE, b_gemms, (f"BC{layer}",))
-        yield Op(f"FM{layer}", COMPUTE, f_gemms, (f"FD{layer}",))
+        yield Op(f"BM{layer}", experts, b_gemms, (f"BC{layer}",))
+        yield Op(f"FM{layer}", experts, f_gemms, (f"FD{layer}",))
         yield Op(f"BD{layer}", COMMUNICATION, b_last, (f"BM{layer}",))
         yield Op(f"FC{layer}", COMMUNICATION, f_combine, (f"FM{layer}",))
         yield Op(f"BA{layer}", COMPUTE, backward.around_ps, (f"BD{layer}",))

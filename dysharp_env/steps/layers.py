@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.simulator.result import LayerResult
@@ -25,7 +26,7 @@ class LayerCase:
         seed: Seed of the routing.
         schedule: A preset's name.
         compute_scale: Multiplies GEMM and HBM time.
-        communication_sms: SMs of the dispatch and of the combine group; None means the schedule's own.
+        schedule_changes: Settings of the schedule that differ from the preset's, as items of dotted keys and values.
     """
 
     system: SystemSpec
@@ -35,7 +36,7 @@ class LayerCase:
     seed: int
     schedule: str
     compute_scale: float = 1.0
-    communication_sms: int | None = None
+    schedule_changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def size(self) -> int:
@@ -117,8 +118,7 @@ def simulate_case(case: LayerCase) -> LayerTimes:
         ConfigError: A name is unknown, or the schedule or routing does not fit.
     """
     schedule = load_schedule(case.schedule)
-    if case.communication_sms is not None:
-        sms = {"sms.dispatch": case.communication_sms, "sms.combine": case.communication_sms}
-        schedule = schedule.with_changes(sms)
+    if case.schedule_changes:
+        schedule = schedule.with_changes(dict(case.schedule_changes))
     run = simulate(case.system, case.workload(), schedule, compute_scale=case.compute_scale)
     return LayerTimes.of(run.result())

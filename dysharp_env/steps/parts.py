@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class StepSpec(Spec):
     sequence per GPU (arXiv 2412.19437, sections 3.2 and 4.2); the DySHARP paper gives none."""
     overlap_sms: Count = 20
     """SMs that communication has, and GEMMs do without, where layers overlap (DualPipe, arXiv 2412.19437)."""
+    overlap_beside: Literal["everything", "attention"] = "everything"
+    """What computes beside the communication of the other pass in DualPipe: attention and experts, as published, or
+    attention alone, with each MoE layer in phases as without overlap."""
     decode_sequences: Count = 128
     """Sequences each GPU decodes together: DeepEP's published low-latency setting."""
     decode_tokens: Count = 512

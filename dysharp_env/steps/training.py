@@ -60,7 +60,7 @@ def training_step(
             backward_ps=backward_ps,
             # Half of a backward pass's GEMM and attention work is for weights.
             weights_ps=stage_layers * (backward.around_ps + (backward.cut_ps or (0, 0, 0))[1]) // 2,
-            pair_ps=paired_passes_ps(slowed[0], slowed[1], stage_layers),
+            pair_ps=paired_passes_ps(slowed[0], slowed[1], stage_layers, spec.overlap_beside),
         )
         ops = dualpipe(spec.stages, spec.micro_batches, times)
     return _step_of(list(ops))

@@ -144,9 +144,10 @@ def test_points_become_cases():
 def test_overlap_across_layers_is_made_of_the_same_layers():
     runs = Experiments(load_calibration("paper"))
     alone, paired = (runs.training(Point("small", 8), name).cases for name in ("deepep", "dualpipe"))
-    assert {case.communication_sms for case in alone} == {None}
-    assert {case.communication_sms for case in paired} == {runs.steps.overlap_sms}
-    assert [dataclasses.replace(case, communication_sms=None) for case in paired] == [*alone]
+    sms = runs.steps.overlap_sms
+    assert {case.schedule_changes for case in alone} == {()}
+    assert {case.schedule_changes for case in paired} == {(("sms.dispatch", sms), ("sms.combine", sms))}
+    assert [dataclasses.replace(case, schedule_changes=()) for case in paired] == [*alone]
 
 
 @pytest.mark.parametrize("name", DEFAULT_CALIBRATIONS)

@@ -71,7 +71,7 @@ def test_equal_cases_give_equal_times_and_passes_share_their_routing():
 
 
 def test_communication_can_be_given_fewer_sms():
-    few = dataclasses.replace(case(tokens=256), communication_sms=2)
+    few = dataclasses.replace(case(tokens=256), schedule_changes=(("sms.dispatch", 2), ("sms.combine", 2)))
     assert simulate_case(few).cut()[0] > simulate_case(case(tokens=256)).cut()[0]
 
 

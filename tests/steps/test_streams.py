@@ -1,6 +1,6 @@
 import pytest
 
-from dysharp_env.steps.crosslayer import paired_passes_ops, paired_passes_ps, two_batch_ops, two_batch_ps
+from dysharp_env.steps.crosslayer import COMMUNICATION, paired_passes_ops, paired_passes_ps, two_batch_ops, two_batch_ps
 from dysharp_env.steps.parts import BlockParts
 from dysharp_env.steps.streams import Op, makespan_ps, run_streams
 
@@ -68,6 +68,15 @@ def test_paired_passes_by_hand():
         "BA0": (15, 19),
     }
     assert paired_passes_ps(FORWARD, BACKWARD, 1) == 19 < FORWARD.total_ps + BACKWARD.total_ps
+
+
+def test_paired_passes_with_attention_alone_beside_communication():
+    spans = run_streams(paired_passes_ops(FORWARD, BACKWARD, 1, COMMUNICATION))
+    # Experts wait for the links: dispatch forward, experts backward, experts forward, then what brings them home.
+    assert spans["FD0"] == (3, 6) and spans["BM0"] == (6, 14) and spans["FM0"] == (14, 18)
+    assert spans["BD0"] == (18, 21) and spans["FC0"] == (21, 24) and spans["BA0"] == (21, 25)
+    assert paired_passes_ps(FORWARD, BACKWARD, 1, "attention") == 25
+    assert paired_passes_ps(FORWARD, BACKWARD, 3, "attention") > paired_passes_ps(FORWARD, BACKWARD, 3)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
