@@ -135,11 +135,11 @@ class Engine:
 
 
 def _with_room(state: State) -> State:
-    """Returns the state with a heap and log twice as large; everything else is shared."""
-    heap = np.zeros((2 * len(state.heap), state.heap.shape[1]), np.int64)
-    heap[: len(state.heap)] = state.heap
-    log = state.log
-    if state.root["logging"][0]:
-        log = np.zeros((2 * len(state.log), state.log.shape[1]), np.int64)
-        log[: len(state.log)] = state.log
-    return layout.bind(state._replace(heap=heap, log=log))
+    """Returns the state with room for twice as many events and log rows; everything else is shared."""
+    log = _twice(state.log) if state.root["logging"][0] else state.log
+    return layout.bind(state._replace(heap=_twice(state.heap), pool=_twice(state.pool), log=log))
+
+
+def _twice(array: np.ndarray) -> np.ndarray:
+    """Returns a copy with as many rows of zeros behind it."""
+    return np.concatenate([array, np.zeros_like(array)])

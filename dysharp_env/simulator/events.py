@@ -1,26 +1,148 @@
-"""The event heap: four children a node, over ``(time, kind, sequence)``: no tie is settled by luck."""
+"""Pending events, served in the order of ``(time, kind, sequence)``: no tie is settled by luck.
+
+Those of the near future stand in a timing wheel: a ring of slots, each a short span of time with the events in it in
+order, so that adding one and finding the next cost the same however many wait. Those farther off than the wheel turns,
+such as thread blocks that end, wait in a heap with four children a node. Which comes next is the earlier of both.
+"""
 
 from __future__ import annotations
 
 from numba import njit
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-from dysharp_env.simulator.views import Events, Root, event_heap
+from dysharp_env.simulator.layout import NOTHING
+from dysharp_env.simulator.views import Event, Events, Root, event_heap, event_pool, slots_filled, wheel
 
 # The kind sits above 48 bits of sequence number, so one comparison settles both.
 KIND_SHIFT = 48
 
 
 @njit(cache=True, error_model="numpy")
+def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
+    """Adds an event with two operands."""
+    order = (kind << KIND_SHIFT) | s.sequence
+    s.sequence += 1
+    slot = time_ps >> s.wheel_shift
+    if slot - (s.now_ps >> s.wheel_shift) < s.wheel_slots:
+        put_in_wheel(s, slot, time_ps, order, a, b)
+    else:
+        i = s.heap_size
+        s.heap_size = i + 1
+        sift_up(event_heap(s), i, time_ps, order, a, b)
+
+
+@njit(cache=True, error_model="numpy")
+def next_ps(s: Root) -> int:
+    """Returns the time of the first event, or NOTHING if none waits."""
+    time_ps = event_heap(s)[0].time_ps if s.heap_size > 0 else NOTHING
+    if s.wheel_size > 0:
+        first_ps = first_in_wheel(s).time_ps
+        if time_ps == NOTHING or first_ps < time_ps:
+            time_ps = first_ps
+    return time_ps
+
+
+@njit(cache=True, error_model="numpy")
+def pop(s: Root) -> tuple[int, int, int]:
+    """Removes the first event, of which there must be one, and returns its kind and operands."""
+    if s.wheel_size > 0:
+        event = first_in_wheel(s)
+        if s.heap_size == 0 or is_earlier(event, event_heap(s)[0]):
+            return take_from_wheel(s)
+    return take_from_heap(s)
+
+
+@njit(cache=True, error_model="numpy")
+def is_earlier(event: Event, other: Event) -> bool:
+    """Returns whether one event comes before another."""
+    return event.time_ps < other.time_ps or (event.time_ps == other.time_ps and event.order < other.order)
+
+
+@njit(cache=True, error_model="numpy")
+def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -> None:
+    """Puts an event into its slot, behind all that come before it."""
+    pool = event_pool(s)
+    place = s.pool_free
+    if place == NOTHING:
+        place = s.pool_used
+        s.pool_used = place + 1
+    else:
+        s.pool_free = pool[place].next
+    event = pool[place]
+    event.time_ps = time_ps
+    event.order = order
+    event.a = a
+    event.b = b
+    event.next = NOTHING
+    if s.wheel_size == 0 or slot < s.wheel_slot:
+        s.wheel_slot = slot
+    s.wheel_size += 1
+    i = slot & (s.wheel_slots - 1)
+    q = wheel(s)[i]
+    if q.head == NOTHING:
+        q.head = place
+        q.tail = place
+        slots_filled(s)[i >> 6] |= 1 << (i & 63)
+    elif is_earlier(pool[q.tail], event):
+        pool[q.tail].next = place
+        q.tail = place
+    elif is_earlier(event, pool[q.head]):
+        event.next = q.head
+        q.head = place
+    else:
+        before = q.head
+        while is_earlier(pool[pool[before].next], event):
+            before = pool[before].next
+        event.next = pool[before].next
+        pool[before].next = place
+
+
+@njit(cache=True, error_model="numpy")
+def first_in_wheel(s: Root) -> Event:
+    """Returns the first event of a wheel that holds one, and turns the wheel to its slot."""
+    i = s.wheel_slot & (s.wheel_slots - 1)
+    head = wheel(s)[i].head
+    if head == NOTHING:
+        words = s.wheel_slots >> 6
+        word = i >> 6
+        # No slot before this one holds anything, so what a full turn comes back to lies ahead too.
+        bits = slots_filled(s)[word] & (-1 << (i & 63))
+        while bits == 0:
+            word = (word + 1) & (words - 1)
+            bits = slots_filled(s)[word]
+        found = (word << 6) + trailing_zeros(bits)
+        s.wheel_slot += (found - i) & (s.wheel_slots - 1)
+        head = wheel(s)[found].head
+    return event_pool(s)[head]
+
+
+@njit(cache=True, error_model="numpy")
+def take_from_wheel(s: Root) -> tuple[int, int, int]:
+    """Removes the first event of the wheel, which is turned to its slot."""
+    i = s.wheel_slot & (s.wheel_slots - 1)
+    q = wheel(s)[i]
+    place = q.head
+    event = event_pool(s)[place]
+    q.head = event.next
+    if event.next == NOTHING:
+        slots_filled(s)[i >> 6] &= ~(1 << (i & 63))
+    event.next = s.pool_free
+    s.pool_free = place
+    s.wheel_size -= 1
+    return event.order >> KIND_SHIFT, event.a, event.b
+
+
+@njit(cache=True, error_model="numpy")
 def is_before(heap: Events, i: int, j: int) -> int:
-    """Returns 1 if one event comes before another, else 0."""
-    is_earlier = heap[i].time_ps < heap[j].time_ps
+    """Returns 1 if one event of the heap comes before another, else 0."""
+    is_sooner = heap[i].time_ps < heap[j].time_ps
     is_equal = heap[i].time_ps == heap[j].time_ps
-    return is_earlier | (is_equal & (heap[i].order < heap[j].order))
+    return is_sooner | (is_equal & (heap[i].order < heap[j].order))
 
 
 @njit(cache=True, error_model="numpy")
 def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
-    """Writes an event into a hole."""
+    """Writes an event into a hole of the heap."""
     hole = heap[i]
     hole.time_ps = time_ps
     hole.order = order
@@ -30,7 +152,7 @@ def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
 
 @njit(cache=True, error_model="numpy")
 def move(heap: Events, source: int, hole: int) -> None:
-    """Copies an event into a hole."""
+    """Copies an event into a hole of the heap."""
     event = heap[source]
     put(heap, hole, event.time_ps, event.order, event.a, event.b)
 
@@ -49,19 +171,8 @@ def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> N
 
 
 @njit(cache=True, error_model="numpy")
-def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
-    """Adds an event with two operands."""
-    heap = event_heap(s)
-    order = (kind << KIND_SHIFT) | s.sequence
-    s.sequence += 1
-    i = s.heap_size
-    s.heap_size = i + 1
-    sift_up(heap, i, time_ps, order, a, b)
-
-
-@njit(cache=True, error_model="numpy")
-def pop(s: Root) -> tuple[int, int, int]:
-    """Removes the first event and returns its kind and operands; its time is the caller's to read before."""
+def take_from_heap(s: Root) -> tuple[int, int, int]:
+    """Removes the first event of the heap."""
     heap = event_heap(s)
     kind = heap[0].order >> KIND_SHIFT
     a = heap[0].a

@@ -33,7 +33,7 @@ from dysharp_env.simulator.dispatch import (
     take_chunk,
     take_token,
 )
-from dysharp_env.simulator.events import pop
+from dysharp_env.simulator.events import next_ps, pop
 from dysharp_env.simulator.fabric import input_next, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
 from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of, staff_groups
@@ -70,7 +70,6 @@ from dysharp_env.simulator.views import (
     candidates,
     chunks,
     dirty_ring,
-    event_heap,
     experts,
     gpus,
     item_next,
@@ -281,9 +280,11 @@ def pump(s: Root, kind: int, gpu: int) -> bool:
 
 @njit(cache=True, error_model="numpy")
 def needs_room(s: Root) -> bool:
-    """Returns whether one more step could overrun the heap or the log."""
-    return s.heap_size + s.heap_margin > s.heap_capacity or (
-        s.logging == 1 and s.log_size + s.log_margin > s.log_capacity
+    """Returns whether one more step could overrun the heap, the wheel's pool or the log."""
+    return (
+        s.heap_size + s.heap_margin > s.heap_capacity
+        or s.wheel_size + s.heap_margin > s.pool_capacity
+        or (s.logging == 1 and s.log_size + s.log_margin > s.log_capacity)
     )
 
 
@@ -332,12 +333,12 @@ def advance_one(s: Root) -> int:
             if s.tokens_left == 0:
                 s.now_ps += s.pay_end_ps
                 return DONE
-            if s.heap_size == 0:
+            if s.heap_size + s.wheel_size == 0:
                 return STUCK
-            s.now_ps = event_heap(s)[0].time_ps
+            s.now_ps = next_ps(s)
         # An instant that had to stop for room goes on with its events before any group acts.
         s.serving = 1
-        while s.heap_size > 0 and event_heap(s)[0].time_ps == s.now_ps:
+        while next_ps(s) == s.now_ps:
             if needs_room(s):
                 return GROW
             kind, a, b = pop(s)

@@ -125,11 +125,12 @@ _PARAMETERS = (
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
-    "networked network_width wire_entries"
+    "networked network_width wire_entries pool_capacity wheel_slots wheel_shift"
 )
 
 _COUNTERS = (
-    "now_ps heap_size sequence events decisions asked transfers log_size dirty_head dirty_size serving pending_kind "
+    "now_ps heap_size wheel_size wheel_slot pool_used pool_free "
+    "sequence events decisions asked transfers log_size dirty_head dirty_size serving pending_kind "
     "pending_gpu num_candidates num_legal choice ready_sequence tokens_left split_done "
     "dispatch_first dispatch_last gemm1_first gemm1_last gemm2_first gemm2_last combine_first combine_last "
     "evictions status chunks_weighed"
@@ -190,8 +191,10 @@ CHUNK = _record("flits", "first last prev next part slot0 num_slots copies")
 UNIT = _record("ready_ps", "head tail count prev next listed part copies")
 # The virtual output queue of one input, port and class: its first and last node, and the next input in the round.
 QUEUE = _record("", "head tail next")
-# A row of the heap: time, kind and sequence in one number, and two operands.
-EVENT = _record("time_ps order", "a b")
+# An event: time, kind and sequence in one number, two operands, and in the wheel the event behind it.
+EVENT = _record("time_ps order next", "a b")
+# One slot of the wheel: its first and its last event.
+WHEEL_SLOT = _record("", "head tail")
 
 
 # What a decision shows of each candidate. Every value lies in [0, 1]; the "root" of a time is sqrt(time / lower bound),
@@ -298,7 +301,10 @@ class State(NamedTuple):
     queues: np.ndarray  # (port, class, input + 1,) QUEUE
     traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
     payload: np.ndarray  # (gpu, direction, purpose,) int64 data flits among them
-    heap: np.ndarray  # (capacity, 3) int64, a row the size of an EVENT
+    heap: np.ndarray  # (capacity, 4) int64, a row the size of an EVENT
+    pool: np.ndarray  # (capacity, 4) int64, rows for the events in the wheel
+    wheel: np.ndarray  # (slot,) WHEEL_SLOT
+    slots_filled: np.ndarray  # (slot / 64,) int64, a bit for each slot that holds an event
     dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
     splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
@@ -331,6 +337,7 @@ def bind(state: State) -> State:
             state.root[f"{name}_at"] = array.ctypes.data
     state.root["num_tiles"] = len(state.tiles)
     state.root["heap_capacity"] = len(state.heap)
+    state.root["pool_capacity"] = len(state.pool)
     state.root["dirty_capacity"] = len(state.dirty)
     state.root["log_capacity"] = len(state.log)
     return state

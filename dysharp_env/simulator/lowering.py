@@ -16,6 +16,11 @@ from dysharp_env.workload.workload import Workload
 
 # Entries of the table of wire times; more flits are worked out when they are needed.
 MOST_WIRE_TIMES = 4096
+# The wheel of pending events turns once in this time: a round trip through the switch and a memory access are less.
+WHEEL_SPAN_PS = 1 << 21
+# About as many events wait for each link, so that a slot mostly holds one or none.
+WHEEL_SLOTS_PER_LINK = 128
+MOST_WHEEL_SLOTS = 1 << 16
 
 
 def lower(
@@ -79,6 +84,10 @@ def lower(
         units[name] = NOTHING
     units["part"] = _parts_of_units(num_gpus, chunks_per_gpu, program)
     limit = program.max_candidates
+    wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
+    root["wheel_slots"] = wheel_slots
+    root["wheel_shift"] = WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length()
+    root["pool_free"] = NOTHING
     state = State(
         root=root,
         gpus=gpus,
@@ -120,7 +129,10 @@ def lower(
         queues=_filled(4 * num_links * (num_gpus + 1), layout.QUEUE),
         traffic=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
         payload=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
-        heap=np.zeros((int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8), np.int64),
+        heap=_event_rows(root),
+        pool=_event_rows(root),
+        wheel=_filled(wheel_slots, layout.WHEEL_SLOT),
+        slots_filled=np.zeros(wheel_slots // 64, np.int64),
         dirty=np.zeros(3 * num_gpus, np.int64),
         splits=np.array(program.splits, np.int64).reshape(-1, 2),
         weights=np.ascontiguousarray(program.weights, np.float64),
@@ -133,9 +145,14 @@ def lower(
         mask=np.zeros(limit, np.bool_),
         log=np.zeros((int(root["log_margin"][0]) + 1024 if logging else 0, len(layout.LOG_FIELDS)), np.int64),
     )
-    state.heap.view(layout.EVENT)[0] = (program.pays_ps[0], layout.EV_GATE << 48, 0, NOTHING)
+    state.heap.view(layout.EVENT)[0] = (program.pays_ps[0], layout.EV_GATE << 48, NOTHING, 0, NOTHING)
     root["heap_size"] = root["sequence"] = 1
     return layout.bind(state)
+
+
+def _event_rows(root: np.ndarray) -> np.ndarray:
+    """Returns room for the events that one step can add, and some more."""
+    return np.zeros((int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8), np.int64)
 
 
 def _nothing(count: int) -> np.ndarray:

@@ -39,12 +39,14 @@ from dysharp_env.simulator.layout import (
     TURN,
     UNIT,
     UPLINK,
+    WHEEL_SLOT,
 )
 from dysharp_env.simulator.rows import rows
 
-# Rows of dtype ROOT and PART, and all rows of dtype EVENT: pointers to compiled code.
+# Rows of dtype ROOT and PART, and one or all rows of dtype EVENT: pointers to compiled code.
 Root = Any
 PartView = Any
+Event = Any
 Events = Any
 NUM_LOG_FIELDS = len(LOG_FIELDS)
 NUM_FEATURES = len(FEATURES)
@@ -297,6 +299,24 @@ def payload(s: Root) -> Any:
 def event_heap(s: Root) -> Events:
     """Returns ``State.heap``."""
     return rows(s.heap_at, EVENT)
+
+
+@njit(cache=True, error_model="numpy")
+def event_pool(s: Root) -> Events:
+    """Returns ``State.pool``."""
+    return rows(s.pool_at, EVENT)
+
+
+@njit(cache=True, error_model="numpy")
+def wheel(s: Root) -> Any:
+    """Returns ``State.wheel``."""
+    return rows(s.wheel_at, WHEEL_SLOT)
+
+
+@njit(cache=True, error_model="numpy")
+def slots_filled(s: Root) -> Any:
+    """Returns ``State.slots_filled``."""
+    return rows(s.slots_filled_at, np.int64)
 
 
 @njit(cache=True, error_model="numpy")

@@ -467,7 +467,7 @@ GUARD_ROWS, UNTOUCHED = 1024, -77
 
 
 class TightArrays:
-    """Gives a state's heap and log just the room that one step is promised, with guard rows behind."""
+    """Gives a state's heap, pool and log just the room that one step is promised, with guard rows behind."""
 
     def __init__(self) -> None:
         self.guards: list[np.ndarray] = []
@@ -475,8 +475,9 @@ class TightArrays:
     def __call__(self, state):
         root = state.root[0]
         heap = self._array(state.heap, int(root["heap_size"]), int(root["heap_margin"]))
+        pool = self._array(state.pool, int(root["pool_used"]), int(root["heap_margin"]))
         log = self._array(state.log, int(root["log_size"]), int(root["log_margin"]))
-        return layout.bind(state._replace(heap=heap, log=log))
+        return layout.bind(state._replace(heap=heap, pool=pool, log=log))
 
     def _array(self, old: np.ndarray, size: int, margin: int) -> np.ndarray:
         assert size <= len(old), "a step wrote beyond the room it was promised"
