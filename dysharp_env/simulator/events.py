@@ -110,7 +110,7 @@ def first_in_wheel(s: Root) -> Event:
         while bits == 0:
             word = (word + 1) & (words - 1)
             bits = slots_filled(s)[word]
-        found = (word << 6) + trailing_zeros(bits)
+        found = (word << 6) + trailing_zeros(bits)  # type: ignore[call-arg]
         s.wheel_slot += (found - i) & (s.wheel_slots - 1)
         head = wheel(s)[found].head
     return event_pool(s)[head]
