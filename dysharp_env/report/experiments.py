@@ -93,16 +93,20 @@ class Experiments:
 
         return best_of([measure(name) for name in CHOICES.get(schedule, (schedule,))])
 
-    def training(self, point: Point, schedule: str) -> Measure:
-        """Returns the time of a training step, us; ``dualpipe`` pairs passes across layers."""
+    def training(self, point: Point, schedule: str, moe_passes: Sequence[str] = PASSES) -> Measure:
+        """Returns the time of a training step, us; ``dualpipe`` pairs passes across layers.
+
+        ``moe_passes`` are simulated for the MoE layers of the forward and the backward pass.
+        """
         paired = schedule == "dualpipe"
 
         def measure(name: str) -> Measure:
-            cases = tuple(self._case(point, name, direction, shares_sms=paired) for direction in PASSES)
+            cases = tuple(self._case(point, name, direction, shares_sms=paired) for direction in moe_passes)
+            around = [self._case(point, name, direction, shares_sms=paired) for direction in PASSES]
             num_sms = cases[0].system.gpu.num_sms if paired else None
 
             def value(times: Sequence[LayerTimes]) -> float:
-                forward, backward = (block_parts(case, each) for case, each in zip(cases, times, strict=True))
+                forward, backward = (block_parts(case, each) for case, each in zip(around, times, strict=True))
                 return training_step(self.steps, _layers(cases[0].layer), forward, backward, num_sms).step_us
 
             return Measure(cases, value)

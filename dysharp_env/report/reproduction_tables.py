@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from dysharp_env.report import published
 from dysharp_env.report.experiments import ONE, PASSES, Experiments, Point
@@ -14,6 +15,7 @@ LARGE_8 = Point("large", 8)
 BASELINES = tuple(published.LAYER_SPEEDUPS)
 HEADLINE = ("deepep", "comet")
 COMMUNICATION_ONLY = 0.001
+EQUAL_PASSES = ("forward", "forward")
 
 
 def _speedup(
@@ -164,6 +166,35 @@ def sensitivity(runs: Experiments) -> Iterator[Claim]:
         yield _value("sensitivity", name, runs.layer(LARGE_8, schedule), runs.layer(LARGE_8, "dysharp-push"))
 
 
+def causes(runs: Experiments) -> Iterator[Claim]:
+    """Misses of the tables above again, each under the one other assumption that accounts for it."""
+    for schedule in ("fastermoe", "tutel"):
+        pairs = [
+            (runs.layer(replace(point, schedule_changes=(("copies", "gpu"),)), schedule), runs.layer(point, "dysharp"))
+            for point in NINE
+        ]
+        name = f"layer, dysharp over {schedule} with one copy of a token per GPU"
+        yield from _speedup("causes", name, pairs, published.LAYER_SPEEDUPS[schedule])
+    attention_alone = replace(runs, steps=runs.steps.with_changes({"overlap_beside": "attention"}))
+    for schedule, numbers in published.TRAINING_SPEEDUPS.items():
+        steps = attention_alone if schedule == "dualpipe" else runs
+        beside = ", attention alone beside its communication" if schedule == "dualpipe" else ""
+        for passes, what in ((PASSES, ""), (EQUAL_PASSES, ", backward GEMMs as large as forward ones")):
+            if not beside and not what:
+                continue
+            pairs = [
+                (steps.training(point, schedule, passes), runs.training(point, "dysharp", passes)) for point in NINE
+            ]
+            yield from _speedup("causes", f"end to end, dysharp over {schedule}{beside}{what}", pairs, numbers)
+    small, slower = Point("small", 8), 128 / 64 * (64 + 128) / (128 + 128)
+    half = replace(small, layer_changes=(("tile_tokens", 64),), compute_scale=slower)
+    name = f"time of 64-token tiles over 128, their GEMMs taking {slower:g} times as long"
+    yield _value("causes", name, runs.layer(half, "dysharp"), runs.layer(small, "dysharp"), STATEMENTS["tile"])
+    for request in (128, 256, 512):
+        point = Point("large", 8, changes=(("link.multimem_request_bytes", request),))
+        yield from _headline(runs, "causes", point, f"large top-8, a read request for every {request} B")
+
+
 def _headline(runs: Experiments, table: str, point: Point, where: str, stated: str = "") -> Iterator[Claim]:
     for schedule in HEADLINE:
         name = f"dysharp over {schedule}, {where}"
@@ -183,4 +214,5 @@ TABLES: dict[str, Callable[[Experiments], Iterator[Claim]]] = {
     "models": models,
     "dgx-h100": dgx_h100,
     "sensitivity": sensitivity,
+    "causes": causes,
 }
