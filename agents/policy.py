@@ -19,7 +19,8 @@ from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPo
 from torch import Tensor, nn
 
 from dysharp_env.config import Spec
-from dysharp_env.simulator.layout import F_HOLD
+from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.layout import DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
 from dysharp_env.simulator.network import Network
 
 Observation = dict[str, Tensor]
@@ -35,15 +36,36 @@ class PolicySpec(Spec):
     hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """What hold's logit starts below the others'; it is learned from there. A group that holds half of the time makes
     an episode several times longer, and what its other choices are worth is lost in that noise."""
+    rule: str = ""
+    """A schedule whose rule the scorer starts at, and learns to refine; its weight for hold, where it has one, takes
+    the place of ``hold_reluctance``. Empty starts at no preference."""
+    rule_scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    """What the rule's weights are multiplied with to be logits: the higher, the less is tried beside its choice."""
+
+    def linear(self) -> np.ndarray:
+        """Returns the (kind, feature) weights that scores start at.
+
+        Raises:
+            ConfigError: There is no such schedule.
+        """
+        weights = np.zeros((len(DECISION_KINDS), len(FEATURES)))
+        if self.rule:
+            weights = load_schedule(self.rule).rule.matrix()
+            # A kind without weights takes the first candidate.
+            weights[~weights.any(axis=1), F_ORDER] = -1.0
+            weights *= self.rule_scale
+        unwilling = weights[:, F_HOLD] == 0
+        weights[unwilling, F_HOLD] = -self.hold_reluctance
+        return weights
 
 
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int, hold_reluctance: float):
-        """Makes the layers, initialised so that all candidates but hold start almost equally likely."""
+    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
+        """Makes the layers, initialised so that scores start almost at those of ``linear``, (kind, feature)."""
         super().__init__()
-        self.hold_reluctance = nn.Parameter(torch.tensor(hold_reluctance))
+        self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
         # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
         self.embed_row = nn.Linear(num_features, hidden)
         self.embed_context = nn.Linear(num_context, hidden, bias=False)
@@ -74,7 +96,9 @@ class CandidateScorer(nn.Module):
         count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
         pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
         scores = self.score(torch.relu(self.score_row(embedded) + self.score_pool(pool)[decision])).squeeze(1)
-        scores = scores - self.hold_reluctance * candidates[decision, row, F_HOLD]
+        # The context begins with a 1 for the kind of the decision.
+        by_kind = context[:, : len(self.linear)] @ self.linear
+        scores = scores + (by_kind[decision] * candidates[decision, row]).sum(dim=1)
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
 
 
@@ -128,7 +152,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
         self.num_features = sizes["candidates"] // int(self.action_space.n)
         self.num_context = sizes["context"]
-        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden, self.spec.hold_reluctance)
+        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden, self.spec.linear())
         self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -184,7 +208,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
             score_bias=numbers(scorer.score_row.bias),
             score_pool=numbers(scorer.score_pool.weight),
             score=numbers(scorer.score.weight)[:, 0],
-            hold_reluctance=numbers(scorer.hold_reluctance).reshape(1),
+            linear=np.array(scorer.linear.detach().numpy(), np.float32, order="C"),
         )
 
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:

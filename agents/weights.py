@@ -17,7 +17,7 @@ from dysharp_env.config import ConfigError, Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_bytes, write_text
 
-_POLICY_SCHEMA = "dysharp/policy/1"
+_POLICY_SCHEMA = "dysharp/policy/2"
 
 
 class PolicyCard(Spec):
@@ -59,7 +59,8 @@ def save_policy(folder: Path, policy: CandidatePolicy, decisions: int, validatio
     card = PolicyCard(
         features=policy.num_features,
         context=policy.num_context,
-        policy=policy.spec,
+        # Weights hold what they started at.
+        policy=policy.spec.model_copy(update={"rule": ""}),
         decisions=decisions,
         validation_ratio=validation_ratio,
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from dysharp_env.bench.timing import Row, Seconds, least, per_second, power_law, timed
 from dysharp_env.schedules import Exposure, LayerRun, Starter, load_schedule
+from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workload import Scenario, ScenarioSpec, Workload
@@ -139,5 +140,5 @@ def random_network(width: int = NETWORK_WIDTH) -> Network:
         score_bias=draw(width),
         score_pool=draw(2 * width, width),
         score=draw(width),
-        hold_reluctance=np.ones(1, np.float32),
+        linear=draw(len(DECISION_KINDS), NUM_FEATURES),
     )

@@ -1,7 +1,8 @@
 """A small network that scores candidates in the engine, so that a learned policy plays with no Python per decision.
 
 Every candidate's features and the decision's context give an embedding; the mean and maximum of the embeddings tell
-each candidate what it competes with; embedding and pool give its score. Arithmetic is float32, sums run in the order of
+each candidate what it competes with; embedding and pool give its score. To that a linear rule for each kind of decision
+is added, so that a network can refine a rule. Arithmetic is float32, sums run in the order of
 the inputs, and products are not fused, so the twin computes the same bits with numpy.
 """
 
@@ -14,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.layout import CONTEXT, F_HOLD, FEATURES, NETWORK_ROWS
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, NETWORK_ROWS
 from dysharp_env.simulator.views import (
     Root,
     context_row,
@@ -41,7 +42,7 @@ class Network:
         score_row: (width, width) and ``score_bias`` (width,): from a candidate's embedding.
         score_pool: (2 * width, width): from the mean and maximum of all embeddings, added to that.
         score: (width,): from what of that sum is positive to the score.
-        hold_reluctance: (1,): what hold's score is lowered by.
+        linear: (kind, feature): a linear rule for each kind of decision, added to the score.
     """
 
     row: np.ndarray
@@ -53,7 +54,7 @@ class Network:
     score_bias: np.ndarray
     score_pool: np.ndarray
     score: np.ndarray
-    hold_reluctance: np.ndarray
+    linear: np.ndarray
 
     def __post_init__(self) -> None:
         for (name, shape), array in zip(_shapes(self.width), self, strict=True):
@@ -73,10 +74,11 @@ class Network:
         """All weights one after the other, as the engine reads them."""
         return np.concatenate([array.reshape(-1) for array in self])
 
-    def scores(self, features: np.ndarray, context: np.ndarray) -> np.ndarray:
+    def scores(self, kind: int, features: np.ndarray, context: np.ndarray) -> np.ndarray:
         """Returns (candidate,) float32 scores, slowly: the engine's arithmetic written with numpy.
 
         Args:
+            kind: The kind of decision.
             features: (candidate, feature) float32, the candidates that are shown and no empty rows.
             context: (context,) float32.
         """
@@ -89,7 +91,9 @@ class Network:
         pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
         of_pool = _product(self.score_bias, pool[None], self.score_pool)
         scores = _product(0, np.maximum(_product(of_pool, embedded, self.score_row), 0), self.score[:, None])[:, 0]
-        return scores - self.hold_reluctance[0] * features[:, F_HOLD]
+        for feature, weight in enumerate(self.linear[kind]):
+            scores = scores + features[:, feature] * weight
+        return scores
 
 
 def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -105,7 +109,7 @@ def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
         ("score_bias", flat),
         ("score_pool", (2 * width, width)),
         ("score", flat),
-        ("hold_reluctance", (1,)),
+        ("linear", (len(DECISION_KINDS), NUM_FEATURES)),
     ]
 
 
@@ -137,8 +141,8 @@ def rectify(x: np.ndarray) -> None:
 
 
 @njit(cache=True, error_model="numpy")
-def best_scored(s: Root) -> int:
-    """Returns the legal candidate that the network scores highest, the first of equals."""
+def best_scored(s: Root, kind: int) -> int:
+    """Returns the legal candidate that the network scores highest in a decision of a kind, the first of equals."""
     width = s.network_width
     count = s.num_candidates
     rows = scratch_rows(s)
@@ -182,7 +186,7 @@ def best_scored(s: Root) -> int:
     add_product(s, of_pool, most, score_pool_at + width * width)
 
     weights = network_numbers(s, score_at, width)
-    reluctance = network_numbers(s, score_at + width, 1)[0]
+    linear = network_numbers(s, score_at + width + kind * NUM_FEATURES, NUM_FEATURES)
     best = -1
     best_score = np.float32(0.0)
     for row in range(count):
@@ -194,7 +198,8 @@ def best_scored(s: Root) -> int:
         score = np.float32(0.0)
         for j in range(width):
             score += hidden[j] * weights[j]
-        score -= reluctance * feature_rows(s)[row, F_HOLD]
+        for i in range(NUM_FEATURES):
+            score += feature_rows(s)[row, i] * linear[i]
         if best == -1 or score > best_score:
             best = row
             best_score = score

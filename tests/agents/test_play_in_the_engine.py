@@ -9,6 +9,8 @@ import torch
 from agents.play import Played, environments, play, play_policy, played
 from agents.policy import CandidatePolicy, PolicySpec
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
 
@@ -49,16 +51,30 @@ def test_scores_are_torch_s_up_to_rounding() -> None:
         candidates = np.zeros((1, 16, policy.num_features), np.float32)
         candidates[0, :count] = rng.random((count, policy.num_features))
         context = rng.random((1, policy.num_context), np.float32)
+        kind = count % len(DECISION_KINDS)
+        context[0, : len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == kind
         with torch.no_grad():
             expected = policy.scorer(torch.from_numpy(candidates), torch.from_numpy(context)).numpy()[0, :count]
-        np.testing.assert_allclose(network.scores(candidates[0, :count], context[0]), expected, rtol=1e-4, atol=1e-4)
+        scores = network.scores(kind, candidates[0, :count], context[0])
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_policy_that_starts_at_a_rule_plays_it() -> None:
+    spec = EnvSpec(schedule="dysharp-l2", exposed=("dispatch", "gemm", "combine"), hold=False, partial_tiles=False)
+    sizes = PolicySpec(hidden=8, rule="dysharp-l2")
+    policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0, sizes)
+    with torch.no_grad():
+        policy.scorer.score.weight.zero_()  # a fresh network's small scores settle ties
+    for workload, run in zip(WORKLOADS, play_policy(policy, spec, WORKLOADS), strict=True):
+        ruled = simulate(workload.scenario.system, workload.workload, load_schedule("dysharp-l2"))
+        assert run.result().makespan_us == ruled.result().makespan_us
 
 
 def test_equal_scores_take_the_first_candidate_as_torch_does() -> None:
     policy = random_policy(ALL_KINDS, 0)
     with torch.no_grad():
         policy.scorer.score.weight.zero_()
-        policy.scorer.hold_reluctance.zero_()
+        policy.scorer.linear.zero_()
     through_torch = play_through_torch(policy, ALL_KINDS)
     assert played(play_policy(policy, ALL_KINDS, WORKLOADS), WORKLOADS) == through_torch
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from agents.policy import CandidatePolicy, PolicySpec
 from dysharp_env.simulator.layout import F_HOLD
 
-FEATURES, CONTEXT = 16, 16
+FEATURES, CONTEXT, KINDS = 16, 16, 4
 
 
 def make_policy(size: int) -> CandidatePolicy:
@@ -26,6 +26,7 @@ def observe(size: int, filled: list[int], seed: int = 0) -> dict[str, torch.Tens
     for row, count in enumerate(filled):
         candidates[row, :count] = rng.random((count, FEATURES), np.float32)
     contexts = rng.random((len(filled), CONTEXT), np.float32)
+    contexts[:, :KINDS] = np.eye(KINDS, dtype=np.float32)[rng.integers(KINDS, size=len(filled))]
     return {"candidates": torch.from_numpy(candidates.reshape(len(filled), -1)), "context": torch.from_numpy(contexts)}
 
 
