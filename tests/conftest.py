@@ -9,6 +9,7 @@ import pytest
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin import Twin
@@ -27,7 +28,8 @@ class Case(NamedTuple):
     scale_ps: int
 
     def engine(self, logging: bool = True) -> Engine:
-        return Engine(*self, logging=logging)
+        lowering = Lowering(self.costs, self.program, self.num_sms, logging)
+        return Engine(lowering, self.workload, self.scale_ps)
 
     def twin(self) -> Twin:
         return Twin(*self)

@@ -11,141 +11,197 @@ as if they wasted nothing, and HBM is charged only for what a GEMM must wait for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
+from dysharp_env.workload.demand import Demand
+from dysharp_env.workload.layer import LayerSpec
+
+# What a primitive's needs are made of, counted for each GPU: pairs of its own tokens with other GPUs, pairs of others'
+# tokens with it, its own tokens, everybody else's, and its own that any other GPU must see; and in picoseconds: its
+# multicast stores and in-switch requests on its uplink, and what of them comes down to it.
+_SENT, _RECEIVED, _OWN, _OTHERS, _AWAY, _STORES, _REQUESTS, _STORED, _REQUESTED = range(9)
+_NUM_COUNTS = 9
+Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
 
 
-def lower_bound_ps(system: SystemSpec, workload: Workload, costs: Costs) -> int:
-    """Returns a time that no schedule of ``workload`` on ``system`` can beat, in picoseconds."""
-    demand = _Demand(workload, costs)
-    dispatches = [_dispatch_ps(demand, primitive) for primitive in system.switch.dispatch_primitives]
-    combines = [_combine_ps(demand, primitive) for primitive in system.switch.combine_primitives]
-    links = min(_communication_ps(costs, dispatch, combine) for dispatch in dispatches for combine in combines)
-    compute = _compute_ps(demand, system.gpu.num_sms)
-    return costs.launch_ps + max(links, compute, _one_token_ps(demand), 1)
+class LowerBound:
+    """Bounds workloads of one layer on one system; times that they share are worked out once."""
+
+    def __init__(self, system: SystemSpec, layer: LayerSpec, costs: Costs):
+        """Takes the costs of the layer on the system at token resolution."""
+        self._launch_ps = costs.launch_ps
+        # By the number of experts that a store or request names.
+        named = range(layer.top_k + 1)
+        self._store_ps = costs.wire_ps(np.array([costs.dispatch_flits(targets) for targets in named]))
+        self._request_ps = costs.wire_ps(np.array([costs.request_flits(targets) for targets in named]))
+        dispatch, combine = _dispatch_needs(costs), _combine_needs(costs)
+        # (primitive, link or reduction unit, count)
+        self._dispatch = np.array([_weights(dispatch[primitive]) for primitive in system.switch.dispatch_primitives])
+        self._combine = np.array([_weights(combine[primitive]) for primitive in system.switch.combine_primitives])
+        arrival_ps = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
+        home_ps = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
+        self._times = _Times(
+            hop_ps=costs.hop_ps,
+            arrival_ps=arrival_ps,
+            local_arrival_ps=min(costs.memory_ps, arrival_ps),
+            one_token_ps=arrival_ps + costs.block_ps(1, 1) + costs.block_ps(2, 1) + home_ps,
+            granule_tokens=costs.row_granularity,
+            granule_ps=costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1],
+            tile_tokens=layer.tile_tokens,
+            tile_ps=sum(costs.blocks) * costs.block_overhead_ps,
+            num_sms=system.gpu.num_sms,
+            token_bytes=costs.token_bytes[0] + costs.token_bytes[2],
+            weight_bytes=sum(costs.weight_bytes),
+            byte_ps=PS_PER_S / costs.hbm_bytes_per_s,
+        )
+
+    def of(self, workload: Workload) -> int:
+        """Returns a time that no schedule of a workload of this layer can beat, in picoseconds."""
+        demand, times = workload.demand, self._times
+        counts = np.empty((_NUM_COUNTS, workload.num_gpus), np.int64)
+        _count(demand, workload.tokens_per_gpu, self._store_ps, self._request_ps, counts)
+        links_ps = _links(counts, self._dispatch, self._combine, times)
+        return self._launch_ps + max(links_ps, _compute(demand, workload.gpu_of_expert, times), 1)
 
 
-class _Demand:
-    """What a workload asks of every GPU: remote (token, GPU) pairs, targets, and expert loads."""
+class _Times(NamedTuple):
+    """What compute and single tokens take, and what that is made of."""
 
-    def __init__(self, workload: Workload, costs: Costs):
-        self.workload, self.costs = workload, costs
-        num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
-        self.num_gpus = num_gpus
-        num_tokens = num_gpus * tokens_per_gpu
-        ids = workload.topk_ids.astype(np.int64)
-        gpus = workload.gpu_of_expert.astype(np.int64)[ids]
-        keys = (np.arange(num_tokens)[:, None] * num_gpus + gpus).reshape(-1)
-        pair_keys, self.targets = np.unique(keys, return_counts=True)
-        token, gpu = pair_keys // num_gpus, pair_keys % num_gpus
-        home = token // tokens_per_gpu
-        remote = gpu != home
-        self.is_local_receiver = np.zeros(num_gpus, bool)
-        self.is_local_receiver[gpu[~remote]] = True
-        # Remote pairs: home GPU, expert GPU, experts there.
-        self.home, self.gpu, self.targets = home[remote], gpu[remote], self.targets[remote]
-        # Tokens with at least one remote expert: home GPU, remote experts.
-        targets_of_token = np.bincount(token[remote], weights=self.targets, minlength=num_tokens).astype(np.int64)
-        sent = np.flatnonzero(targets_of_token)
-        self.sent_home, self.sent_targets = sent // tokens_per_gpu, targets_of_token[sent]
-        self.own_tokens = tokens_per_gpu
-        self.expert_tokens = np.bincount(ids.reshape(-1), minlength=len(workload.gpu_of_expert))
-        self.gpu_of_expert = workload.gpu_of_expert
-
-    def per_gpu(self, gpu: np.ndarray, ps: np.ndarray | int) -> np.ndarray:
-        """Returns the sum of times by GPU, int64."""
-        total = np.zeros(self.num_gpus, np.int64)
-        np.add.at(total, gpu, ps)
-        return total
-
-    def wire_ps(self, flits_of: Callable[[int], int], targets: np.ndarray) -> np.ndarray:
-        """Returns the link time of segments that name so many target experts, rounded as ``Costs.wire_ps`` rounds."""
-        return np.array([self.costs.wire_ps(flits_of(count)) for count in range(targets.max(initial=0) + 1)])[targets]
+    hop_ps: int
+    arrival_ps: int  # of a token from another GPU
+    local_arrival_ps: int
+    one_token_ps: int  # out to another GPU, through its expert, and home
+    granule_tokens: int
+    granule_ps: int  # of SM time, both GEMMs
+    tile_tokens: int
+    tile_ps: int  # of SM time beside that of its granules
+    num_sms: int
+    token_bytes: int  # that a token's GEMMs wait for
+    weight_bytes: int  # of an expert
+    byte_ps: float  # of HBM
 
 
-def _dispatch_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (gpu,) least uplink and downlink times of dispatch; acks count where data must follow them."""
-    costs = demand.costs
-    plain_ps = costs.wire_ps(costs.dispatch_flits())
-    if primitive == "pull":
-        ask_ps = costs.wire_ps(costs.packet.ask_flits(costs.dispatch_bytes))
-        up = demand.per_gpu(demand.home, plain_ps) + demand.per_gpu(demand.gpu, ask_ps)
-        return up, demand.per_gpu(demand.gpu, plain_ps) + demand.per_gpu(demand.home, ask_ps)
-    up = demand.per_gpu(demand.gpu, costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes)))
-    if primitive == "broadcast":
-        others = demand.own_tokens * (demand.num_gpus - 1)
-        return up + demand.own_tokens * plain_ps, np.full(demand.num_gpus, others * plain_ps)
-    if primitive == "unicast":
-        return up + demand.per_gpu(demand.home, plain_ps), demand.per_gpu(demand.gpu, plain_ps)
-    up += demand.per_gpu(demand.sent_home, demand.wire_ps(costs.dispatch_flits, demand.sent_targets))
-    return up, demand.per_gpu(demand.gpu, demand.wire_ps(costs.dispatch_flits, demand.targets))
+@njit(cache=True)
+def _count(
+    demand: Demand, tokens_per_gpu: int, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray
+) -> None:
+    """Writes what primitives need of each GPU, (count, gpu)."""
+    num_gpus = counts.shape[1]
+    counts[:] = 0
+    for gpu in range(num_gpus):
+        counts[_SENT, gpu] = demand.remote_pairs[gpu]
+        counts[_OWN, gpu] = tokens_per_gpu
+        counts[_OTHERS, gpu] = tokens_per_gpu * (num_gpus - 1)
+        for targets in range(1, len(store_ps)):
+            pairs, tokens = demand.pair_targets[gpu, targets], demand.token_targets[gpu, targets]
+            counts[_RECEIVED, gpu] += pairs
+            counts[_AWAY, gpu] += tokens
+            counts[_STORES, gpu] += tokens * store_ps[targets]
+            counts[_REQUESTS, gpu] += tokens * request_ps[targets]
+            counts[_STORED, gpu] += pairs * store_ps[targets]
+            counts[_REQUESTED, gpu] += pairs * request_ps[targets]
 
 
-def _combine_ps(demand: _Demand, primitive: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (gpu,) least uplink, downlink and reduction-unit times of combine."""
-    costs = demand.costs
-    data_ps = costs.wire_ps(costs.combine_flits())
-    reduce_ps = costs.reduce_ps(costs.combine_flits())
-    nothing = np.zeros(demand.num_gpus, np.int64)
-    if primitive == "reduce_scatter":
-        others = demand.own_tokens * (demand.num_gpus - 1)
-        ask_ps = costs.wire_ps(costs.request_flits())
-        up = np.full(demand.num_gpus, others * data_ps + demand.own_tokens * ask_ps)
-        down = np.full(demand.num_gpus, demand.own_tokens * data_ps + others * ask_ps)
-        return up, down, np.full(demand.num_gpus, others * reduce_ps)
-    up = demand.per_gpu(demand.gpu, data_ps)
-    if primitive == "unicast":
-        return up, demand.per_gpu(demand.home, data_ps), nothing
-    if primitive == "pull":
-        ask_ps = costs.wire_ps(costs.request_flits())
-        up = up + demand.per_gpu(demand.home, ask_ps)
-        return up, demand.per_gpu(demand.home, data_ps) + demand.per_gpu(demand.gpu, ask_ps), nothing
-    down = demand.per_gpu(demand.sent_home, data_ps)
-    reduction = demand.per_gpu(demand.home, reduce_ps)
-    if primitive == "pull_reduce":
-        up = up + demand.per_gpu(demand.sent_home, demand.wire_ps(costs.request_flits, demand.sent_targets))
-        down = down + demand.per_gpu(demand.gpu, demand.wire_ps(costs.request_flits, demand.targets))
-    return up, down, reduction
-
-
-def _communication_ps(costs: Costs, dispatch: tuple[np.ndarray, ...], combine: tuple[np.ndarray, ...]) -> int:
-    """Returns the time the busiest link or reduction unit needs under one pair of primitives, hops included."""
-    (dispatch_up, dispatch_down), (combine_up, combine_down, reduction) = dispatch, combine
-    busiest = max((dispatch_up + combine_up).max(), (dispatch_down + combine_down).max(), reduction.max())
+@njit(cache=True)
+def _links(counts: np.ndarray, dispatch: np.ndarray, combine: np.ndarray, times: _Times) -> int:
+    """Returns the time the busiest link or reduction unit needs under the best pair of primitives, with hops."""
+    best_ps = -1
+    for first in range(len(dispatch)):
+        for second in range(len(combine)):
+            busiest_ps = 0
+            for kind in range(dispatch.shape[1]):
+                for gpu in range(counts.shape[1]):
+                    need_ps = 0
+                    for count in range(len(counts)):
+                        weight = dispatch[first, kind, count] + combine[second, kind, count]
+                        need_ps += weight * counts[count, gpu]
+                    busiest_ps = max(busiest_ps, need_ps)
+            if best_ps < 0 or busiest_ps < best_ps:
+                best_ps = busiest_ps
     # An uplink's last byte still has two hops to go, a downlink's first had one and its last has one.
-    return int(busiest) + 2 * costs.hop_ps if busiest > 0 else 0
+    return best_ps + 2 * times.hop_ps if best_ps > 0 else 0
 
 
-def _compute_ps(demand: _Demand, num_sms: int) -> int:
-    """Returns the time the busiest GPU needs for its experts, from the first token there to the last one home."""
-    costs = demand.costs
-    tokens = demand.expert_tokens
-    granules = -(-tokens // costs.row_granularity)
-    tiles = -(-tokens // demand.workload.layer.tile_tokens)
-    granule_ps = costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]
-    tile_ps = sum(costs.blocks) * costs.block_overhead_ps
-    sm_ps = demand.per_gpu(demand.gpu_of_expert, granules * granule_ps + tiles * tile_ps) // num_sms
-    read_bytes = tokens * (costs.token_bytes[0] + costs.token_bytes[2]) + (tokens > 0) * sum(costs.weight_bytes)
-    hbm_ps = demand.per_gpu(demand.gpu_of_expert, read_bytes) * (PS_PER_S / costs.hbm_bytes_per_s) // 1
-    # Each access rounds down by less than a picosecond; a token causes at most two, an expert two more.
-    hbm_ps = hbm_ps.astype(np.int64) - demand.per_gpu(demand.gpu_of_expert, 2 * tokens + 2)
-    work = np.maximum(sm_ps, hbm_ps)
-    arrival = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
-    head = np.where(demand.is_local_receiver, min(costs.memory_ps, arrival), arrival)
-    tail = np.where(demand.is_local_receiver, 0, 2 * costs.hop_ps)
-    return int(np.where(work > 0, head + work + tail, 0).max())
+@njit(cache=True)
+def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> int:
+    """Returns the time the busiest GPU needs for its experts, or a single token for its way to one and back.
+
+    A GPU's time is from the first token there to the last one home.
+    """
+    num_gpus = len(demand.local_pairs)
+    sm_ps, read_bytes, accesses = (
+        np.zeros(num_gpus, np.int64),
+        np.zeros(num_gpus, np.int64),
+        np.zeros(num_gpus, np.int64),
+    )
+    for expert in range(len(gpu_of_expert)):
+        gpu, tokens = gpu_of_expert[expert], demand.expert_tokens[expert]
+        sm_ps[gpu] += -(-tokens // times.granule_tokens) * times.granule_ps
+        sm_ps[gpu] += -(-tokens // times.tile_tokens) * times.tile_ps
+        read_bytes[gpu] += tokens * times.token_bytes + (tokens > 0) * times.weight_bytes
+        # A token causes at most two accesses, an expert two more.
+        accesses[gpu] += 2 * tokens + 2
+    longest_ps = times.one_token_ps if demand.remote_pairs.any() else 0
+    for gpu in range(num_gpus):
+        # Each access rounds down by less than a picosecond.
+        hbm_ps = np.int64(np.floor(read_bytes[gpu] * times.byte_ps)) - accesses[gpu]
+        work_ps = max(sm_ps[gpu] // times.num_sms, hbm_ps)
+        if work_ps > 0:
+            is_local = demand.local_pairs[gpu] > 0
+            head_ps = times.local_arrival_ps if is_local else times.arrival_ps
+            tail_ps = 0 if is_local else 2 * times.hop_ps
+            longest_ps = max(longest_ps, head_ps + work_ps + tail_ps)
+    return longest_ps
 
 
-def _one_token_ps(demand: _Demand) -> int:
-    """Returns the time of the shortest path of a token with a remote expert, or 0 if all experts are local."""
-    costs = demand.costs
-    if len(demand.home) == 0:
-        return 0
-    out = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
-    home = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
-    return out + costs.block_ps(1, 1) + costs.block_ps(2, 1) + home
+def _weights(needs: Needs) -> np.ndarray:
+    """Returns what uplinks, downlinks and reduction units need, (3, count) picoseconds of each count."""
+    weights = np.zeros((len(needs), _NUM_COUNTS), np.int64)
+    for row, need in enumerate(needs):
+        for count, ps in need.items():
+            weights[row, count] = ps
+    return weights
+
+
+def _dispatch_needs(costs: Costs) -> dict[str, Needs]:
+    """Returns the least times of dispatch by primitive, as picoseconds of each count.
+
+    Acknowledgements count where data must follow them.
+    """
+    data_ps = costs.wire_ps(costs.dispatch_flits())
+    ask_ps = costs.wire_ps(costs.packet.ask_flits(costs.dispatch_bytes))
+    ack_ps = costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes))
+    return {
+        "unicast": ({_SENT: data_ps, _RECEIVED: ack_ps}, {_RECEIVED: data_ps}, {}),
+        "multicast": ({_STORES: 1, _RECEIVED: ack_ps}, {_STORED: 1}, {}),
+        "broadcast": ({_OWN: data_ps, _RECEIVED: ack_ps}, {_OTHERS: data_ps}, {}),
+        "pull": ({_SENT: data_ps, _RECEIVED: ask_ps}, {_RECEIVED: data_ps, _SENT: ask_ps}, {}),
+    }
+
+
+def _combine_needs(costs: Costs) -> dict[str, Needs]:
+    """Returns the least times of combine by primitive, as picoseconds of each count."""
+    data_ps = costs.wire_ps(costs.combine_flits())
+    ask_ps = costs.wire_ps(costs.request_flits())
+    reduce_ps = costs.reduce_ps(costs.combine_flits())
+    return {
+        "unicast": ({_RECEIVED: data_ps}, {_SENT: data_ps}, {}),
+        "push_reduce": ({_RECEIVED: data_ps}, {_AWAY: data_ps}, {_SENT: reduce_ps}),
+        "pull_reduce": (
+            {_RECEIVED: data_ps, _REQUESTS: 1},
+            {_AWAY: data_ps, _REQUESTED: 1},
+            {_SENT: reduce_ps},
+        ),
+        "reduce_scatter": (
+            {_OTHERS: data_ps, _OWN: ask_ps},
+            {_OWN: data_ps, _OTHERS: ask_ps},
+            {_OTHERS: reduce_ps},
+        ),
+        "pull": ({_RECEIVED: data_ps, _SENT: ask_ps}, {_SENT: data_ps, _RECEIVED: ask_ps}, {}),
+    }

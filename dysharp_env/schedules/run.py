@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dysharp_env.schedules.bound import lower_bound_ps
+from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
@@ -55,10 +56,9 @@ class Starter:
         Raises:
             ConfigError: The schedule does not fit the system, or there is no such resolution.
         """
-        self._system, self._logging = system, logging
-        self._costs = Costs.of(system, layer, compute_scale, resolution)
-        self._bound_costs = Costs.of(system, layer, compute_scale)
-        self._program = schedule.program(system, exposure)
+        costs = Costs.of(system, layer, compute_scale, resolution)
+        self._bound = LowerBound(system, layer, Costs.of(system, layer, compute_scale))
+        self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
 
     def start(self, workload: Workload) -> LayerRun:
         """Returns a layer at time zero.
@@ -66,10 +66,8 @@ class Starter:
         Raises:
             ConfigError: The workload is too large for exact integer time.
         """
-        costs, num_sms = self._costs, self._system.gpu.num_sms
-        costs.require_exact(workload)
-        bound_ps = lower_bound_ps(self._system, workload, self._bound_costs)
-        return LayerRun(Engine(workload, costs, self._program, num_sms, bound_ps, self._logging), bound_ps)
+        bound_ps = self._bound.of(workload)
+        return LayerRun(Engine(self._lowering, workload, bound_ps), bound_ps)
 
 
 def start(

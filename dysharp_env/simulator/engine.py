@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.kernel import advance
 from dysharp_env.simulator.layout import Seat, State
-from dysharp_env.simulator.lowering import lower
-from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.workload.workload import Workload
 
 
@@ -39,12 +37,10 @@ class Decision:
 class Engine:
     """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``."""
 
-    def __init__(
-        self, workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int, logging: bool = False
-    ):
-        """Sets the layer up; see ``lowering.lower`` for the arguments."""
-        self.workload, self.costs, self.program = workload, costs, program
-        self.state: State = lower(workload, costs, program, num_sms, scale_ps, logging)
+    def __init__(self, lowering: Lowering, workload: Workload, scale_ps: int):
+        """Sets the layer up; see ``Lowering.lower``."""
+        self.workload, self.costs, self.program = workload, lowering.costs, lowering.program
+        self.state: State = lowering.lower(workload, scale_ps)
 
     @property
     def now_ps(self) -> int:
@@ -104,9 +100,7 @@ class Engine:
 
     def move(self, seat: Seat) -> None:
         """Goes on in another seat, with all that is in this one."""
-        for name, array in seat._asdict().items():
-            array[...] = getattr(self.state, name)
-        self.state = layout.bind(self.state._replace(**seat._asdict()))
+        self.state = layout.reseat(self.state, seat)
 
     def decide(self, choice: int) -> None:
         """Answers the waiting decision with the row of a legal candidate; time does not move.

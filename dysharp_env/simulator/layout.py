@@ -108,12 +108,11 @@ def _record(wide: str, narrow: str = "") -> np.dtype:
 
 _PARAMETERS = (
     # workload
-    "num_gpus num_tokens tokens_per_gpu top_k num_pairs num_experts experts_per_gpu chunk_tokens chunks_per_gpu "
-    "num_units "
+    "num_gpus num_tokens tokens_per_gpu top_k num_experts experts_per_gpu chunk_tokens chunks_per_gpu "
     # links and packets
-    "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links dispatch_packets combine_packets sum_flits "
+    "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links sum_flits "
     "dispatch_segments combine_segments dispatch_segment_packets combine_segment_packets "
-    "partial0 store0 sum0 num_nodes ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "partial0 store0 sum0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps dispatch_slots combine_slots dispatch_hold combine_hold most_dispatch_sms most_combine_sms "
     "total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
@@ -329,15 +328,32 @@ CONSTANT_FIELDS = (
 )
 
 
+# Where the addresses begin, which follow each other as the arrays do.
+_ADDRESS0 = list(ROOT.names or ()).index(f"{State._fields[1]}_at")
+
+
+def point(root: np.ndarray, addresses: list[int]) -> None:
+    """Writes where all arrays but the root lie, in the order of ``State``."""
+    root.view(np.int64)[_ADDRESS0:] = addresses
+
+
 def bind(state: State) -> State:
     """Writes the arrays' addresses and lengths that can change into the root, and returns the state."""
-    for name, array in zip(State._fields, state, strict=True):
-        if name != "root":
-            assert array.flags.c_contiguous, name
-            state.root[f"{name}_at"] = array.ctypes.data
-    state.root["num_tiles"] = len(state.tiles)
-    state.root["heap_capacity"] = len(state.heap)
-    state.root["pool_capacity"] = len(state.pool)
-    state.root["dirty_capacity"] = len(state.dirty)
-    state.root["log_capacity"] = len(state.log)
+    root, *arrays = state
+    assert all(array.flags.c_contiguous for array in arrays)
+    point(root, [array.ctypes.data for array in arrays])
+    root["num_tiles"] = len(state.tiles)
+    root["heap_capacity"] = len(state.heap)
+    root["pool_capacity"] = len(state.pool)
+    root["dirty_capacity"] = len(state.dirty)
+    root["log_capacity"] = len(state.log)
     return state
+
+
+def reseat(state: State, seat: Seat) -> State:
+    """Returns the state with all that is in its seat in another one; the rest stays where it is."""
+    for name, array in seat._asdict().items():
+        array[...] = getattr(state, name)
+        if name != "root":
+            seat.root[f"{name}_at"] = array.ctypes.data
+    return state._replace(**seat._asdict())

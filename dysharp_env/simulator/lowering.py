@@ -1,17 +1,21 @@
-"""Turns a workload, the costs of a system and a program into the engine's initial state, vectorised."""
+"""Turns a workload, the costs of a system and a program into the engine's initial state."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator import layout
+from dysharp_env.simulator.block import Block
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
+from dysharp_env.simulator.routed import Paths, Routed, Vectors, follow_routing
+from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
 # Entries of the table of wire times; more flits are worked out when they are needed.
@@ -23,161 +27,218 @@ WHEEL_SLOTS_PER_LINK = 128
 MOST_WHEEL_SLOTS = 1 << 16
 
 
-def lower(
-    workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int, logging: bool = False
-) -> State:
-    """Returns the state in which nothing has happened yet.
+class _Frame(NamedTuple):
+    """What layers of one size start from, whatever their routing."""
 
-    Args:
-        workload: Routing of one layer.
-        costs: Its costs on a system.
-        program: How it is run.
-        num_sms: SMs of one GPU.
-        scale_ps: What times are compared with in features; the workload's lower bound.
-        logging: Whether every use of a link, reduction unit and SM group is recorded.
+    layer: LayerSpec
+    num_gpus: int
+    tokens_per_gpu: int
+    block: Block
+    paths: Paths
+    dispatch: Vectors
+    combine: Vectors
 
-    Raises:
-        ConfigError: The workload is too large for exact integer time.
-    """
-    costs.require_exact(workload)
-    num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
-    num_tokens = num_gpus * tokens_per_gpu
-    chunks_per_gpu = -(-tokens_per_gpu // program.chunk_tokens)
-    home = np.arange(num_tokens) // tokens_per_gpu
-    pairs, slot_expert, pair0 = _pairs(workload, home, program)
-    num_pairs = len(pairs)
-    pairs["segments_left"] = costs.dispatch_segments
-    tokens, stores, sums = _tokens(pairs, pair0, home, program, costs, chunks_per_gpu, tokens_per_gpu)
-    _require_narrow(workload, costs, program, num_pairs, chunks_per_gpu)
-    nodes = _nodes(pairs, tokens["remote_targets"][:-1], costs, program)
-    pairs["part"] = _parts_of_pairs(pairs, tokens, workload, program, chunks_per_gpu)
-    slot_expert = slot_expert * program.parts + np.repeat(pairs["part"], pairs["num_experts"])
-    experts, tiles = _experts(workload, slot_expert, program)
-    gpus = _gpus(workload, pairs, experts, program)
-    root = _root(workload, costs, program, num_sms, scale_ps, num_pairs, chunks_per_gpu, logging)
-    num_units = num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus)
-    root["num_units"] = num_units
-    wire_times = _wire_times(costs, int(nodes["flits"].max()))
-    root["wire_entries"] = len(wire_times)
-    chunks = _chunks(num_gpus, tokens_per_gpu, program)
-    root["num_chunks"] = len(chunks)
-    gpus["unsent_head"] = np.arange(num_gpus) * (len(chunks) // num_gpus)
-    parts, phases = _parts(num_gpus, experts, chunks, program)
 
-    root["status"] = layout.RUN
-    for name in ("pending_kind", "pending_gpu", "choice"):
-        root[name] = NOTHING
-    for name in ("dispatch", "gemm1", "gemm2", "combine"):
-        root[f"{name}_first"] = root[f"{name}_last"] = NO_TIME
-    root["tokens_left"] = num_tokens
-    num_links = num_gpus * costs.planes
-    ports = np.zeros(2 * num_links, layout.PORT)
-    for name in ("open_head", "open_tail", "stalled_node"):
-        ports[name] = NOTHING
-    lanes = np.zeros(2 * num_links, layout.LANE)
-    for name in ("head", "tail", "fifo_head", "fifo_tail"):
-        lanes[name] = NOTHING
-    sms = np.zeros(num_gpus * sum(_most_sms(program)), layout.SM)
-    sms["token"] = NOTHING
-    units = np.zeros(num_units, layout.UNIT)
-    for name in ("head", "tail", "prev", "next"):
-        units[name] = NOTHING
-    units["part"] = _parts_of_units(num_gpus, chunks_per_gpu, program)
-    limit = program.max_candidates
+class Lowering:
+    """Lowers workloads that run by one program at one set of costs; what they share is worked out once."""
+
+    def __init__(self, costs: Costs, program: Program, num_sms: int, logging: bool = False):
+        """Notes how layers are run.
+
+        Args:
+            costs: Of the workloads' layer on a system.
+            program: How it is run.
+            num_sms: SMs of one GPU.
+            logging: Whether every use of a link, reduction unit and SM group is recorded.
+        """
+        self.costs, self.program = costs, program
+        self._num_sms, self._logging = num_sms, logging
+        self._last: _Frame | None = None
+
+    def lower(self, workload: Workload, scale_ps: int) -> State:
+        """Returns the state in which nothing has happened yet.
+
+        Args:
+            workload: Routing of one layer.
+            scale_ps: What times are compared with in features; the workload's lower bound.
+
+        Raises:
+            ConfigError: The workload is too large for exact integer time.
+        """
+        frame, costs = self._frame(workload), self.costs
+        num_tokens, num_pairs = workload.num_tokens, _num_pairs(workload, self.program)
+        partial0 = num_pairs * costs.dispatch_segments
+        store0 = partial0 + num_pairs * costs.combine_segments
+        sum0 = store0 + num_tokens * costs.dispatch_segments
+        num_nodes = sum0 + num_tokens * costs.combine_segments
+        # No other id is larger, but those that _require_narrow knows.
+        _require_numbers(num_nodes, workload, costs)
+        state = frame.block.build(num_pairs, num_nodes)
+        root = state.root
+        root["partial0"], root["store0"], root["sum0"] = partial0, store0, sum0
+        root["scale_ps"] = max(1, scale_ps)
+        routed = Routed(*(getattr(state, name) for name in Routed._fields))
+        ids, placement = workload.topk_ids, workload.gpu_of_expert
+        follow_routing(ids, placement, frame.paths, frame.dispatch, frame.combine, routed)
+        return state
+
+    def _frame(self, workload: Workload) -> _Frame:
+        """Returns the frame of a workload's size; the last one is kept.
+
+        Raises:
+            ConfigError: Workloads of that size are too large.
+        """
+        size = (workload.layer, workload.num_gpus, workload.tokens_per_gpu)
+        if self._last is None or self._last[:3] != size:
+            self._last = self._build_frame(workload)
+        return self._last
+
+    def _build_frame(self, workload: Workload) -> _Frame:
+        costs, program, layer = self.costs, self.program, workload.layer
+        num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+        costs.require_exact(workload)
+        chunks_per_gpu = -(-tokens_per_gpu // program.chunk_tokens)
+        _require_narrow(workload, costs, program, chunks_per_gpu)
+        dispatch, combine = _vectors(workload, costs, program)
+        smallest_tile = min(
+            layer.tile_tokens, program.min_partial_tokens if program.allow_partial else layer.tile_tokens
+        )
+        paths = Paths(
+            num_gpus,
+            tokens_per_gpu,
+            program.chunk_tokens,
+            chunks_per_gpu,
+            program.parts,
+            program.by_peers,
+            program.static,
+            program.copies_per_expert,
+            program.loopback,
+            program.dispatch_primitive == layout.BROADCAST,
+            program.combine_primitive == layout.REDUCE_SCATTER,
+            program.pulls,
+            smallest_tile,
+        )
+        root = _root(workload, costs, program, self._num_sms, chunks_per_gpu, self._logging)
+        block = _block(
+            workload, costs, program, root, _wire_times(costs, dispatch, combine), smallest_tile, self._logging
+        )
+        return _Frame(layer, num_gpus, tokens_per_gpu, block, paths, dispatch, combine)
+
+
+def _num_pairs(workload: Workload, program: Program) -> int:
+    """Returns how many (token, expert GPU), or (token, expert), there are records for."""
+    if program.static:
+        return workload.num_tokens * workload.num_gpus
+    if program.copies_per_expert:
+        return workload.num_tokens * workload.layer.top_k
+    return workload.demand.num_pairs
+
+
+def _block(
+    workload: Workload,
+    costs: Costs,
+    program: Program,
+    root: np.ndarray,
+    wire_times: np.ndarray,
+    smallest_tile: int,
+    logging: bool,
+) -> Block:
+    """Returns what makes states of a workload's size; completes the root."""
+    num_gpus, tokens_per_gpu, num_tokens = workload.num_gpus, workload.tokens_per_gpu, workload.num_tokens
+    top_k, num_slots = workload.layer.top_k, num_tokens * workload.layer.top_k
+    num_experts, num_links = workload.layer.experts, num_gpus * costs.planes
+    chunks, units = _chunks(num_gpus, tokens_per_gpu, program), _units(workload, program)
+    limit, width = program.max_candidates, int(root["network_width"][0])
+    # Room for the events that one step can add, and some more.
+    events = (int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8)
+    heap = np.zeros(events, np.int64)
+    heap.view(layout.EVENT)[0] = (program.pays_ps[0], layout.EV_GATE << 48, NOTHING, 0, NOTHING)
     wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
+    # Every expert and part has an open tile beside those that its tokens fill.
+    num_tiles = num_slots // smallest_tile + num_experts * program.parts
+    log_rows = int(root["log_margin"][0]) + 1024 if logging else 0
+    root["wire_entries"], root["num_chunks"] = len(wire_times), len(chunks)
+    root["num_tiles"], root["heap_capacity"], root["log_capacity"] = num_tiles, len(heap), log_rows
+    root["pool_capacity"], root["dirty_capacity"] = len(heap), 3 * num_gpus
     root["wheel_slots"] = wheel_slots
     root["wheel_shift"] = WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length()
     root["pool_free"] = NOTHING
-    state = State(
-        root=root,
-        gpus=gpus,
-        sms=sms,
-        uplinks=np.zeros(num_links, layout.UPLINK),
-        lanes=lanes,
-        ports=ports,
-        turns=_filled(4 * num_links, layout.TURN),
-        tokens=tokens,
-        pairs=pairs,
-        stores=stores,
-        sums=sums,
-        nodes=nodes,
-        fifo_next=_nothing(len(nodes)),
-        experts=experts,
-        matrices=np.zeros(workload.layer.experts, layout.MATRICES),
-        parts=parts,
-        phases=phases,
-        tiles=tiles,
-        chunks=chunks,
-        units=units,
-        wire_times=wire_times,
-        store_flits=np.array([costs.dispatch_flits(targets) for targets in range(workload.layer.top_k + 1)]),
-        ask_flits=np.array(
-            [costs.request_flits(targets) // costs.combine_segments for targets in range(workload.layer.top_k + 1)]
-        ),
-        gpu_experts=np.argsort(workload.gpu_of_expert, kind="stable").astype(np.int32),
-        slot_expert=slot_expert.astype(np.int32),
-        slot_tlb=_nothing(len(slot_expert)),
-        slot_tile=_nothing(len(slot_expert)),
-        arrived_pair=_nothing(len(slot_expert)),
-        order=np.arange(num_tokens, dtype=np.int32),
-        chunk_experts=np.zeros(len(slot_expert), np.int32),
-        chunk_targets=np.zeros(len(chunks) * num_gpus, np.bool_),
-        unit_targets=np.zeros(num_units * num_gpus, np.bool_),
-        backlogs=np.zeros(num_gpus, np.int64),
-        expert_shown=np.zeros((len(experts), 2)),
-        item_next=_nothing(num_pairs),
-        queues=_filled(4 * num_links * (num_gpus + 1), layout.QUEUE),
-        traffic=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
-        payload=np.zeros(num_gpus * 2 * layout.NUM_PURPOSES, np.int64),
-        heap=_event_rows(root),
-        pool=_event_rows(root),
-        wheel=_filled(wheel_slots, layout.WHEEL_SLOT),
-        slots_filled=np.zeros(wheel_slots // 64, np.int64),
-        dirty=np.zeros(3 * num_gpus, np.int64),
-        splits=np.array(program.splits, np.int64).reshape(-1, 2),
-        weights=np.ascontiguousarray(program.weights, np.float64),
-        network=program.network.numbers if program.network else np.zeros(0, np.float32),
-        scratch=np.zeros((limit + layout.NETWORK_ROWS, int(root["network_width"][0])), np.float32),
-        candidates=np.full(limit, NOTHING),
-        keys=np.zeros(limit, np.int64),
-        features=np.zeros((limit, NUM_FEATURES), np.float32),
-        context=np.zeros(NUM_CONTEXT, np.float32),
-        mask=np.zeros(limit, np.bool_),
-        log=np.zeros((int(root["log_margin"][0]) + 1024 if logging else 0, len(layout.LOG_FIELDS)), np.int64),
+    int32, int64, float32, flag = (np.dtype(kind) for kind in (np.int32, np.int64, np.float32, np.bool_))
+    return Block(
+        given={
+            "root": root,
+            "gpus": _gpus(workload, len(chunks) // num_gpus, program),
+            "sms": _blank(num_gpus * sum(_most_sms(program)), layout.SM, "token"),
+            "lanes": _blank(2 * num_links, layout.LANE, "head tail fifo_head fifo_tail"),
+            "ports": _blank(2 * num_links, layout.PORT, "open_head open_tail stalled_node"),
+            "turns": _blank(4 * num_links, layout.TURN, "head tail"),
+            "queues": _blank(4 * num_links * (num_gpus + 1), layout.QUEUE, "head tail next"),
+            "experts": _blank(num_experts * program.parts, layout.EXPERT, "row2_head row2_tail"),
+            "parts": _parts(num_gpus, chunks, program),
+            "chunks": chunks,
+            "units": units,
+            "order": np.arange(num_tokens, dtype=np.int32),
+            "candidates": np.full(limit, NOTHING),
+            "heap": heap,
+            "wheel": _blank(wheel_slots, layout.WHEEL_SLOT, "head tail"),
+        },
+        nothing={"slot_tlb": num_slots, "slot_tile": num_slots, "arrived_pair": num_slots},
+        zeros={
+            "uplinks": ((num_links,), layout.UPLINK),
+            "tokens": ((num_tokens + 1,), layout.TOKEN),
+            "stores": ((num_tokens * costs.dispatch_segments,), layout.STORE),
+            "sums": ((num_tokens * costs.combine_segments,), layout.SUM),
+            "matrices": ((num_experts,), layout.MATRICES),
+            "phases": ((program.parts,), layout.PHASE),
+            "tiles": ((num_tiles,), layout.TILE),
+            "gpu_experts": ((num_experts,), int32),
+            "slot_expert": ((num_slots,), int32),
+            "chunk_experts": ((num_slots,), int32),
+            "chunk_targets": ((len(chunks) * num_gpus,), flag),
+            "unit_targets": ((len(units) * num_gpus,), flag),
+            "backlogs": ((num_gpus,), int64),
+            "expert_shown": ((num_experts * program.parts, 2), np.dtype(np.float64)),
+            "traffic": ((num_gpus * 2 * layout.NUM_PURPOSES,), int64),
+            "payload": ((num_gpus * 2 * layout.NUM_PURPOSES,), int64),
+            "pool": (events, int64),
+            "slots_filled": ((wheel_slots // 64,), int64),
+            "dirty": ((3 * num_gpus,), int64),
+            "scratch": ((limit + layout.NETWORK_ROWS, width), float32),
+            "keys": ((limit,), int64),
+            "features": ((limit, NUM_FEATURES), float32),
+            "context": ((NUM_CONTEXT,), float32),
+            "mask": ((limit,), flag),
+            "log": ((log_rows, len(layout.LOG_FIELDS)), int64),
+        },
+        shared={
+            "wire_times": wire_times,
+            "store_flits": np.array([costs.dispatch_flits(targets) for targets in range(top_k + 1)]),
+            "ask_flits": np.array(
+                [costs.request_flits(targets) // costs.combine_segments for targets in range(top_k + 1)]
+            ),
+            "splits": np.array(program.splits, np.int64).reshape(-1, 2),
+            "weights": np.ascontiguousarray(program.weights, np.float64),
+            "network": program.network.numbers if program.network else np.zeros(0, np.float32),
+        },
     )
-    state.heap.view(layout.EVENT)[0] = (program.pays_ps[0], layout.EV_GATE << 48, NOTHING, 0, NOTHING)
-    root["heap_size"] = root["sequence"] = 1
-    return layout.bind(state)
 
 
-def _event_rows(root: np.ndarray) -> np.ndarray:
-    """Returns room for the events that one step can add, and some more."""
-    return np.zeros((int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8), np.int64)
-
-
-def _nothing(count: int) -> np.ndarray:
-    """Returns int32 ids that are all NOTHING."""
-    return np.full(count, NOTHING, np.int32)
-
-
-def _filled(count: int, dtype: np.dtype) -> np.ndarray:
-    """Returns records whose every field is NOTHING."""
+def _blank(count: int, dtype: np.dtype, nothing: str) -> np.ndarray:
+    """Returns records of zeros, NOTHING in the fields whose names ``nothing`` holds."""
     records = np.zeros(count, dtype)
-    for name in dtype.names or ():
+    for name in nothing.split():
         records[name] = NOTHING
     return records
 
 
-def _require_narrow(workload: Workload, costs: Costs, program: Program, num_pairs: int, chunks_per_gpu: int) -> None:
-    """Checks that what records and events hold as int32 fits.
+def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_per_gpu: int) -> None:
+    """Checks that what records and events hold as int32 fits, but for nodes, whose number follows the routing.
 
     Raises:
         ConfigError: It does not.
     """
     slots = workload.num_tokens * workload.layer.top_k
     largest = max(
-        # Nodes; no other id is larger, but a slot's and a unit's.
-        (num_pairs + workload.num_tokens) * (costs.dispatch_segments + costs.combine_segments),
         # A slot may enter the TLB when its token comes and when its sum is asked for.
         2 * slots,
         workload.num_gpus**2 * chunks_per_gpu,
@@ -186,6 +247,10 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, num_pair
         # Every expert and part has at least one tile.
         slots + workload.layer.experts * program.parts,
     )
+    _require_numbers(largest, workload, costs)
+
+
+def _require_numbers(largest: int, workload: Workload, costs: Costs) -> None:
     if largest >= layout.NARROW_LIMIT:
         raise ConfigError(
             f"tokens={workload.tokens_per_gpu} of '{workload.layer.name}' make {largest} segments, units or flits at"
@@ -193,184 +258,65 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, num_pair
         )
 
 
-def _wire_times(costs: Costs, most_flits: int) -> np.ndarray:
-    """Returns how long a link is busy with any number of flits up to that of the largest segment."""
+def _vectors(workload: Workload, costs: Costs, program: Program) -> tuple[Vectors, Vectors]:
+    """Returns the segments of dispatched vectors, and of partial and reduced sums."""
+    is_named = program.dispatch_primitive == layout.MULTICAST
+    dispatch_planes, combine_planes = vector_planes(costs, workload.num_tokens)
+    packet, named = costs.packet, np.arange(workload.layer.top_k + 1)
+    heads = packet.header_flits + -(-named * is_named // packet.targets_per_flit)
+    return (
+        Vectors(
+            dispatch_planes, costs.dispatch_payload_flits, costs.dispatch_packets // costs.dispatch_segments * heads
+        ),
+        Vectors(
+            combine_planes,
+            costs.combine_payload_flits,
+            costs.combine_packets // costs.combine_segments * np.full_like(named, packet.header_flits),
+        ),
+    )
+
+
+def _wire_times(costs: Costs, *vectors: Vectors) -> np.ndarray:
+    """Returns how long a link is busy with any number of flits up to that of the largest segment there can be."""
+    most_flits = max(int(some.payload_flits.max() + some.head_flits.max()) for some in vectors)
     return costs.wire_ps(np.arange(min(most_flits, MOST_WIRE_TIMES) + 1))
 
 
-def _pairs(workload: Workload, home: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns pair records, the expert of each slot, and each token's first pair (one more entry than tokens)."""
-    num_gpus = workload.num_gpus
-    ids = np.asarray(workload.topk_ids, np.int64)
-    num_tokens, top_k = ids.shape
-    # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
-    offset = (np.asarray(workload.gpu_of_expert, np.int64)[ids] - home[:, None]) % num_gpus
-    by_gpu = np.argsort(offset * len(workload.gpu_of_expert) + ids, axis=1)
-    slot_offset = np.take_along_axis(offset, by_gpu, axis=1)
-    slot_expert = np.take_along_axis(ids, by_gpu, axis=1).reshape(-1)
-    if program.static:
-        counts = (slot_offset[:, :, None] == np.arange(num_gpus)).sum(axis=1)
-        num_experts = counts.reshape(-1)
-        pairs = np.zeros(num_tokens * num_gpus, layout.PAIR)
-        pairs["token"] = np.repeat(np.arange(num_tokens), num_gpus)
-        pairs["gpu"] = (home[:, None] + np.arange(num_gpus)).reshape(-1) % num_gpus
-        pair0 = np.arange(num_tokens + 1) * num_gpus
-    else:
-        is_first = np.ones((num_tokens, top_k), bool)
-        if not program.copies_per_expert:
-            is_first[:, 1:] = slot_offset[:, 1:] != slot_offset[:, :-1]
-        first_slot = np.flatnonzero(is_first.reshape(-1))
-        num_experts = np.diff(np.append(first_slot, num_tokens * top_k))
-        pairs = np.zeros(len(first_slot), layout.PAIR)
-        pairs["token"] = first_slot // top_k
-        pairs["gpu"] = (slot_offset.reshape(-1)[first_slot] + home[pairs["token"]]) % num_gpus
-        pair0 = np.concatenate([[0], np.cumsum(is_first.sum(axis=1))])
-    pairs["home"] = home[pairs["token"]]
-    pairs["num_experts"] = num_experts
-    pairs["slot0"] = np.cumsum(num_experts) - num_experts
-    return pairs, np.ascontiguousarray(slot_expert), pair0
-
-
-def _tokens(
-    pairs: np.ndarray,
-    pair0: np.ndarray,
-    home: np.ndarray,
-    program: Program,
-    costs: Costs,
-    chunks_per_gpu: int,
-    tokens_per_gpu: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns tokens (one more, which ends the last one's pairs), and the segments of their stores and sums."""
-    num_tokens = len(home)
-    tokens = np.zeros(num_tokens + 1, layout.TOKEN)
-    tokens["pair0"] = pair0
-    remote = (pairs["gpu"] != pairs["home"]) | program.loopback
-    used = pairs["num_experts"] > 0
-    stored = remote & (used | (program.dispatch_primitive == layout.BROADCAST))
-    summed = remote & (used | (program.combine_primitive == layout.REDUCE_SCATTER))
-
-    def per_token(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(pairs["token"], weights=weights, minlength=num_tokens).astype(np.int64)
-
-    tokens["remote_targets"][:-1] = per_token(remote * pairs["num_experts"])
-    tokens["sums_left"][:-1] = costs.combine_segments
-    tokens["chunk"][:-1] = home * chunks_per_gpu + np.arange(num_tokens) % tokens_per_gpu // program.chunk_tokens
-    for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
-        tokens[name] = NOTHING
-    stores = np.zeros(num_tokens * costs.dispatch_segments, layout.STORE)
-    stores["acks_left"] = stores["replicas_left"] = np.repeat(per_token(stored), costs.dispatch_segments)
-    sums = np.zeros(num_tokens * costs.combine_segments, layout.SUM)
-    sums["contributions_left"] = np.repeat(per_token(summed), costs.combine_segments)
-    # A pull adds the local partial sum while it waits; a push counts it like the others.
-    sums["pieces_left"] = np.repeat(per_token(summed if program.pulls else used), costs.combine_segments)
-    for name in ("open_prev", "open_next", "open_pair"):
-        sums[name] = NOTHING
-    return tokens, stores, sums
-
-
-def _nodes(pairs: np.ndarray, remote_targets: np.ndarray, costs: Costs, program: Program) -> np.ndarray:
-    """Returns every segment there can be: copies, partial sums, multicast stores, reduced sums."""
-    is_named = program.dispatch_primitive == layout.MULTICAST
-    dispatch_planes, combine_planes = vector_planes(costs, len(remote_targets))
-    dispatch, combine = costs.dispatch_payload_flits, costs.combine_payload_flits
-    no_targets = np.zeros(1, np.int64)
-    parts = [
-        _vectors(
-            dispatch_planes[pairs["token"]], dispatch, pairs["num_experts"] * is_named, costs.dispatch_packets, costs
-        ),
-        _vectors(combine_planes[pairs["token"]], combine, no_targets, costs.combine_packets, costs),
-        _vectors(dispatch_planes, dispatch, remote_targets * is_named, costs.dispatch_packets, costs),
-        _vectors(combine_planes, combine, no_targets, costs.combine_packets, costs),
-    ]
-    return np.concatenate([part.reshape(-1) for part in parts])
-
-
-def _vectors(
-    planes: np.ndarray, payload_flits: np.ndarray, targets: np.ndarray, packets: int, costs: Costs
-) -> np.ndarray:
-    """Returns the (vector, segment) nodes of vectors that name ``targets`` experts in each packet."""
-    nodes = np.zeros(planes.shape, layout.NODE)
-    nodes["owner"] = np.arange(len(planes))[:, None]
-    nodes["plane"] = planes
-    nodes["payload_flits"] = payload_flits
-    target_flits = -(-targets // costs.packet.targets_per_flit)
-    heads = packets // len(payload_flits) * (costs.packet.header_flits + target_flits)
-    nodes["flits"] = payload_flits + heads[:, None]
-    return nodes
-
-
-def _experts(workload: Workload, slot_expert: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    num_experts = len(workload.gpu_of_expert) * program.parts
-    total = np.bincount(slot_expert, minlength=num_experts)
-    smallest = workload.layer.tile_tokens
-    if program.allow_partial:
-        smallest = min(smallest, program.min_partial_tokens)
-    num_tiles = total // smallest + 1
-    experts = np.zeros(num_experts, layout.EXPERT)
-    experts["number"], experts["part"] = np.divmod(np.arange(num_experts), program.parts)
-    experts["gpu"] = workload.gpu_of_expert[experts["number"]]
-    experts["total"] = total
-    experts["slot0"] = np.cumsum(total) - total
-    experts["tile0"] = np.cumsum(num_tiles) - num_tiles
-    experts["row2_head"] = experts["row2_tail"] = NOTHING
-    tiles = np.zeros(int(num_tiles.sum()), layout.TILE)
-    for name in ("next", "start1", "end1", "start2", "end2"):
-        tiles[name] = NOTHING
-    return experts, tiles
-
-
-def _parts_of_pairs(
-    pairs: np.ndarray, tokens: np.ndarray, workload: Workload, program: Program, chunks_per_gpu: int
-) -> np.ndarray:
-    """Returns the part of each pair: its token's share of its home GPU's chunks, or the expert GPU's share of peers."""
+def _units(workload: Workload, program: Program) -> np.ndarray:
+    """Returns the units; the part of each is that of the pairs that its tokens or partial sums belong to."""
+    num_gpus, chunks_per_gpu = workload.num_gpus, -(-workload.tokens_per_gpu // program.chunk_tokens)
+    units = _blank(num_gpus * chunks_per_gpu * (1 if program.pulls else num_gpus), layout.UNIT, "head tail prev next")
     if program.by_peers:
-        return (pairs["gpu"] - pairs["home"]) % workload.num_gpus * program.parts // workload.num_gpus
-    return tokens["chunk"].astype(np.int64)[pairs["token"]] % chunks_per_gpu * program.parts // chunks_per_gpu
-
-
-def _parts_of_units(num_gpus: int, chunks_per_gpu: int, program: Program) -> np.ndarray:
-    """Returns the part of each unit, as ``_parts_of_pairs`` of the pairs that its tokens or partial sums belong to."""
-    if not program.by_peers:
+        gpu, home = np.divmod(np.arange(num_gpus * num_gpus), num_gpus)
+        units["part"] = np.repeat((gpu - home) % num_gpus * program.parts // num_gpus, chunks_per_gpu)
+    else:
         places = np.arange(chunks_per_gpu) * program.parts // chunks_per_gpu
-        return np.tile(places, num_gpus * (1 if program.pulls else num_gpus))
-    gpu, home = np.divmod(np.arange(num_gpus * num_gpus), num_gpus)
-    return np.repeat((gpu - home) % num_gpus * program.parts // num_gpus, chunks_per_gpu)
+        units["part"] = np.tile(places, len(units) // chunks_per_gpu)
+    return units
 
 
-def _parts(num_gpus: int, experts: np.ndarray, chunks: np.ndarray, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what each part has before it on each GPU, and on all of them."""
+def _parts(num_gpus: int, chunks: np.ndarray, program: Program) -> np.ndarray:
+    """Returns what each part has to send from each GPU, and which of its stages may run."""
     parts = np.zeros(num_gpus * program.parts, layout.PART)
-    place = experts["gpu"] * program.parts + experts["part"]
-    for name in ("arrivals_left", "slots1_left", "slots2_left"):
-        parts[name] = np.bincount(place, weights=experts["total"], minlength=len(parts)).astype(np.int64)
     owner = np.arange(len(chunks)) // (len(chunks) // num_gpus)
     place = owner * program.parts + chunks["part"]
     sizes = chunks["last"] - chunks["first"]
     parts["sends_left"] = np.bincount(place, weights=sizes, minlength=len(parts)).astype(np.int64)
     for stage, gate in enumerate(program.gates, start=1):
         parts[f"gate{stage}_open"] = gate == layout.GATE_FINE
-    phases = np.zeros(program.parts, layout.PHASE)
-    for name in ("arrivals_left", "slots2_left"):
-        phases[name] = parts[name].reshape(num_gpus, program.parts).sum(axis=0)
-    return parts, phases
+    return parts
 
 
-def _gpus(workload: Workload, pairs: np.ndarray, experts: np.ndarray, program: Program) -> np.ndarray:
-    num_gpus = workload.num_gpus
-    gpus = np.zeros(num_gpus, layout.GPU)
-    for name in ("chunk", "row_tile", "ready_head", "ready_tail", "issue_head", "issue_tail"):
-        gpus[name] = NOTHING
-    for name in ("send_head", "send_tail", "take_head", "take_tail"):
-        gpus[name] = NOTHING
-    slots = np.bincount(experts["gpu"], weights=experts["total"], minlength=num_gpus).astype(np.int64)
-    for name in ("slots", "arrivals_left", "slots1_left", "slots2_left"):
-        gpus[name] = slots
+def _gpus(workload: Workload, chunks_of_each: int, program: Program) -> np.ndarray:
+    """Returns the GPUs before any work is counted."""
+    gpus = _blank(
+        workload.num_gpus,
+        layout.GPU,
+        "chunk row_tile ready_head ready_tail issue_head issue_tail send_head send_tail take_head take_tail",
+    )
     gpus["free_sms"] = program.gemm_sms
-    if program.pulls:
-        gpus["items_waiting"] = workload.tokens_per_gpu
-    else:
-        pushed = (pairs["gpu"] != pairs["home"]) & (pairs["num_experts"] > 0)
-        gpus["items_waiting"] = np.bincount(pairs["gpu"][pushed], minlength=num_gpus)
+    gpus["items_waiting"] = workload.tokens_per_gpu if program.pulls else 0
+    gpus["unsent_head"] = np.arange(workload.num_gpus) * chunks_of_each
     return gpus
 
 
@@ -411,18 +357,14 @@ def _root(
     costs: Costs,
     program: Program,
     num_sms: int,
-    scale_ps: int,
-    num_pairs: int,
     chunks_per_gpu: int,
     logging: bool,
 ) -> np.ndarray:
+    """Returns the root at time zero, without what follows the routing."""
     layer, num_gpus, tokens_per_gpu = workload.layer, workload.num_gpus, workload.tokens_per_gpu
     ps_mult, ps_div = costs.flit_ps
     num_tokens, num_links = num_gpus * tokens_per_gpu, num_gpus * costs.planes
     dispatch_segments, combine_segments = costs.dispatch_segments, costs.combine_segments
-    partial0 = num_pairs * dispatch_segments
-    store0 = partial0 + num_pairs * combine_segments
-    sum0 = store0 + num_tokens * dispatch_segments
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
     dispatch = costs.dispatch_window(layout.DISPATCH_PRIMITIVES[program.dispatch_primitive])
     combine = costs.combine_window(layout.COMBINE_PRIMITIVES[program.combine_primitive])
@@ -438,7 +380,6 @@ def _root(
         "num_tokens": num_tokens,
         "tokens_per_gpu": tokens_per_gpu,
         "top_k": layer.top_k,
-        "num_pairs": num_pairs,
         "num_experts": layer.experts,
         "experts_per_gpu": layer.experts // num_gpus,
         "chunk_tokens": program.chunk_tokens,
@@ -450,17 +391,11 @@ def _root(
         "store_and_forward": costs.store_and_forward,
         "planes": costs.planes,
         "num_links": num_links,
-        "dispatch_packets": costs.dispatch_packets,
-        "combine_packets": costs.combine_packets,
         "sum_flits": costs.combine_flits(),
         "dispatch_segments": dispatch_segments,
         "combine_segments": combine_segments,
         "dispatch_segment_packets": costs.dispatch_packets // dispatch_segments,
         "combine_segment_packets": costs.combine_packets // combine_segments,
-        "partial0": partial0,
-        "store0": store0,
-        "sum0": sum0,
-        "num_nodes": sum0 + num_tokens * combine_segments,
         "ack_flits": costs.packet.ack_flits,
         "credit_flits": costs.credit_flits,
         "queueing": layout.QUEUEING.index(costs.queueing),
@@ -529,7 +464,6 @@ def _root(
         "looks": looks,
         "networked": sum(1 << kind for kind in program.networked),
         "network_width": program.network.width if program.network else 0,
-        "scale_ps": max(1, scale_ps),
         # The most events one step can add: a GPU's local copies and the stores it may have in flight; all the sums it
         # may have in flight, requested from every GPU or sent; or the tokens of one tile becoming ready; and a few for
         # whatever wakes.
@@ -551,4 +485,11 @@ def _root(
     root = np.zeros(1, layout.ROOT)
     for name, value in values.items():
         root[name] = value
+    root["status"] = layout.RUN
+    for name in ("pending_kind", "pending_gpu", "choice"):
+        root[name] = NOTHING
+    for name in ("dispatch", "gemm1", "gemm2", "combine"):
+        root[f"{name}_first"] = root[f"{name}_last"] = NO_TIME
+    root["tokens_left"] = num_tokens
+    root["heap_size"] = root["sequence"] = 1
     return root

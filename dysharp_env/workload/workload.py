@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from dysharp_env.config import ConfigError, Spec
+from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.routing import RoutingModel, draw_routing, routing_candidates
 from dysharp_env.workload.traces import RoutingTrace, is_trace_name, load_trace, read_arrays, split_range
@@ -48,22 +50,34 @@ class Workload:
         expected = (self.num_gpus * self.tokens_per_gpu, self.layer.top_k)
         if ids.shape != expected:
             raise ConfigError(f"topk_ids is {ids.shape}, but '{self.layer.name}' on {self.num_gpus} GPUs: {expected}")
+        placement = np.asarray(self.gpu_of_expert)
+        if placement.dtype.kind not in "iu":
+            raise ConfigError(f"gpu_of_expert must hold whole numbers, not {placement.dtype}")
+        # Copies: the caller may change theirs.
+        narrow_ids, narrow_placement = np.array(ids, np.int32, order="C"), np.array(placement, np.int32)
+        is_exact = all(given.dtype.itemsize < 4 or given.dtype == np.int32 for given in (ids, placement))
+        fits = placement.shape == (self.layer.experts,) and self.num_gpus >= 1
+        if not (is_exact and fits and is_sound(narrow_ids, narrow_placement, self.num_gpus)):
+            self._refuse_mistakes(ids, placement)
+        narrow_ids.flags.writeable = narrow_placement.flags.writeable = False
+        object.__setattr__(self, "topk_ids", narrow_ids)
+        object.__setattr__(self, "gpu_of_expert", narrow_placement)
+
+    def _refuse_mistakes(self, ids: np.ndarray, placement: np.ndarray) -> None:
+        """Says what is wrong with the arrays, of any type of whole numbers, if anything is."""
         if ids.min() < 0 or ids.max() >= self.layer.experts:
             bad = ids[(ids < 0) | (ids >= self.layer.experts)][0]
             raise ConfigError(f"topk_ids holds {bad}; {self.layer.name} has experts 0 to {self.layer.experts - 1}")
-        ids = np.array(ids, dtype=np.int32, order="C")  # a copy: the caller may change theirs
         ordered = np.sort(ids, axis=1)
         repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
         if repeated.size:
             raise ConfigError(f"topk_ids: token {repeated[0]} chose an expert twice: {ids[repeated[0]].tolist()}")
-        if np.asarray(self.gpu_of_expert).dtype.kind not in "iu":
-            raise ConfigError(f"gpu_of_expert must hold whole numbers, not {np.asarray(self.gpu_of_expert).dtype}")
-        placement = np.array(self.gpu_of_expert, dtype=np.int32)
         check_placement(placement, self.layer.experts, self.num_gpus, "gpu_of_expert")
-        ids.flags.writeable = False
-        placement.flags.writeable = False
-        object.__setattr__(self, "topk_ids", ids)
-        object.__setattr__(self, "gpu_of_expert", placement)
+
+    @cached_property
+    def demand(self) -> Demand:
+        """What the tokens ask of every GPU."""
+        return count_demand(self.topk_ids, self.gpu_of_expert, self.num_gpus)
 
     @property
     def num_tokens(self) -> int:
@@ -154,10 +168,10 @@ class WorkloadSource:
         )
 
     def _window(self, trace: RoutingTrace, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """Returns (gpu, token, k) ids of one window per GPU, and a label that names layer and split."""
+        """Returns (gpu * token, k) ids of one window per GPU, and a label that names layer and split."""
         row = self._rows[int(rng.integers(len(self._rows)))]
         starts = rng.integers(self._start, self._stop - self.spec.tokens + 1, size=self.num_gpus)
-        ids = trace.topk_ids[row, starts[:, None] + np.arange(self.spec.tokens)]
+        ids = np.concatenate([trace.topk_ids[row, start : start + self.spec.tokens] for start in starts.tolist()])
         routing = self.spec.routing if self.spec.routing == "recorded" else Path(self.spec.routing).stem
         return ids, f"{routing} layer={trace.layer_index[row]} split={self.spec.split}"
 

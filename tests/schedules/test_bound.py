@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import Exposure, load_schedule, lower_bound_ps, simulate, start
+from dysharp_env.schedules import Exposure, LowerBound, load_schedule, simulate, start
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
@@ -74,7 +75,7 @@ def test_a_busy_uplink_sets_it():
     # sum of the other GPU's token: 304 flits of 16 B at 450 GB/s. Down come a store and a sum. One launch, two hops.
     store_ps, ack_ps = 144 * 16 * 1000 // 450, 16 * 16 * 1000 // 450
     expected = costs.launch_ps + 4000 * (2 * store_ps + ack_ps) + 500_000
-    assert lower_bound_ps(system, workload, costs) == expected
+    assert LowerBound(system, workload.layer, costs).of(workload) == expected
 
 
 def test_local_tokens_cost_no_link():
@@ -86,7 +87,7 @@ def test_local_tokens_cost_no_link():
     sm_ps = (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
     read = 64 * (2048 + 256) + 2 * 1024 * 128 * 2
     hbm_ps = costs.hbm_ps(read)
-    bound = lower_bound_ps(system, workload, costs)
+    bound = LowerBound(system, workload.layer, costs).of(workload)
     assert bound == pytest.approx(costs.launch_ps + costs.memory_ps + max(sm_ps, hbm_ps), abs=200)
 
 
@@ -99,7 +100,84 @@ def test_in_switch_primitives_lower_it():
     ids = np.argsort(rng.random((8 * 64, 256)), axis=1)[:, :8]
     workload = Workload(layer, 8, 64, ids, np.arange(256) // 32, "uniform")
     costs = Costs.of(full, layer, 1e-4)
-    assert lower_bound_ps(plain, workload, costs) > 1.3 * lower_bound_ps(full, workload, costs)
+    bound_ps = [LowerBound(system, layer, costs).of(workload) for system in (plain, full)]
+    assert bound_ps[0] > 1.3 * bound_ps[1]
+
+
+def test_it_counts_every_vector_request_and_acknowledgement(random_case):
+    """The links' share of it, added up token by token for each pair of primitives that hardware may have alone."""
+    seen = set()
+    for seed in range(150):
+        case = random_case(seed)
+        dispatch = layout.DISPATCH_PRIMITIVES[case.program.dispatch_primitive]
+        combine = layout.COMBINE_PRIMITIVES[case.program.combine_primitive]
+        switch = {"switch.dispatch_primitives": [dispatch], "switch.combine_primitives": [combine]}
+        # Next to nothing is computed, and hops take no time, so that nothing but the links matters.
+        free = {"granule_ps": (1, 1), "block_overhead_ps": 0, "hbm_bytes_per_s": 10**18, "memory_ps": 0, "hop_ps": 0}
+        costs = dataclasses.replace(case.costs, **free)
+        system = load_system("dgx-h100").with_changes(switch)
+        busiest_ps = max(max(needs) for needs in link_needs(case.workload, costs, dispatch, combine))
+        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload) - costs.launch_ps
+        assert bound_ps >= busiest_ps, (seed, dispatch, combine)
+        one_token_ps = costs.wire_ps(costs.dispatch_flits() + costs.combine_flits())
+        if busiest_ps > one_token_ps + 1000:
+            assert bound_ps == busiest_ps, (seed, dispatch, combine)
+            seen.add((dispatch, combine))
+    assert len(seen) == 20, seen
+
+
+def link_needs(workload: Workload, costs: Costs, dispatch: str, combine: str) -> np.ndarray:
+    """Returns what uplinks, downlinks and reduction units must carry at least, (3, gpu) ps."""
+    num_gpus, tokens = workload.num_gpus, workload.tokens_per_gpu
+    up, down, reduction = needs = np.zeros((3, num_gpus), np.int64)
+    packet, wire_ps = costs.packet, costs.wire_ps
+    data_ps, sum_ps = wire_ps(costs.dispatch_flits()), wire_ps(costs.combine_flits())
+    ack_ps = wire_ps(packet.acknowledge_flits(costs.dispatch_bytes))
+    ask_ps, ask_sum_ps = wire_ps(packet.ask_flits(costs.dispatch_bytes)), wire_ps(costs.request_flits())
+    for token, chosen in enumerate(workload.topk_ids):
+        home = token // tokens
+        gpus = workload.gpu_of_expert[chosen]
+        others = {gpu: int((gpus == gpu).sum()) for gpu in gpus.tolist() if gpu != home}
+        everyone = [gpu for gpu in range(num_gpus) if gpu != home]
+        targets = sum(others.values())
+        if dispatch == "broadcast":
+            up[home] += data_ps
+            down[everyone] += data_ps
+        if dispatch == "multicast" and others:
+            up[home] += wire_ps(costs.dispatch_flits(targets))
+        if combine == "reduce_scatter":
+            up[everyone] += sum_ps
+            up[home] += ask_sum_ps
+            down[home] += sum_ps
+            down[everyone] += ask_sum_ps
+            reduction[home] += len(everyone) * costs.reduce_ps(costs.combine_flits())
+        if combine in ("push_reduce", "pull_reduce") and others:
+            down[home] += sum_ps
+            up[home] += wire_ps(costs.request_flits(targets)) * (combine == "pull_reduce")
+        for gpu, named in others.items():
+            if dispatch in ("unicast", "pull"):
+                up[home] += data_ps
+                down[gpu] += data_ps
+            if dispatch == "multicast":
+                down[gpu] += wire_ps(costs.dispatch_flits(named))
+            if dispatch == "pull":
+                up[gpu] += ask_ps
+                down[home] += ask_ps
+            else:
+                up[gpu] += ack_ps
+            if combine == "reduce_scatter":
+                continue
+            up[gpu] += sum_ps
+            if combine in ("unicast", "pull"):
+                down[home] += sum_ps
+            else:
+                reduction[home] += costs.reduce_ps(costs.combine_flits())
+            if combine == "pull":
+                up[home] += ask_sum_ps
+                down[gpu] += ask_sum_ps
+            if combine == "pull_reduce":
+                down[gpu] += wire_ps(costs.request_flits(named))
+    return needs
 
 
 def test_no_random_program_on_a_random_machine_beats_it(random_case):
@@ -109,7 +187,8 @@ def test_no_random_program_on_a_random_machine_beats_it(random_case):
         # The bound knows of a system its primitives, here all of them, and its SMs; a program pays what stands first.
         system = load_system("dgx-h100").with_changes({"gpu.num_sms": case.num_sms})
         costs = dataclasses.replace(case.costs, launch_ps=case.program.pays_ps[0])
-        assert case.engine(logging=False).run().now_ps >= lower_bound_ps(system, case.workload, costs), seed
+        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload)
+        assert case.engine(logging=False).run().now_ps >= bound_ps, seed
 
 
 @pytest.mark.parametrize("compute_scale", [0.9, 0.7, 0.333, 0.03, 1e-6])

@@ -1,0 +1,90 @@
+"""What a workload asks of every GPU, counted in one compiled pass over its routing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+
+class Demand(NamedTuple):
+    """Counts of tokens, experts and pairs; a pair is a token and a GPU that holds at least one of its experts."""
+
+    expert_tokens: np.ndarray  # (expert,) int64 tokens that chose it
+    local_pairs: np.ndarray  # (gpu,) int64 pairs of its own tokens with itself
+    remote_pairs: np.ndarray  # (gpu,) int64 pairs of its own tokens with other GPUs
+    pair_targets: np.ndarray  # (gpu, top_k + 1) int64 pairs of others' tokens with it, by the experts they name there
+    token_targets: np.ndarray  # (gpu, top_k + 1) int64 its own tokens, by the experts they have on other GPUs
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs, local and remote."""
+        return int(self.local_pairs.sum() + self.remote_pairs.sum())
+
+
+def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> Demand:
+    """Returns what tokens ask for.
+
+    Args:
+        topk_ids: (token, k) distinct experts, the same number of tokens at every home GPU.
+        gpu_of_expert: (expert,) where they are.
+        num_gpus: GPUs.
+    """
+    num_targets = topk_ids.shape[1] + 1
+    demand = Demand(
+        np.zeros(len(gpu_of_expert), np.int64),
+        np.zeros(num_gpus, np.int64),
+        np.zeros(num_gpus, np.int64),
+        np.zeros((num_gpus, num_targets), np.int64),
+        np.zeros((num_gpus, num_targets), np.int64),
+    )
+    _count(topk_ids, gpu_of_expert, demand)
+    return demand
+
+
+@njit(cache=True)
+def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, demand: Demand) -> None:
+    num_tokens, top_k = topk_ids.shape
+    num_gpus = len(demand.local_pairs)
+    tokens_per_gpu = num_tokens // num_gpus
+    named = np.zeros(num_gpus, np.int64)  # experts of the token at hand
+    for token in range(num_tokens):
+        home = token // tokens_per_gpu
+        for place in range(top_k):
+            expert = topk_ids[token, place]
+            demand.expert_tokens[expert] += 1
+            named[gpu_of_expert[expert]] += 1
+        remote = 0
+        # Without branches: routing is what a processor cannot predict. What is no remote pair falls to 0 targets.
+        for place in range(top_k):
+            gpu = gpu_of_expert[topk_ids[token, place]]
+            targets, is_pair, is_remote = named[gpu], named[gpu] > 0, gpu != home
+            named[gpu] = 0  # counted: none of it is left for another of its experts
+            demand.local_pairs[home] += is_pair & ~is_remote
+            demand.remote_pairs[home] += is_pair & is_remote
+            demand.pair_targets[gpu, targets * is_remote] += 1
+            remote += targets * is_remote
+        demand.token_targets[home, remote] += 1
+    demand.pair_targets[:, 0] = 0
+
+
+@njit(cache=True)
+def is_sound(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> bool:
+    """Returns whether every token chose distinct experts that exist, and every GPU holds as many of them."""
+    experts = len(gpu_of_expert)
+    held = np.zeros(num_gpus, np.int64)
+    for gpu in gpu_of_expert:
+        if not 0 <= gpu < num_gpus:
+            return False
+        held[gpu] += 1
+    if held.min() != held.max():
+        return False
+    last_token = np.full(experts, -1)
+    for token in range(len(topk_ids)):
+        for place in range(topk_ids.shape[1]):
+            expert = topk_ids[token, place]
+            if not 0 <= expert < experts or last_token[expert] == token:
+                return False
+            last_token[expert] = token
+    return True
