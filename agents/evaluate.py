@@ -10,7 +10,7 @@ from agents.evaluation import Contender, evaluate, json_content, read_contender,
 from agents.report import plot_summary, summary_table
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_bytes
 from dysharp_env.workload.suite import load_suite
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"seed={args.seed} must not be negative")
     if args.seeds_of_random < 1:
         raise ConfigError(f"seeds-of-random={args.seeds_of_random} must be at least 1")
-    check_target("json", args.json)
-    check_target("plot", args.plot, suffix=".png")
+    check_targets(("json", args.json, None), ("plot", args.plot, ".png"))
     suite = load_suite(args.suite)
     contenders = [read_contender(given) for given in args.policy]
     reference = read_contender(args.against)

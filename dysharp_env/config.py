@@ -96,14 +96,36 @@ def require_choice(option: str, given: str, known: Iterable[str]) -> str:
     return given
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML that names no key twice in one mapping; plain YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns the mapping of a node.
+
+        Raises:
+            ConfigError: It names a key twice; the message gives both lines.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            # A merge (<<) may be repeated, and what it brings in may be replaced.
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in lines:
+                    raise ConfigError(f"key '{key.value}' on line {line} is already on line {lines[key.value]}")
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping a YAML file holds.
 
     Raises:
-        ConfigError: The file is missing, unreadable, not YAML, or not a mapping.
+        ConfigError: The file is missing, unreadable, not YAML, not a mapping, or names a key twice.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except ConfigError as error:
+        raise ConfigError(f"'{path}': {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: a date that is none

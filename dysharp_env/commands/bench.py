@@ -17,7 +17,7 @@ from rich.table import Table
 from dysharp_env.bench import environments, layers, links, processes
 from dysharp_env.bench.timing import Row
 from dysharp_env.commands.options import add_json_option, notice
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.warmup import ensure_compiled
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option is wrong.
     """
-    check_target("json", args.json)
+    check_targets(("json", args.json, None))
     if args.threads < 1:
         raise ConfigError(f"threads={args.threads} must be at least 1")
     ensure_compiled(notice)

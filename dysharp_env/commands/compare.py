@@ -16,7 +16,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import (
     STANDARD_OUTPUT,
-    check_target,
+    check_targets,
     json_document,
     results_console,
     write_json,
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_target("json", args.json)
-    check_target("picture", args.picture, ".png")
+    check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
     scenario = read_scenario(args)
     schedules = _read_schedules(args, scenario)
     names = [schedule.name for schedule in schedules]

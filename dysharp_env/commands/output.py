@@ -24,21 +24,31 @@ def json_document(command: str, seed: int, config: dict[str, Any], **content: An
     return {**head, **content}
 
 
-def check_target(option: str, target: str | None, suffix: str | None = None) -> None:
-    """Checks that a file can be written, before anything long is started; None and ``-`` always can.
+def check_targets(*targets: tuple[str, str | None, str | None]) -> None:
+    """Checks that files can be written, each to a place of its own, before anything long is started.
+
+    Args:
+        targets: The name of an option, the file it gives or None, and what the file's name must end in or None.
+            Standard output (``-``) can always be written where no ending is asked for.
 
     Raises:
-        ConfigError: The folder is missing or not writable, the target is a folder, or its name ends in something else.
+        ConfigError: A folder is missing or not writable, a target is a folder, its name ends in something else, or two
+            options name one file.
     """
-    if target is None or (target == STANDARD_OUTPUT and suffix is None):
-        return
-    path = Path(target)
-    if suffix is not None and path.suffix != suffix:
-        raise ConfigError(f"{option}='{target}' must end in {suffix}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"cannot write {option}='{target}': the folder '{path.parent}' is not writable")
+    option_of: dict[Path, str] = {}
+    for option, target, suffix in targets:
+        if target is None or (target == STANDARD_OUTPUT and suffix is None):
+            continue
+        path = Path(target)
+        if suffix is not None and path.suffix != suffix:
+            raise ConfigError(f"{option}='{target}' must end in {suffix}")
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"cannot write {option}='{target}': the folder '{path.parent}' is not writable")
+        earlier = option_of.setdefault(path.resolve(), option)
+        if earlier != option:
+            raise ConfigError(f"{option}='{target}' is the file that {earlier} is written to; name two")
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dysharp_env.commands.options import add_json_option, notice
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
 from dysharp_env.report.experiments import QUICK_DIVISOR, Experiments
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_target("json", args.json)
+    check_targets(("json", args.json, None))
     if args.seed < 0:
         raise ConfigError(f"seed={args.seed} must not be negative")
     most = 4 * (os.cpu_count() or 1)

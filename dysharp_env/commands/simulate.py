@@ -19,7 +19,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import (
     STANDARD_OUTPUT,
-    check_target,
+    check_targets,
     json_document,
     results_console,
     write_json,
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    for option, suffix in (("json", None), ("timeline", ".json"), ("csv", ".csv"), ("picture", ".png")):
-        check_target(option, getattr(args, option), suffix)
+    suffixes = {"json": None, "timeline": ".json", "csv": ".csv", "picture": ".png"}
+    check_targets(*((option, getattr(args, option), suffix) for option, suffix in suffixes.items()))
     names = args.schedule or [DEFAULT_SCHEDULE]
     if len(names) > 1:
         raise ConfigError(f"schedule={names}: simulate runs one schedule; compare runs several")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dysharp_env.commands.options import add_json_option, notice
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_target, json_document, results_console, write_json
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
 from dysharp_env.report import validation
 from dysharp_env.report.measurements import prediction_errors_pct
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_target("json", args.json)
+    check_targets(("json", args.json, None))
     if args.seed < 0:
         raise ConfigError(f"seed={args.seed} must not be negative")
     ensure_compiled(notice)

@@ -102,7 +102,7 @@ class WorkloadSpec(Spec):
     layer_index: int | None = None
     """Which layer of a trace to use, by the number the trace gives it; none draws a layer for each workload."""
     split: Literal["all", "train", "validation", "test"] = "all"
-    """Which tokens of a trace to use: the first 60 %, the next 20 %, the last 20 %. Generators have no splits."""
+    """Which tokens of a trace to use: the first 60 %, the next 20 %, the last 20 %. Generators have only ``all``."""
 
 
 class WorkloadSource:
@@ -142,6 +142,8 @@ class WorkloadSource:
                 )
         elif spec.layer_index is not None:
             raise ConfigError(f"layer_index={spec.layer_index} needs a trace; routing='{spec.routing}' is a generator")
+        elif spec.split != "all":
+            raise ConfigError(f"split='{spec.split}' needs a trace; routing='{spec.routing}' is a generator")
         else:
             self._models = routing_candidates(spec.routing)
 

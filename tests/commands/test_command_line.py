@@ -194,6 +194,10 @@ def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
         (("simulate", "--placement", "x"), "placement='x' is unknown"),
         (("simulate", "--layer-index", "99"), "layer_index=99 is not in it"),
         (("simulate", "--split", "tests"), "argument --split: invalid choice: 'tests'"),
+        (("simulate", "--routing", "uniform", "--split", "test"), "split='test' needs a trace; routing='uniform' is a"),
+        (("simulate", "--schedule", "twice.yaml"), "'twice.yaml': key 'copies' on line 3 is already on line 2"),
+        (("simulate", "--json", "x.json", "--timeline", "./x.json"), "timeline='./x.json' is the file that json is"),
+        (("compare", "--json", "x.png", "--picture", "x.png"), "picture='x.png' is the file that json is written to"),
         (("simulate", "--dispatch-dtype", "fp4"), "invalid choice: 'fp4' (choose from 'bf16', 'fp8')"),
         (("simulate", "--json", "no/x.json"), "cannot write json='no/x.json': it must be a file in an existing folder"),
         (("simulate", "--json", "."), "cannot write json='.'"),
@@ -212,12 +216,13 @@ def test_mistakes_give_one_line_and_status_2(argv, message, empty_folder, capsys
 
     deepep = (config_root() / "schedules" / "deepep.yaml").read_text()
     (empty_folder / "bad.yaml").write_text(deepep + "\nchunk_token: 4\n")
+    (empty_folder / "twice.yaml").write_text("name: twice\ncopies: gpu\ncopies: expert\n" + deepep)
     (empty_folder / "cut.npz").write_bytes(b"PK\x03\x04 half a zip")
     assert main(list(argv)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
-    assert sorted(os.listdir()) == ["bad.yaml", "cut.npz"]
+    assert sorted(os.listdir()) == ["bad.yaml", "cut.npz", "twice.yaml"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(empty_folder, monkeypatch):

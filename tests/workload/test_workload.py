@@ -117,6 +117,7 @@ def test_wrong_sources_give_one_line(tmp_path):
         ({"routing": "recorded"}, "trace 'recorded': it has 64 experts; model 'test' has 8"),
         ({"routing": "unifrom"}, r"did you mean 'uniform'\?"),
         ({"layer_index": 1}, "layer_index=1 needs a trace; routing='uniform' is a generator"),
+        ({"split": "train"}, "split='train' needs a trace; routing='uniform' is a generator"),
         ({"placement": "random"}, "placement='random' is unknown; choose 'contiguous' or"),
     ):
         with pytest.raises(ConfigError, match=message) as raised:
