@@ -18,7 +18,7 @@ from dysharp_env.bench.layers import network_rows
 from dysharp_env.bench.timing import Row, least, timed
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.bench import bench_table
-from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
     check_targets(("json", args.json, None))
-    ensure_compiled(notice)
+    ensure_compiled()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = EnvSpec()

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from dysharp_env.bench import environments, layers, links, processes
 from dysharp_env.bench.timing import Row
-from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.simulator.warmup import ensure_compiled, notice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     check_targets(("json", args.json, None))
     if args.threads < 1:
         raise ConfigError(f"threads={args.threads} must be at least 1")
-    ensure_compiled(notice)
+    ensure_compiled()
     rows = []
     for row in bench_rows(args.quick, args.threads):
         # A measurement takes seconds: say what is known so far.

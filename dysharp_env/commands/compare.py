@@ -10,7 +10,6 @@ from dysharp_env.commands.options import (
     add_scenario_options,
     add_schedule_option,
     describe_config,
-    notice,
     read_scenario,
     read_schedules,
 )
@@ -26,7 +25,7 @@ from dysharp_env.report.files import write_bytes
 from dysharp_env.report.records import TimedRun, run_timed
 from dysharp_env.report.tables import comparison_table
 from dysharp_env.schedules import ScheduleSpec
-from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.workload import Scenario
 
 DEFAULT_AGAINST = "deepep"
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.picture and len(schedules) != 2:
         raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
     workload = scenario.draw(args.seed)
-    ensure_compiled(notice)
+    ensure_compiled()
     runs = [
         run_timed(scenario, workload, schedule, resolution=args.resolution, logging=bool(args.picture))
         for schedule in schedules

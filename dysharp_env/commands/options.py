@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any, get_args
 
 from dysharp_env.config import ConfigError, parse_spec, preset_names
@@ -102,8 +101,3 @@ def describe_config(scenario: Scenario, schedules: list[ScheduleSpec], resolutio
         "schedules": [schedule.model_dump(mode="json") for schedule in schedules],
         "resolution": resolution,
     }
-
-
-def notice(line: str) -> None:
-    """Prints a line for people beside the results, which may be piped elsewhere."""
-    print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import os
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
@@ -17,7 +17,7 @@ from dysharp_env.report.reproduction import Claim, Row, evaluate, summary_lines
 from dysharp_env.report.reproduction_runs import simulate_cases
 from dysharp_env.report.reproduction_tables import TABLES
 from dysharp_env.report.tables import reproduction_table
-from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.steps import LayerCase, LayerTimes, StepSpec
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     calibrations = [load_calibration(name) for name in names]
     divisor = QUICK_DIVISOR if args.quick else 1
     claims = {each.name: _claims(each, tables, divisor, args.seed) for each in calibrations}
-    ensure_compiled(notice)
+    ensure_compiled()
     results = _simulate([case for listed in claims.values() for claim in listed for case in claim.cases], args.jobs)
     rows = [evaluate(claim, name, results) for name, listed in claims.items() for claim in listed]
 

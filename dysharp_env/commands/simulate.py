@@ -13,7 +13,6 @@ from dysharp_env.commands.options import (
     add_scenario_options,
     add_schedule_option,
     describe_config,
-    notice,
     read_scenario,
     read_schedules,
 )
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     schedules = read_schedules(names)
     schedules[0].program(scenario.system)  # refuses a schedule that does not fit before anything long starts
     workload = scenario.draw(args.seed)
-    ensure_compiled(notice)
+    ensure_compiled()
     logging = bool(args.timeline or args.picture)
     timed = run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
 

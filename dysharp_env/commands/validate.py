@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dysharp_env.commands.options import add_json_option, notice
+from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
 from dysharp_env.report import validation
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     check_targets(("json", args.json, None))
     if args.seed < 0:
         raise ConfigError(f"seed={args.seed} must not be negative")
-    ensure_compiled(notice)
+    ensure_compiled()
     rows = [*validation.validation_rows(args.seed)]
     failed = sum(not row.passes for row in rows)
     if args.json:

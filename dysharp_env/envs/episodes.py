@@ -18,6 +18,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import LayerRun, Starter, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import Workload
 
 _UTILISATION = ("uplink", "downlink", "sm", "hbm")
@@ -46,7 +47,7 @@ class Episodes:
     """
 
     def __init__(self, settings: EnvSpec, num_copies: int, *, threads: int = 1, logging: bool = False):
-        """Reads the scenario and schedule; ``place`` starts copies.
+        """Reads the scenario and schedule, and says so if the engine must be compiled; ``place`` starts copies.
 
         Args:
             settings: What every copy is.
@@ -57,6 +58,7 @@ class Episodes:
         Raises:
             ConfigError: The parts of the settings do not fit each other.
         """
+        ensure_compiled()
         self.settings = settings
         self.scenario = settings.build()
         self.schedule = load_schedule(settings.schedule)

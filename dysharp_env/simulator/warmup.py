@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -16,14 +17,21 @@ NOTICE = "compiling the simulator (once; later runs load it from numba's cache) 
 PATIENCE_S = 3.0
 
 
-def ensure_compiled(notify: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
-    """Loads the compiled engine, or compiles it where no cache is found.
+def notice(line: str) -> None:
+    """Prints a line for people beside the results, which may be piped elsewhere."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def ensure_compiled(notify: Callable[[str], None] = notice, patience_s: float = PATIENCE_S) -> None:
+    """Loads the compiled engine, or compiles it where no cache is found; at once if this process has it.
 
     Args:
         notify: Called once, from another thread, with one line for the user if this takes longer than ``patience_s``.
             A cache that is there but stale is noticed in the same way as one that is missing.
         patience_s: Seconds to wait before ``notify``.
     """
+    if advance.signatures:
+        return
     timer = threading.Timer(patience_s, notify, (NOTICE,))
     timer.daemon = True
     timer.start()

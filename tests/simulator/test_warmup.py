@@ -4,6 +4,8 @@ from dysharp_env.simulator import warmup
 
 
 class FakeKernel:
+    signatures = ()
+
     def __init__(self, seconds: float):
         self.seconds = seconds
 
