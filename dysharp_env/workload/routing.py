@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numba import njit
 
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.workload.layer import LayerSpec
@@ -163,17 +164,40 @@ def _draw_scores(
     document = (phase[:, None] + np.arange(tokens)) // model.document_tokens  # (gpu, token)
     if model.sigma_doc:
         taste = rng.standard_normal((num_gpus, int(document.max()) + 1, len(popularity)), dtype=np.float32)
-        scores += np.float32(model.sigma_doc) * taste[np.arange(num_gpus)[:, None], document]
+        _add_taste(scores, taste, document, np.float32(model.sigma_doc))
     if model.sigma_token:
         drift = rng.standard_normal(shape, dtype=np.float32)
         keep = np.where(document[:, 1:] == document[:, :-1], model.rho, 0.0).astype(np.float32)
         fresh = np.sqrt(1.0 - keep * keep)  # keeps the variance at one; a new document starts afresh
-        for token in range(1, tokens):
-            drift[:, token] *= fresh[:, token - 1, None]
-            drift[:, token] += keep[:, token - 1, None] * drift[:, token - 1]
-        drift *= np.float32(model.sigma_token)
-        scores += drift
+        _add_drift(scores, drift, keep, fresh, np.float32(model.sigma_token))
     return scores
+
+
+@njit(cache=True)
+def _add_taste(scores: np.ndarray, taste: np.ndarray, document: np.ndarray, sigma: np.float32) -> None:
+    """Adds to (gpu, token, expert) scores what each token's document, (gpu, token), likes, (gpu, document, expert)."""
+    for gpu in range(scores.shape[0]):
+        for token in range(scores.shape[1]):
+            own, liked = scores[gpu, token], taste[gpu, document[gpu, token]]
+            for expert in range(len(own)):
+                own[expert] += sigma * liked[expert]
+
+
+@njit(cache=True)
+def _add_drift(scores: np.ndarray, drift: np.ndarray, keep: np.ndarray, fresh: np.ndarray, sigma: np.float32) -> None:
+    """Turns normals, (gpu, token, expert), into a process along the tokens, in place, and adds it to the scores.
+
+    ``keep`` and ``fresh``, (gpu, token - 1), are the shares of the token before and of what is new.
+    """
+    for gpu in range(scores.shape[0]):
+        for token in range(scores.shape[1]):
+            own, walk = scores[gpu, token], drift[gpu, token]
+            if token > 0:
+                before, old, new = drift[gpu, token - 1], keep[gpu, token - 1], fresh[gpu, token - 1]
+                for expert in range(len(walk)):
+                    walk[expert] = walk[expert] * new + old * before[expert]
+            for expert in range(len(own)):
+                own[expert] += walk[expert] * sigma
 
 
 def _mask_groups(scores: np.ndarray, n_group: int, topk_group: int) -> None:
