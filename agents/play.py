@@ -16,7 +16,7 @@ import numpy as np
 from agents.policy import CandidatePolicy
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.schedules import LayerRun, ScheduleSpec, load_schedule, simulate, start
+from dysharp_env.schedules import LayerRun, ScheduleSpec, Starter, load_schedule, simulate
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteWorkload
@@ -126,9 +126,9 @@ def play_policy(
     runs = []
     for index, item in enumerate(workloads):
         scale = item.entry.compute_scale
-        run = start(
-            item.scenario.system, item.workload, schedule, exposure=exposure, compute_scale=scale, logging=logging
-        )
+        system, layer = item.scenario.system, item.scenario.layer
+        starter = Starter(system, layer, schedule, exposure=exposure, compute_scale=scale, logging=logging)
+        run = starter.start(item.workload)
         batch.place(index, run.engine)
         runs.append(run)
     batch.advance()

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from dysharp_env.bench.timing import Row, Seconds, least, per_second, timed
-from dysharp_env.schedules import Exposure, LayerRun, load_schedule, start
+from dysharp_env.schedules import Exposure, LayerRun, Starter, load_schedule
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload import ScenarioSpec, Workload
 
@@ -90,7 +90,8 @@ def start_engine(workload: Workload) -> LayerRun:
     that ``advance`` comes back when it is over.
     """
     system, schedule = link_system(workload.num_gpus), load_schedule("deepep")
-    return start(system, workload, schedule, exposure=Exposure(kinds=("gemm",)), compute_scale=1e-6)
+    exposure = Exposure(kinds=("gemm",))
+    return Starter(system, workload.layer, schedule, exposure=exposure, compute_scale=1e-6).start(workload)
 
 
 def run_engine(run: LayerRun) -> Moved:

@@ -70,34 +70,6 @@ class Starter:
         return LayerRun(Engine(self._lowering, workload, bound_ps), bound_ps)
 
 
-def start(
-    system: SystemSpec,
-    workload: Workload,
-    schedule: ScheduleSpec,
-    *,
-    exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
-    compute_scale: float = 1.0,
-    resolution: str = "token",
-    logging: bool = False,
-) -> LayerRun:
-    """Returns a layer at time zero; see ``Starter``.
-
-    Raises:
-        ConfigError: The schedule does not fit the system, there is no such resolution, or the workload is too large for
-            exact integer time.
-    """
-    starter = Starter(
-        system,
-        workload.layer,
-        schedule,
-        exposure=exposure,
-        compute_scale=compute_scale,
-        resolution=resolution,
-        logging=logging,
-    )
-    return starter.start(workload)
-
-
 def simulate(
     system: SystemSpec,
     workload: Workload,
@@ -107,7 +79,10 @@ def simulate(
     resolution: str = "token",
     logging: bool = False,
 ) -> LayerRun:
-    """Returns a layer run to its end under the schedule's own rule; see ``start``."""
-    run = start(system, workload, schedule, compute_scale=compute_scale, resolution=resolution, logging=logging)
+    """Returns a layer run to its end under the schedule's own rule; see ``Starter``."""
+    starter = Starter(
+        system, workload.layer, schedule, compute_scale=compute_scale, resolution=resolution, logging=logging
+    )
+    run = starter.start(workload)
     run.engine.run()
     return run

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.multimem.dense import MoeTensors, dense_moe
-from dysharp_env.schedules.run import start
+from dysharp_env.schedules.run import Starter
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
@@ -70,7 +70,8 @@ def played(
 ) -> Engine:
     """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions."""
     exposure = Exposure() if seed is None else EVERYTHING
-    engine = start(load_system(system, workload.num_gpus), workload, spec, exposure=exposure).engine
+    starter = Starter(load_system(system, workload.num_gpus), workload.layer, spec, exposure=exposure)
+    engine = starter.start(workload).engine
     rng = np.random.default_rng(seed)
     while (asked := engine.advance()) is not None:
         engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))

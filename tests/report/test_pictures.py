@@ -10,7 +10,7 @@ from dysharp_env.report import gantt
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
-from dysharp_env.schedules import Exposure, load_schedule, simulate, start
+from dysharp_env.schedules import Exposure, Starter, load_schedule, simulate
 from dysharp_env.simulator.result import schedule_table
 from dysharp_env.workload import ScenarioSpec
 
@@ -19,6 +19,12 @@ def scenario(**changes):
     options = {"system": "gh200-nvl32", "gpus": 4, "model": "small", "tokens": 96, "routing": "uniform", **changes}
     built = ScenarioSpec(**options).build()
     return built.system, built.draw(0)
+
+
+def start(logging=False):
+    system, workload = scenario()
+    exposure = Exposure(kinds=("dispatch",))
+    return Starter(system, workload.layer, load_schedule("dysharp"), exposure=exposure, logging=logging).start(workload)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged):
 
 
 def test_picture_of_a_running_layer_keeps_its_size():
-    run = start(*scenario(), load_schedule("dysharp"), exposure=Exposure(kinds=("dispatch",)), logging=True)
+    run = start(logging=True)
     first = gantt.draw_schedule(run.engine)
     assert run.engine.advance() is not None
     second = gantt.draw_schedule(run.engine, "", run.lower_bound_ps / 1e6)
@@ -142,7 +148,7 @@ def test_csv_is_the_schedule_table(unlogged, tmp_path):
 
 
 def test_text_of_a_layer_before_during_and_after():
-    run = start(*scenario(), load_schedule("dysharp"), exposure=Exposure(kinds=("dispatch",)))
+    run = start()
     before = describe_state(run).splitlines()
     assert before[0] == "t = 0.0 us (0.00 x lower bound), 0/384 tokens combined" and len(before) == 6
     decision = run.engine.advance()

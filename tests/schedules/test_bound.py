@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import Exposure, LowerBound, load_schedule, simulate, start
+from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule, simulate
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import load_system
@@ -53,14 +53,15 @@ def test_random_choices_do_not_beat_it():
             routing="dsv2-lite",
             compute_scale=float(rng.choice([1.0, 1e-4])),
         ).build()
-        run = start(
+        starter = Starter(
             scenario.system,
-            scenario.draw(seed),
+            scenario.layer,
             load_schedule("dysharp"),
             exposure=exposure,
             compute_scale=scenario.spec.compute_scale,
             resolution=("token", "packet")[seed % 2],
         )
+        run = starter.start(scenario.draw(seed))
         while (decision := run.engine.advance()) is not None:
             run.engine.decide(int(rng.choice(np.flatnonzero(decision.mask))))
         assert run.engine.now_ps >= run.lower_bound_ps
