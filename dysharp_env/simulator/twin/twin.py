@@ -35,8 +35,9 @@ from dysharp_env.simulator.layout import (
 )
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.twin.core import Core, Group
 from dysharp_env.simulator.twin.fabric import Port
-from dysharp_env.simulator.twin.gpu import Gpu, Group
+from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import (
     Candidate,
     Chunk,
@@ -293,7 +294,7 @@ class Twin:
                 gpu.mark(GEMM)
 
     def choose(
-        self, kind: int, gpu: Gpu, options: Sequence[Candidate], shows_hold: bool = False, may_hold: bool = False
+        self, kind: int, gpu: Core, options: Sequence[Candidate], shows_hold: bool = False, may_hold: bool = False
     ) -> Generator[Decision | None, int, Candidate | None]:
         """Returns the chosen candidate, or None if there is none; one legal answer is taken without asking."""
         candidates = list(options[: self.program.max_candidates - shows_hold])
@@ -304,7 +305,7 @@ class Twin:
             candidates.append(Hold())
         if num_legal == 1:
             return candidates[0]
-        decision = self.describe(kind, gpu, candidates, num_legal)
+        decision = self.describe(kind, self.gpus[gpu.number], candidates, num_legal)
         if kind in self.program.exposed:
             row = yield decision
             self.decisions += 1
