@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_invariants import ROUND_PROGRAM, round_layer, round_system
+from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate

@@ -1,0 +1,41 @@
+"""Runs with random answers, and their logs read back: what moved where and when."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.result import segment_name
+
+
+class Use(NamedTuple):
+    """A log row whose item is spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum`` or ``tile``."""
+
+    resource: int
+    gpu: int
+    purpose: int
+    what: str
+    token: int
+    peer: int  # the expert GPU of a copy or partial sum
+    place: int  # in its vector
+    plane: int
+    amount: int
+    start_ps: int
+    end_ps: int
+
+
+def play(case, seed: int):
+    """Returns the engine after a run in which random answers are given to what it asks."""
+    rng = np.random.default_rng(seed)
+    engine = case.engine()
+    while (asked := engine.advance()) is not None:
+        engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
+    return engine
+
+
+def uses(state) -> list[Use]:
+    found = []
+    for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():
+        name = ("tile", item, gpu, 0, 0) if resource == layout.LOG_SM else segment_name(state, item)
+        found.append(Use(resource, gpu, purpose, *name, amount, start_ps, end_ps))
+    return found

@@ -1,0 +1,100 @@
+"""A run gives the same bytes alone, beside others, with a log or without, and however often its arrays grow."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from round_machine import ROUND_PROGRAM, round_layer, round_system
+from run_log import play
+
+from dysharp_env.simulator import engine as engine_module
+from dysharp_env.simulator import layout
+
+FIRST_SEED = 10_000
+
+
+def content(state) -> list[bytes]:
+    """Returns all that a finished state holds but where it lies in memory."""
+    names = [name for name in layout.ROOT.names if not name.endswith("_at")]
+    return [state.root[name].tobytes() for name in names] + [array.tobytes() for array in state[1:]]
+
+
+def test_a_run_repeated_alone_or_beside_others_gives_the_same_bytes(random_case):
+    seeds = [FIRST_SEED + index for index in range(24)]
+    alone = [content(play(random_case(seed), seed).state) for seed in seeds]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        beside = list(pool.map(lambda seed: content(play(random_case(seed), seed).state), seeds))
+    assert alone == beside
+
+
+def test_logging_changes_nothing(random_case):
+    for seed in range(12):
+        case = random_case(seed).with_program(exposed=frozenset())
+        quiet, logged = case.engine(logging=False).run().state, case.engine().run().state
+        assert quiet.tokens.tobytes() == logged.tokens.tobytes() and quiet.tiles.tobytes() == logged.tiles.tobytes()
+
+
+GUARD_ROWS, UNTOUCHED = 1024, -77
+
+
+class TightArrays:
+    """Gives a state's heap, pool and log just the room that one step is promised, with guard rows behind."""
+
+    def __init__(self) -> None:
+        self.guards: list[np.ndarray] = []
+
+    def __call__(self, state):
+        root = state.root[0]
+        heap = self._array(state.heap, int(root["heap_size"]), int(root["heap_margin"]))
+        pool = self._array(state.pool, int(root["pool_used"]), int(root["heap_margin"]))
+        log = self._array(state.log, int(root["log_size"]), int(root["log_margin"]))
+        return layout.bind(state._replace(heap=heap, pool=pool, log=log))
+
+    def _array(self, old: np.ndarray, size: int, margin: int) -> np.ndarray:
+        assert size <= len(old), "a step wrote beyond the room it was promised"
+        new = np.full((size + margin + GUARD_ROWS, old.shape[1]), UNTOUCHED)
+        new[:size] = old[:size]
+        self.guards.append(new[size + margin :])
+        return new[: size + margin]
+
+    def run(self, case):
+        engine = case.engine()
+        engine.state = self(engine.state)
+        engine.run()
+        assert all((guard == UNTOUCHED).all() for guard in self.guards), "a step wrote beyond the room it was promised"
+        return engine
+
+
+def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
+    for seed in range(240, 260):
+        case = random_case(seed).with_program(exposed=frozenset())
+        roomy = case.engine().run().state
+        tight = TightArrays()
+        monkeypatch.setattr(engine_module, "_with_room", tight)
+        grown = tight.run(case).state
+        monkeypatch.undo()
+        assert roomy.tokens.tobytes() == grown.tokens.tobytes(), seed
+        assert roomy.root["sequence"] == grown.root["sequence"]
+
+
+@pytest.mark.parametrize(
+    ("program", "costs"),
+    [
+        # A split may give combine more SMs, and so more requests in flight at once, than the program starts with.
+        ({"combine_primitive": layout.REDUCE_SCATTER, "splits": ((1, 8),), "gates": (1, 1, 1)}, {}),
+        # Where times are rounded down to 0, all that the windows allow is sent in one step.
+        ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "store_bytes": 32 * 128}),
+        # All tokens of a tile may become ready at once, through entries that have spilled.
+        ({"combine_primitive": layout.PULL_REDUCE}, {"output_readiness_entries": 1}),
+    ],
+)
+def test_no_step_needs_more_room_than_it_is_promised(make_case, monkeypatch, program, costs):
+    case = make_case(
+        round_system(6, num_sms=16), round_layer(6, tile_tokens=512), np.array([[0, 1]] * 360), ROUND_PROGRAM
+    )
+    windows = {"store_bytes": 8 * 128, "multimem_bytes": 8 * 128}
+    costs = dataclasses.replace(case.costs, **{**windows, **costs})
+    tight = TightArrays()
+    monkeypatch.setattr(engine_module, "_with_room", tight)
+    tight.run(case.with_program(**program)._replace(costs=costs))
