@@ -170,7 +170,8 @@ def draw_case(seed: int) -> Case:
         max_candidates=int(pick(2, 3, 32)),
     )
     # Long vectors are many packets, and the twin is slow.
-    resolution = pick("token", "packet") if layer.hidden <= 200 or workload.num_tokens <= 40 else "token"
+    is_small = layer.hidden <= 200 or workload.num_tokens <= 40
+    resolution = pick("token", "packet", "chunk") if is_small else pick("token", "token", "chunk")
     costs = Costs.of(system, layer, resolution=resolution)
     case = Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
     # Drawn last, so that the layers are what they were before there were networks.

@@ -68,6 +68,7 @@ class Episodes:
             self.schedule,
             exposure=settings.exposure(),
             compute_scale=settings.compute_scale,
+            resolution=settings.resolution,
             logging=settings.log or logging,
         )
         size = settings.max_candidates

@@ -28,6 +28,8 @@ class EnvSpec(ScenarioSpec):
     """(dispatch SMs, combine SMs) that a split decision offers, where ``split`` is exposed."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
+    resolution: Literal["token", "packet", "chunk"] = "token"
+    """What moves as one segment: a vector; a packet (slow); or a token chunk's vectors for one destination (fast)."""
     log: bool = False
     """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
     seeds: tuple[int, int] | None = None

@@ -63,17 +63,26 @@ class Block:
             end = self._places[name].end
         return end
 
-    def build(self, num_pairs: int, num_nodes: int) -> State:
-        """Returns a new state, pairs and nodes of zeros, whose root knows where the arrays are."""
+    def build(self, num_pairs: int, num_nodes: int, num_links: int) -> State:
+        """Returns a new state, pairs and nodes of zeros, whose root knows where the arrays are.
+
+        Args:
+            num_pairs: Its pairs.
+            num_nodes: Its nodes.
+            num_links: Pairs that may hang together in bundles.
+        """
         item_next = Place(self._fixed_end, (num_pairs,), np.dtype(np.int32))
-        fifo_next = Place(item_next.end, (num_nodes,), np.dtype(np.int32))
+        copy_next = Place(item_next.end, (num_links,), np.dtype(np.int32))
+        partial_next = Place(copy_next.end, (num_links,), np.dtype(np.int32))
+        fifo_next = Place(partial_next.end, (num_nodes,), np.dtype(np.int32))
         pairs = Place(fifo_next.end, (num_pairs,), layout.PAIR)
         nodes = Place(pairs.end, (num_nodes,), layout.NODE)
         memory = np.zeros(nodes.end, np.uint8)
         memory[: self._given_end] = self._given
         # Every byte of NOTHING, which is -1, is 255.
         memory[self._given_end : self._nothing_end] = memory[item_next.offset : pairs.offset] = 255
-        places = {**self._places, "item_next": item_next, "fifo_next": fifo_next, "pairs": pairs, "nodes": nodes}
+        ids = {"item_next": item_next, "copy_next": copy_next, "partial_next": partial_next, "fifo_next": fifo_next}
+        places = {**self._places, **ids, "pairs": pairs, "nodes": nodes}
         state = State(**{name: _array(memory, place) for name, place in places.items()}, **self._shared)
         base = memory.ctypes.data
         addresses = {name: base + place.offset for name, place in places.items()}

@@ -21,7 +21,7 @@ from dysharp_env.workload.workload import Workload
 PS_PER_S = 10**12
 PS_PER_US = 10**6
 UNLIMITED = 2**40
-RESOLUTIONS = ("token", "packet")
+RESOLUTIONS = ("token", "packet", "chunk")
 Flits = TypeVar("Flits", int, np.ndarray)
 
 
@@ -62,8 +62,9 @@ class Costs:
 
     Attributes:
         packet: Packet arithmetic of the links.
-        resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane.
-        planes: Links of one GPU and direction that are told apart: 1 at token resolution.
+        resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane;
+            ``chunk``, the vectors of a token chunk for one destination together.
+        planes: Links of one GPU and direction that are told apart: 1 unless packets are.
         link_bytes_per_s: One GPU, one direction, all planes together.
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
         hop_ps: GPU to switch or switch to GPU, head of a packet.
@@ -162,7 +163,7 @@ class Costs:
             blocks.append(count)
             granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
         # Planes that move as one have the buffers of all ports; a plane of its own has its share.
-        planes = 1 if resolution == "token" else link.planes
+        planes = link.planes if resolution == "packet" else 1
         element = 1 if layer.compute_dtype == "fp8" else 2
         return cls(
             packet=packet,

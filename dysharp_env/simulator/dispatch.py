@@ -5,7 +5,14 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
+from dysharp_env.simulator.fabric import (
+    ask_down,
+    ask_up,
+    charge_down,
+    charge_up,
+    is_partial,
+    send_vector,
+)
 from dysharp_env.simulator.gemm import close_tile, end_first_kernel
 from dysharp_env.simulator.groups import begin_trip, end_segment, list_sm, mark_dirty, part_of, translate, use_hbm
 from dysharp_env.simulator.layout import (
@@ -113,6 +120,16 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
 
 
 @njit(cache=True, error_model="numpy")
+def begin_token(s: Root, token: int) -> None:
+    """Notes that a token's dispatch begins, if it has not elsewhere."""
+    tok = tokens(s)[token]
+    if tok.dispatch_start == NO_TIME:
+        tok.dispatch_start = s.now_ps
+    if s.dispatch_first == NO_TIME:
+        s.dispatch_first = s.now_ps
+
+
+@njit(cache=True, error_model="numpy")
 def take_token(s: Root, gpu: int, token: int) -> None:
     """Gives a token to the first SM that may take one; its home GPU's own experts get it at once."""
     g = gpus(s)[gpu]
@@ -121,10 +138,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     g.send_head = sms(s)[sm].next
     sms(s)[sm].token = token
     sms(s)[sm].pair = tok.pair0
-    if tok.dispatch_start == NO_TIME:
-        tok.dispatch_start = s.now_ps
-    if s.dispatch_first == NO_TIME:
-        s.dispatch_first = s.now_ps
+    begin_token(s, token)
     if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
         issue_local(s, token)
     issue_copies(s, gpu, sm)
@@ -132,10 +146,11 @@ def take_token(s: Root, gpu: int, token: int) -> None:
 
 @njit(cache=True, error_model="numpy")
 def asked_for_token(s: Root, pair: int) -> None:
-    """Reads a token that an expert GPU has asked its home GPU for."""
+    """Reads a token, or a bundle of them, that an expert GPU has asked its home GPU for."""
     home = pairs(s)[pair].home
     first = pair * s.dispatch_segments
-    ask_down(s, home, first, s.dispatch_ask_flits, DISPATCH_REQUEST)
+    flits = s.dispatch_ask_flits * (nodes(s)[first].segments_out if s.by_chunk else 1)
+    ask_down(s, home, first, flits, DISPATCH_REQUEST)
     push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)
 
 

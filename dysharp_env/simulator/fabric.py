@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from dysharp_env.simulator.bundles import free_early, gather, passing_bundle, seal
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.layout import (
     COMBINE_DATA,
@@ -31,10 +32,12 @@ from dysharp_env.simulator.layout import (
     LOG_DOWN,
     LOG_REDUCE,
     LOG_UP,
+    NO_TIME,
     NOTHING,
     NUM_PURPOSES,
     OUTPUT_QUEUED,
     PULL,
+    PULL_UNICAST,
     PUSH_REDUCE,
     REQUEST,
     RESPONSE,
@@ -43,6 +46,8 @@ from dysharp_env.simulator.layout import (
 from dysharp_env.simulator.primitives import is_pull, is_target, stores_once, sums_in_switch
 from dysharp_env.simulator.views import (
     Root,
+    bundles,
+    copy_next,
     fifo_next,
     lanes,
     log_rows,
@@ -159,7 +164,15 @@ def segments_of(s: Root, node: int) -> int:
 @njit(cache=True, error_model="numpy")
 def packets_of_segment(s: Root, node: int) -> int:
     """Returns how many packets a copy, partial sum or store is on its links."""
-    return s.combine_segment_packets if is_partial(s, node) else s.dispatch_segment_packets
+    packets = s.combine_segment_packets if is_partial(s, node) else s.dispatch_segment_packets
+    return packets * vectors_of(s, node) if s.by_chunk else packets
+
+
+@njit(cache=True, error_model="numpy")
+def vectors_of(s: Root, node: int) -> int:
+    """Returns how many vectors a segment at chunk resolution is."""
+    is_sum = is_partial(s, node) or node >= s.sum0
+    return nodes(s)[node].payload_flits // (s.combine_vector_flits if is_sum else s.dispatch_vector_flits)
 
 
 @njit(cache=True, error_model="numpy")
@@ -351,6 +364,8 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
         if stores_once(s):
             segment = node - pair * s.dispatch_segments
             store = token * s.dispatch_segments + segment
+            if s.by_chunk:
+                store = stores(s)[token].carrier
             whole = s.store0 + store
             q = stores(s)[store]
             q.replicas_left -= 1
@@ -378,6 +393,9 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     # A segment that cuts through cannot leave before its own tail has come.
     end_ps = max(now + serial_ps, nodes(s)[node].tail_ps)
     q.free_ps = end_ps
+    if s.by_chunk:
+        # While a bundle's tail is on its way others go between its vectors.
+        q.free_ps = now + serial_ps
     q.busy_ps += serial_ps
     is_result = node >= s.sum0
     purpose = DISPATCH_DATA
@@ -386,8 +404,11 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     elif node >= s.partial0:
         purpose = EVICTION if sums_in_switch(s) else COMBINE_DATA
     count_data(s, gpu, DOWN, purpose, node)
-    log_row(s, LOG_DOWN, gpu, purpose, node, flits, now, end_ps)
-    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), EV_REACH, node, gpu)
+    log_row(s, LOG_DOWN, gpu, purpose, node, flits, now, q.free_ps)
+    reach_ps = end_ps - serial_ps + delivery_ps(s, flits, serial_ps)
+    push(s, reach_ps, EV_REACH, node, gpu)
+    if s.by_chunk:
+        free_read(s, gpu, node, reach_ps, serial_ps)
     if is_result or purpose == EVICTION:
         unit = ports(s)[s.num_links + port]
         unit.slots_used -= s.combine_segment_packets
@@ -396,6 +417,38 @@ def downlink_start(s: Root, port: int, node: int) -> None:
             port_wake(s, s.num_links + port, max(now, unit.free_ps))
     else:
         leave_input(s, node, end_ps)
+
+
+@njit(cache=True, error_model="numpy")
+def free_read(s: Root, gpu: int, node: int, home_ps: int, serial_ps: int) -> None:
+    """Frees the window of a plain read that a GPU will have at ``home_ps``, if the node is one."""
+    if s.partial0 <= node < s.store0:
+        if s.combine_primitive == PULL_UNICAST:
+            free_early(s, gpu, True, node, home_ps, serial_ps)
+    elif node < s.partial0 and s.dispatch_primitive == PULL:
+        free_early(s, gpu, False, node, home_ps, serial_ps)
+
+
+@njit(cache=True, error_model="numpy")
+def free_sum(s: Root, carrier: int) -> None:
+    """Frees the window of a bundle of sums once its first vector can be summed: all heads are here, and it has a slot.
+
+    The unit takes its vectors in turn: of each token those of all GPUs, then those of the next.
+    """
+    x = sums(s)[carrier]
+    if x.heads_left > 0 or x.begun_ps == NO_TIME:
+        return
+    node = s.sum0 + carrier
+    flits = nodes(s)[node].flits // nodes(s)[node].segments_out
+    first_ps = x.begun_ps + reduce_ps(s, s.sum_flits * x.inputs) // nodes(s)[node].segments_out
+    home_ps = max(s.now_ps, first_ps) + delivery_ps(s, flits, wire_ps(s, flits))
+    free_early(s, carrier // s.tokens_per_gpu, True, node, home_ps, 0)
+
+
+@njit(cache=True, error_model="numpy")
+def reduce_ps(s: Root, flits: int) -> int:
+    """Returns how long a contribution keeps a reduction unit busy."""
+    return wire_ps(s, flits) * 1_000_000 // s.reduction_ppm
 
 
 @njit(cache=True, error_model="numpy")
@@ -425,7 +478,12 @@ def evict(s: Root, port: int, total: int) -> None:
     """Sends what an open sum has so far home, under the name of the partial sum that came last."""
     segment = total % s.combine_segments
     s.evictions += 1
-    close_accumulator(s, port, total, s.partial0 + sums(s)[total].open_pair * s.combine_segments + segment)
+    node = s.partial0 + sums(s)[total].open_pair * s.combine_segments + segment
+    if s.by_chunk:
+        # Its sum of all tokens is what has to go home.
+        nodes(s)[node].flits = nodes(s)[s.sum0 + total].flits
+        nodes(s)[node].payload_flits = nodes(s)[s.sum0 + total].payload_flits
+    close_accumulator(s, port, total, node)
 
 
 @njit(cache=True, error_model="numpy")
@@ -440,6 +498,9 @@ def open_accumulator(s: Root, port: int, total: int) -> bool:
         return False
     q.slots_used += need
     x = sums(s)[total]
+    if s.by_chunk and is_pull(s) and x.begun_ps == NO_TIME:
+        x.begun_ps = s.now_ps
+        free_sum(s, total)
     x.open = 1
     x.open_count = 0
     x.open_prev = q.open_tail
@@ -459,6 +520,8 @@ def reduce_start(s: Root, port: int, node: int) -> None:
     pair = nodes(s)[node].owner
     segment = node - s.partial0 - pair * s.combine_segments
     total = pairs(s)[pair].token * s.combine_segments + segment
+    if s.by_chunk:
+        total = sums(s)[total].carrier
     x = sums(s)[total]
     if x.open == 0 and not open_accumulator(s, port, total):
         q.stalled_node = node
@@ -466,13 +529,15 @@ def reduce_start(s: Root, port: int, node: int) -> None:
     q.stalled_node = NOTHING
     now = s.now_ps
     flits = nodes(s)[node].flits
-    end_ps = max(now + wire_ps(s, flits) * 1_000_000 // s.reduction_ppm, nodes(s)[node].tail_ps)
+    end_ps = max(now + reduce_ps(s, flits), nodes(s)[node].tail_ps)
     q.free_ps = end_ps
     log_row(s, LOG_REDUCE, (port - s.num_links) // s.planes, COMBINE_DATA, node, flits, now, end_ps)
     leave_input(s, node, end_ps)
     if s.combine_primitive == PUSH_REDUCE:
         # The switch holds the contribution now, so it acknowledges the store itself.
         push(s, end_ps + s.hop_ps, EV_ACK, node, 0)
+        if s.by_chunk:
+            free_early(s, pairs(s)[pair].gpu, True, node, end_ps + s.hop_ps, 0)
     x.open_count += 1
     x.open_pair = pair
     x.ready_ps = end_ps + s.cycle_ps
@@ -525,7 +590,13 @@ def expose(s: Root, node: int, gpu: int) -> None:
         if sums_in_switch(s):
             port += s.num_links
         nodes(s)[node].pieces = 1
+        if s.by_chunk and sums_in_switch(s) and is_pull(s):
+            carrier = sums(s)[pairs(s)[owner].token].carrier
+            sums(s)[carrier].heads_left -= 1
+            free_sum(s, carrier)
         port_enqueue(s, port, node_class(s, node), gpu, node)
+    elif s.by_chunk:
+        expose_replicas(s, node, gpu)
     else:
         segment = node - s.store0 - owner * s.dispatch_segments
         end = tokens(s)[owner + 1].pair0
@@ -534,6 +605,31 @@ def expose(s: Root, node: int, gpu: int) -> None:
                 copy = pair * s.dispatch_segments + segment
                 nodes(s)[copy].tail_ps = nodes(s)[node].tail_ps
                 port_enqueue(s, pairs(s)[pair].gpu * s.planes + plane, REQUEST, gpu, copy)
+
+
+@njit(cache=True, error_model="numpy")
+def expose_replicas(s: Root, node: int, gpu: int) -> None:
+    """Offers a multicast bundle to its outputs: to each a bundle of the tokens that have experts behind it."""
+    carrier = nodes(s)[node].owner
+    links = copy_next(s)
+    token = carrier
+    while token != NOTHING:
+        for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
+            if is_target(s, pair):
+                gather(s, passing_bundle(s, pairs(s)[pair].gpu), pair, links)
+        token = stores(s)[token].next
+    count = 0
+    for target in range(s.num_gpus):
+        count += bundles(s)[passing_bundle(s, target)].head != NOTHING
+    stores(s)[carrier].replicas_left = count
+    stores(s)[carrier].acks_left = count
+    for offset in range(s.num_gpus):
+        target = (gpu + offset) % s.num_gpus
+        bundle = passing_bundle(s, target)
+        if bundles(s)[bundle].head != NOTHING:
+            copy = seal(s, bundle, bundles(s)[bundle].count, 0, links)
+            nodes(s)[copy].tail_ps = nodes(s)[node].tail_ps
+            port_enqueue(s, target, REQUEST, gpu, copy)
 
 
 @njit(cache=True, error_model="numpy")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from dysharp_env.simulator.bundles import combine_window, dispatch_window, free_room
 from dysharp_env.simulator.chunks import weigh_chunks
 from dysharp_env.simulator.combine import (
     issue_combine,
@@ -21,6 +22,14 @@ from dysharp_env.simulator.combine import (
     reach_combine,
     requested,
     take_unit,
+)
+from dysharp_env.simulator.combine_bundles import (
+    bundle_requested,
+    issue_items,
+    issue_reads,
+    open_unit,
+    partials_acknowledged,
+    reach_home,
 )
 from dysharp_env.simulator.decisions import decide
 from dysharp_env.simulator.dispatch import (
@@ -33,8 +42,15 @@ from dysharp_env.simulator.dispatch import (
     take_chunk,
     take_token,
 )
+from dysharp_env.simulator.dispatch_bundles import (
+    arrive_together,
+    dispatch_acknowledged,
+    issue_chunk,
+    open_chunk,
+    reach_bundle,
+)
 from dysharp_env.simulator.events import next_ps, pop
-from dysharp_env.simulator.fabric import input_next, port_pump, send_vector, switch_arrive, uplink_pump
+from dysharp_env.simulator.fabric import input_next, is_partial, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
 from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of, staff_groups
 from dysharp_env.simulator.layout import (
@@ -89,6 +105,24 @@ WAIT = -2
 
 
 @njit(cache=True, error_model="numpy")
+def may_send(s: Root, gpu: int) -> bool:
+    """Returns whether a dispatch group may put a vector in flight, or by chunk a bundle of one."""
+    g = gpus(s)[gpu]
+    if s.by_chunk:
+        return g.send_held < dispatch_window(s)
+    return g.send_head != NOTHING
+
+
+@njit(cache=True, error_model="numpy")
+def may_take(s: Root, gpu: int) -> bool:
+    """Returns whether a combine group may put a vector in flight, or by chunk a bundle of one."""
+    g = gpus(s)[gpu]
+    if s.by_chunk:
+        return g.take_held < combine_window(s)
+    return g.take_head != NOTHING
+
+
+@njit(cache=True, error_model="numpy")
 def pump_dispatch(s: Root, gpu: int) -> bool:
     """Gives tokens to SMs that may take one, choosing chunks as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -98,7 +132,7 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
         if g.chunk == NOTHING:
             while end_part(s, gpu):
                 pass
-        if g.send_head == NOTHING:
+        if not may_send(s, gpu):
             return False
         if g.chunk == NOTHING:
             row = decide(s, DISPATCH, gpu)
@@ -107,6 +141,12 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
             if row == NOTHING:
                 return False
             take_chunk(s, gpu, candidates(s)[row])
+            if s.by_chunk:
+                open_chunk(s, gpu)
+        if s.by_chunk:
+            if not issue_chunk(s, gpu):
+                return False
+            continue
         token = token_order(s)[g.chunk_pos]
         g.chunk_pos += 1
         if g.chunk_pos == chunks(s)[g.chunk].last:
@@ -149,8 +189,16 @@ def pump_combine(s: Root, gpu: int) -> bool:
     g = gpus(s)[gpu]
     if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
         return False
-    while g.take_head != NOTHING:
+    while may_take(s, gpu):
+        if g.take_offset < s.num_gpus:
+            if not issue_reads(s, gpu):
+                return False
+            continue
         if g.issue_head != NOTHING:
+            if s.by_chunk:
+                if not issue_items(s, gpu):
+                    return False
+                continue
             item = g.issue_head
             g.issue_head = item_next(s)[item]
             issue_combine(s, gpu, item)
@@ -166,6 +214,8 @@ def pump_combine(s: Root, gpu: int) -> bool:
             g.hold_combine = 1
             return False
         take_unit(s, gpu, candidates(s)[row])
+        if s.by_chunk:
+            open_unit(s, gpu)
     return False
 
 
@@ -228,7 +278,12 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     if kind == EV_SWITCH:
         switch_arrive(s, a, b)
     elif kind == EV_REACH:
-        if a < s.partial0:
+        if s.by_chunk:
+            if a < s.partial0:
+                reach_bundle(s, a)
+            else:
+                reach_home(s, a)
+        elif a < s.partial0:
             reach_dispatch(s, a)
         else:
             reach_combine(s, a)
@@ -246,20 +301,33 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     elif kind == EV_BLOCKS:
         blocks_end(s, a, b // 2, b % 2 + 1)
     elif kind == EV_ARRIVE:
-        arrive(s, a)
+        if s.by_chunk:
+            arrive_together(s, a)
+        else:
+            arrive(s, a)
     elif kind == EV_TILE:
         tile_ready(s, a)
     elif kind == EV_REQUEST:
         if a < s.partial0:
             asked_for_token(s, nodes(s)[a].owner)
+        elif s.by_chunk:
+            bundle_requested(s, a)
         else:
             requested(s, nodes(s)[a].owner)
     elif kind == EV_RESPOND:
         send_vector(s, b, a)
     elif kind == EV_ACK:
-        acknowledged(s, a)
+        if not s.by_chunk:
+            acknowledged(s, a)
+        elif is_partial(s, a):
+            partials_acknowledged(s, a)
+        else:
+            dispatch_acknowledged(s, a)
     elif kind == EV_SLOT:
-        free_slot(s, a)
+        if s.by_chunk:
+            free_room(s, a // 2, a % 2 == 1, b)
+        else:
+            free_slot(s, a)
     elif kind == EV_NOTIFY:
         notified(s, a, b)
     elif kind == EV_READY:

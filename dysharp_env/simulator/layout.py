@@ -12,6 +12,7 @@ Ids used throughout:
     part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
     expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
+    bundle vectors that move as one segment at chunk resolution, as the node of its carrier: of its first pair or token
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
            from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
@@ -35,7 +36,7 @@ import numpy as np
     EV_PORT,  # a port with something queued falls free: port
     EV_BLOCKS,  # thread blocks of a row end together: tile, count * 2 + stage - 1
     EV_ACK,  # the sender learns that its segment is stored: node
-    EV_SLOT,  # a communication SM may put another vector in flight: sm
+    EV_SLOT,  # a communication SM may put another vector in flight: sm; a group, so many: gpu * 2 + combines, vectors
     EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
     EV_REACH,  # the tail of a segment reaches a GPU: node
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
@@ -124,7 +125,8 @@ _PARAMETERS = (
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
-    "networked network_width wire_entries pool_capacity wheel_slots wheel_shift"
+    "networked network_width wire_entries pool_capacity wheel_slots wheel_shift "
+    "by_chunk dispatch_vector_flits combine_vector_flits"
 )
 
 _COUNTERS = (
@@ -144,7 +146,9 @@ GPU = _record(
     "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
     # combine group
     "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting take_head take_tail "
-    "hold_combine combined start_open dirty1 dirty2 dirty3"
+    "hold_combine combined start_open dirty1 dirty2 dirty3 "
+    # bundles: vectors that the two groups' windows are taken by, and the next source that a combine group reads from
+    "send_held take_held take_offset"
 )
 
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
@@ -165,9 +169,15 @@ TOKEN = _record(
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
-STORE = _record("end_ps free_ps", "acks_left replicas_left")
-# One segment of a token's sum: at its home GPU, and in the reduction unit before that.
-SUM = _record("ready_ps", "pieces_left contributions_left open open_count open_prev open_next open_pair")
+# A bundle's carrier is its first token, the others follow.
+STORE = _record("end_ps free_ps", "acks_left replicas_left carrier next")
+# One segment of a token's sum: at its home GPU, and in the reduction unit before that. The vectors of a bundle that are
+# asked for together have one sum, that of the carrier: vectors that go into it, bundles whose head is not at the switch
+# yet, and when the first of them was let into the reduction unit.
+SUM = _record(
+    "ready_ps begun_ps",
+    "pieces_left contributions_left open open_count open_prev open_next open_pair carrier inputs heads_left",
+)
 
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
 # A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs. The first of a
@@ -190,6 +200,8 @@ CHUNK = _record("flits", "first last prev next part slot0 num_slots copies")
 UNIT = _record("ready_ps", "head tail count prev next listed part copies")
 # The virtual output queue of one input, port and class: its first and last node, and the next input in the round.
 QUEUE = _record("", "head tail next")
+# Pairs that are, or will be, a bundle of one GPU for another.
+BUNDLE = _record("", "head tail count")
 # An event: time, kind and sequence in one number, two operands, and in the wheel the event behind it.
 EVENT = _record("time_ps order next", "a b")
 # One slot of the wheel: its first and its last event.
@@ -297,6 +309,9 @@ class State(NamedTuple):
     backlogs: np.ndarray  # (gpu,) int64 ps of the links that the candidates of the decision at hand would meet
     expert_shown: np.ndarray  # (expert, 2) float64 fill of its open tile, fraction of its tokens arrived
     item_next: np.ndarray  # (token or pair,) int32 links of the combine item lists
+    copy_next: np.ndarray  # (pair,) int32 links of the bundles that are dispatched; empty unless by chunk
+    partial_next: np.ndarray  # (pair,) int32 links of the bundles of partial sums; empty unless by chunk
+    bundles: np.ndarray  # (2 * gpu * (gpus + 1),) BUNDLE; see bundles.py; empty unless by chunk
     queues: np.ndarray  # (port, class, input + 1,) QUEUE
     traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
     payload: np.ndarray  # (gpu, direction, purpose,) int64 data flits among them
@@ -324,7 +339,7 @@ ROOT = _record(" ".join([_PARAMETERS, _COUNTERS, _ADDRESSES]))
 CONSTANT_FIELDS = (
     (ROOT, frozenset(f"{_PARAMETERS} {_ADDRESSES}".split()) - {"gemm_sms", "dispatch_sms", "combine_sms"}),
     (PAIR, frozenset("token home gpu slot0 num_experts part".split())),
-    (NODE, frozenset("owner plane flits payload_flits".split())),
+    (NODE, frozenset("owner plane".split())),
 )
 
 

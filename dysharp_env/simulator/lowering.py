@@ -73,7 +73,7 @@ class Lowering:
         num_nodes = sum0 + num_tokens * costs.combine_segments
         # No other id is larger, but those that _require_narrow knows.
         _require_numbers(num_nodes, workload, costs)
-        state = frame.block.build(num_pairs, num_nodes)
+        state = frame.block.build(num_pairs, num_nodes, num_pairs if costs.resolution == "chunk" else 0)
         root = state.root
         root["partial0"], root["store0"], root["sum0"] = partial0, store0, sum0
         root["scale_ps"] = max(1, scale_ps)
@@ -156,6 +156,7 @@ def _block(
     wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
     # Every expert and part has an open tile beside those that its tokens fill.
     num_tiles = num_slots // smallest_tile + num_experts * program.parts
+    num_bundles = 2 * num_gpus * (num_gpus + 1) if costs.resolution == "chunk" else 0
     log_rows = int(root["log_margin"][0]) + 1024 if logging else 0
     root["wire_entries"], root["num_chunks"] = len(wire_times), len(chunks)
     root["num_tiles"], root["heap_capacity"], root["log_capacity"] = num_tiles, len(heap), log_rows
@@ -180,6 +181,7 @@ def _block(
             "order": np.arange(num_tokens, dtype=np.int32),
             "candidates": np.full(limit, NOTHING),
             "heap": heap,
+            "bundles": _blank(num_bundles, layout.BUNDLE, "head tail"),
             "wheel": _blank(wheel_slots, layout.WHEEL_SLOT, "head tail"),
         },
         nothing={"slot_tlb": num_slots, "slot_tile": num_slots, "arrived_pair": num_slots},
@@ -237,13 +239,16 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
     Raises:
         ConfigError: It does not.
     """
-    slots = workload.num_tokens * workload.layer.top_k
+    top_k = workload.layer.top_k
+    slots = workload.num_tokens * top_k
+    # A segment may be a bundle of a chunk's copies, several for each token where every expert gets its own.
+    vectors = program.chunk_tokens * top_k if costs.resolution == "chunk" else 1
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.
         2 * slots,
         workload.num_gpus**2 * chunks_per_gpu,
         # An event holds twice a segment's flits, or a row's blocks, and one bit.
-        2 * max(costs.dispatch_flits(workload.layer.top_k), costs.combine_flits(), *costs.blocks) + 1,
+        2 * max(vectors * max(costs.dispatch_flits(top_k), costs.combine_flits()), *costs.blocks) + 1,
         # Every expert and part has at least one tile.
         slots + workload.layer.experts * program.parts,
     )
@@ -315,6 +320,7 @@ def _gpus(workload: Workload, chunks_of_each: int, program: Program) -> np.ndarr
         "chunk row_tile ready_head ready_tail issue_head issue_tail send_head send_tail take_head take_tail",
     )
     gpus["free_sms"] = program.gemm_sms
+    gpus["take_offset"] = workload.num_gpus  # nothing is left to be read
     gpus["items_waiting"] = workload.tokens_per_gpu if program.pulls else 0
     gpus["unsent_head"] = np.arange(workload.num_gpus) * chunks_of_each
     return gpus
@@ -444,6 +450,9 @@ def _root(
         "by_peers": program.by_peers,
         "exclusive": program.exclusive,
         "pay_end_ps": program.pay_end_ps,
+        "by_chunk": costs.resolution == "chunk",
+        "dispatch_vector_flits": costs.packet.payload_flits(costs.dispatch_bytes),
+        "combine_vector_flits": costs.packet.payload_flits(costs.combine_bytes),
         "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // dispatch_segments,
         "gate1": program.gates[0],
         "gate2": program.gates[1],
@@ -469,7 +478,7 @@ def _root(
         # whatever wakes.
         "heap_margin": max(
             tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1) + 2 * dispatch_burst * dispatch_segments,
-            combine_burst * max(num_gpus, layer.top_k, 2 * combine_segments),
+            (combine_burst + 1) * max(num_gpus, layer.top_k, 2 * combine_segments),
             layer.tile_tokens,
         )
         + 4 * num_links

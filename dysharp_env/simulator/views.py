@@ -14,6 +14,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from dysharp_env.simulator.layout import (
+    BUNDLE,
     CHUNK,
     CONTEXT,
     EVENT,
@@ -275,6 +276,24 @@ def token_order(s: Root) -> Any:
 def item_next(s: Root) -> Any:
     """Returns ``State.item_next``."""
     return rows(s.item_next_at, np.int32)
+
+
+@njit(cache=True, error_model="numpy")
+def copy_next(s: Root) -> Any:
+    """Returns ``State.copy_next``."""
+    return rows(s.copy_next_at, np.int32)
+
+
+@njit(cache=True, error_model="numpy")
+def partial_next(s: Root) -> Any:
+    """Returns ``State.partial_next``."""
+    return rows(s.partial_next_at, np.int32)
+
+
+@njit(cache=True, error_model="numpy")
+def bundles(s: Root) -> Any:
+    """Returns ``State.bundles``."""
+    return rows(s.bundles_at, BUNDLE)
 
 
 @njit(cache=True, error_model="numpy")

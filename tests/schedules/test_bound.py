@@ -10,7 +10,7 @@ import pytest
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule, simulate
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.costs import RESOLUTIONS, Costs
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
 
@@ -59,7 +59,7 @@ def test_random_choices_do_not_beat_it():
             load_schedule("dysharp"),
             exposure=exposure,
             compute_scale=scenario.spec.compute_scale,
-            resolution=("token", "packet")[seed % 2],
+            resolution=RESOLUTIONS[seed % len(RESOLUTIONS)],
         )
         run = starter.start(scenario.draw(seed))
         while (decision := run.engine.advance()) is not None:

@@ -41,7 +41,7 @@ def test_vectors_follow_each_other_and_sums_follow_tokens():
 
 
 def test_unknown_resolution_is_refused():
-    with pytest.raises(ConfigError, match="^resolution='flit' is unknown; choose from .'token', 'packet'.$"):
+    with pytest.raises(ConfigError, match="^resolution='flit' is unknown; choose from .'token', 'packet', 'chunk'.$"):
         round_costs("flit")
 
 

@@ -131,6 +131,10 @@ class Core:
             crossed_ps = max(crossed_ps, self.uplinks[plane].free_ps)
         return crossed_ps
 
+    def staff(self, kind: int, count: int) -> None:
+        """Gives a communication group its SMs, once the size is known."""
+        self.free_communication_sms[kind].extend(CommunicationSm(kind) for _ in range(count))
+
     def list_sm(self, sm: CommunicationSm) -> None:
         """Puts an SM behind the others of its group that may take something."""
         self.free_communication_sms[sm.kind].append(sm)
@@ -159,3 +163,17 @@ class Core:
     def free_slot(self, sm: CommunicationSm, slots: int) -> None:
         """Lets an SM put another vector in flight."""
         raise NotImplementedError
+
+    # What only groups with windows of their own, by chunk, have to be told.
+
+    def free_read(self, segment: Segment, home_ps: int, serial_ps: int) -> None:
+        """Notes that a segment is on its way down to this GPU, which may have asked for it."""
+
+    def free_pushed(self, segment: Segment, acked_ps: int) -> None:
+        """Notes when this GPU will learn that a pushed segment is in the switch."""
+
+    def head_is_here(self, carrier: Token) -> None:
+        """Notes that the head of a contribution to a sum of this GPU is at the switch."""
+
+    def sum_begins(self, carrier: Token) -> None:
+        """Notes that the first contribution to a sum of this GPU is let into the reduction unit."""

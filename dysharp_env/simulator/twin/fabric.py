@@ -21,6 +21,7 @@ from dysharp_env.simulator.layout import (
     LOG_DOWN,
     LOG_REDUCE,
     LOG_UP,
+    NO_TIME,
     PUSH_REDUCE,
     RESPONSE,
     UP,
@@ -144,6 +145,8 @@ class Uplink(Link):
 
     def expose(self, segment: Segment) -> None:
         """Queues a segment, or each replica of a store by itself, at the output it goes to."""
+        if segment.purpose == COMBINE_DATA:
+            self.twin.gpus[segment.token.home].head_is_here(segment.token)
         for replica in segment.replicas or [segment]:
             replica.tail_ps = segment.tail_ps
             self.twin.output(replica).enqueue(replica, self.gpu)
@@ -199,8 +202,8 @@ class Uplink(Link):
         """Returns how many packets a copy, partial sum or store is."""
         costs = self.twin.costs
         if segment.purpose == DISPATCH_DATA:
-            return costs.dispatch_packets // costs.dispatch_segments
-        return costs.combine_packets // costs.combine_segments
+            return segment.vectors * costs.dispatch_packets // costs.dispatch_segments
+        return segment.vectors * costs.combine_packets // costs.combine_segments
 
 
 class Port(Link):
@@ -272,15 +275,18 @@ class Downlink(Port):
         """Sends a segment down; one that cuts through cannot leave before its own tail has come."""
         twin, flits = self.twin, segment.flits_down
         serial_ps = twin.costs.wire_ps(flits)
-        self.free_ps = max(twin.now_ps + serial_ps, segment.tail_ps)
+        end_ps = max(twin.now_ps + serial_ps, segment.tail_ps)
+        # While a bundle's tail is on its way others go between its vectors.
+        self.free_ps = twin.now_ps + serial_ps if twin.by_chunk else end_ps
         self.count(flits, segment.purpose)
         twin.use(LOG_DOWN, self.gpu, segment.purpose, segment.name, flits, self.free_ps)
-        reach_ps = self.free_ps - serial_ps + twin.delivery_ps(flits)
+        reach_ps = end_ps - serial_ps + twin.delivery_ps(flits)
         twin.at(reach_ps, EV_REACH, twin.gpus[self.gpu].reach, segment)
+        twin.gpus[self.gpu].free_read(segment, reach_ps, serial_ps)
         if segment.name[0] == "sum" or segment.purpose == EVICTION:
             twin.gpus[self.gpu].reducers[self.plane].drain()
         else:
-            twin.gpus[segment.origin].uplinks[self.plane].leave_input(segment, self.free_ps)
+            twin.gpus[segment.origin].uplinks[self.plane].leave_input(segment, end_ps)
 
 
 @dataclass(eq=False)
@@ -310,6 +316,9 @@ class Reducer(Port):
         if (token, place) not in self.open and not self.make_room():
             self.stalled = segment
             return
+        if token.begun_ps == NO_TIME:
+            token.begun_ps = twin.now_ps
+            twin.gpus[self.gpu].sum_begins(token)
         accumulator = self.open.setdefault((token, place), Accumulator())
         self.free_ps = max(twin.now_ps + twin.costs.reduce_ps(segment.flits_down), segment.tail_ps)
         twin.use(LOG_REDUCE, self.gpu, COMBINE_DATA, segment.name, segment.flits_down, self.free_ps)
@@ -317,7 +326,9 @@ class Reducer(Port):
         sender.uplinks[self.plane].leave_input(segment, self.free_ps)
         if twin.program.combine_primitive == PUSH_REDUCE:
             # The switch holds the contribution now, so it acknowledges the store itself.
-            twin.at(self.free_ps + twin.costs.hop_ps, EV_ACK, sender.combine_acknowledged, segment)
+            acked_ps = self.free_ps + twin.costs.hop_ps
+            twin.at(acked_ps, EV_ACK, sender.combine_acknowledged, segment)
+            sender.free_pushed(segment, acked_ps)
         accumulator.pieces += 1
         accumulator.last = pair
         accumulator.ready_ps = self.free_ps + twin.costs.cycle_ps
@@ -333,7 +344,7 @@ class Reducer(Port):
             last = self.open[oldest, place].last
             assert last is not None
             self.twin.evictions += 1
-            self.close(oldest, place, ("partial", oldest.number, last.gpu, place), EVICTION)
+            self.close(oldest, place, ("partial", last.token.number, last.gpu, place), EVICTION)
         # A sum larger than the whole buffer passes alone: its packets stream through.
         if self.slots_used > 0 and self.slots_used + self.need > slots:
             return False
@@ -343,8 +354,9 @@ class Reducer(Port):
     def close(self, token: Token, place: int, name: Name, purpose: int) -> None:
         """Sends a sum, complete or not, to the downlink; its slots drain with it."""
         twin, accumulator = self.twin, self.open.pop((token, place))
-        flits = twin.segment_flits(twin.costs.combine_bytes)[place]
-        segment = Segment(name, place, self.plane, purpose, token, None, self.gpu, 0, flits, RESPONSE)
+        vectors = max(1, len(token.bundle))
+        flits = twin.segment_flits(twin.costs.combine_bytes)[place] * vectors
+        segment = Segment(name, place, self.plane, purpose, token, None, self.gpu, 0, flits, RESPONSE, vectors=vectors)
         segment.pieces, segment.tail_ps = accumulator.pieces, accumulator.ready_ps
         self.slots_draining += self.need
         downlink = twin.gpus[self.gpu].downlinks[self.plane]

@@ -50,6 +50,12 @@ class Token:
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
     trip: Trip | None = None  # of its sum, if home asks the switch for it
+    # By chunk, of the tokens whose sums are asked for with this one first:
+    bundle: list[Token] = field(default_factory=list)
+    inputs: int = 0  # vectors that go into the sums
+    heads_left: int = 0  # bundles whose head is not at the switch yet
+    begun_ps: int = NO_TIME  # when the first of them was let into the reduction unit
+    issued_ps: int = 0
 
 
 @dataclass(eq=False)
@@ -219,6 +225,9 @@ class Segment:
     free_ps: int = 0  # when the last replica's buffer is free
     acks_left: int = 1
     trip: Trip | None = None
+    vectors: int = 1  # more by chunk
+    pairs: list[Pair] = field(default_factory=list)  # by chunk, whose copies or partial sums these are
+    issued_ps: int = 0
 
 
 # An SM group's life: yields a decision to have it answered with a row, or None when it has to wait.

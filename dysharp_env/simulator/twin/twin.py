@@ -35,13 +35,13 @@ from dysharp_env.simulator.layout import (
 )
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.twin.bundling import BundlingGpu
 from dysharp_env.simulator.twin.core import Core, Group
 from dysharp_env.simulator.twin.fabric import Port
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import (
     Candidate,
     Chunk,
-    CommunicationSm,
     Decision,
     Expert,
     Hold,
@@ -94,7 +94,9 @@ class Twin:
         dispatch_planes, combine_planes = vector_planes(costs, workload.num_tokens)
         self.dispatch_planes, self.combine_planes = dispatch_planes.tolist(), combine_planes.tolist()
         self.dispatch_ask_flits = costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments
-        self.gpus = [Gpu(self, number) for number in range(self.num_gpus)]
+        self.by_chunk = costs.resolution == "chunk"
+        make_gpu = BundlingGpu if self.by_chunk else Gpu
+        self.gpus: list[Gpu] = [make_gpu(self, number) for number in range(self.num_gpus)]
         self.experts = {
             (number, part): Expert(number, part)
             for number in range(workload.layer.experts)
@@ -175,7 +177,7 @@ class Twin:
     def segment_flits(self, vector_bytes: int, targets: int = 0) -> list[int]:
         """Returns the flits of a vector's segments, ``targets`` experts named in each packet."""
         packet = self.costs.packet
-        if self.costs.resolution == "token":
+        if self.costs.resolution != "packet":
             return [packet.data_flits(vector_bytes, targets)]
         size = packet.payload_bytes
         return [packet.data_flits(min(size, vector_bytes - at), targets) for at in range(0, vector_bytes, size)]
@@ -341,7 +343,7 @@ class Twin:
         yield from self._take_split()
         for gpu in self.gpus:
             for kind, count in ((DISPATCH, self.dispatch_sms), (COMBINE, self.combine_sms)):
-                gpu.free_communication_sms[kind].extend(CommunicationSm(kind) for _ in range(count))
+                gpu.staff(kind, count)
         while True:
             while self.marked:
                 group = self.marked.popleft()
