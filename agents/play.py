@@ -1,6 +1,7 @@
 """Plays workloads to their end under a policy's most likely choices, a hand-designed schedule, or any other chooser.
 
-Policies and schedules are played inside the engine, with no Python for a decision. Choosers are asked about many layers
+Everything is played at token resolution, whatever the resolution a policy was trained with. Policies and schedules are
+played inside the engine, with no Python for a decision. Choosers are asked about many layers
 at once: one batch holds the waiting decision of every layer that is not done. What one layer is answered does not
 depend on which others are played beside it.
 """
@@ -26,8 +27,11 @@ RANDOM, FIRST = "random", "first"  # the names under which choices without a pol
 # (batch, ...) observations, (batch, action) bool masks, the index of each layer -> (batch,) actions.
 Chooser = Callable[[dict[str, np.ndarray], np.ndarray, Sequence[int]], np.ndarray]
 
-# What an environment adds to a scenario, except the workloads it draws: what a policy decides about.
-_EXPOSURE_FIELDS = sorted(EnvSpec.model_fields.keys() - ScenarioSpec.model_fields.keys() - {"seeds", "invalid_action"})
+# What an environment adds to a scenario, except the workloads it draws and the resolution that makes training cheap:
+# what a policy decides about. Results are always those of token resolution.
+_EXPOSURE_FIELDS = sorted(
+    EnvSpec.model_fields.keys() - ScenarioSpec.model_fields.keys() - {"seeds", "invalid_action", "resolution"}
+)
 
 
 @dataclass(frozen=True)

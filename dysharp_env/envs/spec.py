@@ -29,7 +29,8 @@ class EnvSpec(ScenarioSpec):
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
     resolution: Literal["token", "packet", "chunk"] = "token"
-    """What moves as one segment: a vector; a packet (slow); or a token chunk's vectors for one destination (fast)."""
+    """What moves as one: a vector; a packet (slow); a token chunk's vectors for one destination (fast). Policies are
+    evaluated with vectors, whatever they were trained with."""
     log: bool = False
     """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
     seeds: tuple[int, int] | None = None

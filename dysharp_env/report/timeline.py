@@ -68,7 +68,8 @@ def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
             continue
         segment = segment_name(state, node)
         home = segment.token // tokens_per_gpu
-        args = {"token": segment.token, "home GPU": home, "bytes": flits * flit_bytes}
+        which = "first token" if engine.costs.resolution == "chunk" else "token"
+        args = {which: segment.token, "home GPU": home, "bytes": flits * flit_bytes}
         if segment.what in ("copy", "partial"):
             args["expert GPU"] = segment.gpu
         lane = _LINK_LANES[resource]

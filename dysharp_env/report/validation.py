@@ -3,7 +3,7 @@
 Every closed form but one comes out of the engine: flits it has counted, times it has reached. The exception is explicit
 addressing, which the modelled hardware does not have and the paper rejects: its row is packet arithmetic. R is the
 number of distinct remote GPUs a token goes to, as everywhere. Public measurements are in ``measurements``, and token
-against packet resolution in ``resolution``.
+against packet and chunk resolution in ``resolution``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from dysharp_env.multimem import PacketFormat
 from dysharp_env.report.alltoall import ALL_TO_ALL_NS, all_to_all_ns
+from dysharp_env.report.chunks import chunk_rows
 from dysharp_env.report.comparison import ValidationRow, expected_remote_gpus
 from dysharp_env.report.measurements import measurement_rows
 from dysharp_env.report.resolution import resolution_rows
@@ -47,6 +48,7 @@ def validation_rows(seed: int = 0) -> Iterator[ValidationRow]:
     for exact_section in (_payload_efficiency, _merged_gain, _unicast_rate, _all_to_all):
         yield from exact_section()
     yield from resolution_rows(seed)
+    yield from chunk_rows(seed)
     yield from measurement_rows(seed)
 
 

@@ -50,7 +50,8 @@ class Starter:
             exposure: Which decisions are asked rather than ruled.
             compute_scale: Multiplies GEMM and HBM time.
             resolution: What moves as one segment: ``token``, a vector on all planes together; ``packet``, a packet on
-                the plane its address hashes to, some hundred times slower. The lower bound is the same for both.
+                the plane its address hashes to, some hundred times slower; ``chunk``, a token chunk's vectors for one
+                destination, which is for training. The lower bound is the same for all.
             logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
 
         Raises:

@@ -72,6 +72,14 @@ def test_first_choices_with_only_dispatch_exposed_are_the_base_schedule() -> Non
     assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
 
 
+def test_what_was_trained_by_chunk_is_played_by_token() -> None:
+    workloads = load_suite("smoke").draw()
+    by_chunk = environments(EnvSpec(exposed=("dispatch",), resolution="chunk"), workloads)
+    played = play(by_chunk, workloads, choose_first)
+    expected = play_schedule(load_schedule("dysharp"), workloads)
+    assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
+
+
 def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     policies = ["random", "first", "deepep", ",".join(runs)]
     options = [option for policy in policies for option in ("--policy", policy)]

@@ -104,7 +104,7 @@ def test_compare_json_and_against(capsys):
 @pytest.mark.parametrize("command", ["simulate", "compare"])
 def test_resolution_is_recorded(command, capsys):
     events = []
-    for resolution in ("token", "packet"):
+    for resolution in ("token", "packet", "chunk"):
         options = ["--schedule", "deepep", "--resolution", resolution, "--json", "-"]
         assert main([command, *TINY, *options]) == 0
         document = json.loads(capsys.readouterr().out)

@@ -44,7 +44,13 @@ def assert_same(got, expected) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, ALL_KINDS, {"exposed": ("gemm",), "hold": False}, {"schedule": "deepep", "exposed": ("dispatch", "combine")}],
+    [
+        {},
+        {**ALL_KINDS, "resolution": "chunk"},
+        ALL_KINDS,
+        {"exposed": ("gemm",), "hold": False},
+        {"schedule": "deepep", "exposed": ("dispatch", "combine")},
+    ],
 )
 def test_it_is_gymnasium_s_vector_of_copies_at_engine_speed(settings):
     mine, other = native(3, **settings), loop(3, **settings)

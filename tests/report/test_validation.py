@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dysharp_env.report import resolution
+from dysharp_env.report import chunks, resolution
 from dysharp_env.report.comparison import expected_remote_gpus
 from dysharp_env.report.measurements import prediction_errors_pct
 from dysharp_env.report.validation import validation_rows
@@ -11,15 +11,16 @@ from dysharp_env.report.validation import validation_rows
 @pytest.fixture(scope="module")
 def rows():
     with pytest.MonkeyPatch.context() as patch:
-        # Single packets take their time; tests/report/test_resolution.py has small layers.
+        # Single packets take their time; test_resolution.py and test_chunks.py have small layers.
         patch.setattr(resolution, "COMPARISONS", resolution.COMPARISONS[-1:])
+        patch.setattr(chunks, "LAYERS", chunks.LAYERS[:1])
         return {row.name: row for row in validation_rows()}
 
 
 def test_every_row_passes(rows):
     assert [row for row in rows.values() if not row.passes] == []
     groups = [row.group for row in rows.values()]
-    assert groups.count("all-to-all") == 4 and groups.count("resolution") == 2
+    assert groups.count("all-to-all") == 4 and groups.count("resolution") == 4
 
 
 # What the DySHARP paper states (340 %, 80 %, 69 %), what follows from it by hand, and what NCCL reaches (360 GB/s).
