@@ -110,6 +110,7 @@ def issue_reads(s: Root, gpu: int) -> bool:
             node = s.partial0 + seal(s, bundle, vectors, s.partial0, partial_next(s))
             begin_bundle(s, gpu, True, node, vectors)
             crossed_ps = ask_up(s, gpu, node, vectors * ask_flits(s)[0], COMBINE_REQUEST)
+            nodes(s)[node].next = NOTHING
             push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, node, 0)
         g.take_offset += 1
     return True
@@ -178,20 +179,60 @@ def ask_for_sums(s: Root, gpu: int, carrier: int, vectors: int) -> None:
     begin_bundle(s, gpu, True, node, vectors)
     crossed_ps = ask_up(s, gpu, node, flits, COMBINE_REQUEST)
     x.pieces_left = 0
+    head = NOTHING
+    tail = NOTHING
     for offset in range(s.num_gpus):
         bundle = passing_bundle(s, (gpu + offset) % s.num_gpus)
         if bundles(s)[bundle].head != NOTHING:
             x.pieces_left += 1
-            pair = seal(s, bundle, bundles(s)[bundle].count, s.partial0, partial_next(s))
-            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair, 0)
+            partial = s.partial0 + seal(s, bundle, bundles(s)[bundle].count, s.partial0, partial_next(s))
+            if head == NOTHING:
+                head = partial
+            else:
+                nodes(s)[tail].next = partial
+            tail = partial
+    nodes(s)[tail].next = NOTHING
+    push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, head, 0)
     x.contributions_left = x.pieces_left
     x.heads_left = x.pieces_left
     x.begun_ps = NO_TIME
 
 
 @njit(cache=True, error_model="numpy")
-def bundle_requested(s: Root, node: int) -> None:
-    """Reads partial sums that their home GPU has asked for together."""
+def requested_together(s: Root, node: int) -> None:
+    """Reads the bundles of partial sums that one request has asked several GPUs for; they are listed by ``next``.
+
+    Those whose translation misses are read later, so the bundles go in two groups.
+    """
+    found = NOTHING
+    missed = NOTHING
+    found_tail = NOTHING
+    missed_tail = NOTHING
+    while node != NOTHING:
+        following = nodes(s)[node].next
+        nodes(s)[node].next = NOTHING
+        if read_partials(s, node):
+            if found == NOTHING:
+                found = node
+            else:
+                nodes(s)[found_tail].next = node
+            found_tail = node
+        else:
+            if missed == NOTHING:
+                missed = node
+            else:
+                nodes(s)[missed_tail].next = node
+            missed_tail = node
+        node = following
+    if found != NOTHING:
+        push(s, s.now_ps + s.memory_ps, EV_RESPOND, found, 0)
+    if missed != NOTHING:
+        push(s, s.now_ps + 2 * s.memory_ps, EV_RESPOND, missed, 0)
+
+
+@njit(cache=True, error_model="numpy")
+def read_partials(s: Root, node: int) -> bool:
+    """Reads a bundle of partial sums that its home GPU has asked for; False if a translation misses."""
     pair = nodes(s)[node].owner
     gpu = pairs(s)[pair].gpu
     delay_ps = 0
@@ -208,7 +249,16 @@ def bundle_requested(s: Root, node: int) -> None:
         pair = partial_next(s)[pair]
     ask_down(s, gpu, node, flits, COMBINE_REQUEST)
     use_hbm(s, gpu, num_bytes)
-    push(s, s.now_ps + s.memory_ps + delay_ps, EV_RESPOND, node, gpu)
+    return delay_ps == 0
+
+
+@njit(cache=True, error_model="numpy")
+def respond_together(s: Root, node: int) -> None:
+    """Sends bundles of partial sums that have been read, each from its GPU."""
+    while node != NOTHING:
+        following = nodes(s)[node].next
+        send_vector(s, pairs(s)[nodes(s)[node].owner].gpu, node)
+        node = following
 
 
 @njit(cache=True, error_model="numpy")

@@ -24,12 +24,13 @@ from dysharp_env.simulator.combine import (
     take_unit,
 )
 from dysharp_env.simulator.combine_bundles import (
-    bundle_requested,
     issue_items,
     issue_reads,
     open_unit,
     partials_acknowledged,
     reach_home,
+    requested_together,
+    respond_together,
 )
 from dysharp_env.simulator.decisions import decide
 from dysharp_env.simulator.dispatch import (
@@ -311,11 +312,14 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
         if a < s.partial0:
             asked_for_token(s, nodes(s)[a].owner)
         elif s.by_chunk:
-            bundle_requested(s, a)
+            requested_together(s, a)
         else:
             requested(s, nodes(s)[a].owner)
     elif kind == EV_RESPOND:
-        send_vector(s, b, a)
+        if s.by_chunk and a >= s.partial0:
+            respond_together(s, a)
+        else:
+            send_vector(s, b, a)
     elif kind == EV_ACK:
         if not s.by_chunk:
             acknowledged(s, a)

@@ -38,7 +38,7 @@ def test_a_schedule_that_changes_places_fails(few_layers, monkeypatch):
     monkeypatch.setattr(chunks, "_makespans_us", swapped)
     # First and third are too close to have an order; second changes places with both.
     order = list(chunk_rows())[-1]
-    assert (order.simulated, order.passes) == (2 * len(chunks.LAYERS), False)
+    assert (order.expected, order.simulated, order.passes) == (2 * len(chunks.LAYERS), 0, False)
 
 
 def test_the_report_covers_thirty_layers_of_all_sizes():

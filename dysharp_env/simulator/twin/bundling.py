@@ -299,10 +299,7 @@ class BundlingGpu(Gpu):
         """Sends one request of so many flits to the GPUs that have the bundles."""
         twin = self.twin
         crossed_ps = self.ask([0], flits, COMBINE_REQUEST)
-        for bundle in bundles:
-            source = twin.gpus[bundle.origin]
-            assert isinstance(source, BundlingGpu)
-            twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, source.bundle_requested, bundle)
+        twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, self.requested_together, bundles)
 
     def issue_items(self) -> bool:
         """Issues what is left of a unit, cut to its share of the window; False if the window has no room for it."""
@@ -339,8 +336,20 @@ class BundlingGpu(Gpu):
         flits = sum(twin.request_flits([pair for pair in token.pairs if pair.is_remote]) for token in tokens)
         self.request(bundles, flits)
 
-    def bundle_requested(self, bundle: Segment) -> None:
-        """Reads partial sums that their home GPU has asked for together."""
+    def requested_together(self, bundles: list[Segment]) -> None:
+        """Has the bundles that one request asks for read; those whose translation misses come later."""
+        twin = self.twin
+        read: tuple[list[Segment], list[Segment]] = ([], [])
+        for bundle in bundles:
+            source = twin.gpus[bundle.origin]
+            assert isinstance(source, BundlingGpu)
+            read[source.read_partials(bundle) > 0].append(bundle)
+        for accesses, group in enumerate(read, start=1):
+            if group:
+                twin.at(twin.now_ps + accesses * twin.costs.memory_ps, EV_RESPOND, self.respond_together, group)
+
+    def read_partials(self, bundle: Segment) -> int:
+        """Reads partial sums that their home GPU has asked for; returns the delay of their translation."""
         twin = self.twin
         delay_ps = 0
         if twin.program.combine_primitive == PULL_REDUCE:
@@ -349,7 +358,12 @@ class BundlingGpu(Gpu):
         self.downlinks[bundle.plane].charge(flits, COMBINE_REQUEST)
         # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
         self.use_hbm(sum(max(len(pair.experts), 1) for pair in bundle.pairs) * twin.costs.token_bytes[3])
-        twin.at(twin.now_ps + twin.costs.memory_ps + delay_ps, EV_RESPOND, self.send, [bundle])
+        return delay_ps
+
+    def respond_together(self, bundles: list[Segment]) -> None:
+        """Sends bundles that have been read, each from its GPU."""
+        for bundle in bundles:
+            self.twin.gpus[bundle.origin].send([bundle])
 
     def reach_combine(self, segment: Segment) -> None:
         """Takes a bundle of partial or reduced sums in at its home GPU."""
