@@ -79,7 +79,7 @@ LAYERS = (
 
 
 def chunk_rows(seed: int = 0) -> Iterator[ValidationRow]:
-    """Yields the makespan of every layer, and how many pairs of schedules keep their order; ``seed`` draws the routing."""
+    """Yields the makespan of every layer, and how many pairs of schedules keep their order; ``seed`` draws routings."""
     kept = compared = 0
     for layer in LAYERS:
         makespans_us = _makespans_us(layer, seed)
