@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.simulator import layout
@@ -121,3 +122,20 @@ def test_too_few_slots_evict_the_oldest_sum(make_case):
     assert (tight.sums["pieces_left"] == 0).all() and (tight.sums["contributions_left"] == 0).all()
     down = tight.traffic.reshape(3, 2, -1)[:, layout.DOWN].sum(axis=0)
     assert down[layout.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "starts", "ends"),
+    [
+        # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
+        ("token", [10_000, 10_000, 419_000, 428_000], [219_000, 228_000, 628_000, 637_000]),
+        # Two vectors are here when the second is; their room is free when the first is acknowledged.
+        ("chunk", [10_000, 10_000, 419_000, 419_000], [228_000, 228_000, 637_000, 637_000]),
+    ],
+)
+def test_a_bundle_arrives_with_its_last_vector_and_makes_room_with_its_first(make_case, resolution, starts, ends):
+    case = make_case(round_system(2), round_layer(2), np.array([[0, 1]] * 8), ROUND_PROGRAM)
+    costs = dataclasses.replace(case.costs, resolution=resolution, store_bytes=128)
+    tokens = case._replace(costs=costs).with_program(dispatch_sms=2, chunk_tokens=2).engine().run().state.tokens
+    assert tokens["dispatch_start"][:4].tolist() == starts
+    assert tokens["dispatch_end"][:4].tolist() == ends
