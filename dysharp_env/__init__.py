@@ -49,7 +49,8 @@ GPU
     - A page table never misses. The Hub's tables cost a memory latency where they miss or spill, and no bandwidth.
 
 Software
-    - Launches, barriers and the count exchange are constants. No jitter, no stragglers, no host that is late.
+    - Launches, barriers and the count exchange are constants. No jitter, no host that is late, and no straggler but
+      one GPU whose thread blocks take longer by a constant factor (``slow_gpu``), which the lower bound leaves out.
     - A decision takes no time. Routers, permutations and shared experts are not in a layer; ``reproduce`` adds
       attention and dense parts of a step as rooflines.
     - Rivals are schedules of this engine, not their code; the header of each file says what is simplified.

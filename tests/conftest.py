@@ -1,6 +1,7 @@
 """Random small layers, machines and programs that together reach every branch of the model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -174,11 +175,12 @@ def draw_case(seed: int) -> Case:
     resolution = pick("token", "packet", "chunk") if is_small else pick("token", "token", "chunk")
     costs = Costs.of(system, layer, resolution=resolution)
     case = Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
-    # Drawn last, so that the layers are what they were before there were networks.
+    # Drawn last, so that the layers are what they were before there were networks and orders of tokens.
     networked = frozenset(range(kinds)) - program.exposed
-    if not networked or rng.random() < 0.7:
-        return case
-    return case.with_program(network=draw_network(rng, int(rng.integers(1, 10))), networked=networked)
+    if networked and rng.random() >= 0.7:
+        case = case.with_program(network=draw_network(rng, int(rng.integers(1, 10))), networked=networked)
+    case = case.with_program(waves=bool(rng.random() < 0.4))
+    return case._replace(costs=replace(costs, slow_permille=int(pick(1000, 1000, 1300, 5000))))
 
 
 def draw_network(rng: np.random.Generator, width: int) -> Network:

@@ -36,6 +36,8 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add("--direction", "which pass of the layer; backward does twice the GEMM work", choices=_literals("direction"))
     text = "multiply GEMM and HBM time; 0.001 sets them near zero, so that communication is all there is"
     add("--compute-scale", text, type=float, metavar="X")
+    text = "multiply the time of GEMM thread blocks on GPU 0, as if its clock were held down"
+    add("--slow-gpu", text, type=float, metavar="X")
     group.add_argument("--seed", type=int, default=0, help="seed of the routing (default: %(default)s)")
 
 

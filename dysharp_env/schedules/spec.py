@@ -136,6 +136,9 @@ class ScheduleSpec(Spec):
     pays: PaysSpec = PaysSpec()
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
+    token_order: Literal["natural", "expert_waves"] = "natural"
+    """In which order a home GPU's chunks hold its tokens. ``expert_waves``: those of the busiest experts first, on all
+    GPUs alike; needs the tokens per expert of the count exchange."""
     partial_tiles: bool = False
     """Whether the rule may close an open tile early."""
     min_partial_tokens: int = Field(default=16, ge=1)
@@ -162,6 +165,8 @@ class ScheduleSpec(Spec):
             raise ValueError(
                 f"loopback needs dispatch broadcast and combine reduce_scatter, not {self.dispatch} and {self.combine}"
             )
+        if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
+            raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
         if "launch" not in self.pays.dispatch:
             raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
         return self
@@ -230,6 +235,7 @@ class ScheduleSpec(Spec):
             gemm_sms=gemm_sms,
             combine_sms=self.sms.combine,
             chunk_tokens=self.chunk_tokens,
+            waves=self.token_order == "expert_waves",
             allow_partial=exposure.partial_tiles if asks_gemm else self.partial_tiles,
             min_partial_tokens=self.min_partial_tokens,
             hold_gemm=exposure.hold if asks_gemm else self.hold,

@@ -85,6 +85,7 @@ class Costs:
         matrix_bytes: Weights of one expert's GEMM-1 and GEMM-2, as they lie in L2.
         weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
         token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
+        slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
     """
 
@@ -122,6 +123,7 @@ class Costs:
     launch_ps: int
     barrier_ps: int
     count_exchange_ps: int
+    slow_permille: int
     compute_scale: float
 
     @classmethod
@@ -206,6 +208,7 @@ class Costs:
             launch_ps=round(system.overheads.launch_us * PS_PER_US),
             barrier_ps=round(system.overheads.barrier_us * PS_PER_US),
             count_exchange_ps=round(system.overheads.count_exchange_us * PS_PER_US),
+            slow_permille=round(system.slow_gpu * 1000),
             compute_scale=compute_scale,
         )
 
@@ -228,7 +231,7 @@ class Costs:
         ps_mult, _ = self.flit_ps
         largest = max(
             2 * self.hbm_ps(read_bytes),
-            granules * block_ps,
+            granules * block_ps * self.slow_permille // 1000,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
             flits * ps_mult,
             max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
@@ -257,9 +260,10 @@ class Costs:
         """Returns how long HBM serves ``num_bytes``."""
         return num_bytes * PS_PER_S // self.hbm_bytes_per_s
 
-    def block_ps(self, stage: int, tokens: int) -> int:
-        """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens``."""
-        return self.block_overhead_ps + -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+    def block_ps(self, stage: int, tokens: int, gpu: int = 1) -> int:
+        """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU."""
+        block_ps = self.block_overhead_ps + -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+        return block_ps * self.slow_permille // 1000 if gpu == 0 else block_ps
 
     def dispatch_window(self, primitive: str) -> Window:
         """Returns what a dispatch SM may have in flight by a primitive."""

@@ -12,7 +12,7 @@ import math
 from numba import njit
 
 from dysharp_env.simulator.fabric import spread_ps, wire_ps
-from dysharp_env.simulator.groups import part_of
+from dysharp_env.simulator.groups import block_ps, part_of
 from dysharp_env.simulator.layout import (
     COMBINE,
     CONTEXT,
@@ -247,9 +247,7 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
     if not look:
         return
     f[row, F_FINISHES] = tiles(s)[tile].finishes / count
-    granules = (count + s.row_granularity - 1) // s.row_granularity
-    block_ps = s.block_ps + granules * (s.granule1_ps if stage == 1 else s.granule2_ps)
-    work_ps = block_ps * (s.blocks1 if stage == 1 else s.blocks2) // s.gemm_sms
+    work_ps = block_ps(s, gpu, stage, count) * (s.blocks1 if stage == 1 else s.blocks2) // s.gemm_sms
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     fetch_ps = 0 if resident > 0 else weight_bytes * s.hbm_mult // s.hbm_div
     f[row, F_BACKLOG] = root(s, hbm_backlog_ps(s, gpu))

@@ -117,6 +117,27 @@ class Engine:
         self.state.root["choice"] = choice
         self.state.root["status"] = layout.RUN
 
+    def clone(self) -> Engine:
+        """Returns a layer in the same state that goes its own way from here; a waiting decision waits in both.
+
+        Costs a copy of the arrays that change, some hundred bytes for every (token, expert).
+        """
+        copies = {
+            name: array if name in layout.CONSTANT_ARRAYS else array.copy()
+            for name, array in self.state._asdict().items()
+        }
+        copy = object.__new__(Engine)
+        copy.workload, copy.costs, copy.program = self.workload, self.costs, self.program
+        # The root holds the addresses of the arrays, so they are written anew.
+        copy.state = layout.bind(State(**copies))
+        return copy
+
+    def follow_rule(self) -> None:
+        """Leaves the waiting decision, and all that come, to the program's rule; time does not move."""
+        self.state.root["exposed"] = 0
+        if self.status == layout.ASK:
+            self.state.root["status"] = layout.RUN
+
     def run(self) -> Engine:
         """Runs to the end under the program's own rules and returns itself.
 

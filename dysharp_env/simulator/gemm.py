@@ -7,7 +7,7 @@ from numba import njit
 from dysharp_env.simulator.combine import expert_done, partial_ready
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, log_row, update_plane
-from dysharp_env.simulator.groups import count_slot, mark_dirty, part_of, use_hbm
+from dysharp_env.simulator.groups import block_ps, count_slot, mark_dirty, part_of, use_hbm
 from dysharp_env.simulator.layout import (
     EV_BLOCKS,
     EV_GATE,
@@ -165,12 +165,10 @@ def start_blocks(s: Root, gpu: int) -> None:
     g = gpus(s)[gpu]
     t = tiles(s)[g.row_tile]
     count = min(g.free_sms, t.left)
-    granules = (t.count + s.row_granularity - 1) // s.row_granularity
-    block_ps = s.block_ps + granules * (s.granule1_ps if g.row_stage == 1 else s.granule2_ps)
     # While its weights stream from HBM a block works more slowly than from L2.
     cold_ps = max(t.weights_ps - s.now_ps, 0) // 1000 * s.cold_exposure
     # A block cannot end before its weights and tokens have come from HBM; its SM waits for them.
-    end_ps = max(s.now_ps + block_ps + cold_ps, t.inputs_ps)
+    end_ps = max(s.now_ps + block_ps(s, gpu, g.row_stage, t.count) + cold_ps, t.inputs_ps)
     g.free_sms -= count
     t.left -= count
     t.running += count

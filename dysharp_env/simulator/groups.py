@@ -52,6 +52,14 @@ def part_of(s: Root, gpu: int, part: int) -> PartView:
 
 
 @njit(cache=True, error_model="numpy")
+def block_ps(s: Root, gpu: int, stage: int, tokens: int) -> int:
+    """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU."""
+    granules = (tokens + s.row_granularity - 1) // s.row_granularity
+    block_ps = s.block_ps + granules * (s.granule1_ps if stage == 1 else s.granule2_ps)
+    return block_ps * s.slow_permille // 1000 if gpu == 0 else block_ps
+
+
+@njit(cache=True, error_model="numpy")
 def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Puts a communication SM behind the others of its group that may take something."""
     g = gpus(s)[gpu]

@@ -117,7 +117,7 @@ _PARAMETERS = (
     # GPU
     "memory_ps dispatch_slots combine_slots dispatch_hold combine_hold most_dispatch_sms most_combine_sms "
     "total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
-    "granule1_ps granule2_ps block_ps cold_exposure row_granularity hbm_mult hbm_div l2_bytes "
+    "granule1_ps granule2_ps block_ps slow_permille cold_exposure row_granularity hbm_mult hbm_div l2_bytes "
     "matrix1_bytes matrix2_bytes weight1_bytes weight2_bytes token_in_bytes "
     "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
     # schedule
@@ -342,6 +342,11 @@ CONSTANT_FIELDS = (
     (NODE, frozenset("owner plane".split())),
 )
 
+
+# Arrays that nothing writes once they are there, so that copies of a layer may share them.
+CONSTANT_ARRAYS = frozenset(
+    "wire_times store_flits ask_flits gpu_experts slot_expert order splits weights network".split()
+)
 
 # Where the addresses begin, which follow each other as the arrays do.
 _ADDRESS0 = list(ROOT.names or ()).index(f"{State._fields[1]}_at")

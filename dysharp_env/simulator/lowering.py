@@ -12,6 +12,7 @@ from dysharp_env.simulator import layout
 from dysharp_env.simulator.block import Block
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
+from dysharp_env.simulator.ordering import token_order
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES, Program
 from dysharp_env.simulator.routed import Paths, Routed, Vectors, follow_routing
@@ -79,8 +80,19 @@ class Lowering:
         root["scale_ps"] = max(1, scale_ps)
         routed = Routed(*(getattr(state, name) for name in Routed._fields))
         ids, placement = workload.topk_ids, workload.gpu_of_expert
-        follow_routing(ids, placement, frame.paths, frame.dispatch, frame.combine, routed)
+        follow_routing(
+            ids, placement, self._positions(workload, state), frame.paths, frame.dispatch, frame.combine, routed
+        )
         return state
+
+    def _positions(self, workload: Workload, state: State) -> np.ndarray:
+        """Returns (token,) int32 places of tokens in the state's order, which it writes where it is not natural."""
+        if not self.program.waves:
+            return state.order
+        state.order[...] = token_order(workload, waves=True)
+        positions = np.empty_like(state.order)
+        positions[state.order] = np.arange(len(positions), dtype=np.int32)
+        return positions
 
     def _frame(self, workload: Workload) -> _Frame:
         """Returns the frame of a workload's size; the last one is kept.
@@ -327,7 +339,7 @@ def _gpus(workload: Workload, chunks_of_each: int, program: Program) -> np.ndarr
 
 
 def _chunks(num_gpus: int, tokens_per_gpu: int, program: Program) -> np.ndarray:
-    """Returns the chunks that each GPU dispatches, in natural order.
+    """Returns the chunks that each GPU dispatches, in the order of its tokens.
 
     A GPU that stores has its own tokens' chunks. One that reads has every GPU's, itself first and then its neighbours
     round, a chunk of each in turn, so that readers do not meet at one home GPU. Where parts are of peers, every part
@@ -424,6 +436,7 @@ def _root(
         "granule1_ps": costs.granule_ps[0],
         "granule2_ps": costs.granule_ps[1],
         "block_ps": costs.block_overhead_ps,
+        "slow_permille": costs.slow_permille,
         "cold_exposure": costs.cold_exposure_permille,
         "row_granularity": costs.row_granularity,
         "hbm_mult": PS_PER_S // hbm_shared,

@@ -39,6 +39,7 @@ class Program:
         pay_end_ps: What is paid after the last token is home.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
+        waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
         allow_partial: Whether an open tile may be closed early.
         min_partial_tokens: The fewest tokens such a tile has.
         hold_gemm, hold_combine: Whether those groups may wait although they have something to do.
@@ -64,6 +65,7 @@ class Program:
     exclusive: bool = False
     pay_end_ps: int = 0
     chunk_tokens: int = 8
+    waves: bool = False
     allow_partial: bool = False
     min_partial_tokens: int = 16
     hold_gemm: bool = False

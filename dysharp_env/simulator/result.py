@@ -156,8 +156,9 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
     tokens_per_gpu = engine.workload.tokens_per_gpu
     rows = []
     # A chunk of each home GPU once, however many GPUs or parts dispatch from it.
-    firsts = np.flatnonzero(np.diff(state.tokens["chunk"][:-1], prepend=-1))
-    for index, members in enumerate(np.split(state.tokens[:-1], firsts[1:])):
+    order = state.order
+    firsts = np.flatnonzero(np.diff(state.tokens["chunk"][order], prepend=-1))
+    for index, members in enumerate(np.split(state.tokens[order], firsts[1:])):
         for stage in ("dispatch", "combine"):
             starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
             started = starts >= 0

@@ -55,13 +55,20 @@ class Routed(NamedTuple):
 
 @njit(cache=True, error_model="numpy")
 def follow_routing(
-    topk_ids: np.ndarray, gpu_of_expert: np.ndarray, paths: Paths, dispatch: Vectors, combine: Vectors, out: Routed
+    topk_ids: np.ndarray,
+    gpu_of_expert: np.ndarray,
+    positions: np.ndarray,
+    paths: Paths,
+    dispatch: Vectors,
+    combine: Vectors,
+    out: Routed,
 ) -> None:
     """Writes pairs, slots, tokens, sums, every segment there can be, experts, and what each GPU and part has before it.
 
     Args:
         topk_ids: (token, k) experts.
         gpu_of_expert: (expert,) where they are.
+        positions: (token,) places of tokens in the order in which chunks hold them.
         paths: What decides which records there are.
         dispatch: Dispatched vectors.
         combine: Partial and reduced sums.
@@ -77,7 +84,7 @@ def follow_routing(
     pair = slot = 0
     for token in range(num_tokens):
         home = token // paths.tokens_per_gpu
-        chunk = token % paths.tokens_per_gpu // paths.chunk_tokens
+        chunk = positions[token] % paths.tokens_per_gpu // paths.chunk_tokens
         chunk_part = chunk * paths.parts // paths.chunks_per_gpu
         _sort_by_gpu(topk_ids, token, gpu_of_expert, home, paths.num_gpus, offsets, experts)
         own: Any = tokens[token]

@@ -181,7 +181,7 @@ class OverheadSpec(Spec):
 
 
 class SystemSpec(Spec):
-    """A whole machine: equal GPUs joined by one level of equal switch planes."""
+    """A whole machine: equal GPUs (but for one that may be slow) joined by one level of equal switch planes."""
 
     name: str = Field(min_length=1)
     """Name shown in results."""
@@ -193,6 +193,9 @@ class SystemSpec(Spec):
     link: LinkSpec
     switch: SwitchSpec
     overheads: OverheadSpec
+    slow_gpu: float = Field(default=1.0, ge=1, le=100, allow_inf_nan=False)
+    """Time of a GEMM's thread block on GPU 0 over that on the others, in thousandths: 1.2 for a GPU whose clock is held
+    a sixth below theirs. HBM and links keep their rates."""
 
     @model_validator(mode="after")
     def _check_packet_fits(self) -> SystemSpec:

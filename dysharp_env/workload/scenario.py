@@ -41,6 +41,9 @@ class ScenarioSpec(Spec):
     compute_scale: float = Field(default=1.0, ge=1e-6, le=1000, allow_inf_nan=False)
     """Multiplies GEMM and HBM time; 0.001 leaves communication alone."""
 
+    slow_gpu: float = Field(default=1.0, ge=1, le=100, allow_inf_nan=False)
+    """Time of a GEMM's thread block on GPU 0 over that on the others; 1 means the system's own."""
+
     def build(self) -> Scenario:
         """Reads what the names stand for.
 
@@ -48,6 +51,8 @@ class ScenarioSpec(Spec):
             ConfigError: A name is unknown, or the parts do not fit each other.
         """
         system = load_system(self.system, self.gpus)
+        if self.slow_gpu != 1.0:
+            system = system.with_changes({"slow_gpu": self.slow_gpu})
         layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
         source = WorkloadSource(
             layer,

@@ -98,6 +98,8 @@ def _draw_entry(suite: str, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
         size += " backward"
     if entry.compute_scale != 1.0:
         size += f" compute x{entry.compute_scale:g}"
+    if entry.slow_gpu != 1.0:
+        size += f" GPU 0 x{entry.slow_gpu:g}"
     for seed in range(first, first + count):
         workload = scenario.draw(seed)
         yield SuiteWorkload(f"{size}, {workload.name}", entry, scenario, workload)

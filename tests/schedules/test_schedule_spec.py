@@ -19,7 +19,7 @@ BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispa
 PRESETS = {
     *("nccl", "nvls", "deepep", "deepep-ll", "tutel-2", "tutel-4", "tutel-8", "fastermoe", "comet", "ccfuser"),
     *("flashdmoe", "trtllm-one-sided", "dual-batch", "mega-moe", "triton-distributed", "moe-hub"),
-    *("dysharp-basic", "dysharp-comet", "fused-unicast", "dysharp", "dysharp-l2"),
+    *("dysharp-basic", "dysharp-comet", "fused-unicast", "dysharp", "dysharp-l2", "dysharp-waves", "dysharp-tuned"),
     *("dysharp-two-chunks", "mega-moe-multimem", "dysharp-push"),
 }
 
@@ -52,6 +52,7 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name):
         ({"combine": "pull", "readiness": {"combine": "gpu"}}, "readiness.combine=gpu needs pushed sums"),
         ({"dispatch": "pull", "parts": {"count": 2, "by": "peers"}}, "parts.by=peers needs unicast both ways"),
         ({"parts": {"count": 0}}, "parts.count=0"),
+        ({"token_order": "expert_waves"}, "token_order=expert_waves needs 'count_exchange' in pays.dispatch"),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )

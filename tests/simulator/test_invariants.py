@@ -7,6 +7,7 @@ import pytest
 from run_log import Use, play, uses, vector_uses
 
 from dysharp_env.simulator import layout
+from dysharp_env.simulator.ordering import token_order
 
 GROUPS, CASES_PER_GROUP = 10, 12
 # Primitives whose vectors cross the switch as they are.
@@ -41,7 +42,8 @@ def tile_of(state) -> dict[tuple[int, int], np.void]:
 
 def part_of(case, token: int, gpu: int) -> int:
     """Returns the part of a token at a GPU: by its chunk's place, or by how far the GPU is from its home."""
-    home, place = divmod(token, case.workload.tokens_per_gpu)
+    position = np.flatnonzero(token_order(case.workload, case.program.waves) == token)[0]
+    home, place = divmod(position, case.workload.tokens_per_gpu)
     if case.program.by_peers:
         return (gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
     num_chunks = -(-case.workload.tokens_per_gpu // case.program.chunk_tokens)

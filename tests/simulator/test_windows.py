@@ -117,3 +117,25 @@ def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_col
     cold_ps = 128 * costs.hbm_ps(2048) + costs.hbm_ps(2**20)
     assert first["end1"] - first["start1"] == costs.block_ps(1, 64) + cold_ps // 1000 * 500
     assert second["end1"] - second["start1"] == costs.block_ps(1, 64)
+
+
+def test_thread_blocks_take_longer_on_a_slow_gpu_and_nowhere_else(make_case):
+    layer = LAYER.with_changes({"hidden": 1024, "moe_ff": 512, "experts": 2, "top_k": 1, "tile_tokens": 64})
+    program = Program(
+        dispatch_primitive=layout.UNICAST,
+        combine_primitive=layout.PUSH_UNICAST,
+        gates=(layout.GATE_PHASE, layout.GATE_FINE, layout.GATE_PHASE),
+        pays_ps=(0, 0, 0, 0),
+        dispatch_sms=1,
+        gemm_sms=4,
+        combine_sms=1,
+    )
+    changes = {"slow_gpu": 1.25, "gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.0, "gpu.hbm_gbps": 1e6}
+    system = load_system("dgx-h100", 2).with_changes(changes)
+    # Expert 0 is on GPU 0, the slow one; two tiles of each expert.
+    case = make_case(system, layer, np.repeat([0, 1], 128)[:, None], program)
+    tiles, costs = case.engine().run().state.tiles, case.costs
+    assert costs.block_ps(1, 64, gpu=0) == costs.block_ps(1, 64) * 5 // 4
+    for expert in (0, 1):
+        _, second = tiles[tiles["expert"] == expert][:2]
+        assert second["end1"] - second["start1"] == costs.block_ps(1, 64, gpu=expert)

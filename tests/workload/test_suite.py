@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workload.suite import SuiteEntry, SuiteSpec, load_suite
 
 ENTRY = "  - {model: olmoe, gpus: 4, tokens: 16, routing: uniform, seeds: [5, 3]}\n"
 
@@ -84,3 +84,9 @@ def test_the_demo_is_judged_on_nothing_it_was_trained_or_chosen_on() -> None:
     assert {entry.split for entry in traced} == {"test"}
     assert any(entry.routing != "recorded" for entry in heldout.workloads)
     assert len({entry.tokens for entry in heldout.workloads}) > 1
+
+
+def test_a_slow_gpu_is_the_system_s_and_named() -> None:
+    entry = SuiteEntry(model="olmoe", tokens=16, routing="uniform", slow_gpu=1.25, seeds=(0, 1))
+    (item,) = SuiteSpec(name="slow", workloads=(entry,)).draw()
+    assert item.scenario.system.slow_gpu == 1.25 and " GPU 0 x1.25, uniform" in item.name

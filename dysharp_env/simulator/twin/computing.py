@@ -129,7 +129,8 @@ class Computing(Combining):
         twin, tile, stage = self.twin, self.row.tile, self.row.stage
         count = min(self.free_sms, tile.blocks_left)
         cold_ps = max(tile.weights_ps - twin.now_ps, 0) // 1000 * twin.costs.cold_exposure_permille
-        end_ps = max(twin.now_ps + twin.costs.block_ps(stage, len(tile.pairs)) + cold_ps, tile.inputs_ps)
+        block_ps = twin.costs.block_ps(stage, len(tile.pairs), self.number)
+        end_ps = max(twin.now_ps + block_ps + cold_ps, tile.inputs_ps)
         self.free_sms -= count
         self.sm_busy_ps += count * (end_ps - twin.now_ps)
         tile.blocks_left -= count

@@ -55,7 +55,7 @@ def row_features(gpu: Gpu, row: Row) -> dict[str, float]:
     else:
         finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
     is_resident = (expert.number, row.stage) in gpu.l2
-    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs)) // twin.gemm_sms
+    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs), gpu.number) // twin.gemm_sms
     fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[row.stage - 1])
     waiting_ps = 0 if row.is_open else twin.now_ps - row.tile.ready_ps[row.stage - 1]
     return {

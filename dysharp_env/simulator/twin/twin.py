@@ -33,6 +33,7 @@ from dysharp_env.simulator.layout import (
     RESPONSE,
     SPLIT,
 )
+from dysharp_env.simulator.ordering import token_order
 from dysharp_env.simulator.planes import vector_planes
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin.bundling import BundlingGpu
@@ -102,6 +103,7 @@ class Twin:
             for number in range(workload.layer.experts)
             for part in range(program.parts)
         }
+        self.positions = np.argsort(token_order(workload, program.waves)).tolist()
         self.tokens = [self.make_token(number) for number in range(workload.num_tokens)]
         self.tokens_left = len(self.tokens)
         for expert in self.experts.values():
@@ -113,6 +115,7 @@ class Twin:
                 gpu.slots_left[stage][expert.part] += expert.total
         for gpu in self.gpus:
             own = self.tokens[gpu.number * workload.tokens_per_gpu :][: workload.tokens_per_gpu]
+            own.sort(key=lambda token: self.positions[token.number])
             for place, first in enumerate(range(0, len(own), program.chunk_tokens)):
                 members = own[first : first + program.chunk_tokens]
                 part = place * program.parts // -(-len(own) // program.chunk_tokens)
@@ -132,7 +135,7 @@ class Twin:
     def make_token(self, number: int) -> Token:
         """Returns a token with a pair for every GPU that any primitive of the program addresses for it."""
         home = number // self.workload.tokens_per_gpu
-        token = Token(number, home, number % self.workload.tokens_per_gpu // self.program.chunk_tokens)
+        token = Token(number, home, self.positions[number] % self.workload.tokens_per_gpu // self.program.chunk_tokens)
         ids = sorted(self.workload.topk_ids[number].tolist())
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
         for offset in range(self.num_gpus):
