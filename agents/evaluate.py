@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from agents.evaluation import Contender, evaluate, json_content, read_contender, summarise
+from agents.lookahead import LookAhead
 from agents.report import plot_summary, summary_table
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
@@ -28,8 +29,15 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="NAME",
-        help="random, first, a schedule's name or .yaml, or a run folder; RUN,RUN,... are training seeds of one policy;"
-        " repeatable",
+        help="random, first, a schedule's name or .yaml, look-ahead:SCHEDULE, or a run folder; RUN,RUN,... are training"
+        " seeds of one policy; repeatable",
+    )
+    parser.add_argument(
+        "--rollouts",
+        type=int,
+        default=LookAhead.rollouts,
+        metavar="N",
+        help="simulations that look-ahead may spend on a workload (default: %(default)s)",
     )
     parser.add_argument(
         "--against", default="dysharp", metavar="NAME", help="what ratios are relative to (default: %(default)s)"
@@ -50,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"seed={args.seed} must not be negative")
     if args.seeds_of_random < 1:
         raise ConfigError(f"seeds-of-random={args.seeds_of_random} must be at least 1")
+    if args.rollouts < 1:
+        raise ConfigError(f"rollouts={args.rollouts} must be at least 1")
     check_targets(("json", args.json, None), ("plot", args.plot, ".png"))
     suite = load_suite(args.suite)
-    contenders = [read_contender(given) for given in args.policy]
-    reference = read_contender(args.against)
+    contenders = [read_contender(given, args.rollouts) for given in args.policy]
+    reference = read_contender(args.against, args.rollouts)
     rows = evaluate(suite, contenders, reference, random_seeds=args.seeds_of_random, seed=args.seed)
     summaries = summarise(rows, reference.name, args.seed)
     if args.json:
@@ -62,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             "policies": [_described(contender) for contender in contenders],
             "against": args.against,
             "seeds_of_random": args.seeds_of_random,
+            "rollouts": args.rollouts,
         }
         write_json(args.json, json_document("evaluate", args.seed, config, **json_content(rows, summaries)))
     if args.plot:
@@ -74,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def _described(contender: Contender) -> dict[str, object]:
     return {
         "name": contender.name,
-        "schedule": None if contender.schedule is None else contender.given,
+        "schedule": contender.given if contender.schedule or contender.ahead else None,
         "runs": [str(run.path) for run in contender.runs],
     }
 

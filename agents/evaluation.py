@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.lookahead import LookAhead, look_ahead
 from agents.play import (
     FIRST,
     RANDOM,
@@ -25,6 +26,7 @@ from agents.play import (
     played,
     random_chooser,
 )
+from agents.rollouts import prepare
 from agents.run_folder import RunFolder
 from agents.training import read_spec
 from agents.weights import load_policy
@@ -33,6 +35,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, load_schedule
 from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload
 
+LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 RESAMPLES = 10_000
 _EQUAL = 1e-9  # log ratios nearer to 0 than this are rounding, not a win
 
@@ -77,41 +80,49 @@ class Summary:
 
 @dataclass(frozen=True)
 class Contender:
-    """What ``--policy`` names: a schedule, random or first choices, or trained runs that differ in their seed.
+    """What ``--policy`` names: a schedule, one with look-ahead, random or first choices, or runs of different seeds.
 
     Attributes:
         given: How it was named.
         name: What rows call it.
         schedule: The schedule, if it is one.
+        ahead: The schedule with look-ahead, if it is one.
         runs: The trained runs, if it is some.
     """
 
     given: str
     name: str
     schedule: ScheduleSpec | None = None
+    ahead: LookAhead | None = None
     runs: tuple[RunFolder, ...] = ()
 
     def is_same_as(self, other: Contender) -> bool:
         """Returns whether both are one thing, perhaps named in two ways."""
         mine, theirs = ({run.path.resolve() for run in contender.runs} for contender in (self, other))
-        return (self.name, self.schedule, mine) == (other.name, other.schedule, theirs)
+        return (self.name, self.schedule, self.ahead, mine) == (other.name, other.schedule, other.ahead, theirs)
 
 
-def read_contender(given: str) -> Contender:
+def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
     """Returns the contender of ``random``, ``first``, a schedule's name or file, or run folders joined by commas.
+
+    ``look-ahead:`` before a schedule stands for that schedule with look-ahead of so many rollouts a workload.
 
     Raises:
         ConfigError: It is none of these, or a run has no policy.
     """
     if given in (RANDOM, FIRST):
         return Contender(given, given)
+    if given.startswith(LOOK_AHEAD):
+        ahead = LookAhead(load_schedule(given.removeprefix(LOOK_AHEAD)), rollouts)
+        return Contender(given, f"{LOOK_AHEAD}{ahead.schedule.name}", ahead=ahead)
     if given in preset_names("schedules") or given.endswith((".yaml", ".yml")):
         schedule = load_schedule(given)
         return Contender(given, schedule.name, schedule=schedule)
     if not any("/" in part or Path(part).exists() for part in given.split(",")):
         known = [RANDOM, FIRST, *preset_names("schedules")]
         raise ConfigError(
-            f"policy='{given}' is unknown; choose from {known}, a schedule's .yaml, or a run folder"
+            f"policy='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule,"
+            " or a run folder"
             f"{did_you_mean(given, known)}"
         )
     runs = tuple(RunFolder.open(part) for part in given.split(","))
@@ -144,6 +155,8 @@ def evaluate(
     for contender in contenders:
         if contender.schedule is not None:
             rows += _rows(contender.name, None, play_schedule(contender.schedule, workloads))
+        elif contender.ahead is not None:
+            rows += _rows(contender.name, None, _play_ahead(contender.ahead, workloads))
         elif contender.runs:
             for run in contender.runs:
                 rows += _rows(contender.name, read_spec(run).seed, _play_run(run, workloads))
@@ -188,6 +201,14 @@ def _same_name(contender: Contender, option: str, other: Contender) -> ConfigErr
 def _play_run(run: RunFolder, workloads: Sequence[SuiteWorkload]) -> list[Played]:
     env = read_spec(run).env
     return played(play_policy(load_policy(run.best, env), env, workloads), workloads)
+
+
+def _play_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> list[Played]:
+    rows = []
+    for workload in prepare(workloads):
+        end = look_ahead(workload, ahead)
+        rows.append(Played(workload.name, end.makespan_ps / 1e6, workload.bound_ps / 1e6, end.decisions))
+    return rows
 
 
 def _play_random(env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], seed: int) -> list[Played]:

@@ -1,0 +1,210 @@
+"""``python -m agents.headroom``: what could be gained on each workload of a suite, by rules and by look-ahead.
+
+The paper's schedule is compared with the lower bound and with the strongest opponents known: every other shipped
+schedule that the same hardware runs, the tuned rule, that rule tuned further on the workload alone, and look-ahead. A
+workload on which the best of them is 3 % faster than the paper's schedule has room for learning to show in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from agents.cma_search import Budget, search
+from agents.lookahead import LookAhead, look_ahead
+from agents.rollouts import Prepared, makespans_ps, prepare
+from dysharp_env.commands import CommandParser, run_main
+from dysharp_env.commands.options import add_json_option
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.schedules import ScheduleSpec, load_schedule
+from dysharp_env.simulator.warmup import notice
+from dysharp_env.workload.suite import load_suite
+
+REFERENCE, WAVES, TUNED = "dysharp", "dysharp-waves", "dysharp-tuned"
+HEADLINE = 0.97  # best known over the paper's: at or below it there is room
+# Shipped schedules that need hardware of other proposals: pushed sums merged in the switch (CAIS, arXiv 2605.05628),
+# and a Hub that allocates rows as tokens come, so that nobody exchanges counts (MoE-Hub, arXiv 2605.05888).
+_OTHER_HARDWARE = ("dysharp-push", "mega-moe-multimem", "moe-hub")
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What is known of one workload; all times are makespans.
+
+    Attributes:
+        workload: Its name in the suite.
+        lower_bound_us: What no schedule can beat.
+        dysharp_us: The paper's schedule.
+        rival, rival_us: The best other shipped schedule for the same hardware, none of those below.
+        waves_us: The paper's schedule in expert waves.
+        tuned_us: The rule tuned on the training suite.
+        own_us: That rule tuned further on this workload alone.
+        ahead_us: The tuned rule with look-ahead.
+        own_ahead_us: The rule of ``own_us`` with look-ahead.
+    """
+
+    workload: str
+    lower_bound_us: float
+    dysharp_us: float
+    rival: str
+    rival_us: float
+    waves_us: float
+    tuned_us: float
+    own_us: float
+    ahead_us: float
+    own_ahead_us: float
+
+    @property
+    def best_us(self) -> float:
+        """The shortest makespan known."""
+        times = (self.rival_us, self.waves_us, self.tuned_us, self.own_us, self.ahead_us, self.own_ahead_us)
+        return min(self.dysharp_us, *times)
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether there is room for learning to show in."""
+        return self.best_us <= HEADLINE * self.dysharp_us
+
+    def row(self) -> dict[str, object]:
+        """Returns all of it for JSON."""
+        return {**asdict(self), "best_us": self.best_us, "headline": self.is_headline}
+
+
+def shipped_rivals() -> list[ScheduleSpec]:
+    """Returns the shipped schedules that the paper's hardware runs, but for those that have a column of their own."""
+    left_out = (REFERENCE, WAVES, TUNED, *_OTHER_HARDWARE)
+    return [load_schedule(name) for name in preset_names("schedules") if name not in left_out]
+
+
+def measure(workload: Prepared, tuned: ScheduleSpec, episodes: int, rollouts: int, seed: int) -> Headroom:
+    """Returns what is known of a workload after so many episodes of search and rollouts of each look-ahead."""
+    reference, rivals = load_schedule(REFERENCE), shipped_rivals()
+    schedules = [reference, load_schedule(WAVES), tuned, *rivals]
+    reference_us, waves_us, tuned_us, *rivals_us = (makespans_ps(schedules, [workload])[:, 0] / 1e6).tolist()
+    best = int(np.argmin(rivals_us))
+    own = search(tuned, [workload], reference, Budget(episodes, np.inf), name="own", seed=seed).schedule
+    ahead, own_ahead = (look_ahead(workload, LookAhead(schedule, rollouts)) for schedule in (tuned, own))
+    return Headroom(
+        workload=workload.name,
+        lower_bound_us=workload.bound_ps / 1e6,
+        dysharp_us=reference_us,
+        rival=rivals[best].name,
+        rival_us=rivals_us[best],
+        waves_us=waves_us,
+        tuned_us=tuned_us,
+        own_us=own_ahead.rule_ps / 1e6,
+        ahead_us=ahead.makespan_ps / 1e6,
+        own_ahead_us=own_ahead.makespan_ps / 1e6,
+    )
+
+
+def geomeans(rows: Sequence[Headroom]) -> dict[str, float]:
+    """Returns the geometric mean over workloads of every time over the paper's."""
+    names = ("lower_bound_us", "rival_us", "waves_us", "tuned_us", "own_us", "ahead_us", "own_ahead_us", "best_us")
+    return {
+        name.removesuffix("_us"): float(np.exp(np.mean([np.log(getattr(row, name) / row.dysharp_us) for row in rows])))
+        for name in names
+    }
+
+
+def table(rows: Sequence[Headroom], suite: str) -> Table:
+    """Returns a line for each workload: the paper's time over the bound, the others' over the paper's."""
+    shown = Table(
+        title=Text(f"Suite {suite}: makespans relative to {REFERENCE} on the same workload", "bold"),
+        title_justify="left",
+        caption=f"room: the best known is at least {1 - HEADLINE:.0%} faster; own: the tuned rule tuned further on the"
+        " workload alone; ahead: with look-ahead",
+        caption_justify="left",
+    )
+    shown.add_column("workload", overflow="fold")
+    columns = ("/ bound", "best shipped", "waves", "tuned", "own", "tuned ahead", "own ahead", "best", "room")
+    for column in (f"{REFERENCE} {columns[0]}", *columns[1:]):
+        shown.add_column(Text(column), justify="right")
+    for row in rows:
+        times = (row.waves_us, row.tuned_us, row.own_us, row.ahead_us, row.own_ahead_us, row.best_us)
+        shown.add_row(
+            Text(row.workload),
+            f"{row.dysharp_us / row.lower_bound_us:.3f}",
+            f"{row.rival_us / row.dysharp_us:.3f} {row.rival}",
+            *(f"{time / row.dysharp_us:.3f}" for time in times),
+            "yes" if row.is_headline else "no",
+        )
+    means = geomeans(rows)
+    shown.add_section()
+    shown.add_row(
+        "geometric mean",
+        f"{1 / means['lower_bound']:.3f}",
+        f"{means['rival']:.3f}",
+        *(f"{means[name]:.3f}" for name in ("waves", "tuned", "own", "ahead", "own_ahead", "best")),
+        f"{sum(row.is_headline for row in rows)}/{len(rows)}",
+    )
+    return shown
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    parser = CommandParser(prog="python -m agents.headroom", description=__doc__)
+    suites = ", ".join(preset_names("suites"))
+    parser.add_argument("--suite", required=True, metavar="NAME", help=f"a preset ({suites}) or a .yaml")
+    parser.add_argument(
+        "--tuned", default=TUNED, metavar="NAME", help="the tuned rule, a schedule (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=400,
+        metavar="N",
+        help="layers played to tune it further on each workload (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rollouts", type=int, default=400, metavar="N", help="simulations of each look-ahead (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the searches (default: %(default)s)")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures a suite as the options say."""
+    for option, least in (("episodes", 1), ("rollouts", 1), ("seed", 0)):
+        if (value := getattr(args, option)) < least:
+            raise ConfigError(f"{option}={value} must be at least {least}")
+    check_targets(("json", args.json, None))
+    suite, tuned = load_suite(args.suite), load_schedule(args.tuned)
+    rows = []
+    for workload in prepare(suite.draw()):
+        rows.append(measure(workload, tuned, args.episodes, args.rollouts, args.seed))
+        row = rows[-1]
+        notice(
+            f"{row.workload}: {REFERENCE} {row.dysharp_us / row.lower_bound_us:.3f} of the bound, tuned"
+            f" {row.tuned_us / row.dysharp_us:.3f}, best {row.best_us / row.dysharp_us:.3f} of {REFERENCE}"
+        )
+    if args.json:
+        config = {
+            "suite": suite.model_dump(mode="json"),
+            "tuned": tuned.model_dump(mode="json"),
+            "episodes": args.episodes,
+            "rollouts": args.rollouts,
+        }
+        content = {"rows": [row.row() for row in rows], "geomean": geomeans(rows)}
+        write_json(args.json, json_document("headroom", args.seed, config, **content))
+    if args.json != STANDARD_OUTPUT:
+        results_console().print(table(rows, suite.name))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_main(build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Many layers played inside the engine under many schedules, with no Python per decision: what searches are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dysharp_env.schedules import Exposure, LowerBound, ScheduleSpec
+from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.lowering import Lowering
+from dysharp_env.workload.suite import SuiteWorkload
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workload with all that does not depend on who schedules it.
+
+    Attributes:
+        item: The workload and its scenario.
+        costs: What things take on its system.
+        bound_ps: What no schedule can beat.
+    """
+
+    item: SuiteWorkload
+    costs: Costs
+    bound_ps: int
+
+    @property
+    def name(self) -> str:
+        """The workload's name in its suite."""
+        return self.item.name
+
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
+        """Returns the layer at time zero under a schedule.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        system = self.item.scenario.system
+        lowering = Lowering(self.costs, schedule.program(system, exposure), system.gpu.num_sms)
+        return Engine(lowering, self.item.workload, self.bound_ps)
+
+
+def prepare(items: Sequence[SuiteWorkload]) -> list[Prepared]:
+    """Returns the workloads with their costs and bounds worked out."""
+    prepared = []
+    for item in items:
+        system = item.scenario.system
+        costs = Costs.of(system, item.scenario.layer, item.entry.compute_scale)
+        bound_ps = LowerBound(system, item.scenario.layer, costs).of(item.workload)
+        prepared.append(Prepared(item, costs, bound_ps))
+    return prepared
+
+
+def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Prepared]) -> np.ndarray:
+    """Returns the (schedule, workload) int64 makespans of layers that their schedules' own rules run.
+
+    One workload after the other, all schedules of it in one call: as many layers are in memory as there are schedules.
+
+    Raises:
+        ConfigError: A schedule does not fit a system.
+    """
+    found = np.zeros((len(schedules), len(workloads)), np.int64)
+    for column, workload in enumerate(workloads):
+        batch = Batch(len(schedules), Exposure().max_candidates)
+        for row, schedule in enumerate(schedules):
+            batch.place(row, workload.engine(schedule))
+        batch.advance()
+        found[:, column] = batch.now_ps
+    return found

@@ -1,0 +1,66 @@
+"""The shipped suites: what is tuned on, chosen by and reported on have nothing in common, and cover what they say."""
+
+import itertools
+
+import pytest
+
+from dysharp_env.config import preset_names
+from dysharp_env.workload.suite import SuiteSpec, load_suite
+
+SUITES: dict[str, SuiteSpec] = {name: load_suite(name) for name in ("training", "validation", "held-out", "no-harm")}
+SEEDS = {"training": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 30_000)}
+SEEDS["no-harm"] = (30_000, 40_000)
+
+
+def values(name: str, field: str) -> set:
+    return {getattr(entry, field) for entry in SUITES[name].workloads}
+
+
+def machines(name: str) -> set[tuple[str, int]]:
+    return {(entry.system, entry.build().system.num_gpus) for entry in SUITES[name].workloads}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_seeds_of_a_suite_are_its_own_and_no_two_entries_share_one(name):
+    low, high = SEEDS[name]
+    ranges = [range(entry.seeds[0], sum(entry.seeds)) for entry in SUITES[name].workloads]
+    assert all(low <= seeds.start and seeds.stop <= high for seeds in ranges)
+    for mine, other in itertools.combinations(ranges, 2):
+        assert not set(mine) & set(other)
+
+
+@pytest.mark.parametrize(("name", "split"), [("training", "train"), ("validation", "validation"), ("held-out", "test")])
+def test_recorded_text_is_of_one_split(name, split):
+    recorded = {entry.split for entry in SUITES[name].workloads if entry.routing == "recorded"}
+    assert recorded == {split}
+
+
+def test_machines_and_models_are_kept_out_of_training_and_validation():
+    seen_machines = machines("training") | machines("validation")
+    assert {num_gpus for _, num_gpus in seen_machines} == {8, 32}
+    assert {16, 72} <= {num_gpus for _, num_gpus in machines("held-out") - seen_machines}
+    seen_models = values("training", "model") | values("validation", "model")
+    assert {"kimi-k2", "qwen3-235b", "qwen3-next-80b"} <= values("held-out", "model") - seen_models
+
+
+@pytest.mark.parametrize("name", ["training", "held-out"])
+def test_suites_span_sizes_models_passes_and_payloads(name):
+    suite = SUITES[name].workloads
+    assert {32, 2048} <= {entry.tokens for entry in suite}
+    assert {"small", "deepseek-v3"} <= values(name, "model")
+    assert values(name, "direction") == {"forward", "backward"}
+    assert {entry.build().layer.dispatch_dtype for entry in suite} == {"bf16", "fp8"}
+    routing = values(name, "routing")
+    assert {"uniform", "deepseek-v3-skewed", "recorded"} <= routing and any(r.startswith("power-law") for r in routing)
+
+
+def test_machines_are_healthy_or_have_one_slow_gpu():
+    for name in ("validation", "held-out"):
+        assert 1.0 in values(name, "slow_gpu") and max(values(name, "slow_gpu")) > 1.0
+
+
+def test_every_suite_draws_and_the_held_out_one_has_thirty_to_forty_workloads():
+    drawn = {name: {item.name for item in load_suite(name).draw()} for name in preset_names("suites")}
+    assert 30 <= len(drawn["held-out"]) <= 40
+    for mine, other in itertools.combinations(SUITES, 2):
+        assert not drawn[mine] & drawn[other]
