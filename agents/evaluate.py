@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from agents.evaluation import Contender, evaluate, json_content, read_contender, summarise
 from agents.lookahead import LookAhead
+from agents.recording import check_folder, write_rows
 from agents.report import plot_summary, summary_table
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
@@ -48,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of random and intervals (default: %(default)s)")
     add_json_option(parser)
     parser.add_argument("--plot", metavar="FILE.png", help="draw the ratios of every workload")
+    parser.add_argument(
+        "--decisions", metavar="DIR", help="store the decisions of every row, for python -m agents.check"
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rollouts < 1:
         raise ConfigError(f"rollouts={args.rollouts} must be at least 1")
     check_targets(("json", args.json, None), ("plot", args.plot, ".png"))
+    check_folder("decisions", args.decisions)
     suite = load_suite(args.suite)
     contenders = [read_contender(given, args.rollouts) for given in args.policy]
     reference = read_contender(args.against, args.rollouts)
@@ -77,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, json_document("evaluate", args.seed, config, **json_content(rows, summaries)))
     if args.plot:
         write_bytes(args.plot, plot_summary(rows, reference.name, suite.name))
+    if args.decisions:
+        write_rows(args.decisions, rows, [*contenders, reference], suite.draw())
     if args.json != STANDARD_OUTPUT:
         results_console().print(summary_table(summaries, suite.name))
     return 0

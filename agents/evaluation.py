@@ -149,8 +149,7 @@ def evaluate(
     """
     contenders = _with_reference(contenders, against)
     workloads = suite.draw()
-    trained = [contender.runs[0] for contender in contenders if contender.runs]
-    default_env = read_spec(trained[0]).env if trained else EnvSpec()
+    default_env = env_of_random(contenders)
     rows: list[EvaluationRow] = []
     for contender in contenders:
         if contender.schedule is not None:
@@ -167,6 +166,12 @@ def evaluate(
                 stream = seed + index
                 rows += _rows(RANDOM, stream, _play_random(default_env, workloads, stream))
     return rows
+
+
+def env_of_random(contenders: Sequence[Contender]) -> EnvSpec:
+    """Returns the environment in which ``random`` and ``first`` choose beside these contenders."""
+    trained = [contender.runs[0] for contender in contenders if contender.runs]
+    return read_spec(trained[0]).env if trained else EnvSpec()
 
 
 def _rows(policy: str, seed: int | None, played: Sequence[Played]) -> list[EvaluationRow]:

@@ -76,12 +76,14 @@ class SuiteWorkload:
     Attributes:
         name: Unique in the suite: machine, model, size and routing, for people and for pairing.
         entry: The entry it was drawn from.
+        seed: The workload seed it was drawn with.
         scenario: The entry's scenario with its parts read.
         workload: The layer and its routing.
     """
 
     name: str
     entry: SuiteEntry
+    seed: int
     scenario: Scenario
     workload: Workload
 
@@ -102,7 +104,7 @@ def _draw_entry(suite: str, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
         size += f" GPU 0 x{entry.slow_gpu:g}"
     for seed in range(first, first + count):
         workload = scenario.draw(seed)
-        yield SuiteWorkload(f"{size}, {workload.name}", entry, scenario, workload)
+        yield SuiteWorkload(f"{size}, {workload.name}", entry, seed, scenario, workload)
 
 
 def _stem(name_or_path: str) -> str:

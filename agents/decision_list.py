@@ -1,0 +1,121 @@
+"""A stored decision list: all that is needed to play one row of an evaluation again, as data in one small file.
+
+The file is gzipped JSON: the scenario and workload seed, a digest of the routing they must give, the schedule in full,
+what was asked, the row chosen in every decision that was asked, and the makespan that came of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dysharp_env import __version__
+from dysharp_env.config import ConfigError, Spec, parse_spec
+from dysharp_env.report.files import write_bytes
+from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.workload import ScenarioSpec, Workload
+
+SUFFIX = ".json.gz"
+_MOST_BYTES = 2**28  # of JSON in one file; a larger one is no decision list
+
+
+class AskedSpec(Spec):
+    """Which decisions were asked, and what they showed; ``Exposure`` without a network."""
+
+    kinds: tuple[Literal["split", "dispatch", "gemm", "combine"], ...] = ()
+    """Decision kinds whose choices are stored; the schedule's own rule takes the others."""
+    hold: bool = False
+    """Whether GEMM and combine decisions offered to wait."""
+    partial_tiles: bool = False
+    """Whether GEMM decisions offered open tiles."""
+    splits: tuple[tuple[int, int], ...] = ()
+    """(dispatch SMs, combine SMs) that a split decision offered."""
+    max_candidates: int = Field(default=32, ge=2, le=4096)
+    """Most candidates one decision showed."""
+
+    @classmethod
+    def of(cls, exposure: Exposure) -> AskedSpec:
+        """Returns what an exposure asks, whoever answers."""
+        return cls(**{name: getattr(exposure, name) for name in cls.model_fields})
+
+    def exposure(self) -> Exposure:
+        """Returns the exposure under which a player is asked."""
+        return Exposure(**self.model_dump())
+
+
+class DecisionList(Spec):
+    """One row of an evaluation with every choice that made it."""
+
+    format: Literal["dysharp/decisions/1"] = "dysharp/decisions/1"
+    """What the file is."""
+    version: str = __version__
+    """Version of the package that wrote it."""
+    policy: str
+    """Name in the evaluation's table."""
+    seed: int | None
+    """Training seed of a run, seed of random choices, or none."""
+    workload: str
+    """Name of the workload in its suite."""
+    scenario: ScenarioSpec
+    """Machine, model and source of routing."""
+    workload_seed: Annotated[int, Field(ge=0)]
+    """Seed the workload was drawn with."""
+    routing_sha256: str
+    """Digest of routing and placement; see ``routing_digest``."""
+    schedule: ScheduleSpec
+    """Primitives, gates, costs, SM groups, and the rule of what was not asked."""
+    asked: AskedSpec
+    """Which decisions were asked."""
+    choices: tuple[Annotated[int, Field(ge=0)], ...]
+    """Row taken in every asked decision, in order."""
+    makespan_ps: Annotated[int, Field(ge=0)]
+    """What the table says."""
+
+
+def routing_digest(workload: Workload) -> str:
+    """Returns the SHA-256, in hex, of a workload's expert choices and placement as little-endian int32."""
+    digest = hashlib.sha256()
+    for array in (workload.topk_ids, workload.gpu_of_expert):
+        digest.update(np.ascontiguousarray(array, "<i4").tobytes())
+    return digest.hexdigest()
+
+
+def write_decisions(path: Path, decisions: DecisionList) -> None:
+    """Writes a decision list; the same list gives the same bytes.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    text = json.dumps(decisions.model_dump(mode="json"), separators=(",", ":"))
+    write_bytes(path, gzip.compress(text.encode(), mtime=0))
+
+
+def read_decisions(path: Path) -> DecisionList:
+    """Returns the decision list of a file.
+
+    Raises:
+        ConfigError: The file is missing, damaged, or holds something else.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+    except gzip.BadGzipFile:
+        raise ConfigError(f"'{path}' is not a whole decision list: it is no gzip file") from None
+    except (EOFError, zlib.error):
+        raise ConfigError(f"'{path}' is not a whole decision list: its end is missing or damaged") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
+    try:
+        data = json.loads(content) if len(content) <= _MOST_BYTES else None
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' is not a decision list: it holds no JSON object")
+    return parse_spec(DecisionList, data, source=f"'{path}'")

@@ -1,0 +1,134 @@
+"""Stores the rows of an evaluation as decision lists: every row is played again with all its decisions asked.
+
+Choices that a network or a random stream takes are repeated here one by one, so that the file holds them and the
+checker needs neither weights nor random numbers. The makespan stored is the one the table shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from agents.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
+from agents.evaluation import Contender, EvaluationRow, env_of_random
+from agents.play import FIRST, choose_first, random_chooser
+from agents.run_folder import RunFolder
+from agents.training import read_spec
+from agents.weights import load_policy
+from dysharp_env.config import ConfigError
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import Exposure, ScheduleSpec, Starter, load_schedule
+from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.engine import Decision
+from dysharp_env.simulator.network import Network
+from dysharp_env.workload.suite import SuiteWorkload
+
+# What waits, and the place of its workload in the suite -> the row taken.
+Answer = Callable[[Decision, int], int]
+
+
+def check_folder(option: str, folder: str | None) -> None:
+    """Checks that decision lists can be written to a folder, which is made if only it is missing; None is no folder.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {option}='{folder}': {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write {option}='{folder}': the folder is not writable")
+
+
+def write_rows(
+    folder: str, rows: Sequence[EvaluationRow], contenders: Sequence[Contender], workloads: Sequence[SuiteWorkload]
+) -> None:
+    """Writes a decision list for every row.
+
+    Args:
+        folder: Where to; it exists.
+        rows: An evaluation's rows.
+        contenders: Whose rows they are, the reference among them.
+        workloads: The suite's workloads.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    by_name = {contender.name: contender for contender in contenders}
+    places = {item.name: place for place, item in enumerate(workloads)}
+    players: dict[tuple[str, int | None], _Player] = {}
+    for row in rows:
+        key = (row.policy, row.seed)
+        if key not in players:
+            players[key] = _player(by_name[row.policy], row.seed, env_of_random(contenders), len(workloads))
+        place = places[row.workload]
+        decisions = players[key].record(row, workloads[place], place)
+        label = re.sub(r"[^A-Za-z0-9.+-]+", "-", row.policy) + ("" if row.seed is None else f"-seed{row.seed}")
+        write_decisions(Path(folder) / f"{label}-{place:03}{SUFFIX}", decisions)
+
+
+class _Player:
+    """One contender with one seed: the schedule beneath, what is asked, and who answers."""
+
+    def __init__(self, schedule: ScheduleSpec, exposure: Exposure, answer: Answer):
+        self.schedule, self.exposure, self.answer = schedule, exposure, answer
+
+    def record(self, row: EvaluationRow, item: SuiteWorkload, place: int) -> DecisionList:
+        """Returns the decision list of a row."""
+        system, scale = item.scenario.system, item.entry.compute_scale
+        starter = Starter(system, item.workload.layer, self.schedule, exposure=self.exposure, compute_scale=scale)
+        run = starter.start(item.workload)
+        choices = []
+        while (decision := run.engine.advance()) is not None:
+            choices.append(self.answer(decision, place))
+            run.engine.decide(choices[-1])
+        return DecisionList(
+            policy=row.policy,
+            seed=row.seed,
+            workload=row.workload,
+            scenario=item.scenario.spec.model_validate(item.entry.scenario_fields()),
+            workload_seed=item.seed,
+            routing_sha256=routing_digest(item.workload),
+            schedule=self.schedule,
+            asked=AskedSpec.of(self.exposure),
+            choices=tuple(choices),
+            makespan_ps=round(row.makespan_us * PS_PER_US),
+        )
+
+
+def _player(contender: Contender, seed: int | None, env_of_choosers: EnvSpec, num_workloads: int) -> _Player:
+    if contender.schedule is not None:
+        return _Player(contender.schedule, Exposure(), _nobody)
+    if contender.runs:
+        run = next(run for run in contender.runs if read_spec(run).seed == seed)
+        return _player_of_run(run)
+    chooser = choose_first if contender.name == FIRST else random_chooser(seed or 0, num_workloads)
+
+    def answer(decision: Decision, place: int) -> int:
+        return int(chooser({}, decision.mask[None], [place])[0])
+
+    return _Player(load_schedule(env_of_choosers.schedule), env_of_choosers.exposure(), answer)
+
+
+def _player_of_run(run: RunFolder) -> _Player:
+    env = read_spec(run).env
+    network = load_policy(run.best, env).scoring_network()
+    return _Player(load_schedule(env.schedule), env.exposure(), lambda decision, _: _best(network, decision))
+
+
+def _best(network: Network, decision: Decision) -> int:
+    """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
+    scores = network.scores(decision.kind, decision.features[: decision.num_candidates], decision.context)
+    legal = decision.mask[: decision.num_candidates]
+    return int(np.where(legal, scores, -np.inf).argmax())
+
+
+def _nobody(_: Decision, __: int) -> int:
+    raise AssertionError("a schedule's own rule takes all its decisions")
