@@ -1,0 +1,393 @@
+"""A tiny layer as a constraint program for OR-Tools' CP-SAT: the engine's timing rules on the stripped machine.
+
+What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, and the order
+and start of every partial sum on its uplink. What follows, as in the engine: a GPU's dispatches enter its uplink back
+to back when the kernel has started, sums go behind them; the switch serves each downlink in the order in which heads
+arrive, cut through; tokens fill their experts' tiles in the order of arrival; a full tile's GEMM-1 row, and then its
+GEMM-2 row, may run.
+
+A row or sum may wait for any time after it is ready, where the engine's groups hold until something happens; and a
+sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
+whatever the engine plays is a solution with the same times, and the optimum is a lower bound on all that can be played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from agents.tiny import Times, TinyLayer
+from dysharp_env.config import ConfigError
+from dysharp_env.simulator.layout import COMBINE_DATA, DISPATCH_DATA
+
+Variable = Any  # of CP-SAT, which is imported only where it is used
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What the solver found.
+
+    Attributes:
+        times: The best schedule found.
+        tokens: (GPU, place) tokens in the order in which each GPU dispatches them.
+        bound_ps: What no schedule can beat, as far as the search has come.
+        is_proved: Whether the schedule is proved to be optimal.
+    """
+
+    times: Times
+    tokens: list[list[int]]
+    bound_ps: int
+    is_proved: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A dispatched copy or a pushed sum at the switch, whose output is the downlink of ``target``."""
+
+    purpose: int
+    token: int
+    gpu: int  # of the expert
+    source: int
+    target: int
+    head: Variable  # when its head reaches the switch; may be an expression
+    tail: Variable  # when its tail does
+    start: Variable  # when it enters the downlink
+    free: Variable  # when it has left the switch
+    serial_ps: int
+
+
+def require_solver() -> Any:
+    """Returns OR-Tools' module ``cp_model``.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError:
+        raise ConfigError(
+            "OR-Tools is not installed; install the extra with pip install 'dysharp-env[exact]'"
+        ) from None
+    return cp_model
+
+
+class ExactModel:
+    """The constraint program of one tiny layer."""
+
+    def __init__(self, tiny: TinyLayer, horizon_ps: int):
+        """States all rules; no time is later than the horizon, which some schedule must reach."""
+        self._cp = require_solver()
+        self.model = self._cp.CpModel()
+        self._tiny, self._costs, self._horizon_ps = tiny, tiny.costs, horizon_ps
+        workload = tiny.workload
+        self._tokens = range(workload.num_tokens)
+        self._gpus = range(workload.num_gpus)
+        ids, gpu_of_expert = workload.topk_ids.tolist(), workload.gpu_of_expert.tolist()
+        # Experts of every (token, GPU), GPUs from the home GPU's neighbour on as copies are sent.
+        self._pairs: dict[tuple[int, int], list[int]] = {}
+        for token in self._tokens:
+            for offset in self._gpus:
+                gpu = (self._home(token) + offset) % workload.num_gpus
+                experts = [expert for expert in sorted(ids[token]) if gpu_of_expert[expert] == gpu]
+                if experts:
+                    self._pairs[token, gpu] = experts
+        self._gpu_of_expert = gpu_of_expert
+        self._before: dict[tuple[Any, Any], Variable] = {}
+        self._places: dict[int, Variable] = {}
+        self._sends: dict[int, Variable] = {}
+        self._pushes: dict[tuple[int, int], Variable] = {}
+        self._segments: dict[tuple[int, int, int], Segment] = {}
+        self._rows: dict[tuple[int, int, int], Variable] = {}
+        self._row_ps: dict[tuple[int, int, int], int] = {}
+        self._in_tile: dict[tuple[int, int, int], Variable] = {}
+        self.makespan = self._time("makespan")
+        self.model.add(self.makespan >= tiny.lower_bound_ps)
+        for gpu in self._gpus:
+            self._dispatch(gpu)
+        self._declare_pushes()
+        for gpu in self._gpus:
+            self._serve_downlink(gpu)
+        self._fill_tiles()
+        self._run_rows()
+        self._combine()
+
+    def _home(self, token: int) -> int:
+        return token // self._tiny.workload.tokens_per_gpu
+
+    def _remote(self, token: int) -> list[int]:
+        return [gpu for gpu in self._gpus if (token, gpu) in self._pairs and gpu != self._home(token)]
+
+    def _time(self, name: str) -> Variable:
+        return self.model.new_int_var(0, self._horizon_ps, name)
+
+    def _order(self, first: Any, second: Any) -> Variable:
+        """Returns whether ``first`` is before ``second``: one variable for both ways round."""
+        if (first, second) not in self._before:
+            variable = self.model.new_bool_var(f"{first} before {second}")
+            self._before[first, second], self._before[second, first] = variable, variable.negated()
+        return self._before[first, second]
+
+    def _no_overlap(self, starts_and_ps: Iterable[tuple[Variable, int]]) -> None:
+        self.model.add_no_overlap(
+            [self.model.new_fixed_size_interval_var(start, ps, "") for start, ps in starts_and_ps]
+        )
+
+    # Dispatch.
+
+    def _send_ps(self, token: int) -> int:
+        """Returns how long a token's dispatch keeps its home GPU's uplink busy."""
+        remote = self._remote(token)
+        if self._tiny.instance.dispatch == "unicast":
+            return len(remote) * self._costs.wire_ps(self._costs.dispatch_flits())
+        targets = sum(len(self._pairs[token, gpu]) for gpu in remote)
+        return self._costs.wire_ps(self._costs.dispatch_flits(targets)) if remote else 0
+
+    def _dispatch(self, gpu: int) -> None:
+        """Sends a GPU's tokens back to back, in an order that is free."""
+        model, costs = self.model, self._costs
+        own = [token for token in self._tokens if self._home(token) == gpu]
+        places = {token: model.new_int_var(0, len(own) - 1, f"place of {token}") for token in own}
+        model.add_all_different(places.values())
+        self._places |= places
+        for first, second in combinations(own, 2):
+            is_first = self._order(("send", first), ("send", second))
+            model.add(places[first] < places[second]).only_enforce_if(is_first)
+            model.add(places[second] < places[first]).only_enforce_if(is_first.negated())
+        for token in own:
+            ahead = [other for other in own if other != token]
+            behind_ps = sum(self._order(("send", other), ("send", token)) * self._send_ps(other) for other in ahead)
+            if self._send_ps(token):
+                self._sends[token] = self._time(f"send {token}")
+                model.add(self._sends[token] == costs.launch_ps + behind_ps)
+                self._declare_copies(token)
+
+    def _declare_copies(self, token: int) -> None:
+        """Has a token's copies reach the switch: one after the other, or all at once as replicas."""
+        costs, home = self._costs, self._home(token)
+        enters, up_ps = self._sends[token], self._send_ps(token)
+        is_multicast = self._tiny.instance.dispatch == "multicast"
+        for gpu in (gpu for sent, gpu in self._pairs if sent == token and gpu != home):
+            flits = costs.dispatch_flits(len(self._pairs[token, gpu]) if is_multicast else 0)
+            serial_ps = costs.wire_ps(flits)
+            copy_ps = up_ps if is_multicast else serial_ps
+            assert len(self._pairs[token, gpu]) <= costs.packet.targets_per_flit, "dispatches differ in length"
+            self._declare(DISPATCH_DATA, token, gpu, home, gpu, enters, copy_ps, serial_ps)
+            if not is_multicast:
+                enters = enters + serial_ps
+
+    def _declare(
+        self, purpose: int, token: int, gpu: int, source: int, target: int, enters: Variable, up_ps: int, serial_ps: int
+    ) -> None:
+        """Adds a segment that enters its uplink at ``enters`` for ``up_ps``, and its way through the downlink."""
+        start, free = self._time(f"start {purpose} {token} {gpu}"), self._time(f"free {purpose} {token} {gpu}")
+        head, tail = enters + self._costs.hop_ps, enters + self._costs.hop_ps + up_ps
+        self.model.add(start >= head)
+        # One that cuts through cannot have left before its own tail has come.
+        if up_ps > serial_ps:
+            self.model.add_max_equality(free, [start + serial_ps, tail])
+        else:
+            self.model.add(free == start + serial_ps)
+        self._segments[purpose, token, gpu] = Segment(
+            purpose, token, gpu, source, target, head, tail, start, free, serial_ps
+        )
+
+    def _declare_pushes(self) -> None:
+        """Sends every remote partial sum home, behind its GPU's dispatches, in an order that is free."""
+        costs = self._costs
+        push_ps = costs.wire_ps(costs.combine_flits())
+        for source in self._gpus:
+            sent_ps = sum(self._send_ps(token) for token in self._tokens if self._home(token) == source)
+            mine = [(token, gpu) for token, gpu in self._pairs if gpu == source and self._home(token) != gpu]
+            for token, gpu in mine:
+                self._pushes[token, gpu] = self._time(f"push {token} {gpu}")
+                self.model.add(self._pushes[token, gpu] >= costs.launch_ps + sent_ps)
+                enters = self._pushes[token, gpu]
+                self._declare(COMBINE_DATA, token, gpu, gpu, self._home(token), enters, push_ps, push_ps)
+            self._no_overlap((self._pushes[pair], push_ps) for pair in mine)
+            for first, second in combinations(mine, 2):
+                is_first = self._order(("push", *first), ("push", *second))
+                self.model.add(self._pushes[first] + push_ps <= self._pushes[second]).only_enforce_if(is_first)
+                self.model.add(self._pushes[second] + push_ps <= self._pushes[first]).only_enforce_if(
+                    is_first.negated()
+                )
+
+    def _serve_downlink(self, gpu: int) -> None:
+        """Serves what leaves the switch for a GPU in the order in which heads arrive."""
+        here = [segment for segment in self._segments.values() if segment.target == gpu]
+        for first, second in combinations(here, 2):
+            is_first = self._precedes(first, second)
+            for early, late, holds in ((first, second, is_first), (second, first, is_first.negated())):
+                self.model.add(early.head + self._lead_ps(early, late) <= late.head).only_enforce_if(holds)
+                self.model.add(early.free <= late.start).only_enforce_if(holds)
+        self._no_overlap((segment.start, segment.serial_ps) for segment in here)
+
+    def _lead_ps(self, early: Segment, late: Segment) -> int:
+        """Returns by how much one head must come before another to be served first.
+
+        Kernels start together and all dispatches are equally long, so those that arrive at one instant were sent in
+        the order of the GPUs. Other heads that meet may be served in either order.
+        """
+        are_dispatches = early.purpose == late.purpose == DISPATCH_DATA
+        return int(are_dispatches and early.source > late.source)
+
+    def _precedes(self, first: Segment, second: Segment) -> Variable:
+        """Returns whether one segment leaves the switch before another; those of one uplink keep their order."""
+        if first.source != second.source:
+            return self._order(_name(first), _name(second))
+        if first.purpose != second.purpose:
+            return self.model.new_constant(int(first.purpose == DISPATCH_DATA))
+        if first.purpose == DISPATCH_DATA:
+            return self._order(("send", first.token), ("send", second.token))
+        return self._order(("push", first.token, first.gpu), ("push", second.token, second.gpu))
+
+    # GEMMs.
+
+    def _arrival(self, token: int, gpu: int) -> Variable:
+        """Returns when a token is visible to its experts on a GPU."""
+        costs = self._costs
+        if self._home(token) == gpu:
+            return costs.launch_ps + costs.memory_ps
+        translated_ps = costs.memory_ps if self._tiny.instance.dispatch == "multicast" else 0
+        return self._segments[DISPATCH_DATA, token, gpu].free + costs.hop_ps + translated_ps
+
+    def _arrives_before(self, first: int, second: int, gpu: int) -> Variable:
+        """Returns whether one token arrives before another; all of the GPU's own do before what crosses links."""
+        costs = self._costs
+        assert costs.memory_ps < 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits()), "remote tokens come first"
+        are_local = [self._home(token) == gpu for token in (first, second)]
+        if all(are_local):
+            return self._order(("send", first), ("send", second))
+        if any(are_local):
+            return self.model.new_constant(int(are_local[0]))
+        return self._precedes(self._segments[DISPATCH_DATA, first, gpu], self._segments[DISPATCH_DATA, second, gpu])
+
+    def _fill_tiles(self) -> None:
+        """Puts the tokens of each expert into its tiles in the order in which they arrive."""
+        model, size = self.model, self._tiny.workload.layer.tile_tokens
+        for expert, gpu in enumerate(self._gpu_of_expert):
+            here = [token for (token, at), experts in self._pairs.items() if at == gpu and expert in experts]
+            for tile in range(-(-len(here) // size)):
+                count = min(size, len(here) - tile * size)
+                for stage in (1, 2):
+                    self._rows[expert, tile, stage] = self._time(f"row {expert} {tile} {stage}")
+                    self._row_ps[expert, tile, stage] = self._costs.block_ps(stage, count)
+            for token in here:
+                ahead = sum(self._arrives_before(other, token, gpu) for other in here if other != token)
+                tiles = range(-(-len(here) // size))
+                inside = [model.new_bool_var(f"{token} in {expert} {tile}") for tile in tiles]
+                model.add_exactly_one(inside)
+                for tile, is_inside in zip(tiles, inside, strict=True):
+                    self._in_tile[expert, token, tile] = is_inside
+                    model.add(ahead >= tile * size).only_enforce_if(is_inside)
+                    model.add(ahead < (tile + 1) * size).only_enforce_if(is_inside)
+                    model.add(self._rows[expert, tile, 1] >= self._arrival(token, gpu)).only_enforce_if(is_inside)
+
+    def _run_rows(self) -> None:
+        """Runs rows one at a time on each GPU, those of one expert and GEMM in the order of their tiles."""
+        for (expert, tile, stage), start in self._rows.items():
+            if stage == 2:
+                first = (expert, tile, 1)
+                self.model.add(start >= self._rows[first] + self._row_ps[first])
+            if tile > 0:
+                before = (expert, tile - 1, stage)
+                self.model.add(start >= self._rows[before] + self._row_ps[before])
+        for gpu in self._gpus:
+            mine = [row for row in self._rows if self._gpu_of_expert[row[0]] == gpu]
+            self._no_overlap((self._rows[row], self._row_ps[row]) for row in mine)
+
+    # Combine.
+
+    def _combine(self) -> None:
+        """Has partial sums ready when their last expert is done, and the layer over when the last sum is home."""
+        for (token, gpu), experts in self._pairs.items():
+            is_local = self._home(token) == gpu
+            ready = self.makespan if is_local else self._pushes[token, gpu]
+            for expert in experts:
+                for tile in (tile for e, t, tile in self._in_tile if (e, t) == (expert, token)):
+                    row = (expert, tile, 2)
+                    self.model.add(ready >= self._rows[row] + self._row_ps[row]).only_enforce_if(
+                        self._in_tile[expert, token, tile]
+                    )
+            if not is_local:
+                home = self._segments[COMBINE_DATA, token, gpu].free + self._costs.hop_ps
+                self.model.add(self.makespan >= home)
+
+    # What is asked of it.
+
+    def _timed(self, times: Times) -> Iterator[tuple[Variable, int]]:
+        """Returns all that is decided with its value in a schedule."""
+        yield self.makespan, times.makespan_ps
+        for mine, theirs in ((self._sends, times.sends), (self._pushes, times.pushes), (self._rows, times.rows)):
+            assert mine.keys() == theirs.keys()
+            yield from ((mine[key], theirs[key]) for key in mine)  # type: ignore[index]
+        for name, segment in self._segments.items():
+            yield segment.start, times.arrivals[name]
+        for (expert, token, tile), is_inside in self._in_tile.items():
+            yield is_inside, int(times.tiles[expert, token] == tile)
+
+    def fix_times(self, times: Times) -> None:
+        """Leaves one schedule: everything happens when it does there."""
+        for variable, value in self._timed(times):
+            self.model.add(variable == value)
+
+    def fix_orders(self, times: Times) -> None:
+        """Leaves the schedules in which everything happens in the order in which it does there."""
+        for (expert, token, tile), is_inside in self._in_tile.items():
+            self.model.add(is_inside == int(times.tiles[expert, token] == tile))
+        for gpu in self._gpus:
+            mine = (row for row in self._rows if self._gpu_of_expert[row[0]] == gpu)
+            for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
+                self.model.add(self._rows[first] + self._row_ps[first] <= self._rows[second])
+            here = [name for name, segment in self._segments.items() if segment.target == gpu]
+            for before, after in pairwise(sorted(here, key=times.arrivals.__getitem__)):
+                self.model.add(self._segments[before].free <= self._segments[after].start)
+            sends = [token for token in self._sends if self._home(token) == gpu]
+            for send, next_send in pairwise(sorted(sends, key=times.sends.__getitem__)):
+                self.model.add(self._sends[send] < self._sends[next_send])
+            pushes = [pair for pair in self._pushes if pair[1] == gpu]
+            for push, next_push in pairwise(sorted(pushes, key=times.pushes.__getitem__)):
+                self.model.add(self._pushes[push] < self._pushes[next_push])
+
+    def hint(self, times: Times) -> None:
+        """Starts the search at a schedule."""
+        for variable, value in self._timed(times):
+            self.model.add_hint(variable, value)
+
+    def solve(self, effort: float) -> Solved | None:
+        """Returns the schedule of the least makespan, or None if there is no schedule.
+
+        Args:
+            effort: Work the search may do, in the solver's deterministic seconds: the same on every machine.
+
+        Raises:
+            RuntimeError: The effort was too small to find a schedule.
+        """
+        solver = self._cp.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = 0
+        solver.parameters.max_deterministic_time = effort
+        self.model.minimize(self.makespan)
+        status = solver.solve(self.model)
+        if status == self._cp.INFEASIBLE:
+            return None
+        if status not in (self._cp.OPTIMAL, self._cp.FEASIBLE):
+            raise RuntimeError(f"CP-SAT has found no schedule: {solver.status_name(status)}")
+        times = Times(
+            makespan_ps=solver.value(self.makespan),
+            sends={key: solver.value(variable) for key, variable in self._sends.items()},
+            pushes={key: solver.value(variable) for key, variable in self._pushes.items()},
+            arrivals={key: solver.value(segment.start) for key, segment in self._segments.items()},
+            rows={key: solver.value(variable) for key, variable in self._rows.items()},
+            tiles={(e, t): tile for (e, t, tile), inside in self._in_tile.items() if solver.boolean_value(inside)},
+        )
+        order = sorted(self._tokens, key=lambda token: (self._home(token), solver.value(self._places[token])))
+        tokens = [[token for token in order if self._home(token) == gpu] for gpu in self._gpus]
+        return Solved(times, tokens, int(np.ceil(solver.best_objective_bound)), status == self._cp.OPTIMAL)
+
+
+def _name(segment: Segment) -> tuple[str, int, int, int]:
+    return "segment", segment.purpose, segment.token, segment.gpu
