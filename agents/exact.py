@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agents.evaluation import Contender, read_contender
 from agents.exact_model import ExactModel, Solved, require_solver
-from agents.follow import ASKED, play_solved
+from agents.follow import play_solved
 from agents.play import FIRST
 from agents.run_folder import RunFolder
 from agents.tiny import Times, TinyInstance, TinyLayer, play
@@ -33,16 +33,16 @@ from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.simulator.twin.parts import Decision
 
 INSTANCES = (
-    TinyInstance(2, 4, 4, "unicast", 0.2, 20),
     TinyInstance(2, 5, 4, "multicast", 0.2, 1),
     TinyInstance(2, 6, 8, "unicast", 0.2, 11),
-    TinyInstance(2, 8, 8, "multicast", 0.2, 0),
-    TinyInstance(3, 3, 6, "unicast", 0.1, 24),
     TinyInstance(3, 4, 6, "unicast", 0.2, 10),
-    TinyInstance(3, 4, 6, "multicast", 0.1, 6),
     TinyInstance(3, 4, 6, "multicast", 0.2, 7),
     TinyInstance(3, 4, 9, "multicast", 0.3, 8),
     TinyInstance(3, 5, 6, "multicast", 0.2, 9),
+    TinyInstance(2, 3, 4, "multicast", 0.2, 1, is_early=True),
+    TinyInstance(2, 3, 6, "multicast", 0.3, 6, is_early=True),
+    TinyInstance(3, 2, 6, "multicast", 0.2, 2, is_early=True),
+    TinyInstance(3, 3, 6, "unicast", 0.1, 24, is_early=True),
 )
 
 
@@ -182,7 +182,7 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
         return [(None, play(tiny.twin(tiny.fit(contender.schedule), Exposure()), _nobody))]
     if contender.runs:
         return [_play_run(tiny, run) for run in contender.runs]
-    twin = tiny.twin(tiny.fit(load_schedule("dysharp")), ASKED)
+    twin = tiny.twin(tiny.fit(load_schedule("dysharp")), tiny.asked())
     if contender.name == FIRST:
         return [(None, play(twin, lambda decision: int(decision.mask.argmax())))]
     rng = np.random.default_rng(0)
@@ -191,10 +191,11 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
 
 def _play_run(tiny: TinyLayer, run: RunFolder) -> tuple[int, Times]:
     spec = read_spec(run)
-    # One SM cannot be split, and tiles are not closed early here.
+    # One SM cannot be split.
     kinds = tuple(kind for kind in spec.env.exposed if kind != "split")
     network = load_policy(run.best, spec.env).scoring_network()
-    exposure = replace(spec.env.exposure(), kinds=kinds, splits=(), partial_tiles=False, network=network)
+    early = spec.env.partial_tiles and tiny.instance.is_early
+    exposure = replace(spec.env.exposure(), kinds=kinds, splits=(), partial_tiles=early, network=network)
     return spec.seed, play(tiny.twin(tiny.fit(load_schedule(spec.env.schedule)), exposure), _nobody)
 
 

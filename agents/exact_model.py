@@ -3,8 +3,9 @@
 What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, and the order
 and start of every partial sum on its uplink. What follows, as in the engine: a GPU's dispatches enter its uplink back
 to back when the kernel has started, sums go behind them; the switch serves each downlink in the order in which heads
-arrive, cut through; tokens fill their experts' tiles in the order of arrival; a full tile's GEMM-1 row, and then its
-GEMM-2 row, may run.
+arrive, cut through; tokens fill their experts' tiles in the order of arrival; the GEMM-1 row of a tile, and then its
+GEMM-2 row, may run when it is full or its expert's last; or, where tiles may be closed early, it runs with fewer tokens
+before the next one arrives.
 
 A row or sum may wait for any time after it is ready, where the engine's groups hold until something happens; and a
 sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
@@ -96,14 +97,18 @@ class ExactModel:
                 if experts:
                     self._pairs[token, gpu] = experts
         self._gpu_of_expert = gpu_of_expert
+        self._experts_on = {gpu: [e for e, at in enumerate(gpu_of_expert) if at == gpu] for gpu in self._gpus}
         self._before: dict[tuple[Any, Any], Variable] = {}
         self._places: dict[int, Variable] = {}
         self._sends: dict[int, Variable] = {}
         self._pushes: dict[tuple[int, int], Variable] = {}
         self._segments: dict[tuple[int, int, int], Segment] = {}
         self._rows: dict[tuple[int, int, int], Variable] = {}
-        self._row_ps: dict[tuple[int, int, int], int] = {}
-        self._in_tile: dict[tuple[int, int, int], Variable] = {}
+        self._row_ends: dict[tuple[int, int, int], Variable] = {}
+        self._sizes: dict[tuple[int, int], Variable] = {}  # of (expert, tile), 0 for tiles that are not needed
+        self._short: dict[tuple[int, int], Variable] = {}  # whether a tile is less than full
+        self._used: dict[tuple[int, int], Variable] = {}  # whether a tile has tokens
+        self._in_tile: dict[tuple[int, int, int], Variable] = {}  # by expert, token, tile
         self.makespan = self._time("makespan")
         self.model.add(self.makespan >= tiny.lower_bound_ps)
         for gpu in self._gpus:
@@ -267,37 +272,83 @@ class ExactModel:
 
     def _fill_tiles(self) -> None:
         """Puts the tokens of each expert into its tiles in the order in which they arrive."""
-        model, size = self.model, self._tiny.workload.layer.tile_tokens
         for expert, gpu in enumerate(self._gpu_of_expert):
             here = [token for (token, at), experts in self._pairs.items() if at == gpu and expert in experts]
-            for tile in range(-(-len(here) // size)):
-                count = min(size, len(here) - tile * size)
-                for stage in (1, 2):
-                    self._rows[expert, tile, stage] = self._time(f"row {expert} {tile} {stage}")
-                    self._row_ps[expert, tile, stage] = self._costs.block_ps(stage, count)
+            self._declare_tiles(expert, len(here))
             for token in here:
                 ahead = sum(self._arrives_before(other, token, gpu) for other in here if other != token)
-                tiles = range(-(-len(here) // size))
-                inside = [model.new_bool_var(f"{token} in {expert} {tile}") for tile in tiles]
-                model.add_exactly_one(inside)
-                for tile, is_inside in zip(tiles, inside, strict=True):
-                    self._in_tile[expert, token, tile] = is_inside
-                    model.add(ahead >= tile * size).only_enforce_if(is_inside)
-                    model.add(ahead < (tile + 1) * size).only_enforce_if(is_inside)
-                    model.add(self._rows[expert, tile, 1] >= self._arrival(token, gpu)).only_enforce_if(is_inside)
+                self._place_token(expert, token, ahead, self._arrival(token, gpu))
+
+    def _declare_tiles(self, expert: int, count: int) -> None:
+        """Adds as many tiles as there could be for so many tokens, and their rows."""
+        model, full, is_early = self.model, self._tiny.workload.layer.tile_tokens, self._tiny.instance.is_early
+        least = -(-count // full)
+        sizes = [
+            model.new_int_var(tile < least, full, f"size {expert} {tile}")
+            for tile in range(count if is_early else least)
+        ]
+        model.add(sum(sizes) == count)
+        if not is_early:
+            for size in sizes[:-1]:
+                model.add(size == full)
+        for tile, size in enumerate(sizes):
+            used = model.new_bool_var(f"used {expert} {tile}")
+            self._sizes[expert, tile], self._used[expert, tile] = size, used
+            model.add(size >= 1).only_enforce_if(used)
+            model.add(size == 0).only_enforce_if(used.negated())
+            self._short[expert, tile] = model.new_bool_var(f"short {expert} {tile}")
+            model.add(size < full).only_enforce_if(self._short[expert, tile])
+            model.add(size == full).only_enforce_if(self._short[expert, tile].negated())
+            if tile > 0:
+                model.add_implication(used, self._used[expert, tile - 1])
+            for stage in (1, 2):
+                self._declare_row(expert, tile, stage)
+
+    def _declare_row(self, expert: int, tile: int, stage: int) -> None:
+        """Adds a tile's row in one GEMM: one thread block whose time grows with the tile."""
+        costs, row = self._costs, (expert, tile, stage)
+        assert costs.blocks == (1, 1) and costs.row_granularity == 1, "rows are more than one block, or rounded up"
+        self._rows[row], self._row_ends[row] = self._time(f"row {row}"), self._time(f"end of row {row}")
+        fixed_ps = costs.block_overhead_ps * self._used[expert, tile]
+        row_ps = fixed_ps + costs.granule_ps[stage - 1] * self._sizes[expert, tile]
+        self.model.add(self._row_ends[row] == self._rows[row] + row_ps)
+
+    def _place_token(self, expert: int, token: int, ahead: Variable, arrival: Variable) -> None:
+        """Puts a token, ``ahead`` of whose fellows arrive earlier, into one of its expert's tiles."""
+        model = self.model
+        tiles = [tile for number, tile in self._sizes if number == expert]
+        inside = [model.new_bool_var(f"{token} in {expert} {tile}") for tile in tiles]
+        model.add_exactly_one(inside)
+        for tile, is_inside in enumerate(inside):
+            self._in_tile[expert, token, tile] = is_inside
+            before = sum(self._sizes[expert, other] for other in range(tile))
+            model.add(ahead >= before).only_enforce_if(is_inside)
+            model.add(ahead < before + self._sizes[expert, tile]).only_enforce_if(is_inside)
+            model.add(self._rows[expert, tile, 1] >= arrival).only_enforce_if(is_inside)
+            if tile > 0:
+                # The tile before was full, or ran before this token came.
+                is_short = self._short[expert, tile - 1]
+                model.add(self._rows[expert, tile - 1, 1] < arrival).only_enforce_if(is_inside, is_short)
 
     def _run_rows(self) -> None:
         """Runs rows one at a time on each GPU, those of one expert and GEMM in the order of their tiles."""
+        intervals: dict[int, list[Variable]] = {gpu: [] for gpu in self._gpus}
         for (expert, tile, stage), start in self._rows.items():
+            used, end = self._used[expert, tile], self._row_ends[expert, tile, stage]
+            row_ps = self._time(f"time of {(expert, tile, stage)}")
+            interval = self.model.new_optional_interval_var(start, row_ps, end, used, "")
+            intervals[self._gpu_of_expert[expert]].append(interval)
             if stage == 2:
-                first = (expert, tile, 1)
-                self.model.add(start >= self._rows[first] + self._row_ps[first])
+                self.model.add(start >= self._row_ends[expert, tile, 1])
             if tile > 0:
-                before = (expert, tile - 1, stage)
-                self.model.add(start >= self._rows[before] + self._row_ps[before])
-        for gpu in self._gpus:
-            mine = [row for row in self._rows if self._gpu_of_expert[row[0]] == gpu]
-            self._no_overlap((self._rows[row], self._row_ps[row]) for row in mine)
+                self.model.add(start >= self._row_ends[expert, tile - 1, stage]).only_enforce_if(used)
+        for gpu, mine in intervals.items():
+            self.model.add_no_overlap(mine)
+            # That follows from the rest; the search is the faster for being told.
+            work_ps = sum(
+                end - self._rows[row] for row, end in self._row_ends.items() if row[0] in self._experts_on[gpu]
+            )
+            self.model.add(self.makespan >= self._costs.launch_ps + self._costs.memory_ps + work_ps)
 
     # Combine.
 
@@ -308,10 +359,8 @@ class ExactModel:
             ready = self.makespan if is_local else self._pushes[token, gpu]
             for expert in experts:
                 for tile in (tile for e, t, tile in self._in_tile if (e, t) == (expert, token)):
-                    row = (expert, tile, 2)
-                    self.model.add(ready >= self._rows[row] + self._row_ps[row]).only_enforce_if(
-                        self._in_tile[expert, token, tile]
-                    )
+                    is_inside = self._in_tile[expert, token, tile]
+                    self.model.add(ready >= self._row_ends[expert, tile, 2]).only_enforce_if(is_inside)
             if not is_local:
                 home = self._segments[COMBINE_DATA, token, gpu].free + self._costs.hop_ps
                 self.model.add(self.makespan >= home)
@@ -322,8 +371,9 @@ class ExactModel:
         """Returns all that is decided with its value in a schedule."""
         yield self.makespan, times.makespan_ps
         for mine, theirs in ((self._sends, times.sends), (self._pushes, times.pushes), (self._rows, times.rows)):
-            assert mine.keys() == theirs.keys()
-            yield from ((mine[key], theirs[key]) for key in mine)  # type: ignore[index]
+            yield from ((mine[key], theirs[key]) for key in theirs)  # type: ignore[index]
+        for (expert, tile), used in self._used.items():
+            yield used, int((expert, tile, 1) in times.rows)
         for name, segment in self._segments.items():
             yield segment.start, times.arrivals[name]
         for (expert, token, tile), is_inside in self._in_tile.items():
@@ -339,9 +389,9 @@ class ExactModel:
         for (expert, token, tile), is_inside in self._in_tile.items():
             self.model.add(is_inside == int(times.tiles[expert, token] == tile))
         for gpu in self._gpus:
-            mine = (row for row in self._rows if self._gpu_of_expert[row[0]] == gpu)
+            mine = (row for row in times.rows if self._gpu_of_expert[row[0]] == gpu)
             for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
-                self.model.add(self._rows[first] + self._row_ps[first] <= self._rows[second])
+                self.model.add(self._row_ends[first] <= self._rows[second])
             here = [name for name, segment in self._segments.items() if segment.target == gpu]
             for before, after in pairwise(sorted(here, key=times.arrivals.__getitem__)):
                 self.model.add(self._segments[before].free <= self._segments[after].start)
@@ -369,6 +419,9 @@ class ExactModel:
         solver = self._cp.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0
+        # Without these two the search finds no bound to speak of where tiles have no size of their own.
+        solver.parameters.use_strong_propagation_in_disjunctive = True
+        solver.parameters.use_precedences_in_disjunctive_constraint = True
         solver.parameters.max_deterministic_time = effort
         self.model.minimize(self.makespan)
         status = solver.solve(self.model)
@@ -381,7 +434,7 @@ class ExactModel:
             sends={key: solver.value(variable) for key, variable in self._sends.items()},
             pushes={key: solver.value(variable) for key, variable in self._pushes.items()},
             arrivals={key: solver.value(segment.start) for key, segment in self._segments.items()},
-            rows={key: solver.value(variable) for key, variable in self._rows.items()},
+            rows={row: solver.value(start) for row, start in self._rows.items() if solver.value(self._used[row[:2]])},
             tiles={(e, t): tile for (e, t, tile), inside in self._in_tile.items() if solver.boolean_value(inside)},
         )
         order = sorted(self._tokens, key=lambda token: (self._home(token), solver.value(self._places[token])))

@@ -5,7 +5,7 @@ modelled to the picosecond, by the engine and by ``exact_model`` alike. Left out
 windows of what an SM may have in flight, acknowledgements, requests and notifications on the wire, credits and virtual
 output queues (the switch queues at its outputs, without limit), in-switch reduction (sums are pushed home by plain
 stores) and parallel SMs (one SM a GPU runs every GEMM row, one row at a time). Links, hops, cut-through, multicast,
-translation, tiles and GEMM times stay. No tile is closed early, and a chunk is one token.
+translation, tiles (closed early or not) and GEMM times stay. A chunk is one token.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class TinyInstance:
         dispatch: How tokens are sent.
         compute_scale: Multiplies GEMM time; about 0.2 makes links and GEMMs equally long.
         seed: Of the routing.
+        is_early: Whether tiles may be closed early; far harder to solve.
     """
 
     num_gpus: int
@@ -66,13 +67,14 @@ class TinyInstance:
     dispatch: Literal["unicast", "multicast"]
     compute_scale: float
     seed: int
+    is_early: bool = False
 
     @property
     def name(self) -> str:
-        """Name in results."""
+        """Name in results: size, primitive, compute scale, seed, and whether tiles may be closed early."""
         return (
-            f"{self.num_gpus} GPUs x {self.tokens_per_gpu} tokens, {self.experts} experts, {self.dispatch}, "
-            f"compute x{self.compute_scale:g}, seed {self.seed}"
+            f"{self.num_gpus} GPUs x {self.tokens_per_gpu}, {self.experts} experts, {self.dispatch}, "
+            f"x{self.compute_scale:g}, seed {self.seed}{', early tiles' * self.is_early}"
         )
 
     def build(self) -> TinyLayer:
@@ -116,7 +118,7 @@ class TinyLayer:
     lower_bound_ps: int
 
     def fit(self, schedule: ScheduleSpec) -> ScheduleSpec:
-        """Returns a schedule with this machine's primitives and one SM; its gates, token order and rule stay.
+        """Returns a schedule with this machine's primitives and one SM; its gates and rule stay.
 
         Raises:
             ConfigError: It does what is not modelled: a copy for each expert, parts, or costs before its dispatch.
@@ -133,9 +135,14 @@ class TinyLayer:
                 "combine": "unicast",
                 "sms": {"dispatch": 1, "combine": 1, "in_gemm": True},
                 "chunk_tokens": 1,
-                "partial_tiles": False,
+                "partial_tiles": schedule.partial_tiles and self.instance.is_early,
+                "min_partial_tokens": 1,
             }
         )
+
+    def asked(self, hold: bool = True) -> Exposure:
+        """Returns the exposure of all that can be decided on this layer."""
+        return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns a fitted schedule's twin at time zero."""

@@ -13,7 +13,7 @@ pytest.importorskip("ortools")
 
 from agents import exact, train
 from agents.exact_model import ExactModel
-from agents.follow import ASKED, play_solved
+from agents.follow import play_solved
 from agents.tiny import Times, TinyInstance, TinyLayer
 from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule
 from dysharp_env.workload import Workload
@@ -29,13 +29,14 @@ def draw_instance(seed: int) -> TinyInstance:
         ("unicast", "multicast")[rng.integers(2)],
         float(rng.choice([0.01, 0.1, 0.2, 0.5])),
         seed,
+        is_early=bool(rng.integers(2)),
     )
 
 
 def play_randomly(tiny: TinyLayer, hold: bool, seed: int) -> Times:
     """Returns random choices' times in the twin; the engine, given the same choices, ends at the same time."""
     rng = np.random.default_rng(seed)
-    schedule, exposure = tiny.fit(load_schedule("dysharp")), replace(ASKED, hold=hold)
+    schedule, exposure = tiny.fit(load_schedule("dysharp")), tiny.asked(hold)
     twin = tiny.twin(schedule, exposure)
     starter = Starter(
         tiny.system, tiny.workload.layer, schedule, exposure=exposure, compute_scale=tiny.instance.compute_scale
@@ -105,7 +106,7 @@ def all_ends_ps(tiny: TinyLayer) -> Iterator[int]:
     """Yields the makespan of every schedule that the engine can play: of every answer to every decision."""
     schedule = tiny.fit(load_schedule("dysharp"))
     starter = Starter(
-        tiny.system, tiny.workload.layer, schedule, exposure=ASKED, compute_scale=tiny.instance.compute_scale
+        tiny.system, tiny.workload.layer, schedule, exposure=tiny.asked(), compute_scale=tiny.instance.compute_scale
     )
     prefixes: list[list[int]] = [[]]
     while prefixes:
@@ -122,7 +123,12 @@ def all_ends_ps(tiny: TinyLayer) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "instance", [TinyInstance(2, 2, 4, "multicast", 0.1, 3), TinyInstance(2, 2, 4, "unicast", 0.3, 2)]
+    "instance",
+    [
+        TinyInstance(2, 2, 4, "multicast", 0.1, 3),
+        TinyInstance(2, 2, 4, "unicast", 0.3, 2),
+        TinyInstance(2, 2, 2, "multicast", 0.1, 0, is_early=True),
+    ],
 )
 def test_the_optimum_is_the_least_of_all_schedules_the_engine_can_play(instance: TinyInstance) -> None:
     tiny = instance.build()
