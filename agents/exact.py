@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.evaluation import Contender, read_contender
-from agents.exact_model import ExactModel, Solved, require_solver
+from agents.exact_model import ExactModel, require_solver
+from agents.exact_search import Solved, fix_times, hint, search
 from agents.follow import play_solved
 from agents.play import FIRST
 from agents.run_folder import RunFolder
@@ -159,8 +160,8 @@ def result_of(instance: TinyInstance, contenders: Sequence[Contender], effort: f
 def solve(tiny: TinyLayer, start: Times, effort: float) -> Solved:
     """Returns the best schedule that is found from a known one on."""
     model = ExactModel(tiny, start.makespan_ps)
-    model.hint(start)
-    solved = model.solve(effort)
+    hint(model, start)
+    solved = search(model, effort)
     assert solved is not None, "the schedule the search starts at is a solution"
     return solved
 
@@ -168,8 +169,8 @@ def solve(tiny: TinyLayer, start: Times, effort: float) -> Solved:
 def is_solution(tiny: TinyLayer, times: Times) -> bool:
     """Returns whether the exact model allows everything to happen when it did."""
     model = ExactModel(tiny, times.makespan_ps)
-    model.fix_times(times)
-    return model.solve(effort=10.0) is not None
+    fix_times(model, times)
+    return search(model, effort=10.0) is not None
 
 
 def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Times]]:

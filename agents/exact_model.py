@@ -14,35 +14,16 @@ whatever the engine plays is a solution with the same times, and the optimum is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from agents.tiny import Times, TinyLayer
+from agents.tiny import TinyLayer
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.layout import COMBINE_DATA, DISPATCH_DATA
 
 Variable = Any  # of CP-SAT, which is imported only where it is used
-
-
-@dataclass(frozen=True)
-class Solved:
-    """What the solver found.
-
-    Attributes:
-        times: The best schedule found.
-        tokens: (GPU, place) tokens in the order in which each GPU dispatches them.
-        bound_ps: What no schedule can beat, as far as the search has come.
-        is_proved: Whether the schedule is proved to be optimal.
-    """
-
-    times: Times
-    tokens: list[list[int]]
-    bound_ps: int
-    is_proved: bool
 
 
 @dataclass(frozen=True)
@@ -77,54 +58,67 @@ def require_solver() -> Any:
 
 
 class ExactModel:
-    """The constraint program of one tiny layer."""
+    """The constraint program of one tiny layer.
+
+    Attributes:
+        cp: OR-Tools' module ``cp_model``.
+        model: Its model, with all rules.
+        makespan: When the last token is combined.
+        places: By token, its place in the order of its home GPU's dispatches.
+        sends, pushes, rows: When what ``Times`` calls so starts; rows of all tiles there might be.
+        row_ends: When rows end.
+        segments: By (purpose, token, GPU), what crosses the switch.
+        used: By (expert, tile), whether the tile has tokens.
+        in_tile: By (expert, token, tile), whether the tile has the token.
+    """
 
     def __init__(self, tiny: TinyLayer, horizon_ps: int):
         """States all rules; no time is later than the horizon, which some schedule must reach."""
-        self._cp = require_solver()
-        self.model = self._cp.CpModel()
+        self.cp = require_solver()
+        self.model = self.cp.CpModel()
         self._tiny, self._costs, self._horizon_ps = tiny, tiny.costs, horizon_ps
         workload = tiny.workload
-        self._tokens = range(workload.num_tokens)
-        self._gpus = range(workload.num_gpus)
+        self.tokens = range(workload.num_tokens)
+        self.gpus = range(workload.num_gpus)
         ids, gpu_of_expert = workload.topk_ids.tolist(), workload.gpu_of_expert.tolist()
         # Experts of every (token, GPU), GPUs from the home GPU's neighbour on as copies are sent.
         self._pairs: dict[tuple[int, int], list[int]] = {}
-        for token in self._tokens:
-            for offset in self._gpus:
-                gpu = (self._home(token) + offset) % workload.num_gpus
+        for token in self.tokens:
+            for offset in self.gpus:
+                gpu = (self.home(token) + offset) % workload.num_gpus
                 experts = [expert for expert in sorted(ids[token]) if gpu_of_expert[expert] == gpu]
                 if experts:
                     self._pairs[token, gpu] = experts
-        self._gpu_of_expert = gpu_of_expert
-        self._experts_on = {gpu: [e for e, at in enumerate(gpu_of_expert) if at == gpu] for gpu in self._gpus}
+        self.gpu_of_expert = gpu_of_expert
+        self._experts_on = {gpu: [e for e, at in enumerate(gpu_of_expert) if at == gpu] for gpu in self.gpus}
         self._before: dict[tuple[Any, Any], Variable] = {}
-        self._places: dict[int, Variable] = {}
-        self._sends: dict[int, Variable] = {}
-        self._pushes: dict[tuple[int, int], Variable] = {}
-        self._segments: dict[tuple[int, int, int], Segment] = {}
-        self._rows: dict[tuple[int, int, int], Variable] = {}
-        self._row_ends: dict[tuple[int, int, int], Variable] = {}
+        self.places: dict[int, Variable] = {}
+        self.sends: dict[int, Variable] = {}
+        self.pushes: dict[tuple[int, int], Variable] = {}
+        self.segments: dict[tuple[int, int, int], Segment] = {}
+        self.rows: dict[tuple[int, int, int], Variable] = {}
+        self.row_ends: dict[tuple[int, int, int], Variable] = {}
         self._sizes: dict[tuple[int, int], Variable] = {}  # of (expert, tile), 0 for tiles that are not needed
         self._short: dict[tuple[int, int], Variable] = {}  # whether a tile is less than full
-        self._used: dict[tuple[int, int], Variable] = {}  # whether a tile has tokens
-        self._in_tile: dict[tuple[int, int, int], Variable] = {}  # by expert, token, tile
+        self.used: dict[tuple[int, int], Variable] = {}  # whether a tile has tokens
+        self.in_tile: dict[tuple[int, int, int], Variable] = {}  # by expert, token, tile
         self.makespan = self._time("makespan")
         self.model.add(self.makespan >= tiny.lower_bound_ps)
-        for gpu in self._gpus:
+        for gpu in self.gpus:
             self._dispatch(gpu)
         self._declare_pushes()
-        for gpu in self._gpus:
+        for gpu in self.gpus:
             self._serve_downlink(gpu)
         self._fill_tiles()
         self._run_rows()
         self._combine()
 
-    def _home(self, token: int) -> int:
+    def home(self, token: int) -> int:
+        """Returns a token's home GPU."""
         return token // self._tiny.workload.tokens_per_gpu
 
     def _remote(self, token: int) -> list[int]:
-        return [gpu for gpu in self._gpus if (token, gpu) in self._pairs and gpu != self._home(token)]
+        return [gpu for gpu in self.gpus if (token, gpu) in self._pairs and gpu != self.home(token)]
 
     def _time(self, name: str) -> Variable:
         return self.model.new_int_var(0, self._horizon_ps, name)
@@ -154,10 +148,10 @@ class ExactModel:
     def _dispatch(self, gpu: int) -> None:
         """Sends a GPU's tokens back to back, in an order that is free."""
         model, costs = self.model, self._costs
-        own = [token for token in self._tokens if self._home(token) == gpu]
+        own = [token for token in self.tokens if self.home(token) == gpu]
         places = {token: model.new_int_var(0, len(own) - 1, f"place of {token}") for token in own}
         model.add_all_different(places.values())
-        self._places |= places
+        self.places |= places
         for first, second in combinations(own, 2):
             is_first = self._order(("send", first), ("send", second))
             model.add(places[first] < places[second]).only_enforce_if(is_first)
@@ -166,14 +160,14 @@ class ExactModel:
             ahead = [other for other in own if other != token]
             behind_ps = sum(self._order(("send", other), ("send", token)) * self._send_ps(other) for other in ahead)
             if self._send_ps(token):
-                self._sends[token] = self._time(f"send {token}")
-                model.add(self._sends[token] == costs.launch_ps + behind_ps)
+                self.sends[token] = self._time(f"send {token}")
+                model.add(self.sends[token] == costs.launch_ps + behind_ps)
                 self._declare_copies(token)
 
     def _declare_copies(self, token: int) -> None:
         """Has a token's copies reach the switch: one after the other, or all at once as replicas."""
-        costs, home = self._costs, self._home(token)
-        enters, up_ps = self._sends[token], self._send_ps(token)
+        costs, home = self._costs, self.home(token)
+        enters, up_ps = self.sends[token], self._send_ps(token)
         is_multicast = self._tiny.instance.dispatch == "multicast"
         for gpu in (gpu for sent, gpu in self._pairs if sent == token and gpu != home):
             flits = costs.dispatch_flits(len(self._pairs[token, gpu]) if is_multicast else 0)
@@ -196,7 +190,7 @@ class ExactModel:
             self.model.add_max_equality(free, [start + serial_ps, tail])
         else:
             self.model.add(free == start + serial_ps)
-        self._segments[purpose, token, gpu] = Segment(
+        self.segments[purpose, token, gpu] = Segment(
             purpose, token, gpu, source, target, head, tail, start, free, serial_ps
         )
 
@@ -204,25 +198,23 @@ class ExactModel:
         """Sends every remote partial sum home, behind its GPU's dispatches, in an order that is free."""
         costs = self._costs
         push_ps = costs.wire_ps(costs.combine_flits())
-        for source in self._gpus:
-            sent_ps = sum(self._send_ps(token) for token in self._tokens if self._home(token) == source)
-            mine = [(token, gpu) for token, gpu in self._pairs if gpu == source and self._home(token) != gpu]
+        for source in self.gpus:
+            sent_ps = sum(self._send_ps(token) for token in self.tokens if self.home(token) == source)
+            mine = [(token, gpu) for token, gpu in self._pairs if gpu == source and self.home(token) != gpu]
             for token, gpu in mine:
-                self._pushes[token, gpu] = self._time(f"push {token} {gpu}")
-                self.model.add(self._pushes[token, gpu] >= costs.launch_ps + sent_ps)
-                enters = self._pushes[token, gpu]
-                self._declare(COMBINE_DATA, token, gpu, gpu, self._home(token), enters, push_ps, push_ps)
-            self._no_overlap((self._pushes[pair], push_ps) for pair in mine)
+                self.pushes[token, gpu] = self._time(f"push {token} {gpu}")
+                self.model.add(self.pushes[token, gpu] >= costs.launch_ps + sent_ps)
+                enters = self.pushes[token, gpu]
+                self._declare(COMBINE_DATA, token, gpu, gpu, self.home(token), enters, push_ps, push_ps)
+            self._no_overlap((self.pushes[pair], push_ps) for pair in mine)
             for first, second in combinations(mine, 2):
                 is_first = self._order(("push", *first), ("push", *second))
-                self.model.add(self._pushes[first] + push_ps <= self._pushes[second]).only_enforce_if(is_first)
-                self.model.add(self._pushes[second] + push_ps <= self._pushes[first]).only_enforce_if(
-                    is_first.negated()
-                )
+                self.model.add(self.pushes[first] + push_ps <= self.pushes[second]).only_enforce_if(is_first)
+                self.model.add(self.pushes[second] + push_ps <= self.pushes[first]).only_enforce_if(is_first.negated())
 
     def _serve_downlink(self, gpu: int) -> None:
         """Serves what leaves the switch for a GPU in the order in which heads arrive."""
-        here = [segment for segment in self._segments.values() if segment.target == gpu]
+        here = [segment for segment in self.segments.values() if segment.target == gpu]
         for first, second in combinations(here, 2):
             is_first = self._precedes(first, second)
             for early, late, holds in ((first, second, is_first), (second, first, is_first.negated())):
@@ -254,25 +246,25 @@ class ExactModel:
     def _arrival(self, token: int, gpu: int) -> Variable:
         """Returns when a token is visible to its experts on a GPU."""
         costs = self._costs
-        if self._home(token) == gpu:
+        if self.home(token) == gpu:
             return costs.launch_ps + costs.memory_ps
         translated_ps = costs.memory_ps if self._tiny.instance.dispatch == "multicast" else 0
-        return self._segments[DISPATCH_DATA, token, gpu].free + costs.hop_ps + translated_ps
+        return self.segments[DISPATCH_DATA, token, gpu].free + costs.hop_ps + translated_ps
 
     def _arrives_before(self, first: int, second: int, gpu: int) -> Variable:
         """Returns whether one token arrives before another; all of the GPU's own do before what crosses links."""
         costs = self._costs
         assert costs.memory_ps < 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits()), "remote tokens come first"
-        are_local = [self._home(token) == gpu for token in (first, second)]
+        are_local = [self.home(token) == gpu for token in (first, second)]
         if all(are_local):
             return self._order(("send", first), ("send", second))
         if any(are_local):
             return self.model.new_constant(int(are_local[0]))
-        return self._precedes(self._segments[DISPATCH_DATA, first, gpu], self._segments[DISPATCH_DATA, second, gpu])
+        return self._precedes(self.segments[DISPATCH_DATA, first, gpu], self.segments[DISPATCH_DATA, second, gpu])
 
     def _fill_tiles(self) -> None:
         """Puts the tokens of each expert into its tiles in the order in which they arrive."""
-        for expert, gpu in enumerate(self._gpu_of_expert):
+        for expert, gpu in enumerate(self.gpu_of_expert):
             here = [token for (token, at), experts in self._pairs.items() if at == gpu and expert in experts]
             self._declare_tiles(expert, len(here))
             for token in here:
@@ -293,14 +285,14 @@ class ExactModel:
                 model.add(size == full)
         for tile, size in enumerate(sizes):
             used = model.new_bool_var(f"used {expert} {tile}")
-            self._sizes[expert, tile], self._used[expert, tile] = size, used
+            self._sizes[expert, tile], self.used[expert, tile] = size, used
             model.add(size >= 1).only_enforce_if(used)
             model.add(size == 0).only_enforce_if(used.negated())
             self._short[expert, tile] = model.new_bool_var(f"short {expert} {tile}")
             model.add(size < full).only_enforce_if(self._short[expert, tile])
             model.add(size == full).only_enforce_if(self._short[expert, tile].negated())
             if tile > 0:
-                model.add_implication(used, self._used[expert, tile - 1])
+                model.add_implication(used, self.used[expert, tile - 1])
             for stage in (1, 2):
                 self._declare_row(expert, tile, stage)
 
@@ -308,10 +300,10 @@ class ExactModel:
         """Adds a tile's row in one GEMM: one thread block whose time grows with the tile."""
         costs, row = self._costs, (expert, tile, stage)
         assert costs.blocks == (1, 1) and costs.row_granularity == 1, "rows are more than one block, or rounded up"
-        self._rows[row], self._row_ends[row] = self._time(f"row {row}"), self._time(f"end of row {row}")
-        fixed_ps = costs.block_overhead_ps * self._used[expert, tile]
+        self.rows[row], self.row_ends[row] = self._time(f"row {row}"), self._time(f"end of row {row}")
+        fixed_ps = costs.block_overhead_ps * self.used[expert, tile]
         row_ps = fixed_ps + costs.granule_ps[stage - 1] * self._sizes[expert, tile]
-        self.model.add(self._row_ends[row] == self._rows[row] + row_ps)
+        self.model.add(self.row_ends[row] == self.rows[row] + row_ps)
 
     def _place_token(self, expert: int, token: int, ahead: Variable, arrival: Variable) -> None:
         """Puts a token, ``ahead`` of whose fellows arrive earlier, into one of its expert's tiles."""
@@ -320,34 +312,32 @@ class ExactModel:
         inside = [model.new_bool_var(f"{token} in {expert} {tile}") for tile in tiles]
         model.add_exactly_one(inside)
         for tile, is_inside in enumerate(inside):
-            self._in_tile[expert, token, tile] = is_inside
+            self.in_tile[expert, token, tile] = is_inside
             before = sum(self._sizes[expert, other] for other in range(tile))
             model.add(ahead >= before).only_enforce_if(is_inside)
             model.add(ahead < before + self._sizes[expert, tile]).only_enforce_if(is_inside)
-            model.add(self._rows[expert, tile, 1] >= arrival).only_enforce_if(is_inside)
+            model.add(self.rows[expert, tile, 1] >= arrival).only_enforce_if(is_inside)
             if tile > 0:
                 # The tile before was full, or ran before this token came.
                 is_short = self._short[expert, tile - 1]
-                model.add(self._rows[expert, tile - 1, 1] < arrival).only_enforce_if(is_inside, is_short)
+                model.add(self.rows[expert, tile - 1, 1] < arrival).only_enforce_if(is_inside, is_short)
 
     def _run_rows(self) -> None:
         """Runs rows one at a time on each GPU, those of one expert and GEMM in the order of their tiles."""
-        intervals: dict[int, list[Variable]] = {gpu: [] for gpu in self._gpus}
-        for (expert, tile, stage), start in self._rows.items():
-            used, end = self._used[expert, tile], self._row_ends[expert, tile, stage]
+        intervals: dict[int, list[Variable]] = {gpu: [] for gpu in self.gpus}
+        for (expert, tile, stage), start in self.rows.items():
+            used, end = self.used[expert, tile], self.row_ends[expert, tile, stage]
             row_ps = self._time(f"time of {(expert, tile, stage)}")
             interval = self.model.new_optional_interval_var(start, row_ps, end, used, "")
-            intervals[self._gpu_of_expert[expert]].append(interval)
+            intervals[self.gpu_of_expert[expert]].append(interval)
             if stage == 2:
-                self.model.add(start >= self._row_ends[expert, tile, 1])
+                self.model.add(start >= self.row_ends[expert, tile, 1])
             if tile > 0:
-                self.model.add(start >= self._row_ends[expert, tile - 1, stage]).only_enforce_if(used)
+                self.model.add(start >= self.row_ends[expert, tile - 1, stage]).only_enforce_if(used)
         for gpu, mine in intervals.items():
             self.model.add_no_overlap(mine)
             # That follows from the rest; the search is the faster for being told.
-            work_ps = sum(
-                end - self._rows[row] for row, end in self._row_ends.items() if row[0] in self._experts_on[gpu]
-            )
+            work_ps = sum(end - self.rows[row] for row, end in self.row_ends.items() if row[0] in self._experts_on[gpu])
             self.model.add(self.makespan >= self._costs.launch_ps + self._costs.memory_ps + work_ps)
 
     # Combine.
@@ -355,91 +345,15 @@ class ExactModel:
     def _combine(self) -> None:
         """Has partial sums ready when their last expert is done, and the layer over when the last sum is home."""
         for (token, gpu), experts in self._pairs.items():
-            is_local = self._home(token) == gpu
-            ready = self.makespan if is_local else self._pushes[token, gpu]
+            is_local = self.home(token) == gpu
+            ready = self.makespan if is_local else self.pushes[token, gpu]
             for expert in experts:
-                for tile in (tile for e, t, tile in self._in_tile if (e, t) == (expert, token)):
-                    is_inside = self._in_tile[expert, token, tile]
-                    self.model.add(ready >= self._row_ends[expert, tile, 2]).only_enforce_if(is_inside)
+                for tile in (tile for e, t, tile in self.in_tile if (e, t) == (expert, token)):
+                    is_inside = self.in_tile[expert, token, tile]
+                    self.model.add(ready >= self.row_ends[expert, tile, 2]).only_enforce_if(is_inside)
             if not is_local:
-                home = self._segments[COMBINE_DATA, token, gpu].free + self._costs.hop_ps
+                home = self.segments[COMBINE_DATA, token, gpu].free + self._costs.hop_ps
                 self.model.add(self.makespan >= home)
-
-    # What is asked of it.
-
-    def _timed(self, times: Times) -> Iterator[tuple[Variable, int]]:
-        """Returns all that is decided with its value in a schedule."""
-        yield self.makespan, times.makespan_ps
-        for mine, theirs in ((self._sends, times.sends), (self._pushes, times.pushes), (self._rows, times.rows)):
-            yield from ((mine[key], theirs[key]) for key in theirs)  # type: ignore[index]
-        for (expert, tile), used in self._used.items():
-            yield used, int((expert, tile, 1) in times.rows)
-        for name, segment in self._segments.items():
-            yield segment.start, times.arrivals[name]
-        for (expert, token, tile), is_inside in self._in_tile.items():
-            yield is_inside, int(times.tiles[expert, token] == tile)
-
-    def fix_times(self, times: Times) -> None:
-        """Leaves one schedule: everything happens when it does there."""
-        for variable, value in self._timed(times):
-            self.model.add(variable == value)
-
-    def fix_orders(self, times: Times) -> None:
-        """Leaves the schedules in which everything happens in the order in which it does there."""
-        for (expert, token, tile), is_inside in self._in_tile.items():
-            self.model.add(is_inside == int(times.tiles[expert, token] == tile))
-        for gpu in self._gpus:
-            mine = (row for row in times.rows if self._gpu_of_expert[row[0]] == gpu)
-            for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
-                self.model.add(self._row_ends[first] <= self._rows[second])
-            here = [name for name, segment in self._segments.items() if segment.target == gpu]
-            for before, after in pairwise(sorted(here, key=times.arrivals.__getitem__)):
-                self.model.add(self._segments[before].free <= self._segments[after].start)
-            sends = [token for token in self._sends if self._home(token) == gpu]
-            for send, next_send in pairwise(sorted(sends, key=times.sends.__getitem__)):
-                self.model.add(self._sends[send] < self._sends[next_send])
-            pushes = [pair for pair in self._pushes if pair[1] == gpu]
-            for push, next_push in pairwise(sorted(pushes, key=times.pushes.__getitem__)):
-                self.model.add(self._pushes[push] < self._pushes[next_push])
-
-    def hint(self, times: Times) -> None:
-        """Starts the search at a schedule."""
-        for variable, value in self._timed(times):
-            self.model.add_hint(variable, value)
-
-    def solve(self, effort: float) -> Solved | None:
-        """Returns the schedule of the least makespan, or None if there is no schedule.
-
-        Args:
-            effort: Work the search may do, in the solver's deterministic seconds: the same on every machine.
-
-        Raises:
-            RuntimeError: The effort was too small to find a schedule.
-        """
-        solver = self._cp.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = 0
-        # Without these two the search finds no bound to speak of where tiles have no size of their own.
-        solver.parameters.use_strong_propagation_in_disjunctive = True
-        solver.parameters.use_precedences_in_disjunctive_constraint = True
-        solver.parameters.max_deterministic_time = effort
-        self.model.minimize(self.makespan)
-        status = solver.solve(self.model)
-        if status == self._cp.INFEASIBLE:
-            return None
-        if status not in (self._cp.OPTIMAL, self._cp.FEASIBLE):
-            raise RuntimeError(f"CP-SAT has found no schedule: {solver.status_name(status)}")
-        times = Times(
-            makespan_ps=solver.value(self.makespan),
-            sends={key: solver.value(variable) for key, variable in self._sends.items()},
-            pushes={key: solver.value(variable) for key, variable in self._pushes.items()},
-            arrivals={key: solver.value(segment.start) for key, segment in self._segments.items()},
-            rows={row: solver.value(start) for row, start in self._rows.items() if solver.value(self._used[row[:2]])},
-            tiles={(e, t): tile for (e, t, tile), inside in self._in_tile.items() if solver.boolean_value(inside)},
-        )
-        order = sorted(self._tokens, key=lambda token: (self._home(token), solver.value(self._places[token])))
-        tokens = [[token for token in order if self._home(token) == gpu] for gpu in self._gpus]
-        return Solved(times, tokens, int(np.ceil(solver.best_objective_bound)), status == self._cp.OPTIMAL)
 
 
 def _name(segment: Segment) -> tuple[str, int, int, int]:

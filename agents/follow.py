@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from agents.exact_model import Solved
+from agents.exact_search import Solved
 from agents.tiny import Times, TinyLayer, play
 from dysharp_env.schedules import ScheduleSpec
 from dysharp_env.simulator.layout import COMBINE, DISPATCH, NO_TIME, NOTHING

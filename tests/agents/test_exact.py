@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("ortools")
 
-from agents import exact, train
+from agents import exact, exact_search, train
 from agents.exact_model import ExactModel
 from agents.follow import play_solved
 from agents.tiny import Times, TinyInstance, TinyLayer
@@ -53,8 +53,8 @@ def play_randomly(tiny: TinyLayer, hold: bool, seed: int) -> Times:
 
 def makespan_ps(tiny: TinyLayer, times: Times, fix: str) -> int | None:
     model = ExactModel(tiny, 2 * times.makespan_ps)
-    getattr(model, fix)(times)
-    solved = model.solve(effort=10.0)
+    getattr(exact_search, fix)(model, times)
+    solved = exact_search.search(model, effort=10.0)
     assert solved is None or solved.is_proved
     return None if solved is None else solved.times.makespan_ps
 
