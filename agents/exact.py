@@ -20,6 +20,7 @@ from agents.evaluation import Contender, read_contender
 from agents.exact_model import ExactModel, require_solver
 from agents.exact_search import Solved, fix_times, hint, search
 from agents.follow import play_solved
+from agents.lookahead import look_ahead
 from agents.play import FIRST
 from agents.run_folder import RunFolder
 from agents.tiny import Times, TinyInstance, TinyLayer, play
@@ -33,6 +34,7 @@ from dysharp_env.schedules import Exposure, load_schedule
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.simulator.twin.parts import Decision
 
+POLICIES = ("dysharp", "dysharp-tuned", "look-ahead:dysharp-tuned")
 INSTANCES = (
     TinyInstance(2, 5, 4, "multicast", 0.2, 1),
     TinyInstance(2, 6, 8, "unicast", 0.2, 11),
@@ -87,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--policy",
         action="append",
         metavar="NAME",
-        help="a schedule's name or .yaml, random, first, or a run folder; repeatable (default: dysharp, dysharp-l2)",
+        help="a schedule's name or .yaml, look-ahead:SCHEDULE, random, first, or a run folder; repeatable"
+        f" (default: {', '.join(POLICIES)})",
     )
     parser.add_argument(
         "--effort",
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"instances={args.instances} must be 1 to {len(INSTANCES)}")
     check_targets(("json", args.json, None))
     require_solver()
-    given = args.policy or ["dysharp", "dysharp-l2"]
+    given = args.policy or list(POLICIES)
     contenders = [read_contender(name) for name in given]
     results = [result_of(instance, contenders, args.effort) for instance in INSTANCES[: args.instances]]
     if args.json:
@@ -181,6 +184,10 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
     """
     if contender.schedule is not None:
         return [(None, play(tiny.twin(tiny.fit(contender.schedule), Exposure()), _nobody))]
+    if contender.ahead is not None:
+        ahead = replace(contender.ahead, schedule=tiny.fit(contender.ahead.schedule))
+        choices = iter(look_ahead(tiny, ahead).choices)
+        return [(None, play(tiny.twin(ahead.schedule, ahead.exposure()), lambda _: next(choices)))]
     if contender.runs:
         return [_play_run(tiny, run) for run in contender.runs]
     twin = tiny.twin(tiny.fit(load_schedule("dysharp")), tiny.asked())

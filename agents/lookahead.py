@@ -10,16 +10,23 @@ it runs. It is a yardstick for what better decisions are worth, and a teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from agents.rollouts import Prepared
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.layout import ASK, GEMM
 
 KINDS = ("dispatch", "gemm")
+
+
+class Playable(Protocol):
+    """What can be started under any schedule."""
+
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure) -> Engine:
+        """Returns the layer at time zero."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Ahead:
     choices: list[int] = field(repr=False)
 
 
-def look_ahead(workload: Prepared, ahead: LookAhead) -> Ahead:
+def look_ahead(workload: Playable, ahead: LookAhead) -> Ahead:
     """Returns a workload played with look-ahead.
 
     Raises:

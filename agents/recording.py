@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from agents.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
 from agents.evaluation import Contender, EvaluationRow, env_of_random
+from agents.lookahead import LookAhead, look_ahead
 from agents.play import FIRST, choose_first, random_chooser
+from agents.rollouts import prepare
 from agents.run_folder import RunFolder
 from agents.training import read_spec
 from agents.weights import load_policy
@@ -67,7 +69,7 @@ def write_rows(
     for row in rows:
         key = (row.policy, row.seed)
         if key not in players:
-            players[key] = _player(by_name[row.policy], row.seed, env_of_random(contenders), len(workloads))
+            players[key] = _player(by_name[row.policy], row.seed, env_of_random(contenders), workloads)
         place = places[row.workload]
         decisions = players[key].record(row, workloads[place], place)
         label = re.sub(r"[^A-Za-z0-9.+-]+", "-", row.policy) + ("" if row.seed is None else f"-seed{row.seed}")
@@ -103,18 +105,34 @@ class _Player:
         )
 
 
-def _player(contender: Contender, seed: int | None, env_of_choosers: EnvSpec, num_workloads: int) -> _Player:
+def _player(
+    contender: Contender, seed: int | None, env_of_choosers: EnvSpec, workloads: Sequence[SuiteWorkload]
+) -> _Player:
     if contender.schedule is not None:
         return _Player(contender.schedule, Exposure(), _nobody)
+    if contender.ahead is not None:
+        return _player_ahead(contender.ahead, workloads)
     if contender.runs:
         run = next(run for run in contender.runs if read_spec(run).seed == seed)
         return _player_of_run(run)
-    chooser = choose_first if contender.name == FIRST else random_chooser(seed or 0, num_workloads)
+    chooser = choose_first if contender.name == FIRST else random_chooser(seed or 0, len(workloads))
 
     def answer(decision: Decision, place: int) -> int:
         return int(chooser({}, decision.mask[None], [place])[0])
 
     return _Player(load_schedule(env_of_choosers.schedule), env_of_choosers.exposure(), answer)
+
+
+def _player_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> _Player:
+    plans: dict[int, Iterator[int]] = {}
+
+    def answer(_: Decision, place: int) -> int:
+        if place not in plans:
+            (workload,) = prepare([workloads[place]])
+            plans[place] = iter(look_ahead(workload, ahead).choices)
+        return next(plans[place])
+
+    return _Player(ahead.schedule, ahead.exposure(), answer)
 
 
 def _player_of_run(run: RunFolder) -> _Player:

@@ -20,6 +20,8 @@ from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, LowerBound, ScheduleSpec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Decision
 from dysharp_env.system import SystemSpec, load_system
@@ -143,6 +145,11 @@ class TinyLayer:
     def asked(self, hold: bool = True) -> Exposure:
         """Returns the exposure of all that can be decided on this layer."""
         return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
+
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure) -> Engine:
+        """Returns a fitted schedule's engine at time zero."""
+        lowering = Lowering(self.costs, schedule.program(self.system, exposure), self.system.gpu.num_sms)
+        return Engine(lowering, self.workload, self.lower_bound_ps)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns a fitted schedule's twin at time zero."""

@@ -21,14 +21,18 @@ workloads:
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with the rows of a learned policy, random and first choices, and two schedules."""
+    """Returns a folder with the rows of a learned policy, random and first choices, look-ahead, and two schedules."""
     root = tmp_path_factory.mktemp("check")
     (root / "tiny.yaml").write_text(SUITE)
     settings = ["--set", "total_decisions=512", "--quiet", "--seed", "2"]
     assert train.main(["--config", "smoke", "--run-dir", str(root / "runs"), *settings]) == 0
     (run,) = (root / "runs").iterdir()
-    policies = [option for name in (str(run), "random", "first", "deepep") for option in ("--policy", name)]
-    argv = ["--suite", str(root / "tiny.yaml"), *policies, "--seeds-of-random", "1", "--seed", "4"]
+    policies = [
+        option
+        for name in (str(run), "random", "first", "deepep", "look-ahead:dysharp")
+        for option in ("--policy", name)
+    ]
+    argv = ["--suite", str(root / "tiny.yaml"), *policies, "--seeds-of-random", "1", "--rollouts", "50", "--seed", "4"]
     assert evaluate.main([*argv, "--decisions", str(root / "lists"), "--json", str(root / "rows.json")]) == 0
     return root / "lists"
 
@@ -42,14 +46,14 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
 ) -> None:
     stored = [read_decisions(path) for path in lists.iterdir()]
     rows = rows_of(lists)
-    assert len(stored) == len(rows) == 10
+    assert len(stored) == len(rows) == 12
     for row in rows:
         (match,) = [
             d for d in stored if (d.policy, d.seed, d.workload) == (row["policy"], row["seed"], row["workload"])
         ]
         assert match.makespan_ps == round(row["makespan_us"] * 1e6)
         assert len(match.choices) == (row["decisions"] if match.asked.kinds else 0)
-    assert sum(bool(d.choices) for d in stored) == 6  # the learned policy's, random and first choices
+    assert sum(bool(d.choices) for d in stored) == 8  # all but those of the two schedules
 
     def must_not_run(_: Any) -> None:
         raise AssertionError("the checker uses the engine")
@@ -57,7 +61,7 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
     monkeypatch.setattr(engine_module, "advance", must_not_run)
     assert check.main([str(lists)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "10 of 10 rows confirmed"
+    assert lines[-1] == "12 of 12 rows confirmed"
     assert all(line.startswith("confirmed") for line in lines[:-1])
 
 

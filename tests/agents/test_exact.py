@@ -145,7 +145,9 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
     settings = ["--set", "total_decisions=512", "--quiet", "--seed", "2"]
     assert train.main(["--config", "smoke", "--run-dir", str(tmp_path), *settings]) == 0
     (run,) = tmp_path.iterdir()
-    policies = [option for name in (str(run), "dysharp", "random", "first") for option in ("--policy", name)]
+    policies = [
+        option for name in (str(run), "look-ahead:dysharp-tuned", "random", "first") for option in ("--policy", name)
+    ]
     capsys.readouterr()
     assert exact.main(["--instances", "2", *policies, "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -153,7 +155,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
     for row in result["rows"]:
         assert row["is_proved"] and row["is_played"] and row["proved_us"] == row["optimum_us"]
         assert [(policy["policy"], policy["seed"]) for policy in row["rows"]] == [
-            ("smoke", 2), ("dysharp", None), ("random", 0), ("first", None)
+            ("smoke", 2), ("look-ahead:dysharp-tuned", None), ("random", 0), ("first", None)
         ]  # fmt: skip
         for policy in row["rows"]:
             assert row["lower_bound_us"] <= row["optimum_us"] <= policy["makespan_us"]
