@@ -67,8 +67,8 @@ def fault_of(decisions: DecisionList) -> str | None:
         return "the scenario and seed draw another routing than the one that was played"
     costs = Costs.of(system, workload.layer, decisions.scenario.compute_scale)
     program = decisions.schedule.program(system, decisions.asked.exposure())
-    scale_ps = LowerBound(system, workload.layer, costs).of(workload)
-    return _replay(Twin(workload, costs, program, system.gpu.num_sms, scale_ps), decisions)
+    bound = LowerBound(system, workload.layer, costs).of(workload)
+    return _replay(Twin(workload, costs, program, system.gpu.num_sms, bound), decisions)
 
 
 def _replay(twin: Twin, decisions: DecisionList) -> str | None:

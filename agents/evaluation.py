@@ -212,7 +212,7 @@ def _play_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> list[Pl
     rows = []
     for workload in prepare(workloads):
         end = look_ahead(workload, ahead)
-        rows.append(Played(workload.name, end.makespan_ps / 1e6, workload.bound_ps / 1e6, end.decisions))
+        rows.append(Played(workload.name, end.makespan_ps / 1e6, workload.bound.total_ps / 1e6, end.decisions))
     return rows
 
 

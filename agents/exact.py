@@ -151,7 +151,7 @@ def result_of(instance: TinyInstance, contenders: Sequence[Contender], effort: f
     ]
     return ExactResult(
         instance=instance.name,
-        lower_bound_us=tiny.lower_bound_ps / PS_PER_US,
+        lower_bound_us=tiny.bound.total_ps / PS_PER_US,
         proved_us=solved.bound_ps / PS_PER_US,
         optimum_us=best_ps / PS_PER_US,
         is_proved=solved.is_proved,

@@ -103,7 +103,7 @@ class ExactModel:
         self.used: dict[tuple[int, int], Variable] = {}  # whether a tile has tokens
         self.in_tile: dict[tuple[int, int, int], Variable] = {}  # by expert, token, tile
         self.makespan = self._time("makespan")
-        self.model.add(self.makespan >= tiny.lower_bound_ps)
+        self.model.add(self.makespan >= tiny.bound.total_ps)
         for gpu in self.gpus:
             self._dispatch(gpu)
         self._declare_pushes()

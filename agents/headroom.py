@@ -93,7 +93,7 @@ def measure(workload: Prepared, tuned: ScheduleSpec, episodes: int, rollouts: in
     ahead, own_ahead = (look_ahead(workload, LookAhead(schedule, rollouts)) for schedule in (tuned, own))
     return Headroom(
         workload=workload.name,
-        lower_bound_us=workload.bound_ps / 1e6,
+        lower_bound_us=workload.bound.total_ps / 1e6,
         dysharp_us=reference_us,
         rival=rivals[best].name,
         rival_us=rivals_us[best],

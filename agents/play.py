@@ -30,7 +30,7 @@ Chooser = Callable[[dict[str, np.ndarray], np.ndarray, Sequence[int]], np.ndarra
 # What an environment adds to a scenario, except the workloads it draws and the resolution that makes training cheap:
 # what a policy decides about. Results are always those of token resolution.
 _EXPOSURE_FIELDS = sorted(
-    EnvSpec.model_fields.keys() - ScenarioSpec.model_fields.keys() - {"seeds", "invalid_action", "resolution"}
+    EnvSpec.model_fields.keys() - ScenarioSpec.model_fields.keys() - {"suite", "seeds", "invalid_action", "resolution"}
 )
 
 

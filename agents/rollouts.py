@@ -9,7 +9,7 @@ import numpy as np
 
 from dysharp_env.schedules import Exposure, LowerBound, ScheduleSpec
 from dysharp_env.simulator.batch import Batch
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.workload.suite import SuiteWorkload
@@ -22,12 +22,12 @@ class Prepared:
     Attributes:
         item: The workload and its scenario.
         costs: What things take on its system.
-        bound_ps: What no schedule can beat.
+        bound: What no schedule can beat.
     """
 
     item: SuiteWorkload
     costs: Costs
-    bound_ps: int
+    bound: Bound
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Prepared:
         """
         system = self.item.scenario.system
         lowering = Lowering(self.costs, schedule.program(system, exposure), system.gpu.num_sms)
-        return Engine(lowering, self.item.workload, self.bound_ps)
+        return Engine(lowering, self.item.workload, self.bound)
 
 
 def prepare(items: Sequence[SuiteWorkload]) -> list[Prepared]:
@@ -51,8 +51,8 @@ def prepare(items: Sequence[SuiteWorkload]) -> list[Prepared]:
     for item in items:
         system = item.scenario.system
         costs = Costs.of(system, item.scenario.layer, item.entry.compute_scale)
-        bound_ps = LowerBound(system, item.scenario.layer, costs).of(item.workload)
-        prepared.append(Prepared(item, costs, bound_ps))
+        bound = LowerBound(system, item.scenario.layer, costs).of(item.workload)
+        prepared.append(Prepared(item, costs, bound))
     return prepared
 
 

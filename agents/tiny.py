@@ -19,7 +19,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, LowerBound, ScheduleSpec
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.twin import Twin
@@ -117,7 +117,7 @@ class TinyLayer:
     system: SystemSpec
     workload: Workload
     costs: Costs
-    lower_bound_ps: int
+    bound: Bound
 
     def fit(self, schedule: ScheduleSpec) -> ScheduleSpec:
         """Returns a schedule with this machine's primitives and one SM; its gates and rule stay.
@@ -149,12 +149,12 @@ class TinyLayer:
     def engine(self, schedule: ScheduleSpec, exposure: Exposure) -> Engine:
         """Returns a fitted schedule's engine at time zero."""
         lowering = Lowering(self.costs, schedule.program(self.system, exposure), self.system.gpu.num_sms)
-        return Engine(lowering, self.workload, self.lower_bound_ps)
+        return Engine(lowering, self.workload, self.bound)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns a fitted schedule's twin at time zero."""
         program = schedule.program(self.system, exposure)
-        return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.lower_bound_ps)
+        return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
 
 
 @dataclass(frozen=True)

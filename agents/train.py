@@ -18,7 +18,7 @@ from agents.run_folder import RunFolder
 from agents.training import Progress, TrainSpec, describe_result, read_spec, train
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.config import ConfigError, load_spec, preset_names
-from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 
@@ -125,8 +125,9 @@ def check_names(spec: TrainSpec) -> None:
     Raises:
         ConfigError: A scenario, schedule or suite is unknown or does not fit.
     """
-    system = TokenScheduleEnv(**spec.env.model_dump()).scenario.system
-    load_schedule(spec.reference).program(system)
+    reference = load_schedule(spec.reference)
+    for source in Episodes(spec.env, 1).sources:
+        reference.program(source.scenario.system)
     environments(spec.env, load_suite(spec.validation).draw()[:1])
 
 

@@ -97,7 +97,7 @@ class ScheduleVecEnv(VecEnv):
         info = {
             "final_info": self.episodes.info_of(index),
             "reference_us": self._simulate_reference(index),
-            "workload": self.episodes.run(index).engine.workload.name,
+            "workload": self._name(index),
             "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
             "terminal_observation": {name: array[index].copy() for name, array in self.episodes.observations.items()},
             "TimeLimit.truncated": not self.episodes.is_over[index],
@@ -109,15 +109,19 @@ class ScheduleVecEnv(VecEnv):
         """Returns the reference's makespan on the workload that a copy has finished, 0 without a reference."""
         if self._reference is None:
             return 0.0
-        episodes = self.episodes
-        workload = episodes.run(index).engine.workload
-        if workload.name not in self._reference_us:
+        name = self._name(index)
+        if name not in self._reference_us:
             if len(self._reference_us) >= _MOST_REFERENCES:
                 self._reference_us.clear()
-            scale = episodes.settings.compute_scale
-            done = simulate(episodes.scenario.system, workload, self._reference, compute_scale=scale)
-            self._reference_us[workload.name] = done.result().makespan_us
-        return self._reference_us[workload.name]
+            scenario, workload = self.episodes.source(index).scenario, self.episodes.run(index).engine.workload
+            scale = scenario.spec.compute_scale
+            done = simulate(scenario.system, workload, self._reference, compute_scale=scale)
+            self._reference_us[name] = done.result().makespan_us
+        return self._reference_us[name]
+
+    def _name(self, index: int) -> str:
+        """Returns the name of the workload that a copy has, no other's in a suite."""
+        return self.episodes.source(index).name(self.episodes.run(index).engine.workload)
 
     def close(self) -> None:
         """Does nothing: there are neither windows nor processes."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.network import Network
@@ -26,11 +26,11 @@ class Case(NamedTuple):
     costs: Costs
     program: Program
     num_sms: int
-    scale_ps: int
+    bound: Bound
 
     def engine(self, logging: bool = True) -> Engine:
         lowering = Lowering(self.costs, self.program, self.num_sms, logging)
-        return Engine(lowering, self.workload, self.scale_ps)
+        return Engine(lowering, self.workload, self.bound)
 
     def twin(self) -> Twin:
         return Twin(*self)
@@ -174,13 +174,18 @@ def draw_case(seed: int) -> Case:
     is_small = layer.hidden <= 200 or workload.num_tokens <= 40
     resolution = pick("token", "packet", "chunk") if is_small else pick("token", "token", "chunk")
     costs = Costs.of(system, layer, resolution=resolution)
-    case = Case(workload, costs, program, num_sms, int(rng.integers(10**5, 10**8)))
-    # Drawn last, so that the layers are what they were before there were networks and orders of tokens.
+    bound = Bound(int(rng.integers(10**5, 10**8)), 0, 0, 0)
+    case = Case(workload, costs, program, num_sms, bound)
+    # Drawn last, so that the layers are what they were before there were networks, orders of tokens and shares.
     networked = frozenset(range(kinds)) - program.exposed
     if networked and rng.random() >= 0.7:
         case = case.with_program(network=draw_network(rng, int(rng.integers(1, 10))), networked=networked)
     case = case.with_program(waves=bool(rng.random() < 0.4))
-    return case._replace(costs=replace(costs, slow_permille=int(pick(1000, 1000, 1300, 5000))))
+    case = case._replace(costs=replace(costs, slow_permille=int(pick(1000, 1000, 1300, 5000))))
+    # Shares of resources: none, some, and (which no bound says, but shares are cut) more than all.
+    total_ps = bound.total_ps
+    links_ps, gemms_ps, hbm_ps = (int(pick(0, rng.integers(total_ps), rng.integers(10**8))) for _ in range(3))
+    return case._replace(bound=Bound(total_ps, links_ps, gemms_ps, hbm_ps))
 
 
 def draw_network(rng: np.random.Generator, width: int) -> Network:
@@ -208,7 +213,8 @@ def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Pr
         gpu_of_expert=np.arange(layer.experts) * system.num_gpus // layer.experts,
         name="made",
     )
-    return Case(workload, Costs.of(system, layer), program, system.gpu.num_sms, scale_ps)
+    bound = Bound(scale_ps, scale_ps // 2, scale_ps // 3, scale_ps // 4)
+    return Case(workload, Costs.of(system, layer), program, system.gpu.num_sms, bound)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.envs.sources import Source, read_sources
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import LayerRun, Starter, load_schedule
+from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.warmup import ensure_compiled
@@ -38,7 +39,7 @@ class Episodes:
 
     Attributes:
         settings: What every copy is.
-        scenario: What workloads are drawn from.
+        sources: What workloads are drawn from: one, or a suite's entries.
         schedule: What is learned on top of.
         observation_space, action_space: Of one copy.
         batch: The layers and what their decisions show.
@@ -47,7 +48,7 @@ class Episodes:
     """
 
     def __init__(self, settings: EnvSpec, num_copies: int, *, threads: int = 1, logging: bool = False):
-        """Reads the scenario and schedule, and says so if the engine must be compiled; ``place`` starts copies.
+        """Reads the scenarios and schedule, and says so if the engine must be compiled; ``place`` starts copies.
 
         Args:
             settings: What every copy is.
@@ -60,17 +61,8 @@ class Episodes:
         """
         ensure_compiled()
         self.settings = settings
-        self.scenario = settings.build()
         self.schedule = load_schedule(settings.schedule)
-        self._starter = Starter(
-            self.scenario.system,
-            self.scenario.layer,
-            self.schedule,
-            exposure=settings.exposure(),
-            compute_scale=settings.compute_scale,
-            resolution=settings.resolution,
-            logging=settings.log or logging,
-        )
+        self.sources = read_sources(settings, self.schedule, settings.log or logging)
         size = settings.max_candidates
         self.observation_space = cast("spaces.Space[dict[str, np.ndarray]]", settings.observation_space())
         self.action_space = settings.action_space()
@@ -82,6 +74,7 @@ class Episodes:
         self.is_over = np.zeros(num_copies, bool)
         self._copies = np.arange(num_copies)
         self._runs: list[LayerRun | None] = [None] * num_copies
+        self._source_of = [self.sources[0]] * num_copies
         self._streams: list[np.random.Generator | None] = [None] * num_copies
         self._bound_ps = np.ones(num_copies, np.int64)
         self._rewarded_ps = np.zeros(num_copies, np.int64)
@@ -100,32 +93,41 @@ class Episodes:
             raise RuntimeError("call reset first: no layer is being scheduled")
         return run
 
-    def draw(self, stream: np.random.Generator, options: Mapping[str, Any]) -> Workload:
-        """Returns the workload that the options of a reset choose, or one drawn by a seed from the stream.
+    def source(self, copy: int) -> Source:
+        """Returns what the layer of a copy was drawn from, or before it has one, the first of all sources."""
+        return self._source_of[copy]
+
+    def draw(self, stream: np.random.Generator, options: Mapping[str, Any]) -> tuple[Source, Workload]:
+        """Returns what the options of a reset choose: an entry of the suite and a workload of it.
+
+        What they leave open is drawn from the stream, the entry before the workload's seed.
 
         Raises:
             ConfigError: An option is unknown, or the workload does not fit the scenario.
         """
         for key in options:
-            require_choice("reset option", key, ("workload", "workload_seed"))
+            require_choice("reset option", key, ("entry", "workload", "workload_seed"))
+        source = self._choose_source(stream, options)
         if "workload" in options:
-            return self._fitting(options["workload"])
+            return source, source.fitting(options["workload"])
         if "workload_seed" in options:
             seed = options["workload_seed"]
             if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
                 raise ConfigError(f"reset option workload_seed={seed!r} must be a whole number that is not negative")
-            return self.scenario.draw(int(seed))
-        first, last = self.settings.seeds or (0, 2**31)
-        return self.scenario.draw(int(stream.integers(first, last)))
+            return source, source.scenario.draw(int(seed))
+        return source, source.draw(stream)
 
-    def _fitting(self, workload: object) -> Workload:
-        if not isinstance(workload, Workload):
-            raise ConfigError(f"reset option workload={workload!r} must be a Workload")
-        if workload.num_gpus != self.scenario.system.num_gpus:
-            raise ConfigError(f"the workload has {workload.num_gpus} GPUs, the system {self.scenario.system.num_gpus}")
-        if workload.layer != self.scenario.layer:
-            raise ConfigError(f"the workload's layer '{workload.layer.name}' is not the environment's")
-        return workload
+    def _choose_source(self, stream: np.random.Generator, options: Mapping[str, Any]) -> Source:
+        count = len(self.sources)
+        if "entry" in options:
+            entry = options["entry"]
+            if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not 0 <= entry < count:
+                raise ConfigError(f"reset option entry={entry!r} must be a whole number from 0 to {count - 1}")
+            return self.sources[entry]
+        if "workload" in options and count > 1:
+            raise ConfigError(f"reset option workload needs entry, which of the suite's {count} entries it is of")
+        # One source takes nothing from the stream.
+        return self.sources[int(stream.integers(count)) if count > 1 else 0]
 
     def stream(self, copy: int) -> np.random.Generator:
         """Returns the random stream that ``restart`` draws a copy's workloads from."""
@@ -147,12 +149,12 @@ class Episodes:
             ConfigError: See ``draw``.
         """
         stream = self.stream(copy) if seed is None else self._seed(copy, seed)
-        self.place(copy, self.draw(stream, options or {}))
+        self.place(copy, *self.draw(stream, options or {}))
 
-    def place(self, copy: int, workload: Workload) -> None:
+    def place(self, copy: int, source: Source, workload: Workload) -> None:
         """Gives a copy a new layer, which the next ``advance`` or ``step`` takes to its first decision."""
-        run = self._starter.start(workload)
-        self._runs[copy] = run
+        run = source.starter.start(workload)
+        self._runs[copy], self._source_of[copy] = run, source
         self.batch.place(copy, run.engine)
         self._bound_ps[copy] = run.lower_bound_ps
         for array in (self.is_over, self._rewarded_ps, self._invalid, self._invalid_in_a_row, *self._final.values()):

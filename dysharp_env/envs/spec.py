@@ -1,4 +1,4 @@
-"""What an environment is made of: a scenario, the schedule that is learned on top of, and what is asked."""
+"""What an environment is made of: a scenario or suite, the schedule that is learned on top of, and what is asked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from dysharp_env.workload import ScenarioSpec
 
 
 class EnvSpec(ScenarioSpec):
-    """A scenario, the schedule that is learned on top of, and what is asked."""
+    """A scenario or a suite, the schedule that is learned on top of, and what is asked."""
 
+    suite: str | None = None
+    """A suite preset or YAML file whose entries take the place of the scenario: each episode draws one of them, and one
+    of its seeds. None plays the scenario that the other settings describe."""
     schedule: str = "dysharp"
     """A schedule preset or YAML file: primitives, readiness, costs, SM groups, and the rule of kinds not exposed."""
     exposed: tuple[Literal["split", "dispatch", "gemm", "combine"], ...] = ("dispatch", "gemm", "combine")
@@ -50,6 +53,10 @@ class EnvSpec(ScenarioSpec):
             raise ValueError("splits must offer at least two SM splits when 'split' is exposed")
         if len(set(self.exposed)) < len(self.exposed):
             raise ValueError(f"exposed={list(self.exposed)} names a decision kind twice")
+        if self.suite is not None:
+            for name in (*ScenarioSpec.model_fields, "seeds"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}={getattr(self, name)!r} has no effect with a suite, whose entries say it")
         if self.seeds is not None and not 0 <= self.seeds[0] < self.seeds[1] <= 2**63:
             raise ValueError(f"seeds={list(self.seeds)} must be a range [first, last) with 0 <= first < last <= 2**63")
         return self

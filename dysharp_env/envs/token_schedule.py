@@ -14,6 +14,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.schedules import LayerRun
 from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, DECISION_KINDS, FEATURE_MEANINGS, FEATURES
+from dysharp_env.workload import Scenario
 
 
 class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
@@ -53,6 +54,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Starting state and end
     ``reset`` draws a workload; ``options={{"workload_seed": n}}`` or ``options={{"workload": Workload}}`` choose it.
+    With ``suite="NAME"`` it first draws an entry of the suite, or takes ``options={{"entry": n}}``.
     The episode terminates when the last token is combined; it is truncated only by masked actions.
 
     ## Info
@@ -62,8 +64,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     and the mean utilisation of ``uplink``, ``downlink``, ``sm``, ``hbm`` as ``NAME_utilisation``.
 
     ## Arguments
-    The fields of ``EnvSpec``, which are those of ``ScenarioSpec`` and a few more; ``render_mode`` is ``ansi``,
-    ``rgb_array`` or None.
+    The fields of ``EnvSpec``, which are those of ``ScenarioSpec`` (or a ``suite`` in their place) and a few more;
+    ``render_mode`` is ``ansi``, ``rgb_array`` or None.
 
     ## Many at once
     ``gymnasium.make_vec`` with ``vectorization_mode="vector_entry_point"`` gives ``TokenScheduleVectorEnv``, whose
@@ -99,9 +101,13 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         self.render_mode = render_mode
         self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v0")
         self._episodes = Episodes(self.settings, 1, logging=render_mode == "rgb_array")
-        self.scenario = self._episodes.scenario
         self.observation_space = self._episodes.observation_space
         self.action_space = self._episodes.action_space
+
+    @property
+    def scenario(self) -> Scenario:
+        """What the layer being scheduled was drawn from; of a suite the first entry's, before there is a layer."""
+        return self._episodes.source(0).scenario
 
     @property
     def run(self) -> LayerRun:
@@ -118,14 +124,15 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         """Starts a new layer and runs it to its first decision.
 
         Args:
-            seed: Seeds the stream that workload seeds are drawn from.
-            options: ``workload_seed`` chooses the routing by its seed, ``workload`` gives it.
+            seed: Seeds the stream that entries of the suite and workload seeds are drawn from.
+            options: ``entry`` chooses an entry of the suite by its place in it, ``workload_seed`` the routing by its
+                seed; ``workload`` gives it.
 
         Raises:
             ConfigError: An option is unknown, or the workload does not fit the scenario.
         """
         super().reset(seed=seed)
-        self._episodes.place(0, self._episodes.draw(self.np_random, options or {}))
+        self._episodes.place(0, *self._episodes.draw(self.np_random, options or {}))
         self._episodes.advance()
         return self._observation(), self._episodes.info_of(0)
 

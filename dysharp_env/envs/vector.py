@@ -15,6 +15,7 @@ from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import LayerRun
+from dysharp_env.workload import Scenario
 
 Observations = dict[str, np.ndarray]
 
@@ -69,13 +70,17 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v0")
         self._episodes = Episodes(self.settings, num_envs, threads=threads, logging=render_mode == "rgb_array")
-        self.scenario = self._episodes.scenario
         self.single_observation_space = self._episodes.observation_space
         self.single_action_space = self._episodes.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = MultiDiscrete(np.full(num_envs, self.settings.max_candidates))
         self._copy = copy
         self._autoreset = np.zeros(num_envs, bool)
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """What the layers being scheduled were drawn from."""
+        return tuple(self._episodes.source(index).scenario for index in range(self.num_envs))
 
     @property
     def runs(self) -> tuple[LayerRun, ...]:

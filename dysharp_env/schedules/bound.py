@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.costs import PS_PER_S, Costs
+from dysharp_env.simulator.costs import PS_PER_S, Bound, Costs
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.demand import Demand
@@ -61,13 +61,14 @@ class LowerBound:
             byte_ps=PS_PER_S / costs.hbm_bytes_per_s,
         )
 
-    def of(self, workload: Workload) -> int:
-        """Returns a time that no schedule of a workload of this layer can beat, in picoseconds."""
+    def of(self, workload: Workload) -> Bound:
+        """Returns a time that no schedule of a workload of this layer can beat, and what it is made of."""
         demand, times = workload.demand, self._times
         counts = np.empty((_NUM_COUNTS, workload.num_gpus), np.int64)
         _count(demand, workload.tokens_per_gpu, self._store_ps, self._request_ps, counts)
         links_ps = _links(counts, self._dispatch, self._combine, times)
-        return self._launch_ps + max(links_ps, _compute(demand, workload.gpu_of_expert, times), 1)
+        longest_ps, gemms_ps, hbm_ps = _compute(demand, workload.gpu_of_expert, times)
+        return Bound(self._launch_ps + max(links_ps, longest_ps, 1), links_ps, gemms_ps, hbm_ps)
 
 
 class _Times(NamedTuple):
@@ -129,10 +130,11 @@ def _links(counts: np.ndarray, dispatch: np.ndarray, combine: np.ndarray, times:
 
 
 @njit(cache=True)
-def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> int:
+def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[int, int, int]:
     """Returns the time the busiest GPU needs for its experts, or a single token for its way to one and back.
 
-    A GPU's time is from the first token there to the last one home.
+    A GPU's time is from the first token there to the last one home. With it comes what the SMs of the busiest GPU alone
+    need, and what the HBM of the busiest.
     """
     num_gpus = len(demand.local_pairs)
     sm_ps, read_bytes, accesses = (
@@ -148,16 +150,19 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> int:
         # A token causes at most two accesses, an expert two more.
         accesses[gpu] += 2 * tokens + 2
     longest_ps = times.one_token_ps if demand.remote_pairs.any() else 0
+    most_sms_ps, most_hbm_ps = 0, 0
     for gpu in range(num_gpus):
         # Each access rounds down by less than a picosecond.
         hbm_ps = np.int64(np.floor(read_bytes[gpu] * times.byte_ps)) - accesses[gpu]
+        most_sms_ps = max(most_sms_ps, sm_ps[gpu] // times.num_sms)
+        most_hbm_ps = max(most_hbm_ps, hbm_ps)
         work_ps = max(sm_ps[gpu] // times.num_sms, hbm_ps)
         if work_ps > 0:
             is_local = demand.local_pairs[gpu] > 0
             head_ps = times.local_arrival_ps if is_local else times.arrival_ps
             tail_ps = 0 if is_local else 2 * times.hop_ps
             longest_ps = max(longest_ps, head_ps + work_ps + tail_ps)
-    return longest_ps
+    return longest_ps, most_sms_ps, most_hbm_ps
 
 
 def _weights(needs: Needs) -> np.ndarray:

@@ -67,8 +67,8 @@ class Starter:
         Raises:
             ConfigError: The workload is too large for exact integer time.
         """
-        bound_ps = self._bound.of(workload)
-        return LayerRun(Engine(self._lowering, workload, bound_ps), bound_ps)
+        bound = self._bound.of(workload)
+        return LayerRun(Engine(self._lowering, workload, bound), bound.total_ps)
 
 
 def simulate(

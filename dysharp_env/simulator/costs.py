@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,22 @@ PS_PER_US = 10**6
 UNLIMITED = 2**40
 RESOLUTIONS = ("token", "packet", "chunk")
 Flits = TypeVar("Flits", int, np.ndarray)
+
+
+class Bound(NamedTuple):
+    """A time that no schedule can beat, and what each kind of resource alone needs of it.
+
+    Attributes:
+        total_ps: The time; what times are compared with in what decisions show.
+        links_ps: What the busiest link or reduction unit needs, hops included.
+        gemms_ps: What the SMs of the busiest GPU need for the GEMMs of its experts.
+        hbm_ps: What the HBM of the busiest GPU needs for its experts.
+    """
+
+    total_ps: int
+    links_ps: int
+    gemms_ps: int
+    hbm_ps: int
 
 
 @dataclass(frozen=True)

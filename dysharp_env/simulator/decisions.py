@@ -335,6 +335,9 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x[13] = fraction(g.dispatch_in_flight, s.dispatch_sms * s.dispatch_slots)
     x[14] = fraction(g.combine_in_flight, s.combine_sms * s.combine_slots)
     x[15] = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
+    x[16] = fraction(s.links_ps, s.scale_ps)
+    x[17] = fraction(s.gemms_ps, s.scale_ps)
+    x[18] = fraction(s.hbm_ps, s.scale_ps)
 
 
 @njit(cache=True, error_model="numpy")

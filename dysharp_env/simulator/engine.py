@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dysharp_env.simulator import layout
+from dysharp_env.simulator.costs import Bound
 from dysharp_env.simulator.kernel import advance
 from dysharp_env.simulator.layout import Seat, State
 from dysharp_env.simulator.lowering import Lowering
@@ -37,10 +38,10 @@ class Decision:
 class Engine:
     """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``."""
 
-    def __init__(self, lowering: Lowering, workload: Workload, scale_ps: int):
+    def __init__(self, lowering: Lowering, workload: Workload, bound: Bound):
         """Sets the layer up; see ``Lowering.lower``."""
         self.workload, self.costs, self.program = workload, lowering.costs, lowering.program
-        self.state: State = lowering.lower(workload, scale_ps)
+        self.state: State = lowering.lower(workload, bound)
 
     @property
     def now_ps(self) -> int:

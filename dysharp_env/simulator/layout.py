@@ -123,6 +123,7 @@ _PARAMETERS = (
     # schedule
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
     "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
+    "links_ps gemms_ps hbm_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
     "networked network_width wire_entries pool_capacity wheel_slots wheel_shift "
@@ -254,6 +255,9 @@ CONTEXT_MEANINGS = {
     "dispatch_in_flight": "fraction of the vectors that the dispatch group may keep in flight",
     "combine_in_flight": "the same for the combine group",
     "all_combined": "fraction of all tokens combined",
+    "link_share": "what the busiest link alone needs over the lower bound: near 1 if links bind",
+    "gemm_share": "the same for the SMs of the GPU with the most GEMM work",
+    "hbm_share": "the same for the HBM that expert weights and tokens keep busiest",
 }
 CONTEXT = tuple(CONTEXT_MEANINGS)
 

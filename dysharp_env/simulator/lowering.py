@@ -10,7 +10,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.block import Block
-from dysharp_env.simulator.costs import PS_PER_S, Costs
+from dysharp_env.simulator.costs import PS_PER_S, Bound, Costs
 from dysharp_env.simulator.layout import NO_TIME, NOTHING, State
 from dysharp_env.simulator.ordering import token_order
 from dysharp_env.simulator.planes import vector_planes
@@ -56,12 +56,12 @@ class Lowering:
         self._num_sms, self._logging = num_sms, logging
         self._last: _Frame | None = None
 
-    def lower(self, workload: Workload, scale_ps: int) -> State:
+    def lower(self, workload: Workload, bound: Bound) -> State:
         """Returns the state in which nothing has happened yet.
 
         Args:
             workload: Routing of one layer.
-            scale_ps: What times are compared with in features; the workload's lower bound.
+            bound: The workload's lower bound, which times are compared with in what decisions show.
 
         Raises:
             ConfigError: The workload is too large for exact integer time.
@@ -77,7 +77,8 @@ class Lowering:
         state = frame.block.build(num_pairs, num_nodes, num_pairs if costs.resolution == "chunk" else 0)
         root = state.root
         root["partial0"], root["store0"], root["sum0"] = partial0, store0, sum0
-        root["scale_ps"] = max(1, scale_ps)
+        root["scale_ps"] = max(1, bound.total_ps)
+        root["links_ps"], root["gemms_ps"], root["hbm_ps"] = bound.links_ps, bound.gemms_ps, bound.hbm_ps
         routed = Routed(*(getattr(state, name) for name in Routed._fields))
         ids, placement = workload.topk_ids, workload.gpu_of_expert
         follow_routing(

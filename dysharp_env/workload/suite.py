@@ -36,6 +36,18 @@ class SuiteEntry(ScenarioSpec):
         """Returns the scenario's options without the seeds."""
         return {name: getattr(self, name) for name in ScenarioSpec.model_fields}
 
+    def label(self, scenario: Scenario) -> str:
+        """Returns machine, model and size of the entry's scenario, as names of its workloads in a suite begin."""
+        layer, num_gpus = scenario.layer, scenario.system.num_gpus
+        size = f"{_stem(self.system)} x{num_gpus} {layer.name} top-{layer.top_k} {self.tokens} tokens"
+        if self.direction == "backward":
+            size += " backward"
+        if self.compute_scale != 1.0:
+            size += f" compute x{self.compute_scale:g}"
+        if self.slow_gpu != 1.0:
+            size += f" GPU 0 x{self.slow_gpu:g}"
+        return size
+
 
 class SuiteSpec(Spec):
     """Workloads to evaluate on."""
@@ -60,13 +72,31 @@ class SuiteSpec(Spec):
         Raises:
             ConfigError: An entry names something unknown, or two entries draw the same workload.
         """
-        drawn = [item for entry in self.workloads for item in _draw_entry(self.name, entry)]
+        drawn = [item for entry in self.workloads for item in self._draw_entry(entry)]
         seen: set[str] = set()
         for item in drawn:
             if item.name in seen:
                 raise ConfigError(f"suite '{self.name}' holds the workload '{item.name}' twice")
             seen.add(item.name)
         return drawn
+
+    def build(self, entry: SuiteEntry) -> Scenario:
+        """Returns the scenario of one of the entries.
+
+        Raises:
+            ConfigError: It names something unknown; the message begins with the suite's name.
+        """
+        try:
+            return entry.build()
+        except ConfigError as error:
+            raise ConfigError(f"suite '{self.name}': {error}") from None
+
+    def _draw_entry(self, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
+        scenario = self.build(entry)
+        first, count = entry.seeds
+        for seed in range(first, first + count):
+            workload = scenario.draw(seed)
+            yield SuiteWorkload(f"{entry.label(scenario)}, {workload.name}", entry, seed, scenario, workload)
 
 
 @dataclass(frozen=True)
@@ -86,25 +116,6 @@ class SuiteWorkload:
     seed: int
     scenario: Scenario
     workload: Workload
-
-
-def _draw_entry(suite: str, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
-    try:
-        scenario = entry.build()
-    except ConfigError as error:
-        raise ConfigError(f"suite '{suite}': {error}") from None
-    first, count = entry.seeds
-    layer, num_gpus = scenario.layer, scenario.system.num_gpus
-    size = f"{_stem(entry.system)} x{num_gpus} {layer.name} top-{layer.top_k} {entry.tokens} tokens"
-    if entry.direction == "backward":
-        size += " backward"
-    if entry.compute_scale != 1.0:
-        size += f" compute x{entry.compute_scale:g}"
-    if entry.slow_gpu != 1.0:
-        size += f" GPU 0 x{entry.slow_gpu:g}"
-    for seed in range(first, first + count):
-        workload = scenario.draw(seed)
-        yield SuiteWorkload(f"{size}, {workload.name}", entry, seed, scenario, workload)
 
 
 def _stem(name_or_path: str) -> str:

@@ -88,8 +88,8 @@ def test_a_hand_worked_optimum() -> None:
     tiny = TinyInstance(2, 1, 4, "multicast", 0.01, 0).build()
     topk_ids = np.array([[0, 2], [3, 1]])  # experts 0 and 1 are on GPU 0
     workload = Workload(tiny.workload.layer, 2, 1, topk_ids, tiny.workload.gpu_of_expert, "by hand")
-    bound_ps = LowerBound(tiny.system, workload.layer, tiny.costs).of(workload)
-    tiny = replace(tiny, workload=workload, lower_bound_ps=bound_ps)
+    bound = LowerBound(tiny.system, workload.layer, tiny.costs).of(workload)
+    tiny = replace(tiny, workload=workload, bound=bound)
     start = play_randomly(tiny, False, 0)
     solved = exact.solve(tiny, start, effort=10.0)
     # 114688 values of 2 B are 1792 packets of 8 data flits and a header, and a target flit in a multicast store: 17920
@@ -135,7 +135,7 @@ def test_the_optimum_is_the_least_of_all_schedules_the_engine_can_play(instance:
     ends_ps = list(all_ends_ps(tiny))
     solved = exact.solve(tiny, play_randomly(tiny, False, 0), effort=10.0)
     assert len(ends_ps) > 500 and len(set(ends_ps)) > 5
-    assert solved.is_proved and tiny.lower_bound_ps < solved.times.makespan_ps == min(ends_ps)
+    assert solved.is_proved and tiny.bound.total_ps < solved.times.makespan_ps == min(ends_ps)
     assert play_solved(tiny, solved, tiny.fit(load_schedule("dysharp"))).makespan_ps == min(ends_ps)
 
 

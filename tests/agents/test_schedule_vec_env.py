@@ -6,6 +6,7 @@ from agents.vec_env import ScheduleVecEnv
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.workload.suite import load_suite
 
 SPEC = EnvSpec(model="olmoe", gpus=4, tokens=12, routing="uniform", max_candidates=16)
 
@@ -85,7 +86,7 @@ def test_the_baseline_is_the_reference_on_the_same_workload_and_only_in_the_last
         workload = relative.episodes.run(0).engine.workload
         _, other, _, infos = relative.step(action)
         if done[0]:
-            scenario = relative.episodes.scenario
+            scenario = relative.episodes.source(0).scenario
             expected = simulate(scenario.system, workload, load_schedule("deepep")).result()
             assert infos[0]["reference_us"] == expected.makespan_us
             assert np.isclose(other[0] - reward[0], expected.ratio)
@@ -93,3 +94,20 @@ def test_the_baseline_is_the_reference_on_the_same_workload_and_only_in_the_last
             return
         assert other[0] == reward[0]
     raise AssertionError("the episode did not end")
+
+
+def test_references_of_a_suite_are_those_of_each_entry() -> None:
+    """Workloads of two entries may have one name, so a makespan is remembered for the entry as well."""
+    batch = ScheduleVecEnv(EnvSpec(suite="smoke", max_candidates=16), 4, "dysharp")
+    batch.seed(0)
+    batch.reset()
+    found: dict[str, float] = {}
+    while len(found) < 4:
+        _, _, dones, infos = batch.step(batch.env_method("action_masks").argmax(axis=1))
+        for index in np.flatnonzero(dones):
+            found[infos[index]["workload"]] = infos[index]["reference_us"]
+    expected = {
+        item.name: simulate(item.scenario.system, item.workload, load_schedule("dysharp")).result().makespan_us
+        for item in load_suite("smoke").draw()
+    }
+    assert found == expected

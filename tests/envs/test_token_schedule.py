@@ -195,6 +195,48 @@ def test_bad_reset_options_give_one_clear_line(options, message):
         make().reset(options=options)
 
 
+def test_a_suite_is_drawn_from_entry_by_entry_and_seed_by_seed():
+    env = TokenScheduleEnv(suite="smoke")
+    drawn = {}
+    for episode in range(24):
+        env.reset(seed=1 if episode == 0 else None)
+        drawn.setdefault(env.scenario.spec.routing, set()).add(env.run.engine.workload.name)
+    # Both entries, both seeds of each, and no other.
+    assert {routing: len(names) for routing, names in drawn.items()} == {"uniform": 2, "dsv2-lite": 2}
+
+
+def test_an_entry_of_a_suite_and_a_workload_of_it_can_be_chosen():
+    env = TokenScheduleEnv(suite="smoke")
+    env.reset(options={"entry": 1, "workload_seed": 77})
+    assert env.scenario.system.num_gpus == 4
+    workload = env.run.engine.workload
+    other = TokenScheduleEnv(model="olmoe", gpus=4, tokens=24, routing="dsv2-lite")
+    other.reset(options={"workload_seed": 77})
+    assert np.array_equal(workload.topk_ids, other.run.engine.workload.topk_ids)
+    env.reset(options={"entry": 1, "workload": other.run.engine.workload})
+    assert env.run.engine.workload is other.run.engine.workload
+    for options, message in (
+        ({"entry": 2}, "reset option entry=2 must be a whole number from 0 to 1"),
+        ({"workload": workload}, "reset option workload needs entry, which of the suite's 2 entries it is of"),
+        ({"entry": 0, "workload": workload}, "the workload has 4 GPUs, the system 8"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            env.reset(options=options)
+    with pytest.raises(ValueError, match=re.escape("suite='smok' is unknown")):
+        TokenScheduleEnv(suite="smok")
+
+
+def test_the_context_says_what_binds():
+    shares = {}
+    for scale in (0.001, 1000.0):
+        env = make(compute_scale=scale, tokens=1024)
+        observation, _ = env.reset(seed=0)
+        shares[scale] = dict(zip(CONTEXT[-3:], observation["context"][-3:], strict=True))
+    assert shares[0.001]["link_share"] > 0.5 > 0.01 > max(shares[0.001]["gemm_share"], shares[0.001]["hbm_share"])
+    assert shares[1000.0]["link_share"] < 0.01
+    assert max(shares[1000.0]["gemm_share"], shares[1000.0]["hbm_share"]) > 0.99
+
+
 def test_a_workload_of_another_layer_is_refused():
     with pytest.raises(ValueError, match="the workload's layer 'olmoe' is not the environment's"):
         make().reset(options={"workload": make(model="olmoe").scenario.draw(0)})
@@ -260,6 +302,7 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
         ({"exposed": ()}, "exposed must name at least one decision kind"),
         ({"render_mode": "human"}, "render_mode='human' is unknown; choose from ['ansi', 'rgb_array']"),
         ({"schedule": "dysharq"}, "schedule='dysharq' is unknown"),
+        ({"suite": "smoke"}, "gpus=4 has no effect with a suite, whose entries say it"),
     ],
 )
 def test_bad_settings_give_one_clear_line(settings, message):

@@ -199,3 +199,21 @@ def test_gymnasium_s_vector_wrappers_count_its_episodes():
             assert infos[index]["episode"]["r"] == pytest.approx(-infos[index]["ratio"])
         ended += int(terminated.sum())
     assert len(counted.return_queue) == ended
+
+
+def test_copies_of_a_suite_play_what_they_would_play_alone():
+    settings = {"suite": "smoke", "max_candidates": 16}
+    mine = gymnasium.make_vec(ENV_ID, 3, "vector_entry_point", **settings)
+    other = gymnasium.make_vec(ENV_ID, 3, "sync", **settings)
+    rng = np.random.default_rng(4)
+    got, expected = mine.reset(seed=2), other.reset(seed=2)
+    assert_same(got, expected)
+    sizes = set()
+    episodes = 0
+    while episodes < 9:
+        actions = choices(mine.action_masks(), rng)
+        got, expected = mine.step(actions), other.step(actions)
+        assert_same(got, expected)
+        episodes += int(got[2].sum())
+        sizes |= {scenario.system.num_gpus for scenario in mine.scenarios}
+    assert sizes == {4, 8}  # both entries have been played

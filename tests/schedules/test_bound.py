@@ -76,7 +76,9 @@ def test_a_busy_uplink_sets_it():
     # sum of the other GPU's token: 304 flits of 16 B at 450 GB/s. Down come a store and a sum. One launch, two hops.
     store_ps, ack_ps = 144 * 16 * 1000 // 450, 16 * 16 * 1000 // 450
     expected = costs.launch_ps + 4000 * (2 * store_ps + ack_ps) + 500_000
-    assert LowerBound(system, workload.layer, costs).of(workload) == expected
+    bound = LowerBound(system, workload.layer, costs).of(workload)
+    assert bound.total_ps == expected == costs.launch_ps + bound.links_ps
+    assert max(bound.gemms_ps, bound.hbm_ps) < 0.01 * expected
 
 
 def test_local_tokens_cost_no_link():
@@ -89,7 +91,11 @@ def test_local_tokens_cost_no_link():
     read = 64 * (2048 + 256) + 2 * 1024 * 128 * 2
     hbm_ps = costs.hbm_ps(read)
     bound = LowerBound(system, workload.layer, costs).of(workload)
-    assert bound == pytest.approx(costs.launch_ps + costs.memory_ps + max(sm_ps, hbm_ps), abs=200)
+    assert bound.total_ps == pytest.approx(costs.launch_ps + costs.memory_ps + max(sm_ps, hbm_ps), abs=200)
+    assert bound.links_ps == 0
+    blocks_ps = sum(costs.blocks) * costs.block_overhead_ps // system.gpu.num_sms
+    assert bound.gemms_ps == pytest.approx(sm_ps + blocks_ps, abs=200)
+    assert bound.hbm_ps == pytest.approx(hbm_ps, abs=200)
 
 
 def test_in_switch_primitives_lower_it():
@@ -101,7 +107,7 @@ def test_in_switch_primitives_lower_it():
     ids = np.argsort(rng.random((8 * 64, 256)), axis=1)[:, :8]
     workload = Workload(layer, 8, 64, ids, np.arange(256) // 32, "uniform")
     costs = Costs.of(full, layer, 1e-4)
-    bound_ps = [LowerBound(system, layer, costs).of(workload) for system in (plain, full)]
+    bound_ps = [LowerBound(system, layer, costs).of(workload).total_ps for system in (plain, full)]
     assert bound_ps[0] > 1.3 * bound_ps[1]
 
 
@@ -118,7 +124,7 @@ def test_it_counts_every_vector_request_and_acknowledgement(random_case):
         costs = dataclasses.replace(case.costs, **free)
         system = load_system("dgx-h100").with_changes(switch)
         busiest_ps = max(max(needs) for needs in link_needs(case.workload, costs, dispatch, combine))
-        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload) - costs.launch_ps
+        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload).total_ps - costs.launch_ps
         assert bound_ps >= busiest_ps, (seed, dispatch, combine)
         one_token_ps = costs.wire_ps(costs.dispatch_flits() + costs.combine_flits())
         if busiest_ps > one_token_ps + 1000:
@@ -188,7 +194,7 @@ def test_no_random_program_on_a_random_machine_beats_it(random_case):
         # The bound knows of a system its primitives, here all of them, and its SMs; a program pays what stands first.
         system = load_system("dgx-h100").with_changes({"gpu.num_sms": case.num_sms})
         costs = dataclasses.replace(case.costs, launch_ps=case.program.pays_ps[0])
-        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload)
+        bound_ps = LowerBound(system, case.workload.layer, costs).of(case.workload).total_ps
         assert case.engine(logging=False).run().now_ps >= bound_ps, seed
 
 

@@ -107,6 +107,9 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_sms * twin.dispatch_window.slots),
         "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_sms * twin.combine_window.slots),
         "all_combined": (of_all - twin.tokens_left) / of_all,
+        "link_share": fraction(twin.bound.links_ps, twin.scale_ps),
+        "gemm_share": fraction(twin.bound.gemms_ps, twin.scale_ps),
+        "hbm_share": fraction(twin.bound.hbm_ps, twin.scale_ps),
     }
 
 

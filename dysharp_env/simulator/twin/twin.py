@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.costs import PS_PER_S, Costs
+from dysharp_env.simulator.costs import PS_PER_S, Bound, Costs
 from dysharp_env.simulator.layout import (
     BROADCAST,
     COMBINE,
@@ -70,7 +70,7 @@ class Twin:
         served, sequence: Events served and events pushed so far.
     """
 
-    def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, scale_ps: int) -> None:
+    def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         """Sets the layer up.
 
         Args:
@@ -78,10 +78,11 @@ class Twin:
             costs: Its costs on a system.
             program: How it is run.
             num_sms: SMs of one GPU.
-            scale_ps: What times are compared with in features; the workload's lower bound.
+            bound: The workload's lower bound, which times are compared with in what decisions show.
         """
         self.workload, self.costs, self.program = workload, costs, program
-        self.num_gpus, self.num_sms, self.scale_ps = workload.num_gpus, num_sms, max(1, scale_ps)
+        self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
+        self.scale_ps = max(1, bound.total_ps)
         self.set_split(program.dispatch_sms, program.gemm_sms, program.combine_sms)
         self.dispatch_window = costs.dispatch_window(DISPATCH_PRIMITIVES[program.dispatch_primitive])
         self.combine_window = costs.combine_window(COMBINE_PRIMITIVES[program.combine_primitive])
