@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.play import environments, play, random_chooser
 from agents.run_folder import RunFolder
 from agents.train import main
-from agents.training import Progress, TrainSpec, train
+from agents.training import Progress, TrainSpec, read_spec, train
 from agents.weights import load_policy
 from dysharp_env.config import load_spec, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
@@ -64,6 +64,20 @@ def test_a_run_folder_says_what_was_run_and_how_it_went(trained: RunFolder) -> N
     )
     assert meta["validation_ratio"] == pytest.approx(best)
     assert json.loads((trained.best / "policy.json").read_text())["validation_ratio"] == pytest.approx(best)
+
+
+def test_a_suite_is_trained_on_and_compared_workload_by_workload(tmp_path: Path) -> None:
+    env = {"suite": "smoke", "schedule": "dysharp-l2", "exposed": ["gemm"], "max_candidates": 16}
+    changes = {"env": env, "total_decisions": 2048, "reference": "dysharp-l2", "policy.rule": "dysharp-l2"}
+    spec = load_spec(TrainSpec, "train", "smoke").with_changes(changes)
+    folder = RunFolder.create(tmp_path, "suite", 0)
+    train(spec, folder)
+    assert read_spec(folder) == spec
+    episodes = list(csv.DictReader((folder.path / "episodes.csv").open()))
+    names = {item.name for item in load_suite("smoke").draw()}
+    assert {row["workload"] for row in episodes} == names
+    # It starts at the reference's own rule, so no ratio is far from 1.
+    assert all(0.5 < float(row["ratio_to_reference"]) < 1.5 for row in episodes)
 
 
 def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
