@@ -178,7 +178,7 @@ def test_training_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config", "smok"], "train='smok' is unknown; choose from ['demo', 'smoke'] (did you mean 'smoke'?)"),
+        (["--config", "smok"], "choose from ['demo', 'reference', 'smoke'] (did you mean 'smoke'?)"),
         (["--config", "none.yaml"], "train file 'none.yaml' does not exist"),
         (["--config", "smoke", "--set", "ppo.n_step=4"], "unknown key 'ppo.n_step' (did you mean 'ppo.n_steps'?)"),
         (["--config", "smoke", "--set", "env.tokens=-1"], "env.tokens=-1"),
@@ -216,4 +216,4 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 def test_every_shipped_configuration_can_be_read(name: str) -> None:
     spec = load_spec(TrainSpec, "train", name)
     assert spec.name == name
-    assert spec.env.seeds is not None
+    assert spec.env.seeds is not None or spec.env.suite is not None
