@@ -28,7 +28,7 @@ Links and switch
       group tables are not public. Here any mix of flows that fits the ports fits the crossbar, and virtual output
       queues fill links to 97 %, where DeepEP measures 84 to 90 % on H800 and B200: predictions there are 5 to 12 %
       too fast.
-    - Planes of unequal width (a DGX H100 wires its 18 links 5/4/4/5) and faults: slow GPUs, dead planes, lost
+    - Planes of unequal width (a DGX H100 wires its 18 links 5/4/4/5) and faults: dead planes, lost
       packets.
     - What a reduction unit does is one rate (0.85 of line rate on Hopper, a tuner's figure; the NVLS all-reduce
       that it predicts is 6 % too fast). Sums are exact in time, whatever their format.
