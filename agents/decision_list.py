@@ -35,8 +35,10 @@ class AskedSpec(Spec):
     """Whether GEMM and combine decisions offered to wait."""
     partial_tiles: bool = False
     """Whether GEMM decisions offered open tiles."""
-    splits: tuple[tuple[int, int], ...] = ()
-    """(dispatch SMs, combine SMs) that a split decision offered."""
+    splits: tuple[tuple[int, ...], ...] = ()
+    """What a split decision offered; see ``EnvSpec``."""
+    split_moments: Annotated[int, Field(ge=0)] = 0
+    """How often each GPU decided on its split again."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision showed."""
 

@@ -21,6 +21,8 @@ from dysharp_env.system.spec import CombinePrimitive, DispatchPrimitive
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
+# More tokens than any tile has.
+NEVER_EARLY = 1 << 30
 Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
@@ -102,7 +104,10 @@ class Exposure:
         kinds: Decision kinds that are asked; the others follow the schedule's rule.
         hold: Whether an asked GEMM or combine decision also offers to wait.
         partial_tiles: Whether an asked GEMM decision also offers open tiles.
-        splits: (dispatch SMs, combine SMs) an asked split decision offers.
+        splits: (dispatch SMs, combine SMs), and where tiles may be closed early the fewest tokens of one, that an asked
+            split decision offers; the schedule's own fewest where there is none.
+        split_moments: How often each GPU decides again: after every such share of its dispatches and of its sums that
+            may be combined, and at the first of these; 0: the split is decided once, for all GPUs.
         max_candidates: Most candidates one decision shows.
         network: Answers these decisions inside the engine, so that none is asked.
     """
@@ -110,7 +115,8 @@ class Exposure:
     kinds: tuple[str, ...] = ()
     hold: bool = False
     partial_tiles: bool = False
-    splits: tuple[tuple[int, int], ...] = ()
+    splits: tuple[tuple[int, ...], ...] = ()
+    split_moments: int = 0
     max_candidates: int = 32
     network: Network | None = None
 
@@ -202,7 +208,7 @@ class ScheduleSpec(Spec):
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
             )
-        for dispatch, combine in exposure.splits:
+        for dispatch, combine, *_ in exposure.splits:
             if min(dispatch, combine) < 1 or dispatch + combine >= num_sms:
                 raise ConfigError(f"split ({dispatch}, {combine}) must leave some of {num_sms} SMs for GEMMs")
         price = {
@@ -214,8 +220,11 @@ class ScheduleSpec(Spec):
             round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
             for stage in ("dispatch", "gemm1", "gemm2", "combine", "end")
         )
-        kinds = frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds)
         asks_gemm, asks_combine = "gemm" in exposure.kinds, "combine" in exposure.kinds
+        partial_tiles = exposure.partial_tiles if asks_gemm else self.partial_tiles
+        early_tokens = self.min_partial_tokens if partial_tiles else NEVER_EARLY
+        splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
+        kinds = frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds)
         return Program(
             dispatch_primitive=layout.DISPATCH_PRIMITIVES.index(self.dispatch),
             combine_primitive=layout.COMBINE_PRIMITIVES.index(self.combine),
@@ -236,12 +245,13 @@ class ScheduleSpec(Spec):
             combine_sms=self.sms.combine,
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
-            allow_partial=exposure.partial_tiles if asks_gemm else self.partial_tiles,
+            allow_partial=partial_tiles,
             min_partial_tokens=self.min_partial_tokens,
             hold_gemm=exposure.hold if asks_gemm else self.hold,
             hold_combine=exposure.hold if asks_combine else self.hold,
             weights=self.rule.matrix(),
-            splits=exposure.splits if "split" in exposure.kinds else (),
+            splits=splits if "split" in exposure.kinds else (),
+            split_moments=exposure.split_moments if "split" in exposure.kinds else 0,
             exposed=frozenset() if exposure.network else kinds,
             network=exposure.network if kinds else None,
             networked=kinds if exposure.network else frozenset(),

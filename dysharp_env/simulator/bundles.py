@@ -25,6 +25,7 @@ from dysharp_env.simulator.events import push
 from dysharp_env.simulator.groups import mark_dirty
 from dysharp_env.simulator.layout import COMBINE, DISPATCH, EV_SLOT, NOTHING
 from dysharp_env.simulator.primitives import is_pull
+from dysharp_env.simulator.staffing import shrink_windows
 from dysharp_env.simulator.views import Root, bundles, gpus, nodes
 
 # A bundle of sums asked for together is at most this share of a window: with fewer on their way, requests, partial sums
@@ -77,16 +78,17 @@ def seal(s: Root, bundle: int, most: int, base: int, links: Any) -> int:
 
 
 @njit(cache=True, error_model="numpy")
-def dispatch_window(s: Root) -> int:
+def dispatch_window(s: Root, gpu: int) -> int:
     """Returns the vectors that a dispatch group may have in flight; an SM needs a token to be at."""
-    return min(s.dispatch_sms, max(s.sends_per_gpu // s.num_parts, 1)) * s.dispatch_slots
+    num_sms = min(gpus(s)[gpu].dispatch_sms, gpus(s)[gpu].dispatch_here)
+    return min(num_sms, max(s.sends_per_gpu // s.num_parts, 1)) * s.dispatch_slots
 
 
 @njit(cache=True, error_model="numpy")
-def combine_window(s: Root) -> int:
+def combine_window(s: Root, gpu: int) -> int:
     """Returns the vectors that a combine group may have in flight; an SM that reads needs a token to be at."""
-    num_sms = min(s.combine_sms, s.tokens_per_gpu) if is_pull(s) else s.combine_sms
-    return num_sms * s.combine_slots
+    num_sms = min(gpus(s)[gpu].combine_sms, gpus(s)[gpu].combine_here)
+    return (min(num_sms, s.tokens_per_gpu) if is_pull(s) else num_sms) * s.combine_slots
 
 
 @njit(cache=True, error_model="numpy")
@@ -138,3 +140,5 @@ def free_room(s: Root, gpu: int, combines: bool, vectors: int) -> None:
     else:
         gpus(s)[gpu].send_held -= vectors
         mark_dirty(s, DISPATCH, gpu)
+    if s.split_moments > 0:
+        shrink_windows(s, gpu)

@@ -30,11 +30,13 @@ from dysharp_env.simulator.layout import (
     EV_RESPOND,
     NO_TIME,
     NOTHING,
+    ON_DUTY,
     PULL_REDUCE,
     PULL_UNICAST,
     PUSH_UNICAST,
 )
 from dysharp_env.simulator.primitives import is_pull, is_remote, is_summed
+from dysharp_env.simulator.staffing import leave_if_idle, sum_ready
 from dysharp_env.simulator.views import (
     Root,
     ask_flits,
@@ -137,7 +139,7 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
         u.ready_ps = s.now_ps
     if u.listed == 0 and part_of(s, gpu, u.part).gate3_open:
         list_unit(s, gpu, unit)
-    g.items_waiting -= 1
+    sum_ready(s, gpu)
     g.hold_combine = 0
     mark_dirty(s, COMBINE, gpu)
 
@@ -213,7 +215,9 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
             push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0)
         m.pair += 1
     m.token = NOTHING
-    if m.in_flight < s.combine_slots:
+    if m.duty != ON_DUTY:
+        leave_if_idle(s, COMBINE, gpu, sm)
+    elif m.in_flight < s.combine_slots:
         list_sm(s, COMBINE, gpu, sm)
 
 

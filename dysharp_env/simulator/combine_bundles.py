@@ -100,7 +100,7 @@ def gather_reads(s: Root, gpu: int, token: int) -> None:
 def issue_reads(s: Root, gpu: int) -> bool:
     """Asks for what is left to read, source by source, as far as the window allows; False if something stays."""
     g = gpus(s)[gpu]
-    window = combine_window(s)
+    window = combine_window(s, gpu)
     while g.take_offset < s.num_gpus:
         bundle = read_bundle(s, gpu, (gpu + g.take_offset) % s.num_gpus)
         while bundles(s)[bundle].head != NOTHING:
@@ -120,7 +120,7 @@ def issue_reads(s: Root, gpu: int) -> bool:
 def issue_items(s: Root, gpu: int) -> bool:
     """Issues what is left of a unit, cut to a window; False if the window has no room for it."""
     g = gpus(s)[gpu]
-    window = combine_window(s)
+    window = combine_window(s, gpu)
     most = window
     if s.combine_primitive == PUSH_REDUCE:
         most = 1

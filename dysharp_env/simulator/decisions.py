@@ -32,6 +32,7 @@ from dysharp_env.simulator.layout import (
     F_SIZE,
     F_SPLIT_COMBINE,
     F_SPLIT_DISPATCH,
+    F_SPLIT_EARLY,
     F_WAITING,
     FEATURES,
     GEMM,
@@ -126,6 +127,7 @@ def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int
 @njit(cache=True, error_model="numpy")
 def list_rows(s: Root, gpu: int, limit: int) -> int:
     """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
+    g = gpus(s)[gpu]
     count = 0
     for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
         for part in range(s.num_parts):
@@ -138,7 +140,7 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
                 if x.started1 < x.ready1:
                     tile = x.tile0 + x.started1
                     count = add_sorted(s, count, limit, tiles(s)[tile].ready1_seq, tile * 2)
-                elif s.allow_partial and x.open_count >= s.min_partial and x.started1 == x.tiles_open - 1:
+                elif s.allow_partial and x.open_count >= g.min_partial and x.started1 == x.tiles_open - 1:
                     key = PARTIAL_KEY - x.open_count
                     count = add_sorted(s, count, limit, key, (s.num_tiles + expert) * 2)
     return count
@@ -162,7 +164,7 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
     elif kind == GEMM:
         hold_shown = s.hold_gemm == 1
         # Something must still come to this GPU, or hold would wait for ever.
-        hold_legal = g.arrivals_left > 0 or g.free_sms < s.gemm_sms
+        hold_legal = g.arrivals_left > 0 or g.free_sms < g.gemm_sms
         count = list_rows(s, gpu, limit - 1 if hold_shown else limit)
     elif kind == COMBINE:
         hold_shown = s.hold_combine == 1
@@ -173,9 +175,11 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
             count += 1
             unit = units(s)[unit].next
     else:
+        # What a GPU has comes first, so that a rule with no weights keeps it.
+        present = g.split if s.split_done else 0
         count = min(s.num_splits, limit)
         for i in range(count):
-            candidates(s)[i] = i
+            candidates(s)[i] = present if i == 0 else i - 1 if i <= present else i
     legal = count
     for i in range(limit):
         legal_mask(s)[i] = i < count
@@ -247,7 +251,7 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
     if not look:
         return
     f[row, F_FINISHES] = tiles(s)[tile].finishes / count
-    work_ps = block_ps(s, gpu, stage, count) * (s.blocks1 if stage == 1 else s.blocks2) // s.gemm_sms
+    work_ps = block_ps(s, gpu, stage, count) * (s.blocks1 if stage == 1 else s.blocks2) // max(gpus(s)[gpu].gemm_sms, 1)
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     fetch_ps = 0 if resident > 0 else weight_bytes * s.hbm_mult // s.hbm_div
     f[row, F_BACKLOG] = root(s, hbm_backlog_ps(s, gpu))
@@ -308,6 +312,7 @@ def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
         else:
             feature_rows(s)[row, F_SPLIT_DISPATCH] = splits(s)[candidate, 0] / s.total_sms
             feature_rows(s)[row, F_SPLIT_COMBINE] = splits(s)[candidate, 1] / s.total_sms
+            feature_rows(s)[row, F_SPLIT_EARLY] = max(0.0, 1.0 - splits(s)[candidate, 2] / s.tile_tokens)
 
 
 @njit(cache=True, error_model="numpy")
@@ -331,13 +336,15 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x[9] = root(s, uplink_backlog_ps(s, gpu))
     x[10] = root(s, downlink_backlog_ps(s, gpu))
     x[11] = root(s, hbm_backlog_ps(s, gpu))
-    x[12] = g.free_sms / s.gemm_sms
-    x[13] = fraction(g.dispatch_in_flight, s.dispatch_sms * s.dispatch_slots)
-    x[14] = fraction(g.combine_in_flight, s.combine_sms * s.combine_slots)
+    x[12] = g.free_sms / max(g.gemm_sms, 1)
+    x[13] = fraction(g.dispatch_in_flight, g.dispatch_sms * s.dispatch_slots)
+    x[14] = fraction(g.combine_in_flight, g.combine_sms * s.combine_slots)
     x[15] = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
     x[16] = fraction(s.links_ps, s.scale_ps)
     x[17] = fraction(s.gemms_ps, s.scale_ps)
     x[18] = fraction(s.hbm_ps, s.scale_ps)
+    x[19] = g.slots / (g.slots + s.experts_per_gpu * s.tile_tokens)
+    x[20] = s.l2_bytes / (s.l2_bytes + s.experts_per_gpu * (s.matrix1_bytes + s.matrix2_bytes))
 
 
 @njit(cache=True, error_model="numpy")

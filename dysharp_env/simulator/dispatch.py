@@ -32,10 +32,12 @@ from dysharp_env.simulator.layout import (
     MULTICAST,
     NO_TIME,
     NOTHING,
+    ON_DUTY,
     PULL,
     UNICAST,
 )
 from dysharp_env.simulator.primitives import is_in_turn, is_pull, is_remote, is_target, stores_once
+from dysharp_env.simulator.staffing import leave_if_idle, share_done
 from dysharp_env.simulator.views import (
     Root,
     arrived_pair,
@@ -114,8 +116,11 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
         m.pair += 1
     m.token = NOTHING
     gpus(s)[gpu].tokens_sent += 1
+    share_done(s, gpu, gpus(s)[gpu].tokens_sent - 1, gpus(s)[gpu].tokens_sent, s.sends_per_gpu)
     part_of(s, gpu, gpus(s)[gpu].part).sends_left -= 1
-    if m.in_flight < s.dispatch_slots:
+    if m.duty != ON_DUTY:
+        leave_if_idle(s, DISPATCH, gpu, sm)
+    elif m.in_flight < s.dispatch_slots:
         list_sm(s, DISPATCH, gpu, sm)
 
 

@@ -22,6 +22,7 @@ from dysharp_env.simulator.layout import (
     UNICAST,
 )
 from dysharp_env.simulator.primitives import is_in_turn, is_remote, is_target, stores_once
+from dysharp_env.simulator.staffing import share_done
 from dysharp_env.simulator.views import (
     Root,
     bundles,
@@ -72,7 +73,7 @@ def is_stored(s: Root, token: int) -> bool:
 def issue_store(s: Root, gpu: int) -> bool:
     """Stores what is left of a GPU's chunk to all its targets, cut to a window, if the window has room for it."""
     g = gpus(s)[gpu]
-    window = dispatch_window(s)
+    window = dispatch_window(s, gpu)
     last = chunks(s)[g.chunk].last
     vectors = 0
     position = g.chunk_pos
@@ -108,7 +109,7 @@ def issue_store(s: Root, gpu: int) -> bool:
 @njit(cache=True, error_model="numpy")
 def issue_copy(s: Root, gpu: int, bundle: int) -> bool:
     """Stores a bundle to one GPU, or asks for it, if the window has room for it."""
-    window = dispatch_window(s)
+    window = dispatch_window(s, gpu)
     vectors = min(bundles(s)[bundle].count, window)
     if not fits(vectors, window, gpus(s)[gpu].send_held):
         return False
@@ -139,6 +140,7 @@ def issue_chunk(s: Root, gpu: int) -> bool:
                     return False
             g.chunk_pos += 1
     g.tokens_sent += ch.last - ch.first
+    share_done(s, gpu, g.tokens_sent - (ch.last - ch.first), g.tokens_sent, s.sends_per_gpu)
     part_of(s, gpu, g.part).sends_left -= ch.last - ch.first
     g.chunk = NOTHING
     return True

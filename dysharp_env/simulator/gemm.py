@@ -23,6 +23,7 @@ from dysharp_env.simulator.layout import (
     NOTIFY_FLITS,
 )
 from dysharp_env.simulator.primitives import is_pull
+from dysharp_env.simulator.staffing import fill_groups
 from dysharp_env.simulator.views import (
     Root,
     arrived_pair,
@@ -258,6 +259,8 @@ def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
     gpu = experts(s)[t.expert].gpu
     g = gpus(s)[gpu]
     g.free_sms += count
+    if s.split_moments > 0:
+        fill_groups(s, gpu)
     g.hold_gemm = 0
     t.running -= count
     mark_dirty(s, GEMM, gpu)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from dysharp_env.simulator.events import push
-from dysharp_env.simulator.layout import COMBINE, COUNTED, DISPATCH, EV_SLOT, GEMM, NOTHING
+from dysharp_env.simulator.layout import COUNTED, DISPATCH, EV_SLOT, GEMM, NOTHING, SPLIT
 from dysharp_env.simulator.views import (
     PartView,
     Root,
@@ -27,9 +27,13 @@ from dysharp_env.simulator.views import (
 
 @njit(cache=True, error_model="numpy")
 def mark_dirty(s: Root, kind: int, gpu: int) -> None:
-    """Asks for an SM group to be looked at, once."""
+    """Asks for an SM group to be looked at, or for a GPU's group sizes to be chosen, once."""
     g = gpus(s)[gpu]
-    if kind == DISPATCH:
+    if kind == SPLIT:
+        if g.dirty0:
+            return
+        g.dirty0 = 1
+    elif kind == DISPATCH:
         if g.dirty1:
             return
         g.dirty1 = 1
@@ -77,17 +81,6 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
             sms(s)[g.take_tail].next = sm
         g.take_tail = sm
     mark_dirty(s, kind, gpu)
-
-
-@njit(cache=True, error_model="numpy")
-def staff_groups(s: Root) -> None:
-    """Makes every SM of the communication groups free to take something, once their sizes are known."""
-    per_gpu = s.most_dispatch_sms + s.most_combine_sms
-    for gpu in range(s.num_gpus):
-        for i in range(s.dispatch_sms):
-            list_sm(s, DISPATCH, gpu, gpu * per_gpu + i)
-        for i in range(s.combine_sms):
-            list_sm(s, COMBINE, gpu, gpu * per_gpu + s.most_dispatch_sms + i)
 
 
 @njit(cache=True, error_model="numpy")

@@ -53,7 +53,7 @@ from dysharp_env.simulator.dispatch_bundles import (
 from dysharp_env.simulator.events import next_ps, pop
 from dysharp_env.simulator.fabric import input_next, is_partial, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
-from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of, staff_groups
+from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of
 from dysharp_env.simulator.layout import (
     ASK,
     COMBINE,
@@ -78,10 +78,12 @@ from dysharp_env.simulator.layout import (
     GEMM,
     GROW,
     NOTHING,
+    ON_DUTY,
     RUN,
     SPLIT,
     STUCK,
 )
+from dysharp_env.simulator.staffing import leave_if_idle, resize, staff_groups
 from dysharp_env.simulator.views import (
     Root,
     candidates,
@@ -110,7 +112,7 @@ def may_send(s: Root, gpu: int) -> bool:
     """Returns whether a dispatch group may put a vector in flight, or by chunk a bundle of one."""
     g = gpus(s)[gpu]
     if s.by_chunk:
-        return g.send_held < dispatch_window(s)
+        return g.send_held < dispatch_window(s, gpu)
     return g.send_head != NOTHING
 
 
@@ -119,7 +121,7 @@ def may_take(s: Root, gpu: int) -> bool:
     """Returns whether a combine group may put a vector in flight, or by chunk a bundle of one."""
     g = gpus(s)[gpu]
     if s.by_chunk:
-        return g.take_held < combine_window(s)
+        return g.take_held < combine_window(s, gpu)
     return g.take_head != NOTHING
 
 
@@ -233,6 +235,8 @@ def free_slot(s: Root, sm: int) -> None:
             issue_loads(s, gpu, sm)
         else:
             issue_copies(s, gpu, sm)
+    elif m.duty != ON_DUTY:
+        leave_if_idle(s, COMBINE if combines else DISPATCH, gpu, sm)
     elif m.in_flight == (s.combine_slots if combines else s.dispatch_slots) - 1:
         # With fewer in flight it is listed already.
         list_sm(s, COMBINE if combines else DISPATCH, gpu, sm)
@@ -264,13 +268,25 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
 
 
 @njit(cache=True, error_model="numpy")
-def set_split(s: Root, dispatch_sms: int, combine_sms: int) -> None:
-    """Divides every GPU's SMs among the three groups; the GEMM group has the rest."""
-    s.dispatch_sms = dispatch_sms
-    s.combine_sms = combine_sms
-    s.gemm_sms = s.total_sms - dispatch_sms - combine_sms
+def set_split(s: Root, row: int) -> None:
+    """Divides every GPU's SMs among the three groups as a row of ``splits`` says; the GEMM group has the rest."""
+    s.dispatch_sms = splits(s)[row, 0]
+    s.combine_sms = splits(s)[row, 1]
+    s.gemm_sms = s.total_sms - s.dispatch_sms - s.combine_sms
     for i in range(s.num_gpus):
-        gpus(s)[i].free_sms = s.gemm_sms
+        gpus(s)[i].split = row
+        gpus(s)[i].min_partial = splits(s)[row, 2]
+
+
+@njit(cache=True, error_model="numpy")
+def pump_split(s: Root, gpu: int) -> bool:
+    """Lets a GPU choose its group sizes again; True if it has to ask."""
+    row = decide(s, SPLIT, gpu)
+    if row == WAIT:
+        return True
+    if row != NOTHING and candidates(s)[row] != gpus(s)[gpu].split:
+        resize(s, gpu, candidates(s)[row])
+    return False
 
 
 @njit(cache=True, error_model="numpy")
@@ -342,7 +358,9 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
 
 @njit(cache=True, error_model="numpy")
 def pump(s: Root, kind: int, gpu: int) -> bool:
-    """Lets one SM group act; True if it has to ask."""
+    """Lets one SM group act, or its GPU choose group sizes; True if it has to ask."""
+    if kind == SPLIT:
+        return pump_split(s, gpu)
     if kind == DISPATCH:
         return pump_dispatch(s, gpu)
     if kind == GEMM:
@@ -373,7 +391,7 @@ def advance_one(s: Root) -> int:
         if row == WAIT:
             return ASK
         if row != NOTHING:
-            set_split(s, splits(s)[row, 0], splits(s)[row, 1])
+            set_split(s, candidates(s)[row])
         staff_groups(s)
         s.split_done = 1
         s.pending_kind = NOTHING
@@ -393,7 +411,9 @@ def advance_one(s: Root) -> int:
             s.dirty_size -= 1
             # The mark goes before the group acts: what it does may give it more to do.
             g = gpus(s)[gpu]
-            if kind == DISPATCH:
+            if kind == SPLIT:
+                g.dirty0 = 0
+            elif kind == DISPATCH:
                 g.dirty1 = 0
             elif kind == GEMM:
                 g.dirty2 = 0

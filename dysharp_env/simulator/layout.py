@@ -92,6 +92,9 @@ EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
 # A counter update at a home GPU: a header flit and a flit of data.
 NOTIFY_FLITS = 2
 
+# A communication SM: in its group, to leave it when it has nothing to do, or in the GEMM group.
+ON_DUTY, LEAVING, AWAY = range(3)
+
 NO_TIME = -1
 NOTHING = -1
 # In ``slot_tile``: the row is done, as far as the GPU that waits for it knows.
@@ -122,7 +125,7 @@ _PARAMETERS = (
     "token_mid_bytes token_mid_in_bytes token_out_bytes al_entries ts_entries or_entries "
     # schedule
     "dispatch_primitive combine_primitive gate1 gate2 gate3 pay1_ps pay2_ps pay3_ps notify tile_tokens "
-    "min_partial allow_partial hold_gemm hold_combine exposed max_candidates num_splits ruled looks scale_ps "
+    "allow_partial hold_gemm hold_combine exposed max_candidates num_splits split_moments ruled looks scale_ps "
     "links_ps gemms_ps hbm_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
@@ -142,19 +145,19 @@ GPU = _record(
     # memory side
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch group
-    "chunk chunk_pos unsent_head dispatch_in_flight tokens_sent part send_head send_tail "
+    "chunk chunk_pos unsent_head dispatch_in_flight tokens_sent dispatch_sms dispatch_here dispatch_leaving part send_head send_tail "
     # GEMM group
-    "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
+    "gemm_sms free_sms min_partial row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
     # combine group
-    "ready_head ready_tail issue_head issue_tail combine_in_flight items_waiting take_head take_tail "
-    "hold_combine combined start_open dirty1 dirty2 dirty3 "
+    "ready_head ready_tail issue_head issue_tail combine_in_flight items items_waiting combine_sms combine_here combine_leaving take_head take_tail "
+    "hold_combine combined start_open split dirty0 dirty1 dirty2 dirty3 "
     # bundles: vectors that the two groups' windows are taken by, and the next source that a combine group reads from
     "send_held take_held take_offset"
 )
 
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
-# flight, and the next SM that may take something.
-SM = _record("", "token pair in_flight next")
+# flight, the next SM that may take something, and whether it belongs to its group.
+SM = _record("", "token pair in_flight next duty")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
 # One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
@@ -228,18 +231,19 @@ FEATURE_MEANINGS = {
     "cost": "root of the time it takes on its GPU's link, or on the GEMM group or HBM",
     "split_dispatch": "split: dispatch SMs over all SMs",
     "split_combine": "split: combine SMs over all SMs",
+    "split_early": "split: 1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
 }
 FEATURES = tuple(FEATURE_MEANINGS)
 (
     F_HOLD, F_ORDER, F_SIZE, F_GEMM2, F_PARTIAL, F_L2, F_WAITING, F_LEFT, F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT,
-    F_BACKLOG, F_COST, F_SPLIT_DISPATCH, F_SPLIT_COMBINE,
+    F_BACKLOG, F_COST, F_SPLIT_DISPATCH, F_SPLIT_COMBINE, F_SPLIT_EARLY,
 ) = range(len(FEATURES))  # fmt: skip
 # Features whose computation walks tokens; a rule that gives them no weight does not pay for them.
 LOOKED_UP = (F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT, F_BACKLOG, F_COST)
 
 # What a decision shows of the GPU that decides and of the whole layer; every value lies in [0, 1].
 CONTEXT_MEANINGS = {
-    "is_split": "1 if SM-group sizes are chosen, once, for all GPUs",
+    "is_split": "1 if SM-group sizes are chosen: for all GPUs at the start, then for this one",
     "is_dispatch": "1 if a token chunk to dispatch is chosen",
     "is_gemm": "1 if a row is chosen",
     "is_combine": "1 if a chunk to combine is chosen",
@@ -258,6 +262,8 @@ CONTEXT_MEANINGS = {
     "link_share": "what the busiest link alone needs over the lower bound: near 1 if links bind",
     "gemm_share": "the same for the SMs of the GPU with the most GEMM work",
     "hbm_share": "the same for the HBM that expert weights and tokens keep busiest",
+    "tokens_per_expert": "(token, expert) pairs an expert of this GPU has on average, over themselves and a tile",
+    "l2_room": "L2 over itself and the matrices of this GPU's experts",
 }
 CONTEXT = tuple(CONTEXT_MEANINGS)
 
@@ -324,7 +330,7 @@ class State(NamedTuple):
     wheel: np.ndarray  # (slot,) WHEEL_SLOT
     slots_filled: np.ndarray  # (slot / 64,) int64, a bit for each slot that holds an event
     dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
-    splits: np.ndarray  # (split, 2) int64 dispatch and combine SMs offered by the split decision
+    splits: np.ndarray  # (split, 3) int64 dispatch and combine SMs, and fewest tokens of a tile closed early, offered by the split decision
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
     network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
     scratch: np.ndarray  # (max_candidates + NETWORK_ROWS, network_width) float32 what the network works in

@@ -114,7 +114,9 @@ class Lowering:
         _require_narrow(workload, costs, program, chunks_per_gpu)
         dispatch, combine = _vectors(workload, costs, program)
         smallest_tile = min(
-            layer.tile_tokens, program.min_partial_tokens if program.allow_partial else layer.tile_tokens
+            layer.tile_tokens,
+            program.min_partial_tokens if program.allow_partial else layer.tile_tokens,
+            *(early for _, _, early in program.splits),
         )
         paths = Paths(
             num_gpus,
@@ -173,7 +175,7 @@ def _block(
     log_rows = int(root["log_margin"][0]) + 1024 if logging else 0
     root["wire_entries"], root["num_chunks"] = len(wire_times), len(chunks)
     root["num_tiles"], root["heap_capacity"], root["log_capacity"] = num_tiles, len(heap), log_rows
-    root["pool_capacity"], root["dirty_capacity"] = len(heap), 3 * num_gpus
+    root["pool_capacity"], root["dirty_capacity"] = len(heap), 4 * num_gpus
     root["wheel_slots"] = wheel_slots
     root["wheel_shift"] = WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length()
     root["pool_free"] = NOTHING
@@ -217,7 +219,7 @@ def _block(
             "payload": ((num_gpus * 2 * layout.NUM_PURPOSES,), int64),
             "pool": (events, int64),
             "slots_filled": ((wheel_slots // 64,), int64),
-            "dirty": ((3 * num_gpus,), int64),
+            "dirty": ((4 * num_gpus,), int64),
             "scratch": ((limit + layout.NETWORK_ROWS, width), float32),
             "keys": ((limit,), int64),
             "features": ((limit, NUM_FEATURES), float32),
@@ -231,7 +233,7 @@ def _block(
             "ask_flits": np.array(
                 [costs.request_flits(targets) // costs.combine_segments for targets in range(top_k + 1)]
             ),
-            "splits": np.array(program.splits, np.int64).reshape(-1, 2),
+            "splits": np.array(program.splits, np.int64).reshape(-1, 3),
             "weights": np.ascontiguousarray(program.weights, np.float64),
             "network": program.network.numbers if program.network else np.zeros(0, np.float32),
         },
@@ -332,7 +334,10 @@ def _gpus(workload: Workload, chunks_of_each: int, program: Program) -> np.ndarr
         layout.GPU,
         "chunk row_tile ready_head ready_tail issue_head issue_tail send_head send_tail take_head take_tail",
     )
-    gpus["free_sms"] = program.gemm_sms
+    gpus["gemm_sms"] = gpus["free_sms"] = program.gemm_sms
+    gpus["dispatch_sms"], gpus["combine_sms"] = program.dispatch_sms, program.combine_sms
+    gpus["min_partial"] = program.min_partial_tokens
+    gpus["split"] = NOTHING
     gpus["take_offset"] = workload.num_gpus  # nothing is left to be read
     gpus["items_waiting"] = workload.tokens_per_gpu if program.pulls else 0
     gpus["unsent_head"] = np.arange(workload.num_gpus) * chunks_of_each
@@ -366,8 +371,8 @@ def _chunks(num_gpus: int, tokens_per_gpu: int, program: Program) -> np.ndarray:
 
 def _most_sms(program: Program) -> tuple[int, int]:
     """Returns the most SMs that dispatch and that combine on one GPU, under any split."""
-    most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _ in program.splits)])
-    most_combine = max([program.combine_sms, *(combine for _, combine in program.splits)])
+    most_dispatch = max([program.dispatch_sms, *(dispatch for dispatch, _, _ in program.splits)])
+    most_combine = max([program.combine_sms, *(combine for _, combine, _ in program.splits)])
     return most_dispatch, most_combine
 
 
@@ -476,13 +481,13 @@ def _root(
         "pay3_ps": program.pays_ps[3],
         "notify": program.notifies,
         "tile_tokens": layer.tile_tokens,
-        "min_partial": program.min_partial_tokens,
-        "allow_partial": program.allow_partial,
+        "allow_partial": program.allow_partial or any(early < layer.tile_tokens for _, _, early in program.splits),
         "hold_gemm": program.hold_gemm,
         "hold_combine": program.hold_combine,
         "exposed": sum(1 << kind for kind in program.exposed),
         "max_candidates": program.max_candidates,
         "num_splits": len(program.splits),
+        "split_moments": program.split_moments,
         "ruled": ruled,
         "looks": looks,
         "networked": sum(1 << kind for kind in program.networked),

@@ -44,7 +44,10 @@ class Program:
         min_partial_tokens: The fewest tokens such a tile has.
         hold_gemm, hold_combine: Whether those groups may wait although they have something to do.
         weights: (kind, feature) rule; a candidate's score is weights . features, the highest is taken.
-        splits: (dispatch SMs, combine SMs) offered by the split decision; empty: no such decision.
+        splits: (dispatch SMs, combine SMs, fewest tokens of an open tile that may be closed early) offered by the split
+            decision; empty: no such decision.
+        split_moments: How often the split is decided again on each GPU: after every such share of the tokens it
+            dispatches, and of the sums that it may combine, and at the first of them. 0: only before the layer starts.
         exposed: Decision kinds that are asked; the others follow ``weights``, or the network.
         network: A network that scores candidates; the highest is taken.
         networked: Decision kinds it answers.
@@ -71,7 +74,8 @@ class Program:
     hold_gemm: bool = False
     hold_combine: bool = False
     weights: np.ndarray = field(default_factory=lambda: np.zeros((len(DECISION_KINDS), len(FEATURES))))
-    splits: tuple[tuple[int, int], ...] = ()
+    splits: tuple[tuple[int, int, int], ...] = ()
+    split_moments: int = 0
     exposed: frozenset[int] = frozenset()
     network: Network | None = None
     networked: frozenset[int] = frozenset()

@@ -347,7 +347,7 @@ def dirty_ring(s: Root) -> Any:
 @njit(cache=True, error_model="numpy")
 def splits(s: Root) -> np.ndarray:
     """Returns ``State.splits``."""
-    return carray(pointer(s.splits_at), (s.num_splits, 2), np.int64)
+    return carray(pointer(s.splits_at), (s.num_splits, 3), np.int64)
 
 
 @njit(cache=True, error_model="numpy")
