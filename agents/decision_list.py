@@ -20,6 +20,7 @@ from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec, parse_spec
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.schedules.spec import SplitRow
 from dysharp_env.workload import ScenarioSpec, Workload
 
 SUFFIX = ".json.gz"
@@ -35,7 +36,7 @@ class AskedSpec(Spec):
     """Whether GEMM and combine decisions offered to wait."""
     partial_tiles: bool = False
     """Whether GEMM decisions offered open tiles."""
-    splits: tuple[tuple[int, ...], ...] = ()
+    splits: tuple[SplitRow, ...] = ()
     """What a split decision offered; see ``EnvSpec``."""
     split_moments: Annotated[int, Field(ge=0)] = 0
     """How often each GPU decided on its split again."""

@@ -166,7 +166,7 @@ def draw_case(seed: int) -> Case:
         hold_gemm=bool(pick(False, True)),
         hold_combine=bool(pick(False, True)),
         weights=weights * pick(0.0, 1.0, 1.0),
-        splits=pick((), (), ((1, 1),), ((1, 2), (2, 1), (1, 1))),
+        splits=pick((), (), ((1, 1, 3),), ((1, 2, 3), (2, 1, 2), (1, 1, 200))),
         exposed=frozenset(int(kind) for kind in np.flatnonzero(rng.random(kinds) < pick(0.0, 0.5, 1.0))),
         max_candidates=int(pick(2, 3, 32)),
     )
@@ -185,7 +185,17 @@ def draw_case(seed: int) -> Case:
     # Shares of resources: none, some, and (which no bound says, but shares are cut) more than all.
     total_ps = bound.total_ps
     links_ps, gemms_ps, hbm_ps = (int(pick(0, rng.integers(total_ps), rng.integers(10**8))) for _ in range(3))
-    return case._replace(bound=Bound(total_ps, links_ps, gemms_ps, hbm_ps))
+    case = case._replace(bound=Bound(total_ps, links_ps, gemms_ps, hbm_ps))
+    if rng.random() < 0.6:
+        splits = tuple(draw_split(rng, num_sms) for _ in range(int(pick(2, 3, 5))))
+        case = case.with_program(splits=splits, split_moments=int(rng.integers(6)))
+    return case
+
+
+def draw_split(rng: np.random.Generator, num_sms: int) -> tuple[int, int, int]:
+    """Returns group sizes of all kinds, and the fewest tokens of a tile closed early, more than any tile has or few."""
+    dispatch_sms = int(rng.integers(1, num_sms - 1))
+    return dispatch_sms, int(rng.integers(1, num_sms - dispatch_sms)), int(rng.choice([1, 2, 5, 200]))
 
 
 def draw_network(rng: np.random.Generator, width: int) -> Network:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from pydantic import Field, model_validator
 
 from dysharp_env.schedules import Exposure
+from dysharp_env.schedules.spec import SplitRow
 from dysharp_env.simulator.layout import CONTEXT, FEATURES
 from dysharp_env.workload import ScenarioSpec
 
@@ -27,9 +28,9 @@ class EnvSpec(ScenarioSpec):
     """Whether GEMM and combine decisions offer to wait."""
     partial_tiles: bool = True
     """Whether GEMM decisions offer open tiles."""
-    splits: tuple[tuple[int, ...], ...] = ((4, 4), (8, 8), (8, 16), (16, 16), (24, 24))
-    """(dispatch SMs, combine SMs) that a split decision offers, where ``split`` is exposed; a third number is the fewest
-    tokens of an open tile that the schedule's rule may then close early."""
+    splits: tuple[SplitRow, ...] = ((4, 4), (8, 8), (8, 16), (16, 16), (24, 24))
+    """(dispatch SMs, combine SMs) that a split decision offers, where ``split`` is exposed; a third number is the
+    fewest tokens of an open tile that may be closed early from then on."""
     split_moments: int = Field(default=0, ge=0, le=64)
     """How often each GPU decides on its split again: after every such share of the tokens it dispatches and of the sums
     that it may combine, and at the first of those. 0: one split for all GPUs and the whole layer."""
@@ -55,10 +56,6 @@ class EnvSpec(ScenarioSpec):
             raise ValueError("exposed must name at least one decision kind")
         if "split" in self.exposed and len(self.splits) < 2:
             raise ValueError("splits must offer at least two SM splits when 'split' is exposed")
-        if any(len(split) not in (2, 3) or min(split) < 1 for split in self.splits):
-            raise ValueError(
-                f"splits={[list(split) for split in self.splits]} must hold two or three positive numbers each"
-            )
         if len(set(self.exposed)) < len(self.exposed):
             raise ValueError(f"exposed={list(self.exposed)} names a decision kind twice")
         if self.suite is not None:

@@ -23,6 +23,8 @@ Cost = Literal["launch", "barrier", "count_exchange"]
 DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
 # More tokens than any tile has.
 NEVER_EARLY = 1 << 30
+# Dispatch SMs, combine SMs and, where it is named, the fewest tokens of an open tile that may be closed early.
+SplitRow = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
 Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
@@ -189,6 +191,19 @@ class ScheduleSpec(Spec):
             return num_sms - max(beside_gemm1, beside_gemm2)
         return num_sms - beside_gemm1 - beside_gemm2
 
+    def _check_splits(self, exposure: Exposure, system: SystemSpec) -> None:
+        """Checks that this schedule's groups share the SMs, none of which is in two, and that the splits fit them."""
+        num_sms, gemm_sms = system.gpu.num_sms, self.gemm_sms(system.gpu.num_sms)
+        if self.sms.dispatch + self.sms.combine + gemm_sms != num_sms:
+            given = f"{self.sms.dispatch} dispatch, {self.sms.combine} combine and {gemm_sms} GEMM SMs"
+            raise ConfigError(
+                f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of {system.name},"
+                " as stages take turns or GEMMs communicate themselves; it needs groups of SMs of their own"
+            )
+        for dispatch, combine, *_ in exposure.splits:
+            if min(dispatch, combine) < 1 or dispatch + combine >= num_sms:
+                raise ConfigError(f"split ({dispatch}, {combine}) must leave some of {num_sms} SMs for GEMMs")
+
     def program(self, system: SystemSpec, exposure: Exposure = Exposure()) -> Program:  # noqa: B008 (frozen)
         """Returns the schedule as numbers for one system.
 
@@ -208,9 +223,8 @@ class ScheduleSpec(Spec):
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
             )
-        for dispatch, combine, *_ in exposure.splits:
-            if min(dispatch, combine) < 1 or dispatch + combine >= num_sms:
-                raise ConfigError(f"split ({dispatch}, {combine}) must leave some of {num_sms} SMs for GEMMs")
+        if "split" in exposure.kinds:
+            self._check_splits(exposure, system)
         price = {
             "launch": system.overheads.launch_us,
             "barrier": system.overheads.barrier_us,

@@ -20,7 +20,7 @@ class Decision:
 
     Attributes:
         kind: One of ``DECISION_KINDS``, as an index.
-        gpu: The GPU whose SM group decides; 0 for ``split``, which is for all.
+        gpu: The GPU whose SM group or sizes are decided; 0 for the first ``split``, which is for all.
         num_candidates: Rows of ``features`` and ``mask`` in use.
         features: (max_candidates, feature) float32, owned by the engine and overwritten by the next decision.
         context: (context,) float32, likewise.

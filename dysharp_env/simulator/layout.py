@@ -145,12 +145,15 @@ GPU = _record(
     # memory side
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch group
-    "chunk chunk_pos unsent_head dispatch_in_flight tokens_sent dispatch_sms dispatch_here dispatch_leaving part send_head send_tail "
+    "chunk chunk_pos unsent_head dispatch_in_flight tokens_sent part send_head send_tail "
     # GEMM group
-    "gemm_sms free_sms min_partial row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
+    "free_sms row_tile row_stage slots arrivals_left slots1_left slots2_left hold_gemm sm_busy_ps "
     # combine group
-    "ready_head ready_tail issue_head issue_tail combine_in_flight items items_waiting combine_sms combine_here combine_leaving take_head take_tail "
-    "hold_combine combined start_open split dirty0 dirty1 dirty2 dirty3 "
+    "ready_head ready_tail issue_head issue_tail combine_in_flight items items_waiting take_head take_tail "
+    "hold_combine combined start_open dirty0 dirty1 dirty2 dirty3 "
+    # sizes: the row of ``splits`` in force and what it says; SMs that the two groups have, and that are to leave them;
+    # SMs that the GEMM group has
+    "split dispatch_sms combine_sms min_partial dispatch_here combine_here dispatch_leaving combine_leaving gemm_sms "
     # bundles: vectors that the two groups' windows are taken by, and the next source that a combine group reads from
     "send_held take_held take_offset"
 )
@@ -329,8 +332,8 @@ class State(NamedTuple):
     pool: np.ndarray  # (capacity, 4) int64, rows for the events in the wheel
     wheel: np.ndarray  # (slot,) WHEEL_SLOT
     slots_filled: np.ndarray  # (slot / 64,) int64, a bit for each slot that holds an event
-    dirty: np.ndarray  # (3 * gpu,) int64 SM groups that may be able to act, first come first served
-    splits: np.ndarray  # (split, 3) int64 dispatch and combine SMs, and fewest tokens of a tile closed early, offered by the split decision
+    dirty: np.ndarray  # (4 * gpu,) int64 SM groups that may act, and GPUs that choose sizes, first come first served
+    splits: np.ndarray  # (split, 3) int64 dispatch SMs, combine SMs, fewest tokens of a tile closed early
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
     network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
     scratch: np.ndarray  # (max_candidates + NETWORK_ROWS, network_width) float32 what the network works in

@@ -204,6 +204,8 @@ def resize(s: Root, gpu: int, row: int) -> None:
     g.hold_gemm = 0
     mark_dirty(s, GEMM, gpu)
     if s.by_chunk:
+        mark_dirty(s, DISPATCH, gpu)
+        mark_dirty(s, COMBINE, gpu)
         shrink_windows(s, gpu)
         return
     # Those that come take the places of SMs that are away, so whoever has not left yet is called back before.

@@ -231,7 +231,7 @@ def test_the_context_says_what_binds():
     for scale in (0.001, 1000.0):
         env = make(compute_scale=scale, tokens=1024)
         observation, _ = env.reset(seed=0)
-        shares[scale] = dict(zip(CONTEXT[-3:], observation["context"][-3:], strict=True))
+        shares[scale] = dict(zip(CONTEXT, observation["context"], strict=True))
     assert shares[0.001]["link_share"] > 0.5 > 0.01 > max(shares[0.001]["gemm_share"], shares[0.001]["hbm_share"])
     assert shares[1000.0]["link_share"] < 0.01
     assert max(shares[1000.0]["gemm_share"], shares[1000.0]["hbm_share"]) > 0.99
@@ -299,6 +299,10 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
         ({"system": "dgx"}, "system='dgx' is unknown"),
         ({"top_k": 65}, "top_k=65"),
         ({"gpus": 3}, "gpus=3 does not divide 64 experts evenly"),
+        ({"splits": ((8, 8), (8, 0))}, "splits.1.1=0: Input should be greater than or equal to 1"),
+        ({"splits": ((8, 8), (8, 8, 8, 8))}, "splits.1"),
+        ({"split_moments": -1}, "split_moments=-1: Input should be greater than or equal to 0"),
+        ({"exposed": ("split",), "schedule": "deepep"}, "exposed='split' does not fit schedule='deepep'"),
         ({"exposed": ()}, "exposed must name at least one decision kind"),
         ({"render_mode": "human"}, "render_mode='human' is unknown; choose from ['ansi', 'rgb_array']"),
         ({"schedule": "dysharq"}, "schedule='dysharq' is unknown"),

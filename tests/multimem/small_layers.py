@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,12 @@ SHIPPED = sorted(path.stem for path in (CONFIGS / "schedules").glob("*.yaml"))
 SYSTEMS = sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
 HIDDEN, INNER = 40, 24  # 160 B: a full packet and a part-filled one
 EVERYTHING = Exposure(
-    kinds=layout.DECISION_KINDS, hold=True, partial_tiles=True, splits=((1, 1), (4, 8), (16, 16)), max_candidates=32
+    kinds=layout.DECISION_KINDS,
+    hold=True,
+    partial_tiles=True,
+    splits=((1, 1), (4, 8, 3), (16, 16)),
+    split_moments=2,
+    max_candidates=32,
 )
 
 
@@ -70,7 +76,11 @@ def played(
 ) -> Engine:
     """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions."""
     exposure = Exposure() if seed is None else EVERYTHING
-    starter = Starter(load_system(system, workload.num_gpus), workload.layer, spec, exposure=exposure)
+    machine = load_system(system, workload.num_gpus)
+    num_sms = machine.gpu.num_sms
+    if spec.sms.dispatch + spec.sms.combine + spec.gemm_sms(num_sms) != num_sms:
+        exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))
+    starter = Starter(machine, workload.layer, spec, exposure=exposure)
     engine = starter.start(workload).engine
     rng = np.random.default_rng(seed)
     while (asked := engine.advance()) is not None:

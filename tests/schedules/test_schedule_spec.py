@@ -9,6 +9,7 @@ import pytest
 
 from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names
 from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, simulate
+from dysharp_env.schedules.spec import NEVER_EARLY
 from dysharp_env.simulator import layout
 from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec
@@ -88,6 +89,31 @@ def test_a_system_without_the_primitive_or_the_sms_refuses():
         greedy.program(system)
     with pytest.raises(ConfigError, match=re.escape("split (100, 40) must leave some of 132 SMs")):
         load_schedule("dysharp").program(system, Exposure(("split",), splits=((8, 8), (100, 40))))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sms"),
+    [
+        ("deepep", "64 dispatch, 64 combine and 132"),
+        ("comet", "26 dispatch, 26 combine and 106"),
+        ("mega-moe", "132 d"),
+    ],
+)
+def test_groups_that_share_sms_are_not_split(schedule, sms):
+    with pytest.raises(ConfigError, match=f"exposed='split' does not fit schedule='{schedule}': its {sms}"):
+        load_schedule(schedule).program(load_system("dgx-h100"), Exposure(("split",), splits=((8, 8), (4, 4))))
+
+
+def test_a_split_without_a_third_number_leaves_early_tiles_to_the_schedule():
+    def early_tokens(schedule: str, kinds: tuple[str, ...], partial_tiles: bool) -> list[int]:
+        exposure = Exposure(kinds, partial_tiles=partial_tiles, splits=((8, 8), (8, 8, 5)))
+        return [split[2] for split in load_schedule(schedule).program(load_system("dgx-h100"), exposure).splits]
+
+    assert early_tokens("dysharp", ("split",), True) == [NEVER_EARLY, 5]  # whose rule closes none early
+    assert early_tokens("dysharp", ("split", "gemm"), True) == [load_schedule("dysharp").min_partial_tokens, 5]
+    closes = load_schedule("dysharp").with_changes({"partial_tiles": True, "min_partial_tokens": 24})
+    program = closes.program(load_system("dgx-h100"), Exposure(("split",), splits=((8, 8), (4, 4, 5))))
+    assert program.splits == ((8, 8, 24), (4, 4, 5))
 
 
 def test_rules_become_weights_by_feature_name():

@@ -17,7 +17,7 @@ def with_smallest_buffers(case, queueing: str):
     """Returns the case on the smallest machine that ``SystemSpec`` lets through.
 
     One virtual channel of one packet, reduction units and communication SMs that hold one packet, tables of one entry,
-    and an SM for each group.
+    and four SMs, so that whichever group gets a second one takes it from another.
     """
     packet = case.costs.packet
     costs = dataclasses.replace(
@@ -32,8 +32,9 @@ def with_smallest_buffers(case, queueing: str):
         tile_status_entries=1,
         output_readiness_entries=1,
     )
-    few = {"dispatch_sms": 1, "gemm_sms": 1, "combine_sms": 1, "splits": tuple((1, 1) for _ in case.program.splits)}
-    return case._replace(costs=costs, num_sms=3).with_program(**few)
+    splits = tuple(((1, 2), (2, 1), (1, 1))[i % 3] + split[2:] for i, split in enumerate(case.program.splits))
+    few = {"dispatch_sms": 1, "gemm_sms": 2, "combine_sms": 1, "splits": splits}
+    return case._replace(costs=costs, num_sms=4).with_program(**few)
 
 
 @pytest.mark.parametrize("queueing", layout.QUEUEING)

@@ -82,7 +82,7 @@ def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
     ("program", "costs"),
     [
         # A split may give combine more SMs, and so more requests in flight at once, than the program starts with.
-        ({"combine_primitive": layout.REDUCE_SCATTER, "splits": ((1, 8),), "gates": (1, 1, 1)}, {}),
+        ({"combine_primitive": layout.REDUCE_SCATTER, "splits": ((1, 8, 1),), "gates": (1, 1, 1)}, {}),
         # Where times are rounded down to 0, all that the windows allow is sent in one step.
         ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "store_bytes": 32 * 128}),
         # All tokens of a tile may become ready at once, through entries that have spilled.

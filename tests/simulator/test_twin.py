@@ -48,6 +48,16 @@ def assert_same_progress(engine, twin) -> None:
     assert (root["decisions"], root["evictions"]) == (twin.decisions, twin.evictions)
 
 
+def assert_same_groups(state, twin) -> None:
+    for field, values in (
+        ("dispatch_here", [gpu.here[layout.DISPATCH] for gpu in twin.gpus]),
+        ("combine_here", [gpu.here[layout.COMBINE] for gpu in twin.gpus]),
+        ("gemm_sms", [gpu.gemm_sms for gpu in twin.gpus]),
+        ("free_sms", [gpu.free_sms for gpu in twin.gpus]),
+    ):
+        assert state.gpus[field].tolist() == values, field
+
+
 def assert_same_decision(state, asked, expected) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
     shown = state.candidates[: asked.num_candidates].tolist()
@@ -90,6 +100,8 @@ def play(case, seed: int) -> tuple:
         assert (asked is None) == (expected is None)
         if asked is None:
             return engine, twin
+        if engine.state.root["split_done"][0]:
+            assert_same_groups(engine.state, twin)
         assert_same_decision(engine.state, asked, expected)
         choice = int(rng.choice(np.flatnonzero(asked.mask)))
         engine.decide(choice)

@@ -7,6 +7,7 @@ vectors; see ``simulator/bundles.py`` for the rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from dysharp_env.simulator.bundles import SUM_SHARE
 from dysharp_env.simulator.layout import (
@@ -32,6 +33,10 @@ from dysharp_env.simulator.layout import (
 )
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Chunk, Hold, Pair, Process, Segment, Token, Unit
+from dysharp_env.simulator.twin.staffing import GROUPS
+
+if TYPE_CHECKING:
+    from dysharp_env.simulator.twin.twin import Twin
 
 
 def merged(vectors: Sequence[Segment]) -> Segment:
@@ -48,30 +53,47 @@ class BundlingGpu(Gpu):
     """One GPU whose communication groups work by chunk."""
 
     sending: Chunk | None = None
-    copies_left: list[list[Pair]]  # of that chunk, by destination
-    stores_left: list[Token]  # of that chunk
-    reads_left: list[list[Pair]]  # of the unit that is being read, by source
 
-    def staff(self, kind: int, count: int) -> None:
-        """Makes a group's window empty, and the group look."""
-        slots = (self.twin.dispatch_window if kind == DISPATCH else self.twin.combine_window).slots
+    def __init__(self, twin: Twin, number: int) -> None:
+        super().__init__(twin, number)
+        self.copies_left: list[list[Pair]] = []  # of that chunk, by destination
+        self.stores_left: list[Token] = []  # of that chunk
+        self.reads_left: list[list[Pair]] = []  # of the unit that is being read, by source
+        self.held = {DISPATCH: 0, COMBINE: 0}  # what the windows are taken by
+
+    def window(self, kind: int) -> int:
+        """Returns the vectors that a group may have in flight: none beyond its size or the SMs that are here."""
+        count = min(self.sizes[kind], self.here[kind])
         # An SM needs a token to be at; one that pushes needs a partial sum.
         if kind == DISPATCH:
             count = min(count, max(self.tokens_to_send // self.twin.program.parts, 1))
-            self.dispatch_room, self.dispatch_held = count * slots, 0
-        else:
-            if self.twin.program.pulls:
-                count = min(count, self.twin.workload.tokens_per_gpu)
-            self.combine_room, self.combine_held = count * slots, 0
-        self.copies_left, self.stores_left, self.reads_left = [], [], []
+        elif self.twin.program.pulls:
+            count = min(count, self.twin.workload.tokens_per_gpu)
+        return count * self.slots_of(kind)
+
+    def change_over(self) -> None:
+        """Lets windows be what the sizes say; SMs change over as far as they may."""
+        for kind in GROUPS:
+            self.mark(kind)
+        self.shrink_windows()
+
+    def shrink_windows(self) -> None:
+        """Lets SMs leave groups that are too large, as far as what is in flight fits the windows that stay."""
+        for kind in GROUPS:
+            while self.lacking(kind) < 0 and self.held[kind] <= (self.here[kind] - 1) * self.slots_of(kind):
+                self.join_gemm(kind)
+        self.fill_groups()
+
+    def come(self, kind: int) -> None:
+        """Has a group look whose window has grown."""
+        self.mark(kind)
 
     def begin(self, kind: int, vectors: int) -> int:
         """Counts a bundle that a group puts in flight; returns the time."""
+        self.held[kind] += vectors
         if kind == DISPATCH:
-            self.dispatch_held += vectors
             self.dispatch_in_flight += vectors
         else:
-            self.combine_held += vectors
             self.combine_in_flight += vectors
         return self.twin.now_ps
 
@@ -85,11 +107,9 @@ class BundlingGpu(Gpu):
 
     def free_room(self, kind: int, vectors: int) -> None:
         """Gives a group the room of a bundle back."""
-        if kind == DISPATCH:
-            self.dispatch_held -= vectors
-        else:
-            self.combine_held -= vectors
+        self.held[kind] -= vectors
         self.mark(kind)
+        self.shrink_windows()
 
     # Dispatch.
 
@@ -99,7 +119,7 @@ class BundlingGpu(Gpu):
         while True:
             if not self.sending:
                 self.end_parts()
-            if self.dispatch_held >= self.dispatch_room:
+            if self.held[DISPATCH] >= self.window(DISPATCH):
                 yield None
                 continue
             if not self.sending:
@@ -142,8 +162,8 @@ class BundlingGpu(Gpu):
         assert self.sending
         while self.stores_left or self.copies_left:
             left: list[Token] | list[Pair] = self.stores_left or self.copies_left[0]
-            vectors = min(len(left), self.dispatch_room)
-            if 2 * (self.dispatch_room - self.dispatch_held) < vectors:
+            vectors = min(len(left), self.window(DISPATCH))
+            if 2 * (self.window(DISPATCH) - self.held[DISPATCH]) < vectors:
                 return False
             if self.stores_left:
                 bundle = self.store_bundle(self.stores_left[:vectors])
@@ -156,7 +176,8 @@ class BundlingGpu(Gpu):
                 self.ask_for_token([bundle])
             else:
                 self.send([bundle])
-        self.tokens_sent += len(self.sending.tokens)
+        before, self.tokens_sent = self.tokens_sent, self.tokens_sent + len(self.sending.tokens)
+        self.share_done(before, self.tokens_sent, self.tokens_to_send)
         self.sends_left[self.part] -= len(self.sending.tokens)
         self.sending = None
         return True
@@ -238,7 +259,7 @@ class BundlingGpu(Gpu):
         """Issues unit after unit as far as the window has room."""
         twin = self.twin
         while True:
-            if self.must_dispatch_first() or self.combine_held >= self.combine_room:
+            if self.must_dispatch_first() or self.held[COMBINE] >= self.window(COMBINE):
                 yield None
                 continue
             if self.reads_left or self.issuing:
@@ -278,14 +299,14 @@ class BundlingGpu(Gpu):
 
     def has_room(self, vectors: int) -> bool:
         """Returns whether at least half of a bundle fits the combine group's window."""
-        return 2 * (self.combine_room - self.combine_held) >= vectors
+        return 2 * (self.window(COMBINE) - self.held[COMBINE]) >= vectors
 
     def issue_reads(self) -> bool:
         """Asks for what is left to read, source by source; False if something stays."""
         twin = self.twin
         while self.reads_left:
             pairs = self.reads_left[0]
-            vectors = min(len(pairs), self.combine_room)
+            vectors = min(len(pairs), self.window(COMBINE))
             if not self.has_room(vectors):
                 return False
             bundle = merged([twin.partial(pair)[0] for pair in pairs[:vectors]])
@@ -303,7 +324,7 @@ class BundlingGpu(Gpu):
 
     def issue_items(self) -> bool:
         """Issues what is left of a unit, cut to its share of the window; False if the window has no room for it."""
-        twin, most = self.twin, self.combine_room
+        twin, most = self.twin, self.window(COMBINE)
         if twin.program.combine_primitive == PUSH_REDUCE:
             most = 1
         elif twin.program.pulls:

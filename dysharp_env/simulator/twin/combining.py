@@ -11,11 +11,11 @@ from dysharp_env.simulator.layout import (
     EV_REQUEST,
     EV_RESPOND,
     NO_TIME,
+    ON_DUTY,
     PULL_REDUCE,
     PULL_UNICAST,
     PUSH_UNICAST,
 )
-from dysharp_env.simulator.twin.core import Core
 from dysharp_env.simulator.twin.parts import (
     CommunicationSm,
     Hold,
@@ -26,9 +26,10 @@ from dysharp_env.simulator.twin.parts import (
     Trip,
     Unit,
 )
+from dysharp_env.simulator.twin.staffing import Staffing
 
 
-class Combining(Core):
+class Combining(Staffing):
     """The combine group of one GPU, and what it is asked for by others."""
 
     def expert_done(self, token: Token) -> None:
@@ -61,7 +62,7 @@ class Combining(Core):
             if self.is_open[3, part]:
                 self.ready.append(unit)
         unit.items.append(item)
-        self.items_waiting -= 1
+        self.sum_ready()
         self.hold_combine = False
         self.mark(COMBINE)
 
@@ -151,7 +152,9 @@ class Combining(Core):
             crossed_ps = self.ask(planes, twin.request_flits([pair]), COMBINE_REQUEST)
             twin.at(crossed_ps + 2 * twin.costs.hop_ps, EV_REQUEST, twin.gpus[pair.gpu].requested, pair)
         sm.left = None
-        if sm.in_flight < twin.combine_window.slots:
+        if sm.duty != ON_DUTY:
+            self.leave_if_idle(sm)
+        elif sm.in_flight < twin.combine_window.slots:
             self.list_sm(sm)
 
     def requested(self, pair: Pair) -> None:

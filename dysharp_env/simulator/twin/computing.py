@@ -69,7 +69,7 @@ class Computing(Combining):
                 continue
             if self.row is None:
                 # Something must still come to this GPU, or hold would wait for ever.
-                may_hold = any(self.arrivals_left) or self.free_sms < twin.gemm_sms
+                may_hold = any(self.arrivals_left) or self.free_sms < self.gemm_sms
                 row = yield from twin.choose(GEMM, self, self.list_rows(), twin.program.hold_gemm, may_hold)
                 if row is None:
                     yield None
@@ -86,14 +86,13 @@ class Computing(Combining):
     def list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
         ready, early = [], []
-        least_tokens = self.twin.program.min_partial_tokens
         for expert in self.experts:
             for stage in (2, 1):
                 if self.is_open[stage, expert.part] and expert.rows[stage - 1]:
                     ready.append(Row(expert.rows[stage - 1][0], stage))
             is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
-            may_close = self.twin.program.allow_partial and self.is_open[1, expert.part]
-            if may_close and is_next and expert.open_count >= least_tokens:
+            may_close = self.twin.may_close_early and self.is_open[1, expert.part]
+            if may_close and is_next and expert.open_count >= self.least_tokens:
                 early.append(Row(expert.tiles[-1], 1, is_open=True))
         ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
         early.sort(key=lambda row: -len(row.tile.pairs))
@@ -143,6 +142,7 @@ class Computing(Combining):
     def blocks_end(self, tile: Tile, stage: int, count: int) -> None:
         """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
         self.free_sms += count
+        self.fill_groups()
         self.hold_gemm = False
         tile.blocks_running -= count
         self.mark(GEMM)

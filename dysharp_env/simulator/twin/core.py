@@ -22,6 +22,7 @@ from dysharp_env.simulator.twin.parts import (
     Process,
     Row,
     Segment,
+    Split,
     Token,
     Trip,
     Unit,
@@ -72,11 +73,17 @@ class Core:
         self.sends_left = [0] * twin.program.parts
         self.tokens_sent = self.tokens_to_send = 0
         # GEMM
-        self.free_sms = twin.gemm_sms
+        self.least_tokens = twin.program.min_partial_tokens
         self.row: Row | None = None  # whose blocks are being started
         self.hold_gemm = False
         self.sm_busy_ps = 0
         self.slots = 0
+        # Sizes in force, and the SMs that the groups have meanwhile.
+        self.split: Split | None = None
+        self.sizes = {DISPATCH: twin.program.dispatch_sms, COMBINE: twin.program.combine_sms}
+        self.here = dict(self.sizes)
+        self.gemm_sms = self.free_sms = twin.program.gemm_sms
+        self.places: dict[int, list[CommunicationSm]] = {DISPATCH: [], COMBINE: []}
         # By part: (token, expert)s yet to arrive, and those that have GEMM-1, GEMM-2 before them.
         parts = range(twin.program.parts)
         self.arrivals_left = [0 for _ in parts]
@@ -89,7 +96,7 @@ class Core:
         self.ready: list[Unit] = []
         self.issuing: deque[Token | Pair] = deque()
         self.combine_in_flight = 0
-        self.items_waiting = 0
+        self.items_waiting = self.items = 0
         self.hold_combine = False
         self.combined = 0
         self.groups: dict[int, Group] = {}
@@ -131,14 +138,14 @@ class Core:
             crossed_ps = max(crossed_ps, self.uplinks[plane].free_ps)
         return crossed_ps
 
-    def staff(self, kind: int, count: int) -> None:
-        """Gives a communication group its SMs, once the size is known."""
-        self.free_communication_sms[kind].extend(CommunicationSm(kind) for _ in range(count))
-
     def list_sm(self, sm: CommunicationSm) -> None:
         """Puts an SM behind the others of its group that may take something."""
         self.free_communication_sms[sm.kind].append(sm)
         self.mark(sm.kind)
+
+    def slots_of(self, kind: int) -> int:
+        """Returns the vectors that one SM of a communication group may have in flight."""
+        return (self.twin.dispatch_window if kind == DISPATCH else self.twin.combine_window).slots
 
     def begin_trip(self, sm: CommunicationSm, segments: int) -> Trip:
         """Counts a vector of so many segments that an SM puts in flight."""

@@ -18,6 +18,7 @@ from dysharp_env.simulator.layout import (
     GEMM,
     MULTICAST,
     NO_TIME,
+    ON_DUTY,
 )
 from dysharp_env.simulator.twin.computing import Computing
 from dysharp_env.simulator.twin.parts import (
@@ -101,8 +102,11 @@ class Dispatching(Computing):
                 self.send(copy)
         sm.left = None
         self.tokens_sent += 1
+        self.share_done(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)
         self.sends_left[self.part] -= 1
-        if sm.in_flight < twin.dispatch_window.slots:
+        if sm.duty != ON_DUTY:
+            self.leave_if_idle(sm)
+        elif sm.in_flight < twin.dispatch_window.slots:
             self.list_sm(sm)
 
     def ask_for_token(self, copy: list[Segment]) -> None:
@@ -181,7 +185,7 @@ class Dispatching(Computing):
             expert.arrived += 1
             if expert.open_count == twin.workload.layer.tile_tokens or expert.arrived == expert.total:
                 self.close_tile(expert)
-        if twin.program.allow_partial:
+        if twin.may_close_early:
             self.mark(GEMM)
         gate, pay_ps = twin.program.gates[0], twin.program.pays_ps[1]
         if gate == GATE_PHASE and all(gpu.arrivals_left[pair.part] == 0 for gpu in twin.gpus):

@@ -9,6 +9,8 @@ from dysharp_env.simulator.layout import (
     DISPATCH,
     DISPATCH_DATA,
     GEMM,
+    ON_DUTY,
+    SPLIT,
 )
 from dysharp_env.simulator.twin.core import Group
 from dysharp_env.simulator.twin.dispatching import Dispatching
@@ -24,6 +26,7 @@ class Gpu(Dispatching):
     def __init__(self, twin: Twin, number: int) -> None:
         super().__init__(twin, number)
         self.groups = {
+            SPLIT: Group(self.split_group()),
             DISPATCH: Group(self.dispatch_group()),
             GEMM: Group(self.gemm_group()),
             COMBINE: Group(self.combine_group()),
@@ -37,6 +40,8 @@ class Gpu(Dispatching):
                 self.issue_copies(sm)
             else:
                 self.issue_loads(sm)
+        elif sm.duty != ON_DUTY:
+            self.leave_if_idle(sm)
         elif sm.in_flight == slots - 1:
             self.list_sm(sm)
 

@@ -8,19 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator.layout import NO_TIME, REQUEST
+from dysharp_env.simulator.layout import NO_TIME, ON_DUTY, REQUEST
 
 Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", token, GPU), ("tile", expert, place), ...
 
 
 @dataclass(eq=False)
 class CommunicationSm:
-    """One SM of a communication group: what its token still lacks, and its vectors in flight."""
+    """A place for one SM of a communication group: what its token still lacks, and its vectors in flight."""
 
     kind: int
     # Vectors to issue, or partial sums to read; None if it is at no token.
     left: list[list[Segment] | Pair] | None = None
     in_flight: int = 0
+    duty: int = ON_DUTY
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is at no token and waits for no vector."""
+        return self.left is None and self.in_flight == 0
 
 
 @dataclass(eq=False)
@@ -157,15 +163,17 @@ class Row(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A candidate of the split decision."""
+    """A candidate of the split decision: a row of the program's splits."""
 
+    row: int
     dispatch_sms: int
     combine_sms: int
+    early_tokens: int  # the fewest of an open tile that may be closed early
 
     @property
     def name(self) -> Name:
         """What decisions call it."""
-        return "split", self.dispatch_sms, self.combine_sms
+        return "split", self.dispatch_sms, self.combine_sms, self.early_tokens
 
 
 class Hold(NamedTuple):

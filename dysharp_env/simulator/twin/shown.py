@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dysharp_env.simulator.layout import BROADCAST, DECISION_KINDS, MULTICAST
+from dysharp_env.simulator.layout import BROADCAST, COMBINE, DECISION_KINDS, DISPATCH, MULTICAST
 from dysharp_env.simulator.twin.fabric import Link
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Pair, Row, Split, Unit
@@ -22,6 +22,7 @@ def features_of(gpu: Gpu, candidate: Candidate) -> dict[str, float]:
         return {
             "split_dispatch": candidate.dispatch_sms / gpu.twin.num_sms,
             "split_combine": candidate.combine_sms / gpu.twin.num_sms,
+            "split_early": max(0.0, 1 - candidate.early_tokens / gpu.twin.workload.layer.tile_tokens),
         }
     return {"is_hold": 1.0}
 
@@ -55,7 +56,7 @@ def row_features(gpu: Gpu, row: Row) -> dict[str, float]:
     else:
         finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
     is_resident = (expert.number, row.stage) in gpu.l2
-    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs), gpu.number) // twin.gemm_sms
+    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs), gpu.number) // gpu.gemm_sms
     fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[row.stage - 1])
     waiting_ps = 0 if row.is_open else twin.now_ps - row.tile.ready_ps[row.stage - 1]
     return {
@@ -93,6 +94,9 @@ def unit_features(gpu: Gpu, unit: Unit) -> dict[str, float]:
 def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
     """Returns what a decision shows of this GPU and of the layer."""
     twin, of_gpu, of_all = gpu.twin, gpu.twin.workload.tokens_per_gpu, len(gpu.twin.tokens)
+    costs, layer = twin.costs, twin.workload.layer
+    experts_per_gpu = layer.experts // twin.num_gpus
+    matrix_bytes = experts_per_gpu * sum(costs.matrix_bytes)
     return {
         f"is_{DECISION_KINDS[kind]}": 1.0,
         "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
@@ -103,13 +107,15 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         "uplink_backlog": twin.root(backlog_ps(gpu.uplinks)),
         "downlink_backlog": twin.root(backlog_ps(gpu.downlinks)),
         "hbm_backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
-        "free_sms": gpu.free_sms / twin.gemm_sms,
-        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, twin.dispatch_sms * twin.dispatch_window.slots),
-        "combine_in_flight": fraction(gpu.combine_in_flight, twin.combine_sms * twin.combine_window.slots),
+        "free_sms": gpu.free_sms / max(gpu.gemm_sms, 1),
+        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, gpu.sizes[DISPATCH] * twin.dispatch_window.slots),
+        "combine_in_flight": fraction(gpu.combine_in_flight, gpu.sizes[COMBINE] * twin.combine_window.slots),
         "all_combined": (of_all - twin.tokens_left) / of_all,
         "link_share": fraction(twin.bound.links_ps, twin.scale_ps),
         "gemm_share": fraction(twin.bound.gemms_ps, twin.scale_ps),
         "hbm_share": fraction(twin.bound.hbm_ps, twin.scale_ps),
+        "tokens_per_expert": gpu.slots / (gpu.slots + experts_per_gpu * layer.tile_tokens),
+        "l2_room": costs.l2_bytes / (costs.l2_bytes + matrix_bytes),
     }
 
 

@@ -83,7 +83,13 @@ class Twin:
         self.workload, self.costs, self.program = workload, costs, program
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
         self.scale_ps = max(1, bound.total_ps)
-        self.set_split(program.dispatch_sms, program.gemm_sms, program.combine_sms)
+        self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
+        self.most_sms = {
+            DISPATCH: max([program.dispatch_sms, *(split.dispatch_sms for split in self.splits)]),
+            COMBINE: max([program.combine_sms, *(split.combine_sms for split in self.splits)]),
+        }
+        tile_tokens = workload.layer.tile_tokens
+        self.may_close_early = program.allow_partial or any(split.early_tokens < tile_tokens for split in self.splits)
         self.dispatch_window = costs.dispatch_window(DISPATCH_PRIMITIVES[program.dispatch_primitive])
         self.combine_window = costs.combine_window(COMBINE_PRIMITIVES[program.combine_primitive])
         self.now_ps = 0
@@ -282,9 +288,9 @@ class Twin:
         """Logs that a resource is in use from now on."""
         self.log.append(Use(resource, gpu, purpose, item, amount, self.now_ps, end_ps))
 
-    def set_split(self, dispatch_sms: int, gemm_sms: int, combine_sms: int) -> None:
-        """Sizes the SM groups of all GPUs."""
-        self.dispatch_sms, self.gemm_sms, self.combine_sms = dispatch_sms, gemm_sms, combine_sms
+    def splits_for(self, present: Split | None) -> list[Split]:
+        """Returns the splits on offer, the present one first, so that a rule without weights keeps it."""
+        return sorted(self.splits, key=lambda split: split != present)
 
     def open_gate(self, stage: int, part: int, gpus: list[Gpu]) -> None:
         """Lets a stage start on some GPUs: 0 everything, 1 GEMM-1, 2 GEMM-2, 3 combine of a part."""
@@ -346,8 +352,7 @@ class Twin:
         """Runs the layer: all events of an instant are served, then the SM groups they concern act."""
         yield from self._take_split()
         for gpu in self.gpus:
-            for kind, count in ((DISPATCH, self.dispatch_sms), (COMBINE, self.combine_sms)):
-                gpu.staff(kind, count)
+            gpu.staff()
         while True:
             while self.marked:
                 group = self.marked.popleft()
@@ -370,18 +375,15 @@ class Twin:
                 effect(*operands)
 
     def _take_split(self) -> Generator[Decision, int, None]:
-        options = [Split(*split) for split in self.program.splits]
-        asking = self.choose(SPLIT, self.gpus[0], options)
+        asking = self.choose(SPLIT, self.gpus[0], self.splits)
         try:
             decision = next(asking)
             while decision is not None:
                 decision = asking.send((yield decision))
         except StopIteration as end:
             if isinstance(end.value, Split):
-                dispatch_sms, combine_sms = end.value
-                self.set_split(dispatch_sms, self.num_sms - dispatch_sms - combine_sms, combine_sms)
                 for gpu in self.gpus:
-                    gpu.free_sms = self.gemm_sms
+                    gpu.adopt(end.value)
 
     def advance(self) -> Decision | None:
         """Runs to the next exposed decision and returns it, or None when the layer is done.

@@ -1,0 +1,143 @@
+"""SM groups that change size: nobody is lost, nothing is over its size for longer than it must be, and it pays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from round_machine import ROUND_PROGRAM, round_layer, round_system
+
+from dysharp_env.simulator import layout
+
+GROUPS, CASES_PER_GROUP = 10, 20
+FIRST_SEED = 70_000
+SPLIT, DISPATCH, GEMM, COMBINE = range(4)
+
+
+def places_of(state, kind: int) -> np.ndarray:
+    """Returns the places for SMs in a communication group, (gpu, place)."""
+    most_dispatch = int(state.root["most_dispatch_sms"][0])
+    places = state.sms.reshape(len(state.gpus), -1)
+    return places[:, most_dispatch:] if kind == COMBINE else places[:, :most_dispatch]
+
+
+def check_everyone_is_somewhere(case, state) -> None:
+    """All SMs are in a group, and nobody waits for an SM that is free to come."""
+    gpus = state.gpus
+    assert (gpus["gemm_sms"] + gpus["dispatch_here"] + gpus["combine_here"] == case.num_sms).all()
+    assert (0 <= gpus["free_sms"]).all() and (gpus["free_sms"] <= gpus["gemm_sms"]).all()
+    running = np.zeros(case.workload.num_gpus, int)
+    np.add.at(running, state.experts["gpu"][state.tiles["expert"]], state.tiles["running"])
+    assert (gpus["gemm_sms"] - gpus["free_sms"] == running).all()
+    for kind, name in ((DISPATCH, "dispatch"), (COMBINE, "combine")):
+        here, size, leaving = gpus[f"{name}_here"], gpus[f"{name}_sms"], gpus[f"{name}_leaving"]
+        assert ((here - leaving >= size) | (gpus["free_sms"] == 0)).all()
+        if state.root["by_chunk"][0]:
+            held = gpus["take_held" if kind == COMBINE else "send_held"]
+            slots = int(state.root[f"{name}_slots"][0])
+            assert ((here <= size) | (held > (here - 1) * slots)).all()
+            continue
+        assert (here - leaving <= size).all()
+        assert (gpus[f"{name}_in_flight"] <= here * int(state.root[f"{name}_slots"][0])).all()
+        places = places_of(state, kind)
+        assert ((places["duty"] == layout.LEAVING).sum(axis=1) == leaving).all()
+        assert ((places["duty"] != layout.AWAY).sum(axis=1) == here).all()
+        is_idle = (places["token"] == layout.NOTHING) & (places["in_flight"] == 0)
+        # Whoever has nothing left to do has gone.
+        assert (is_idle == (places["duty"] == layout.AWAY))[places["duty"] != layout.ON_DUTY].all()
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_groups_add_up_at_every_decision(random_case, group):
+    resized = 0
+    for seed in range(FIRST_SEED + group * CASES_PER_GROUP, FIRST_SEED + (group + 1) * CASES_PER_GROUP):
+        case = random_case(seed)
+        if not case.program.splits:
+            continue
+        kinds = frozenset(range(len(layout.DECISION_KINDS)))
+        case = case.with_program(exposed=kinds, network=None, networked=frozenset(), max_candidates=32)
+        engine, rng = case.engine(logging=False), np.random.default_rng(seed)
+        # An engine in which nothing can happen any more, with tokens left, raises.
+        while (asked := engine.advance()) is not None:
+            if engine.state.root["split_done"][0]:
+                check_everyone_is_somewhere(case, engine.state)
+            choice = int(rng.choice(np.flatnonzero(asked.mask)))
+            resized += asked.kind == SPLIT and engine.state.root["split_done"][0] and choice > 0
+            engine.decide(choice)
+        check_everyone_is_somewhere(case, engine.state)
+    assert resized > 0
+
+
+def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case):
+    played = 0
+    for seed in range(FIRST_SEED, FIRST_SEED + 150):
+        case, rng = random_case(seed), np.random.default_rng(seed)
+        program = case.program
+        weights = program.weights.copy()
+        weights[SPLIT] = 0
+        early = program.min_partial_tokens if program.allow_partial else case.workload.layer.tile_tokens
+        own = program.dispatch_sms, program.combine_sms, early
+        others = tuple((int(rng.integers(1, 3)), 1, early) for _ in range(3))
+        gemm_sms = case.num_sms - program.dispatch_sms - program.combine_sms
+        ruled = {"weights": weights, "gemm_sms": gemm_sms, "network": None, "networked": frozenset()}
+        plain = case.with_program(**ruled, exposed=frozenset(), splits=(), split_moments=0).engine().run()
+        asking = {"exposed": frozenset([SPLIT]), "splits": (own, *others), "split_moments": 4}
+        for exposed in (frozenset(), frozenset([SPLIT])):
+            engine = case.with_program(**ruled, **{**asking, "exposed": exposed}).engine()
+            while (asked := engine.advance()) is not None:
+                assert asked.kind == SPLIT and asked.num_candidates == min(4, program.max_candidates)
+                assert engine.state.candidates[0] == 0
+                engine.decide(0)
+                played += 1
+            assert engine.state.tokens.tobytes() == plain.state.tokens.tobytes(), seed
+            assert engine.now_ps == plain.now_ps
+    assert played > 1000
+
+
+def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case):
+    """Two GPUs with an expert each and two tokens each, all for both experts: GEMM-1 is one row of 5 thread blocks."""
+    program = dataclasses.replace(
+        ROUND_PROGRAM,
+        dispatch_sms=4,
+        gemm_sms=3,
+        combine_sms=1,
+        splits=((4, 1, 128), (1, 1, 128)),
+        split_moments=1,
+        exposed=frozenset([SPLIT]),
+    )
+    # A hundredth of the round machine's FLOP: a block of 4 tokens takes 400,000 ps in GEMM-1; in GEMM-2, with 5 times
+    # the inner dimension and one block, 2,000,000 ps.
+    slow = {"gpu.bf16_tflops": 8 * 2 * 64 * 64 / 100_000, "gpu.cold_exposure": 0.0}
+    layer = round_layer(2, tile_tokens=128).with_changes({"moe_ff": 5 * 64})
+    case = make_case(round_system(2, num_sms=8).with_changes(slow), layer, np.array([[0, 1]] * 4), program)
+
+    def run(*choices: int) -> tuple[list[int], int]:
+        engine, twin, left = case.engine(), case.twin(), list(choices)
+        while (asked := engine.advance()) is not None:
+            assert twin.advance().gpu == asked.gpu
+            choice = left.pop(0) if left else 0
+            engine.decide(choice)
+            twin.decide(choice)
+        assert twin.advance() is None and twin.now_ps == engine.now_ps
+        tiles = engine.state.tiles[engine.state.tiles["count"] > 0]
+        first, second = tiles[["start1", "end1", "start2", "end2"]].tolist()
+        assert first == second  # both GPUs do the same
+        return list(first), engine.now_ps
+
+    # Two SMs send a token each at 10,000; the second is here after 2 x 9 flits and two hops.
+    start1 = 10_000 + 2 * 9000 + 2 * 100_000
+    # Five blocks on three SMs are two waves.
+    end1 = start1 + 2 * 400_000
+    end2 = end1 + 2_000_000
+    # 4 + 1 dispatch and combine SMs stay: what the decisions are not answered with is the first row.
+    kept, kept_ps = run()
+    assert kept == [start1, end1, end1, end2]
+    # The first decision is for all; then each GPU has sent its last token and keeps one SM. Of the three that are too
+    # many two never had a token and compute at once; the third waits for its acknowledgement until 419,000. Five blocks
+    # on five SMs are one wave.
+    joined, joined_ps = run(0, 1, 1)
+    assert joined == [start1, end1 - 400_000, end1 - 400_000, end2 - 400_000]
+    assert kept_ps - joined_ps == 400_000
+    # Back to four when the first sum is ready: nobody computes then, and nothing changes any more.
+    assert run(0, 1, 1, 1, 1) == (joined, joined_ps)
