@@ -144,9 +144,17 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
         }
         for name, code in (("uplink", layout.LOG_UP), ("downlink", layout.LOG_DOWN))
     }
-    blocks = amount / max(int(root["gemm_sms"]), 1)
+    blocks = amount / _most_gemm_sms(engine)
     sms = {f"gemm{stage}": part((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
     return [("uplink", links["uplink"]), ("SMs", sms), ("downlink", links["downlink"])]
+
+
+def _most_gemm_sms(engine: Engine) -> int:
+    """Returns the size of the GEMM group, the largest if it changes while the layer runs."""
+    root, splits = engine.state.root[0], engine.state.splits
+    if root["split_moments"] > 0 and len(splits) > 0:
+        return int(root["total_sms"] - splits[:, :2].sum(axis=1).min())
+    return int(root["gemm_sms"])
 
 
 def _table_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:

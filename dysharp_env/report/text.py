@@ -21,7 +21,7 @@ def describe_state(run: LayerRun) -> str:
     """
     engine = run.engine
     state, costs = engine.state, engine.costs
-    root, gpus = state.root[0], state.gpus
+    gpus = state.gpus
     num_gpus, tokens_per_gpu = engine.workload.num_gpus, engine.workload.tokens_per_gpu
     slots = np.zeros(num_gpus)
     np.add.at(slots, state.experts["gpu"], state.experts["total"])
@@ -39,7 +39,7 @@ def describe_state(run: LayerRun) -> str:
         / 1e6
         for links in (state.uplinks, state.ports[: len(state.uplinks)])
     )
-    busy_sms = int(root["gemm_sms"]) - gpus["free_sms"]
+    busy_sms = gpus["gemm_sms"] - gpus["free_sms"]
 
     columns = " ".join(f"{name:<{_BAR_WIDTH + 5}}" for name in done)
     lines = [_headline(run), f"{'':7}{columns} {'uplink':>8} {'downlink':>8} {'SMs':>4}"]
@@ -64,7 +64,9 @@ def _headline(run: LayerRun) -> str:
     kind = int(root["pending_kind"])
     if kind == layout.NOTHING:
         return text
-    who = "all GPUs" if kind == layout.SPLIT else f"GPU {int(root['pending_gpu'])}"
+    # The first split is for all.
+    is_first = kind == layout.SPLIT and not root["split_done"]
+    who = "all GPUs" if is_first else f"GPU {int(root['pending_gpu'])}"
     return f"{text}; {who} decides: {layout.DECISION_KINDS[kind]}, {int(root['num_legal'])} legal answers"
 
 

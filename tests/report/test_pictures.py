@@ -162,6 +162,27 @@ def test_text_of_a_layer_before_during_and_after():
     assert all(line.count("100%") == 5 for line in after[2:])
 
 
+def test_groups_that_change_size_are_shown():
+    system, workload = scenario()
+    exposure = Exposure(("split",), splits=((8, 8), (1, 1), (60, 60)), split_moments=2)
+    starter = Starter(system, workload.layer, load_schedule("dysharp"), exposure=exposure, logging=True)
+    run = starter.start(workload)
+    run.engine.advance()
+    assert describe_state(run).splitlines()[0].endswith("all GPUs decides: split, 3 legal answers")
+    deciding = set()
+    while not run.engine.done:
+        run.engine.decide(len(deciding) % 3)
+        decision = run.engine.advance()
+        headline, _, *lines = describe_state(run).splitlines()
+        assert all(0 <= int(line.split()[-1]) <= 132 for line in lines)
+        if decision is not None:
+            assert headline.endswith(f"GPU {decision.gpu} decides: split, 3 legal answers")
+            deciding.add(decision.gpu)
+    assert deciding == {0, 1, 2, 3}
+    picture = gantt.draw_schedule(run.engine)
+    assert all(pixels_of(picture, stage) > 1000 for stage in gantt.COLOURS)
+
+
 def test_text_of_many_gpus_is_cut():
     run = simulate(*scenario(gpus=32, tokens=4), load_schedule("deepep"))
     assert describe_state(run).endswith("... and 16 more GPUs")
