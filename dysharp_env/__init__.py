@@ -37,6 +37,9 @@ GPU
     - A communication SM is a number of bytes in flight and works on one token at a time. Its instructions, its
       registers and shared memory, copies between queues and their places, and the tensor memory accelerator are not
       there.
+    - An SM changes its group, where ``split_moments`` lets it, as soon as it has nothing to do and at no cost: one
+      persistent kernel that holds the code of all three roles is assumed, with the registers and shared memory of
+      the most demanding one.
     - A GEMM thread block takes a fixed time and its K steps. No two-block clusters, no multicast of operands, no
       autotuned tile shapes (grouped GEMMs of few rows are up to 12 % too fast), and no slowing of GEMMs by the
       loads and stores that other SMs issue.

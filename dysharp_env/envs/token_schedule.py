@@ -22,7 +22,9 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Decision point
     The engine runs until a free SM group has more than one thing it could do; then it asks. Decisions with one legal
-    answer are taken without asking, and kinds that are not exposed follow the base schedule's rule.
+    answer are taken without asking, and kinds that are not exposed follow the base schedule's rule. Where sizes of SM
+    groups change, an SM changes over when it has nothing to do: one that communicates when its last vector has made
+    the round trip, one that computes at the end of its thread block.
 
     ## Action space
     ``Discrete(max_candidates)``: the index of a candidate.
@@ -180,7 +182,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
 
 ACTION_MEANINGS = {
-    "split": "once, at the start: the SM-group sizes of all GPUs, from ``splits``",
+    "split": "SM-group sizes, from ``splits``: at the start for all GPUs; with ``split_moments``, as a GPU's tokens "
+    "are sent and its sums get ready, for that GPU, the present ones first",
     "dispatch": "which unsent token chunk a GPU's dispatch group takes next",
     "gemm": "which ready row (GEMM-1, GEMM-2, or an open tile closed early) a GPU's free GEMM SMs take next; or hold",
     "combine": "which chunk with ready tokens a GPU's combine group takes next; or hold",

@@ -197,8 +197,9 @@ class ScheduleSpec(Spec):
         if self.sms.dispatch + self.sms.combine + gemm_sms != num_sms:
             given = f"{self.sms.dispatch} dispatch, {self.sms.combine} combine and {gemm_sms} GEMM SMs"
             raise ConfigError(
-                f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of {system.name},"
-                " as stages take turns or GEMMs communicate themselves; it needs groups of SMs of their own"
+                f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of"
+                f" {system.name}, as stages take turns or GEMMs communicate themselves; it needs groups with SMs of"
+                " their own"
             )
         for dispatch, combine, *_ in exposure.splits:
             if min(dispatch, combine) < 1 or dispatch + combine >= num_sms:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents import check, evaluate, train
-from agents.decision_list import DecisionList, read_decisions, write_decisions
+from agents.decision_list import AskedSpec, DecisionList, read_decisions, routing_digest, write_decisions
+from dysharp_env.schedules import Exposure, Starter, load_schedule
 from dysharp_env.simulator import engine as engine_module
+from dysharp_env.workload import ScenarioSpec
 
 SUITE = """
 name: tiny
@@ -63,6 +66,40 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "12 of 12 rows confirmed"
     assert all(line.startswith("confirmed") for line in lines[:-1])
+
+
+def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
+    exposure = Exposure(("split", "combine"), True, splits=((8, 11), (1, 1, 40), (40, 8, 2)), split_moments=5)
+    schedule, scenario = (
+        load_schedule("dysharp-tuned"),
+        ScenarioSpec(model="olmoe", gpus=2, tokens=9, routing="uniform"),
+    )
+    built = scenario.build()
+    workload = built.draw(5)
+    engine = Starter(built.system, workload.layer, schedule, exposure=exposure).start(workload).engine
+    rng, choices, resized = np.random.default_rng(1), [], 0
+    while (asked := engine.advance()) is not None:
+        choices.append(int(rng.choice(np.flatnonzero(asked.mask))))
+        resized += asked.kind == 0 and len(choices) > 1 and choices[-1] > 0
+        engine.decide(choices[-1])
+    stored = DecisionList(
+        policy="random",
+        seed=1,
+        workload="one",
+        scenario=scenario,
+        workload_seed=5,
+        routing_sha256=routing_digest(workload),
+        schedule=schedule,
+        asked=AskedSpec.of(exposure),
+        choices=tuple(choices),
+        makespan_ps=engine.now_ps,
+    )
+    write_decisions(tmp_path / "list.json.gz", stored)
+    read = read_decisions(tmp_path / "list.json.gz")
+    assert resized > 3 and read.asked.exposure() == exposure
+    assert check.fault_of(read) is None
+    first = 1 - choices[0] if choices[0] < 2 else 0
+    assert check.fault_of(read.model_copy(update={"choices": (first, *choices[1:])})) is not None
 
 
 def change(lists: Path, tmp_path: Path, policy: str, edit: Callable[[DecisionList], dict[str, Any]]) -> Path:
