@@ -6,9 +6,10 @@ import torch
 from gymnasium import spaces
 
 from agents.policy import CandidatePolicy, PolicySpec
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.layout import F_HOLD
 
-FEATURES, CONTEXT, KINDS = 16, 16, 4
+FEATURES, CONTEXT, KINDS = len(layout.FEATURES), len(layout.CONTEXT), len(layout.DECISION_KINDS)
 
 
 def make_policy(size: int) -> CandidatePolicy:

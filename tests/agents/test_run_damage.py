@@ -14,6 +14,7 @@ from agents import demo, evaluate
 from agents.run_folder import RunFolder
 from agents.train import main
 from dysharp_env.config import ConfigError
+from dysharp_env.simulator.layout import FEATURES
 
 Damage = Callable[[Path], object]
 
@@ -99,7 +100,7 @@ CHECKPOINT_DAMAGE: list[tuple[str, Damage, str]] = [
     (
         "optimizer.safetensors",
         change_tensor("1.exp_avg", lambda t: t[:1]),
-        "'1.exp_avg' has shape (1, 16), not ",
+        f"'1.exp_avg' has shape (1, {len(FEATURES)}), not ",
     ),
     ("optimizer.safetensors", change_tensor("1.exp_avg_sq", lambda _: None), "'1.exp_avg_sq' has shape None"),
     ("optimizer.safetensors", change_tensor("1.exp_avg_sq", fill(-1.0)), "'1.exp_avg_sq' holds negative numbers"),
