@@ -15,7 +15,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
 
 WORKLOADS = load_suite("smoke").draw()
-ALL_KINDS = EnvSpec(exposed=("split", "dispatch", "gemm", "combine"), max_candidates=16)
+ALL_KINDS = EnvSpec(exposed=("split", "dispatch", "gemm", "combine"), split_moments=2, max_candidates=16)
 
 
 def random_policy(spec: EnvSpec, seed: int, hidden: int = 32) -> CandidatePolicy:

@@ -13,7 +13,11 @@ from dysharp_env.envs.vector import TokenScheduleVectorEnv
 
 ENV_ID = "DySHARP/TokenSchedule-v0"
 TINY = {"model": "olmoe", "gpus": 4, "tokens": 12, "routing": "uniform", "max_candidates": 16}
-ALL_KINDS = {"exposed": ("split", "dispatch", "gemm", "combine"), "splits": ((4, 4), (8, 8), (8, 16))}
+ALL_KINDS = {
+    "exposed": ("split", "dispatch", "gemm", "combine"),
+    "splits": ((4, 4), (8, 8, 9), (8, 16)),
+    "split_moments": 2,
+}
 
 
 def native(num_envs: int, **settings):
