@@ -345,6 +345,10 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x[18] = fraction(s.hbm_ps, s.scale_ps)
     x[19] = g.slots / (g.slots + s.experts_per_gpu * s.tile_tokens)
     x[20] = s.l2_bytes / (s.l2_bytes + s.experts_per_gpu * (s.matrix1_bytes + s.matrix2_bytes))
+    ready = g.items - g.items_waiting if s.split_done else 0
+    x[21] = ready / max(g.items, 1)
+    x[22] = 1.0 if ready > 0 else 0.0
+    x[23] = 1.0 if g.tokens_sent == s.sends_per_gpu else 0.0
 
 
 @njit(cache=True, error_model="numpy")

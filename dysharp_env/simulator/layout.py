@@ -267,6 +267,9 @@ CONTEXT_MEANINGS = {
     "hbm_share": "the same for the HBM that expert weights and tokens keep busiest",
     "tokens_per_expert": "(token, expert) pairs an expert of this GPU has on average, over themselves and a tile",
     "l2_room": "L2 over itself and the matrices of this GPU's experts",
+    "ready": "fraction of the sums that this GPU combines that it may combine, or has",
+    "any_ready": "1 if there is one",
+    "all_sent": "1 if this GPU has dispatched all its tokens",
 }
 CONTEXT = tuple(CONTEXT_MEANINGS)
 

@@ -97,6 +97,7 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
     costs, layer = twin.costs, twin.workload.layer
     experts_per_gpu = layer.experts // twin.num_gpus
     matrix_bytes = experts_per_gpu * sum(costs.matrix_bytes)
+    ready = gpu.items - gpu.items_waiting if gpu.items else 0
     return {
         f"is_{DECISION_KINDS[kind]}": 1.0,
         "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
@@ -116,6 +117,9 @@ def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
         "hbm_share": fraction(twin.bound.hbm_ps, twin.scale_ps),
         "tokens_per_expert": gpu.slots / (gpu.slots + experts_per_gpu * layer.tile_tokens),
         "l2_room": costs.l2_bytes / (costs.l2_bytes + matrix_bytes),
+        "ready": ready / max(gpu.items, 1),
+        "any_ready": float(ready > 0),
+        "all_sent": float(gpu.tokens_sent == gpu.tokens_to_send),
     }
 
 
