@@ -26,7 +26,7 @@ from agents.play import RANDOM, play_policy
 from agents.report import plot_summary, summary_table
 from agents.run_folder import RunFolder
 from agents.train import normalise_config, read_run_dir, start_run, train_with_progress
-from agents.training import TrainSpec, describe_result, read_spec
+from agents.train_spec import TrainSpec, describe_result, read_spec
 from agents.weights import load_policy
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.output import json_document, results_console

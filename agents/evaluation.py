@@ -28,7 +28,7 @@ from agents.play import (
 )
 from agents.rollouts import prepare
 from agents.run_folder import RunFolder
-from agents.training import read_spec
+from agents.train_spec import read_spec
 from agents.weights import load_policy
 from dysharp_env.config import ConfigError, did_you_mean, preset_names
 from dysharp_env.envs.spec import EnvSpec

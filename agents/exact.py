@@ -24,7 +24,7 @@ from agents.lookahead import look_ahead
 from agents.play import FIRST
 from agents.run_folder import RunFolder
 from agents.tiny import Times, TinyInstance, TinyLayer, play
-from agents.training import read_spec
+from agents.train_spec import read_spec
 from agents.weights import load_policy
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option

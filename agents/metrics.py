@@ -109,37 +109,21 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
     return statistics
 
 
-class Clock:
-    """Where the wall time of this process went."""
+def time_shares(learner: Learner, elapsed_s: float, rate: float) -> dict[str, float]:
+    """Returns decisions a second and the share of each part, as TensorBoard records them.
 
-    def __init__(self, learner: Learner, earlier_s: float = 0.0):
-        """Starts now; ``earlier_s`` is what processes before this one took."""
-        self._learner = learner
-        self._earlier_s = earlier_s
-        self._started = time.perf_counter()
-        self._first = learner.num_timesteps
-
-    def elapsed(self) -> float:
-        """Returns seconds since the start of this process's part."""
-        return time.perf_counter() - self._started
-
-    def wall_s(self) -> float:
-        """Returns seconds of training, those before the checkpoint this process continued from included."""
-        return round(self._earlier_s + self.elapsed(), 1)
-
-    def rate(self) -> float:
-        """Returns decisions a second since the start, everything included."""
-        return (self._learner.num_timesteps - self._first) / self.elapsed()
-
-    def shares(self) -> dict[str, float]:
-        """Returns the rate and the share of each part, as TensorBoard records them."""
-        elapsed, env_s = self.elapsed(), self._learner.vec_env.env_seconds
-        return {
-            "time/decisions_per_second": self.rate(),
-            "time/env_share": env_s / elapsed,
-            "time/policy_share": (self._learner.rollout_seconds - env_s) / elapsed,
-            "time/update_share": self._learner.update_seconds / elapsed,
-        }
+    Args:
+        learner: What was timed.
+        elapsed_s: Seconds since it began.
+        rate: Its decisions a second.
+    """
+    env_s = learner.vec_env.env_seconds
+    return {
+        "time/decisions_per_second": rate,
+        "time/env_share": env_s / elapsed_s,
+        "time/policy_share": (learner.rollout_seconds - env_s) / elapsed_s,
+        "time/update_share": learner.update_seconds / elapsed_s,
+    }
 
 
 class TensorBoard(KVWriter):

@@ -19,6 +19,7 @@ from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPo
 from torch import Tensor, nn
 
 from dysharp_env.config import Spec
+from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.layout import DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
 from dysharp_env.simulator.network import Network
@@ -146,6 +147,32 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         """
         self.spec = spec
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    @classmethod
+    def of_network(cls, network: Network, env: EnvSpec) -> CandidatePolicy:
+        """Returns a policy whose scorer is a network of the engine; its critic knows nothing."""
+        spec = PolicySpec(hidden=network.width, value_hidden=1)
+        policy = cls(env.observation_space(), env.action_space(), lambda _: 0.0, spec)
+        scorer = policy.scorer
+        tensors = {
+            scorer.embed_row.weight: network.row.T,
+            scorer.embed_row.bias: network.row_bias,
+            scorer.embed_context.weight: network.context.T,
+            scorer.embed.weight: network.embed.T,
+            scorer.embed.bias: network.embed_bias,
+            scorer.score_row.weight: network.score_row.T,
+            scorer.score_row.bias: network.score_bias,
+            scorer.score_pool.weight: network.score_pool.T,
+            scorer.score.weight: network.score[None],
+            scorer.linear: network.linear,
+        }
+        with torch.no_grad():
+            for tensor, numbers in tensors.items():
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)))
+            for parameter in policy.critic.parameters():
+                parameter.zero_()
+        policy.set_training_mode(False)
+        return policy
 
     def _build(self, lr_schedule: Any) -> None:
         assert isinstance(self.observation_space, spaces.Dict) and isinstance(self.action_space, spaces.Discrete)

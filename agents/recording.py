@@ -19,7 +19,7 @@ from agents.lookahead import LookAhead, look_ahead
 from agents.play import FIRST, choose_first, random_chooser
 from agents.rollouts import prepare
 from agents.run_folder import RunFolder
-from agents.training import read_spec
+from agents.train_spec import read_spec
 from agents.weights import load_policy
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec

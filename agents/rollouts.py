@@ -72,3 +72,19 @@ def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Prepared
         batch.advance()
         found[:, column] = batch.now_ps
     return found
+
+
+def play_networks(
+    schedule: ScheduleSpec, exposures: Sequence[Exposure], workload: Prepared
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (exposure,) int64 makespans in picoseconds, and decisions taken, of networks that play one workload.
+
+    Raises:
+        ConfigError: The schedule does not fit the system.
+    """
+    batch = Batch(len(exposures), exposures[0].max_candidates)
+    engines = [workload.engine(schedule, exposure) for exposure in exposures]
+    for row, engine in enumerate(engines):
+        batch.place(row, engine)
+    batch.advance()
+    return batch.now_ps.copy(), np.array([engine.asked for engine in engines])

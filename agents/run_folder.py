@@ -212,7 +212,26 @@ class RunFolder:
         save_policy(self.best, policy, decisions, validation_ratio)
 
     def save_checkpoint(self, policy: CandidatePolicy, counters: Spec, decisions: int, keep: int = 2) -> None:
+        """Saves policy and optimiser; see ``save_files``."""
+        files = {"optimizer.safetensors": save(optimizer_tensors(policy.optimizer))}
+        self.save_files(files, counters, decisions, keep, policy)
+
+    def save_files(
+        self,
+        files: Mapping[str, bytes],
+        counters: Spec,
+        decisions: int,
+        keep: int = 2,
+        policy: CandidatePolicy | None = None,
+    ) -> None:
         """Saves all that continues training, under the number of decisions; only the ``keep`` newest stay.
+
+        Args:
+            files: Contents by name.
+            counters: What goes into ``counters.json``.
+            decisions: Decisions so far.
+            keep: Checkpoints that stay.
+            policy: A policy that is saved as well.
 
         Raises:
             ConfigError: It cannot be written.
@@ -222,8 +241,10 @@ class RunFolder:
         with _writing(final):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_policy(partial, policy, decisions, None)
-            write_bytes(partial / "optimizer.safetensors", save(optimizer_tensors(policy.optimizer)))
+            if policy is not None:
+                save_policy(partial, policy, decisions, None)
+            for name, content in files.items():
+                write_bytes(partial / name, content)
             write_text(partial / "counters.json", counters.model_dump_json(indent=2) + "\n")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -241,8 +262,8 @@ class RunFolder:
             raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
         return folders[-1]
 
-    def restore_checkpoint(self, policy: CandidatePolicy) -> dict[str, Any]:
-        """Loads the newest checkpoint into ``policy`` and its optimiser and returns the counters.
+    def restore_checkpoint(self, policy: CandidatePolicy) -> None:
+        """Loads the newest checkpoint into ``policy`` and its optimiser.
 
         Raises:
             ConfigError: There is no checkpoint, or it is damaged or of another shape.
@@ -250,7 +271,14 @@ class RunFolder:
         folder = self.newest_checkpoint()
         load_weights(folder, policy, read_card(folder))
         load_optimizer(folder, policy)
-        return read_json(folder / "counters.json")
+
+    def read_counters(self, checkpoint: Path) -> dict[str, Any]:
+        """Returns the counters of a checkpoint.
+
+        Raises:
+            ConfigError: They are damaged.
+        """
+        return read_json(checkpoint / "counters.json")
 
 
 def _read_text(path: Path) -> str:

@@ -15,7 +15,9 @@ from rich.progress import Progress as ProgressBar
 
 from agents.play import environments
 from agents.run_folder import RunFolder
-from agents.training import Progress, TrainSpec, describe_result, read_spec, train
+from agents.run_loop import Progress
+from agents.train_spec import TrainSpec, describe_result, read_spec
+from agents.training import train
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -144,6 +145,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"'{path}' is damaged: {error}") from None
+
+
+def read_numbers(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns the float64 arrays of a safetensors file, which must have these shapes.
+
+    Raises:
+        ConfigError: It is missing or damaged, or holds something else.
+    """
+    arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+    if {name: array.shape for name, array in arrays.items()} != dict(shapes):
+        raise ConfigError(f"'{path}' does not fit: it must hold {sorted(shapes)} of shapes {list(shapes.values())}")
+    for name, array in arrays.items():
+        if array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ConfigError(f"'{path}' is damaged: '{name}' must hold finite float64 numbers")
+    return arrays
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -15,8 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.play import environments, play, random_chooser
 from agents.run_folder import RunFolder
+from agents.run_loop import Progress
 from agents.train import main
-from agents.training import Progress, TrainSpec, read_spec, train
+from agents.train_spec import TrainSpec, read_spec
+from agents.training import train
 from agents.weights import load_policy
 from dysharp_env.config import load_spec, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv

@@ -1,0 +1,125 @@
+"""Evolution of a steering policy by CMA-ES: every generation plays a batch of workloads under each set of weights.
+
+What is made small is the mean log of makespan over the reference's on the same workload. All episodes run inside the
+engine; layers share nothing, so threads change no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cma
+import numpy as np
+from pydantic import Field
+
+from agents.rollouts import Prepared, makespans_ps, play_networks
+from agents.steering import SIZE, constant, hand_written, network_of
+from dysharp_env.config import Spec
+from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.simulator.layout import F_SPLIT_COMBINE, F_SPLIT_DISPATCH, F_SPLIT_EARLY
+from dysharp_env.simulator.network import Network
+
+
+class EvolutionSpec(Spec):
+    """Hyper-parameters of the evolution of a steering policy; see steering.py."""
+
+    start: Literal["constant", "hand_written"] = "constant"
+    """What it begins at: the schedule's own split always, or the policy of that name in steering.py."""
+    population: int = Field(default=16, ge=4, le=1024)
+    """Sets of weights in a generation."""
+    sigma: float = Field(default=0.15, gt=0, le=10)
+    """First standard deviation of weights."""
+    batch: int = Field(default=12, ge=1)
+    """Workloads that a generation is compared on, drawn anew each time; all if there are no more."""
+    threads: int = Field(default=2, ge=1, le=256)
+    """Workloads played at a time."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one generation came to.
+
+    Attributes:
+        ratio: Geometric mean of makespan over the reference's, over all weights and workloads tried.
+        worst: Largest ratio on a workload, as the geometric mean of the weights tried.
+        decisions: Decisions that the policies took.
+    """
+
+    ratio: float
+    worst: float
+    decisions: int
+
+
+class Evolution:
+    """A strategy and what it plays; ``restart`` makes what follows depend on mean, spread and seed alone.
+
+    Attributes:
+        mean: (weight,) float64, the middle of the distribution: the policy.
+        spread: (weight,) float64, the standard deviation of each weight.
+    """
+
+    def __init__(
+        self,
+        spec: EvolutionSpec,
+        base: ScheduleSpec,
+        exposure: Exposure,
+        workloads: Sequence[Prepared],
+        reference: ScheduleSpec,
+    ):
+        """Plays the reference and takes a place to begin at.
+
+        Raises:
+            ConfigError: A schedule does not fit a system.
+        """
+        self._spec, self._base, self._exposure, self._workloads = spec, base, exposure, workloads
+        self._reference_ps = makespans_ps([reference], workloads)[0]
+        self.mean = hand_written() if spec.start == "hand_written" else constant(_split_of(base, workloads))
+        self.spread = np.full(SIZE, spec.sigma)
+
+    def restart(self, seed: int) -> None:
+        """Begins a new strategy at the present mean and spread; what it has learned of correlations is dropped."""
+        self._rng = np.random.default_rng(seed)
+        normal = np.random.default_rng([seed, 1])
+        options = {
+            "popsize": self._spec.population,
+            "CMA_stds": self.spread,
+            "randn": lambda *shape: normal.standard_normal(shape),  # its own numbers would come from the global stream
+            "seed": np.nan,
+            "verbose": -9,
+        }
+        self._strategy = cma.CMAEvolutionStrategy(self.mean, 1.0, options)
+
+    def network(self) -> Network:
+        """Returns the network of the mean."""
+        return network_of(self.mean)
+
+    def step(self) -> Generation:
+        """Plays a generation and moves the distribution."""
+        points = self._strategy.ask()
+        networks = [network_of(point) for point in points]
+        drawn = np.sort(self._rng.permutation(len(self._workloads))[: self._spec.batch])
+        exposures = [replace(self._exposure, network=network) for network in networks]
+        with ThreadPoolExecutor(self._spec.threads) as pool:
+            ends = pool.map(lambda i: play_networks(self._base, exposures, self._workloads[i]), drawn)
+        makespans, decisions = (np.array(numbers) for numbers in zip(*ends, strict=True))
+        logs = np.log(makespans / self._reference_ps[drawn, None])  # (workload, point)
+        self._strategy.tell(points, logs.mean(axis=0).tolist())
+        self.mean = self._strategy.mean.copy()
+        self.spread = self._strategy.sigma * self._strategy.sigma_vec.scaling * np.sqrt(self._strategy.sm.variances)
+        worst = float(np.exp(logs.mean(axis=1).max()))
+        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
+
+
+def _split_of(base: ScheduleSpec, workloads: Sequence[Prepared]) -> dict[int, float]:
+    """Returns the features of a schedule's own split on the system of the first workload."""
+    scenario = workloads[0].item.scenario
+    num_sms = scenario.system.gpu.num_sms
+    early = max(0.0, 1 - base.min_partial_tokens / scenario.layer.tile_tokens) if base.partial_tiles else 0.0
+    return {
+        F_SPLIT_DISPATCH: base.sms.dispatch / num_sms,
+        F_SPLIT_COMBINE: base.sms.combine / num_sms,
+        F_SPLIT_EARLY: early,
+    }

@@ -1,0 +1,103 @@
+"""Training by evolution: generations of steering policies on a suite, played inside the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from agents.evolution import Evolution, Generation
+from agents.metrics import TensorBoard
+from agents.policy import CandidatePolicy
+from agents.rollouts import prepare
+from agents.run_folder import RunFolder
+from agents.run_loop import Counters, Progress, TrainingRun
+from agents.train_spec import TrainSpec
+from agents.weights import read_numbers
+from dysharp_env.report.files import write_bytes
+from dysharp_env.schedules import load_schedule
+from dysharp_env.workload.suite import load_suite
+
+GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "sigma", "wall_s")
+
+
+class EvolutionRun(TrainingRun):
+    """A run of an evolution strategy."""
+
+    tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
+
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+        """Draws the suite that is trained on and plays the reference on it.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        super().__init__(spec, folder, watch)
+        assert spec.evolution is not None and spec.env.suite is not None
+        self._evolution = Evolution(
+            spec.evolution,
+            load_schedule(spec.env.schedule),
+            spec.env.exposure(),
+            prepare(load_suite(spec.env.suite).draw()),
+            load_schedule(spec.reference),
+        )
+        self._board: TensorBoard | None = None
+        self._latest: Generation | None = None
+
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy of the middle of the distribution."""
+        return CandidatePolicy.of_network(self._evolution.network(), self.spec.env)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes the distribution out of a checkpoint."""
+        evolution = self._evolution
+        shape = {"mean": evolution.mean.shape, "spread": evolution.spread.shape}
+        numbers = read_numbers(checkpoint / "evolution.safetensors", shape)
+        evolution.mean, evolution.spread = numbers["mean"], numbers["spread"]
+
+    def save_state(self, counters: Counters) -> None:
+        """Saves the distribution and counters."""
+        numbers = save({"mean": self._evolution.mean, "spread": self._evolution.spread})
+        self.folder.save_files({"evolution.safetensors": numbers}, counters, self.decisions)
+
+    def save_best(self, ratio: float) -> None:
+        """Replaces the best policy by the present one, as a network and as weights of its few wishes."""
+        super().save_best(ratio)
+        write_bytes(self.folder.best / "steering.safetensors", save({"weights": self._evolution.mean}))
+
+    def begin(self, board: TensorBoard) -> None:
+        """Starts a new strategy at the present distribution."""
+        self._board = board
+        self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
+
+    def learn(self) -> dict[str, float]:
+        """Plays one generation."""
+        latest = self._latest = self._evolution.step()
+        self.decisions += latest.decisions
+        self.updates += 1
+        sigma = float(self._evolution.spread.mean())
+        row = (self.decisions, self.updates, latest.ratio, latest.worst, sigma)
+        self.folder.append_rows("generations.csv", GENERATION_COLUMNS, [(*row, round(self.elapsed_s(), 3))])
+        return {
+            f"rollout/ratio_to_{self.spec.reference}": latest.ratio,
+            "evolution/worst_ratio": latest.worst,
+            "evolution/sigma": sigma,
+            "evolution/generation": self.updates,
+            "time/decisions_per_second": self.rate(),
+        }
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Writes a record."""
+        assert self._board is not None
+        self._board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+    def progress(self) -> Progress:
+        """Returns where the run is."""
+        assert self._latest is not None
+        ratio = self._latest.ratio
+        return Progress(self.decisions, self.spec.total_decisions, float("nan"), ratio, self.rate(), self.best)

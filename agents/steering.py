@@ -1,0 +1,89 @@
+"""A policy with sixty weights for the split decision: what split it wants, as a function of the context.
+
+For each of the three numbers of a split (dispatch SMs, combine SMs, how early tiles close) it says what it wants from
+the context alone, linearly: how far this GPU is, what waits for it, and what shapes the layer (what binds it, how much
+an expert has to do). The split on offer that is nearest, by the sum of weighted distances, is taken. So a decision
+costs some sixty multiplications, what the policy does can be read off, and an evolution strategy finds the weights.
+
+The whole is a ``Network`` of the engine like any other, so everything that plays, stores or refines networks takes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dysharp_env.simulator.layout import (
+    CONTEXT,
+    DECISION_KINDS,
+    F_SPLIT_COMBINE,
+    F_SPLIT_DISPATCH,
+    F_SPLIT_EARLY,
+    FEATURES,
+)
+from dysharp_env.simulator.network import Network
+
+# What of a split is wanted, and what a distance weighs: 1 for a change of 8 dispatch SMs or of 12 combine SMs of 132,
+# or between no early closing and all.
+STEERED = {F_SPLIT_DISPATCH: 16.0, F_SPLIT_COMBINE: 11.0, F_SPLIT_EARLY: 1.0}
+# What wishes are linear in; the last is a constant. Left out: which kind of decision it is.
+INPUTS = (*CONTEXT[len(DECISION_KINDS) :], "1")
+# Hand-written wishes that a search begins at: many SMs dispatch until all tokens are sent, and many combine from the
+# first sum on; everybody else computes. SMs of 132.
+_SENDING, _TAKING, _FEWEST = 16 / 132, 16 / 132, 1 / 132
+
+SIZE = len(STEERED) * len(INPUTS)
+
+
+def hand_written() -> np.ndarray:
+    """Returns the (``SIZE``,) weights of a policy that lends SMs to the GEMMs before and after they are needed."""
+    wishes = np.zeros((len(STEERED), len(INPUTS)))
+    dispatch, combine = list(STEERED).index(F_SPLIT_DISPATCH), list(STEERED).index(F_SPLIT_COMBINE)
+    wishes[dispatch, -1], wishes[combine, -1] = _SENDING, _FEWEST
+    wishes[dispatch, INPUTS.index("all_sent")] = _FEWEST - _SENDING
+    wishes[combine, INPUTS.index("any_ready")] = _TAKING - _FEWEST
+    return (wishes * np.array(list(STEERED.values()))[:, None]).ravel()
+
+
+def constant(wanted: dict[int, float]) -> np.ndarray:
+    """Returns the (``SIZE``,) weights of a policy that wants one value of each feature of ``STEERED`` always."""
+    wishes = np.zeros((len(STEERED), len(INPUTS)))
+    wishes[:, -1] = [weight * wanted[feature] for feature, weight in STEERED.items()]
+    return wishes.ravel()
+
+
+def inputs_of(contexts: np.ndarray) -> np.ndarray:
+    """Returns the (decision, input) values behind (decision, context) ones."""
+    return np.column_stack([contexts[:, len(DECISION_KINDS) :], np.ones(len(contexts))])
+
+
+def wishes_of(weights: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    """Returns the (decision, wish) values of the features of ``STEERED`` that are wanted in (decision, context)."""
+    return inputs_of(contexts) @ weights.reshape(len(STEERED), -1).T / np.array(list(STEERED.values()))
+
+
+def network_of(weights: np.ndarray) -> Network:
+    """Returns the network that takes the split nearest to the wishes of (``SIZE``,) weights."""
+    wishes = weights.reshape(len(STEERED), len(INPUTS))
+    width = 2 * len(STEERED)
+    row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)
+    score = np.zeros(width)
+    kinds = len(DECISION_KINDS)
+    for i, (feature, weight) in enumerate(STEERED.items()):
+        # What is offered less what is wanted, both ways: together the distance.
+        for sign, unit in ((1.0, 2 * i), (-1.0, 2 * i + 1)):
+            row[feature, unit] = sign * weight
+            context[kinds:, unit], row_bias[unit] = -sign * wishes[i, :-1], -sign * wishes[i, -1]
+        score[2 * i : 2 * i + 2] = -1.0
+    numbers = {
+        "row": row,
+        "row_bias": row_bias,
+        "context": context,
+        "embed": np.eye(width),
+        "embed_bias": np.zeros(width),
+        "score_row": np.eye(width),
+        "score_bias": np.zeros(width),
+        "score_pool": np.zeros((2 * width, width)),
+        "score": score,
+        "linear": np.zeros((len(DECISION_KINDS), len(FEATURES))),
+    }
+    return Network(**{name: np.ascontiguousarray(array, np.float32) for name, array in numbers.items()})
