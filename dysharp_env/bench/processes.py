@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dysharp_env.bench.layers import Layer
@@ -39,6 +41,13 @@ def start_up_rows() -> Iterator[Row]:
     yield Row("start-up: import", imports_s, "s")
     yield Row("start-up: make and first reset, the compiled engine loaded", reset_s, "s")
     yield Row("start-up: first step", step_s * 1e3, "ms")
+
+
+def cold_start_rows() -> Iterator[Row]:
+    """Yields how long a new process takes to its first step that finds nothing compiled."""
+    with TemporaryDirectory() as cache:
+        _, took = _child(_FIRST_STEP, {**os.environ, "NUMBA_CACHE_DIR": cache})
+    yield Row("start-up: the same with everything to compile", took.wall_s, "s", took)
 
 
 def memory_rows(gpus: int, tokens: int) -> Iterator[Row]:
@@ -73,11 +82,11 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _child(code: str) -> tuple[Any, Seconds]:
-    """Returns what a new Python process prints as JSON, and how long it ran."""
+def _child(code: str, environment: Mapping[str, str] | None = None) -> tuple[Any, Seconds]:
+    """Returns what a new Python process prints as JSON, and how long it ran; ``environment`` is this one's if None."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start_s = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     wall_s = time.perf_counter() - start_s
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

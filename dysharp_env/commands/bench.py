@@ -67,6 +67,8 @@ def bench_rows(quick: bool, threads: int) -> Iterator[Row]:
         notice("SimPy is left out: it comes with the dev extra")
     yield from links.link_rows(8, 256 if quick else 1024, repeats)
     yield from processes.start_up_rows()
+    if not quick:
+        yield from processes.cold_start_rows()
     yield from processes.memory_rows(*(layers.QUICK_SIZES[-1] if quick else layers.PAPER_SIZE))
 
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.groups import mark_dirty
 from dysharp_env.simulator.layout import COMBINE, DISPATCH, EV_SLOT, NOTHING
@@ -33,19 +32,19 @@ from dysharp_env.simulator.views import Root, bundles, gpus, nodes
 SUM_SHARE = 4
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def read_bundle(s: Root, gpu: int, source: int) -> int:
     """Returns the bundle of partial sums that a GPU reads from another one."""
     return (s.num_gpus + gpu) * s.num_gpus + source
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def passing_bundle(s: Root, gpu: int) -> int:
     """Returns a bundle of one GPU that is filled and emptied inside a function."""
     return 2 * s.num_gpus * s.num_gpus + gpu
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def gather(s: Root, bundle: int, pair: int, links: Any) -> None:
     """Adds a pair to a bundle."""
     b = bundles(s)[bundle]
@@ -59,7 +58,7 @@ def gather(s: Root, bundle: int, pair: int, links: Any) -> None:
     b.tail = pair
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def seal(s: Root, bundle: int, most: int, base: int, links: Any) -> int:
     """Cuts at most so many pairs off a bundle's head, and returns the first; its node, from ``base`` on, weighs all."""
     b = bundles(s)[bundle]
@@ -77,27 +76,27 @@ def seal(s: Root, bundle: int, most: int, base: int, links: Any) -> int:
     return carrier
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def dispatch_window(s: Root, gpu: int) -> int:
     """Returns the vectors that a dispatch group may have in flight; an SM needs a token to be at."""
     num_sms = min(gpus(s)[gpu].dispatch_sms, gpus(s)[gpu].dispatch_here)
     return min(num_sms, max(s.sends_per_gpu // s.num_parts, 1)) * s.dispatch_slots
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def combine_window(s: Root, gpu: int) -> int:
     """Returns the vectors that a combine group may have in flight; an SM that reads needs a token to be at."""
     num_sms = min(gpus(s)[gpu].combine_sms, gpus(s)[gpu].combine_here)
     return (min(num_sms, s.tokens_per_gpu) if is_pull(s) else num_sms) * s.combine_slots
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def fits(vectors: int, window: int, held: int) -> bool:
     """Returns whether at least half of a bundle fits a group's window."""
     return 2 * (window - held) >= vectors
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def begin_bundle(s: Root, gpu: int, combines: bool, node: int, vectors: int) -> None:
     """Counts a bundle that a group puts in flight."""
     g = gpus(s)[gpu]
@@ -111,7 +110,7 @@ def begin_bundle(s: Root, gpu: int, combines: bool, node: int, vectors: int) -> 
     nodes(s)[node].segments_out = vectors
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def free_early(s: Root, gpu: int, combines: bool, node: int, home_ps: int, lead_ps: int) -> None:
     """Frees a bundle's room in its group's window.
 
@@ -131,7 +130,7 @@ def free_early(s: Root, gpu: int, combines: bool, node: int, home_ps: int, lead_
     push(s, freed_ps, EV_SLOT, gpu * 2 + (1 if combines else 0), vectors)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def free_room(s: Root, gpu: int, combines: bool, vectors: int) -> None:
     """Gives a group the room of a bundle back."""
     if combines:

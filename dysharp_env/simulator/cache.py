@@ -20,6 +20,8 @@ import numba
 config: Any = numba.config
 
 _ROOM = Path(__file__).resolve().parent
+# What the sources of compiled code contain: its functions, how they are compiled, and the records they work on.
+_MARKS = (b"@njit", b"@compiled", b"CPUDispatcher", b"@intrinsic", b"_record(")
 
 
 def cache_folder() -> Path:
@@ -28,8 +30,11 @@ def cache_folder() -> Path:
     It lies beside the sources where that can be written, else in the user's cache; ``NUMBA_CACHE_DIR`` goes before.
     """
     sources = [source.read_bytes() for source in sorted(_ROOM.glob("*.py"))]
-    # What is compiled, and the layout of the records it works on.
-    compiled = [text for text in sources if any(mark in text for mark in (b"@njit", b"@intrinsic", b"_record("))]
+    compiled = [
+        text
+        for text in sources
+        if any(mark in text for mark in (b"@njit", b"@compiled", b"@intrinsic", b"_record(", b"_Part"))
+    ]
     digest = hashlib.sha256(b"\0".join(compiled)).hexdigest()[:16]
     if config.CACHE_DIR:
         root = Path(config.CACHE_DIR)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import MULTICAST, PULL
 from dysharp_env.simulator.primitives import is_remote, stores_once
 from dysharp_env.simulator.views import (
@@ -19,7 +18,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_in_chunk(s: Root, gpu: int, chunk: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a chunk moves this pair of one of its tokens; see ``is_in_turn``."""
     if s.dispatch_primitive == PULL:
@@ -27,7 +26,7 @@ def is_in_chunk(s: Root, gpu: int, chunk: int, pair: int) -> bool:
     return s.by_peers == 0 or pairs(s)[pair].part == chunks(s)[chunk].part
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     """Fills in what a chunk moves, its slots from ``slots`` on, and returns where the next chunk's begin."""
     ch = chunks(s)[chunk]
@@ -52,7 +51,7 @@ def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     return slots
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def weigh_chunks(s: Root) -> None:
     """Fills in what every chunk moves; every slot is in one of them."""
     slots = 0

@@ -6,8 +6,7 @@ issued by an expert GPU once its own part is done, and home counts what has come
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import ask_down, ask_up, charge_up, is_partial, send_vector
 from dysharp_env.simulator.groups import (
@@ -52,7 +51,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def expert_done(s: Root, token: int, tile: int) -> None:
     """Counts a finished row of a token at its home GPU; with the last one the token may be combined."""
     tok = tokens(s)[token]
@@ -68,7 +67,7 @@ def expert_done(s: Root, token: int, tile: int) -> None:
             item_ready(s, tok.chunk, token, token // s.tokens_per_gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def partial_ready(s: Root, pair: int) -> None:
     """Makes one GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
     token = pairs(s)[pair].token
@@ -82,7 +81,7 @@ def partial_ready(s: Root, pair: int) -> None:
         item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + tokens(s)[token].chunk, pair, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_unit(s: Root, gpu: int, unit: int) -> None:
     """Puts a unit at the end of its GPU's list of ready units."""
     g = gpus(s)[gpu]
@@ -97,7 +96,7 @@ def list_unit(s: Root, gpu: int, unit: int) -> None:
     g.ready_tail = unit
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_part(s: Root, gpu: int, part: int) -> None:
     """Lists the ready units of a part in the order in which a combine kernel that starts late walks its buffer.
 
@@ -114,14 +113,14 @@ def list_part(s: Root, gpu: int, part: int) -> None:
                 list_late(s, gpu, (gpu * s.num_gpus + home) * s.chunks_per_gpu + place, part)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_late(s: Root, gpu: int, unit: int, part: int) -> None:
     """Lists a unit of a part whose combine has just opened, if something in it is ready."""
     if units(s)[unit].part == part and units(s)[unit].count > 0:
         list_unit(s, gpu, unit)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
     """Adds a token or partial sum to the unit it is combined with, and lists the unit if it was empty."""
     g = gpus(s)[gpu]
@@ -144,7 +143,7 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
     mark_dirty(s, COMBINE, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def add_targets(s: Root, unit: int, token: int) -> None:
     """Notes for what a decision shows which uplinks a token's sum would cross."""
     for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
@@ -153,7 +152,7 @@ def add_targets(s: Root, unit: int, token: int) -> None:
             unit_targets(s)[unit * s.num_gpus + pairs(s)[pair].gpu] = True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_unit(s: Root, gpu: int, unit: int) -> None:
     """Moves everything that is ready in a unit to the combine group's queue, and unlists it."""
     g = gpus(s)[gpu]
@@ -180,7 +179,7 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
         unit_targets(s)[target] = False
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_combine_sm(s: Root, gpu: int) -> int:
     """Returns the first SM of a combine group that may take something."""
     g = gpus(s)[gpu]
@@ -189,7 +188,7 @@ def take_combine_sm(s: Root, gpu: int) -> int:
     return sm
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_slot(s: Root, gpu: int, first: int) -> None:
     """Puts a vector, whose first segment is ``first``, in flight at the first combine SM that may take one."""
     sm = take_combine_sm(s, gpu)
@@ -199,7 +198,7 @@ def take_slot(s: Root, gpu: int, first: int) -> None:
         list_sm(s, COMBINE, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_loads(s: Root, gpu: int, sm: int) -> None:
     """Asks for what an SM's token still lacks as far as its window allows; with nothing left it may take another."""
     m = sms(s)[sm]
@@ -221,7 +220,7 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
         list_sm(s, COMBINE, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_combine(s: Root, gpu: int, item: int) -> None:
     """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
     token = item if is_pull(s) else pairs(s)[item].token
@@ -255,7 +254,7 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
             push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def requested(s: Root, pair: int) -> None:
     """Reads a partial sum that the home GPU has asked for."""
     gpu = pairs(s)[pair].gpu
@@ -271,7 +270,7 @@ def requested(s: Root, pair: int) -> None:
     push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
     """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
     x = sums(s)[token * s.combine_segments + segment]
@@ -287,7 +286,7 @@ def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
         complete(s, token)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def complete(s: Root, token: int) -> None:
     """Ends a token: its result is at home."""
     g = gpus(s)[token // s.tokens_per_gpu]
@@ -299,7 +298,7 @@ def complete(s: Root, token: int) -> None:
         g.outputs_live -= 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reach_combine(s: Root, node: int) -> None:
     """Takes a segment of a partial or reduced sum in at its home GPU."""
     owner = nodes(s)[node].owner

@@ -5,8 +5,6 @@ Sums that are pushed into the switch go one by one: their contributions have no 
 
 from __future__ import annotations
 
-from numba import njit
-
 from dysharp_env.simulator.bundles import (
     SUM_SHARE,
     begin_bundle,
@@ -19,6 +17,7 @@ from dysharp_env.simulator.bundles import (
     seal,
 )
 from dysharp_env.simulator.combine import complete, deliver
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import (
     ask_down,
@@ -59,7 +58,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def open_unit(s: Root, gpu: int) -> None:
     """Begins what a combine group has taken: tokens with nothing to come are done; plain reads gather by source."""
     g = gpus(s)[gpu]
@@ -88,7 +87,7 @@ def open_unit(s: Root, gpu: int) -> None:
         g.take_offset = 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def gather_reads(s: Root, gpu: int, token: int) -> None:
     """Adds a token's partial sums to what its home GPU reads from each other GPU."""
     for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
@@ -96,7 +95,7 @@ def gather_reads(s: Root, gpu: int, token: int) -> None:
             gather(s, read_bundle(s, gpu, pairs(s)[pair].gpu), pair, partial_next(s))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_reads(s: Root, gpu: int) -> bool:
     """Asks for what is left to read, source by source, as far as the window allows; False if something stays."""
     g = gpus(s)[gpu]
@@ -116,7 +115,7 @@ def issue_reads(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_items(s: Root, gpu: int) -> bool:
     """Issues what is left of a unit, cut to a window; False if the window has no room for it."""
     g = gpus(s)[gpu]
@@ -143,7 +142,7 @@ def issue_items(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def push_partials(s: Root, gpu: int, item: int, vectors: int) -> None:
     """Pushes listed partial sums, which are all for one home GPU."""
     bundle = passing_bundle(s, gpu)
@@ -158,7 +157,7 @@ def push_partials(s: Root, gpu: int, item: int, vectors: int) -> None:
     send_vector(s, gpu, node)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ask_for_sums(s: Root, gpu: int, carrier: int, vectors: int) -> None:
     """Asks the experts' GPUs for the sum of the listed tokens, each for its partial sums of those it has any of."""
     x = sums(s)[carrier]
@@ -198,7 +197,7 @@ def ask_for_sums(s: Root, gpu: int, carrier: int, vectors: int) -> None:
     x.begun_ps = NO_TIME
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def requested_together(s: Root, node: int) -> None:
     """Reads the bundles of partial sums that one request has asked several GPUs for; they are listed by ``next``.
 
@@ -230,7 +229,7 @@ def requested_together(s: Root, node: int) -> None:
         push(s, s.now_ps + 2 * s.memory_ps, EV_RESPOND, missed, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def read_partials(s: Root, node: int) -> bool:
     """Reads a bundle of partial sums that its home GPU has asked for; False if a translation misses."""
     pair = nodes(s)[node].owner
@@ -252,7 +251,7 @@ def read_partials(s: Root, node: int) -> bool:
     return delay_ps == 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def respond_together(s: Root, node: int) -> None:
     """Sends bundles of partial sums that have been read, each from its GPU."""
     while node != NOTHING:
@@ -261,7 +260,7 @@ def respond_together(s: Root, node: int) -> None:
         node = following
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reach_home(s: Root, node: int) -> None:
     """Takes a bundle of partial or reduced sums in at its home GPU."""
     owner = nodes(s)[node].owner
@@ -287,7 +286,7 @@ def reach_home(s: Root, node: int) -> None:
             pair = partial_next(s)[pair]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def deliver_sums(s: Root, carrier: int, pieces: int) -> None:
     """Adds what has come to the sums of a bundle; with the last of its GPUs all its tokens are combined."""
     sums(s)[carrier].pieces_left -= pieces
@@ -300,14 +299,14 @@ def deliver_sums(s: Root, carrier: int, pieces: int) -> None:
         token = item_next(s)[token]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_read(s: Root, gpu: int, node: int) -> None:
     """Counts a bundle that a combine group has sent or asked for and that has come."""
     gpus(s)[gpu].combine_in_flight -= nodes(s)[node].segments_out
     nodes(s)[node].segments_out = 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def partials_acknowledged(s: Root, node: int) -> None:
     """Counts pushed partial sums that are stored, or in the switch."""
     gpu = pairs(s)[nodes(s)[node].owner].gpu

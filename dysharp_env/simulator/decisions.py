@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.fabric import spread_ps, wire_ps
 from dysharp_env.simulator.groups import block_ps, part_of
 from dysharp_env.simulator.layout import (
@@ -72,13 +71,13 @@ NUM_CONTEXT = len(CONTEXT)
 PARTIAL_KEY = 1 << 60
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def root(s: Root, ps: int) -> float:
     """Returns the square root of a time over the lower bound, cut to [0, 1]: small backlogs stay visible."""
     return min(1.0, math.sqrt(max(ps, 0) / s.scale_ps))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def uplink_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long what is queued and being sent will keep a GPU's busiest uplink busy."""
     longest_ps = 0
@@ -88,7 +87,7 @@ def uplink_backlog_ps(s: Root, gpu: int) -> int:
     return longest_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def downlink_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long what waits at the switch and is being sent will keep a GPU's busiest downlink busy."""
     longest_ps = 0
@@ -98,7 +97,7 @@ def downlink_backlog_ps(s: Root, gpu: int) -> int:
     return longest_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def hbm_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long a GPU's HBM is booked."""
     return max(gpus(s)[gpu].hbm_free_ps - s.now_ps, 0)
@@ -107,7 +106,7 @@ def hbm_backlog_ps(s: Root, gpu: int) -> int:
 # Candidate lists.
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int:
     """Inserts a GEMM candidate by key, keeping the ``limit`` smallest; returns the new count."""
     if count == limit:
@@ -124,7 +123,7 @@ def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int
     return count + 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_rows(s: Root, gpu: int, limit: int) -> int:
     """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
     g = gpus(s)[gpu]
@@ -146,7 +145,7 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_candidates(s: Root, kind: int, gpu: int) -> int:
     """Fills ``candidates`` and ``mask`` for one SM group and returns how many are legal."""
     g = gpus(s)[gpu]
@@ -196,7 +195,7 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
 # Features.
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
     """Describes an unsent token chunk: all copies of its tokens, or those that a reader asks for (pull)."""
     f = feature_rows(s)
@@ -223,7 +222,7 @@ def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
     f[row, F_COST] = root(s, spread_ps(s, ch.flits))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> None:
     """Describes a ready row or an open tile."""
     f = feature_rows(s)
@@ -258,7 +257,7 @@ def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> No
     f[row, F_COST] = root(s, max(work_ps, fetch_ps))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     """Describes a chunk's ready tokens, or one GPU's ready partial sums of a chunk."""
     f = feature_rows(s)
@@ -281,7 +280,7 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     f[row, F_COST] = root(s, spread_ps(s, u.count * s.sum_flits))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def measure_backlogs(s: Root, kind: int) -> None:
     """Fills ``backlogs``: downlinks, which stores and pushes meet, or uplinks, which pulled sums meet."""
     for gpu in range(s.num_gpus):
@@ -291,7 +290,7 @@ def measure_backlogs(s: Root, kind: int) -> None:
             backlogs(s)[gpu] = downlink_backlog_ps(s, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
     """Fills ``features`` for the listed candidates; rows beyond them are 0."""
     feature_rows(s)[:, :] = 0.0
@@ -315,13 +314,13 @@ def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
             feature_rows(s)[row, F_SPLIT_EARLY] = max(0.0, 1.0 - splits(s)[candidate, 2] / s.tile_tokens)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def fraction(part: int, whole: int) -> float:
     """Returns part over whole cut to [0, 1]; nothing to do counts as done."""
     return min(1.0, part / whole) if whole > 0 else 1.0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def describe_context(s: Root, kind: int, gpu: int) -> None:
     """Fills ``context`` for the GPU that decides."""
     g = gpus(s)[gpu]
@@ -351,7 +350,7 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x[23] = 1.0 if g.tokens_sent == s.sends_per_gpu else 0.0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def rule_choice(s: Root, kind: int, gpu: int) -> int:
     """Returns the legal candidate with the highest score, the first of equals."""
     if (s.networked >> kind) & 1:
@@ -376,13 +375,13 @@ def rule_choice(s: Root, kind: int, gpu: int) -> int:
     return best
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_exposed(s: Root, kind: int) -> bool:
     """Returns whether decisions of this kind are asked rather than ruled."""
     return (s.exposed >> kind) & 1 == 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def decide(s: Root, kind: int, gpu: int) -> int:
     """Returns the chosen candidate's row, NOTHING if there is none, or -2 if the answer has to be asked for.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import (
     ask_down,
@@ -57,7 +56,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_chunk(s: Root, gpu: int, chunk: int) -> None:
     """Makes a chunk the one its GPU dispatches and takes it off the unsent list."""
     g = gpus(s)[gpu]
@@ -72,7 +71,7 @@ def take_chunk(s: Root, gpu: int, chunk: int) -> None:
         chunks(s)[ch.next].prev = ch.prev
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_local(s: Root, token: int) -> None:
     """Hands a token to the experts on its own GPU: a copy through memory, no link."""
     pair = tokens(s)[token].pair0
@@ -84,7 +83,7 @@ def issue_local(s: Root, token: int) -> None:
         pair += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
     """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
 
@@ -99,7 +98,7 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
         send_vector(s, gpu, node)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_copies(s: Root, gpu: int, sm: int) -> None:
     """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
     m = sms(s)[sm]
@@ -124,7 +123,7 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
         list_sm(s, DISPATCH, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def begin_token(s: Root, token: int) -> None:
     """Notes that a token's dispatch begins, if it has not elsewhere."""
     tok = tokens(s)[token]
@@ -134,7 +133,7 @@ def begin_token(s: Root, token: int) -> None:
         s.dispatch_first = s.now_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_token(s: Root, gpu: int, token: int) -> None:
     """Gives a token to the first SM that may take one; its home GPU's own experts get it at once."""
     g = gpus(s)[gpu]
@@ -149,7 +148,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     issue_copies(s, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token, or a bundle of them, that an expert GPU has asked its home GPU for."""
     home = pairs(s)[pair].home
@@ -159,7 +158,7 @@ def asked_for_token(s: Root, pair: int) -> None:
     push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def arrive(s: Root, pair: int) -> None:
     """Makes a token visible to its experts on one GPU, filling their tiles."""
     gpu = pairs(s)[pair].gpu
@@ -205,7 +204,7 @@ def arrive(s: Root, pair: int) -> None:
         mark_dirty(s, COMBINE, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reach_dispatch(s: Root, node: int) -> None:
     """Stores a segment in an expert GPU's memory and acknowledges it; the token has come with the last one.
 
@@ -242,7 +241,7 @@ def reach_dispatch(s: Root, node: int) -> None:
         arrive(s, pair)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_part(s: Root, gpu: int) -> bool:
     """Gives the next part its turn if all of the present one is stored; False if not."""
     g = gpus(s)[gpu]
@@ -255,7 +254,7 @@ def end_part(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
     """Counts a segment that is stored or read; the last one ends the round trip of its vector."""
     if end_segment(s, first, s.dispatch_hold):
@@ -264,7 +263,7 @@ def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
         mark_dirty(s, DISPATCH, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def acknowledged(s: Root, node: int) -> None:
     """Counts a segment that is stored, as its sender learns it."""
     owner = nodes(s)[node].owner

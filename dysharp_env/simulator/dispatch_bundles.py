@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from dysharp_env.simulator.bundles import begin_bundle, dispatch_window, fits, free_early, gather, passing_bundle, seal
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.dispatch import arrive, begin_token
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import ask_up, charge_down, charge_up, packets_of_segment, send_vector, wire_ps
@@ -37,7 +36,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def open_chunk(s: Root, gpu: int) -> None:
     """Begins the chunk that a GPU has taken, by chunk: its own experts get theirs, copies gather by destination."""
     g = gpus(s)[gpu]
@@ -60,7 +59,7 @@ def open_chunk(s: Root, gpu: int) -> None:
     g.chunk_pos = ch.first if stores_once(s) else 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_stored(s: Root, token: int) -> bool:
     """Returns whether a token leaves its home GPU by a store."""
     for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
@@ -69,7 +68,7 @@ def is_stored(s: Root, token: int) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_store(s: Root, gpu: int) -> bool:
     """Stores what is left of a GPU's chunk to all its targets, cut to a window, if the window has room for it."""
     g = gpus(s)[gpu]
@@ -106,7 +105,7 @@ def issue_store(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_copy(s: Root, gpu: int, bundle: int) -> bool:
     """Stores a bundle to one GPU, or asks for it, if the window has room for it."""
     window = dispatch_window(s, gpu)
@@ -123,7 +122,7 @@ def issue_copy(s: Root, gpu: int, bundle: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def issue_chunk(s: Root, gpu: int) -> bool:
     """Issues what is left of a GPU's chunk, by chunk, as far as its window allows; False if something stays."""
     g = gpus(s)[gpu]
@@ -146,7 +145,7 @@ def issue_chunk(s: Root, gpu: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def arrive_together(s: Root, pair: int) -> None:
     """Makes the tokens of a bundle visible to their experts on one GPU."""
     while pair != NOTHING:
@@ -157,7 +156,7 @@ def arrive_together(s: Root, pair: int) -> None:
         pair = copy_next(s)[pair]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_bundle(s: Root, gpu: int, node: int) -> None:
     """Counts a bundle that is stored or read; with it a part may be over."""
     gpus(s)[gpu].dispatch_in_flight -= nodes(s)[node].segments_out
@@ -165,7 +164,7 @@ def end_bundle(s: Root, gpu: int, node: int) -> None:
     mark_dirty(s, DISPATCH, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reach_bundle(s: Root, node: int) -> None:
     """Stores a bundle in an expert GPU's memory and acknowledges it."""
     p = pairs(s)[node]
@@ -198,7 +197,7 @@ def reach_bundle(s: Root, node: int) -> None:
         arrive_together(s, node)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def dispatch_acknowledged(s: Root, node: int) -> None:
     """Counts a dispatched bundle that is stored, as its sender learns it."""
     owner = nodes(s)[node].owner

@@ -7,9 +7,9 @@ such as thread blocks that end, wait in a heap with four children a node. Which 
 
 from __future__ import annotations
 
-from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import NOTHING
 from dysharp_env.simulator.views import Event, Events, Root, event_heap, event_pool, slots_filled, wheel
 
@@ -17,7 +17,7 @@ from dysharp_env.simulator.views import Event, Events, Root, event_heap, event_p
 KIND_SHIFT = 48
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     """Adds an event with two operands."""
     order = (kind << KIND_SHIFT) | s.sequence
@@ -31,7 +31,7 @@ def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
         sift_up(event_heap(s), i, time_ps, order, a, b)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def next_ps(s: Root) -> int:
     """Returns the time of the first event, or NOTHING if none waits."""
     time_ps = event_heap(s)[0].time_ps if s.heap_size > 0 else NOTHING
@@ -42,7 +42,7 @@ def next_ps(s: Root) -> int:
     return time_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pop(s: Root) -> tuple[int, int, int]:
     """Removes the first event, of which there must be one, and returns its kind and operands."""
     if s.wheel_size > 0:
@@ -52,13 +52,13 @@ def pop(s: Root) -> tuple[int, int, int]:
     return take_from_heap(s)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_earlier(event: Event, other: Event) -> bool:
     """Returns whether one event comes before another."""
     return event.time_ps < other.time_ps or (event.time_ps == other.time_ps and event.order < other.order)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Puts an event into its slot, behind all that come before it."""
     pool = event_pool(s)
@@ -97,7 +97,7 @@ def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -
         pool[before].next = place
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def first_in_wheel(s: Root) -> Event:
     """Returns the first event of a wheel that holds one, and turns the wheel to its slot."""
     i = s.wheel_slot & (s.wheel_slots - 1)
@@ -116,7 +116,7 @@ def first_in_wheel(s: Root) -> Event:
     return event_pool(s)[head]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_from_wheel(s: Root) -> tuple[int, int, int]:
     """Removes the first event of the wheel, which is turned to its slot."""
     i = s.wheel_slot & (s.wheel_slots - 1)
@@ -132,7 +132,7 @@ def take_from_wheel(s: Root) -> tuple[int, int, int]:
     return event.order >> KIND_SHIFT, event.a, event.b
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_before(heap: Events, i: int, j: int) -> int:
     """Returns 1 if one event of the heap comes before another, else 0."""
     is_sooner = heap[i].time_ps < heap[j].time_ps
@@ -140,7 +140,7 @@ def is_before(heap: Events, i: int, j: int) -> int:
     return is_sooner | (is_equal & (heap[i].order < heap[j].order))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Writes an event into a hole of the heap."""
     hole = heap[i]
@@ -150,14 +150,14 @@ def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     hole.b = b
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def move(heap: Events, source: int, hole: int) -> None:
     """Copies an event into a hole of the heap."""
     event = heap[source]
     put(heap, hole, event.time_ps, event.order, event.a, event.b)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Puts an event into the hole at ``i`` or, moving later ones down, above it."""
     while i > 0:
@@ -170,7 +170,7 @@ def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> N
     put(heap, i, time_ps, order, a, b)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def take_from_heap(s: Root) -> tuple[int, int, int]:
     """Removes the first event of the heap."""
     heap = event_heap(s)

@@ -12,9 +12,8 @@ This room knows nothing of experts or schedules: it moves nodes and schedules ``
 
 from __future__ import annotations
 
-from numba import njit
-
 from dysharp_env.simulator.bundles import free_early, gather, passing_bundle, seal
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.layout import (
     COMBINE_DATA,
@@ -66,7 +65,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def wire_ps(s: Root, flits: int) -> int:
     """Returns how long ``flits`` keep a link busy."""
     # A table, because divisions are slow; queued flits can be more than it has entries.
@@ -76,14 +75,14 @@ def wire_ps(s: Root, flits: int) -> int:
     return exact // s.quantum_ps * s.quantum_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def spread_ps(s: Root, flits: int) -> int:
     """Returns how long ``flits`` keep all the links of one GPU and direction busy together."""
     exact = flits * s.ps_mult // (s.ps_div * s.planes)
     return exact // s.quantum_ps * s.quantum_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def delivery_ps(s: Root, flits: int, serial_ps: int) -> int:
     """Returns the time from the first flit entering a link to the last one leaving it at the other end."""
     if s.quantum_ps == 1:
@@ -91,7 +90,7 @@ def delivery_ps(s: Root, flits: int, serial_ps: int) -> int:
     return (s.hop_ps + flits * s.ps_mult // s.ps_div) // s.quantum_ps * s.quantum_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: int, start_ps: int, end_ps: int) -> None:
     """Records that a resource was in use, if this run keeps a log."""
     if s.logging:
@@ -106,7 +105,7 @@ def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: i
         s.log_size = row + 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def charge_up(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to an uplink; what is queued there leaves that much later."""
     q = uplinks(s)[gpu * s.planes + plane]
@@ -116,7 +115,7 @@ def charge_up(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     traffic(s)[(gpu * 2 + UP) * NUM_PURPOSES + purpose] += flits
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def charge_down(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to a downlink; what is queued there leaves that much later."""
     q = ports(s)[gpu * s.planes + plane]
@@ -126,7 +125,7 @@ def charge_down(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None
     traffic(s)[(gpu * 2 + DOWN) * NUM_PURPOSES + purpose] += flits
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> None:
     """Counts the flits of a segment that is put on a link."""
     place = (gpu * 2 + direction) * NUM_PURPOSES + purpose
@@ -135,19 +134,19 @@ def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> No
     s.transfers += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_partial(s: Root, node: int) -> bool:
     """Returns whether a node is a partial sum."""
     return s.partial0 <= node < s.store0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def update_plane(s: Root, token: int) -> int:
     """Returns the plane of a token's counter updates: that of the first packet of its sum."""
     return nodes(s)[s.sum0 + token * s.combine_segments].plane
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
     if node < s.partial0:
@@ -155,34 +154,34 @@ def node_class(s: Root, node: int) -> int:
     return RESPONSE if node < s.store0 and is_pull(s) else REQUEST
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def segments_of(s: Root, node: int) -> int:
     """Returns how many segments the vector has that a node belongs to."""
     return s.combine_segments if is_partial(s, node) or node >= s.sum0 else s.dispatch_segments
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def packets_of_segment(s: Root, node: int) -> int:
     """Returns how many packets a copy, partial sum or store is on its links."""
     packets = s.combine_segment_packets if is_partial(s, node) else s.dispatch_segment_packets
     return packets * vectors_of(s, node) if s.by_chunk else packets
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def vectors_of(s: Root, node: int) -> int:
     """Returns how many vectors a segment at chunk resolution is."""
     is_sum = is_partial(s, node) or node >= s.sum0
     return nodes(s)[node].payload_flits // (s.combine_vector_flits if is_sum else s.dispatch_vector_flits)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def send_vector(s: Root, gpu: int, first: int) -> None:
     """Puts a vector, whose first segment is ``first``, at a GPU's uplinks."""
     for node in range(first, first + segments_of(s, first)):
         uplink_enqueue(s, gpu, node)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ask_up(s: Root, gpu: int, first: int, flits: int, purpose: int) -> int:
     """Charges the read requests for a vector to a GPU's uplinks and returns when the last one has crossed.
 
@@ -197,14 +196,14 @@ def ask_up(s: Root, gpu: int, first: int, flits: int, purpose: int) -> int:
     return crossed_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ask_down(s: Root, gpu: int, first: int, flits: int, purpose: int) -> None:
     """Charges the read requests for a vector, ``flits`` for each segment, to a GPU's downlinks."""
     for node in range(first, first + segments_of(s, first)):
         charge_down(s, gpu, nodes(s)[node].plane, flits, purpose)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def uplink_enqueue(s: Root, gpu: int, node: int) -> None:
     """Puts a segment behind the others of its class at a GPU's uplink."""
     link = gpu * s.planes + nodes(s)[node].plane
@@ -219,7 +218,7 @@ def uplink_enqueue(s: Root, gpu: int, node: int) -> None:
     uplink_pump(s, link)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def uplink_wake(s: Root, link: int) -> None:
     """Makes sure the uplink is looked at again when it falls free."""
     q = uplinks(s)[link]
@@ -228,7 +227,7 @@ def uplink_wake(s: Root, link: int) -> None:
         push(s, q.free_ps, EV_UPLINK, link, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def uplink_pump(s: Root, link: int) -> None:
     """Sends the next segment of an uplink if it is free and the switch has room, classes taking turns."""
     q = uplinks(s)[link]
@@ -265,7 +264,7 @@ def uplink_pump(s: Root, link: int) -> None:
         return
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def port_wake(s: Root, port: int, time_ps: int) -> None:
     """Makes sure a port is looked at again at the given time."""
     if ports(s)[port].wake == 0:
@@ -273,7 +272,7 @@ def port_wake(s: Root, port: int, time_ps: int) -> None:
         push(s, time_ps, EV_PORT, port, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def activate(s: Root, port: int, cls: int, source: int) -> None:
     """Gives an input its turn behind the others that have something for a port."""
     base = (port * 2 + cls) * (s.num_gpus + 1)
@@ -286,7 +285,7 @@ def activate(s: Root, port: int, cls: int, source: int) -> None:
     turn.tail = source
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     """Puts a segment into the virtual output queue of its input; the port is not looked at yet."""
     if s.queueing == OUTPUT_QUEUED:
@@ -302,7 +301,7 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     ports(s)[port].queued_flits += nodes(s)[node].flits
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def port_take(s: Root, port: int, cls: int) -> int:
     """Removes and returns the next segment of a class, inputs taking turns."""
     turn = turns(s)[port * 2 + cls]
@@ -317,7 +316,7 @@ def port_take(s: Root, port: int, cls: int) -> int:
     return node
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def streamed_ps(s: Root, node: int, leaving_ps: int) -> int:
     """Returns how long before its tail leaves the switch the buffer space of a segment comes free.
 
@@ -332,7 +331,7 @@ def streamed_ps(s: Root, node: int, leaving_ps: int) -> int:
     return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def credit_ps(s: Root, node: int, free_ps: int) -> int:
     """Returns when a GPU may use buffer space again that it knows, at ``free_ps``, to be free.
 
@@ -348,7 +347,7 @@ def credit_ps(s: Root, node: int, free_ps: int) -> int:
     return max(s.now_ps, free_ps - held_ps * rest_flits // s.credit_flits)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def leave_input(s: Root, node: int, end_ps: int) -> None:
     """Gives back the input buffer of a segment once its last replica has left the switch."""
     if s.queueing == OUTPUT_QUEUED:
@@ -382,7 +381,7 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
         push(s, end_ps, EV_INPUT_NEXT, link, cls)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def downlink_start(s: Root, port: int, node: int) -> None:
     """Sends a segment down to its GPU."""
     q = ports(s)[port]
@@ -419,7 +418,7 @@ def downlink_start(s: Root, port: int, node: int) -> None:
         leave_input(s, node, end_ps)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def free_read(s: Root, gpu: int, node: int, home_ps: int, serial_ps: int) -> None:
     """Frees the window of a plain read that a GPU will have at ``home_ps``, if the node is one."""
     if s.partial0 <= node < s.store0:
@@ -429,7 +428,7 @@ def free_read(s: Root, gpu: int, node: int, home_ps: int, serial_ps: int) -> Non
         free_early(s, gpu, False, node, home_ps, serial_ps)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def free_sum(s: Root, carrier: int) -> None:
     """Frees the window of a bundle of sums once its first vector can be summed: all heads are here, and it has a slot.
 
@@ -445,13 +444,13 @@ def free_sum(s: Root, carrier: int) -> None:
     free_early(s, carrier // s.tokens_per_gpu, True, node, home_ps, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reduce_ps(s: Root, flits: int) -> int:
     """Returns how long a contribution keeps a reduction unit busy."""
     return wire_ps(s, flits) * 1_000_000 // s.reduction_ppm
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def close_accumulator(s: Root, port: int, total: int, node: int) -> None:
     """Takes a sum out of the open list and sends it to the downlink as ``node``; its slots drain with it."""
     q = ports(s)[port]
@@ -473,7 +472,7 @@ def close_accumulator(s: Root, port: int, total: int, node: int) -> None:
     port_wake(s, downlink, max(s.now_ps, ports(s)[downlink].free_ps))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def evict(s: Root, port: int, total: int) -> None:
     """Sends what an open sum has so far home, under the name of the partial sum that came last."""
     segment = total % s.combine_segments
@@ -486,7 +485,7 @@ def evict(s: Root, port: int, total: int) -> None:
     close_accumulator(s, port, total, node)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def open_accumulator(s: Root, port: int, total: int) -> bool:
     """Finds slots for a sum, evicting the oldest partial sums if it must; False if it has to wait."""
     q = ports(s)[port]
@@ -513,7 +512,7 @@ def open_accumulator(s: Root, port: int, total: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def reduce_start(s: Root, port: int, node: int) -> None:
     """Adds a contribution to its token's sum; the last one sends the result down."""
     q = ports(s)[port]
@@ -546,7 +545,7 @@ def reduce_start(s: Root, port: int, node: int) -> None:
         close_accumulator(s, port, total, s.sum0 + total)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def port_pump(s: Root, port: int) -> None:
     """Starts the next segment of a port if it is free, classes and then inputs taking turns."""
     q = ports(s)[port]
@@ -571,14 +570,14 @@ def port_pump(s: Root, port: int) -> None:
         port_wake(s, port, q.free_ps)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def port_enqueue(s: Root, port: int, cls: int, source: int, node: int) -> None:
     """Puts a segment into the virtual output queue of its input and lets the port take it if it is free."""
     port_append(s, port, cls, source, node)
     port_pump(s, port)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def expose(s: Root, node: int, gpu: int) -> None:
     """Offers a segment to every output it goes to: fan-out is split, each replica leaves when its output is free."""
     owner = nodes(s)[node].owner
@@ -607,7 +606,7 @@ def expose(s: Root, node: int, gpu: int) -> None:
                 port_enqueue(s, pairs(s)[pair].gpu * s.planes + plane, REQUEST, gpu, copy)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def expose_replicas(s: Root, node: int, gpu: int) -> None:
     """Offers a multicast bundle to its outputs: to each a bundle of the tokens that have experts behind it."""
     carrier = nodes(s)[node].owner
@@ -632,7 +631,7 @@ def expose_replicas(s: Root, node: int, gpu: int) -> None:
             port_enqueue(s, target, REQUEST, gpu, copy)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def switch_arrive(s: Root, node: int, gpu: int) -> None:
     """Takes a segment into the switch: straight to its outputs, or behind the others of its input FIFO."""
     if s.queueing == INPUT_FIFO:
@@ -649,7 +648,7 @@ def switch_arrive(s: Root, node: int, gpu: int) -> None:
     expose(s, node, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def input_next(s: Root, link: int, cls: int) -> None:
     """Moves an input FIFO on: its head has left the switch."""
     lane = lanes(s)[link * 2 + cls]

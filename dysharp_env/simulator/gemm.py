@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from dysharp_env.simulator.combine import expert_done, partial_ready
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.fabric import charge_down, charge_up, log_row, update_plane
 from dysharp_env.simulator.groups import block_ps, count_slot, mark_dirty, part_of, use_hbm
@@ -38,7 +37,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def row_ready(s: Root, gpu: int) -> int:
     """Counts one more row for a GPU's GEMM group and returns its place in the order of readiness."""
     g = gpus(s)[gpu]
@@ -48,7 +47,7 @@ def row_ready(s: Root, gpu: int) -> int:
     return s.ready_sequence
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tile_ready(s: Root, tile: int) -> None:
     """Makes a tile's GEMM-1 row ready."""
     x = experts(s)[tiles(s)[tile].expert]
@@ -57,7 +56,7 @@ def tile_ready(s: Root, tile: int) -> None:
     tiles(s)[tile].ready1_seq = row_ready(s, x.gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def close_tile(s: Root, expert: int) -> None:
     """Ends an expert's open tile; it is ready now, or a memory latency later if its status entry has spilled."""
     x = experts(s)[expert]
@@ -74,7 +73,7 @@ def close_tile(s: Root, expert: int) -> None:
         push(s, x.ready_ps, EV_TILE, tile, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
     """Drops the least recently used expert matrices of a GPU until ``need_bytes`` fit in L2."""
     g = gpus(s)[gpu]
@@ -101,7 +100,7 @@ def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
             x.resident2 = 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def fetch_weights(s: Root, expert: int, stage: int) -> int:
     """Returns when an expert's matrix is in L2, reading it from HBM if it is not.
 
@@ -132,7 +131,7 @@ def fetch_weights(s: Root, expert: int, stage: int) -> int:
     return x.weights2_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
     """Takes a row out of the ready rows and gives it to the GEMM group; SMs take its thread blocks as they are free."""
     g = gpus(s)[gpu]
@@ -160,7 +159,7 @@ def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
         use_hbm(s, gpu, t.count * s.token_out_bytes)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def start_blocks(s: Root, gpu: int) -> None:
     """Puts thread blocks of the current row on all free SMs."""
     g = gpus(s)[gpu]
@@ -180,7 +179,7 @@ def start_blocks(s: Root, gpu: int) -> None:
         g.row_tile = NOTHING
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_first_kernel(s: Root, gpu: int, part: int) -> None:
     """Opens a part's GEMM-2 on a GPU behind a kernel boundary: its GEMM-1 is over, and what it dispatched is stored."""
     p = part_of(s, gpu, part)
@@ -189,7 +188,7 @@ def end_first_kernel(s: Root, gpu: int, part: int) -> None:
         push(s, s.now_ps + s.pay2_ps, EV_GATE, 2 + 4 * part, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
     """Makes the GEMM-2 row of a tile ready."""
     t = tiles(s)[tile]
@@ -207,7 +206,7 @@ def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
     end_first_kernel(s, gpu, x.part)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
     """Counts a tile's tokens of other GPUs whose counters are updated over a plane."""
     t = tiles(s)[tile]
@@ -219,7 +218,7 @@ def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     """Makes the results of a tile known: to this GPU's combine group (push) or to the home GPUs (pull)."""
     t = tiles(s)[tile]
@@ -252,7 +251,7 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
     """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
     t = tiles(s)[tile]
@@ -275,7 +274,7 @@ def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
             finish_gemm2(s, tile, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def notified(s: Root, tile: int, gpu: int) -> None:
     """Counts a finished GEMM-2 row at the home GPUs of its tokens, and acknowledges the updates."""
     t = tiles(s)[tile]

@@ -6,8 +6,7 @@ flight and how long a slot stays taken after a round trip.
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.layout import COUNTED, DISPATCH, EV_SLOT, GEMM, NOTHING, SPLIT
 from dysharp_env.simulator.views import (
@@ -25,7 +24,7 @@ from dysharp_env.simulator.views import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def mark_dirty(s: Root, kind: int, gpu: int) -> None:
     """Asks for an SM group to be looked at, or for a GPU's group sizes to be chosen, once."""
     g = gpus(s)[gpu]
@@ -49,13 +48,13 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
     s.dirty_size += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def part_of(s: Root, gpu: int, part: int) -> PartView:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
     return parts(s)[gpu * s.num_parts + part]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def block_ps(s: Root, gpu: int, stage: int, tokens: int) -> int:
     """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU."""
     granules = (tokens + s.row_granularity - 1) // s.row_granularity
@@ -63,7 +62,7 @@ def block_ps(s: Root, gpu: int, stage: int, tokens: int) -> int:
     return block_ps * s.slow_permille // 1000 if gpu == 0 else block_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Puts a communication SM behind the others of its group that may take something."""
     g = gpus(s)[gpu]
@@ -83,7 +82,7 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     mark_dirty(s, kind, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
     sms(s)[sm].in_flight += 1
@@ -93,7 +92,7 @@ def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     x.segments_out = segments
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def end_segment(s: Root, first: int, hold: int) -> bool:
     """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
 
@@ -107,7 +106,7 @@ def end_segment(s: Root, first: int, hold: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def use_hbm(s: Root, gpu: int, num_bytes: int) -> int:
     """Puts an access behind all earlier ones of this GPU's HBM and returns when it is over."""
     g = gpus(s)[gpu]
@@ -117,7 +116,7 @@ def use_hbm(s: Root, gpu: int, num_bytes: int) -> int:
     return g.hbm_free_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def translate(s: Root, pair: int) -> int:
     """Looks up a pair's algebraic indices in the AL TLB and returns the delay: one memory latency if any misses.
 
@@ -135,7 +134,7 @@ def translate(s: Root, pair: int) -> int:
     return delay_ps
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def count_slot(s: Root, first: int, count: int, tile: int, left: int) -> None:
     """Notes that the row of one of a token's (or pair's) slots is done; the row of the last one left would finish it.
 

@@ -32,6 +32,7 @@ from dysharp_env.simulator.combine_bundles import (
     requested_together,
     respond_together,
 )
+from dysharp_env.simulator.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.decisions import decide
 from dysharp_env.simulator.dispatch import (
     acknowledged,
@@ -107,7 +108,7 @@ from dysharp_env.simulator.views import (
 WAIT = -2
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def may_send(s: Root, gpu: int) -> bool:
     """Returns whether a dispatch group may put a vector in flight, or by chunk a bundle of one."""
     g = gpus(s)[gpu]
@@ -116,7 +117,7 @@ def may_send(s: Root, gpu: int) -> bool:
     return g.send_head != NOTHING
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def may_take(s: Root, gpu: int) -> bool:
     """Returns whether a combine group may put a vector in flight, or by chunk a bundle of one."""
     g = gpus(s)[gpu]
@@ -125,7 +126,7 @@ def may_take(s: Root, gpu: int) -> bool:
     return g.take_head != NOTHING
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pump_dispatch(s: Root, gpu: int) -> bool:
     """Gives tokens to SMs that may take one, choosing chunks as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -157,7 +158,7 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
         take_token(s, gpu, token)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pump_gemm(s: Root, gpu: int) -> bool:
     """Keeps the GEMM group's SMs on thread blocks, choosing rows as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -186,7 +187,7 @@ def pump_gemm(s: Root, gpu: int) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pump_combine(s: Root, gpu: int) -> bool:
     """Issues tokens or partial sums while SMs may take some, choosing units as it goes; True if it has to ask."""
     g = gpus(s)[gpu]
@@ -222,7 +223,7 @@ def pump_combine(s: Root, gpu: int) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def free_slot(s: Root, sm: int) -> None:
     """Lets a communication SM put another vector in flight: of the token it is at, or else of a new one."""
     m = sms(s)[sm]
@@ -242,7 +243,7 @@ def free_slot(s: Root, sm: int) -> None:
         list_sm(s, COMBINE if combines else DISPATCH, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
     """Lets a stage start on all GPUs or one: 0 all groups, 1 GEMM-1, 2 GEMM-2, 3 combine of one part."""
     for i in range(s.num_gpus):
@@ -267,7 +268,7 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
             mark_dirty(s, COMBINE, i)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def set_split(s: Root, row: int) -> None:
     """Divides every GPU's SMs among the three groups as a row of ``splits`` says; the GEMM group has the rest."""
     s.dispatch_sms = splits(s)[row, 0]
@@ -278,7 +279,7 @@ def set_split(s: Root, row: int) -> None:
         gpus(s)[i].min_partial = splits(s)[row, 2]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pump_split(s: Root, gpu: int) -> bool:
     """Lets a GPU choose its group sizes again; True if it has to ask."""
     row = decide(s, SPLIT, gpu)
@@ -289,7 +290,7 @@ def pump_split(s: Root, gpu: int) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")
+@compiled_in_place
 def serve(s: Root, kind: int, a: int, b: int) -> None:
     """Lets one event have its effect."""
     if kind == EV_SWITCH:
@@ -356,7 +357,7 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
         open_gate(s, a % 4, a // 4, b)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pump(s: Root, kind: int, gpu: int) -> bool:
     """Lets one SM group act, or its GPU choose group sizes; True if it has to ask."""
     if kind == SPLIT:
@@ -368,7 +369,7 @@ def pump(s: Root, kind: int, gpu: int) -> bool:
     return pump_combine(s, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def needs_room(s: Root) -> bool:
     """Returns whether one more step could overrun the heap, the wheel's pool or the log."""
     return (
@@ -378,7 +379,7 @@ def needs_room(s: Root) -> bool:
     )
 
 
-@njit(cache=True, error_model="numpy")
+@compiled_in_place
 def advance_one(s: Root) -> int:
     """Runs one layer until a decision has to be asked, the layer is done, or more room is needed."""
     if needs_room(s):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, NETWORK_ROWS
 from dysharp_env.simulator.views import (
     Root,
@@ -121,7 +121,7 @@ def _product(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def add_product(s: Root, out: np.ndarray, inputs: np.ndarray, first: int) -> None:
     """Adds inputs . weights to ``out``; the weights begin at ``first``, (input, out)."""
     width = len(out)
@@ -133,14 +133,14 @@ def add_product(s: Root, out: np.ndarray, inputs: np.ndarray, first: int) -> Non
                 out[j] += x * weights[j]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def rectify(x: np.ndarray) -> None:
     """Sets what is negative to 0."""
     for j in range(len(x)):
         x[j] = max(x[j], np.float32(0.0))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def best_scored(s: Root, kind: int) -> int:
     """Returns the legal candidate that the network scores highest in a decision of a kind, the first of equals."""
     width = s.network_width

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import (
     BROADCAST,
     MULTICAST,
@@ -16,45 +15,45 @@ from dysharp_env.simulator.layout import (
 from dysharp_env.simulator.views import Root, gpus, pairs
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def stores_once(s: Root) -> bool:
     """Returns whether a token leaves its home GPU once and the switch makes the copies."""
     return s.dispatch_primitive == MULTICAST or s.dispatch_primitive == BROADCAST
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_pull(s: Root) -> bool:
     """Returns whether home GPUs pull sums, rather than expert GPUs pushing theirs."""
     primitive = s.combine_primitive
     return primitive == PULL_REDUCE or primitive == REDUCE_SCATTER or primitive == PULL_UNICAST
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sums_in_switch(s: Root) -> bool:
     """Returns whether partial sums meet in a reduction unit."""
     primitive = s.combine_primitive
     return primitive == PULL_REDUCE or primitive == REDUCE_SCATTER or primitive == PUSH_REDUCE
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_remote(s: Root, pair: int) -> bool:
     """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
     return s.loopback == 1 or pairs(s)[pair].gpu != pairs(s)[pair].home
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_target(s: Root, pair: int) -> bool:
     """Returns whether dispatch moves this pair over links."""
     return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_summed(s: Root, pair: int) -> bool:
     """Returns whether combine moves this pair over links."""
     return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_in_turn(s: Root, gpu: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a token moves this pair now.
 

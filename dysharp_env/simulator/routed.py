@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import NOTHING
 
 
@@ -149,7 +150,7 @@ def follow_routing(
     _lay_out_tiles(expert_parts, tiles, paths.smallest_tile)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _sort_by_gpu(
     topk_ids: np.ndarray,
     token: int,
@@ -175,13 +176,13 @@ def _sort_by_gpu(
         offsets[at], experts[at] = offset, expert
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _never(token: Any) -> None:
     """Notes that nothing of a token, a record, has started or ended."""
     token.dispatch_start = token.dispatch_end = token.combine_start = token.combine_end = NOTHING
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _write_for_pairs(nodes: np.ndarray, pairs: np.ndarray, vectors: Vectors) -> None:
     """Writes the segments of a vector for each pair."""
     planes, payload_flits, head_flits = vectors
@@ -197,7 +198,7 @@ def _write_for_pairs(nodes: np.ndarray, pairs: np.ndarray, vectors: Vectors) -> 
             at += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _write_for_tokens(nodes: np.ndarray, tokens: np.ndarray, vectors: Vectors) -> None:
     """Writes the segments of a vector for each token: one that the switch copies to, or sums from, several GPUs."""
     planes, payload_flits, head_flits = vectors
@@ -213,7 +214,7 @@ def _write_for_tokens(nodes: np.ndarray, tokens: np.ndarray, vectors: Vectors) -
             at += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _group_experts(gpu_of_expert: np.ndarray, gpu_experts: np.ndarray, num_gpus: int) -> None:
     """Writes the experts of the first GPU, then those of the next, and so on."""
     experts_per_gpu = len(gpu_of_expert) // num_gpus
@@ -224,7 +225,7 @@ def _group_experts(gpu_of_expert: np.ndarray, gpu_experts: np.ndarray, num_gpus:
         held[gpu] += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _count_work(
     gpu_of_expert: np.ndarray,
     experts: np.ndarray,
@@ -251,7 +252,7 @@ def _count_work(
         phase.slots2_left += x.total
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _lay_out_tiles(experts: np.ndarray, tiles: np.ndarray, smallest_tile: int) -> None:
     """Writes where each expert's slots and tiles begin, and that no tile has started."""
     slot0 = tile0 = 0

@@ -12,32 +12,31 @@ shrinks at once; an SM goes as soon as what is in flight fits the windows of the
 
 from __future__ import annotations
 
-from numba import njit
-
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.groups import list_sm, mark_dirty
 from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, GEMM, LEAVING, NOTHING, ON_DUTY, SPLIT
 from dysharp_env.simulator.views import Root, gpus, sms, splits
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def first_sm(s: Root, kind: int, gpu: int) -> int:
     """Returns the first SM that may be in a GPU's dispatch or combine group."""
     return gpu * (s.most_dispatch_sms + s.most_combine_sms) + (s.most_dispatch_sms if kind == COMBINE else 0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def most_sms(s: Root, kind: int) -> int:
     """Returns the most SMs that a dispatch or combine group can have."""
     return s.most_combine_sms if kind == COMBINE else s.most_dispatch_sms
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def is_idle(s: Root, sm: int) -> bool:
     """Returns whether a communication SM is at no token and waits for no vector."""
     return sms(s)[sm].token == NOTHING and sms(s)[sm].in_flight == 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def list_if_free(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Lists an SM on duty that is at no token if its window has room for another."""
     m = sms(s)[sm]
@@ -46,7 +45,7 @@ def list_if_free(s: Root, kind: int, gpu: int, sm: int) -> None:
         list_sm(s, kind, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def staff_groups(s: Root) -> None:
     """Divides every GPU's SMs among its groups before the layer starts; communication SMs may take something."""
     for gpu in range(s.num_gpus):
@@ -67,7 +66,7 @@ def staff_groups(s: Root) -> None:
                     list_sm(s, kind, gpu, first + i)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def join_gemm(s: Root, kind: int, gpu: int) -> None:
     """Moves an SM that has left a communication group to the GEMM group."""
     g = gpus(s)[gpu]
@@ -81,7 +80,7 @@ def join_gemm(s: Root, kind: int, gpu: int) -> None:
     mark_dirty(s, GEMM, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Lets an SM that is to leave its communication group go, if it has nothing left to do."""
     m = sms(s)[sm]
@@ -95,7 +94,7 @@ def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
         fill_groups(s, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def shrink_windows(s: Root, gpu: int) -> None:
     """By chunk: lets SMs leave groups that are too large, as far as what is in flight fits the windows that stay."""
     g = gpus(s)[gpu]
@@ -106,7 +105,7 @@ def shrink_windows(s: Root, gpu: int) -> None:
     fill_groups(s, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def come(s: Root, kind: int, gpu: int) -> None:
     """Moves a free SM of the GEMM group to a communication group that lacks one."""
     g = gpus(s)[gpu]
@@ -126,7 +125,7 @@ def come(s: Root, kind: int, gpu: int) -> None:
     list_sm(s, kind, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def fill_groups(s: Root, gpu: int) -> None:
     """Gives communication groups that lack SMs those of the GEMM group that are free; dispatch has its first."""
     g = gpus(s)[gpu]
@@ -136,7 +135,7 @@ def fill_groups(s: Root, gpu: int) -> None:
         come(s, COMBINE, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def unlist_leaving(s: Root, kind: int, gpu: int) -> None:
     """Takes SMs that are no longer on duty out of the list of those that may take something; the others keep order."""
     g = gpus(s)[gpu]
@@ -152,7 +151,7 @@ def unlist_leaving(s: Root, kind: int, gpu: int) -> None:
         sm = following
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def send_off(s: Root, kind: int, gpu: int, count: int) -> None:
     """Picks SMs that are to leave a communication group: idle ones, then others, the last first; idle ones go."""
     if count <= 0:
@@ -174,7 +173,7 @@ def send_off(s: Root, kind: int, gpu: int, count: int) -> None:
         leave_if_idle(s, kind, gpu, sm)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def call_back(s: Root, kind: int, gpu: int, count: int) -> None:
     """Keeps SMs that were to leave a communication group and have not, the first first, at most so many."""
     g = gpus(s)[gpu]
@@ -193,7 +192,7 @@ def call_back(s: Root, kind: int, gpu: int, count: int) -> None:
         sm += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def resize(s: Root, gpu: int, row: int) -> None:
     """Gives a GPU's groups the sizes of a row of ``splits``; SMs change over as they get free."""
     g = gpus(s)[gpu]
@@ -216,14 +215,14 @@ def resize(s: Root, gpu: int, row: int) -> None:
     fill_groups(s, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def share_done(s: Root, gpu: int, before: int, after: int, total: int) -> None:
     """Asks a GPU for its group sizes again if another share of so many tokens is done."""
     if s.split_moments > 0 and after * s.split_moments // total > before * s.split_moments // total:
         mark_dirty(s, SPLIT, gpu)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sum_ready(s: Root, gpu: int) -> None:
     """Counts one more token or partial sum that a GPU may combine, and asks for its group sizes at the first."""
     g = gpus(s)[gpu]

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
+from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import (
     BUNDLE,
     CHUNK,
@@ -68,337 +69,337 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
 pointer: Any = _as_pointer
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def root_of(roots: np.ndarray, layer: int) -> Root:
     """Returns the root of one of several layers."""
     return rows(roots.ctypes.data, ROOT)[layer]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def gpus(s: Root) -> Any:
     """Returns ``State.gpus``."""
     return rows(s.gpus_at, GPU)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sms(s: Root) -> Any:
     """Returns ``State.sms``."""
     return rows(s.sms_at, SM)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def uplinks(s: Root) -> Any:
     """Returns ``State.uplinks``."""
     return rows(s.uplinks_at, UPLINK)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def lanes(s: Root) -> Any:
     """Returns ``State.lanes``."""
     return rows(s.lanes_at, LANE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ports(s: Root) -> Any:
     """Returns ``State.ports``."""
     return rows(s.ports_at, PORT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def turns(s: Root) -> Any:
     """Returns ``State.turns``."""
     return rows(s.turns_at, TURN)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tokens(s: Root) -> Any:
     """Returns ``State.tokens``."""
     return rows(s.tokens_at, TOKEN)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def pairs(s: Root) -> Any:
     """Returns ``State.pairs``."""
     return rows(s.pairs_at, PAIR)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def stores(s: Root) -> Any:
     """Returns ``State.stores``."""
     return rows(s.stores_at, STORE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sums(s: Root) -> Any:
     """Returns ``State.sums``."""
     return rows(s.sums_at, SUM)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def nodes(s: Root) -> Any:
     """Returns ``State.nodes``."""
     return rows(s.nodes_at, NODE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def fifo_next(s: Root) -> Any:
     """Returns ``State.fifo_next``."""
     return rows(s.fifo_next_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def experts(s: Root) -> Any:
     """Returns ``State.experts``."""
     return rows(s.experts_at, EXPERT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tiles(s: Root) -> Any:
     """Returns ``State.tiles``."""
     return rows(s.tiles_at, TILE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def matrices(s: Root) -> Any:
     """Returns ``State.matrices``."""
     return rows(s.matrices_at, MATRICES)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def parts(s: Root) -> Any:
     """Returns ``State.parts``."""
     return rows(s.parts_at, PART)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def phases(s: Root) -> Any:
     """Returns ``State.phases``."""
     return rows(s.phases_at, PHASE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def chunks(s: Root) -> Any:
     """Returns ``State.chunks``."""
     return rows(s.chunks_at, CHUNK)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def units(s: Root) -> Any:
     """Returns ``State.units``."""
     return rows(s.units_at, UNIT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def wire_times(s: Root) -> Any:
     """Returns ``State.wire_times``."""
     return rows(s.wire_times_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def store_flits(s: Root) -> Any:
     """Returns ``State.store_flits``."""
     return rows(s.store_flits_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ask_flits(s: Root) -> Any:
     """Returns ``State.ask_flits``."""
     return rows(s.ask_flits_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def gpu_experts(s: Root) -> Any:
     """Returns ``State.gpu_experts``."""
     return rows(s.gpu_experts_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def slot_expert(s: Root) -> Any:
     """Returns ``State.slot_expert``."""
     return rows(s.slot_expert_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def slot_tlb(s: Root) -> Any:
     """Returns ``State.slot_tlb``."""
     return rows(s.slot_tlb_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def slot_tile(s: Root) -> Any:
     """Returns ``State.slot_tile``."""
     return rows(s.slot_tile_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def chunk_experts(s: Root) -> Any:
     """Returns ``State.chunk_experts``."""
     return rows(s.chunk_experts_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def chunk_targets(s: Root) -> Any:
     """Returns ``State.chunk_targets``."""
     return rows(s.chunk_targets_at, np.uint8)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def unit_targets(s: Root) -> Any:
     """Returns ``State.unit_targets``."""
     return rows(s.unit_targets_at, np.uint8)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def backlogs(s: Root) -> Any:
     """Returns ``State.backlogs``."""
     return rows(s.backlogs_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def expert_shown(s: Root) -> np.ndarray:
     """Returns ``State.expert_shown``."""
     return carray(pointer(s.expert_shown_at), (s.num_experts * s.num_parts, 2), np.float64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def arrived_pair(s: Root) -> Any:
     """Returns ``State.arrived_pair``."""
     return rows(s.arrived_pair_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def token_order(s: Root) -> Any:
     """Returns ``State.order``."""
     return rows(s.order_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def item_next(s: Root) -> Any:
     """Returns ``State.item_next``."""
     return rows(s.item_next_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def copy_next(s: Root) -> Any:
     """Returns ``State.copy_next``."""
     return rows(s.copy_next_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def partial_next(s: Root) -> Any:
     """Returns ``State.partial_next``."""
     return rows(s.partial_next_at, np.int32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def bundles(s: Root) -> Any:
     """Returns ``State.bundles``."""
     return rows(s.bundles_at, BUNDLE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def queues(s: Root) -> Any:
     """Returns ``State.queues``."""
     return rows(s.queues_at, QUEUE)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def traffic(s: Root) -> Any:
     """Returns ``State.traffic``."""
     return rows(s.traffic_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def payload(s: Root) -> Any:
     """Returns ``State.payload``."""
     return rows(s.payload_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def event_heap(s: Root) -> Events:
     """Returns ``State.heap``."""
     return rows(s.heap_at, EVENT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def event_pool(s: Root) -> Events:
     """Returns ``State.pool``."""
     return rows(s.pool_at, EVENT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def wheel(s: Root) -> Any:
     """Returns ``State.wheel``."""
     return rows(s.wheel_at, WHEEL_SLOT)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def slots_filled(s: Root) -> Any:
     """Returns ``State.slots_filled``."""
     return rows(s.slots_filled_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def dirty_ring(s: Root) -> Any:
     """Returns ``State.dirty``."""
     return rows(s.dirty_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def splits(s: Root) -> np.ndarray:
     """Returns ``State.splits``."""
     return carray(pointer(s.splits_at), (s.num_splits, 3), np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def rule_weights(s: Root) -> np.ndarray:
     """Returns ``State.weights``."""
     return carray(pointer(s.weights_at), (4, NUM_FEATURES), np.float64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def network_numbers(s: Root, first: int, count: int) -> np.ndarray:
     """Returns some of ``State.network``."""
     return carray(pointer(s.network_at + 4 * first), (count,), np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def scratch_rows(s: Root) -> np.ndarray:
     """Returns ``State.scratch``."""
     return carray(pointer(s.scratch_at), (s.max_candidates + NETWORK_ROWS, s.network_width), np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def candidates(s: Root) -> Any:
     """Returns ``State.candidates``."""
     return rows(s.candidates_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def sort_keys(s: Root) -> Any:
     """Returns ``State.keys``."""
     return rows(s.keys_at, np.int64)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def feature_rows(s: Root) -> np.ndarray:
     """Returns ``State.features``."""
     return carray(pointer(s.features_at), (s.max_candidates, NUM_FEATURES), np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def context_row(s: Root) -> np.ndarray:
     """Returns ``State.context``."""
     return carray(pointer(s.context_at), (NUM_CONTEXT,), np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def legal_mask(s: Root) -> Any:
     """Returns ``State.mask``."""
     return rows(s.mask_at, np.uint8)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def log_rows(s: Root) -> np.ndarray:
     """Returns ``State.log``."""
     return carray(pointer(s.log_at), (s.log_capacity, NUM_LOG_FIELDS), np.int64)

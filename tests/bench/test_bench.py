@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dysharp_env.bench import processes
 from dysharp_env.bench.environments import record_episode, record_steps, single_rows, vector_rows
 from dysharp_env.bench.layers import Layer, layer_rows, network_rows, random_network, set_up_rows, state_bytes
 from dysharp_env.bench.processes import memory_rows, start_up_rows
@@ -79,3 +80,10 @@ def test_processes_are_measured():
     peak, added = rows[-2:]
     assert peak.value > added.value >= 0
     assert all(row.value > 0 for row in rows[:-1])
+
+
+def test_a_cold_start_finds_nothing_compiled(monkeypatch):
+    code = "import os; assert os.listdir(os.environ['NUMBA_CACHE_DIR']) == []; print('[]')"
+    monkeypatch.setattr(processes, "_FIRST_STEP", code)
+    (row,) = processes.cold_start_rows()
+    assert row.unit == "s" and row.value > 0

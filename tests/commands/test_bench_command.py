@@ -29,7 +29,7 @@ def measured(monkeypatch):
         (layers, ("growth_rows", "set_up_rows", "network_rows")),
         (environments, ("single_rows", "vector_rows")),
         (links, ("link_rows",)),
-        (processes, ("start_up_rows", "memory_rows")),
+        (processes, ("start_up_rows", "cold_start_rows", "memory_rows")),
     ):
         for name in names:
             stand_in(module, name, [])

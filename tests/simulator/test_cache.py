@@ -8,13 +8,16 @@ from dysharp_env.simulator import cache, kernel
 
 
 def test_any_changed_source_gives_another_folder(tmp_path, monkeypatch):
-    for name in ("one.py", "two.py"):
-        (tmp_path / name).write_text("@njit\n")
+    (tmp_path / "one.py").write_text("@compiled\n")
+    (tmp_path / "two.py").write_text("@njit\n")
     (tmp_path / "plain.py").write_text("x = 1\n")
     monkeypatch.setattr(cache, "_ROOM", tmp_path)
     before = cache.cache_folder()
     (tmp_path / "plain.py").write_text("x = 2\n")
     assert cache.cache_folder() == before
+    (tmp_path / "one.py").write_text("@compiled\nx = 3\n")
+    assert cache.cache_folder() != before
+    before = cache.cache_folder()
     (tmp_path / "two.py").write_text("@njit\nx = 3\n")
     assert cache.cache_folder() != before
 
