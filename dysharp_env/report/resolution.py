@@ -117,18 +117,19 @@ def settled_flits(engine: Engine) -> np.ndarray:
     """
     state, root, program = engine.state, engine.state.root[0], engine.program
     flits = state.traffic.reshape(-1, 2, layout.NUM_PURPOSES).copy()
-    owner, out = state.nodes["owner"], state.nodes["segments_out"] * engine.costs.packet.ack_flits
-    partial0, store0, sum0 = (int(root[name]) for name in ("partial0", "store0", "sum0"))
+    owner, out = state.nodes["owner"], state.trips["segments_out"] * engine.costs.packet.ack_flits
+    partial0, store0, sum0, trip0 = (int(root[name]) for name in ("partial0", "store0", "sum0", "trip0"))
     tokens_per_gpu = int(root["tokens_per_gpu"])
 
     def add(purpose: int, gpu: np.ndarray, segments: slice, packets: int) -> None:
-        np.add.at(flits[:, layout.DOWN, purpose], gpu, out[segments] * packets)
+        under_way = out[segments.start - trip0 : segments.stop - trip0]
+        np.add.at(flits[:, layout.DOWN, purpose], gpu, under_way * packets)
 
     if not program.reads_tokens:
         packets = int(root["dispatch_segment_packets"])
-        copies, stores = slice(0, partial0), slice(store0, sum0)
-        add(layout.DISPATCH_ACK, state.pairs["token"][owner[copies]] // tokens_per_gpu, copies, packets)
-        add(layout.DISPATCH_ACK, owner[stores] // tokens_per_gpu, stores, packets)
+        sent = slice(store0, sum0) if program.stores_once else slice(0, partial0)
+        token = owner[sent] if program.stores_once else state.pairs["token"][owner[sent]]
+        add(layout.DISPATCH_ACK, token // tokens_per_gpu, sent, packets)
     if not program.pulls:
         partials = slice(partial0, store0)
         gpu = state.pairs["gpu"][owner[partials]]

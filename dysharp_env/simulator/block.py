@@ -63,32 +63,38 @@ class Block:
             end = self._places[name].end
         return end
 
-    def build(self, num_pairs: int, num_nodes: int, num_links: int) -> State:
-        """Returns a new state, pairs and nodes of zeros, whose root knows where the arrays are.
+    def build(self, num_pairs: int, num_nodes: int, *, num_trips: int, num_links: int, num_fifo_links: int) -> State:
+        """Returns a new state whose root knows where the arrays are; pairs and nodes hold anything.
 
         Args:
             num_pairs: Its pairs.
             num_nodes: Its nodes.
+            num_trips: Nodes that may have a round trip.
             num_links: Pairs that may hang together in bundles.
+            num_fifo_links: Nodes that may hang together in the switch's input FIFOs.
         """
-        item_next = Place(self._fixed_end, (num_pairs,), np.dtype(np.int32))
-        copy_next = Place(item_next.end, (num_links,), np.dtype(np.int32))
-        partial_next = Place(copy_next.end, (num_links,), np.dtype(np.int32))
-        fifo_next = Place(partial_next.end, (num_nodes,), np.dtype(np.int32))
-        pairs = Place(fifo_next.end, (num_pairs,), layout.PAIR)
-        nodes = Place(pairs.end, (num_nodes,), layout.NODE)
-        memory = np.zeros(nodes.end, np.uint8)
+        int32 = np.dtype(np.int32)
+        sizes = {"item_next": num_pairs, "copy_next": num_links, "partial_next": num_links, "fifo_next": num_fifo_links}
+        places = {**self._places}
+        end = self._fixed_end
+        for name, count in sizes.items():
+            places[name] = Place(end, (count,), int32)
+            end = places[name].end
+        trips = places["trips"] = Place(end, (num_trips,), layout.TRIP)
+        pairs = places["pairs"] = Place(trips.end, (num_pairs,), layout.PAIR)
+        nodes = places["nodes"] = Place(pairs.end, (num_nodes,), layout.NODE)
+        memory = np.empty(nodes.end, np.uint8)
         memory[: self._given_end] = self._given
         # Every byte of NOTHING, which is -1, is 255.
-        memory[self._given_end : self._nothing_end] = memory[item_next.offset : pairs.offset] = 255
-        ids = {"item_next": item_next, "copy_next": copy_next, "partial_next": partial_next, "fifo_next": fifo_next}
-        places = {**self._places, **ids, "pairs": pairs, "nodes": nodes}
-        state = State(**{name: _array(memory, place) for name, place in places.items()}, **self._shared)
+        memory[self._given_end : self._nothing_end] = memory[self._fixed_end : trips.offset] = 255
+        memory[self._nothing_end : self._fixed_end] = memory[trips.offset : pairs.offset] = 0
         base = memory.ctypes.data
-        addresses = {name: base + place.offset for name, place in places.items()}
-        addresses |= self._addresses
-        layout.point(state.root, [addresses[name] for name in State._fields if name != "root"])
-        return state
+        arrays, addresses = {**self._shared}, {**self._addresses}
+        for name, (offset, shape, dtype) in places.items():
+            arrays[name] = np.ndarray(shape, dtype, memory, offset)
+            addresses[name] = base + offset
+        layout.point(arrays["root"], [addresses[name] for name in State._fields[1:]])
+        return State(**arrays)
 
 
 def _array(memory: np.ndarray, place: Place) -> np.ndarray:

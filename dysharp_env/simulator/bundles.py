@@ -25,7 +25,7 @@ from dysharp_env.simulator.groups import mark_dirty
 from dysharp_env.simulator.layout import COMBINE, DISPATCH, EV_SLOT, NOTHING
 from dysharp_env.simulator.primitives import is_pull
 from dysharp_env.simulator.staffing import shrink_windows
-from dysharp_env.simulator.views import Root, bundles, gpus, nodes
+from dysharp_env.simulator.views import Root, bundles, gpus, nodes, trip_of
 
 # A bundle of sums asked for together is at most this share of a window: with fewer on their way, requests, partial sums
 # and the unit that adds them would wait for each other.
@@ -106,8 +106,8 @@ def begin_bundle(s: Root, gpu: int, combines: bool, node: int, vectors: int) -> 
     else:
         g.send_held += vectors
         g.dispatch_in_flight += vectors
-    nodes(s)[node].issued_ps = s.now_ps
-    nodes(s)[node].segments_out = vectors
+    trip_of(s, node).issued_ps = s.now_ps
+    trip_of(s, node).segments_out = vectors
 
 
 @compiled
@@ -122,7 +122,7 @@ def free_early(s: Root, gpu: int, combines: bool, node: int, home_ps: int, lead_
         home_ps: When its last vector will have made the round trip.
         lead_ps: By how much all its vectors together take longer than the first.
     """
-    x = nodes(s)[node]
+    x = trip_of(s, node)
     vectors = x.segments_out
     freed_ps = max(s.now_ps, home_ps - lead_ps // vectors * (vectors - 1))
     hold = s.combine_hold if combines else s.dispatch_hold

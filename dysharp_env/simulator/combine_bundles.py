@@ -55,6 +55,7 @@ from dysharp_env.simulator.views import (
     partial_next,
     sums,
     tokens,
+    trip_of,
 )
 
 
@@ -302,14 +303,14 @@ def deliver_sums(s: Root, carrier: int, pieces: int) -> None:
 @compiled
 def end_read(s: Root, gpu: int, node: int) -> None:
     """Counts a bundle that a combine group has sent or asked for and that has come."""
-    gpus(s)[gpu].combine_in_flight -= nodes(s)[node].segments_out
-    nodes(s)[node].segments_out = 0
+    gpus(s)[gpu].combine_in_flight -= trip_of(s, node).segments_out
+    trip_of(s, node).segments_out = 0
 
 
 @compiled
 def partials_acknowledged(s: Root, node: int) -> None:
     """Counts pushed partial sums that are stored, or in the switch."""
     gpu = pairs(s)[nodes(s)[node].owner].gpu
-    packets = nodes(s)[node].segments_out * s.combine_segment_packets
+    packets = trip_of(s, node).segments_out * s.combine_segment_packets
     charge_down(s, gpu, nodes(s)[node].plane, packets * s.ack_flits, COMBINE_ACK)
     end_read(s, gpu, node)

@@ -27,7 +27,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def compiled_in_place(function: Callable[..., Any]) -> Any:
-    """Returns one that becomes part of its only caller: what it calls is optimised there, and not a second time."""
+    """Returns one that becomes part of its callers: what it calls is optimised there, and not a second time."""
     return _part(function, inline="always")
 
 

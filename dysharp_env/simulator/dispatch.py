@@ -53,6 +53,7 @@ from dysharp_env.simulator.views import (
     stores,
     tiles,
     tokens,
+    trip_of,
 )
 
 
@@ -153,7 +154,7 @@ def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token, or a bundle of them, that an expert GPU has asked its home GPU for."""
     home = pairs(s)[pair].home
     first = pair * s.dispatch_segments
-    flits = s.dispatch_ask_flits * (nodes(s)[first].segments_out if s.by_chunk else 1)
+    flits = s.dispatch_ask_flits * (trip_of(s, first).segments_out if s.by_chunk else 1)
     ask_down(s, home, first, flits, DISPATCH_REQUEST)
     push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home)
 

@@ -33,6 +33,7 @@ from dysharp_env.simulator.views import (
     stores,
     token_order,
     tokens,
+    trip_of,
 )
 
 
@@ -159,8 +160,8 @@ def arrive_together(s: Root, pair: int) -> None:
 @compiled
 def end_bundle(s: Root, gpu: int, node: int) -> None:
     """Counts a bundle that is stored or read; with it a part may be over."""
-    gpus(s)[gpu].dispatch_in_flight -= nodes(s)[node].segments_out
-    nodes(s)[node].segments_out = 0
+    gpus(s)[gpu].dispatch_in_flight -= trip_of(s, node).segments_out
+    trip_of(s, node).segments_out = 0
     mark_dirty(s, DISPATCH, gpu)
 
 

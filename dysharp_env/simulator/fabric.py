@@ -59,6 +59,7 @@ from dysharp_env.simulator.views import (
     sums,
     tokens,
     traffic,
+    trip_of,
     turns,
     uplinks,
     wire_times,
@@ -438,8 +439,8 @@ def free_sum(s: Root, carrier: int) -> None:
     if x.heads_left > 0 or x.begun_ps == NO_TIME:
         return
     node = s.sum0 + carrier
-    flits = nodes(s)[node].flits // nodes(s)[node].segments_out
-    first_ps = x.begun_ps + reduce_ps(s, s.sum_flits * x.inputs) // nodes(s)[node].segments_out
+    flits = nodes(s)[node].flits // trip_of(s, node).segments_out
+    first_ps = x.begun_ps + reduce_ps(s, s.sum_flits * x.inputs) // trip_of(s, node).segments_out
     home_ps = max(s.now_ps, first_ps) + delivery_ps(s, flits, wire_ps(s, flits))
     free_early(s, carrier // s.tokens_per_gpu, True, node, home_ps, 0)
 

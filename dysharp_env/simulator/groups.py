@@ -14,13 +14,13 @@ from dysharp_env.simulator.views import (
     Root,
     dirty_ring,
     gpus,
-    nodes,
     pairs,
     parts,
     slot_tile,
     slot_tlb,
     sms,
     tiles,
+    trip_of,
 )
 
 
@@ -86,7 +86,7 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
 def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
     sms(s)[sm].in_flight += 1
-    x = nodes(s)[first]
+    x = trip_of(s, first)
     x.sm = sm
     x.issued_ps = s.now_ps
     x.segments_out = segments
@@ -98,7 +98,7 @@ def end_segment(s: Root, first: int, hold: int) -> bool:
 
     Then the SM's slot falls free when its window has moved past the vector's bytes.
     """
-    x = nodes(s)[first]
+    x = trip_of(s, first)
     x.segments_out -= 1
     if x.segments_out > 0:
         return False

@@ -116,7 +116,7 @@ _PARAMETERS = (
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links sum_flits "
     "dispatch_segments combine_segments dispatch_segment_packets combine_segment_packets "
-    "partial0 store0 sum0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps dispatch_slots combine_slots dispatch_hold combine_hold most_dispatch_sms most_combine_sms "
     "total_sms gemm_sms dispatch_sms combine_sms blocks1 blocks2 "
@@ -187,9 +187,11 @@ SUM = _record(
 )
 
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
-# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs. The first of a
-# vector also says which SM has issued it, when, and how many segments are still to make the round trip.
-NODE = _record("tail_ps issued_ps", "owner plane flits next payload_flits pieces sm segments_out")
+# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
+NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
+# The round trip of a vector, kept for its first segment: when it was issued, by which SM, and how many segments (by
+# chunk, vectors of a bundle) are still under way.
+TRIP = _record("issued_ps", "sm segments_out")
 EXPERT = _record(
     "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail"
 )
@@ -302,7 +304,8 @@ class State(NamedTuple):
     stores: np.ndarray  # (token * S + segment,) STORE
     sums: np.ndarray  # (token * C + segment,) SUM
     nodes: np.ndarray  # (node,) NODE
-    fifo_next: np.ndarray  # (node,) int32 links of the switch input FIFOs
+    trips: np.ndarray  # (node,) TRIP, from node trip0 on, the first that is ever issued
+    fifo_next: np.ndarray  # (node,) int32 links of the switch input FIFOs; empty where inputs are no FIFOs
     experts: np.ndarray  # (expert * parts + part,) EXPERT
     matrices: np.ndarray  # (expert,) MATRICES
     parts: np.ndarray  # (gpu * parts + part,) PART

@@ -74,9 +74,19 @@ class Lowering:
         num_nodes = sum0 + num_tokens * costs.combine_segments
         # No other id is larger, but those that _require_narrow knows.
         _require_numbers(num_nodes, workload, costs)
-        state = frame.block.build(num_pairs, num_nodes, num_pairs if costs.resolution == "chunk" else 0)
+        # What is dispatched and combined: copies or stores, and partial sums or sums.
+        stores_once, asks_for_sums = self.program.stores_once, self.program.asks_for_sums
+        trip0 = (store0 if asks_for_sums else partial0) if stores_once else 0
+        trips_end = num_nodes if asks_for_sums else (sum0 if stores_once else store0)
+        state = frame.block.build(
+            num_pairs,
+            num_nodes,
+            num_trips=trips_end - trip0,
+            num_links=num_pairs if costs.resolution == "chunk" else 0,
+            num_fifo_links=num_nodes if costs.queueing == "input_fifo" else 0,
+        )
         root = state.root
-        root["partial0"], root["store0"], root["sum0"] = partial0, store0, sum0
+        root["partial0"], root["store0"], root["sum0"], root["trip0"] = partial0, store0, sum0, trip0
         root["scale_ps"] = max(1, bound.total_ps)
         root["links_ps"], root["gemms_ps"], root["hbm_ps"] = bound.links_ps, bound.gemms_ps, bound.hbm_ps
         routed = Routed(*(getattr(state, name) for name in Routed._fields))

@@ -101,6 +101,16 @@ class Program:
         return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter", "pull")
 
     @property
+    def asks_for_sums(self) -> bool:
+        """Whether a home GPU asks for the sum of a token, rather than for every partial sum."""
+        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter")
+
+    @property
+    def stores_once(self) -> bool:
+        """Whether a token leaves its home GPU once and the switch makes the copies."""
+        return DISPATCH_PRIMITIVES[self.dispatch_primitive] in ("multicast", "broadcast")
+
+    @property
     def static(self) -> bool:
         """Whether a primitive addresses all GPUs, so that a token has a pair with every one of them."""
         return (

@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.compiled import compiled
+from dysharp_env.simulator.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.layout import NOTHING
+
+# A token's expert and, above it, how far its GPU is from the token's home.
+_EXPERT_BITS = 32
+_EXPERT_MASK = (1 << _EXPERT_BITS) - 1
 
 
 class Paths(NamedTuple):
@@ -75,105 +79,109 @@ def follow_routing(
         combine: Partial and reduced sums.
         out: What is filled in.
     """
-    num_tokens, top_k = topk_ids.shape
+    tokens_per_gpu, top_k = paths.tokens_per_gpu, topk_ids.shape[1]
     num_segments, num_sum_segments = len(dispatch.payload_flits), len(combine.payload_flits)
     pairs, tokens, stores, sums, nodes, slot_expert, gpu_experts, expert_parts, tiles, gpus, parts, phases = out
-    # By distance from the home GPU, where parts are of peers.
+    store0 = len(pairs) * (num_segments + num_sum_segments)
+    copies, partials = nodes[: len(pairs) * num_segments], nodes[len(pairs) * num_segments : store0]
+    whole, reduced = nodes[store0 : store0 + len(stores)], nodes[store0 + len(stores) :]
+    # Tables, because divisions are slow. Parts are of peers, by their distance from the home GPU, or of chunks.
     part_of_offset = np.arange(paths.num_gpus) * paths.parts // paths.num_gpus
-    offsets = np.empty(top_k, np.int64)
-    experts = np.empty(top_k, np.int64)
+    chunk_of_place = np.arange(tokens_per_gpu) // paths.chunk_tokens
+    part_of_chunk = np.arange(paths.chunks_per_gpu) * paths.parts // paths.chunks_per_gpu
+    keys = np.empty(top_k, np.int64)
     pair = slot = 0
-    for token in range(num_tokens):
-        home = token // paths.tokens_per_gpu
-        chunk = positions[token] % paths.tokens_per_gpu // paths.chunk_tokens
-        chunk_part = chunk * paths.parts // paths.chunks_per_gpu
-        _sort_by_gpu(topk_ids, token, gpu_of_expert, home, paths.num_gpus, offsets, experts)
-        own: Any = tokens[token]
-        own.pair0 = pair
-        targets = stored = summed = used = place = 0
-        offset = -1
-        while place < top_k or (paths.static and offset < paths.num_gpus - 1):
-            offset = offset + 1 if paths.static else offsets[place]
-            end = place
-            while end < top_k and offsets[end] == offset and (end == place or not paths.copies_per_expert):
-                end += 1
-            count = end - place
-            part = part_of_offset[offset] if paths.by_peers else chunk_part
-            record = pairs[pair]
-            record.token = token
-            record.home = home
-            record.gpu = home + offset if home + offset < paths.num_gpus else home + offset - paths.num_gpus
-            record.slot0 = slot
-            record.num_experts = count
-            record.part = part
-            record.segments_left = num_segments
-            for index in range(place, end):
-                expert = experts[index] * paths.parts + part
+    for home in range(paths.num_gpus):
+        for token in range(home * tokens_per_gpu, (home + 1) * tokens_per_gpu):
+            chunk = chunk_of_place[positions[token] - home * tokens_per_gpu]
+            _sort_by_gpu(topk_ids[token], gpu_of_expert, home, paths.num_gpus, keys)
+            own: Any = tokens[token]
+            own.pair0 = pair
+            part = part_of_chunk[chunk]
+            if paths.static:
+                for offset in range(paths.num_gpus):
+                    _write_pair(pairs[pair + offset], token, home, offset, slot, 0, part, paths.num_gpus, num_segments)
+            # Without branches: how many experts of a token share a GPU is what a processor cannot predict.
+            targets = used = stored = count = 0
+            slot0, before, at = slot, -1, pair - 1
+            for index in range(top_k):
+                offset = keys[index] >> _EXPERT_BITS
+                begins = (offset != before) | paths.copies_per_expert
+                before = offset
+                at = pair + offset if paths.static else at + begins
+                count = 1 if begins else count + 1
+                slot0 = slot if begins else slot0
+                part = part_of_offset[offset] if paths.by_peers else part
+                _write_pair(pairs[at], token, home, offset, slot0, count, part, paths.num_gpus, num_segments)
+                crosses = (offset > 0) | paths.loopback
+                used += begins
+                targets += crosses
+                stored += begins & crosses
+                if not paths.pulls:
+                    gpus[pairs[at].gpu].items_waiting += begins & (offset > 0)
+                expert = (keys[index] & _EXPERT_MASK) * paths.parts + part
                 slot_expert[slot] = expert
                 expert_parts[expert].total += 1
                 slot += 1
-            used += count > 0
-            if offset > 0 or paths.loopback:
-                targets += count
-                stored += count > 0 or paths.broadcasts
-                summed += count > 0 or paths.scatters
-            if offset > 0 and count > 0 and not paths.pulls:
-                gpus[record.gpu].items_waiting += 1
-            place = end
-            pair += 1
-        own.remote_targets = targets
-        own.sums_left = num_sum_segments
-        own.chunk = home * paths.chunks_per_gpu + chunk
-        _never(own)
-        for segment in range(token * num_segments, (token + 1) * num_segments):
-            stores[segment].acks_left = stored
-            stores[segment].replicas_left = stored
-        for segment in range(token * num_sum_segments, (token + 1) * num_sum_segments):
-            total = sums[segment]
-            total.contributions_left = summed
-            # A pull adds the local partial sum while it waits; a push counts it like the others.
-            total.pieces_left = summed if paths.pulls else used
-            total.open_prev = total.open_next = total.open_pair = NOTHING
-            total.carrier = segment
-    own = tokens[num_tokens]
+            pair = pair + paths.num_gpus if paths.static else at + 1
+            everywhere = paths.num_gpus - 1 + paths.loopback
+            summed = everywhere if paths.scatters else stored
+            stored = everywhere if paths.broadcasts else stored
+            own.remote_targets = targets
+            own.sums_left = num_sum_segments
+            own.chunk = home * paths.chunks_per_gpu + chunk
+            _never(own)
+            for segment in range(token * num_segments, (token + 1) * num_segments):
+                stores[segment].acks_left = stored
+                stores[segment].replicas_left = stored
+            for segment in range(token * num_sum_segments, (token + 1) * num_sum_segments):
+                total = sums[segment]
+                total.contributions_left = summed
+                # A pull adds the local partial sum while it waits; a push counts it like the others.
+                total.pieces_left = summed if paths.pulls else used
+                total.open_prev = total.open_next = total.open_pair = NOTHING
+                total.carrier = segment
+    own = tokens[len(topk_ids)]
     own.pair0 = pair
     _never(own)
-    partial0 = len(pairs) * num_segments
-    store0 = partial0 + len(pairs) * num_sum_segments
-    sum0 = store0 + num_tokens * num_segments
-    _write_for_pairs(nodes[:partial0], pairs, dispatch)
-    _write_for_pairs(nodes[partial0:store0], pairs, combine)
-    _write_for_tokens(nodes[store0:sum0], tokens, dispatch)
-    _write_for_tokens(nodes[sum0:], tokens, combine)
+    _write_for_pairs(copies, pairs, dispatch)
+    _write_for_pairs(partials, pairs, combine)
+    _write_for_tokens(whole, tokens, dispatch)
+    _write_for_tokens(reduced, tokens, combine)
     _group_experts(gpu_of_expert, gpu_experts, paths.num_gpus)
     _count_work(gpu_of_expert, expert_parts, gpus, parts, phases, paths)
     _lay_out_tiles(expert_parts, tiles, paths.smallest_tile)
 
 
-@compiled
-def _sort_by_gpu(
-    topk_ids: np.ndarray,
-    token: int,
-    gpu_of_expert: np.ndarray,
-    home: int,
-    num_gpus: int,
-    offsets: np.ndarray,
-    experts: np.ndarray,
-) -> None:
-    """Sorts a token's experts by their GPU's distance from home, then by number.
+@compiled_in_place
+def _sort_by_gpu(ids: np.ndarray, gpu_of_expert: np.ndarray, home: int, num_gpus: int, keys: np.ndarray) -> None:
+    """Sorts a token's experts by their GPU's distance from home, then by number; a key is the one and the other.
 
-    Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
+    Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first. Every key goes
+    past all before it, without a branch, which nobody could predict.
     """
-    for place in range(topk_ids.shape[1]):
-        expert = np.int64(topk_ids[token, place])
-        offset = gpu_of_expert[expert] - home
-        if offset < 0:
-            offset += num_gpus
-        at = place
-        while at > 0 and (offsets[at - 1] > offset or (offsets[at - 1] == offset and experts[at - 1] > expert)):
-            offsets[at], experts[at] = offsets[at - 1], experts[at - 1]
-            at -= 1
-        offsets[at], experts[at] = offset, expert
+    for count in range(len(ids)):
+        offset = gpu_of_expert[ids[count]] - home
+        key = (offset + num_gpus * (offset < 0)) << _EXPERT_BITS | ids[count]
+        for place in range(count):
+            keys[place], key = min(keys[place], key), max(keys[place], key)
+        keys[count] = key
+
+
+@compiled_in_place
+def _write_pair(
+    pair: Any, token: int, home: int, offset: int, slot0: int, count: int, part: int, num_gpus: int, segments: int
+) -> None:
+    """Writes all of a pair, a record that holds anything before: of a token and a GPU so far from its home."""
+    pair.translated_ps = 0
+    pair.token = token
+    pair.home = home
+    pair.gpu = home + offset if home + offset < num_gpus else home + offset - num_gpus
+    pair.slot0 = slot0
+    pair.num_experts = count
+    pair.experts_done = 0
+    pair.part = part
+    pair.segments_left = segments
 
 
 @compiled
@@ -185,33 +193,38 @@ def _never(token: Any) -> None:
 @compiled
 def _write_for_pairs(nodes: np.ndarray, pairs: np.ndarray, vectors: Vectors) -> None:
     """Writes the segments of a vector for each pair."""
-    planes, payload_flits, head_flits = vectors
-    at = 0
     for pair in range(len(pairs)):
-        token, head = pairs[pair].token, head_flits[pairs[pair].num_experts]
-        for segment in range(len(payload_flits)):
-            node = nodes[at]
-            node.owner = pair
-            node.plane = planes[token, segment]
-            node.payload_flits = payload_flits[segment]
-            node.flits = payload_flits[segment] + head
-            at += 1
+        _write_vector(nodes, pair, pairs[pair].token, pairs[pair].num_experts, vectors)
 
 
 @compiled
 def _write_for_tokens(nodes: np.ndarray, tokens: np.ndarray, vectors: Vectors) -> None:
     """Writes the segments of a vector for each token: one that the switch copies to, or sums from, several GPUs."""
-    planes, payload_flits, head_flits = vectors
-    at = 0
     for token in range(len(tokens) - 1):
-        head = head_flits[tokens[token].remote_targets]
-        for segment in range(len(payload_flits)):
-            node = nodes[at]
-            node.owner = token
-            node.plane = planes[token, segment]
-            node.payload_flits = payload_flits[segment]
-            node.flits = payload_flits[segment] + head
-            at += 1
+        _write_vector(nodes, token, token, tokens[token].remote_targets, vectors)
+
+
+@compiled_in_place
+def _write_vector(nodes: np.ndarray, owner: int, token: int, named: int, vectors: Vectors) -> None:
+    """Writes the segments of a vector, which names so many experts: all of every record, which holds anything before.
+
+    Args:
+        nodes: Where vectors of the kind lie.
+        owner: Its pair or token, which is its place among them.
+        token: Its token.
+        named: Experts.
+        vectors: What vectors of the kind are.
+    """
+    planes, payload_flits, head_flits = vectors
+    for segment in range(len(payload_flits)):
+        node = nodes[owner * len(payload_flits) + segment]
+        node.tail_ps = 0
+        node.owner = owner
+        node.plane = planes[token, segment]
+        node.flits = payload_flits[segment] + head_flits[named]
+        node.next = 0
+        node.payload_flits = payload_flits[segment]
+        node.pieces = 0
 
 
 @compiled

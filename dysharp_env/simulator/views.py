@@ -38,6 +38,7 @@ from dysharp_env.simulator.layout import (
     SUM,
     TILE,
     TOKEN,
+    TRIP,
     TURN,
     UNIT,
     UPLINK,
@@ -139,6 +140,12 @@ def sums(s: Root) -> Any:
 def nodes(s: Root) -> Any:
     """Returns ``State.nodes``."""
     return rows(s.nodes_at, NODE)
+
+
+@compiled
+def trip_of(s: Root, node: int) -> Any:
+    """Returns the one of ``State.trips`` that is of the vector whose first segment is ``node``."""
+    return rows(s.trips_at, TRIP)[node - s.trip0]
 
 
 @compiled

@@ -43,33 +43,32 @@ def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int)
     return demand
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, demand: Demand) -> None:
-    num_tokens, top_k = topk_ids.shape
-    num_gpus = len(demand.local_pairs)
-    tokens_per_gpu = num_tokens // num_gpus
+    num_gpus, top_k = len(demand.local_pairs), topk_ids.shape[1]
+    tokens_per_gpu = len(topk_ids) // num_gpus
     named = np.zeros(num_gpus, np.int64)  # experts of the token at hand
-    for token in range(num_tokens):
-        home = token // tokens_per_gpu
-        for place in range(top_k):
-            expert = topk_ids[token, place]
-            demand.expert_tokens[expert] += 1
-            named[gpu_of_expert[expert]] += 1
-        remote = 0
-        # Without branches: routing is what a processor cannot predict. What is no remote pair falls to 0 targets.
-        for place in range(top_k):
-            gpu = gpu_of_expert[topk_ids[token, place]]
-            targets, is_pair, is_remote = named[gpu], named[gpu] > 0, gpu != home
-            named[gpu] = 0  # counted: none of it is left for another of its experts
-            demand.local_pairs[home] += is_pair & ~is_remote
-            demand.remote_pairs[home] += is_pair & is_remote
-            demand.pair_targets[gpu, targets * is_remote] += 1
-            remote += targets * is_remote
-        demand.token_targets[home, remote] += 1
+    for home in range(num_gpus):
+        local_pairs = remote_pairs = 0
+        for token in range(home * tokens_per_gpu, (home + 1) * tokens_per_gpu):
+            for place in range(top_k):
+                expert = topk_ids[token, place]
+                demand.expert_tokens[expert] += 1
+                named[gpu_of_expert[expert]] += 1
+            local_pairs += named[home] > 0
+            demand.token_targets[home, top_k - named[home]] += 1
+            named[home] = 0
+            # Without branches: routing is what a processor cannot predict. What is no remote pair has 0 targets.
+            for place in range(top_k):
+                gpu = gpu_of_expert[topk_ids[token, place]]
+                remote_pairs += named[gpu] > 0
+                demand.pair_targets[gpu, named[gpu]] += 1
+                named[gpu] = 0  # counted: none of it is left for another of its experts
+        demand.local_pairs[home], demand.remote_pairs[home] = local_pairs, remote_pairs
     demand.pair_targets[:, 0] = 0
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def is_sound(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> bool:
     """Returns whether every token chose distinct experts that exist, and every GPU holds as many of them."""
     experts = len(gpu_of_expert)
