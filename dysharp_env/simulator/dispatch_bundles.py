@@ -21,6 +21,7 @@ from dysharp_env.simulator.layout import (
     UNICAST,
 )
 from dysharp_env.simulator.primitives import is_in_turn, is_remote, is_target, stores_once
+from dysharp_env.simulator.rows import prefetch
 from dysharp_env.simulator.staffing import share_done
 from dysharp_env.simulator.views import (
     Root,
@@ -30,6 +31,8 @@ from dysharp_env.simulator.views import (
     gpus,
     nodes,
     pairs,
+    slot_expert,
+    slot_tile,
     stores,
     token_order,
     tokens,
@@ -150,11 +153,23 @@ def issue_chunk(s: Root, gpu: int) -> bool:
 def arrive_together(s: Root, pair: int) -> None:
     """Makes the tokens of a bundle visible to their experts on one GPU."""
     while pair != NOTHING:
+        following = copy_next(s)[pair]
+        if following != NOTHING:
+            look_ahead(s, following)
         if pairs(s)[pair].num_experts > 0:
             arrive(s, pair)
         else:
             use_hbm(s, pairs(s)[pair].gpu, s.token_in_bytes)
-        pair = copy_next(s)[pair]
+        pair = following
+
+
+@compiled
+def look_ahead(s: Root, pair: int) -> None:
+    """Asks memory for the records that the arrival of a pair will touch: they lie anywhere."""
+    q = pairs(s)[pair]
+    prefetch(tokens(s), q.token)
+    prefetch(slot_tile(s), q.slot0)
+    prefetch(slot_expert(s), q.slot0)
 
 
 @compiled
@@ -191,8 +206,13 @@ def reach_bundle(s: Root, node: int) -> None:
         delay_ps = 0
         pair = node
         while pair != NOTHING:
+            following = copy_next(s)[pair]
+            if following != NOTHING:
+                prefetch(pairs(s), following)
             delay_ps = max(delay_ps, translate(s, pair))
-            pair = copy_next(s)[pair]
+            # They arrive soon.
+            look_ahead(s, pair)
+            pair = following
         push(s, s.now_ps + delay_ps, EV_ARRIVE, node, 0)
     else:
         arrive_together(s, node)

@@ -43,6 +43,7 @@ from dysharp_env.simulator.layout import (
     UP,
 )
 from dysharp_env.simulator.primitives import is_pull, is_target, stores_once, sums_in_switch
+from dysharp_env.simulator.rows import prefetch
 from dysharp_env.simulator.views import (
     Root,
     bundles,
@@ -144,7 +145,8 @@ def is_partial(s: Root, node: int) -> bool:
 @compiled
 def update_plane(s: Root, token: int) -> int:
     """Returns the plane of a token's counter updates: that of the first packet of its sum."""
-    return nodes(s)[s.sum0 + token * s.combine_segments].plane
+    # The only plane is 0, and the node is seldom at hand.
+    return nodes(s)[s.sum0 + token * s.combine_segments].plane if s.planes > 1 else 0
 
 
 @compiled
@@ -617,6 +619,7 @@ def expose_replicas(s: Root, node: int, gpu: int) -> None:
         for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
             if is_target(s, pair):
                 gather(s, passing_bundle(s, pairs(s)[pair].gpu), pair, links)
+                prefetch(nodes(s), pair)
         token = stores(s)[token].next
     count = 0
     for target in range(s.num_gpus):

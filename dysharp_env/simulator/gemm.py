@@ -22,6 +22,7 @@ from dysharp_env.simulator.layout import (
     NOTIFY_FLITS,
 )
 from dysharp_env.simulator.primitives import is_pull
+from dysharp_env.simulator.rows import prefetch
 from dysharp_env.simulator.staffing import fill_groups
 from dysharp_env.simulator.views import (
     Root,
@@ -33,8 +34,13 @@ from dysharp_env.simulator.views import (
     matrices,
     pairs,
     phases,
+    slot_tile,
     tiles,
+    tokens,
 )
+
+# Tokens that memory is asked for ahead of the one at hand: it answers in the time that a few of them take.
+LOOK_AHEAD = 4
 
 
 @compiled
@@ -219,6 +225,23 @@ def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
 
 
 @compiled
+def look_ahead(s: Root, place: int, last: int) -> None:
+    """Asks memory for the records of tokens that come some places on in a tile: they lie anywhere.
+
+    Args:
+        s: The root.
+        place: The place at hand in the list of arrivals.
+        last: The end of the tile's.
+    """
+    if place + 2 * LOOK_AHEAD < last:
+        prefetch(pairs(s), arrived_pair(s)[place + 2 * LOOK_AHEAD])
+    if place + LOOK_AHEAD < last:
+        token = pairs(s)[arrived_pair(s)[place + LOOK_AHEAD]].token
+        prefetch(tokens(s), token)
+        prefetch(slot_tile(s), token * s.top_k)
+
+
+@compiled
 def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     """Makes the results of a tile known: to this GPU's combine group (push) or to the home GPUs (pull)."""
     t = tiles(s)[tile]
@@ -229,8 +252,10 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     phases(s)[part].slots2_left -= t.count
     pull = is_pull(s)
     num_remote = 0
-    for i in range(t.first, t.first + t.count):
+    last = t.first + t.count
+    for i in range(t.first, last):
         pair = arrived_pair(s)[i]
+        prefetch(pairs(s), arrived_pair(s)[min(i + LOOK_AHEAD, last - 1)])
         q = pairs(s)[pair]
         q.experts_done += 1
         if not pull:
@@ -243,7 +268,8 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
             expert_done(s, q.token, tile)
     if num_remote > 0:
         for plane in range(s.planes):
-            charge_up(s, gpu, plane, NOTIFY_FLITS * remote_on_plane(s, tile, gpu, plane), NOTIFY)
+            count = remote_on_plane(s, tile, gpu, plane) if s.planes > 1 else num_remote
+            charge_up(s, gpu, plane, NOTIFY_FLITS * count, NOTIFY)
         push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
     if s.gate3 == GATE_PHASE and phases(s)[part].slots2_left == 0:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, NOTHING)
@@ -278,13 +304,17 @@ def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
 def notified(s: Root, tile: int, gpu: int) -> None:
     """Counts a finished GEMM-2 row at the home GPUs of its tokens, and acknowledges the updates."""
     t = tiles(s)[tile]
+    num_remote = 0
     for i in range(t.first, t.first + t.count):
-        token = pairs(s)[arrived_pair(s)[i]].token
-        home = token // s.tokens_per_gpu
+        look_ahead(s, i, t.first + t.count)
+        q = pairs(s)[arrived_pair(s)[i]]
+        token, home = q.token, q.home
         if home != gpu:
+            num_remote += 1
             plane = update_plane(s, token)
             charge_down(s, home, plane, NOTIFY_FLITS, NOTIFY)
             charge_up(s, home, plane, s.ack_flits, NOTIFY)
             expert_done(s, token, tile)
     for plane in range(s.planes):
-        charge_down(s, gpu, plane, remote_on_plane(s, tile, gpu, plane) * s.ack_flits, NOTIFY)
+        count = remote_on_plane(s, tile, gpu, plane) if s.planes > 1 else num_remote
+        charge_down(s, gpu, plane, count * s.ack_flits, NOTIFY)

@@ -12,6 +12,7 @@ import operator
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
@@ -92,6 +93,26 @@ def _place(context: Any, builder: Any, item: Any, base: Any, index: Any, index_t
     size = item.size if isinstance(item, types.Record) else item.bitwidth // 8
     offset = builder.mul(index, context.get_constant(types.int64, size), flags=["nsw"])
     return builder.gep(base, [offset], inbounds=True)
+
+
+@intrinsic
+def _prefetch(typing_context: Any, view: Any, index: Any) -> Any:
+    """Types and builds a hint that a row will be read soon, so that memory answers while others are worked on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature.args[0].item, args[0], args[1], signature.args[1])
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To read it, into every cache, as data: it is asked for whatever it holds, so a hint changes no result.
+        builder.call(function, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return signature(types.none, view, index), codegen
+
+
+# For type checkers: an intrinsic is called without its typing context.
+prefetch: Any = _prefetch
 
 
 def _load(context: Any, builder: Any, item: Any, place: Any, is_constant: bool = False) -> Any:

@@ -6,7 +6,7 @@ from numba import njit
 
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator import layout, lowering
-from dysharp_env.simulator.rows import rows
+from dysharp_env.simulator.rows import prefetch, rows
 
 PAIR, SUM = layout.PAIR, layout.SUM
 
@@ -70,3 +70,18 @@ def test_wire_times_beyond_the_table_are_those_of_the_table(random_case, monkeyp
         worked_out = case.engine().run().state
         monkeypatch.undo()
         assert looked_up.tokens.tobytes() == worked_out.tokens.tobytes(), seed
+
+
+@njit
+def prefetch_all(address: int, count: int) -> None:
+    for i in range(count):
+        prefetch(rows(address, SUM), i)
+
+
+def test_prefetching_changes_nothing():
+    sums = np.arange(3 * SUM.itemsize, dtype=np.uint8)
+    expected = sums.copy()
+    prefetch_all(sums.ctypes.data, 3)
+    # It is a hint: memory that is not there does no harm.
+    prefetch_all(0, 3)
+    assert sums.tobytes() == expected.tobytes()
