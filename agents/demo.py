@@ -14,14 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.evaluation import (
-    Contender,
-    beats_on_every_workload,
-    evaluate,
-    json_content,
-    read_contender,
-    summarise,
-)
+from agents.contender import Contender, read_contender
+from agents.evaluation import beats_on_every_workload, evaluate, json_content, summarise
 from agents.play import RANDOM, play_policy
 from agents.report import plot_summary, summary_table
 from agents.run_folder import RunFolder
@@ -79,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         f" (95 %: {result.ci_low:.3f} to {result.ci_high:.3f}); below 1 is faster."
     )
     write_bytes(folder.path / "evaluation.png", plot_summary(rows, REFERENCE, suite.name))
-    config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": REFERENCE}
+    config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": [REFERENCE]}
     document = json_document("evaluate", 0, config, **json_content(rows, summaries))
     write_text(folder.path / "evaluation.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
     _show_schedules(folder, agent, suite)

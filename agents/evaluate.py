@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
-from agents.evaluation import Contender, evaluate, json_content, read_contender, summarise
+from agents.breakdown import GROUPINGS, break_down, breakdown_content, breakdown_table, read_groupings
+from agents.charging import MOST_DECISION_US, charge, charged_rows
+from agents.contender import POLICY_HELP, Contender, read_contender
+from agents.evaluation import evaluate, json_content, summarise, with_references
 from agents.lookahead import LookAhead
 from agents.recording import check_folder, write_rows
 from agents.report import plot_summary, summary_table
@@ -17,6 +21,8 @@ from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_bytes
 from dysharp_env.workload.suite import load_suite
 
+AGAINST = "dysharp"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the options of the command."""
@@ -25,14 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--suite", default="demo-heldout", metavar="NAME", help=f"a preset ({suites}) or a .yaml (default: %(default)s)"
     )
-    parser.add_argument(
-        "--policy",
-        action="append",
-        required=True,
-        metavar="NAME",
-        help="random, first, a schedule's name or .yaml, look-ahead:SCHEDULE, or a run folder; RUN,RUN,... are training"
-        " seeds of one policy; repeatable",
-    )
+    parser.add_argument("--policy", action="append", required=True, metavar="NAME", help=POLICY_HELP)
     parser.add_argument(
         "--rollouts",
         type=int,
@@ -41,7 +40,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="simulations that look-ahead may spend on a workload (default: %(default)s)",
     )
     parser.add_argument(
-        "--against", default="dysharp", metavar="NAME", help="what ratios are relative to (default: %(default)s)"
+        "--against",
+        action="append",
+        metavar="NAME",
+        help=f"what ratios are relative to; repeatable, with a table each (default: {AGAINST})",
+    )
+    parser.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"also show groups of workloads: {', '.join(GROUPINGS)} (machine and model occur in suite training);"
+        " repeatable, or joined by commas",
+    )
+    parser.add_argument(
+        "--decision-us",
+        type=float,
+        metavar="X",
+        help="also show makespans with X microseconds for every decision of the GPU that is asked most, as if the whole"
+        " machine waited for each (python -m agents.latency estimates X); a schedule's own rule is not charged",
     )
     parser.add_argument(
         "--seeds-of-random", type=int, default=3, metavar="N", help="times random is played (default: %(default)s)"
@@ -58,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates as the options say and prints the table."""
+    started = time.process_time()
     if args.seed < 0:
         raise ConfigError(f"seed={args.seed} must not be negative")
     if args.seeds_of_random < 1:
@@ -66,26 +84,45 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"rollouts={args.rollouts} must be at least 1")
     check_targets(("json", args.json, None), ("plot", args.plot, ".png"))
     check_folder("decisions", args.decisions)
+    if args.decision_us is not None and not 0 < args.decision_us <= MOST_DECISION_US:
+        raise ConfigError(f"decision-us={args.decision_us:g} must be above 0 and at most {MOST_DECISION_US:g}")
+    groupings = read_groupings(args.by)
     suite = load_suite(args.suite)
     contenders = [read_contender(given, args.rollouts) for given in args.policy]
-    reference = read_contender(args.against, args.rollouts)
-    rows = evaluate(suite, contenders, reference, random_seeds=args.seeds_of_random, seed=args.seed)
-    summaries = summarise(rows, reference.name, args.seed)
+    given_references = list(dict.fromkeys(args.against or [AGAINST]))
+    references = [read_contender(given, args.rollouts) for given in given_references]
+    rows = evaluate(suite, contenders, *references, random_seeds=args.seeds_of_random, seed=args.seed)
+    workloads, everyone = suite.draw(), with_references(contenders, references)
+    if args.decision_us is not None:
+        rows = charge(rows, everyone, workloads, args.decision_us)
+    names = list(dict.fromkeys(reference.name for reference in references))
+    summaries = [summarise(rows, name, args.seed) for name in names]
+    charged = [summarise(charged_rows(rows), name, args.seed) for name in names if args.decision_us is not None]
+    groups = [break_down(rows, name, by, workloads, args.seed) for name in names for by in groupings]
     if args.json:
         config = {
             "suite": suite.model_dump(mode="json"),
             "policies": [_described(contender) for contender in contenders],
-            "against": args.against,
+            "against": given_references,
             "seeds_of_random": args.seeds_of_random,
             "rollouts": args.rollouts,
+            "decision_us": args.decision_us,
         }
-        write_json(args.json, json_document("evaluate", args.seed, config, **json_content(rows, summaries)))
+        content = json_content(rows, sum(summaries, []), sum(charged, []), breakdown_content(sum(groups, [])))
+        write_json(args.json, json_document("evaluate", args.seed, config, **content))
     if args.plot:
-        write_bytes(args.plot, plot_summary(rows, reference.name, suite.name))
+        write_bytes(args.plot, plot_summary(rows, names[0], suite.name))
     if args.decisions:
-        write_rows(args.decisions, rows, [*contenders, reference], suite.draw())
+        write_rows(args.decisions, rows, everyone, workloads)
     if args.json != STANDARD_OUTPUT:
-        results_console().print(summary_table(summaries, suite.name))
+        console = results_console()
+        for summary in summaries:
+            console.print(summary_table(summary, suite.name))
+        for summary in charged:
+            console.print(summary_table(summary, suite.name, f", {args.decision_us:g} us a decision"))
+        for group in filter(None, groups):
+            console.print(breakdown_table(group))
+        console.print(f"{time.process_time() - started:.0f} CPU seconds")
     return 0
 
 
@@ -93,6 +130,7 @@ def _described(contender: Contender) -> dict[str, object]:
     return {
         "name": contender.name,
         "schedule": contender.given if contender.schedule or contender.ahead else None,
+        "rule": contender.given if contender.rule else None,
         "runs": [str(run.path) for run in contender.runs],
     }
 

@@ -16,16 +16,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation import Contender, read_contender
+from agents.contender import Contender, Learned, read_contender
 from agents.exact_model import ExactModel, require_solver
 from agents.exact_search import Solved, fix_times, hint, search
 from agents.follow import play_solved
 from agents.lookahead import look_ahead
 from agents.play import FIRST
-from agents.run_folder import RunFolder
 from agents.tiny import Times, TinyInstance, TinyLayer, play
-from agents.train_spec import read_spec
-from agents.weights import load_policy
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
@@ -188,8 +185,8 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
         ahead = replace(contender.ahead, schedule=tiny.fit(contender.ahead.schedule))
         choices = iter(look_ahead(tiny, ahead).choices)
         return [(None, play(tiny.twin(ahead.schedule, ahead.exposure()), lambda _: next(choices)))]
-    if contender.runs:
-        return [_play_run(tiny, run) for run in contender.runs]
+    if learned := contender.learned():
+        return [_play_learned(tiny, policy) for policy in learned]
     twin = tiny.twin(tiny.fit(load_schedule("dysharp")), tiny.asked())
     if contender.name == FIRST:
         return [(None, play(twin, lambda decision: int(decision.mask.argmax())))]
@@ -197,14 +194,13 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
     return [(0, play(twin, lambda decision: int(rng.choice(np.flatnonzero(decision.mask)))))]
 
 
-def _play_run(tiny: TinyLayer, run: RunFolder) -> tuple[int, Times]:
-    spec = read_spec(run)
+def _play_learned(tiny: TinyLayer, policy: Learned) -> tuple[int | None, Times]:
+    env = policy.env
     # One SM cannot be split.
-    kinds = tuple(kind for kind in spec.env.exposed if kind != "split")
-    network = load_policy(run.best, spec.env).scoring_network()
-    early = spec.env.partial_tiles and tiny.instance.is_early
-    exposure = replace(spec.env.exposure(), kinds=kinds, splits=(), partial_tiles=early, network=network)
-    return spec.seed, play(tiny.twin(tiny.fit(load_schedule(spec.env.schedule)), exposure), _nobody)
+    kinds = tuple(kind for kind in env.exposed if kind != "split")
+    early = env.partial_tiles and tiny.instance.is_early
+    exposure = replace(env.exposure(), kinds=kinds, splits=(), partial_tiles=early, network=policy.network)
+    return policy.seed, play(tiny.twin(tiny.fit(load_schedule(env.schedule)), exposure), _nobody)
 
 
 def _nobody(_: Decision) -> int:

@@ -19,6 +19,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import LayerRun, ScheduleSpec, Starter, load_schedule, simulate
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.network import Network
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteWorkload
 
@@ -113,10 +114,17 @@ def choose_first(_: dict[str, np.ndarray], masks: np.ndarray, layers: Sequence[i
 def play_policy(
     policy: CandidatePolicy, env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], *, logging: bool = False
 ) -> list[LayerRun]:
-    """Returns every workload run to its end with the policy's most likely choices.
+    """Returns every workload run to its end with the policy's most likely choices; see ``play_network``."""
+    return play_network(policy.scoring_network(), env_spec, workloads, logging=logging)
+
+
+def play_network(
+    network: Network, env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], *, logging: bool = False
+) -> list[LayerRun]:
+    """Returns every workload run to its end with what a network scores highest.
 
     Args:
-        policy: What chooses.
+        network: What chooses.
         env_spec: The base schedule and the decisions exposed.
         workloads: What is played, each on its own scenario.
         logging: Whether the engines record every use of a link, as pictures and timelines need.
@@ -125,7 +133,7 @@ def play_policy(
         ConfigError: The base schedule does not fit a scenario.
     """
     schedule = load_schedule(env_spec.schedule)
-    exposure = replace(env_spec.exposure(), network=policy.scoring_network())
+    exposure = replace(env_spec.exposure(), network=network)
     batch = Batch(len(workloads), env_spec.max_candidates)
     runs = []
     for index, item in enumerate(workloads):

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.contender import Contender, Learned
 from agents.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
-from agents.evaluation import Contender, EvaluationRow, env_of_random
+from agents.evaluation import EvaluationRow, env_of_random
 from agents.lookahead import LookAhead, look_ahead
 from agents.play import FIRST, choose_first, random_chooser
 from agents.rollouts import prepare
-from agents.run_folder import RunFolder
-from agents.train_spec import read_spec
-from agents.weights import load_policy
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, ScheduleSpec, Starter, load_schedule
@@ -65,18 +63,18 @@ def write_rows(
     """
     by_name = {contender.name: contender for contender in contenders}
     places = {item.name: place for place, item in enumerate(workloads)}
-    players: dict[tuple[str, int | None], _Player] = {}
+    players: dict[tuple[str, int | None], Player] = {}
     for row in rows:
         key = (row.policy, row.seed)
         if key not in players:
-            players[key] = _player(by_name[row.policy], row.seed, env_of_random(contenders), workloads)
+            players[key] = player_of(by_name[row.policy], row.seed, env_of_random(contenders), workloads)
         place = places[row.workload]
         decisions = players[key].record(row, workloads[place], place)
         label = re.sub(r"[^A-Za-z0-9.+-]+", "-", row.policy) + ("" if row.seed is None else f"-seed{row.seed}")
         write_decisions(Path(folder) / f"{label}-{place:03}{SUFFIX}", decisions)
 
 
-class _Player:
+class Player:
     """One contender with one seed: the schedule beneath, what is asked, and who answers."""
 
     def __init__(self, schedule: ScheduleSpec, exposure: Exposure, answer: Answer):
@@ -84,13 +82,7 @@ class _Player:
 
     def record(self, row: EvaluationRow, item: SuiteWorkload, place: int) -> DecisionList:
         """Returns the decision list of a row."""
-        system, scale = item.scenario.system, item.entry.compute_scale
-        starter = Starter(system, item.workload.layer, self.schedule, exposure=self.exposure, compute_scale=scale)
-        run = starter.start(item.workload)
-        choices = []
-        while (decision := run.engine.advance()) is not None:
-            choices.append(self.answer(decision, place))
-            run.engine.decide(choices[-1])
+        choices = tuple(choice for _, choice in self.play(item, place))
         return DecisionList(
             policy=row.policy,
             seed=row.seed,
@@ -100,30 +92,48 @@ class _Player:
             routing_sha256=routing_digest(item.workload),
             schedule=self.schedule,
             asked=AskedSpec.of(self.exposure),
-            choices=tuple(choices),
+            choices=choices,
             makespan_ps=round(row.makespan_us * PS_PER_US),
         )
 
+    def play(self, item: SuiteWorkload, place: int) -> Iterator[tuple[Decision, int]]:
+        """Yields every decision of a workload with the row taken, before it is taken."""
+        system, scale = item.scenario.system, item.entry.compute_scale
+        starter = Starter(system, item.workload.layer, self.schedule, exposure=self.exposure, compute_scale=scale)
+        engine = starter.start(item.workload).engine
+        while (decision := engine.advance()) is not None:
+            choice = self.answer(decision, place)
+            yield decision, choice
+            engine.decide(choice)
 
-def _player(
+
+def player_of(
     contender: Contender, seed: int | None, env_of_choosers: EnvSpec, workloads: Sequence[SuiteWorkload]
-) -> _Player:
+) -> Player:
+    """Returns who plays for a contender.
+
+    Args:
+        contender: Who.
+        seed: Which of its training seeds, or streams of random choices.
+        env_of_choosers: In which ``random`` and ``first`` choose.
+        workloads: The suite's workloads.
+    """
     if contender.schedule is not None:
-        return _Player(contender.schedule, Exposure(), _nobody)
+        return Player(contender.schedule, Exposure(), _nobody)
     if contender.ahead is not None:
         return _player_ahead(contender.ahead, workloads)
-    if contender.runs:
-        run = next(run for run in contender.runs if read_spec(run).seed == seed)
-        return _player_of_run(run)
+    for policy in contender.learned():
+        if policy.seed == seed:
+            return _player_learned(policy)
     chooser = choose_first if contender.name == FIRST else random_chooser(seed or 0, len(workloads))
 
     def answer(decision: Decision, place: int) -> int:
         return int(chooser({}, decision.mask[None], [place])[0])
 
-    return _Player(load_schedule(env_of_choosers.schedule), env_of_choosers.exposure(), answer)
+    return Player(load_schedule(env_of_choosers.schedule), env_of_choosers.exposure(), answer)
 
 
-def _player_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> _Player:
+def _player_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> Player:
     plans: dict[int, Iterator[int]] = {}
 
     def answer(_: Decision, place: int) -> int:
@@ -132,16 +142,15 @@ def _player_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> _Play
             plans[place] = iter(look_ahead(workload, ahead).choices)
         return next(plans[place])
 
-    return _Player(ahead.schedule, ahead.exposure(), answer)
+    return Player(ahead.schedule, ahead.exposure(), answer)
 
 
-def _player_of_run(run: RunFolder) -> _Player:
-    env = read_spec(run).env
-    network = load_policy(run.best, env).scoring_network()
-    return _Player(load_schedule(env.schedule), env.exposure(), lambda decision, _: _best(network, decision))
+def _player_learned(policy: Learned) -> Player:
+    schedule = load_schedule(policy.env.schedule)
+    return Player(schedule, policy.env.exposure(), lambda decision, _: best_row(policy.network, decision))
 
 
-def _best(network: Network, decision: Decision) -> int:
+def best_row(network: Network, decision: Decision) -> int:
     """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
     scores = network.scores(decision.kind, decision.features[: decision.num_candidates], decision.context)
     legal = decision.mask[: decision.num_candidates]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -16,33 +17,44 @@ from agents.evaluation import EvaluationRow, Summary, makespans
 _INK = "#0072B2"
 
 
-def summary_table(summaries: Sequence[Summary], suite: str) -> Table:
-    """Returns one line per policy, fastest first."""
+def summary_table(summaries: Sequence[Summary], suite: str, note: str = "") -> Table:
+    """Returns one line per policy, fastest first; ``note`` says more of the suite."""
     against = summaries[0].against
     workloads = summaries[0].workloads
     table = Table(
         # Names are the user's: as ``Text`` their brackets are not read as markup.
-        title=Text(
-            f"Suite {suite}: {workloads} workloads, makespans relative to {against} on the same workload", "bold"
-        ),
+        title=Text(f"Suite {suite}{note}: {workloads} workloads, time / {against} on the same workload", "bold"),
         title_justify="left",
-        caption="95 %: bootstrap over workloads, and over seeds where there are several; below 1 is faster",
+        caption="bound: time / lower bound. ratio: geometric mean. IQM: mean of the middle half. P: share of workloads"
+        " and seeds it is faster on. 95 %: bootstrap over workloads, and over seeds where there are several",
         caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("policy")
-    for column in ("time / lower bound", f"time / {against}", "95 %", "wins", "seeds"):
-        table.add_column(Text(column), justify="right")
+    table.add_column("policy", overflow="fold", min_width=8)
+    for column in ("bound", "ratio", "95 %", "IQM", "95 %", "P", "95 %", "wins"):
+        table.add_column(Text(column), justify="right", no_wrap=True)
     for row in sorted(summaries, key=lambda summary: summary.geomean_ratio):
         itself = row.policy == against
+        faster = _interval(row.improvement_low, row.improvement_high, digits=2)
         table.add_row(
-            Text(row.policy),
+            Text(row.policy if row.seeds == 1 else f"{row.policy} ({row.seeds} seeds)"),
             f"{row.mean_ratio_to_bound:.3f}",
             f"{row.geomean_ratio:.3f}",
-            "-" if itself else f"{row.ci_low:.3f} to {row.ci_high:.3f}",
+            "-" if itself else _interval(row.ci_low, row.ci_high),
+            f"{row.iqm_ratio:.3f}",
+            "-" if itself else _interval(row.iqm_low, row.iqm_high),
+            "-" if itself else f"{row.improvement:.2f}",
+            "-" if itself else faster,
             "-" if itself else f"{row.wins}/{row.workloads}",
-            str(row.seeds),
         )
     return table
+
+
+def _interval(low: float, high: float, digits: int = 3) -> str:
+    """Returns an interval without leading zeros, so that a table of many fits a terminal."""
+    return "-".join(f"{value:.{digits}f}".removeprefix("0") for value in (low, high))
 
 
 def plot_summary(rows: Sequence[EvaluationRow], against: str, suite: str) -> bytes:

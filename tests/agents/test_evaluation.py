@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import yaml
 
 from agents import evaluate as command
 from agents import train as training
-from agents.evaluation import EvaluationRow, beats_on_every_workload, bootstrap_interval, summarise
+from agents.evaluation import EvaluationRow, beats_on_every_workload, summarise
 from agents.play import choose_first, environments, play, play_schedule, random_chooser
+from agents.statistics import bootstrap_interval
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
@@ -88,11 +90,13 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
     text = capsys.readouterr().out
     result = json.loads(text)
     assert result["schema"] == "dysharp/evaluate/1" and result["seed"] == 4 and result["version"]
-    assert list(result) == ["schema", "version", "seed", "config", "rows", "summary"]
+    assert list(result) == ["schema", "version", "seed", "config", "rows", "summary", "charged", "breakdown"]
+    assert result["charged"] == [] and result["breakdown"] == []
     workloads = [item.name for item in load_suite("smoke").draw()]
     seeds: dict[str, list[Any]] = {}
     for line in result["rows"]:
-        assert list(line) == ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions"]
+        names = ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions"]
+        assert list(line) == [*names, "busiest_decisions", "charged_us"] and line["charged_us"] is None
         assert line["makespan_us"] >= line["lower_bound_us"] > 0
         seeds.setdefault(line["policy"], []).append((line["seed"], line["workload"]))
     expected = {"random": [4, 5], "first": [None], "deepep": [None], "smoke": [0, 1], "dysharp": [None]}
@@ -111,8 +115,29 @@ def test_table_json_file_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert command.main(["--suite", "smoke", "--policy", "nvls", "--policy", "random", *files]) == 0
     out = capsys.readouterr().out
     assert "nvls" in out and "random" in out and "dysharp" in out
-    assert json.loads((tmp_path / "e.json").read_text())["config"]["against"] == "dysharp"
+    assert json.loads((tmp_path / "e.json").read_text())["config"]["against"] == ["dysharp"]
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_against_several_charged_and_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--against", "nvls", "--against", "dysharp", "--by", "skew,gpus", "--decision-us", "2.5"]
+    assert command.main(["--suite", "smoke", "--policy", "first", *options, "--json", str(tmp_path / "e.json")]) == 0
+    out = capsys.readouterr().out
+    for against in ("nvls", "dysharp"):
+        assert re.search(f"workloads, time / {against} on the same workload *\n", out)
+        assert out.count("Suite smoke, 2.5 us a decision: 4 workloads") == 2
+        assert f"By skew: time / {against}" in out and f"By gpus: time / {against}" in out
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert [line["against"] for line in result["summary"]] == ["nvls"] * 3 + ["dysharp"] * 3
+    by_policy = {(line["policy"], line["against"]): line for line in result["charged"]}
+    plain = {(line["policy"], line["against"]): line for line in result["summary"]}
+    first, nvls = ("first", "dysharp"), ("nvls", "dysharp")
+    assert by_policy[first]["geomean_ratio"] > plain[first]["geomean_ratio"]
+    assert by_policy[nvls] == plain[nvls]
+    assert {line["by"] for line in result["breakdown"]} == {"skew", "gpus"}
+    groups = [line for line in result["breakdown"] if (line["by"], line["against"]) == ("gpus", "dysharp")]
+    logs = [np.log(line["geomean_ratio"]) * line["workloads"] for line in groups if line["policy"] == "nvls"]
+    assert np.exp(sum(logs) / 4) == pytest.approx(plain[nvls]["geomean_ratio"])
 
 
 def test_runs_of_one_policy_must_be_different_seeds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +191,11 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
     argv = ["--suite", str(suite), *options, "--against", policies[0], "--plot", str(tmp_path / "p.png")]
     assert command.main(argv) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in names) and "Suite [/blue]$y_: 2 workloads" in out and "time / [/red]" in out
+    assert (
+        all(name in out for name in names)
+        and "Suite [/blue]$y_: 2 workloads" in out
+        and "time / [/red] on the same" in out
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +208,9 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--policy", "random", "--against", "dyshap"], "(did you mean 'dysharp'?)"),
         (["--policy", "random", "--policy", "random"], "policy='random' is given twice"),
         (["--policy", "random", "--seeds-of-random", "0"], "seeds-of-random=0 must be at least 1"),
+        (["--policy", "random", "--by", "gpu"], "by='gpu' is unknown; choose from ['gpus', 'model', 'tokens',"),
+        (["--policy", "random", "--decision-us", "0"], "decision-us=0 must be above 0 and at most 1000"),
+        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "policy='nope' is unknown"),
         (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
         (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
         (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),
