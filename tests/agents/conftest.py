@@ -1,0 +1,59 @@
+"""A run folder as training a steering policy leaves it, made from weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.policy import CandidatePolicy
+from agents.run_folder import RunFolder
+from agents.split_rule import WISHES, Linear, linear_network
+from agents.steering import INPUTS
+from agents.train_spec import TrainSpec
+from agents.weights import save_policy
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.simulator.network import Network
+
+SPLITS = ((8, 11), (1, 1), (1, 11), (4, 4), (16, 1), (16, 20), (4, 20, 32), (16, 4, 32))
+ENV = EnvSpec(
+    schedule="dysharp-tuned", exposed=("split",), hold=False, partial_tiles=False, splits=SPLITS, split_moments=4
+)
+
+
+def steering(seed: int, spread: float) -> Network:
+    """Returns a policy that wants fewer dispatch SMs the more is sent, more to combine the more is computed."""
+    rng = np.random.default_rng(seed)
+    means = {
+        "split_dispatch": (0.1, {"sent": -0.09}),
+        "split_combine": (0.02, {"gemm_done": 0.11}),
+        "split_early": (0.1, {}),
+    }
+    wishes = []
+    for name, (constant, mean) in means.items():
+        drawn = rng.normal(0, spread / WISHES[name], len(INPUTS) - 1)
+        weights = {value: mean.get(value, 0.0) + float(more) for value, more in zip(INPUTS[:-1], drawn, strict=True)}
+        wishes.append(Linear(constant=constant, weights=weights))
+    return linear_network(wishes)
+
+
+def write_run(path: Path, network: Network, seed: int = 0, env: EnvSpec = ENV) -> str:
+    """Writes a run folder whose best policy is a network, and returns its path."""
+    policy = CandidatePolicy.of_network(network, env)
+    spec = TrainSpec(name="steered", env=env, policy=policy.spec, seed=seed, validation="smoke")
+    folder = RunFolder(path)
+    folder.best.mkdir(parents=True)
+    folder.write_config(spec)
+    save_policy(folder.best, policy, 0, None)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def steered_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run whose policy decides on splits alone."""
+    return write_run(tmp_path_factory.mktemp("runs") / "steered", steering(0, spread=0.3))
+
+
+@pytest.fixture(scope="session")
+def linear_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, with a policy that looks at two context values."""
+    return write_run(tmp_path_factory.mktemp("runs") / "linear", steering(1, spread=0.0), seed=1)
