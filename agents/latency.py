@@ -1,7 +1,8 @@
-"""``python -m agents.latency``: what one decision of a policy costs through Stable-Baselines3, and inside the engine.
+"""``python -m agents.latency``: what one decision of a policy costs, and would cost a kernel.
 
-The policy has the default size and random weights. ``python -m dysharp_env bench`` measures everything that needs no
-agent.
+Measured are answers through Stable-Baselines3, in torch, and of the network alone inside the engine; estimated is one
+warp of a GPU (``agents.kernel_cost``), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
+the default size with random weights. ``python -m dysharp_env bench`` measures everything that needs no agent.
 """
 
 from __future__ import annotations
@@ -9,28 +10,42 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 
+from agents.contender import Learned, read_contender
+from agents.kernel_cost import decision_us, multiply_adds
 from agents.policy import CandidatePolicy
+from agents.weights import load_policy
 from dysharp_env.bench.layers import network_rows
-from dysharp_env.bench.timing import Row, least, timed
+from dysharp_env.bench.timing import Row, Seconds, least, timed
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.bench import bench_table
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.schedules import Starter, load_schedule
+from dysharp_env.simulator.layout import DECISION_KINDS, FEATURES
+from dysharp_env.simulator.network import Network, best_scored
+from dysharp_env.simulator.views import root_of
 from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.workload import ScenarioSpec
 
 _REPEATS = 3
 _SHOWN = 500  # decisions that are answered
+_TIMES = 20  # times the engine answers each: once is near the resolution of a clock
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the options of the command."""
     parser = CommandParser(prog="python -m agents.latency", description=__doc__)
+    parser.add_argument("--policy", metavar="NAME", help="a run folder or a distilled rule's .json")
     add_json_option(parser)
     parser.set_defaults(run=run)
     return parser
@@ -42,18 +57,28 @@ def run(args: argparse.Namespace) -> int:
     ensure_compiled()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = EnvSpec()
-    policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)  # type: ignore[arg-type]
-    rows = [*latency_rows(policy, spec, _SHOWN)]
+    if args.policy is None:
+        spec = EnvSpec()
+        policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)  # type: ignore[arg-type]
+        learned = Learned(None, spec, policy.scoring_network())
+        rows = [*policy_rows(policy, spec, _SHOWN), *network_rows(learned.network, _REPEATS)]
+    else:
+        contender = read_contender(args.policy)
+        if len(contender.learned()) != 1:
+            raise ConfigError(f"policy='{args.policy}' must be one run folder or a rule's .json")
+        (learned,) = contender.learned()
+        runs = [(load_policy(run.best, learned.env), learned.env) for run in contender.runs]
+        rows = [row for policy, spec in runs for row in policy_rows(policy, spec, _SHOWN)]
+    rows += engine_rows(learned, _SHOWN)
     if args.json:
         records = [row.record() for row in rows]
-        write_json(args.json, json_document("latency", 0, {"torch_threads": 1}, rows=records))
+        write_json(args.json, json_document("latency", 0, {"torch_threads": 1, "policy": args.policy}, rows=records))
     if args.json != STANDARD_OUTPUT:
         results_console().print(bench_table(rows))
     return 0
 
 
-def latency_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iterator[Row]:
+def policy_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iterator[Row]:
     """Yields microseconds of one answer at batch size 1, to decisions of one episode, or of several.
 
     Args:
@@ -61,7 +86,7 @@ def latency_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iter
         spec: The environment that asks.
         decisions: How many are answered.
     """
-    shown = _decisions(policy, spec, decisions)
+    shown = [(step.observation, step.mask) for step in _decisions(policy.scoring_network(), spec, decisions)]
 
     def through_predict() -> None:
         for observation, mask in shown:
@@ -74,25 +99,81 @@ def latency_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iter
     for name, answer in (("predict of Stable-Baselines3", through_predict), ("the scorer in torch", through_torch)):
         _, took = least(lambda answer=answer: timed(answer), _REPEATS)  # type: ignore[misc]
         yield Row(f"one answer, {name}", took.wall_s / len(shown) * 1e6, "us", took)
-    yield from network_rows(policy.scoring_network(), _REPEATS)
 
 
-def _decisions(
-    policy: CandidatePolicy, spec: EnvSpec, decisions: int
-) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Returns observations and masks of the first decisions that the policy is asked."""
+def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
+    """Yields what the network alone costs inside the engine, and what a warp would take, on the same decisions.
+
+    Args:
+        learned: What answers, and what asks.
+        decisions: How many are answered.
+    """
+    network, env = learned.network, learned.env
+    shown = [*_decisions(network, env, decisions)]
+    scenario = ScenarioSpec().build()
+    exposure = replace(env.exposure(), network=network)
+    starter = Starter(scenario.system, scenario.layer, load_schedule(env.schedule), exposure=exposure)
+    # A layer that only lends the network its place: what it shows is overwritten.
+    state = starter.start(scenario.draw(0)).engine.state
+    took = Seconds(0.0, 0.0)
+    for step in shown:
+        state.features[:], state.context[:] = step.observation["candidates"].reshape(-1, len(FEATURES)), step.context
+        state.mask[:] = step.mask
+        state.root["num_candidates"] = step.mask.sum()
+
+        def answer(kind: int = step.kind) -> int:
+            return answer_often(state.root, kind, _TIMES)
+
+        answer()
+        _, once = least(lambda answer=answer: timed(answer), _REPEATS)  # type: ignore[misc]
+        took = Seconds(took.wall_s + once.wall_s, took.cpu_s + once.cpu_s)
+    name = f"network of width {network.width}"
+    yield Row(f"one answer, {name} in the engine", took.cpu_s / (len(shown) * _TIMES) * 1e6, "us", took)
+    candidates = round(float(np.mean([step.mask.sum() for step in shown])))
+    what = f"one answer, {name}, {candidates} candidates"
+    yield Row(f"{what}: multiply-adds", multiply_adds(network, candidates), "multiply-adds")
+    yield Row(f"{what}: estimate for one warp of a GPU", decision_us(network, candidates), "us")
+
+
+# Not cached: a cache on disk would not notice that the engine's layout has changed.
+@njit(error_model="numpy")
+def answer_often(roots: np.ndarray, kind: int, times: int) -> int:
+    """Returns the sum of the rows that a layer's network takes when it is asked so many times."""
+    total = 0
+    for _ in range(times):
+        total += best_scored(root_of(roots, 0), kind)
+    return total
+
+
+class _Step(NamedTuple):
+    """A decision as an environment shows it."""
+
+    observation: dict[str, np.ndarray]
+    mask: np.ndarray
+
+    @property
+    def context(self) -> np.ndarray:
+        return self.observation["context"]
+
+    @property
+    def kind(self) -> int:
+        return int(self.context[: len(DECISION_KINDS)].argmax())
+
+
+def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[_Step]:
+    """Yields the first decisions that a policy is asked."""
     env = TokenScheduleEnv(**spec.model_dump())
-    shown: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     done = True
-    while len(shown) < decisions:
+    for number in range(decisions):
         if done:
-            observation, _ = env.reset(seed=len(shown))
+            observation, _ = env.reset(seed=number)
         mask = env.action_masks()
-        shown.append((observation, mask))
-        batch = {name: array[None] for name, array in observation.items()}
-        observation, _, terminated, truncated, _ = env.step(int(policy.choose(batch, mask[None])[0]))
+        step = _Step(observation, mask)
+        yield step
+        features = observation["candidates"].reshape(-1, len(FEATURES))[: mask.sum()]
+        scores = network.scores(step.kind, features, step.context)
+        observation, _, terminated, truncated, _ = env.step(int(scores.argmax()))
         done = terminated or truncated
-    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
