@@ -1,0 +1,131 @@
+"""``python -m agents.ablate``: what a trained policy plays like without some of what it sees or may do.
+
+Each group of context values is held at its mean over the policy's own decisions on the training suite; early closing of
+tiles is taken off the offer; only the first decision, for all GPUs and the whole layer, is asked; or every later split
+comes one moment late. Nothing is trained again: what is measured is how much the policy makes of each, not what another
+could do without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from agents.contender import Learned, read_contender
+from agents.contexts import record_decisions
+from agents.evaluation import as_rows, json_content, play_learned, summarise
+from agents.late import play_late
+from agents.report import summary_table
+from dysharp_env.commands import CommandParser, run_main
+from dysharp_env.commands.options import add_json_option
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS
+from dysharp_env.simulator.network import Network
+from dysharp_env.workload.suite import load_suite
+
+WHOLE = "whole policy"
+_STATE_GROUPS = {
+    "backlogs": ("uplink_backlog", "downlink_backlog", "hbm_backlog"),
+    "occupancy": ("free_sms", "dispatch_in_flight", "combine_in_flight"),
+    "what binds": ("link_share", "gemm_share", "hbm_share"),
+    "shape": ("tokens_per_expert", "l2_room"),
+}
+_ELSEWHERE = {*CONTEXT[: len(DECISION_KINDS)], *(name for names in _STATE_GROUPS.values() for name in names)}
+# All the others say how far the layer has got.
+GROUPS = {"progress": tuple(name for name in CONTEXT if name not in _ELSEWHERE), **_STATE_GROUPS}
+
+
+def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
+    """Returns a network that takes some context values to be always the same.
+
+    Args:
+        network: What sees them so far.
+        names: Which values.
+        values: (context,) what it takes them to be.
+    """
+    columns = [CONTEXT.index(name) for name in names]
+    context = network.context.copy()
+    context[columns] = 0.0
+    bias = network.row_bias + values[columns] @ network.context[columns]
+    return replace(network, context=context, row_bias=bias.astype(np.float32))
+
+
+def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
+    """Returns the policy under ``WHOLE``, and what is left of it without each thing that it has, by name.
+
+    Args:
+        policy: What is taken apart.
+        mean_context: (context,) what values are held at.
+    """
+    env, network = policy.env, policy.network
+    found = {WHOLE: policy}
+    for group, names in GROUPS.items():
+        found[f"{group} held"] = replace(policy, network=hold(network, names, mean_context))
+    late = tuple(split for split in env.splits if len(split) == 2)
+    if "split" in env.exposed and 2 <= len(late) < len(env.splits):
+        found["no early closing"] = replace(policy, env=env.model_copy(update={"splits": late}))
+    if env.split_moments:
+        found["first decision only"] = replace(policy, env=env.model_copy(update={"split_moments": 0}))
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    parser = CommandParser(prog="python -m agents.ablate", description=__doc__)
+    parser.add_argument("policy", metavar="RUN", help="run folders of one policy, joined by commas, or rule.json")
+    suites = ", ".join(preset_names("suites"))
+    parser.add_argument(
+        "--suite", default="held-out", metavar="NAME", help=f"a preset ({suites}) or a .yaml (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--means", default="training", metavar="NAME", help="the suite that means are over (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of intervals (default: %(default)s)")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Takes a policy apart as the options say and prints the table."""
+    started = time.process_time()
+    if args.seed < 0:
+        raise ConfigError(f"seed={args.seed} must not be negative")
+    check_targets(("json", args.json, None))
+    policies = read_contender(args.policy).learned()
+    if not policies:
+        raise ConfigError(f"policy='{args.policy}' has not learned; name a run folder or a rule's .json")
+    suite, means = load_suite(args.suite), load_suite(args.means)
+    workloads, watched = suite.draw(), means.draw()
+    rows = []
+    for policy in policies:
+        mean_context = record_decisions(policy, watched).mean_context
+        for name, ablated in ablations(policy, mean_context).items():
+            rows += as_rows(name, policy.seed, play_learned(ablated, workloads))
+        if policy.env.exposed == ("split",) and policy.env.split_moments:
+            rows += as_rows("one moment late", policy.seed, play_late(policy, workloads))
+    summaries = summarise(rows, WHOLE, args.seed)
+    cpu_s = time.process_time() - started
+    if args.json:
+        config = {"policy": args.policy, "suite": suite.model_dump(mode="json"), "means": args.means}
+        write_json(args.json, json_document("ablate", args.seed, config, **json_content(rows, summaries)))
+    if args.json != STANDARD_OUTPUT:
+        console = results_console()
+        console.print(summary_table(summaries, suite.name))
+        console.print(f"{cpu_s:.0f} CPU seconds")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_main(build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

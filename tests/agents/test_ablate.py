@@ -1,0 +1,83 @@
+"""Ablations: what is held is what is said, and the whole policy is the policy."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents import ablate as command
+from agents.ablate import GROUPS, WHOLE, ablations, hold
+from agents.contender import Learned, read_contender
+from agents.evaluation import evaluate, play_learned
+from agents.late import play_late
+from agents.split_rule import Linear, linear_network
+from dysharp_env.bench.layers import random_network
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, SPLIT
+from dysharp_env.workload.suite import load_suite
+
+
+def test_groups_hold_every_context_value_once():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(CONTEXT[len(DECISION_KINDS) :])
+
+
+def test_a_held_value_is_what_it_is_held_at():
+    rng, network = np.random.default_rng(0), random_network(8)
+    features, context = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((6, len(FEATURES)), len(CONTEXT)))
+    means = rng.uniform(0, 1, len(CONTEXT))
+    held = hold(network, ("sent", "l2_room"), means)
+    told, other = context.copy(), context.copy()
+    for name in ("sent", "l2_room"):
+        told[CONTEXT.index(name)] = means[CONTEXT.index(name)]
+        other[CONTEXT.index(name)] = 0.123
+    expected = network.scores(SPLIT, features, told)
+    assert held.scores(SPLIT, features, context) == pytest.approx(expected, rel=1e-4)
+    assert held.scores(SPLIT, features, other).tolist() == held.scores(SPLIT, features, context).tolist()
+    assert network.scores(SPLIT, features, context) != pytest.approx(expected, rel=1e-4)
+
+
+def test_what_can_be_taken_away_is():
+    env = EnvSpec(exposed=("split",), splits=((8, 11), (4, 4), (4, 4, 32)), split_moments=2)
+    policy = Learned(None, env, random_network(8))
+    names = [*ablations(policy, np.zeros(len(CONTEXT)))]
+    assert names == [WHOLE, *(f"{group} held" for group in GROUPS), "no early closing", "first decision only"]
+    late = policy.env.model_copy(update={"splits": ((8, 11), (4, 4)), "split_moments": 0})
+    assert [*ablations(replace(policy, env=late), np.zeros(len(CONTEXT)))] == names[:-2]
+
+
+def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "a.json"
+    assert command.main([steered_run, "--suite", "smoke", "--means", "smoke", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "progress held" in out and "first decision only" in out and "CPU seconds" in out
+    document = json.loads(file.read_text())
+    played = {
+        name: [row["makespan_us"] for row in document["rows"] if row["policy"] == name]
+        for name in (line["policy"] for line in document["summary"])
+    }
+    assert played["one moment late"] != played[WHOLE]
+    assert played["progress held"] != played[WHOLE] != played["first decision only"]
+    # The whole policy is the policy, and one that is asked once for all GPUs answers once.
+    contender = read_contender(steered_run)
+    rows = evaluate(load_suite("smoke"), [contender], read_contender("dysharp"))
+    assert played[WHOLE] == [row.makespan_us for row in rows if row.policy == contender.name]
+    assert {row["decisions"] for row in document["rows"] if row["policy"] == "first decision only"} == {1}
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert command.main(["dysharp", "--suite", "smoke"]) == 2
+    expected = "error: policy='dysharp' has not learned; name a run folder or a rule's .json\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_late_splits_are_those_of_the_moment_before():
+    """A policy that always wants one split is never late; one that wants another at each moment is."""
+    workloads = load_suite("smoke").draw()[:1]
+    env = EnvSpec(exposed=("split",), splits=((8, 11), (2, 2)), split_moments=2)
+    always = [Linear(constant=0.1, weights={})] * 3
+    changing = [Linear(constant=0.1, weights={"sent": -0.1})] * 2 + always[:1]
+    for wishes, is_late in ((always, False), (changing, True)):
+        policy = Learned(None, env, linear_network(wishes))
+        assert (play_late(policy, workloads) != play_learned(policy, workloads)) == is_late
