@@ -7,9 +7,10 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.workload.suite import SuiteSpec, load_suite
 
-SUITES: dict[str, SuiteSpec] = {name: load_suite(name) for name in ("training", "validation", "held-out", "no-harm")}
-SEEDS = {"training": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 30_000)}
-SEEDS["no-harm"] = (30_000, 40_000)
+NAMES = ("training", "validation", "held-out", "confirmation", "no-harm")
+SUITES: dict[str, SuiteSpec] = {name: load_suite(name) for name in NAMES}
+SEEDS = {"training": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 25_000)}
+SEEDS |= {"confirmation": (25_000, 30_000), "no-harm": (30_000, 40_000)}
 
 
 def values(name: str, field: str) -> set:
@@ -52,6 +53,12 @@ def test_suites_span_sizes_models_passes_and_payloads(name):
     assert {entry.build().layer.dispatch_dtype for entry in suite} == {"bf16", "fp8"}
     routing = values(name, "routing")
     assert {"uniform", "deepseek-v3-skewed", "recorded"} <= routing and any(r.startswith("power-law") for r in routing)
+
+
+def test_confirmation_is_held_out_with_other_seeds():
+    entries = [[entry.model_copy(update={"seeds": None}) for entry in SUITES[name].workloads] for name in SUITES]
+    held_out, confirmation = (entries[list(SUITES).index(name)] for name in ("held-out", "confirmation"))
+    assert held_out == confirmation
 
 
 def test_machines_are_healthy_or_have_one_slow_gpu():
