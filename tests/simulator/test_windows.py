@@ -95,19 +95,26 @@ def test_another_sm_takes_the_next_token_and_none_helps_with_the_first(make_case
     assert sent[:2] == [0, 9_000] and sent[2] >= TRIP_PS
 
 
-def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_cold(make_case):
-    system = load_system("dgx-h100", 2).with_changes({"gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.5})
-    layer = LAYER.with_changes({"hidden": 1024, "moe_ff": 512, "experts": 2, "top_k": 1, "tile_tokens": 64})
-    program = Program(
+# Two experts, one on each GPU, whose tiles of 64 tokens take 4 blocks of GEMM-1.
+BLOCK_LAYER = LAYER.with_changes({"hidden": 1024, "moe_ff": 512, "experts": 2, "top_k": 1, "tile_tokens": 64})
+
+
+def block_program(gate: int) -> Program:
+    """Returns a program with 4 GEMM SMs, whose GEMM-1 is behind a gate."""
+    return Program(
         dispatch_primitive=layout.UNICAST,
         combine_primitive=layout.PUSH_UNICAST,
-        gates=(layout.GATE_FINE, layout.GATE_FINE, layout.GATE_PHASE),
+        gates=(gate, layout.GATE_FINE, layout.GATE_PHASE),
         pays_ps=(0, 0, 0, 0),
         dispatch_sms=1,
         gemm_sms=4,
         combine_sms=1,
     )
-    case = make_case(system, layer, np.repeat([0, 1], 128)[:, None], program)
+
+
+def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_cold(make_case):
+    system = load_system("dgx-h100", 2).with_changes({"gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.5})
+    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(layout.GATE_FINE))
     tiles = case.engine().run().state.tiles
     costs = case.costs
     assert costs.block_ps(1, 64) == 700_000 + costs.granule_ps[0] and costs.block_ps(1, 65) > costs.block_ps(1, 64)
@@ -120,20 +127,10 @@ def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_col
 
 
 def test_thread_blocks_take_longer_on_a_slow_gpu_and_nowhere_else(make_case):
-    layer = LAYER.with_changes({"hidden": 1024, "moe_ff": 512, "experts": 2, "top_k": 1, "tile_tokens": 64})
-    program = Program(
-        dispatch_primitive=layout.UNICAST,
-        combine_primitive=layout.PUSH_UNICAST,
-        gates=(layout.GATE_PHASE, layout.GATE_FINE, layout.GATE_PHASE),
-        pays_ps=(0, 0, 0, 0),
-        dispatch_sms=1,
-        gemm_sms=4,
-        combine_sms=1,
-    )
     changes = {"slow_gpu": 1.25, "gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.0, "gpu.hbm_gbps": 1e6}
     system = load_system("dgx-h100", 2).with_changes(changes)
     # Expert 0 is on GPU 0, the slow one; two tiles of each expert.
-    case = make_case(system, layer, np.repeat([0, 1], 128)[:, None], program)
+    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(layout.GATE_PHASE))
     tiles, costs = case.engine().run().state.tiles, case.costs
     assert costs.block_ps(1, 64, gpu=0) == costs.block_ps(1, 64) * 5 // 4
     for expert in (0, 1):
