@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,17 @@ class Contender:
         if self.rule is not None:
             return [Learned(None, self.rule.env(), self.rule.network())]
         return [Learned.of(run) for run in self.runs]
+
+
+def add_rollouts_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--rollouts``, which ``read_contender`` takes."""
+    parser.add_argument(
+        "--rollouts",
+        type=int,
+        default=LookAhead.rollouts,
+        metavar="N",
+        help="simulations that look-ahead may spend on a workload (default: %(default)s)",
+    )
 
 
 def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from agents.breakdown import GROUPINGS, break_down, breakdown_content, breakdown_table, read_groupings
 from agents.charging import MOST_DECISION_US, charge, charged_rows
-from agents.contender import POLICY_HELP, Contender, read_contender
+from agents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
 from agents.evaluation import evaluate, json_content, summarise, with_references
-from agents.lookahead import LookAhead
 from agents.recording import check_folder, write_rows
 from agents.report import plot_summary, summary_table
 from dysharp_env.commands import CommandParser, run_main
@@ -32,13 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--suite", default="demo-heldout", metavar="NAME", help=f"a preset ({suites}) or a .yaml (default: %(default)s)"
     )
     parser.add_argument("--policy", action="append", required=True, metavar="NAME", help=POLICY_HELP)
-    parser.add_argument(
-        "--rollouts",
-        type=int,
-        default=LookAhead.rollouts,
-        metavar="N",
-        help="simulations that look-ahead may spend on a workload (default: %(default)s)",
-    )
+    add_rollouts_option(parser)
     parser.add_argument(
         "--against",
         action="append",

@@ -66,11 +66,7 @@ def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Prepared
     """
     found = np.zeros((len(schedules), len(workloads)), np.int64)
     for column, workload in enumerate(workloads):
-        batch = Batch(len(schedules), Exposure().max_candidates)
-        for row, schedule in enumerate(schedules):
-            batch.place(row, workload.engine(schedule))
-        batch.advance()
-        found[:, column] = batch.now_ps
+        found[:, column] = _play([workload.engine(schedule) for schedule in schedules], Exposure().max_candidates)
     return found
 
 
@@ -82,9 +78,14 @@ def play_networks(
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    batch = Batch(len(exposures), exposures[0].max_candidates)
     engines = [workload.engine(schedule, exposure) for exposure in exposures]
+    return _play(engines, exposures[0].max_candidates), np.array([engine.asked for engine in engines])
+
+
+def _play(engines: Sequence[Engine], max_candidates: int) -> np.ndarray:
+    """Runs layers that ask nothing to their ends together and returns their (layer,) int64 makespans, picoseconds."""
+    batch = Batch(len(engines), max_candidates)
     for row, engine in enumerate(engines):
         batch.place(row, engine)
     batch.advance()
-    return batch.now_ps.copy(), np.array([engine.asked for engine in engines])
+    return batch.now_ps.copy()

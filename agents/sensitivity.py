@@ -18,9 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.contender import POLICY_HELP, Contender, read_contender
+from agents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
 from agents.evaluation import evaluate_on, makespans, summarise, with_references
-from agents.lookahead import LookAhead
 from agents.play import FIRST, RANDOM
 from agents.statistics import geometric_mean
 from agents.variations import VARIATIONS, Variation, read_variations
@@ -129,13 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"only this, repeatable (default: all of {', '.join(variation.name for variation in VARIATIONS)})",
     )
-    parser.add_argument(
-        "--rollouts",
-        type=int,
-        default=LookAhead.rollouts,
-        metavar="N",
-        help="simulations that look-ahead may spend on a workload (default: %(default)s)",
-    )
+    add_rollouts_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of intervals (default: %(default)s)")
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -27,7 +27,7 @@ from dysharp_env.simulator.network import Network
 STEERED = {F_SPLIT_DISPATCH: 16.0, F_SPLIT_COMBINE: 11.0, F_SPLIT_EARLY: 1.0}
 # What wishes are linear in; the last is a constant. Left out: which kind of decision it is.
 INPUTS = (*CONTEXT[len(DECISION_KINDS) :], "1")
-# Hand-written wishes that a search begins at: many SMs dispatch until all tokens are sent, and many combine from the
+# Hand-written wishes that a search may begin at: many SMs dispatch until all tokens are sent, and many combine from the
 # first sum on; everybody else computes. SMs of 132.
 _SENDING, _TAKING, _FEWEST = 16 / 132, 16 / 132, 1 / 132
 
