@@ -53,7 +53,11 @@ def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
     context = network.context.copy()
     context[columns] = 0.0
     bias = network.row_bias + values[columns] @ network.context[columns]
-    return replace(network, context=context, row_bias=bias.astype(np.float32))
+    linear = network.linear.copy()
+    linear[columns] = 0.0
+    # Every decision is of one kind, so what holds always is what each kind adds.
+    linear[: len(DECISION_KINDS)] += values[columns] @ network.linear[columns]
+    return replace(network, context=context, row_bias=bias.astype(np.float32), linear=linear)
 
 
 def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:

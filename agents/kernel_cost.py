@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
 
 CLOCK_GHZ = 1.7  # below the boost clock of an H100 SXM, 1.98 GHz (data sheet)
@@ -22,7 +23,7 @@ _SHUFFLES = 5  # steps in which 32 lanes find their best
 
 def multiply_adds(network: Network, candidates: int) -> int:
     """Returns the multiply-adds of one decision among so many candidates, those with a weight of 0 left out."""
-    once = np.count_nonzero(network.context) + np.count_nonzero(network.score_pool)
+    once = np.count_nonzero(network.context) + np.count_nonzero(network.score_pool) + _of_rule(network)
     return int(once + candidates * _per_candidate(network))
 
 
@@ -32,13 +33,22 @@ def decision_us(network: Network, candidates: int) -> float:
     turns = -(-network.width // LANES)
     deepest = np.count_nonzero(network.context, axis=0).max() + np.count_nonzero(network.score_pool, axis=0).max()
     scores = -(-candidates // LANES) * _per_candidate(network)
-    arithmetic = MULTIPLY_ADD_CYCLES * (turns * int(deepest) + scores)
+    # A rule's weights are worked out by a lane each, for all candidates.
+    rule = np.count_nonzero(network.linear[len(DECISION_KINDS) :], axis=0).max()
+    arithmetic = MULTIPLY_ADD_CYCLES * (turns * int(deepest) + int(rule) + scores)
     # What lanes have worked out for each other goes through shuffles: units of the context, then the pool, if any.
     exchanged = turns * (1 + bool(network.score_pool.any()))
     return (L2_CYCLES + arithmetic + SHUFFLE_CYCLES * (exchanged + _SHUFFLES)) / CLOCK_GHZ / 1e3
 
 
 def _per_candidate(network: Network) -> int:
-    """Returns the multiply-adds of one candidate; of the linear rules that of the kind with most weights."""
+    """Returns the multiply-adds of one candidate; of the rule those of the kind with most weights."""
     layers = (network.row, network.embed, network.score_row, network.score)
-    return int(sum(np.count_nonzero(layer) for layer in layers) + np.count_nonzero(network.linear, axis=1).max())
+    kinds, rest = network.linear[: len(DECISION_KINDS)], network.linear[len(DECISION_KINDS) :]
+    weighed = np.count_nonzero(kinds.astype(bool) | rest.any(axis=0), axis=1).max()
+    return int(sum(np.count_nonzero(layer) for layer in layers) + weighed)
+
+
+def _of_rule(network: Network) -> int:
+    """Returns the multiply-adds after which a rule's weights fit the context; kinds only choose where they begin."""
+    return int(np.count_nonzero(network.linear[len(DECISION_KINDS) :]))

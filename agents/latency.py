@@ -141,7 +141,7 @@ def answer_often(roots: np.ndarray, kind: int, times: int) -> int:
     """Returns the sum of the rows that a layer's network takes when it is asked so many times."""
     total = 0
     for _ in range(times):
-        total += best_scored(root_of(roots, 0), kind)
+        total += best_scored(root_of(roots, 0))
     return total
 
 
@@ -171,7 +171,7 @@ def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[_Ste
         step = _Step(observation, mask)
         yield step
         features = observation["candidates"].reshape(-1, len(FEATURES))[: mask.sum()]
-        scores = network.scores(step.kind, features, step.context)
+        scores = network.scores(features, step.context)
         observation, _, terminated, truncated, _ = env.step(int(scores.argmax()))
         done = terminated or truncated
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
-from dysharp_env.simulator.layout import DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
 from dysharp_env.simulator.network import Network
 
 Observation = dict[str, Tensor]
@@ -44,19 +44,20 @@ class PolicySpec(Spec):
     """What the rule's weights are multiplied with to be logits: the higher, the less is tried beside its choice."""
 
     def linear(self) -> np.ndarray:
-        """Returns the (kind, feature) weights that scores start at.
+        """Returns the (context, feature) weights that scores start at: one rule for each kind of decision.
 
         Raises:
             ConfigError: There is no such schedule.
         """
-        weights = np.zeros((len(DECISION_KINDS), len(FEATURES)))
+        weights = np.zeros((len(CONTEXT), len(FEATURES)))
+        rules = weights[: len(DECISION_KINDS)]
         if self.rule:
-            weights = load_schedule(self.rule).rule.matrix()
+            rules[:] = load_schedule(self.rule).rule.matrix()
             # A kind without weights takes the first candidate.
-            weights[~weights.any(axis=1), F_ORDER] = -1.0
-            weights *= self.rule_scale
-        unwilling = weights[:, F_HOLD] == 0
-        weights[unwilling, F_HOLD] = -self.hold_reluctance
+            rules[~rules.any(axis=1), F_ORDER] = -1.0
+            rules *= self.rule_scale
+        unwilling = rules[:, F_HOLD] == 0
+        rules[unwilling, F_HOLD] = -self.hold_reluctance
         return weights
 
 
@@ -64,7 +65,7 @@ class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
     def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
-        """Makes the layers, initialised so that scores start almost at those of ``linear``, (kind, feature)."""
+        """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
         super().__init__()
         self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
         # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
@@ -97,9 +98,8 @@ class CandidateScorer(nn.Module):
         count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
         pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
         scores = self.score(torch.relu(self.score_row(embedded) + self.score_pool(pool)[decision])).squeeze(1)
-        # The context begins with a 1 for the kind of the decision.
-        by_kind = context[:, : len(self.linear)] @ self.linear
-        scores = scores + (by_kind[decision] * candidates[decision, row]).sum(dim=1)
+        rule = context @ self.linear
+        scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
 
 

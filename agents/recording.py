@@ -152,7 +152,7 @@ def _player_learned(policy: Learned) -> Player:
 
 def best_row(network: Network, decision: Decision) -> int:
     """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
-    scores = network.scores(decision.kind, decision.features[: decision.num_candidates], decision.context)
+    scores = network.scores(decision.features[: decision.num_candidates], decision.context)
     legal = decision.mask[: decision.num_candidates]
     return int(np.where(legal, scores, -np.inf).argmax())
 

@@ -20,7 +20,7 @@ from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.spec import NEVER_EARLY
-from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, FEATURES
 from dysharp_env.simulator.network import Network
 
 WISHES = {
@@ -268,6 +268,6 @@ def _tree_network(trees: list[Tree]) -> Network:
         "score_bias": np.zeros(width),
         "score_pool": np.zeros((2 * width, width)),
         "score": score,
-        "linear": np.zeros((len(DECISION_KINDS), len(FEATURES))),
+        "linear": np.zeros((len(CONTEXT), len(FEATURES))),
     }
     return Network(**{name: np.ascontiguousarray(array, np.float32) for name, array in numbers.items()})

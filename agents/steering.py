@@ -84,6 +84,6 @@ def network_of(weights: np.ndarray) -> Network:
         "score_bias": np.zeros(width),
         "score_pool": np.zeros((2 * width, width)),
         "score": score,
-        "linear": np.zeros((len(DECISION_KINDS), len(FEATURES))),
+        "linear": np.zeros((len(CONTEXT), len(FEATURES))),
     }
     return Network(**{name: np.ascontiguousarray(array, np.float32) for name, array in numbers.items()})

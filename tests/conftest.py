@@ -209,7 +209,7 @@ def draw_network(rng: np.random.Generator, width: int) -> Network:
         "score_bias": (width,),
         "score_pool": (2 * width, width),
         "score": (width,),
-        "linear": (len(layout.DECISION_KINDS), len(layout.FEATURES)),
+        "linear": (len(layout.CONTEXT), len(layout.FEATURES)),
     }
     return Network(**{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from dysharp_env.bench.timing import Row, Seconds, least, per_second, power_law, timed
 from dysharp_env.schedules import Exposure, LayerRun, Starter, load_schedule
-from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workload import Scenario, ScenarioSpec, Workload
@@ -152,5 +151,5 @@ def random_network(width: int = NETWORK_WIDTH) -> Network:
         score_bias=draw(width),
         score_pool=draw(2 * width, width),
         score=draw(width),
-        linear=draw(len(DECISION_KINDS), NUM_FEATURES),
+        linear=draw(NUM_CONTEXT, NUM_FEATURES),
     )

@@ -357,7 +357,7 @@ def rule_choice(s: Root, kind: int, gpu: int) -> int:
         describe(s, kind, gpu, True)
         describe_context(s, kind, gpu)
         s.asked += 1
-        return best_scored(s, kind)
+        return best_scored(s)
     if not (s.ruled >> kind) & 1:
         return 0
     describe(s, kind, gpu, (s.looks >> kind) & 1 == 1)

@@ -342,7 +342,7 @@ class State(NamedTuple):
     splits: np.ndarray  # (split, 3) int64 dispatch SMs, combine SMs, fewest tokens of a tile closed early
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
     network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
-    scratch: np.ndarray  # (max_candidates + NETWORK_ROWS, network_width) float32 what the network works in
+    scratch: np.ndarray  # ((max_candidates + NETWORK_ROWS) * width + feature,) float32 what the network works in
     candidates: np.ndarray  # (max_candidates,) int64 what each candidate is; see decisions.py
     keys: np.ndarray  # (max_candidates,) int64 what GEMM candidates are sorted by
     features: np.ndarray  # (max_candidates, feature) float32

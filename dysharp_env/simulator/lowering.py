@@ -230,7 +230,7 @@ def _block(
             "pool": (events, int64),
             "slots_filled": ((wheel_slots // 64,), int64),
             "dirty": ((4 * num_gpus,), int64),
-            "scratch": ((limit + layout.NETWORK_ROWS, width), float32),
+            "scratch": (((limit + layout.NETWORK_ROWS) * width + NUM_FEATURES,), float32),
             "keys": ((limit,), int64),
             "features": ((limit, NUM_FEATURES), float32),
             "context": ((NUM_CONTEXT,), float32),

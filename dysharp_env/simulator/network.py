@@ -1,9 +1,9 @@
 """A small network that scores candidates in the engine, so that a learned policy plays with no Python per decision.
 
 Every candidate's features and the decision's context give an embedding; the mean and maximum of the embeddings tell
-each candidate what it competes with; embedding and pool give its score. To that a linear rule for each kind of decision
-is added, so that a network can refine a rule. Arithmetic is float32, sums run in the order of
-the inputs, and products are not fused, so the twin computes the same bits with numpy.
+each candidate what it competes with; embedding and pool give its score. To that a rule is added that is linear in the
+features, with weights linear in the context, so that a network can refine a rule and say where it holds. Arithmetic is
+float32, sums run in the order of the inputs, and products are not fused, so the twin computes the same bits with numpy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 
 from dysharp_env.simulator.compiled import compiled
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, NETWORK_ROWS
+from dysharp_env.simulator.layout import CONTEXT, FEATURES, NETWORK_ROWS
 from dysharp_env.simulator.views import (
     Root,
     context_row,
     feature_rows,
     legal_mask,
     network_numbers,
+    rule_numbers,
     scratch_rows,
 )
 
@@ -42,7 +43,8 @@ class Network:
         score_row: (width, width) and ``score_bias`` (width,): from a candidate's embedding.
         score_pool: (2 * width, width): from the mean and maximum of all embeddings, added to that.
         score: (width,): from what of that sum is positive to the score.
-        linear: (kind, feature): a linear rule for each kind of decision, added to the score.
+        linear: (context, feature): a rule that is added to the score; what it weighs a feature with is linear in the
+            context, which begins with a 1 for the kind of decision.
     """
 
     row: np.ndarray
@@ -74,11 +76,10 @@ class Network:
         """All weights one after the other, as the engine reads them."""
         return np.concatenate([array.reshape(-1) for array in self])
 
-    def scores(self, kind: int, features: np.ndarray, context: np.ndarray) -> np.ndarray:
+    def scores(self, features: np.ndarray, context: np.ndarray) -> np.ndarray:
         """Returns (candidate,) float32 scores, slowly: the engine's arithmetic written with numpy.
 
         Args:
-            kind: The kind of decision.
             features: (candidate, feature) float32, the candidates that are shown and no empty rows.
             context: (context,) float32.
         """
@@ -91,7 +92,7 @@ class Network:
         pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
         of_pool = _product(self.score_bias, pool[None], self.score_pool)
         scores = _product(0, np.maximum(_product(of_pool, embedded, self.score_row), 0), self.score[:, None])[:, 0]
-        for feature, weight in enumerate(self.linear[kind]):
+        for feature, weight in enumerate(_product(0, context[None], self.linear)[0]):
             scores = scores + features[:, feature] * weight
         return scores
 
@@ -109,7 +110,7 @@ def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
         ("score_bias", flat),
         ("score_pool", (2 * width, width)),
         ("score", flat),
-        ("linear", (len(DECISION_KINDS), NUM_FEATURES)),
+        ("linear", (NUM_CONTEXT, NUM_FEATURES)),
     ]
 
 
@@ -141,8 +142,8 @@ def rectify(x: np.ndarray) -> None:
 
 
 @compiled
-def best_scored(s: Root, kind: int) -> int:
-    """Returns the legal candidate that the network scores highest in a decision of a kind, the first of equals."""
+def best_scored(s: Root) -> int:
+    """Returns the legal candidate that the network scores highest, the first of equals."""
     width = s.network_width
     count = s.num_candidates
     rows = scratch_rows(s)
@@ -186,7 +187,9 @@ def best_scored(s: Root, kind: int) -> int:
     add_product(s, of_pool, most, score_pool_at + width * width)
 
     weights = network_numbers(s, score_at, width)
-    linear = network_numbers(s, score_at + width + kind * NUM_FEATURES, NUM_FEATURES)
+    linear = rule_numbers(s)
+    linear[:] = np.float32(0.0)
+    add_product(s, linear, context_row(s), score_at + width)
     best = -1
     best_score = np.float32(0.0)
     for row in range(count):

@@ -372,8 +372,15 @@ def network_numbers(s: Root, first: int, count: int) -> np.ndarray:
 
 @compiled
 def scratch_rows(s: Root) -> np.ndarray:
-    """Returns ``State.scratch``."""
+    """Returns the rows that a network works in, one for each candidate and ``NETWORK_ROWS``."""
     return carray(pointer(s.scratch_at), (s.max_candidates + NETWORK_ROWS, s.network_width), np.float32)
+
+
+@compiled
+def rule_numbers(s: Root) -> np.ndarray:
+    """Returns the (feature,) weights of a network's rule in the present decision; they lie behind its rows."""
+    rows = (s.max_candidates + NETWORK_ROWS) * s.network_width
+    return carray(pointer(s.scratch_at + 4 * rows), (NUM_FEATURES,), np.float32)
 
 
 @compiled

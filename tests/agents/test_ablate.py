@@ -15,7 +15,7 @@ from agents.late import play_late
 from agents.split_rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, SPLIT
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 
@@ -26,16 +26,17 @@ def test_groups_hold_every_context_value_once():
 def test_a_held_value_is_what_it_is_held_at():
     rng, network = np.random.default_rng(0), random_network(8)
     features, context = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((6, len(FEATURES)), len(CONTEXT)))
+    context[: len(DECISION_KINDS)] = 1.0, 0.0, 0.0, 0.0
     means = rng.uniform(0, 1, len(CONTEXT))
     held = hold(network, ("sent", "l2_room"), means)
     told, other = context.copy(), context.copy()
     for name in ("sent", "l2_room"):
         told[CONTEXT.index(name)] = means[CONTEXT.index(name)]
         other[CONTEXT.index(name)] = 0.123
-    expected = network.scores(SPLIT, features, told)
-    assert held.scores(SPLIT, features, context) == pytest.approx(expected, rel=1e-4)
-    assert held.scores(SPLIT, features, other).tolist() == held.scores(SPLIT, features, context).tolist()
-    assert network.scores(SPLIT, features, context) != pytest.approx(expected, rel=1e-4)
+    expected = network.scores(features, told)
+    assert held.scores(features, context) == pytest.approx(expected, rel=1e-4)
+    assert held.scores(features, other).tolist() == held.scores(features, context).tolist()
+    assert network.scores(features, context) != pytest.approx(expected, rel=1e-4)
 
 
 def test_what_can_be_taken_away_is():

@@ -18,7 +18,7 @@ from agents.weights import load_policy
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, load_schedule
-from dysharp_env.simulator.layout import CONTEXT, F_SPLIT_COMBINE, F_SPLIT_DISPATCH, F_SPLIT_EARLY, FEATURES, SPLIT
+from dysharp_env.simulator.layout import CONTEXT, F_SPLIT_COMBINE, F_SPLIT_DISPATCH, F_SPLIT_EARLY, FEATURES
 from dysharp_env.workload.suite import SuiteSpec
 
 SPLITS = ((8, 8), (1, 1), (16, 1), (1, 16), (16, 16), (4, 8, 32))
@@ -51,7 +51,7 @@ def test_the_network_takes_the_split_nearest_to_the_wishes() -> None:
         context = rng.random(len(CONTEXT)).astype(np.float32)
         wanted = steering.wishes_of(weights, context[None].astype(float))[0]
         distance = np.abs(offered - wanted) @ np.array(list(steering.STEERED.values()))
-        scores = steering.network_of(weights).scores(SPLIT, features, context)
+        scores = steering.network_of(weights).scores(features, context)
         np.testing.assert_allclose(scores, -distance, atol=1e-4)
 
 

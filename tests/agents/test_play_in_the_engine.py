@@ -55,7 +55,7 @@ def test_scores_are_torch_s_up_to_rounding() -> None:
         context[0, : len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == kind
         with torch.no_grad():
             expected = policy.scorer(torch.from_numpy(candidates), torch.from_numpy(context)).numpy()[0, :count]
-        scores = network.scores(kind, candidates[0, :count], context[0])
+        scores = network.scores(candidates[0, :count], context[0])
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 

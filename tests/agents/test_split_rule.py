@@ -14,7 +14,7 @@ from agents.evaluation import evaluate
 from agents.rule_header import header
 from agents.split_rule import STEEPNESS, WISHES, Branch, Leaf, Linear, SplitRule, definition, read_rule
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.layout import CONTEXT, FEATURES, SPLIT
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 # One of them twice: of equals the first is taken.
@@ -83,7 +83,7 @@ def test_the_network_takes_what_the_rule_takes(wishes, contexts):
     network, chosen = mine.network(), mine.choose(contexts, offered)
     assert len(np.unique(chosen)) >= 3
     for context, row in zip(contexts, chosen, strict=True):
-        scores = network.scores(SPLIT, features, context)
+        scores = network.scores(features, context)
         # Rounding may turn a tie of two splits.
         assert scores[row] >= scores.max() - (2e-5 if wishes is LINEAR else 0.01)
         assert scores.argmax() == row or np.sort(scores)[-1] - np.sort(scores)[-2] < 0.01

@@ -326,9 +326,7 @@ class Twin:
         # The highest score is taken, the first of equals. A rule without weights takes the first.
         if self.program.network and kind in self.program.networked:
             shown = decision.features[: decision.num_candidates]
-            return candidates[
-                int(self.program.network.scores(decision.kind, shown, decision.context)[:num_legal].argmax())
-            ]
+            return candidates[int(self.program.network.scores(shown, decision.context)[:num_legal].argmax())]
         scores = [0.0] * num_legal
         for row in range(num_legal):
             for weight, feature in zip(self.program.weights[kind], decision.features[row], strict=True):
