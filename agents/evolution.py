@@ -1,4 +1,4 @@
-"""Evolution of a steering policy by CMA-ES: every generation plays a batch of workloads under each set of weights.
+"""Evolution of a policy of few weights by CMA-ES: every generation plays a batch of workloads under each set of them.
 
 What is made small is the mean log of makespan over the reference's on the same workload. All episodes run inside the
 engine; layers share nothing, so threads change no result.
@@ -13,21 +13,28 @@ from typing import Literal
 
 import cma
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from agents.genome import GATES, ROW_FEATURES, Genome
 from agents.rollouts import Prepared, makespans_ps, play_networks
-from agents.steering import SIZE, constant, hand_written, network_of
 from dysharp_env.config import Spec
 from dysharp_env.schedules import Exposure, ScheduleSpec
-from dysharp_env.simulator.layout import F_SPLIT_COMBINE, F_SPLIT_DISPATCH, F_SPLIT_EARLY
 from dysharp_env.simulator.network import Network
 
 
 class EvolutionSpec(Spec):
-    """Hyper-parameters of the evolution of a steering policy; see steering.py."""
+    """Hyper-parameters of the evolution of a policy of few weights; see genome.py."""
 
     start: Literal["constant", "hand_written"] = "constant"
-    """What it begins at: the schedule's own split always, or the policy of that name in steering.py."""
+    """The splits it begins at: the schedule's own always, or the policy of that name in steering.py. Rows begin at the
+    schedule's own rule."""
+    gated: tuple[str, ...] = ("is_gemm2", "weights_in_l2", "size", "is_partial", "waiting", "is_hold")
+    """Features of GEMM rows whose weights depend on ``gates``, where rows are decided on."""
+    gates: tuple[str, ...] = (
+        *("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room"),
+        *("received", "gemm_done", "all_sent", "free_sms", "hbm_backlog"),
+    )
+    """Context values that those weights are linear in: what shapes the layer, and how far a GPU is."""
     population: int = Field(default=16, ge=4, le=1024)
     """Sets of weights in a generation."""
     sigma: float = Field(default=0.15, gt=0, le=10)
@@ -36,6 +43,16 @@ class EvolutionSpec(Spec):
     """Workloads that a generation is compared on, drawn anew each time; all if there are no more."""
     threads: int = Field(default=2, ge=1, le=256)
     """Workloads played at a time."""
+
+    @field_validator("gated", "gates")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = ROW_FEATURES if info.field_name == "gated" else GATES
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{unknown} cannot be {info.field_name}; choose from {[*known]}")
+        if len({*names}) < len(names):
+            raise ValueError(f"{[*names]} names one twice")
+        return names
 
 
 @dataclass(frozen=True)
@@ -76,8 +93,11 @@ class Evolution:
         """
         self._spec, self._base, self._exposure, self._workloads = spec, base, exposure, workloads
         self._reference_ps = makespans_ps([reference], workloads)[0]
-        self.mean = hand_written() if spec.start == "hand_written" else constant(_split_of(base, workloads))
-        self.spread = np.full(SIZE, spec.sigma)
+        first = workloads[0].item.scenario
+        own = None if spec.start == "hand_written" else (first.system.gpu.num_sms, first.layer.tile_tokens)
+        self._genome = Genome(base, exposure, spec.gated, spec.gates, own_split=own)
+        self.mean = self._genome.start
+        self.spread = np.full(len(self.mean), spec.sigma)
 
     def restart(self, seed: int) -> None:
         """Begins a new strategy at the present mean and spread; what it has learned of correlations is dropped."""
@@ -94,12 +114,12 @@ class Evolution:
 
     def network(self) -> Network:
         """Returns the network of the mean."""
-        return network_of(self.mean)
+        return self._genome.network(self.mean)
 
     def step(self) -> Generation:
         """Plays a generation and moves the distribution."""
         points = self._strategy.ask()
-        networks = [network_of(point) for point in points]
+        networks = [self._genome.network(point) for point in points]
         drawn = np.sort(self._rng.permutation(len(self._workloads))[: self._spec.batch])
         exposures = [replace(self._exposure, network=network) for network in networks]
         with ThreadPoolExecutor(self._spec.threads) as pool:
@@ -111,15 +131,3 @@ class Evolution:
         self.spread = self._strategy.sigma * self._strategy.sigma_vec.scaling * np.sqrt(self._strategy.sm.variances)
         worst = float(np.exp(logs.mean(axis=1).max()))
         return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
-
-
-def _split_of(base: ScheduleSpec, workloads: Sequence[Prepared]) -> dict[int, float]:
-    """Returns the features of a schedule's own split on the system of the first workload."""
-    scenario = workloads[0].item.scenario
-    num_sms = scenario.system.gpu.num_sms
-    early = max(0.0, 1 - base.min_partial_tokens / scenario.layer.tile_tokens) if base.partial_tiles else 0.0
-    return {
-        F_SPLIT_DISPATCH: base.sms.dispatch / num_sms,
-        F_SPLIT_COMBINE: base.sms.combine / num_sms,
-        F_SPLIT_EARLY: early,
-    }

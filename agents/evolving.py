@@ -1,4 +1,4 @@
-"""Training by evolution: generations of steering policies on a suite, played inside the engine."""
+"""Training by evolution: generations of policies of few weights on a suite, played inside the engine."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class EvolutionRun(TrainingRun):
         self.folder.save_files({"evolution.safetensors": numbers}, counters, self.decisions)
 
     def save_best(self, ratio: float) -> None:
-        """Replaces the best policy by the present one, as a network and as weights of its few wishes."""
+        """Replaces the best policy by the present one, as a network and as the weights that evolution moves."""
         super().save_best(ratio)
-        write_bytes(self.folder.best / "steering.safetensors", save({"weights": self._evolution.mean}))
+        write_bytes(self.folder.best / "genome.safetensors", save({"weights": self._evolution.mean}))
 
     def begin(self, board: TensorBoard) -> None:
         """Starts a new strategy at the present distribution."""

@@ -49,6 +49,20 @@ _BELOW_HOLD = -2.0
 _FEWEST_TOKENS = 32  # of a tile closed early, where the start closes none
 
 
+def start_weights(base: ScheduleSpec, kind: str, below_hold: float) -> list[float]:
+    """Returns a schedule's weights of a kind; one that has none takes the first candidate, as it does without.
+
+    Args:
+        base: The schedule.
+        kind: Of ``FEATURES_OF_KIND``, whose features the weights belong to.
+        below_hold: What an open tile has less than hold, where the schedule closes none early.
+    """
+    given = {"is_hold": 0.0 if base.hold else _RELUCTANCE, **(getattr(base.rule, kind) or {"order": -1.0})}
+    if not base.partial_tiles:
+        given["is_partial"] = given["is_hold"] + below_hold
+    return [given.get(feature, 0.0) for feature in FEATURES_OF_KIND[kind]]
+
+
 class SearchSpace:
     """Every weight of the kinds a linear rule decides, and the settings that go with them.
 
@@ -64,18 +78,8 @@ class SearchSpace:
         self._base = base
         partial = base.min_partial_tokens if base.partial_tiles else _FEWEST_TOKENS
         settings = (base.sms.dispatch, base.sms.combine, base.chunk_tokens, partial)
-        self.start = np.array([*self._start_weights(), *np.log2(settings)])
-
-    def _start_weights(self) -> list[float]:
-        """Returns the base schedule's weights; a kind that has none takes the first candidate, as it does without."""
-        weights = []
-        for kind, features in FEATURES_OF_KIND.items():
-            rule = getattr(self._base.rule, kind) or {"order": -1.0}
-            given = {"is_hold": 0.0 if self._base.hold else _RELUCTANCE, **rule}
-            if not self._base.partial_tiles:
-                given["is_partial"] = given["is_hold"] + _BELOW_HOLD
-            weights += [given.get(feature, 0.0) for feature in features]
-        return weights
+        weights = [weight for kind in FEATURES_OF_KIND for weight in start_weights(base, kind, _BELOW_HOLD)]
+        self.start = np.array([*weights, *np.log2(settings)])
 
     def schedule(self, point: np.ndarray, name: str, description: str = "") -> ScheduleSpec:
         """Returns the schedule of a point."""

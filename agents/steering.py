@@ -1,11 +1,12 @@
-"""A policy with sixty weights for the split decision: what split it wants, as a function of the context.
+"""A policy with few weights for the split decision: what split it wants, as a function of the context.
 
-For each of the three numbers of a split (dispatch SMs, combine SMs, how early tiles close) it says what it wants from
-the context alone, linearly: how far this GPU is, what waits for it, and what shapes the layer (what binds it, how much
-an expert has to do). The split on offer that is nearest, by the sum of weighted distances, is taken. So a decision
-costs some sixty multiplications, what the policy does can be read off, and an evolution strategy finds the weights.
+For each number of a split (dispatch SMs, combine SMs and, where splits say it, how early tiles close) it says what it
+wants from the context alone, linearly: how far this GPU is, what waits for it, and what shapes the layer (what binds
+it, how much an expert has to do). The split on offer that is nearest, by the sum of weighted distances, is taken. So a
+decision costs some forty multiplications, what the policy does can be read off, and evolution finds the weights.
 
 The whole is a ``Network`` of the engine like any other, so everything that plays, stores or refines networks takes it.
+Weights come as one vector, wish after wish in the order of ``STEERED``; wishes at its end may be left out.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ INPUTS = (*CONTEXT[len(DECISION_KINDS) :], "1")
 # first sum on; everybody else computes. SMs of 132.
 _SENDING, _TAKING, _FEWEST = 16 / 132, 16 / 132, 1 / 132
 
-SIZE = len(STEERED) * len(INPUTS)
+
+def size(wishes: int) -> int:
+    """Returns how many weights so many wishes have."""
+    return wishes * len(INPUTS)
 
 
 def hand_written() -> np.ndarray:
-    """Returns the (``SIZE``,) weights of a policy that lends SMs to the GEMMs before and after they are needed."""
+    """Returns the (weight,) of all wishes of a policy that lends SMs to the GEMMs before and after they are needed."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     dispatch, combine = list(STEERED).index(F_SPLIT_DISPATCH), list(STEERED).index(F_SPLIT_COMBINE)
     wishes[dispatch, -1], wishes[combine, -1] = _SENDING, _FEWEST
@@ -45,7 +49,7 @@ def hand_written() -> np.ndarray:
 
 
 def constant(wanted: dict[int, float]) -> np.ndarray:
-    """Returns the (``SIZE``,) weights of a policy that wants one value of each feature of ``STEERED`` always."""
+    """Returns the (weight,) of all wishes of a policy that wants one value of each feature of ``STEERED`` always."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     wishes[:, -1] = [weight * wanted[feature] for feature, weight in STEERED.items()]
     return wishes.ravel()
@@ -58,17 +62,18 @@ def inputs_of(contexts: np.ndarray) -> np.ndarray:
 
 def wishes_of(weights: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """Returns the (decision, wish) values of the features of ``STEERED`` that are wanted in (decision, context)."""
-    return inputs_of(contexts) @ weights.reshape(len(STEERED), -1).T / np.array(list(STEERED.values()))
+    wishes = weights.reshape(-1, len(INPUTS))
+    return inputs_of(contexts) @ wishes.T / np.array(list(STEERED.values())[: len(wishes)])
 
 
 def network_of(weights: np.ndarray) -> Network:
-    """Returns the network that takes the split nearest to the wishes of (``SIZE``,) weights."""
-    wishes = weights.reshape(len(STEERED), len(INPUTS))
-    width = 2 * len(STEERED)
+    """Returns the network that takes the split nearest to the wishes of these (weight,)."""
+    wishes = weights.reshape(-1, len(INPUTS))
+    width = 2 * len(wishes)
     row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)
     score = np.zeros(width)
     kinds = len(DECISION_KINDS)
-    for i, (feature, weight) in enumerate(STEERED.items()):
+    for i, (feature, weight) in enumerate([*STEERED.items()][: len(wishes)]):
         # What is offered less what is wanted, both ways: together the distance.
         for sign, unit in ((1.0, 2 * i), (-1.0, 2 * i + 1)):
             row[feature, unit] = sign * weight

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from agents.evolution import EvolutionSpec
+from agents.genome import KINDS
 from agents.learner import PpoSpec
 from agents.play import FIRST, RANDOM
 from agents.policy import PolicySpec
@@ -58,10 +59,10 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _check_evolvable(self) -> TrainSpec:
-        if self.evolution is not None and (self.env.exposed != ("split",) or self.env.suite is None):
+        if self.evolution is not None and (not {*self.env.exposed} <= {*KINDS} or self.env.suite is None):
             raise ValueError(
-                f"evolution steers splits on a suite: env.exposed={list(self.env.exposed)} must be ['split'], and"
-                f" env.suite={self.env.suite} the name of one"
+                f"evolution is of splits and rows on a suite: env.exposed={list(self.env.exposed)} must be of"
+                f" {list(KINDS)}, and env.suite={self.env.suite} the name of one"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from agents import steering
 from agents.evolution import Evolution, EvolutionSpec
+from agents.genome import ROW_FEATURES, Genome
 from agents.policy import CandidatePolicy
 from agents.rollouts import play_networks, prepare
 from agents.run_folder import RunFolder
@@ -18,7 +20,15 @@ from agents.weights import load_policy
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, load_schedule
-from dysharp_env.simulator.layout import CONTEXT, F_SPLIT_COMBINE, F_SPLIT_DISPATCH, F_SPLIT_EARLY, FEATURES
+from dysharp_env.simulator.layout import (
+    CONTEXT,
+    DECISION_KINDS,
+    F_SPLIT_COMBINE,
+    F_SPLIT_DISPATCH,
+    F_SPLIT_EARLY,
+    FEATURES,
+    GEMM,
+)
 from dysharp_env.workload.suite import SuiteSpec
 
 SPLITS = ((8, 8), (1, 1), (16, 1), (1, 16), (16, 16), (4, 8, 32))
@@ -47,7 +57,7 @@ def test_the_network_takes_the_split_nearest_to_the_wishes() -> None:
     features[:, F_SPLIT_EARLY] = 1 - splits[:, 2] / 128
     offered = features[:, list(steering.STEERED)]
     for _ in range(200):
-        weights = steering.hand_written() + rng.normal(0, 0.3, steering.SIZE)
+        weights = steering.hand_written() + rng.normal(0, 0.3, steering.size(3))
         context = rng.random(len(CONTEXT)).astype(np.float32)
         wanted = steering.wishes_of(weights, context[None].astype(float))[0]
         distance = np.abs(offered - wanted) @ np.array(list(steering.STEERED.values()))
@@ -120,7 +130,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     train(spec.with_changes({"total_decisions": 150}), halves)
     train(spec, halves, resume=True)
     assert read_spec(halves) == spec
-    for name in ("best/steering.safetensors", "best/policy.safetensors"):
+    for name in ("best/genome.safetensors", "best/policy.safetensors"):
         assert (whole.path / name).read_bytes() == (halves.path / name).read_bytes()
     columns = slice(0, 5)  # all but the wall time
     tables = [run.path.joinpath("generations.csv").read_text().splitlines() for run in (whole, halves)]
@@ -128,6 +138,53 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     assert load_policy(whole.best, spec.env).scoring_network().width == 6
 
 
-def test_evolution_needs_splits_on_a_suite(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="evolution steers splits on a suite"):
-        spec_of(tmp_path, env={"exposed": ["gemm"]})
+@pytest.mark.parametrize("changes", [{"suite": None}, {"exposed": ["split", "combine"]}])
+def test_evolution_needs_splits_or_rows_on_a_suite(tmp_path: Path, changes: dict[str, object]) -> None:
+    env = {**spec_of(tmp_path).env.model_dump(), **changes}
+    with pytest.raises(ConfigError, match="evolution is of splits and rows on a suite"):
+        spec_of(tmp_path, env=env)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gated": ["fan_out"]}, r"\['fan_out'\] cannot be gated; choose from \['is_gemm2'"),
+        ({"gates": ["is_gemm"]}, r"\['is_gemm'\] cannot be gates; choose from \['elapsed'"),
+        ({"gates": ["sent", "sent"]}, "names one twice"),
+    ],
+)
+def test_a_weight_that_cannot_be_gated_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_spec(EvolutionSpec, changes, source="test")
+
+
+def rows(kinds: tuple[str, ...] = ("split", "gemm")) -> Exposure:
+    return Exposure(kinds=kinds, hold=True, splits=((8, 11), (1, 1), (16, 16)), split_moments=2)
+
+
+def test_rows_begin_at_the_schedule_s_own_rule() -> None:
+    base, workload = load_schedule("dysharp-tuned"), prepare(SUITE.draw())[1]
+    for kinds in (("gemm",), ("split", "gemm")):
+        genome = Genome(base, rows(kinds), ("size",), ("sent",), own_split=(132, 128))
+        network = genome.network(genome.start)
+        evolved, asked = play_networks(base, [replace(rows(kinds), network=network)], workload)
+        assert evolved[0] == workload.engine(base).run().now_ps and asked[0] > 0
+
+
+def test_a_gate_adds_to_a_weight() -> None:
+    rng = np.random.default_rng(0)
+    gated, gates = ("is_hold", "size"), ("sent", "l2_room", "free_sms")
+    genome = Genome(load_schedule("dysharp-tuned"), rows(), gated, gates)
+    point = rng.normal(0, 1, len(genome.start))
+    rule, added = point[42:-6], point[-6:].reshape(2, 3)
+    assert len(genome.start) == 42 + len(ROW_FEATURES) + 6
+    features = np.zeros((5, len(FEATURES)), np.float32)
+    features[:, [FEATURES.index(name) for name in ROW_FEATURES]] = rng.random((5, len(ROW_FEATURES)))
+    context = rng.random(len(CONTEXT)).astype(np.float32)
+    context[: len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == GEMM
+    weights = dict(zip(ROW_FEATURES, rule, strict=True))
+    for name, of_gates in zip(gated, added, strict=True):
+        weights[name] += of_gates @ context[[CONTEXT.index(gate) for gate in gates]]
+    expected = sum(weight * features[:, FEATURES.index(name)] for name, weight in weights.items())
+    scores = genome.network(point).scores(features, context)
+    np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-5)
