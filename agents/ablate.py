@@ -1,9 +1,9 @@
 """``python -m agents.ablate``: what a trained policy plays like without some of what it sees or may do.
 
 Each group of context values is held at its mean over the policy's own decisions on the training suite; early closing of
-tiles is taken off the offer; only the first decision, for all GPUs and the whole layer, is asked; or every later split
-comes one moment late. Nothing is trained again: what is measured is how much the policy makes of each, not what another
-could do without it.
+tiles, or waiting, is taken off the offer; only the first split, for all GPUs and the whole layer, is asked; every later
+split comes one moment late; or one kind of decision is the schedule's again. Nothing is trained again: what is measured
+is how much the policy makes of each, not what another could do without it.
 """
 
 from __future__ import annotations
@@ -71,11 +71,21 @@ def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
     found = {WHOLE: policy}
     for group, names in GROUPS.items():
         found[f"{group} held"] = replace(policy, network=hold(network, names, mean_context))
+
+    def without(**changes: object) -> Learned:
+        return replace(policy, env=env.model_copy(update=changes))
+
     late = tuple(split for split in env.splits if len(split) == 2)
-    if "split" in env.exposed and 2 <= len(late) < len(env.splits):
-        found["no early closing"] = replace(policy, env=env.model_copy(update={"splits": late}))
-    if env.split_moments:
-        found["first decision only"] = replace(policy, env=env.model_copy(update={"split_moments": 0}))
+    closes_early = "gemm" in env.exposed and env.partial_tiles
+    if closes_early or ("split" in env.exposed and 2 <= len(late) < len(env.splits)):
+        found["no early closing"] = without(splits=late, partial_tiles=False)
+    if "gemm" in env.exposed and env.hold:
+        found["no waiting"] = without(hold=False)
+    if "split" in env.exposed and env.split_moments:
+        found["first split only"] = without(split_moments=0)
+    if len(env.exposed) > 1:
+        for kind in env.exposed:
+            found[f"no {kind} decisions"] = without(exposed=tuple(other for other in env.exposed if other != kind))
     return found
 
 
@@ -112,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         mean_context = record_decisions(policy, watched).mean_context
         for name, ablated in ablations(policy, mean_context).items():
             rows += as_rows(name, policy.seed, play_learned(ablated, workloads))
-        if policy.env.exposed == ("split",) and policy.env.split_moments:
+        if "split" in policy.env.exposed and policy.env.split_moments:
             rows += as_rows("one moment late", policy.seed, play_late(policy, workloads))
     summaries = summarise(rows, WHOLE, args.seed)
     cpu_s = time.process_time() - started

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.split_rule import STEEPNESS, Branch, Leaf, Tree
+from agents.rule import STEEPNESS, Branch, Leaf, Tree
 from dysharp_env.simulator.layout import CONTEXT
 
 _LEAST_WEIGHT = 0.005  # of all decisions that a leaf must hold: a threshold for less would be one workload's

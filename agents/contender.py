@@ -8,8 +8,8 @@ from pathlib import Path
 
 from agents.lookahead import LookAhead
 from agents.play import FIRST, RANDOM
+from agents.rule import Rule, read_rule
 from agents.run_folder import RunFolder
-from agents.split_rule import SplitRule, read_rule
 from agents.train_spec import read_spec
 from agents.weights import load_policy
 from dysharp_env.config import ConfigError, did_you_mean, preset_names
@@ -66,7 +66,7 @@ class Contender:
     name: str
     schedule: ScheduleSpec | None = None
     ahead: LookAhead | None = None
-    rule: SplitRule | None = None
+    rule: Rule | None = None
     runs: tuple[RunFolder, ...] = ()
 
     def is_same_as(self, other: Contender) -> bool:

@@ -1,9 +1,9 @@
-"""What a split policy saw and chose on a suite: what rules are distilled from, and ablations take means of."""
+"""What a policy saw and chose on a suite: what rules are distilled from, and ablations take means of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,11 +22,19 @@ class Decisions:
         contexts: (decision, context) float32.
         chosen: (decision, wish) float32: the features of ``STEERED`` of the row taken; 0 where none is a split.
         weights: (decision,) such that every workload counts the same and all sum up to 1.
+        distances: (wish,) what a distance in each of them is multiplied with.
     """
 
     contexts: np.ndarray
     chosen: np.ndarray
     weights: np.ndarray
+    distances: np.ndarray
+
+    def of_kind(self, kind: int) -> Decisions:
+        """Returns those of a kind of decision, every workload counting as much as it does here."""
+        mine = self.contexts[:, kind] > 0
+        weights = self.weights[mine]
+        return replace(self, contexts=self.contexts[mine], chosen=self.chosen[mine], weights=weights / weights.sum())
 
     @property
     def mean_context(self) -> np.ndarray:
@@ -56,4 +64,4 @@ def record_decisions(policy: Learned, workloads: Sequence[SuiteWorkload]) -> Dec
             engine.decide(row)
         asked = len(contexts) - before
         weights += [1 / (asked * len(workloads))] * asked
-    return Decisions(np.array(contexts), np.array(chosen), np.array(weights))
+    return Decisions(np.array(contexts), np.array(chosen), np.array(weights), np.array([*STEERED.values()]))

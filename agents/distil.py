@@ -1,8 +1,9 @@
-"""``python -m agents.distil``: turns a trained split policy into a rule that a kernel could hold.
+"""``python -m agents.distil``: turns a trained policy of splits, and of rows, into a rule that a kernel could hold.
 
 The policy plays a suite; small rules are fitted to what it chose: wishes that are linear in a few context values, and
-shallow trees over the same ones. Of all runs given, numbers of values and both forms, the rule is kept that plays the
-validation suite fastest. It is written as rule.json, which ``agents.evaluate --policy`` plays, and as rule.h for C.
+shallow trees over the same ones. What it weighs rows with is fitted likewise. Of all runs given, numbers of values and
+both forms, the rule is kept that plays the validation suite fastest. It is written as rule.json, which
+``agents.evaluate --policy`` plays, and as rule.h for C.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.contender import Learned, read_runs
-from agents.contexts import record_decisions
-from agents.distillation import FORMS, MOST_VALUES, choose_names, explained, fit
+from agents.contexts import Decisions, record_decisions
+from agents.distillation import FORMS, MOST_VALUES, choose_names, explained, fit, fit_rows, row_weights
+from agents.genome import GATES
 from agents.play import play_network
 from agents.recording import check_folder
 from agents.rollouts import makespans_ps, prepare
+from agents.rule import RowRule, Rule, definition
 from agents.rule_header import header
-from agents.split_rule import SplitRule, definition
 from agents.train_spec import read_spec
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
@@ -36,6 +38,7 @@ from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_doc
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.layout import FEATURE_MEANINGS, GEMM, SPLIT
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
 REFERENCE = "dysharp"  # the gain that a rule keeps is that over the paper's schedule
@@ -80,7 +83,7 @@ def _kept(policy_ratio: float, rule_ratio: float) -> float | None:
 
 def distil(
     policy: Learned, workloads: Sequence[SuiteWorkload], validation: Sequence[SuiteWorkload], count: int, name: str
-) -> list[tuple[Distilled, SplitRule]]:
+) -> list[tuple[Distilled, Rule]]:
     """Returns the rules of each form for one policy, over one context value and more, those first that explain most.
 
     Args:
@@ -90,16 +93,21 @@ def distil(
         count: Most context values of a rule.
         name: Name of the rule.
     """
-    decisions = record_decisions(policy, workloads)
+    recorded = record_decisions(policy, workloads)
+    decisions = recorded.of_kind(SPLIT)
     names = choose_names(decisions, count)
+    rows = row_weights(policy.network, recorded.of_kind(GEMM)) if "gemm" in policy.env.exposed else None
+    row_names = choose_names(rows, count) if rows else []
     opponents = [load_schedule(REFERENCE), load_schedule(policy.env.schedule)]
     reference_ps = makespans_ps(opponents, prepare(validation))
     policy_ratio, policy_base_ratio = _ratios(policy, validation, reference_ps)
     found = []
     for number, form in product(range(1, len(names) + 1), FORMS):
         wishes = fit(decisions, names[:number], form)
-        used = [value for value in names if any(value in wish.names() for wish in wishes.values())]
-        rule = SplitRule(
+        row_rule = _row_rule(policy, rows, row_names[:number]) if rows else None
+        parts = [*wishes.values(), *(row_rule.weights.values() if row_rule else ())]
+        used = [value for value in GATES if any(value in part.names() for part in parts)]
+        rule = Rule(
             name=name,
             description=f"{form}, fitted to what a policy of training seed {policy.seed} chose",
             schedule=policy.env.schedule,
@@ -107,6 +115,7 @@ def distil(
             split_moments=policy.env.split_moments,
             context={value: definition(value) for value in used},
             wishes=wishes,
+            rows=row_rule,
         )
         played = Learned(None, rule.env(), rule.network())
         rule_ratio, rule_base_ratio = _ratios(played, validation, reference_ps)
@@ -122,6 +131,17 @@ def distil(
         )
         found.append((result, rule))
     return found
+
+
+def _row_rule(policy: Learned, rows: Decisions, names: Sequence[str]) -> RowRule:
+    """Returns what rows are weighed with, from a few context values."""
+    weights = fit_rows(rows, names)
+    return RowRule(
+        hold=policy.env.hold,
+        partial_tiles=policy.env.partial_tiles,
+        features={name: FEATURE_MEANINGS[name] for name in weights},
+        weights=weights,
+    )
 
 
 def _ratios(policy: Learned, workloads: Sequence[SuiteWorkload], reference_ps: np.ndarray) -> list[float]:
@@ -167,7 +187,9 @@ def _share(kept: float | None) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the options of the command."""
     parser = CommandParser(prog="python -m agents.distil", description=__doc__)
-    parser.add_argument("runs", metavar="RUN[,RUN...]", help="run folders of one policy, trained on splits alone")
+    parser.add_argument(
+        "runs", metavar="RUN[,RUN...]", help="run folders of one policy of splits, or of splits and rows"
+    )
     suites = ", ".join(preset_names("suites"))
     parser.add_argument(
         "--suite",
@@ -199,8 +221,10 @@ def run(args: argparse.Namespace) -> int:
     check_targets(("json", args.json, None))
     runs = read_runs(args.runs)
     for folder in runs:
-        if (exposed := read_spec(folder).env.exposed) != ("split",):
-            raise ConfigError(f"run folder '{folder.path}' decides on {list(exposed)}; only split alone is distilled")
+        if (exposed := read_spec(folder).env.exposed) not in (("split",), ("split", "gemm")):
+            raise ConfigError(
+                f"run folder '{folder.path}' decides on {list(exposed)}; what is distilled is [split] and [split, gemm]"
+            )
     suite, validation = load_suite(args.suite), load_suite(args.validation)
     check_folder("out", args.out)
     name = args.name or f"{read_spec(runs[0]).name}-rule"

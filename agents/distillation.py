@@ -1,17 +1,23 @@
-"""Fits small rules to what a split policy chose: wishes linear in a few context values, or shallow trees over them."""
+"""Fits small rules to a policy: wishes for splits to what it chose, weights of rows to what it weighs them with.
+
+Wishes are linear in a few context values, or shallow trees over them; weights of rows are linear.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from agents.cart import grow
 from agents.contexts import Decisions
-from agents.split_rule import WISHES, Branch, Leaf, Linear
+from agents.genome import ROW_FEATURES
+from agents.rule import WISHES, Branch, Leaf, Linear
 from agents.steering import INPUTS
-from dysharp_env.simulator.layout import CONTEXT
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.network import Network
 
 Form = Literal["linear", "tree"]
 FORMS: tuple[Form, ...] = ("linear", "tree")
@@ -42,21 +48,33 @@ def fit(decisions: Decisions, names: Sequence[str], form: Form) -> dict[str, Lin
     """Returns the wishes of one form that are nearest to what was chosen."""
     if form == "linear":
         solution = _solve(decisions, names)
-        return {
-            wish: Linear(
-                constant=round(float(column[-1]), 6),
-                weights={name: round(float(weight), 6) for name, weight in zip(names, column[:-1], strict=True)},
-            )
-            for wish, column in zip(WISHES, solution.T, strict=True)
-        }
+        return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
     return {
         wish: grow(decisions.contexts, decisions.chosen[:, column].astype(float), decisions.weights, names, TREE_DEPTH)
         for column, wish in enumerate(WISHES)
     }
 
 
+def row_weights(network: Network, rows: Decisions) -> Decisions:
+    """Returns decisions on rows with what a network's rule weighs each of ``ROW_FEATURES`` with as what was chosen."""
+    weighed = rows.contexts @ network.linear[:, [FEATURES.index(name) for name in ROW_FEATURES]]
+    return replace(rows, chosen=weighed, distances=np.ones(len(ROW_FEATURES)))
+
+
+def fit_rows(rows: Decisions, names: Sequence[str]) -> dict[str, Linear]:
+    """Returns the weights of ``ROW_FEATURES`` that are nearest to those of ``row_weights``; those of 0 are left out."""
+    solution = _solve(rows, names)
+    weights = {feature: _linear(names, column) for feature, column in zip(ROW_FEATURES, solution.T, strict=True)}
+    return {feature: weight for feature, weight in weights.items() if weight.constant or any(weight.weights.values())}
+
+
+def _linear(names: Sequence[str], column: np.ndarray) -> Linear:
+    rounded = [round(float(weight), 6) for weight in column]
+    return Linear(constant=rounded[-1], weights=dict(zip(names, rounded[:-1], strict=True)))
+
+
 def _solve(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
-    """Returns the (name + 1, wish) weights of least squares; the constants come last."""
+    """Returns the (name + 1, column) weights of least squares; the constants come last."""
     inputs, weights = _inputs(decisions, names), decisions.weights[:, None]
     ridge = _RIDGE * np.eye(len(names) + 1)
     ridge[-1, -1] = 0.0
@@ -64,9 +82,9 @@ def _solve(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
 
 
 def _squared_error(decisions: Decisions, names: Sequence[str]) -> float:
-    """Returns the mean squared distance of what was chosen from what a linear rule wants."""
+    """Returns the mean squared distance of what was chosen from what a linear rule wants, or weighs."""
     away = decisions.chosen - _inputs(decisions, names) @ _solve(decisions, names)
-    return float(decisions.weights @ ((away * [*WISHES.values()]) ** 2).sum(axis=1))
+    return float(decisions.weights @ ((away * decisions.distances) ** 2).sum(axis=1))
 
 
 def _inputs(decisions: Decisions, names: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A split policy whose decisions come late: each takes effect only when the next one on its GPU is asked.
+"""A policy whose splits come late: each takes effect only when the next one on its GPU is asked.
 
 In the engine a decision takes no time. A GPU would decide on its split while it works on with the one it has, so what
 deciding costs is that a split comes late. Here it comes late by a whole moment, mostly tens of microseconds, where a
@@ -13,6 +13,7 @@ from agents.contender import Learned
 from agents.play import Played, played
 from agents.recording import best_row
 from dysharp_env.schedules import Starter, load_schedule
+from dysharp_env.simulator.layout import SPLIT
 from dysharp_env.workload.suite import SuiteWorkload
 
 
@@ -22,7 +23,6 @@ def play_late(policy: Learned, workloads: Sequence[SuiteWorkload]) -> list[Playe
     Raises:
         ConfigError: The schedule beneath does not fit a scenario.
     """
-    assert policy.env.exposed == ("split",), "other decisions cannot be taken later: what they chose from is gone"
     schedule, runs = load_schedule(policy.env.schedule), []
     for item in workloads:
         system, layer, scale = item.scenario.system, item.scenario.layer, item.entry.compute_scale
@@ -32,6 +32,10 @@ def play_late(policy: Learned, workloads: Sequence[SuiteWorkload]) -> list[Playe
         decided: dict[int, int] = {}  # by GPU: what comes into effect at its next moment
         while (decision := run.engine.advance()) is not None:
             row = best_row(policy.network, decision)
+            if decision.kind != SPLIT:
+                # It cannot be taken later: what it chose from would be gone.
+                run.engine.decide(row)
+                continue
             if first is None:
                 # The one for all GPUs is decided before the layer starts.
                 first = row

@@ -1,40 +1,37 @@
-"""A distilled rule as a self-contained C99 header: the context values it looks at, its weights, and the choice."""
+"""A distilled rule as a self-contained C99 header: the values it looks at, its weights, and the choices."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from agents.split_rule import WISHES, Leaf, Linear, SplitRule, Wish
+from agents.rule import WISHES, Leaf, Linear, RowRule, Rule, Wish
 from dysharp_env.schedules.spec import NEVER_EARLY
 
 _MEMBER = "c->"  # how the function reaches a context value
 
 
-def header(rule: SplitRule) -> str:
-    """Returns the header; its function takes a struct of context values and returns the row of the split to take.
+def header(rule: Rule) -> str:
+    """Returns the header: a function that returns the split to take, and one that scores a GEMM row if the rule does.
 
-    It does what ``SplitRule.choose`` does, to the bit where the compiler does not fuse multiplications and additions
-    (``-ffp-contract=off``); fused, a tie of two splits could fall to the other.
+    They do what ``Rule.choose`` and ``RowRule.scores`` do, to the bit where the compiler does not fuse multiplications
+    and additions (``-ffp-contract=off``); fused, a tie could fall to the other.
     """
     members = [f"    float {name}; /* {meaning} */" for name, meaning in rule.context.items()]
     splits = [f"    {{{dispatch}, {combine}, {fewest}}}," for dispatch, combine, fewest in rule.triples()]
     wishes = [line for name, wish in rule.wishes.items() for line in _wish(name, wish)]
     lines = [
-        f"/* The rule '{_plain(rule.name)}' for SM-group sizes: {_plain(rule.description)}",
-        f" * Asked on each GPU at the start, and again after every 1/{rule.split_moments} of the tokens it dispatches"
-        if rule.split_moments
-        else " * Asked once, at the start.",
-        *([" * and of its sums that may be combined, and at the first of these."] if rule.split_moments else []),
+        f"/* The rule '{_plain(rule.name)}': {_plain(rule.description)}",
+        *_when(rule.split_moments),
         f" * Taken is {rule.tie}. */",
-        "#ifndef DYSHARP_SPLIT_RULE_H",
-        "#define DYSHARP_SPLIT_RULE_H",
+        "#ifndef DYSHARP_RULE_H",
+        "#define DYSHARP_RULE_H",
         "",
         "#include <math.h>",
         "",
         f"#define DYSHARP_NUM_SPLITS {len(rule.splits)}",
         "",
         '/* All values lie in [0, 1]; "root" of a time: sqrt(time / lower bound), cut at 1. */',
-        "struct dysharp_split_context {",
+        "struct dysharp_context {",
         *members,
         "};",
         "",
@@ -45,7 +42,7 @@ def header(rule: SplitRule) -> str:
         "};",
         "",
         "/* Returns the row of dysharp_splits to take on a GPU of num_sms SMs, with tiles of tile_tokens tokens. */",
-        "static inline int dysharp_split(const struct dysharp_split_context *c, int num_sms, int tile_tokens)",
+        "static inline int dysharp_split(const struct dysharp_context *c, int num_sms, int tile_tokens)",
         "{",
         *(f"    float {name};" for name in rule.wishes),
         "    float nearest = INFINITY;",
@@ -66,9 +63,46 @@ def header(rule: SplitRule) -> str:
         "    return best;",
         "}",
         "",
+        *(_rows(rule.rows) if rule.rows else []),
         "#endif",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _when(moments: int) -> list[str]:
+    """Returns when splits are asked for."""
+    if not moments:
+        return [" * For SM-group sizes it is asked once, at the start."]
+    return [
+        " * For SM-group sizes it is asked on each GPU at the start, and again after every",
+        f" * 1/{moments} of the tokens it dispatches and of its sums that may be combined, and at the first of these.",
+    ]
+
+
+def _rows(rows: RowRule) -> list[str]:
+    """Returns the struct and the function that score a row."""
+    asked = ["ready rows", *["open tiles, which it would close early"] * rows.partial_tiles, *["waiting"] * rows.hold]
+    sums = []
+    for name, weight in rows.weights.items():
+        sums += [*_wish("weight", weight), f"    score += weight * r->{name};"]
+    return [
+        f"/* A free SM takes the next thread block; whenever a GPU chooses a row, it is among {', '.join(asked)}. */",
+        "struct dysharp_row {",
+        *(f"    float {name}; /* {meaning} */" for name, meaning in rows.features.items()),
+        "};",
+        "",
+        "/* Returns the score of a row; the highest is taken, the first of equals. */",
+        "static inline float dysharp_row_score(const struct dysharp_context *c, const struct dysharp_row *r)",
+        "{",
+        "    float score = 0.0f;",
+        "    float weight;",
+        "",
+        *sums,
+        *(["    (void)c;"] if not any(weight.weights for weight in rows.weights.values()) else []),
+        "    return score;",
+        "}",
+        "",
+    ]
 
 
 def _distance() -> list[str]:

@@ -1,17 +1,19 @@
 """A run folder as training a steering policy leaves it, made from weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agents.policy import CandidatePolicy
+from agents.rule import WISHES, Linear, linear_network
 from agents.run_folder import RunFolder
-from agents.split_rule import WISHES, Linear, linear_network
 from agents.steering import INPUTS
 from agents.train_spec import TrainSpec
 from agents.weights import save_policy
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 from dysharp_env.simulator.network import Network
 
 SPLITS = ((8, 11), (1, 1), (1, 11), (4, 4), (16, 1), (16, 20), (4, 20, 32), (16, 4, 32))
@@ -57,3 +59,15 @@ def steered_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 def linear_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same, with a policy that looks at two context values."""
     return write_run(tmp_path_factory.mktemp("runs") / "linear", steering(1, spread=0.0), seed=1)
+
+
+@pytest.fixture(scope="session")
+def row_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, with rows weighed by two features whose weights depend on two context values."""
+    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    size, hold = FEATURES.index("size"), FEATURES.index("is_hold")
+    linear[GEMM, size], linear[GEMM, hold] = 0.5, -0.25
+    linear[CONTEXT.index("gemm_done"), size], linear[CONTEXT.index("received"), hold] = 0.25, -0.5
+    env = ENV.model_copy(update={"exposed": ("split", "gemm"), "hold": True, "partial_tiles": True})
+    network = replace(steering(1, spread=0.0), linear=linear)
+    return write_run(tmp_path_factory.mktemp("runs") / "rows", network, env=env)

@@ -12,7 +12,7 @@ from agents.ablate import GROUPS, WHOLE, ablations, hold
 from agents.contender import Learned, read_contender
 from agents.evaluation import evaluate, play_learned
 from agents.late import play_late
-from agents.split_rule import Linear, linear_network
+from agents.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
@@ -43,28 +43,35 @@ def test_what_can_be_taken_away_is():
     env = EnvSpec(exposed=("split",), splits=((8, 11), (4, 4), (4, 4, 32)), split_moments=2)
     policy = Learned(None, env, random_network(8))
     names = [*ablations(policy, np.zeros(len(CONTEXT)))]
-    assert names == [WHOLE, *(f"{group} held" for group in GROUPS), "no early closing", "first decision only"]
+    assert names == [WHOLE, *(f"{group} held" for group in GROUPS), "no early closing", "first split only"]
     late = policy.env.model_copy(update={"splits": ((8, 11), (4, 4)), "split_moments": 0})
     assert [*ablations(replace(policy, env=late), np.zeros(len(CONTEXT)))] == names[:-2]
+    rows = env.model_copy(update={"exposed": ("split", "gemm"), "hold": True, "partial_tiles": True})
+    found = ablations(replace(policy, env=rows), np.zeros(len(CONTEXT)))
+    assert [*found][len(names) - 2 :] == [
+        *("no early closing", "no waiting", "first split only", "no split decisions", "no gemm decisions")
+    ]
+    assert found["no split decisions"].env.exposed == ("gemm",) and not found["no waiting"].env.hold
+    assert not found["no early closing"].env.partial_tiles and found["no early closing"].env.splits == ((8, 11), (4, 4))
 
 
 def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "a.json"
     assert command.main([steered_run, "--suite", "smoke", "--means", "smoke", "--json", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "progress held" in out and "first decision only" in out and "CPU seconds" in out
+    assert "progress held" in out and "first split only" in out and "CPU seconds" in out
     document = json.loads(file.read_text())
     played = {
         name: [row["makespan_us"] for row in document["rows"] if row["policy"] == name]
         for name in (line["policy"] for line in document["summary"])
     }
     assert played["one moment late"] != played[WHOLE]
-    assert played["progress held"] != played[WHOLE] != played["first decision only"]
+    assert played["progress held"] != played[WHOLE] != played["first split only"]
     # The whole policy is the policy, and one that is asked once for all GPUs answers once.
     contender = read_contender(steered_run)
     rows = evaluate(load_suite("smoke"), [contender], read_contender("dysharp"))
     assert played[WHOLE] == [row.makespan_us for row in rows if row.policy == contender.name]
-    assert {row["decisions"] for row in document["rows"] if row["policy"] == "first decision only"} == {1}
+    assert {row["decisions"] for row in document["rows"] if row["policy"] == "first split only"} == {1}
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):

@@ -11,8 +11,8 @@ from agents.cart import grow
 from agents.contender import read_contender
 from agents.contexts import Decisions, record_decisions
 from agents.distillation import MOST_VALUES, choose_names, explained, fit
-from agents.split_rule import WISHES, Branch, Leaf, Linear
-from dysharp_env.simulator.layout import CONTEXT
+from agents.rule import WISHES, Branch, Leaf, Linear
+from dysharp_env.simulator.layout import CONTEXT, GEMM
 from dysharp_env.workload.suite import load_suite
 
 
@@ -21,7 +21,7 @@ def decisions(wanted) -> Decisions:
     rng = np.random.default_rng(0)
     contexts = rng.uniform(0, 1, (500, len(CONTEXT))).astype(np.float32)
     columns = {name: contexts[:, place] for place, name in enumerate(CONTEXT)}
-    return Decisions(contexts, np.stack(wanted(columns), axis=1), np.full(500, 1 / 500))
+    return Decisions(contexts, np.stack(wanted(columns), axis=1), np.full(500, 1 / 500), np.array([*WISHES.values()]))
 
 
 def test_a_linear_policy_is_found_again():
@@ -73,6 +73,18 @@ def test_it_writes_a_rule_that_plays(linear_run: str, tmp_path: Path, capsys: py
     rule = read_contender(str(out / "rule.json")).rule
     assert rule is not None and [*rule.wishes] == [*WISHES] and rule.name == "steered-rule"
     assert "dysharp_split(" in (out / "rule.h").read_text()
+
+
+def test_rows_are_weighed_as_the_policy_weighs_them(row_run: str, tmp_path: Path):
+    out, suites = tmp_path / "rule", ["--suite", "smoke", "--validation", "smoke"]
+    assert command.main([row_run, *suites, "--values", "2", "--out", str(out)]) == 0
+    (policy,) = read_contender(row_run).learned()
+    rule = read_contender(str(out / "rule.json")).rule
+    assert rule is not None and rule.rows is not None and rule.rows.hold and rule.rows.partial_tiles
+    assert [*rule.rows.weights] == ["size", "is_hold"]
+    contexts = record_decisions(policy, load_suite("smoke").draw()).of_kind(GEMM).contexts
+    np.testing.assert_allclose(contexts @ rule.network().linear, contexts @ policy.network.linear, atol=1e-3)
+    assert "dysharp_row_score(" in (out / "rule.h").read_text()
 
 
 def test_a_mistake_is_one_line(linear_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

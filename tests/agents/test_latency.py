@@ -5,7 +5,7 @@ import pytest
 from agents import latency
 from agents.kernel_cost import decision_us, multiply_adds
 from agents.recording import best_row
-from agents.split_rule import Linear, linear_network
+from agents.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.schedules import Starter, load_schedule
 from dysharp_env.workload import ScenarioSpec

@@ -1,16 +1,16 @@
-/* The rule 'distilled-split' for SM-group sizes: linear, fitted to what a policy of training seed 2 chose
- * Asked on each GPU at the start, and again after every 1/4 of the tokens it dispatches
- * and of its sums that may be combined, and at the first of these.
+/* The rule 'distilled-split': linear, fitted to what a policy of training seed 2 chose
+ * For SM-group sizes it is asked on each GPU at the start, and again after every
+ * 1/4 of the tokens it dispatches and of its sums that may be combined, and at the first of these.
  * Taken is the first of the nearest splits. */
-#ifndef DYSHARP_SPLIT_RULE_H
-#define DYSHARP_SPLIT_RULE_H
+#ifndef DYSHARP_RULE_H
+#define DYSHARP_RULE_H
 
 #include <math.h>
 
 #define DYSHARP_NUM_SPLITS 30
 
 /* All values lie in [0, 1]; "root" of a time: sqrt(time / lower bound), cut at 1. */
-struct dysharp_split_context {
+struct dysharp_context {
     float gemm_done; /* fraction of this GPU's GEMM work finished, by tokens */
     float all_sent; /* 1 if this GPU has dispatched all its tokens */
     float gemm_share; /* the same for the SMs of the GPU with the most GEMM work as link_share: what the busiest link alone needs over the lower bound: near 1 if links bind */
@@ -52,7 +52,7 @@ static const int dysharp_splits[DYSHARP_NUM_SPLITS][3] = {
 };
 
 /* Returns the row of dysharp_splits to take on a GPU of num_sms SMs, with tiles of tile_tokens tokens. */
-static inline int dysharp_split(const struct dysharp_split_context *c, int num_sms, int tile_tokens)
+static inline int dysharp_split(const struct dysharp_context *c, int num_sms, int tile_tokens)
 {
     float split_dispatch;
     float split_combine;

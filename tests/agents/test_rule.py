@@ -11,10 +11,10 @@ import pytest
 from agents.contender import Learned, read_contender
 from agents.contexts import record_decisions
 from agents.evaluation import evaluate
+from agents.rule import STEEPNESS, WISHES, Branch, Leaf, Linear, RowRule, Rule, definition, read_rule
 from agents.rule_header import header
-from agents.split_rule import STEEPNESS, WISHES, Branch, Leaf, Linear, SplitRule, definition, read_rule
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import load_suite
 
 # One of them twice: of equals the first is taken.
@@ -43,15 +43,29 @@ TREES = {
 }
 
 
-def rule(wishes) -> SplitRule:
-    names = dict.fromkeys(name for wish in wishes.values() for name in wish.names())
-    return SplitRule(
+ROWS = RowRule(
+    hold=True,
+    partial_tiles=True,
+    features={"is_hold": "1 for hold", "size": "tokens", "is_partial": "1 for an open tile"},
+    weights={
+        "is_hold": Linear(constant=-1.0, weights={}),
+        "size": Linear(constant=0.3, weights={"sent": 0.5, "l2_room": -0.25}),
+        "is_partial": Linear(constant=-0.7, weights={"sent": 0.6}),
+    },
+)
+
+
+def rule(wishes, rows: RowRule | None = None) -> Rule:
+    parts = [*wishes.values(), *(rows.weights.values() if rows else ())]
+    names = dict.fromkeys(name for part in parts for name in part.names())
+    return Rule(
         name="r",
         schedule="dysharp-tuned",
         splits=SPLITS,
         split_moments=4,
         context={name: definition(name) for name in names},
         wishes=wishes,
+        rows=rows,
     )
 
 
@@ -89,25 +103,55 @@ def test_the_network_takes_what_the_rule_takes(wishes, contexts):
         assert scores.argmax() == row or np.sort(scores)[-1] - np.sort(scores)[-2] < 0.01
 
 
-@pytest.mark.parametrize("wishes", [LINEAR, TREES], ids=["linear", "tree"])
-def test_the_header_takes_what_the_rule_takes(wishes, contexts, tmp_path: Path):
+def run_header(mine: Rule, main: str, given: np.ndarray, folder: Path) -> bytes:
+    """Returns what a C program prints that includes a rule's header and reads float32 numbers."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    mine = rule(wishes)
-    (tmp_path / "rule.h").write_text(header(mine))
-    (tmp_path / "main.c").write_text(
-        '#include <stdio.h>\n#include "rule.h"\n'
-        "int main(void) {\n    struct dysharp_split_context c;\n"
-        f'    while (fread(&c, sizeof c, 1, stdin) == 1) printf("%d\\n", dysharp_split(&c, {SMS}, {TILE}));\n'
-        "    return 0;\n}\n"
-    )
+    (folder / "rule.h").write_text(header(mine))
+    start = '#include <stdio.h>\n#include "rule.h"\nint main(void) {\n    struct dysharp_context c;\n'
+    (folder / "main.c").write_text(f"{start}{main}    return 0;\n}}\n")
     flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2", "-ffp-contract=off"]
-    subprocess.run([compiler, *flags, "main.c", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+    subprocess.run([compiler, *flags, "main.c", "-o", "main", "-lm"], cwd=folder, check=True)
+    numbers = np.ascontiguousarray(given, np.float32).tobytes()
+    return subprocess.run([str(folder / "main")], input=numbers, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("wishes", [LINEAR, TREES], ids=["linear", "tree"])
+def test_the_header_takes_what_the_rule_takes(wishes, contexts, tmp_path: Path):
+    mine = rule(wishes)
+    main = f'    while (fread(&c, sizeof c, 1, stdin) == 1) printf("%d\\n", dysharp_split(&c, {SMS}, {TILE}));\n'
     columns = contexts[:, [CONTEXT.index(name) for name in mine.context]]
-    given = np.ascontiguousarray(columns, np.float32).tobytes()
-    out = subprocess.run([str(tmp_path / "main")], input=given, capture_output=True, check=True).stdout
+    out = run_header(mine, main, columns, tmp_path)
     assert [int(line) for line in out.split()] == mine.choose(contexts, mine.offered(SMS, TILE)).tolist()
+
+
+def test_the_header_scores_rows_as_the_rule_does(contexts, tmp_path: Path):
+    main = (
+        "    struct dysharp_row r;\n"
+        "    while (fread(&c, sizeof c, 1, stdin) == 1 && fread(&r, sizeof r, 1, stdin) == 1) {\n"
+        "        float score = dysharp_row_score(&c, &r);\n        fwrite(&score, sizeof score, 1, stdout);\n    }\n"
+    )
+    mine = rule(LINEAR, ROWS)
+    features = np.random.default_rng(1).uniform(0, 1, (len(contexts), len(FEATURES))).astype(np.float32)
+    columns = contexts[:, [CONTEXT.index(name) for name in mine.context]]
+    given = np.concatenate([columns, features[:, [FEATURES.index(name) for name in ROWS.features]]], axis=1)
+    out = run_header(mine, main, given, tmp_path)
+    np.testing.assert_array_equal(np.frombuffer(out, np.float32), ROWS.scores(features, contexts))
+
+
+@pytest.mark.parametrize("wishes", [LINEAR, TREES], ids=["linear", "tree"])
+def test_the_network_scores_rows_as_the_rule_does(wishes, contexts):
+    features = np.zeros((6, len(FEATURES)), np.float32)
+    columns = [FEATURES.index(name) for name in ROWS.features]
+    features[:, columns] = np.random.default_rng(1).uniform(0, 1, (6, len(columns)))
+    network = rule(wishes, ROWS).network()
+    for context in contexts[:50]:
+        told = context.copy()
+        told[: len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == GEMM
+        scores = network.scores(features, told)
+        expected = ROWS.scores(features, np.repeat(told[None], 6, axis=0))
+        np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-4)
 
 
 def test_a_file_is_a_contender(tmp_path: Path):
@@ -128,8 +172,8 @@ def test_a_file_is_a_contender(tmp_path: Path):
         ({"tie": "the last"}, "tie=the last must be the first of the nearest splits"),
         ({"distance": {}}, "distance={} must be"),
         ({"wishes": {"split_early": {"value": 0.5}}}, "wishes=['split_early'] must be ['split_dispatch', "),
-        ({"context": {}}, "context says nothing of ['free_sms', 'gemm_done', 'sent'], which wishes look at"),
-        ({"context": {"sennt": "x"}}, "wishes look at ['sennt'], which is no context value of a split"),
+        ({"context": {}}, "context says nothing of ['free_sms', 'gemm_done', 'sent'], which the rule looks at"),
+        ({"context": {"sennt": "x"}}, "the rule looks at ['sennt'], which is no context value"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line(changes, message, tmp_path: Path):

@@ -1,26 +1,29 @@
-"""A distilled rule for the split decision: what split is wanted, from a handful of context values.
+"""A distilled rule for splits and GEMM rows: what is wanted and what counts, from a handful of context values.
 
 For each number of a split the rule says what it wants, as a sum of weighted context values or by a small tree of
-thresholds; the split on offer nearest to that, by the sum of weighted distances, is taken, the first of equals. Both
-forms are networks of the engine as well, so that whatever plays a policy plays a rule.
+thresholds; the split on offer nearest to that, by the sum of weighted distances, is taken, the first of equals. For a
+row it weighs features, with weights that are sums of weighted context values; the highest sum is taken, the first of
+equals. All of it is a network of the engine as well, so that whatever plays a policy plays a rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from agents.genome import ROW_FEATURES
 from agents.steering import INPUTS, STEERED, network_of
 from agents.weights import read_json
 from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.spec import NEVER_EARLY
-from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, FEATURES
+from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, FEATURES, GEMM
 from dysharp_env.simulator.network import Network
 
 WISHES = {
@@ -103,10 +106,43 @@ Wish = Linear | Branch | Leaf
 Way = tuple[tuple[Branch, bool], ...]  # branches from a tree's root on, each with whether its threshold is passed
 
 
-class SplitRule(Spec):
+class RowRule(Spec):
+    """What counts in a GEMM row, and which rows there are."""
+
+    hold: bool
+    """Whether to wait is one of them."""
+    partial_tiles: bool
+    """Whether open tiles are among them."""
+    features: dict[str, str]
+    """The features of a row that are weighed, and what each is."""
+    weights: dict[str, Linear]
+    """Weight of each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RowRule:
+        if unknown := self.weights.keys() - {*ROW_FEATURES}:
+            raise ValueError(f"weights name {sorted(unknown)}, no feature of a row; choose from {[*ROW_FEATURES]}")
+        if missing := sorted(self.weights.keys() - self.features.keys()):
+            raise ValueError(f"features says nothing of {missing}, which weights name")
+        return self
+
+    def scores(self, features: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """Returns the (row,) float32 scores, summed in order in float32 as in C.
+
+        Args:
+            features: (row, feature) float32.
+            contexts: (row, context) float32: what each row is chosen in.
+        """
+        total: np.ndarray = np.zeros(len(features), np.float32)
+        for name, weight in self.weights.items():
+            total = total + weight.values(contexts) * features[:, FEATURES.index(name)]
+        return total
+
+
+class Rule(Spec):
     """A rule with all that is needed to play it."""
 
-    format: Literal["dysharp/split-rule/1"] = "dysharp/split-rule/1"
+    format: Literal["dysharp/rule/2"] = "dysharp/rule/2"
     """What the file is."""
     name: str = Field(min_length=1)
     """Name shown in results."""
@@ -119,29 +155,32 @@ class SplitRule(Spec):
     split_moments: int = Field(ge=0, le=64)
     """How often each GPU decides again; see ``EnvSpec``."""
     context: dict[str, str]
-    """The context values that wishes look at, and what each is."""
+    """The context values that the rule looks at, and what each is."""
     wishes: dict[str, Wish]
     """What is wanted of each feature of a split."""
+    rows: RowRule | None = None
+    """What counts in a row; none leaves rows to the schedule."""
     distance: dict[str, float] = WISHES
     """What the distance in each of these features is multiplied with."""
     tie: str = TIE
     """What is taken where several splits are nearest."""
 
     @model_validator(mode="after")
-    def _check(self) -> SplitRule:
+    def _check(self) -> Rule:
         for key, fixed, given in (("distance", WISHES, self.distance), ("tie", TIE, self.tie)):
             if given != fixed:
                 raise ValueError(f"{key}={given} must be {fixed}")
         if [*self.wishes] != [*WISHES]:
             raise ValueError(f"wishes={[*self.wishes]} must be {[*WISHES]}, in that order")
-        named = {name for wish in self.wishes.values() for name in wish.names()}
+        parts = [*self.wishes.values(), *(self.rows.weights.values() if self.rows else ())]
+        named = {name for part in parts for name in part.names()}
         unknown = (named | self.context.keys()) - {*INPUTS[:-1]}
         if unknown:
             raise ValueError(
-                f"wishes look at {sorted(unknown)}, which is no context value of a split; choose from {[*INPUTS[:-1]]}"
+                f"the rule looks at {sorted(unknown)}, which is no context value; choose from {[*INPUTS[:-1]]}"
             )
         if missing := sorted(named - self.context.keys()):
-            raise ValueError(f"context says nothing of {missing}, which wishes look at")
+            raise ValueError(f"context says nothing of {missing}, which the rule looks at")
         if len({isinstance(wish, Linear) for wish in self.wishes.values()}) > 1:
             raise ValueError("wishes must all be sums or all be trees")
         return self
@@ -150,9 +189,9 @@ class SplitRule(Spec):
         """Returns the environment that asks what the rule answers."""
         return EnvSpec(
             schedule=self.schedule,
-            exposed=("split",),
-            hold=False,
-            partial_tiles=False,
+            exposed=("split", "gemm") if self.rows else ("split",),
+            hold=self.rows is not None and self.rows.hold,
+            partial_tiles=self.rows is not None and self.rows.partial_tiles,
             splits=self.splits,
             split_moments=self.split_moments,
             max_candidates=max(2, len(self.splits)),
@@ -194,8 +233,10 @@ class SplitRule(Spec):
         wishes = [*self.wishes.values()]
         linear = [wish for wish in wishes if isinstance(wish, Linear)]
         if len(linear) == len(wishes):
-            return linear_network(linear)
-        return _tree_network([_as_tree(wish) for wish in wishes])
+            network = linear_network(linear)
+        else:
+            network = _tree_network([_as_tree(wish) for wish in wishes])
+        return replace(network, linear=_row_weights(self.rows)) if self.rows else network
 
 
 def _as_tree(wish: Wish) -> Tree:
@@ -203,13 +244,13 @@ def _as_tree(wish: Wish) -> Tree:
     return wish
 
 
-def read_rule(path: Path) -> SplitRule:
+def read_rule(path: Path) -> Rule:
     """Returns the rule of a JSON file.
 
     Raises:
         ConfigError: It is missing, damaged, or no rule.
     """
-    return parse_spec(SplitRule, read_json(path), source=str(path))
+    return parse_spec(Rule, read_json(path), source=str(path))
 
 
 def linear_network(wishes: Sequence[Linear]) -> Network:
@@ -220,6 +261,17 @@ def linear_network(wishes: Sequence[Linear]) -> Network:
         for name, weight in wish.weights.items():
             weights[row, INPUTS.index(name)] = distance * weight
     return network_of(weights.ravel())
+
+
+def _row_weights(rows: RowRule) -> np.ndarray:
+    """Returns the (context, feature) float32 weights of a rule for rows."""
+    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    for name, weight in rows.weights.items():
+        column = linear[:, FEATURES.index(name)]
+        column[GEMM] = weight.constant
+        for value, factor in weight.weights.items():
+            column[CONTEXT.index(value)] = factor
+    return linear
 
 
 def _paths(tree: Tree, path: Way = ()) -> Iterator[tuple[Way, Leaf]]:
