@@ -15,8 +15,8 @@ import cma
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from agents.genome import GATES, ROW_FEATURES, Genome
-from agents.rollouts import Prepared, makespans_ps, play_networks
+from agents.genome import GATED, GATES, Genome
+from agents.rollouts import Playable, makespans_ps, play_networks
 from dysharp_env.config import Spec
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.network import Network
@@ -26,10 +26,10 @@ class EvolutionSpec(Spec):
     """Hyper-parameters of the evolution of a policy of few weights; see genome.py."""
 
     start: Literal["constant", "hand_written"] = "constant"
-    """The splits it begins at: the schedule's own always, or the policy of that name in steering.py. Rows begin at the
-    schedule's own rule."""
+    """The splits it begins at: the schedule's own always, or the policy of that name in steering.py. Other kinds begin
+    at the schedule's own rules."""
     gated: tuple[str, ...] = ("is_gemm2", "weights_in_l2", "size", "is_partial", "waiting", "is_hold")
-    """Features of GEMM rows whose weights depend on ``gates``, where rows are decided on."""
+    """Features whose weights depend on ``gates``, where other kinds than splits are decided on."""
     gates: tuple[str, ...] = (
         *("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room"),
         *("received", "gemm_done", "all_sent", "free_sms", "hbm_backlog"),
@@ -41,13 +41,16 @@ class EvolutionSpec(Spec):
     """First standard deviation of weights."""
     batch: int = Field(default=12, ge=1)
     """Workloads that a generation is compared on, drawn anew each time; all if there are no more."""
+    tiny: int = Field(default=0, ge=0)
+    """Plays so many tiny layers on the stripped machine of tiny.py in place of a suite, and chooses the best policy on
+    as many others; ``env.suite`` and ``validation`` then do not matter."""
     threads: int = Field(default=2, ge=1, le=256)
     """Workloads played at a time."""
 
     @field_validator("gated", "gates")
     @classmethod
     def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = ROW_FEATURES if info.field_name == "gated" else GATES
+        known = GATED if info.field_name == "gated" else GATES
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{unknown} cannot be {info.field_name}; choose from {[*known]}")
         if len({*names}) < len(names):
@@ -83,7 +86,7 @@ class Evolution:
         spec: EvolutionSpec,
         base: ScheduleSpec,
         exposure: Exposure,
-        workloads: Sequence[Prepared],
+        workloads: Sequence[Playable],
         reference: ScheduleSpec,
     ):
         """Plays the reference and takes a place to begin at.
@@ -93,8 +96,9 @@ class Evolution:
         """
         self._spec, self._base, self._exposure, self._workloads = spec, base, exposure, workloads
         self._reference_ps = makespans_ps([reference], workloads)[0]
-        first = workloads[0].item.scenario
-        own = None if spec.start == "hand_written" else (first.system.gpu.num_sms, first.layer.tile_tokens)
+        first = workloads[0]
+        sizes = first.system.gpu.num_sms, first.workload.layer.tile_tokens
+        own = sizes if spec.start == "constant" else None
         self._genome = Genome(base, exposure, spec.gated, spec.gates, own_split=own)
         self.mean = self._genome.start
         self.spread = np.full(len(self.mean), spec.sigma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ from safetensors.numpy import save
 from agents.evolution import Evolution, Generation
 from agents.metrics import TensorBoard
 from agents.policy import CandidatePolicy
-from agents.rollouts import prepare
+from agents.rollouts import Playable, prepare
 from agents.run_folder import RunFolder
 from agents.run_loop import Counters, Progress, TrainingRun
+from agents.tiny import TRAINING_SEED, tiny_layers
 from agents.train_spec import TrainSpec
 from agents.weights import read_numbers
 from dysharp_env.report.files import write_bytes
@@ -29,18 +30,18 @@ class EvolutionRun(TrainingRun):
     tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
 
     def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
-        """Draws the suite that is trained on and plays the reference on it.
+        """Draws what is trained on and plays the reference on it.
 
         Raises:
             ConfigError: A name in the spec is unknown, or does not fit.
         """
         super().__init__(spec, folder, watch)
-        assert spec.evolution is not None and spec.env.suite is not None
+        assert spec.evolution is not None
         self._evolution = Evolution(
             spec.evolution,
             load_schedule(spec.env.schedule),
             spec.env.exposure(),
-            prepare(load_suite(spec.env.suite).draw()),
+            _workloads(spec),
             load_schedule(spec.reference),
         )
         self._board: TensorBoard | None = None
@@ -101,3 +102,12 @@ class EvolutionRun(TrainingRun):
         assert self._latest is not None
         ratio = self._latest.ratio
         return Progress(self.decisions, self.spec.total_decisions, float("nan"), ratio, self.rate(), self.best)
+
+
+def _workloads(spec: TrainSpec) -> Sequence[Playable]:
+    """Returns what a policy is evolved on."""
+    assert spec.evolution is not None
+    if spec.evolution.tiny:
+        return tiny_layers(TRAINING_SEED, spec.evolution.tiny)
+    assert spec.env.suite is not None
+    return prepare(load_suite(spec.env.suite).draw())

@@ -180,14 +180,14 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
         ConfigError: Its schedule does not fit the stripped machine.
     """
     if contender.schedule is not None:
-        return [(None, play(tiny.twin(tiny.fit(contender.schedule), Exposure()), _nobody))]
+        return [(None, play(tiny.twin(contender.schedule, Exposure()), _nobody))]
     if contender.ahead is not None:
-        ahead = replace(contender.ahead, schedule=tiny.fit(contender.ahead.schedule))
+        ahead = replace(contender.ahead, schedule=tiny.fit(contender.ahead.schedule))  # what it offers depends on it
         choices = iter(look_ahead(tiny, ahead).choices)
         return [(None, play(tiny.twin(ahead.schedule, ahead.exposure()), lambda _: next(choices)))]
     if learned := contender.learned():
         return [_play_learned(tiny, policy) for policy in learned]
-    twin = tiny.twin(tiny.fit(load_schedule("dysharp")), tiny.asked())
+    twin = tiny.twin(load_schedule("dysharp"), tiny.asked())
     if contender.name == FIRST:
         return [(None, play(twin, lambda decision: int(decision.mask.argmax())))]
     rng = np.random.default_rng(0)
@@ -195,12 +195,8 @@ def play_on(tiny: TinyLayer, contender: Contender) -> list[tuple[int | None, Tim
 
 
 def _play_learned(tiny: TinyLayer, policy: Learned) -> tuple[int | None, Times]:
-    env = policy.env
-    # One SM cannot be split.
-    kinds = tuple(kind for kind in env.exposed if kind != "split")
-    early = env.partial_tiles and tiny.instance.is_early
-    exposure = replace(env.exposure(), kinds=kinds, splits=(), partial_tiles=early, network=policy.network)
-    return policy.seed, play(tiny.twin(tiny.fit(load_schedule(env.schedule)), exposure), _nobody)
+    exposure = replace(policy.env.exposure(), network=policy.network)
+    return policy.seed, play(tiny.twin(load_schedule(policy.env.schedule), exposure), _nobody)
 
 
 def _nobody(_: Decision) -> int:

@@ -10,23 +10,16 @@ it runs. It is a yardstick for what better decisions are worth, and a teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
+from agents.rollouts import Playable
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.layout import ASK, GEMM
 
 KINDS = ("dispatch", "gemm")
-
-
-class Playable(Protocol):
-    """What can be started under any schedule."""
-
-    def engine(self, schedule: ScheduleSpec, exposure: Exposure) -> Engine:
-        """Returns the layer at time zero."""
 
 
 @dataclass(frozen=True)

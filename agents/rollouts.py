@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,36 @@ from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.lowering import Lowering
+from dysharp_env.system import SystemSpec
+from dysharp_env.workload import Workload
 from dysharp_env.workload.suite import SuiteWorkload
+
+
+class Playable(Protocol):
+    """A workload that can be started under any schedule."""
+
+    @property
+    def name(self) -> str:
+        """Its name in its suite."""
+
+    @property
+    def system(self) -> SystemSpec:
+        """The machine."""
+
+    @property
+    def workload(self) -> Workload:
+        """The layer and its routing."""
+
+    @property
+    def bound(self) -> Bound:
+        """What no schedule can beat."""
+
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure = ...) -> Engine:
+        """Returns the layer at time zero.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
 
 
 @dataclass(frozen=True)
@@ -34,15 +64,24 @@ class Prepared:
         """The workload's name in its suite."""
         return self.item.name
 
+    @property
+    def system(self) -> SystemSpec:
+        """The machine."""
+        return self.item.scenario.system
+
+    @property
+    def workload(self) -> Workload:
+        """The layer and its routing."""
+        return self.item.workload
+
     def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
         """Returns the layer at time zero under a schedule.
 
         Raises:
             ConfigError: The schedule does not fit the system.
         """
-        system = self.item.scenario.system
-        lowering = Lowering(self.costs, schedule.program(system, exposure), system.gpu.num_sms)
-        return Engine(lowering, self.item.workload, self.bound)
+        lowering = Lowering(self.costs, schedule.program(self.system, exposure), self.system.gpu.num_sms)
+        return Engine(lowering, self.workload, self.bound)
 
 
 def prepare(items: Sequence[SuiteWorkload]) -> list[Prepared]:
@@ -56,7 +95,7 @@ def prepare(items: Sequence[SuiteWorkload]) -> list[Prepared]:
     return prepared
 
 
-def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Prepared]) -> np.ndarray:
+def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Playable]) -> np.ndarray:
     """Returns the (schedule, workload) int64 makespans of layers that their schedules' own rules run.
 
     One workload after the other, all schedules of it in one call: as many layers are in memory as there are schedules.
@@ -71,7 +110,7 @@ def makespans_ps(schedules: Sequence[ScheduleSpec], workloads: Sequence[Prepared
 
 
 def play_networks(
-    schedule: ScheduleSpec, exposures: Sequence[Exposure], workload: Prepared
+    schedule: ScheduleSpec, exposures: Sequence[Exposure], workload: Playable
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (exposure,) int64 makespans in picoseconds, and decisions taken, of networks that play one workload.
 

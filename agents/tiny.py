@@ -11,7 +11,7 @@ translation, tiles (closed early or not) and GEMM times stay. A chunk is one tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ from dysharp_env.workload.layer import LayerSpec
 
 _UNLIMITED_GBPS = 1e9  # at which a read of less than a megabyte rounds down to no time
 _TOKENS_IN_ONE = 16  # a token of a tiny layer is as long as so many of DeepSeek-V3's, so that links matter beside hops
+TRAINING_SEED, VALIDATION_SEED = 10_000, 20_000  # what agents.exact solves has seeds below
+_EARLY, _MULTICAST = 0.4, 0.7  # shares of drawn instances, as among those that agents.exact solves
 _STRIPPED = {
     "name": "stripped-dgx-h100",
     "gpu.num_sms": 1,
@@ -109,6 +111,26 @@ class TinyInstance:
         return TinyLayer(self, system, workload, costs, LowerBound(system, layer, costs).of(workload))
 
 
+def tiny_layers(seed: int, count: int) -> list[TinyLayer]:
+    """Returns random layers of sizes that can be solved; their routing has seeds from ``seed`` on."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for number in range(seed, seed + count):
+        is_early = bool(rng.random() < _EARLY)
+        num_gpus = int(rng.choice((2, 3)))
+        instance = TinyInstance(
+            num_gpus=num_gpus,
+            tokens_per_gpu=int(rng.integers(2, 4) if is_early else rng.integers(4, 7)),
+            experts=num_gpus * int(rng.integers(2, 4)),
+            dispatch="multicast" if rng.random() < _MULTICAST else "unicast",
+            compute_scale=float(rng.choice((0.1, 0.2, 0.2, 0.3))),
+            seed=number,
+            is_early=is_early,
+        )
+        layers.append(instance.build())
+    return layers
+
+
 @dataclass(frozen=True)
 class TinyLayer:
     """A tiny instance with all that follows from it."""
@@ -142,18 +164,33 @@ class TinyLayer:
             }
         )
 
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.instance.name
+
+    def fit_exposure(self, exposure: Exposure) -> Exposure:
+        """Returns what of an exposure can be asked here: one SM cannot be split, and not all tiles are closed early."""
+        kinds = tuple(kind for kind in exposure.kinds if kind != "split")
+        early = exposure.partial_tiles and self.instance.is_early
+        return replace(exposure, kinds=kinds, splits=(), split_moments=0, partial_tiles=early)
+
     def asked(self, hold: bool = True) -> Exposure:
         """Returns the exposure of all that can be decided on this layer."""
         return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
 
-    def engine(self, schedule: ScheduleSpec, exposure: Exposure) -> Engine:
-        """Returns a fitted schedule's engine at time zero."""
-        lowering = Lowering(self.costs, schedule.program(self.system, exposure), self.system.gpu.num_sms)
-        return Engine(lowering, self.workload, self.bound)
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
+        """Returns the engine at time zero under a schedule, fitted as ``fit`` does it.
+
+        Raises:
+            ConfigError: It does what is not modelled.
+        """
+        program = self.fit(schedule).program(self.system, self.fit_exposure(exposure))
+        return Engine(Lowering(self.costs, program, self.system.gpu.num_sms), self.workload, self.bound)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
-        """Returns a fitted schedule's twin at time zero."""
-        program = schedule.program(self.system, exposure)
+        """Returns the twin at time zero, as ``engine`` does the engine."""
+        program = self.fit(schedule).program(self.system, self.fit_exposure(exposure))
         return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
 
 

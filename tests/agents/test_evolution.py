@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 
 from agents import steering
+from agents.contender import read_contender
 from agents.evolution import Evolution, EvolutionSpec
+from agents.exact import INSTANCES, is_solution, play_on
 from agents.genome import ROW_FEATURES, Genome
 from agents.policy import CandidatePolicy
 from agents.rollouts import play_networks, prepare
 from agents.run_folder import RunFolder
+from agents.tiny import VALIDATION_SEED, tiny_layers
 from agents.train_spec import TrainSpec, read_spec
 from agents.training import train
 from agents.weights import load_policy
@@ -138,17 +142,40 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     assert load_policy(whole.best, spec.env).scoring_network().width == 6
 
 
-@pytest.mark.parametrize("changes", [{"suite": None}, {"exposed": ["split", "combine"]}])
-def test_evolution_needs_splits_or_rows_on_a_suite(tmp_path: Path, changes: dict[str, object]) -> None:
-    env = {**spec_of(tmp_path).env.model_dump(), **changes}
-    with pytest.raises(ConfigError, match="evolution is of splits and rows on a suite"):
-        spec_of(tmp_path, env=env)
+def test_evolution_needs_a_suite(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="evolution plays a suite: env.suite=None must be the name of one"):
+        spec_of(tmp_path, env={"exposed": ["split", "combine"]})
+
+
+TINY = {
+    "env": {"exposed": ["dispatch", "gemm", "combine"]},
+    "evolution": {"tiny": 2, "population": 4, "batch": 2, "gated": [], "threads": 1},
+}
+
+
+def test_tiny_layers_have_no_splits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must leave out split: tiny GPUs have one SM"):
+        spec_of(tmp_path, **{**TINY, "env": {"exposed": ["split", "gemm"]}})
+
+
+def test_a_policy_evolves_on_tiny_layers_and_is_held_against_their_optima(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **TINY)
+    folder = RunFolder.create(tmp_path, "tiny", 0)
+    train(spec, folder)
+    assert read_spec(folder) == spec
+    rows = (folder.path / "evaluations.csv").read_text().splitlines()[1:]
+    names = {row[1] for row in csv.reader(rows)}
+    assert names == {layer.name for layer in tiny_layers(VALIDATION_SEED, 2)}
+    assert not names & {instance.name for instance in INSTANCES}
+    for instance in (INSTANCES[0], INSTANCES[-1]):
+        ((seed, times),) = play_on(instance.build(), read_contender(str(folder.path)))
+        assert seed == 0 and is_solution(instance.build(), times)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gated": ["fan_out"]}, r"\['fan_out'\] cannot be gated; choose from \['is_gemm2'"),
+        ({"gated": ["split_early"]}, r"\['split_early'\] cannot be gated; choose from \['order'"),
         ({"gates": ["is_gemm"]}, r"\['is_gemm'\] cannot be gates; choose from \['elapsed'"),
         ({"gates": ["sent", "sent"]}, "names one twice"),
     ],
