@@ -40,7 +40,7 @@ class EvolutionSpec(Spec):
     sigma: float = Field(default=0.15, gt=0, le=10)
     """First standard deviation of weights."""
     batch: int = Field(default=12, ge=1)
-    """Workloads that a generation is compared on, drawn anew each time; all if there are no more."""
+    """Workloads that a generation is compared on, in a random order of all, then another; all if there are no more."""
     tiny: int = Field(default=0, ge=0)
     """Plays so many tiny layers on the stripped machine of tiny.py in place of a suite, and chooses the best policy on
     as many others; ``env.suite`` and ``validation`` then do not matter."""
@@ -106,6 +106,7 @@ class Evolution:
     def restart(self, seed: int) -> None:
         """Begins a new strategy at the present mean and spread; what it has learned of correlations is dropped."""
         self._rng = np.random.default_rng(seed)
+        self._order = np.empty(0, np.int64)
         normal = np.random.default_rng([seed, 1])
         options = {
             "popsize": self._spec.population,
@@ -116,6 +117,13 @@ class Evolution:
         }
         self._strategy = cma.CMAEvolutionStrategy(self.mean, 1.0, options)
 
+    def _draw(self) -> np.ndarray:
+        """Returns the (workload,) next ones of a random order of all; a new one begins where too few are left."""
+        if len(self._order) < self._spec.batch:
+            self._order = self._rng.permutation(len(self._workloads))
+        drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
+        return drawn
+
     def network(self) -> Network:
         """Returns the network of the mean."""
         return self._genome.network(self.mean)
@@ -124,7 +132,7 @@ class Evolution:
         """Plays a generation and moves the distribution."""
         points = self._strategy.ask()
         networks = [self._genome.network(point) for point in points]
-        drawn = np.sort(self._rng.permutation(len(self._workloads))[: self._spec.batch])
+        drawn = self._draw()
         exposures = [replace(self._exposure, network=network) for network in networks]
         with ThreadPoolExecutor(self._spec.threads) as pool:
             ends = pool.map(lambda i: play_networks(self._base, exposures, self._workloads[i]), drawn)

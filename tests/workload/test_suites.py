@@ -7,9 +7,9 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.workload.suite import SuiteSpec, load_suite
 
-NAMES = ("training", "validation", "held-out", "confirmation", "no-harm")
+NAMES = ("training", "wide", "validation", "held-out", "confirmation", "no-harm")
 SUITES: dict[str, SuiteSpec] = {name: load_suite(name) for name in NAMES}
-SEEDS = {"training": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 25_000)}
+SEEDS = {"training": (0, 10_000), "wide": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 25_000)}
 SEEDS |= {"confirmation": (25_000, 30_000), "no-harm": (30_000, 40_000)}
 
 
@@ -30,17 +30,20 @@ def test_seeds_of_a_suite_are_its_own_and_no_two_entries_share_one(name):
         assert not set(mine) & set(other)
 
 
-@pytest.mark.parametrize(("name", "split"), [("training", "train"), ("validation", "validation"), ("held-out", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("training", "train"), ("wide", "train"), ("validation", "validation"), ("held-out", "test")]
+)
 def test_recorded_text_is_of_one_split(name, split):
     recorded = {entry.split for entry in SUITES[name].workloads if entry.routing == "recorded"}
     assert recorded == {split}
 
 
 def test_machines_and_models_are_kept_out_of_training_and_validation():
-    seen_machines = machines("training") | machines("validation")
+    seen_machines = machines("wide") | machines("validation")
     assert {num_gpus for _, num_gpus in seen_machines} == {8, 32}
     assert {16, 72} <= {num_gpus for _, num_gpus in machines("held-out") - seen_machines}
-    seen_models = values("training", "model") | values("validation", "model")
+    seen_models = values("wide", "model") | values("validation", "model")
+    assert not seen_models & {entry.model for entry in SUITES["no-harm"].workloads[3:]} - {"llama-4-maverick"}
     assert {"kimi-k2", "qwen3-235b", "qwen3-next-80b"} <= values("held-out", "model") - seen_models
 
 
@@ -70,4 +73,5 @@ def test_every_suite_draws_and_the_held_out_one_has_thirty_to_forty_workloads():
     drawn = {name: {item.name for item in load_suite(name).draw()} for name in preset_names("suites")}
     assert 30 <= len(drawn["held-out"]) <= 40
     for mine, other in itertools.combinations(SUITES, 2):
-        assert not drawn[mine] & drawn[other]
+        assert (mine, other) == ("training", "wide") or not drawn[mine] & drawn[other]
+    assert drawn["training"] < drawn["wide"]
