@@ -1,7 +1,12 @@
-"""Evolution of a policy of few weights by CMA-ES: every generation plays a batch of workloads under each set of them.
+"""Evolution of a policy of few weights: every generation nudges them and plays a batch of workloads either way.
 
-What is made small is the mean log of makespan over the reference's on the same workload. All episodes run inside the
-engine; layers share nothing, so threads change no result.
+What is made small is the mean log of makespan over the reference's on the same workload. On each workload pairs of
+opposite random nudges say in which direction makespans fall (antithetic evolution strategies, Salimans et al., arXiv
+1703.03864). A weight that depends on what shapes a layer is nudged as one number on each layer, and how each shape's
+share in it is to change follows from the layers' shapes by the chain rule: so what is estimated from makespans stays
+small however many shapes there are. Adam makes the steps; the policy is an average of where they have been.
+
+All episodes run inside the engine; layers share nothing, so threads change no result.
 """
 
 from __future__ import annotations
@@ -11,15 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import cma
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from agents.genome import GATED, GATES, Genome
+from agents.genome import GATED, GATES, SHAPES, Genome, Scale
 from agents.rollouts import Playable, makespans_ps, play_networks
 from dysharp_env.config import Spec
 from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.simulator.layout import CONTEXT
 from dysharp_env.simulator.network import Network
+
+_MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
+_LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
+_LAST_RATE = 0.1  # of the learning rate at the end
 
 
 class EvolutionSpec(Spec):
@@ -28,29 +37,34 @@ class EvolutionSpec(Spec):
     start: Literal["constant", "hand_written"] = "constant"
     """The splits it begins at: the schedule's own always, or the policy of that name in steering.py. Other kinds begin
     at the schedule's own rules."""
-    gated: tuple[str, ...] = ("is_gemm2", "weights_in_l2", "size", "is_partial", "waiting", "is_hold")
+    shapes: tuple[str, ...] = SHAPES
+    """What of a layer's shape weights may depend on."""
+    gated: tuple[str, ...] = ("is_gemm2", "is_partial", "is_hold")
     """Features whose weights depend on ``gates``, where other kinds than splits are decided on."""
-    gates: tuple[str, ...] = (
-        *("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room"),
-        *("received", "gemm_done", "all_sent", "free_sms", "hbm_backlog"),
-    )
-    """Context values that those weights are linear in: what shapes the layer, and how far a GPU is."""
-    population: int = Field(default=16, ge=4, le=1024)
-    """Sets of weights in a generation."""
-    sigma: float = Field(default=0.15, gt=0, le=10)
-    """First standard deviation of weights."""
-    batch: int = Field(default=12, ge=1)
-    """Workloads that a generation is compared on, in a random order of all, then another; all if there are no more."""
+    gates: tuple[str, ...] = ("all_sent", "free_sms")
+    """Context values that those weights are linear in: how far a GPU is."""
+    pairs: int = Field(default=10, ge=1, le=1024)
+    """Pairs of opposite nudges on each workload of a generation."""
+    sigma: float = Field(default=0.12, gt=0, le=10)
+    """Standard deviation of a nudge to a weight."""
+    learning_rate: float = Field(default=0.03, gt=0, le=1)
+    """Step of a weight in one generation; it falls to a tenth over the run."""
+    clip: float = Field(default=0.06, gt=0, le=10)
+    """Most that one pair's difference in log makespan counts, so that a nudge that ruins a layer decides nothing."""
+    average: float = Field(default=0.9, ge=0, lt=1)
+    """What the policy keeps of itself in one generation; the rest is where the steps are."""
+    batch: int = Field(default=16, ge=1)
+    """Workloads of a generation, in a random order of all, then another; all if there are no more."""
     tiny: int = Field(default=0, ge=0)
     """Plays so many tiny layers on the stripped machine of tiny.py in place of a suite, and chooses the best policy on
     as many others; ``env.suite`` and ``validation`` then do not matter."""
     threads: int = Field(default=2, ge=1, le=256)
     """Workloads played at a time."""
 
-    @field_validator("gated", "gates")
+    @field_validator("shapes", "gated", "gates")
     @classmethod
     def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = GATED if info.field_name == "gated" else GATES
+        known = {"shapes": SHAPES, "gated": GATED, "gates": GATES}[str(info.field_name)]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{unknown} cannot be {info.field_name}; choose from {[*known]}")
         if len({*names}) < len(names):
@@ -63,8 +77,8 @@ class Generation:
     """What one generation came to.
 
     Attributes:
-        ratio: Geometric mean of makespan over the reference's, over all weights and workloads tried.
-        worst: Largest ratio on a workload, as the geometric mean of the weights tried.
+        ratio: Geometric mean of makespan over the reference's, over all nudges and workloads.
+        worst: Largest ratio on a workload, as the geometric mean over its nudges.
         decisions: Decisions that the policies took.
     """
 
@@ -74,11 +88,11 @@ class Generation:
 
 
 class Evolution:
-    """A strategy and what it plays; ``restart`` makes what follows depend on mean, spread and seed alone.
+    """Weights on their way, and what they play; what follows ``restart`` depends on them and the seed alone.
 
     Attributes:
-        mean: (weight,) float64, the middle of the distribution: the policy.
-        spread: (weight,) float64, the standard deviation of each weight.
+        weights: (weight, 1 + shape) float64, where the steps are.
+        average: The same, the policy.
     """
 
     def __init__(
@@ -98,24 +112,54 @@ class Evolution:
         self._reference_ps = makespans_ps([reference], workloads)[0]
         first = workloads[0]
         sizes = first.system.gpu.num_sms, first.workload.layer.tile_tokens
+        contexts = np.array([self._first_context(workload) for workload in workloads])
+        scale = Scale.of(spec.shapes, contexts)
+        self._shapes = scale.rows(contexts)  # (workload, 1 + shape)
         own = sizes if spec.start == "constant" else None
-        self._genome = Genome(base, exposure, spec.gated, spec.gates, own_split=own)
-        self.mean = self._genome.start
-        self.spread = np.full(len(self.mean), spec.sigma)
+        self._genome = Genome(base, exposure, scale, spec.gated, spec.gates, own_split=own)
+        self.weights, self.average = self._genome.start.copy(), self._genome.start.copy()
 
     def restart(self, seed: int) -> None:
-        """Begins a new strategy at the present mean and spread; what it has learned of correlations is dropped."""
+        """Goes on at the present weights; the averages of gradients begin anew."""
         self._rng = np.random.default_rng(seed)
         self._order = np.empty(0, np.int64)
-        normal = np.random.default_rng([seed, 1])
-        options = {
-            "popsize": self._spec.population,
-            "CMA_stds": self.spread,
-            "randn": lambda *shape: normal.standard_normal(shape),  # its own numbers would come from the global stream
-            "seed": np.nan,
-            "verbose": -9,
-        }
-        self._strategy = cma.CMAEvolutionStrategy(self.mean, 1.0, options)
+        self._steps, self._mean, self._square = 0, np.zeros_like(self.weights), np.zeros_like(self.weights)
+
+    def network(self) -> Network:
+        """Returns the policy."""
+        return self._genome.network(self.average)
+
+    def step(self, progress: float) -> Generation:
+        """Plays a generation and moves the weights; ``progress`` is which part of the run is over."""
+        spec, drawn = self._spec, self._draw()
+        nudges = self._rng.normal(0, spec.sigma, (len(drawn), spec.pairs, len(self.weights)))
+        with ThreadPoolExecutor(spec.threads) as pool:
+            ends = pool.map(self._play, drawn, nudges)
+        makespans, decisions = (np.array(numbers) for numbers in zip(*ends, strict=True))
+        logs = np.log(makespans / self._reference_ps[drawn, None])  # (workload, nudge): those one way, those the other
+        gained = np.clip(logs[:, : spec.pairs] - logs[:, spec.pairs :], -spec.clip, spec.clip) / 2
+        slopes = np.einsum("wp,wpd->wd", gained, nudges) / (spec.pairs * spec.sigma**2)  # (workload, weight)
+        gradient = slopes.T @ self._shapes[drawn] / len(drawn)
+        gradient[~self._genome.depends, 1:] = 0.0
+        self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * progress))
+        worst = float(np.exp(logs.mean(axis=1).max()))
+        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
+
+    def _play(self, workload: int, nudges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns makespans and decisions under (pair, weight) nudges, then under the opposite ones."""
+        networks = [self._genome.network(self.weights, nudge) for nudge in (*nudges, *-nudges)]
+        exposures = [replace(self._exposure, network=network) for network in networks]
+        return play_networks(self._base, exposures, self._workloads[workload])
+
+    def _move(self, gradient: np.ndarray, rate: float) -> None:
+        """Makes a step of Adam."""
+        self._steps += 1
+        self._mean = _MEAN_KEPT * self._mean + (1 - _MEAN_KEPT) * gradient
+        self._square = _SQUARE_KEPT * self._square + (1 - _SQUARE_KEPT) * gradient**2
+        mean = self._mean / (1 - _MEAN_KEPT**self._steps)
+        root = np.sqrt(self._square / (1 - _SQUARE_KEPT**self._steps))
+        self.weights = self.weights - rate * mean / (root + _LEAST)
+        self.average = self._spec.average * self.average + (1 - self._spec.average) * self.weights
 
     def _draw(self) -> np.ndarray:
         """Returns the (workload,) next ones of a random order of all; a new one begins where too few are left."""
@@ -124,22 +168,7 @@ class Evolution:
         drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
         return drawn
 
-    def network(self) -> Network:
-        """Returns the network of the mean."""
-        return self._genome.network(self.mean)
-
-    def step(self) -> Generation:
-        """Plays a generation and moves the distribution."""
-        points = self._strategy.ask()
-        networks = [self._genome.network(point) for point in points]
-        drawn = self._draw()
-        exposures = [replace(self._exposure, network=network) for network in networks]
-        with ThreadPoolExecutor(self._spec.threads) as pool:
-            ends = pool.map(lambda i: play_networks(self._base, exposures, self._workloads[i]), drawn)
-        makespans, decisions = (np.array(numbers) for numbers in zip(*ends, strict=True))
-        logs = np.log(makespans / self._reference_ps[drawn, None])  # (workload, point)
-        self._strategy.tell(points, logs.mean(axis=0).tolist())
-        self.mean = self._strategy.mean.copy()
-        self.spread = self._strategy.sigma * self._strategy.sigma_vec.scaling * np.sqrt(self._strategy.sm.variances)
-        worst = float(np.exp(logs.mean(axis=1).max()))
-        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
+    def _first_context(self, workload: Playable) -> np.ndarray:
+        """Returns the (context,) of a layer's first decision; zeros if there is none."""
+        decision = workload.engine(self._base, self._exposure).advance()
+        return np.zeros(len(CONTEXT)) if decision is None else decision.context.astype(float)

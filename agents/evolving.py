@@ -17,11 +17,10 @@ from agents.run_loop import Counters, Progress, TrainingRun
 from agents.tiny import TRAINING_SEED, tiny_layers
 from agents.train_spec import TrainSpec
 from agents.weights import read_numbers
-from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workload.suite import load_suite
 
-GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "sigma", "wall_s")
+GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 
 
 class EvolutionRun(TrainingRun):
@@ -48,43 +47,36 @@ class EvolutionRun(TrainingRun):
         self._latest: Generation | None = None
 
     def policy(self) -> CandidatePolicy:
-        """Returns the policy of the middle of the distribution."""
+        """Returns the policy."""
         return CandidatePolicy.of_network(self._evolution.network(), self.spec.env)
 
     def load_state(self, checkpoint: Path) -> None:
-        """Takes the distribution out of a checkpoint."""
+        """Takes the weights out of a checkpoint."""
         evolution = self._evolution
-        shape = {"mean": evolution.mean.shape, "spread": evolution.spread.shape}
-        numbers = read_numbers(checkpoint / "evolution.safetensors", shape)
-        evolution.mean, evolution.spread = numbers["mean"], numbers["spread"]
+        shape = evolution.weights.shape
+        numbers = read_numbers(checkpoint / "evolution.safetensors", {"average": shape, "weights": shape})
+        evolution.weights, evolution.average = numbers["weights"], numbers["average"]
 
     def save_state(self, counters: Counters) -> None:
-        """Saves the distribution and counters."""
-        numbers = save({"mean": self._evolution.mean, "spread": self._evolution.spread})
+        """Saves weights and counters."""
+        numbers = save({"average": self._evolution.average, "weights": self._evolution.weights})
         self.folder.save_files({"evolution.safetensors": numbers}, counters, self.decisions)
 
-    def save_best(self, ratio: float) -> None:
-        """Replaces the best policy by the present one, as a network and as the weights that evolution moves."""
-        super().save_best(ratio)
-        write_bytes(self.folder.best / "genome.safetensors", save({"weights": self._evolution.mean}))
-
     def begin(self, board: TensorBoard) -> None:
-        """Starts a new strategy at the present distribution."""
+        """Goes on at the present weights."""
         self._board = board
         self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
 
     def learn(self) -> dict[str, float]:
         """Plays one generation."""
-        latest = self._latest = self._evolution.step()
+        latest = self._latest = self._evolution.step(self.decisions / self.spec.total_decisions)
         self.decisions += latest.decisions
         self.updates += 1
-        sigma = float(self._evolution.spread.mean())
-        row = (self.decisions, self.updates, latest.ratio, latest.worst, sigma)
+        row = (self.decisions, self.updates, latest.ratio, latest.worst)
         self.folder.append_rows("generations.csv", GENERATION_COLUMNS, [(*row, round(self.elapsed_s(), 3))])
         return {
             f"rollout/ratio_to_{self.spec.reference}": latest.ratio,
             "evolution/worst_ratio": latest.worst,
-            "evolution/sigma": sigma,
             "evolution/generation": self.updates,
             "time/decisions_per_second": self.rate(),
         }

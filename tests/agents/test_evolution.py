@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from agents import steering
 from agents.contender import read_contender
 from agents.evolution import Evolution, EvolutionSpec
 from agents.exact import INSTANCES, is_solution, play_on
-from agents.genome import ROW_FEATURES, Genome
+from agents.genome import PROGRESS, ROW_FEATURES, Genome, Scale
 from agents.policy import CandidatePolicy
 from agents.rollouts import play_networks, prepare
 from agents.run_folder import RunFolder
@@ -88,7 +89,7 @@ def test_a_constant_wish_plays_that_split() -> None:
 
 
 def evolution(threads: int) -> Evolution:
-    spec = EvolutionSpec(population=4, batch=2, threads=threads)
+    spec = EvolutionSpec(pairs=2, batch=2, threads=threads)
     base = load_schedule("dysharp")
     made = Evolution(spec, base, exposure(steering.hand_written()), prepare(SUITE.draw()), base)
     made.restart(3)
@@ -98,8 +99,9 @@ def evolution(threads: int) -> Evolution:
 def test_threads_change_nothing() -> None:
     one, two = evolution(1), evolution(2)
     for _ in range(2):
-        assert one.step() == two.step()
-    np.testing.assert_array_equal(one.mean, two.mean)
+        assert one.step(0.0) == two.step(0.0)
+    np.testing.assert_array_equal(one.average, two.average)
+    assert (one.average != one.weights).any()
 
 
 def test_a_policy_of_a_network_plays_as_the_network() -> None:
@@ -116,7 +118,7 @@ def spec_of(tmp_path: Path, **changes: object) -> TrainSpec:
     values = {
         "name": "evolved",
         "env": {"suite": str(suite), "exposed": ["split"], "splits": SPLITS, "split_moments": 2},
-        "evolution": {"population": 4, "batch": 2, "threads": 1},
+        "evolution": {"pairs": 2, "batch": 2, "threads": 1},
         "validation": str(suite),
         "total_decisions": 400,
         "eval_every_decisions": 100,
@@ -134,9 +136,9 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     train(spec.with_changes({"total_decisions": 150}), halves)
     train(spec, halves, resume=True)
     assert read_spec(halves) == spec
-    for name in ("best/genome.safetensors", "best/policy.safetensors"):
-        assert (whole.path / name).read_bytes() == (halves.path / name).read_bytes()
-    columns = slice(0, 5)  # all but the wall time
+    best = [(run.best / "policy.safetensors").read_bytes() for run in (whole, halves)]
+    assert best[0] == best[1]
+    columns = slice(0, 4)  # all but the wall time
     tables = [run.path.joinpath("generations.csv").read_text().splitlines() for run in (whole, halves)]
     assert [line.split(",")[columns] for line in tables[0]] == [line.split(",")[columns] for line in tables[1]]
     assert load_policy(whole.best, spec.env).scoring_network().width == 6
@@ -149,7 +151,7 @@ def test_evolution_needs_a_suite(tmp_path: Path) -> None:
 
 TINY = {
     "env": {"exposed": ["dispatch", "gemm", "combine"]},
-    "evolution": {"tiny": 2, "population": 4, "batch": 2, "gated": [], "threads": 1},
+    "evolution": {"tiny": 2, "shapes": [], "gated": [], "pairs": 2, "batch": 2, "threads": 1},
 }
 
 
@@ -189,29 +191,79 @@ def rows(kinds: tuple[str, ...] = ("split", "gemm")) -> Exposure:
     return Exposure(kinds=kinds, hold=True, splits=((8, 11), (1, 1), (16, 16)), split_moments=2)
 
 
+def level(*names: str) -> Scale:
+    """Returns a scale whose columns are in the shapes' own measure."""
+    return Scale(names, np.zeros(len(names)), np.ones(len(names)))
+
+
 def test_rows_begin_at_the_schedule_s_own_rule() -> None:
     base, workload = load_schedule("dysharp-tuned"), prepare(SUITE.draw())[1]
-    for kinds in (("gemm",), ("split", "gemm")):
-        genome = Genome(base, rows(kinds), ("size",), ("sent",), own_split=(132, 128))
+    for kinds in (("gemm",), ("split", "dispatch", "gemm", "combine")):
+        genome = Genome(base, rows(kinds), level("l2_room"), ("size",), ("sent",), own_split=(132, 128))
         network = genome.network(genome.start)
         evolved, asked = play_networks(base, [replace(rows(kinds), network=network)], workload)
         assert evolved[0] == workload.engine(base).run().now_ps and asked[0] > 0
 
 
-def test_a_gate_adds_to_a_weight() -> None:
+def test_weights_are_what_the_columns_say() -> None:
+    """A row's score by hand: constant, share of a shape's deviations, what a gate adds, and a nudge."""
     rng = np.random.default_rng(0)
-    gated, gates = ("is_hold", "size"), ("sent", "l2_room", "free_sms")
-    genome = Genome(load_schedule("dysharp-tuned"), rows(), gated, gates)
-    point = rng.normal(0, 1, len(genome.start))
-    rule, added = point[42:-6], point[-6:].reshape(2, 3)
-    assert len(genome.start) == 42 + len(ROW_FEATURES) + 6
+    scale = Scale(("link_share", "l2_room"), np.array([0.4, 0.6]), np.array([0.1, 0.2]))
+    gated, gates = ("is_hold", "size"), ("sent", "free_sms")
+    genome = Genome(load_schedule("dysharp-tuned"), rows(("gemm",)), scale, gated, gates)
+    number = len(ROW_FEATURES)
+    weights, nudge = rng.normal(0, 1, (number + 4, 3)), rng.normal(0, 1, number + 4)
+    weights[number:, 1:] = 0.0
+    assert genome.start.shape == weights.shape and genome.depends.tolist() == [True] * number + [False] * 4
     features = np.zeros((5, len(FEATURES)), np.float32)
-    features[:, [FEATURES.index(name) for name in ROW_FEATURES]] = rng.random((5, len(ROW_FEATURES)))
+    features[:, [FEATURES.index(name) for name in ROW_FEATURES]] = rng.random((5, number))
     context = rng.random(len(CONTEXT)).astype(np.float32)
     context[: len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == GEMM
-    weights = dict(zip(ROW_FEATURES, rule, strict=True))
-    for name, of_gates in zip(gated, added, strict=True):
-        weights[name] += of_gates @ context[[CONTEXT.index(gate) for gate in gates]]
-    expected = sum(weight * features[:, FEATURES.index(name)] for name, weight in weights.items())
-    scores = genome.network(point).scores(features, context)
-    np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-5)
+    told = {name: float(context[CONTEXT.index(name)]) for name in CONTEXT}
+    shares = (1.0, (told["link_share"] - 0.4) / 0.1, (told["l2_room"] - 0.6) / 0.2)
+    weigh = dict(zip(ROW_FEATURES, weights[:number] @ shares + nudge[:number], strict=True))
+    for place, (name, gate) in enumerate(itertools.product(gated, gates), start=number):
+        weigh[name] += (weights[place, 0] + nudge[place]) * told[gate]
+    expected = sum(weight * features[:, FEATURES.index(name)] for name, weight in weigh.items())
+    scores = genome.network(weights, nudge).scores(features, context)
+    np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-4)
+
+
+def test_wishes_are_what_the_columns_say() -> None:
+    rng = np.random.default_rng(1)
+    scale = Scale(("gemm_share",), np.array([0.5]), np.array([0.25]))
+    genome = Genome(load_schedule("dysharp-tuned"), rows(("split",)), scale)
+    constants = [0, 1 + len(PROGRESS)]
+    assert np.flatnonzero(genome.depends).tolist() == constants
+    weights = genome.start + rng.normal(0, 0.3, genome.start.shape) * np.column_stack([np.ones(12), genome.depends])
+    contexts = rng.random((1, len(CONTEXT)))
+    told = {name: float(contexts[0, CONTEXT.index(name)]) for name in CONTEXT}
+    moved = np.array([1.0, *(told[name] for name in PROGRESS)])
+    wanted = weights[:, 0].reshape(2, -1) @ moved + weights[constants, 1] * (told["gemm_share"] - 0.5) / 0.25
+    splits = np.zeros((4, len(FEATURES)), np.float32)
+    splits[:, [F_SPLIT_DISPATCH, F_SPLIT_COMBINE]] = rng.random((4, 2))
+    distance = np.abs(np.array([16, 11]) * splits[:, [F_SPLIT_DISPATCH, F_SPLIT_COMBINE]] - wanted).sum(axis=1)
+    scores = genome.network(weights).scores(splits, contexts[0].astype(np.float32))
+    np.testing.assert_allclose(scores, -distance, atol=1e-4)
+
+
+def test_a_scale_has_mean_0_and_deviation_1() -> None:
+    contexts = np.random.default_rng(0).random((20, len(CONTEXT)))
+    contexts[:, CONTEXT.index("l2_room")] = 0.3
+    counted = Scale.of(("hbm_share", "l2_room"), contexts).rows(contexts)
+    np.testing.assert_allclose(counted.mean(axis=0), [1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(counted.std(axis=0), [0, 1, 0], atol=1e-12)
+
+
+def test_makespans_fall_where_a_weight_matters() -> None:
+    """Rows taken the wrong way round are put right again in a few generations."""
+    base = load_schedule("dysharp-l2")
+    wrong = base.model_copy(update={"rule": base.rule.model_copy(update={"gemm": {"weights_in_l2": -0.2}})})
+    suite = [workload for workload in prepare(SUITE.draw()) if "deepseek" in workload.name]
+    spec = EvolutionSpec(shapes=(), gated=(), pairs=4, batch=1, learning_rate=0.1, average=0.0, threads=1)
+    mine = Evolution(spec, wrong, Exposure(kinds=("gemm",)), suite, base)
+    mine.restart(0)
+    first = mine.step(0.0).ratio
+    for _ in range(12):
+        last = mine.step(0.0).ratio
+    assert last < first - 0.02
