@@ -17,7 +17,7 @@ from agents.statistics import EQUAL, geometric_mean
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
-TRAINING = "training"  # the suite whose machines and models count as seen
+TRAINING = "wide"  # the suite whose machines and models count as seen
 _BANDS = ((64, "<=64"), (256, "65..256"))  # most tokens per GPU of a band, and its name
 _LARGE = ">256"
 

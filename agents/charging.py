@@ -17,7 +17,7 @@ from dataclasses import replace
 from agents.contender import Contender
 from agents.evaluation import EvaluationRow, env_of_random
 from agents.recording import Player, player_of
-from dysharp_env.simulator.layout import SPLIT
+from dysharp_env.simulator.layout import DECISION_KINDS, SPLIT
 from dysharp_env.workload.suite import SuiteWorkload
 
 MOST_DECISION_US = 1000.0
@@ -28,6 +28,7 @@ def charge(
     contenders: Sequence[Contender],
     workloads: Sequence[SuiteWorkload],
     decision_us: float,
+    kinds: Sequence[str] = DECISION_KINDS,
 ) -> list[EvaluationRow]:
     """Returns the rows with what is charged; everything that decides is played again, to count by GPU.
 
@@ -36,6 +37,7 @@ def charge(
         contenders: Whose rows they are, the reference among them.
         workloads: The suite's workloads.
         decision_us: What one decision takes, microseconds.
+        kinds: Kinds of decision that are charged.
     """
     by_name = {contender.name: contender for contender in contenders}
     places = {item.name: place for place, item in enumerate(workloads)}
@@ -46,15 +48,17 @@ def charge(
         if key not in players:
             players[key] = player_of(contender, row.seed, env_of_random(contenders), workloads)
         place = places[row.workload]
-        count = 0 if contender.schedule else busiest_decisions(players[key], workloads[place], place)
+        count = 0 if contender.schedule else busiest_decisions(players[key], workloads[place], place, kinds)
         charged_us = row.makespan_us + count * decision_us
         charged.append(replace(row, busiest_decisions=count, charged_us=charged_us))
     return charged
 
 
-def busiest_decisions(player: Player, item: SuiteWorkload, place: int) -> int:
-    """Returns how many decisions the GPU takes that takes most, those for all GPUs included."""
-    asked = [(decision.kind, decision.gpu) for decision, _ in player.play(item, place)]
+def busiest_decisions(player: Player, item: SuiteWorkload, place: int, kinds: Sequence[str] = DECISION_KINDS) -> int:
+    """Returns how many decisions of these kinds the GPU takes that takes most, those for all GPUs included."""
+    numbers = {DECISION_KINDS.index(kind) for kind in kinds}
+    played = player.play(item, place)
+    asked = [(decision.kind, decision.gpu) for decision, _ in played if decision.kind in numbers]
     # The first split is that of all GPUs.
     for_all = next((number for number, (kind, _) in enumerate(asked) if kind == SPLIT), None)
     counts = Counter(gpu for number, (_, gpu) in enumerate(asked) if number != for_all)

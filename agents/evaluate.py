@@ -18,6 +18,7 @@ from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_bytes
+from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
 AGAINST = "dysharp"
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"also show groups of workloads: {', '.join(GROUPINGS)} (machine and model occur in suite training);"
+        help=f"also show groups of workloads: {', '.join(GROUPINGS)} (machine and model occur in suite wide);"
         " repeatable, or joined by commas",
     )
     parser.add_argument(
@@ -52,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="also show makespans with X microseconds for every decision of the GPU that is asked most, as if the whole"
         " machine waited for each (python -m agents.latency estimates X); a schedule's own rule is not charged",
+    )
+    parser.add_argument(
+        "--charged",
+        default=",".join(DECISION_KINDS),
+        metavar="KIND,...",
+        help="kinds of decision that take that time; leave out those that the schedule beneath decides by a rule of its"
+        " own that costs as much (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds-of-random", type=int, default=3, metavar="N", help="times random is played (default: %(default)s)"
@@ -79,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
     check_folder("decisions", args.decisions)
     if args.decision_us is not None and not 0 < args.decision_us <= MOST_DECISION_US:
         raise ConfigError(f"decision-us={args.decision_us:g} must be above 0 and at most {MOST_DECISION_US:g}")
+    kinds = args.charged.split(",")
+    if unknown := [kind for kind in kinds if kind not in DECISION_KINDS]:
+        raise ConfigError(f"charged={unknown[0]} is no kind of decision; choose from {', '.join(DECISION_KINDS)}")
     groupings = read_groupings(args.by)
     suite = load_suite(args.suite)
     contenders = [read_contender(given, args.rollouts) for given in args.policy]
@@ -87,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     rows = evaluate(suite, contenders, *references, random_seeds=args.seeds_of_random, seed=args.seed)
     workloads, everyone = suite.draw(), with_references(contenders, references)
     if args.decision_us is not None:
-        rows = charge(rows, everyone, workloads, args.decision_us)
+        rows = charge(rows, everyone, workloads, args.decision_us, kinds)
     names = list(dict.fromkeys(reference.name for reference in references))
     summaries = [summarise(rows, name, args.seed) for name in names]
     charged = [summarise(charged_rows(rows), name, args.seed) for name in names if args.decision_us is not None]
@@ -100,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             "seeds_of_random": args.seeds_of_random,
             "rollouts": args.rollouts,
             "decision_us": args.decision_us,
+            "charged": kinds,
         }
         content = json_content(rows, sum(summaries, []), sum(charged, []), breakdown_content(sum(groups, [])))
         write_json(args.json, json_document("evaluate", args.seed, config, **content))
@@ -112,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         for summary in summaries:
             console.print(summary_table(summary, suite.name))
         for summary in charged:
-            console.print(summary_table(summary, suite.name, f", {args.decision_us:g} us a decision"))
+            console.print(summary_table(summary, suite.name, f", {args.decision_us:g} us for {args.charged}"))
         for group in filter(None, groups):
             console.print(breakdown_table(group))
         console.print(f"{time.process_time() - started:.0f} CPU seconds")

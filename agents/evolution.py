@@ -28,7 +28,7 @@ from dysharp_env.simulator.network import Network
 
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
 _LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
-_LAST_RATE = 0.1  # of the learning rate at the end
+_LAST_RATE = 0.1  # of the learning rate at the end of a cycle
 
 
 class EvolutionSpec(Spec):
@@ -48,7 +48,9 @@ class EvolutionSpec(Spec):
     sigma: float = Field(default=0.12, gt=0, le=10)
     """Standard deviation of a nudge to a weight."""
     learning_rate: float = Field(default=0.03, gt=0, le=1)
-    """Step of a weight in one generation; it falls to a tenth over the run."""
+    """Step of a weight in one generation; it falls to a tenth over a cycle."""
+    cycles: int = Field(default=1, ge=1, le=1024)
+    """Parts of the run, each of which begins at the learning rate again (warm restarts, arXiv 1608.03983)."""
     clip: float = Field(default=0.06, gt=0, le=10)
     """Most that one pair's difference in log makespan counts, so that a nudge that ruins a layer decides nothing."""
     average: float = Field(default=0.9, ge=0, lt=1)
@@ -141,7 +143,7 @@ class Evolution:
         slopes = np.einsum("wp,wpd->wd", gained, nudges) / (spec.pairs * spec.sigma**2)  # (workload, weight)
         gradient = slopes.T @ self._shapes[drawn] / len(drawn)
         gradient[~self._genome.depends, 1:] = 0.0
-        self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * progress))
+        self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0)))
         worst = float(np.exp(logs.mean(axis=1).max()))
         return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
 

@@ -8,6 +8,7 @@ from agents.contender import read_contender
 from agents.evaluation import evaluate
 from agents.recording import Player
 from dysharp_env.schedules import Exposure, load_schedule
+from dysharp_env.simulator.layout import GEMM
 from dysharp_env.workload.suite import load_suite
 
 
@@ -18,6 +19,16 @@ def test_a_split_for_all_gpus_is_paid_once_and_the_others_by_gpu():
     gpus = [decision.gpu for decision, _ in player.play(item, 0)]
     assert busiest_decisions(player, item, 0) == 1 + np.bincount(gpus[1:]).max()
     assert busiest_decisions(player, item, 0) < len(gpus)
+
+
+def test_only_kinds_that_are_named_are_counted():
+    item = load_suite("smoke").draw()[0]
+    exposure = Exposure(kinds=("split", "gemm"), splits=((8, 11), (4, 4)), split_moments=2)
+    player = Player(load_schedule("dysharp"), exposure, lambda decision, _: 0)
+    asked = [(decision.kind, decision.gpu) for decision, _ in player.play(item, 0)]
+    rows = np.bincount([gpu for kind, gpu in asked if kind == GEMM]).max()
+    assert busiest_decisions(player, item, 0, ["gemm"]) == rows
+    assert rows < busiest_decisions(player, item, 0) <= rows + busiest_decisions(player, item, 0, ["split"])
 
 
 def test_rows_are_charged_and_schedules_are_not():

@@ -125,7 +125,7 @@ def test_tables_against_several_charged_and_by_group(tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     for against in ("nvls", "dysharp"):
         assert re.search(f"workloads, time / {against} on the same workload *\n", out)
-        assert out.count("Suite smoke, 2.5 us a decision: 4 workloads") == 2
+        assert out.count("Suite smoke, 2.5 us for split,dispatch,gemm,combine: 4 workloads") == 2
         assert f"By skew: time / {against}" in out and f"By gpus: time / {against}" in out
     result = json.loads((tmp_path / "e.json").read_text())
     assert [line["against"] for line in result["summary"]] == ["nvls"] * 3 + ["dysharp"] * 3
