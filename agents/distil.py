@@ -25,12 +25,12 @@ from rich.text import Text
 from agents.contender import Learned, read_runs
 from agents.contexts import Decisions, record_decisions
 from agents.distillation import FORMS, MOST_VALUES, choose_names, explained, fit, fit_rows, row_weights
-from agents.genome import GATES
 from agents.play import play_network
 from agents.recording import check_folder
 from agents.rollouts import makespans_ps, prepare
 from agents.rule import RowRule, Rule, definition
 from agents.rule_header import header
+from agents.steering import INPUTS
 from agents.train_spec import read_spec
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
@@ -106,7 +106,7 @@ def distil(
         wishes = fit(decisions, names[:number], form)
         row_rule = _row_rule(policy, rows, row_names[:number]) if rows else None
         parts = [*wishes.values(), *(row_rule.weights.values() if row_rule else ())]
-        used = [value for value in GATES if any(value in part.names() for part in parts)]
+        used = [value for value in INPUTS[:-1] if any(value in part.names() for part in parts)]
         rule = Rule(
             name=name,
             description=f"{form}, fitted to what a policy of training seed {policy.seed} chose",

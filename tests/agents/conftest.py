@@ -67,7 +67,7 @@ def row_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
     size, hold = FEATURES.index("size"), FEATURES.index("is_hold")
     linear[GEMM, size], linear[GEMM, hold] = 0.5, -0.25
-    linear[CONTEXT.index("gemm_done"), size], linear[CONTEXT.index("received"), hold] = 0.25, -0.5
+    linear[CONTEXT.index("gemm_done"), size], linear[CONTEXT.index("l2_room"), hold] = 0.25, -0.5
     env = ENV.model_copy(update={"exposed": ("split", "gemm"), "hold": True, "partial_tiles": True})
     network = replace(steering(1, spread=0.0), linear=linear)
     return write_run(tmp_path_factory.mktemp("runs") / "rows", network, env=env)
