@@ -9,6 +9,7 @@ it runs. It is a yardstick for what better decisions are worth, and a teacher.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,8 +71,20 @@ def look_ahead(workload: Playable, ahead: LookAhead) -> Ahead:
     Raises:
         ConfigError: The schedule does not fit the system.
     """
+    return play_ahead(workload.engine(ahead.schedule, ahead.exposure()), ahead)
+
+
+def play_ahead(
+    engine: Engine, ahead: LookAhead, note: Callable[[Decision, int], object] = lambda decision, choice: None
+) -> Ahead:
+    """Returns a layer at time zero played with look-ahead.
+
+    Args:
+        engine: The layer, under the schedule; it asks what the exposure does, and is at its end in the end.
+        ahead: How it is played.
+        note: Called with every decision that is asked and the row taken, before that is told the engine.
+    """
     weights = ahead.schedule.rule.matrix()
-    engine = workload.engine(ahead.schedule, ahead.exposure())
     batch = Batch(max(1, ahead.candidates - 1), engine.program.max_candidates)
     plan = engine.clone()
     plan.follow_rule()
@@ -94,6 +107,7 @@ def look_ahead(workload: Playable, ahead: LookAhead) -> Ahead:
                 choice, plan_ps, last_gpu = int(others[soonest]), ends[soonest].now_ps, _last_gpu(ends[soonest])
                 improvements += 1
         choices.append(choice)
+        note(decision, choice)
         engine.decide(choice)
     assert engine.now_ps == plan_ps, (engine.now_ps, plan_ps)
     decisions = int(engine.state.root["decisions"][0])
