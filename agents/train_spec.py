@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from agents.evolution import EvolutionSpec
+from agents.imitation import ImitationSpec, teacher
 from agents.learner import PpoSpec
 from agents.play import FIRST, RANDOM
 from agents.policy import PolicySpec
@@ -32,6 +33,8 @@ class TrainSpec(Spec):
     """Threads for the networks."""
     ppo: PpoSpec = PpoSpec()
     """Hyper-parameters of MaskablePPO."""
+    imitation: ImitationSpec | None = None
+    """Has MaskablePPO begin at what look-ahead over the base schedule chooses, instead of at a fresh network."""
     evolution: EvolutionSpec | None = None
     """Trains by evolution instead, with these hyper-parameters; ``num_envs``, ``ppo``, ``policy`` and ``baseline`` then
     do not matter."""
@@ -67,6 +70,15 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _check_imitable(self) -> TrainSpec:
+        if self.imitation is None:
+            return self
+        if self.evolution is not None:
+            raise ValueError("imitation is a start for MaskablePPO, and evolution has its own: leave out one of them")
+        teacher(self.env, self.imitation)
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> TrainSpec:
         rollout = self.num_envs * self.ppo.n_steps
         if self.ppo.batch_size > rollout:
@@ -80,22 +92,26 @@ class TrainSpec(Spec):
         return self
 
 
+# Settings younger than some runs. A run without them was made when there was only what they leave as it was.
+_YOUNGER = frozenset({"imitation"})
+
+
 def read_spec(folder: RunFolder) -> TrainSpec:
     """Returns what a run was made with.
 
     Raises:
         ConfigError: Its ``config.yaml`` is damaged. A setting that is missing is damage too: runs write all of them,
-            and a default taken in its place could be another than the run's.
+            and a default taken in its place could be another than the run's. Only ``_YOUNGER`` ones may be missing.
     """
     source = f"{folder.path}/config.yaml"
     data = folder.read_config()
     spec = parse_spec(TrainSpec, data, source=source)
     for dotted in flat_keys(TrainSpec):
         *parents, leaf = dotted.split(".")
-        level = data
+        level: dict[str, Any] | None = data
         for parent in parents:
-            level = level.get(parent, {}) if level is not None else None
-        if level is not None and leaf not in level:
+            level = level.get(parent, None if parent in _YOUNGER else {}) if level is not None else None
+        if level is not None and leaf not in level and dotted not in _YOUNGER:
             raise ConfigError(f"{source}: key '{dotted}' is missing")
     return spec
 

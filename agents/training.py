@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from agents.evolving import EvolutionRun
+from agents.imitation import draw_lessons, imitate
 from agents.learner import Learner
 from agents.metrics import EPISODE_COLUMNS, EpisodeRecorder, TensorBoard, kind_statistics, time_shares
 from agents.policy import CandidatePolicy
@@ -76,13 +77,26 @@ class PpoRun(TrainingRun):
         self.folder.save_checkpoint(self._learner.network, counters, self.decisions)
 
     def begin(self, board: TensorBoard) -> None:
-        """Starts fresh episodes and random streams."""
+        """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
         learner = self._learner
         learner.num_timesteps, learner._n_updates = self.decisions, self.updates
         learner.set_logger(Logger(None, [board]))
+        if self.spec.imitation is not None and self.decisions == 0:
+            self._imitate(board)
         # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
         seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
         learner.begin(self._episodes, seed)
+
+    def _imitate(self, board: TensorBoard) -> None:
+        """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
+        spec, learner = self.spec, self._learner
+        assert spec.imitation is not None
+        draws, order = np.random.SeedSequence(spec.seed).spawn(1)[0].generate_state(2).tolist()
+        lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
+        for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
+            record = {"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}
+            board.write(record, dict.fromkeys(record, ()), epoch)
+        self.log(self._validate())
 
     def learn(self) -> dict[str, float]:
         """Collects a rollout and improves the policy on it."""
