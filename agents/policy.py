@@ -2,8 +2,9 @@
 
 Every candidate row goes through one shared network together with the context of its decision. The mean and maximum of
 the embeddings tell each candidate what it competes with, and a second shared network turns embedding and pool into one
-logit. Nothing has a size that depends on how many candidates there are: weights trained at 32 candidates act at 64.
-The value comes from a network of its own over the context and the pooled features.
+logit. With attention, that also sees a mean of the embeddings that match the candidate's. Nothing has a size that
+depends on how many candidates there are: weights trained at 32 candidates act at 64. The value comes from a network of
+its own over the context and the pooled features.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class PolicySpec(Spec):
     the place of ``hold_reluctance``. Empty starts at no preference."""
     rule_scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """What the rule's weights are multiplied with to be logits: the higher, the less is tried beside its choice."""
+    attention: bool = False
+    """Whether candidates attend to each other; see network.py. A decision then costs as much as pairs of them."""
 
     def linear(self) -> np.ndarray:
         """Returns the (context, feature) weights that scores start at: one rule for each kind of decision.
@@ -64,7 +67,7 @@ class PolicySpec(Spec):
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
+    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray, attention: bool = False):
         """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
         super().__init__()
         self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
@@ -80,6 +83,12 @@ class CandidateScorer(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(self.score.weight, 0.01)
+        # Made last, so that without them a seed gives the weights that it always gave.
+        self.query = nn.Linear(hidden, hidden, bias=False) if attention else None
+        self.value = nn.Linear(hidden, hidden, bias=False) if attention else None
+        for more in (self.query, self.value):
+            if more is not None:
+                nn.init.orthogonal_(more.weight, np.sqrt(2))
 
     def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
         """Returns (batch, candidate) logits.
@@ -97,7 +106,13 @@ class CandidateScorer(nn.Module):
         table = embedded.new_zeros(batch, size, embedded.shape[1]).index_put((decision, row), embedded)
         count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
         pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
-        scores = self.score(torch.relu(self.score_row(embedded) + self.score_pool(pool)[decision])).squeeze(1)
+        seen = self.score_row(embedded) + self.score_pool(pool)[decision]
+        if self.query is not None and self.value is not None:
+            # Empty rows match nothing.
+            matches = torch.relu(self.query(table) @ table.transpose(1, 2))
+            attended = (matches @ table) / (1 + matches.sum(dim=2, keepdim=True))
+            seen = seen + self.value(attended[decision, row])
+        scores = self.score(torch.relu(seen)).squeeze(1)
         rule = context @ self.linear
         scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
@@ -151,7 +166,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
     @classmethod
     def of_network(cls, network: Network, env: EnvSpec) -> CandidatePolicy:
         """Returns a policy whose scorer is a network of the engine; its critic knows nothing."""
-        spec = PolicySpec(hidden=network.width, value_hidden=1)
+        spec = PolicySpec(hidden=network.width, value_hidden=1, attention=network.attends)
         policy = cls(env.observation_space(), env.action_space(), lambda _: 0.0, spec)
         scorer = policy.scorer
         tensors = {
@@ -166,6 +181,9 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
             scorer.score.weight: network.score[None],
             scorer.linear: network.linear,
         }
+        for layer, weights in ((scorer.query, network.query), (scorer.value, network.value)):
+            if layer is not None and weights is not None:
+                tensors[layer.weight] = weights.T
         with torch.no_grad():
             for tensor, numbers in tensors.items():
                 tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)))
@@ -179,7 +197,10 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
         self.num_features = sizes["candidates"] // int(self.action_space.n)
         self.num_context = sizes["context"]
-        self.scorer = CandidateScorer(self.num_features, self.num_context, self.spec.hidden, self.spec.linear())
+        spec = self.spec
+        self.scorer = CandidateScorer(
+            self.num_features, self.num_context, spec.hidden, spec.linear(), attention=spec.attention
+        )
         self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -236,6 +257,8 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
             score_pool=numbers(scorer.score_pool.weight),
             score=numbers(scorer.score.weight)[:, 0],
             linear=np.array(scorer.linear.detach().numpy(), np.float32, order="C"),
+            query=None if scorer.query is None else numbers(scorer.query.weight),
+            value=None if scorer.value is None else numbers(scorer.value.weight),
         )
 
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:

@@ -92,16 +92,12 @@ class TrainSpec(Spec):
         return self
 
 
-# Settings younger than some runs. A run without them was made when there was only what they leave as it was.
-_YOUNGER = frozenset({"imitation"})
-
-
 def read_spec(folder: RunFolder) -> TrainSpec:
     """Returns what a run was made with.
 
     Raises:
         ConfigError: Its ``config.yaml`` is damaged. A setting that is missing is damage too: runs write all of them,
-            and a default taken in its place could be another than the run's. Only ``_YOUNGER`` ones may be missing.
+            and a default taken in its place could be another than the run's.
     """
     source = f"{folder.path}/config.yaml"
     data = folder.read_config()
@@ -110,8 +106,8 @@ def read_spec(folder: RunFolder) -> TrainSpec:
         *parents, leaf = dotted.split(".")
         level: dict[str, Any] | None = data
         for parent in parents:
-            level = level.get(parent, None if parent in _YOUNGER else {}) if level is not None else None
-        if level is not None and leaf not in level and dotted not in _YOUNGER:
+            level = level.get(parent, {}) if level is not None else None
+        if level is not None and leaf not in level:
             raise ConfigError(f"{source}: key '{dotted}' is missing")
     return spec
 

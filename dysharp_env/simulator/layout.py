@@ -129,7 +129,7 @@ _PARAMETERS = (
     "links_ps gemms_ps hbm_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
-    "networked network_width wire_entries pool_capacity wheel_slots wheel_shift "
+    "networked network_width network_attends wire_entries pool_capacity wheel_slots wheel_shift "
     "by_chunk dispatch_vector_flits combine_vector_flits"
 )
 
@@ -342,7 +342,8 @@ class State(NamedTuple):
     splits: np.ndarray  # (split, 3) int64 dispatch SMs, combine SMs, fewest tokens of a tile closed early
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
     network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
-    scratch: np.ndarray  # ((max_candidates + NETWORK_ROWS) * width + feature,) float32 what the network works in
+    # ((max_candidates + NETWORK_ROWS) * width + feature,), with attention max_candidates * (width + 1) more
+    scratch: np.ndarray  # float32 what the network works in
     candidates: np.ndarray  # (max_candidates,) int64 what each candidate is; see decisions.py
     keys: np.ndarray  # (max_candidates,) int64 what GEMM candidates are sorted by
     features: np.ndarray  # (max_candidates, feature) float32

@@ -174,6 +174,7 @@ def _block(
     num_experts, num_links = workload.layer.experts, num_gpus * costs.planes
     chunks, units = _chunks(num_gpus, tokens_per_gpu, program), _units(workload, program)
     limit, width = program.max_candidates, int(root["network_width"][0])
+    matches = limit * (width + 1) if root["network_attends"][0] else 0
     # Room for the events that one step can add, and some more.
     events = (int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8)
     heap = np.zeros(events, np.int64)
@@ -230,7 +231,7 @@ def _block(
             "pool": (events, int64),
             "slots_filled": ((wheel_slots // 64,), int64),
             "dirty": ((4 * num_gpus,), int64),
-            "scratch": (((limit + layout.NETWORK_ROWS) * width + NUM_FEATURES,), float32),
+            "scratch": (((limit + layout.NETWORK_ROWS) * width + NUM_FEATURES + matches,), float32),
             "keys": ((limit,), int64),
             "features": ((limit, NUM_FEATURES), float32),
             "context": ((NUM_CONTEXT,), float32),
@@ -502,6 +503,7 @@ def _root(
         "looks": looks,
         "networked": sum(1 << kind for kind in program.networked),
         "network_width": program.network.width if program.network else 0,
+        "network_attends": program.network is not None and program.network.attends,
         # The most events one step can add: a GPU's local copies and the stores it may have in flight; all the sums it
         # may have in flight, requested from every GPU or sent; or the tokens of one tile becoming ready; and a few for
         # whatever wakes.

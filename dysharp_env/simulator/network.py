@@ -1,9 +1,12 @@
 """A small network that scores candidates in the engine, so that a learned policy plays with no Python per decision.
 
 Every candidate's features and the decision's context give an embedding; the mean and maximum of the embeddings tell
-each candidate what it competes with; embedding and pool give its score. To that a rule is added that is linear in the
-features, with weights linear in the context, so that a network can refine a rule and say where it holds. Arithmetic is
-float32, sums run in the order of the inputs, and products are not fused, so the twin computes the same bits with numpy.
+each candidate what it competes with; embedding and pool give its score. A network with attention also tells it of the
+embeddings that match its own: their mean, weighed by how well they match. Matches are rectified and divided by 1 and
+their sum, so that no exponential is needed and a candidate may attend to nothing. To the score a rule is added that is
+linear in the features, with weights linear in the context, so that a network can refine a rule and say where it holds.
+Arithmetic is float32, sums run in the order of the inputs, and products are not fused, so the twin computes the same
+bits with numpy.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from dysharp_env.simulator.views import (
     context_row,
     feature_rows,
     legal_mask,
+    match_columns,
+    match_numbers,
     network_numbers,
     rule_numbers,
     scratch_rows,
@@ -30,6 +35,7 @@ NUM_FEATURES = len(FEATURES)
 NUM_CONTEXT = len(CONTEXT)
 # Scratch rows behind those of the candidates.
 OF_CONTEXT, HIDDEN, MEAN, MOST, OF_POOL = range(NETWORK_ROWS)
+QUERY, ATTENDED = OF_CONTEXT, MEAN  # what these rows hold once the pool is done
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Network:
         score: (width,): from what of that sum is positive to the score.
         linear: (context, feature): a rule that is added to the score; what it weighs a feature with is linear in the
             context, which begins with a 1 for the kind of decision.
+        query: (width, width), or None without attention: what of a candidate's embedding is matched with the others'.
+        value: (width, width), or None: from the mean of the embeddings that match, added to what ``score`` is of.
     """
 
     row: np.ndarray
@@ -57,14 +65,24 @@ class Network:
     score_pool: np.ndarray
     score: np.ndarray
     linear: np.ndarray
+    query: np.ndarray | None = None
+    value: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for (name, shape), array in zip(_shapes(self.width), self, strict=True):
+        if (self.query is None) != (self.value is None):
+            raise ValueError("network: attention takes both 'query' and 'value'")
+        for (name, shape), array in zip(_shapes(self.width, self.attends), self, strict=True):
             if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(f"network: '{name}' must be finite float32 numbers of shape {shape}")
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (getattr(self, field.name) for field in fields(self))
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return (array for array in arrays if array is not None)
+
+    @property
+    def attends(self) -> bool:
+        """Whether candidates attend to each other."""
+        return self.query is not None
 
     @property
     def width(self) -> int:
@@ -91,16 +109,28 @@ class Network:
             total = total + row
         pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
         of_pool = _product(self.score_bias, pool[None], self.score_pool)
-        scores = _product(0, np.maximum(_product(of_pool, embedded, self.score_row), 0), self.score[:, None])[:, 0]
+        hidden = _product(of_pool, embedded, self.score_row)
+        if self.query is not None and self.value is not None:
+            hidden = _product(hidden, _attended(embedded, self.query), self.value)
+        scores = _product(0, np.maximum(hidden, 0), self.score[:, None])[:, 0]
         for feature, weight in enumerate(_product(0, context[None], self.linear)[0]):
             scores = scores + features[:, feature] * weight
         return scores
 
 
-def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
+def _attended(embedded: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Returns the (candidate, width) means of the embeddings that match each candidate's."""
+    matches = np.maximum(_product(0, _product(0, embedded, query), np.ascontiguousarray(embedded.T)), 0)
+    total = np.ones(len(embedded), np.float32)
+    for column in matches.T:
+        total = total + column
+    return _product(0, matches, embedded) / total[:, None]
+
+
+def _shapes(width: int, attends: bool) -> list[tuple[str, tuple[int, ...]]]:
     """Returns names and shapes of a network's weights, in the order in which the engine reads them."""
     square, flat = (width, width), (width,)
-    return [
+    shapes: list[tuple[str, tuple[int, ...]]] = [
         ("row", (NUM_FEATURES, width)),
         ("row_bias", flat),
         ("context", (NUM_CONTEXT, width)),
@@ -112,6 +142,7 @@ def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
         ("score", flat),
         ("linear", (NUM_CONTEXT, NUM_FEATURES)),
     ]
+    return shapes + [("query", square), ("value", square)] if attends else shapes
 
 
 def _product(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -139,6 +170,47 @@ def rectify(x: np.ndarray) -> None:
     """Sets what is negative to 0."""
     for j in range(len(x)):
         x[j] = max(x[j], np.float32(0.0))
+
+
+@compiled
+def turn_embeddings(s: Root) -> None:
+    """Writes the embeddings by unit, so that one unit of all candidates lies side by side."""
+    rows = scratch_rows(s)
+    columns = match_columns(s)
+    for row in range(s.num_candidates):
+        for j in range(s.network_width):
+            columns[j, row] = rows[row, j]
+
+
+@compiled
+def add_attended(s: Root, out: np.ndarray, row: int, query_at: int) -> None:
+    """Adds to ``out`` what a candidate makes of those that match it; the weights begin at ``query_at``."""
+    width = s.network_width
+    count = s.num_candidates
+    rows = scratch_rows(s)
+    columns = match_columns(s)
+    query = rows[s.max_candidates + QUERY]
+    attended = rows[s.max_candidates + ATTENDED]
+    matches = match_numbers(s)[:count]
+    query[:] = np.float32(0.0)
+    add_product(s, query, rows[row], query_at)
+    matches[:] = np.float32(0.0)
+    for j in range(width):
+        x = query[j]
+        for other in range(count):
+            matches[other] += x * columns[j, other]
+    rectify(matches)
+    attended[:] = np.float32(0.0)
+    total = np.float32(1.0)
+    for other in range(count):
+        match = matches[other]
+        total += match
+        if match != 0.0:
+            for j in range(width):
+                attended[j] += match * rows[other, j]
+    for j in range(width):
+        attended[j] /= total
+    add_product(s, out, attended, query_at + width * width)
 
 
 @compiled
@@ -190,6 +262,9 @@ def best_scored(s: Root) -> int:
     linear = rule_numbers(s)
     linear[:] = np.float32(0.0)
     add_product(s, linear, context_row(s), score_at + width)
+    query_at = score_at + width + NUM_CONTEXT * NUM_FEATURES
+    if s.network_attends:
+        turn_embeddings(s)
     best = -1
     best_score = np.float32(0.0)
     for row in range(count):
@@ -197,6 +272,8 @@ def best_scored(s: Root) -> int:
             continue
         hidden[:] = of_pool
         add_product(s, hidden, rows[row], score_row_at)
+        if s.network_attends:
+            add_attended(s, hidden, row, query_at)
         rectify(hidden)
         score = np.float32(0.0)
         for j in range(width):

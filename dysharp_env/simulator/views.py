@@ -384,6 +384,20 @@ def rule_numbers(s: Root) -> np.ndarray:
 
 
 @compiled
+def match_columns(s: Root) -> np.ndarray:
+    """Returns the (width, max_candidates) embeddings by unit that attention works with, behind a network's rule."""
+    first = (s.max_candidates + NETWORK_ROWS) * s.network_width + NUM_FEATURES
+    return carray(pointer(s.scratch_at + 4 * first), (s.network_width, s.max_candidates), np.float32)
+
+
+@compiled
+def match_numbers(s: Root) -> np.ndarray:
+    """Returns the (max_candidates,) matches of one candidate with all, behind those columns."""
+    first = (2 * s.max_candidates + NETWORK_ROWS) * s.network_width + NUM_FEATURES
+    return carray(pointer(s.scratch_at + 4 * first), (s.max_candidates,), np.float32)
+
+
+@compiled
 def candidates(s: Root) -> Any:
     """Returns ``State.candidates``."""
     return rows(s.candidates_at, np.int64)

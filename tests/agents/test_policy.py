@@ -12,10 +12,19 @@ from dysharp_env.simulator.layout import F_HOLD
 FEATURES, CONTEXT, KINDS = len(layout.FEATURES), len(layout.CONTEXT), len(layout.DECISION_KINDS)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "attention"], autouse=True)
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every test here hold with and without attention."""
+    monkeypatch.setattr(f"{__name__}.SIZES", PolicySpec(hidden=24, attention=request.param))
+
+
+SIZES = PolicySpec(hidden=24)
+
+
 def make_policy(size: int) -> CandidatePolicy:
     torch.manual_seed(0)
     boxes = {"candidates": spaces.Box(0, 1, (size * FEATURES,)), "context": spaces.Box(0, 1, (CONTEXT,))}
-    policy = CandidatePolicy(spaces.Dict(boxes), spaces.Discrete(size), lambda _: 1e-3, PolicySpec(hidden=24))
+    policy = CandidatePolicy(spaces.Dict(boxes), spaces.Discrete(size), lambda _: 1e-3, SIZES)
     # Fresh policies score all candidates nearly alike; larger weights make differences visible.
     torch.nn.init.normal_(policy.scorer.score.weight)
     return policy
