@@ -7,6 +7,8 @@ import pytest
 
 from agents.contender import read_contender
 from agents.evaluation import evaluate
+from agents.exact import INSTANCES, play_on
+from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import load_suite
 
 REFERENCE = Path(__file__).parents[2] / "runs" / "reference"
@@ -30,4 +32,15 @@ def test_makespans_are_those_of_the_table(policy):
 def test_it_is_small_and_has_its_curves():
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert sum(path.name.startswith("events.") for path in files) == 3
+    runs = [path.parent for path in REFERENCE.rglob("config.yaml")]
+    assert len(runs) == 6
+    assert {path.parent for path in files if path.name.startswith("events.")} == {*runs}
+
+
+def test_tiny_policies_end_where_the_table_says():
+    table = json.loads((REFERENCE / "tiny" / "exact.json").read_text())["rows"]
+    contender = read_contender(",".join(str(REFERENCE / "tiny" / f"seed-{seed}") for seed in range(3)))
+    for instance, told in zip(INSTANCES[:3], table, strict=False):
+        assert told["instance"] == instance.name and told["is_proved"]
+        played = {seed: times.makespan_ps / PS_PER_US for seed, times in play_on(instance.build(), contender)}
+        assert played == {row["seed"]: row["makespan_us"] for row in told["rows"] if row["policy"] == contender.name}
