@@ -81,12 +81,12 @@ def _when(moments: int) -> list[str]:
 
 def _rows(rows: RowRule) -> list[str]:
     """Returns the struct and the function that score a row."""
-    asked = ["ready rows", *["open tiles, which it would close early"] * rows.partial_tiles, *["waiting"] * rows.hold]
+    asked = ["ready rows", *["open tiles, to be closed early"] * rows.partial_tiles, *["waiting"] * rows.hold]
     sums = []
     for name, weight in rows.weights.items():
         sums += [*_wish("weight", weight), f"    score += weight * r->{name};"]
     return [
-        f"/* A free SM takes the next thread block; whenever a GPU chooses a row, it is among {', '.join(asked)}. */",
+        f"/* What a GPU's GEMM SMs may take next: {', '.join(asked)}. */",
         "struct dysharp_row {",
         *(f"    float {name}; /* {meaning} */" for name, meaning in rows.features.items()),
         "};",

@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from agents import latency
@@ -61,3 +63,9 @@ def test_an_estimate_counts_what_is_not_zero():
     # A read, one addition of the context, 24 of a candidate in each of two turns of lanes, and six shuffles.
     assert decision_us(network, 33) == pytest.approx((270 + 4 * (1 + 2 * 24) + 6 * 30) / 1.7e3)
     assert decision_us(network, 33) < decision_us(random_network(64), 33)
+
+
+def test_attention_costs_its_matches():
+    network, weights = random_network(8), np.ones((8, 8), np.float32)
+    attends = replace(network, query=weights, value=weights)
+    assert multiply_adds(attends, 5) - multiply_adds(network, 5) == 5 * (2 * 8 * 8 + 2 * 5 * 8)

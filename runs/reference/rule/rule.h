@@ -96,7 +96,7 @@ static inline int dysharp_split(const struct dysharp_context *c, int num_sms, in
     return best;
 }
 
-/* A free SM takes the next thread block; whenever a GPU chooses a row, it is among ready rows, open tiles, which it would close early, waiting. */
+/* What a GPU's GEMM SMs may take next: ready rows, open tiles, to be closed early, waiting. */
 struct dysharp_row {
     float is_gemm2; /* 1 for a GEMM-2 row */
     float weights_in_l2; /* 1 if the row's expert matrix is in L2 */
