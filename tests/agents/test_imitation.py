@@ -151,20 +151,3 @@ def test_hold_and_open_tiles_do_not_matter_where_no_rows_are_asked() -> None:
 def test_evolution_does_not_imitate() -> None:
     with pytest.raises(ConfigError, match="imitation is a start for MaskablePPO, and evolution has its own"):
         run_spec(evolution={})
-
-
-@pytest.mark.parametrize("missing", ["imitation", "layers"])
-def test_only_runs_older_than_it_may_lack_the_setting(missing: str, tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "old", 0)
-    folder.write_config(run_spec())
-    text = (folder.path / "config.yaml").read_text().splitlines(keepends=True)
-    settings = [line for line in text if not line.startswith(f"  {missing}:")]
-    if missing == "imitation":
-        begins = text.index("imitation:\n")
-        settings = text[:begins] + text[begins + 1 + len(ImitationSpec.model_fields) :]
-    (folder.path / "config.yaml").write_text("".join(settings))
-    if missing == "imitation":
-        assert read_spec(folder).imitation is None
-    else:
-        with pytest.raises(ConfigError, match=r"config.yaml: key 'imitation.layers' is missing"):
-            read_spec(folder)
