@@ -113,7 +113,8 @@ def test_a_run_imitates_before_its_first_decision_and_a_resumed_one_not_again(tm
         events.Reload()
         for name in ("imitation/loss", "imitation/accuracy"):
             assert [event.step for event in events.Scalars(name)] == list(range(1, SPEC.epochs + 1))
-        assert [event.step for event in events.Scalars("eval/ratio_to_bound")] == [0, 1024, 1536]
+        # A resumed run writes a file of its own; which is read first is open if both began in the same second.
+        assert sorted(event.step for event in events.Scalars("eval/ratio_to_bound")) == [0, 1024, 1536]
     assert weights[0] == weights[1]
 
 
