@@ -31,7 +31,7 @@ from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import Starter, load_schedule
-from dysharp_env.simulator.layout import DECISION_KINDS, FEATURES
+from dysharp_env.simulator.layout import FEATURES
 from dysharp_env.simulator.network import Network, best_scored
 from dysharp_env.simulator.views import root_of
 from dysharp_env.simulator.warmup import ensure_compiled
@@ -121,8 +121,8 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
         state.mask[:] = step.mask
         state.root["num_candidates"] = step.mask.sum()
 
-        def answer(kind: int = step.kind) -> int:
-            return answer_often(state.root, kind, _TIMES)
+        def answer() -> int:
+            return answer_often(state.root, _TIMES)
 
         answer()
         _, once = least(lambda answer=answer: timed(answer), _REPEATS)  # type: ignore[misc]
@@ -137,7 +137,7 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
 
 # Not cached: a cache on disk would not notice that the engine's layout has changed.
 @njit(error_model="numpy")
-def answer_often(roots: np.ndarray, kind: int, times: int) -> int:
+def answer_often(roots: np.ndarray, times: int) -> int:
     """Returns the sum of the rows that a layer's network takes when it is asked so many times."""
     total = 0
     for _ in range(times):
@@ -154,10 +154,6 @@ class _Step(NamedTuple):
     @property
     def context(self) -> np.ndarray:
         return self.observation["context"]
-
-    @property
-    def kind(self) -> int:
-        return int(self.context[: len(DECISION_KINDS)].argmax())
 
 
 def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[_Step]:
