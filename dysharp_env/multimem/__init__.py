@@ -1,6 +1,6 @@
 """Dynamic multimem: its packets, the tables of switch and Hub, and what they compute.
 
-``PacketFormat`` is the arithmetic that timing and function share. ``execute`` runs a finished schedule on real vectors.
+``execute`` runs a finished schedule on real vectors.
 
 Modelled: packets as bytes on every link they cross, requests, responses and acknowledgements included; routing by
 expert with targets trimmed for each replica; merged acknowledgements; reduction in bounded slots with eviction; address
@@ -23,7 +23,6 @@ Left out, and why the results do not need it:
 
 from dysharp_env.multimem.dense import MoeTensors, dense_moe, random_tensors
 from dysharp_env.multimem.execute import Schedule, execute
-from dysharp_env.multimem.packet import PacketFormat
 from dysharp_env.multimem.runtime import Runtime
 
-__all__ = ["MoeTensors", "PacketFormat", "Runtime", "Schedule", "dense_moe", "execute", "random_tensors"]
+__all__ = ["MoeTensors", "Runtime", "Schedule", "dense_moe", "execute", "random_tensors"]

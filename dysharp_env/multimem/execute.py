@@ -24,10 +24,10 @@ from dysharp_env.multimem.dense import MoeTensors, check_tensors
 from dysharp_env.multimem.dispatches import DISPATCH
 from dysharp_env.multimem.fabric import FLOAT_BYTES
 from dysharp_env.multimem.faults import ScheduleFault
-from dysharp_env.multimem.packet import PacketFormat
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.tokens import Tokens, plain_bytes
 from dysharp_env.multimem.wire import Stage
+from dysharp_env.system.packet import PacketFormat
 from dysharp_env.workload import Workload
 
 

@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.faults import CountFault, WireFault
-from dysharp_env.multimem.packet import PacketFormat
+from dysharp_env.system.packet import PacketFormat
 
 ADDRESS_BITS = 48
 COUNT_BITS = 15

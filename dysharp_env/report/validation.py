@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from dysharp_env.multimem import PacketFormat
 from dysharp_env.report.alltoall import ALL_TO_ALL_NS, all_to_all_ns
 from dysharp_env.report.chunks import chunk_rows
 from dysharp_env.report.comparison import ValidationRow, expected_remote_gpus
@@ -22,6 +21,7 @@ from dysharp_env.report.resolution import resolution_rows
 from dysharp_env.schedules import LayerRun, load_schedule, simulate
 from dysharp_env.simulator import layout
 from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.system.packet import PacketFormat
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
 from dysharp_env.workload.workload import contiguous_placement
 

@@ -16,8 +16,7 @@ from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
-from dysharp_env.system import SystemSpec
-from dysharp_env.system.spec import CombinePrimitive, DispatchPrimitive
+from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 DecisionKind = Literal["split", "dispatch", "gemm", "combine"]

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
-from dysharp_env.multimem import PacketFormat
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.packet import PacketFormat
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 

@@ -1,8 +1,7 @@
 """The machine: specs of GPUs, links, switch planes and software costs, and the presets that fill them."""
 
+from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive
 from dysharp_env.system.spec import (
-    CombinePrimitive,
-    DispatchPrimitive,
     GpuSpec,
     LinkSpec,
     OverheadSpec,

@@ -13,15 +13,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, find_config, parse_spec, read_yaml
+from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive
 
 # The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
 Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-
-DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "pull"]
-CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
 
 
 class GpuSpec(Spec):

@@ -14,12 +14,12 @@ from dysharp_env.multimem.dense import MoeTensors, dense_moe, random_tensors
 from dysharp_env.multimem.dispatches import DISPATCH
 from dysharp_env.multimem.execute import Action, Execution, Schedule, execute, steps_of
 from dysharp_env.multimem.faults import ScheduleFault
-from dysharp_env.multimem.packet import PacketFormat
 from dysharp_env.multimem.wire import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
+from dysharp_env.system.packet import PacketFormat
 
 EVERY_PRIMITIVE = [{"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH for combine in COMBINE]
 EVERY_PRIMITIVE += [

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.faults import CountFault, WireFault
-from dysharp_env.multimem.packet import PacketFormat
 from dysharp_env.multimem.wire import LISTS_TARGETS, Kind, Packet, Stage, check_format, decode, encode
+from dysharp_env.system.packet import PacketFormat
 
 WITHOUT_DATA = {Kind.LOAD, Kind.MULTIMEM_LOAD, Kind.DYNAMIC_LOAD, Kind.ACK}
 WITH_DATA = set(Kind) - WITHOUT_DATA

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dysharp_env.multimem import PacketFormat
+from dysharp_env.system.packet import PacketFormat
 
 
 def test_the_paper_s_payload_efficiencies():

@@ -1,0 +1,57 @@
+"""What a primitive is: who starts it, where vectors multiply or add up, and what its packets name.
+
+One table for the engine, its twin, the lower bound and the functional machine; nobody else compares names. A code is a
+primitive's place in its table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "pull"]
+CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """How the vectors of one direction move.
+
+    Attributes:
+        name: What systems, schedules and results call it.
+        reads: The GPU that wants a vector asks for it, rather than the one that has it storing it there.
+        in_switch: The switch copies one store to many GPUs (dispatch), or adds up what several hold (combine).
+        names_targets: Packets name the experts they are for: dynamic multimem, sent through its queue.
+        to_all: It addresses every GPU, whether that has an expert of the token or not: static multimem.
+    """
+
+    name: str
+    reads: bool = False
+    in_switch: bool = False
+    names_targets: bool = False
+    to_all: bool = False
+
+
+DISPATCH_PRIMITIVES = (
+    Primitive("unicast"),
+    Primitive("multicast", in_switch=True, names_targets=True),  # dymultimem.st
+    Primitive("broadcast", in_switch=True, to_all=True),  # NVLS multimem.st
+    Primitive("pull", reads=True),
+)
+COMBINE_PRIMITIVES = (
+    Primitive("unicast"),
+    Primitive("pull_reduce", reads=True, in_switch=True, names_targets=True),  # dymultimem.ld_reduce
+    Primitive("push_reduce", in_switch=True),
+    Primitive("reduce_scatter", reads=True, in_switch=True, to_all=True),  # NVLS multimem.ld_reduce
+    Primitive("pull", reads=True),
+)
+
+
+def dispatch_code(name: str) -> int:
+    """Returns the code of a dispatch primitive, which must exist."""
+    return [primitive.name for primitive in DISPATCH_PRIMITIVES].index(name)
+
+
+def combine_code(name: str) -> int:
+    """Returns the code of a combine primitive, which must exist."""
+    return [primitive.name for primitive in COMBINE_PRIMITIVES].index(name)
