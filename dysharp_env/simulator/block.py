@@ -63,18 +63,17 @@ class Block:
             end = self._places[name].end
         return end
 
-    def build(self, num_pairs: int, num_nodes: int, *, num_trips: int, num_links: int, num_fifo_links: int) -> State:
+    def build(self, num_pairs: int, num_nodes: int, *, num_trips: int, num_fifo_links: int) -> State:
         """Returns a new state whose root knows where the arrays are; pairs and nodes hold anything.
 
         Args:
             num_pairs: Its pairs.
             num_nodes: Its nodes.
             num_trips: Nodes that may have a round trip.
-            num_links: Pairs that may hang together in bundles.
             num_fifo_links: Nodes that may hang together in the switch's input FIFOs.
         """
         int32 = np.dtype(np.int32)
-        sizes = {"item_next": num_pairs, "copy_next": num_links, "partial_next": num_links, "fifo_next": num_fifo_links}
+        sizes = {"item_next": num_pairs, "fifo_next": num_fifo_links}
         places = {**self._places}
         end = self._fixed_end
         for name, count in sizes.items():

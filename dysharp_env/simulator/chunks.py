@@ -5,48 +5,38 @@ from __future__ import annotations
 from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import MULTICAST, PULL
 from dysharp_env.simulator.primitives import is_remote, stores_once
-from dysharp_env.simulator.views import (
-    Root,
-    chunk_experts,
-    chunk_targets,
-    chunks,
-    pairs,
-    slot_expert,
-    store_flits,
-    token_order,
-    tokens,
-)
+from dysharp_env.simulator.views import Root
 
 
 @compiled
 def is_in_chunk(s: Root, gpu: int, chunk: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a chunk moves this pair of one of its tokens; see ``is_in_turn``."""
     if s.dispatch_primitive == PULL:
-        return pairs(s)[pair].gpu == gpu
-    return s.by_peers == 0 or pairs(s)[pair].part == chunks(s)[chunk].part
+        return s.pairs[pair].gpu == gpu
+    return s.by_peers == 0 or s.pairs[pair].part == s.chunks[chunk].part
 
 
 @compiled
 def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     """Fills in what a chunk moves, its slots from ``slots`` on, and returns where the next chunk's begin."""
-    ch = chunks(s)[chunk]
+    ch = s.chunks[chunk]
     ch.slot0 = slots
     for position in range(ch.first, ch.last):
-        token = token_order(s)[position]
+        token = s.order[position]
         if stores_once(s):
-            ch.flits += store_flits(s)[tokens(s)[token].remote_targets if s.dispatch_primitive == MULTICAST else 0]
-        for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
-            q = pairs(s)[pair]
+            ch.flits += s.store_flits[s.tokens[token].remote_targets if s.dispatch_primitive == MULTICAST else 0]
+        for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
+            q = s.pairs[pair]
             if q.num_experts == 0 or not is_in_chunk(s, gpu, chunk, pair):
                 continue
             for slot in range(q.slot0, q.slot0 + q.num_experts):
-                chunk_experts(s)[slots] = slot_expert(s)[slot]
+                s.chunk_experts[slots] = s.slot_expert[slot]
                 slots += 1
             if is_remote(s, pair):
                 ch.copies += 1
-                chunk_targets(s)[chunk * s.num_gpus + q.gpu] = True
+                s.chunk_targets[chunk * s.num_gpus + q.gpu] = True
                 if not stores_once(s):
-                    ch.flits += store_flits(s)[0]
+                    ch.flits += s.store_flits[0]
     ch.num_slots = slots - ch.slot0
     return slots
 

@@ -36,26 +36,14 @@ from dysharp_env.simulator.layout import (
 )
 from dysharp_env.simulator.primitives import is_pull, is_remote, is_summed
 from dysharp_env.simulator.staffing import leave_if_idle, sum_ready
-from dysharp_env.simulator.views import (
-    Root,
-    ask_flits,
-    gpus,
-    item_next,
-    nodes,
-    pairs,
-    sms,
-    sums,
-    tokens,
-    unit_targets,
-    units,
-)
+from dysharp_env.simulator.views import Root
 
 
 @compiled
 def expert_done(s: Root, token: int, tile: int) -> None:
     """Counts a finished row of a token at its home GPU; with the last one the token may be combined."""
-    tok = tokens(s)[token]
-    g = gpus(s)[token // s.tokens_per_gpu]
+    tok = s.tokens[token]
+    g = s.gpus[token // s.tokens_per_gpu]
     tok.experts_done += 1
     count_slot(s, token * s.top_k, s.top_k, tile, s.top_k - tok.experts_done)
     if tok.experts_done == 1 and s.notify:
@@ -70,29 +58,29 @@ def expert_done(s: Root, token: int, tile: int) -> None:
 @compiled
 def partial_ready(s: Root, pair: int) -> None:
     """Makes one GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
-    token = pairs(s)[pair].token
-    gpu = pairs(s)[pair].gpu
-    if gpu == pairs(s)[pair].home:
-        if tokens(s)[token].combine_start == NO_TIME:
-            tokens(s)[token].combine_start = s.now_ps
+    token = s.pairs[pair].token
+    gpu = s.pairs[pair].gpu
+    if gpu == s.pairs[pair].home:
+        if s.tokens[token].combine_start == NO_TIME:
+            s.tokens[token].combine_start = s.now_ps
         for segment in range(s.combine_segments):
             deliver(s, token, segment, 1)
     else:
-        item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + tokens(s)[token].chunk, pair, gpu)
+        item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + s.tokens[token].chunk, pair, gpu)
 
 
 @compiled
 def list_unit(s: Root, gpu: int, unit: int) -> None:
     """Puts a unit at the end of its GPU's list of ready units."""
-    g = gpus(s)[gpu]
-    u = units(s)[unit]
+    g = s.gpus[gpu]
+    u = s.units[unit]
     u.listed = 1
     u.prev = g.ready_tail
     u.next = NOTHING
     if g.ready_tail == NOTHING:
         g.ready_head = unit
     else:
-        units(s)[g.ready_tail].next = unit
+        s.units[g.ready_tail].next = unit
     g.ready_tail = unit
 
 
@@ -103,7 +91,7 @@ def list_part(s: Root, gpu: int, part: int) -> None:
     Chunk after chunk; pushed partial sums go to one home GPU after the other, from the neighbour on, so that senders
     do not meet at one downlink.
     """
-    gpus(s)[gpu].hold_combine = 0
+    s.gpus[gpu].hold_combine = 0
     for place in range(s.chunks_per_gpu):
         if is_pull(s):
             list_late(s, gpu, gpu * s.chunks_per_gpu + place, part)
@@ -116,20 +104,20 @@ def list_part(s: Root, gpu: int, part: int) -> None:
 @compiled
 def list_late(s: Root, gpu: int, unit: int, part: int) -> None:
     """Lists a unit of a part whose combine has just opened, if something in it is ready."""
-    if units(s)[unit].part == part and units(s)[unit].count > 0:
+    if s.units[unit].part == part and s.units[unit].count > 0:
         list_unit(s, gpu, unit)
 
 
 @compiled
 def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
     """Adds a token or partial sum to the unit it is combined with, and lists the unit if it was empty."""
-    g = gpus(s)[gpu]
-    u = units(s)[unit]
-    item_next(s)[item] = NOTHING
+    g = s.gpus[gpu]
+    u = s.units[unit]
+    s.item_next[item] = NOTHING
     if u.head == NOTHING:
         u.head = item
     else:
-        item_next(s)[u.tail] = item
+        s.item_next[u.tail] = item
     u.tail = item
     u.count += 1
     if is_pull(s):
@@ -146,45 +134,45 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
 @compiled
 def add_targets(s: Root, unit: int, token: int) -> None:
     """Notes for what a decision shows which uplinks a token's sum would cross."""
-    for pair in range(tokens(s)[token].pair0, tokens(s)[token + 1].pair0):
-        if is_remote(s, pair) and pairs(s)[pair].num_experts > 0:
-            units(s)[unit].copies += 1
-            unit_targets(s)[unit * s.num_gpus + pairs(s)[pair].gpu] = True
+    for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
+        if is_remote(s, pair) and s.pairs[pair].num_experts > 0:
+            s.units[unit].copies += 1
+            s.unit_targets[unit * s.num_gpus + s.pairs[pair].gpu] = True
 
 
 @compiled
 def take_unit(s: Root, gpu: int, unit: int) -> None:
     """Moves everything that is ready in a unit to the combine group's queue, and unlists it."""
-    g = gpus(s)[gpu]
-    u = units(s)[unit]
+    g = s.gpus[gpu]
+    u = s.units[unit]
     if g.issue_head == NOTHING:
         g.issue_head = u.head
     else:
-        item_next(s)[g.issue_tail] = u.head
+        s.item_next[g.issue_tail] = u.head
     g.issue_tail = u.tail
     if u.prev == NOTHING:
         g.ready_head = u.next
     else:
-        units(s)[u.prev].next = u.next
+        s.units[u.prev].next = u.next
     if u.next == NOTHING:
         g.ready_tail = u.prev
     else:
-        units(s)[u.next].prev = u.prev
+        s.units[u.next].prev = u.prev
     u.head = NOTHING
     u.tail = NOTHING
     u.count = 0
     u.listed = 0
     u.copies = 0
     for target in range(unit * s.num_gpus, (unit + 1) * s.num_gpus):
-        unit_targets(s)[target] = False
+        s.unit_targets[target] = False
 
 
 @compiled
 def take_combine_sm(s: Root, gpu: int) -> int:
     """Returns the first SM of a combine group that may take something."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     sm = g.take_head
-    g.take_head = sms(s)[sm].next
+    g.take_head = s.sms[sm].next
     return sm
 
 
@@ -193,24 +181,24 @@ def take_slot(s: Root, gpu: int, first: int) -> None:
     """Puts a vector, whose first segment is ``first``, in flight at the first combine SM that may take one."""
     sm = take_combine_sm(s, gpu)
     begin_trip(s, sm, first, s.combine_segments)
-    gpus(s)[gpu].combine_in_flight += 1
-    if sms(s)[sm].in_flight < s.combine_slots:
+    s.gpus[gpu].combine_in_flight += 1
+    if s.sms[sm].in_flight < s.combine_slots:
         list_sm(s, COMBINE, gpu, sm)
 
 
 @compiled
 def issue_loads(s: Root, gpu: int, sm: int) -> None:
     """Asks for what an SM's token still lacks as far as its window allows; with nothing left it may take another."""
-    m = sms(s)[sm]
-    end = tokens(s)[m.token + 1].pair0
+    m = s.sms[sm]
+    end = s.tokens[m.token + 1].pair0
     while m.pair < end:
         if is_summed(s, m.pair):
             if m.in_flight == s.combine_slots:
                 return
             first = s.partial0 + m.pair * s.combine_segments
-            gpus(s)[gpu].combine_in_flight += 1
+            s.gpus[gpu].combine_in_flight += 1
             begin_trip(s, sm, first, s.combine_segments)
-            crossed_ps = ask_up(s, gpu, first, ask_flits(s)[0], COMBINE_REQUEST)
+            crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], COMBINE_REQUEST)
             push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0)
         m.pair += 1
     m.token = NOTHING
@@ -223,8 +211,8 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
 @compiled
 def issue_combine(s: Root, gpu: int, item: int) -> None:
     """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
-    token = item if is_pull(s) else pairs(s)[item].token
-    tok = tokens(s)[token]
+    token = item if is_pull(s) else s.pairs[item].token
+    tok = s.tokens[token]
     if s.combine_first == NO_TIME:
         s.combine_first = s.now_ps
     if tok.combine_start == NO_TIME:
@@ -232,23 +220,23 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     if not is_pull(s):
         first = s.partial0 + item * s.combine_segments
         take_slot(s, gpu, first)
-        use_hbm(s, gpu, pairs(s)[item].num_experts * s.token_out_bytes)
+        use_hbm(s, gpu, s.pairs[item].num_experts * s.token_out_bytes)
         send_vector(s, gpu, first)
         return
-    if sums(s)[token * s.combine_segments].pieces_left == 0:
+    if s.sums[token * s.combine_segments].pieces_left == 0:
         complete(s, token)
         return
     if s.combine_primitive == PULL_UNICAST:
         sm = take_combine_sm(s, gpu)
-        sms(s)[sm].token = token
-        sms(s)[sm].pair = tok.pair0
+        s.sms[sm].token = token
+        s.sms[sm].pair = tok.pair0
         issue_loads(s, gpu, sm)
         return
     first = s.sum0 + token * s.combine_segments
     take_slot(s, gpu, first)
     targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
-    crossed_ps = ask_up(s, gpu, first, ask_flits(s)[targets], COMBINE_REQUEST)
-    end = tokens(s)[token + 1].pair0
+    crossed_ps = ask_up(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
+    end = s.tokens[token + 1].pair0
     for pair in range(tok.pair0, end):
         if is_summed(s, pair):
             push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
@@ -257,40 +245,40 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
 @compiled
 def requested(s: Root, pair: int) -> None:
     """Reads a partial sum that the home GPU has asked for."""
-    gpu = pairs(s)[pair].gpu
+    gpu = s.pairs[pair].gpu
     delay_ps = s.memory_ps
     targets = 0
     if s.combine_primitive == PULL_REDUCE:
-        targets = pairs(s)[pair].num_experts
+        targets = s.pairs[pair].num_experts
         delay_ps += translate(s, pair)
     first = s.partial0 + pair * s.combine_segments
-    ask_down(s, gpu, first, ask_flits(s)[targets], COMBINE_REQUEST)
+    ask_down(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
-    use_hbm(s, gpu, max(pairs(s)[pair].num_experts, 1) * s.token_out_bytes)
+    use_hbm(s, gpu, max(s.pairs[pair].num_experts, 1) * s.token_out_bytes)
     push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu)
 
 
 @compiled
 def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
     """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
-    x = sums(s)[token * s.combine_segments + segment]
+    x = s.sums[token * s.combine_segments + segment]
     x.pieces_left -= pieces
     if x.pieces_left > 0:
         return
     if is_pull(s) and s.combine_primitive != PULL_UNICAST:
         home = token // s.tokens_per_gpu
         if end_segment(s, s.sum0 + token * s.combine_segments, s.combine_hold):
-            gpus(s)[home].combine_in_flight -= 1
-    tokens(s)[token].sums_left -= 1
-    if tokens(s)[token].sums_left == 0:
+            s.gpus[home].combine_in_flight -= 1
+    s.tokens[token].sums_left -= 1
+    if s.tokens[token].sums_left == 0:
         complete(s, token)
 
 
 @compiled
 def complete(s: Root, token: int) -> None:
     """Ends a token: its result is at home."""
-    g = gpus(s)[token // s.tokens_per_gpu]
-    tokens(s)[token].combine_end = s.now_ps
+    g = s.gpus[token // s.tokens_per_gpu]
+    s.tokens[token].combine_end = s.now_ps
     s.combine_last = s.now_ps
     s.tokens_left -= 1
     g.combined += 1
@@ -301,19 +289,19 @@ def complete(s: Root, token: int) -> None:
 @compiled
 def reach_combine(s: Root, node: int) -> None:
     """Takes a segment of a partial or reduced sum in at its home GPU."""
-    owner = nodes(s)[node].owner
+    owner = s.nodes[node].owner
     if is_partial(s, node):
-        token = pairs(s)[owner].token
+        token = s.pairs[owner].token
         segment = node - s.partial0 - owner * s.combine_segments
     else:
         token = owner
         segment = node - s.sum0 - owner * s.combine_segments
     home = token // s.tokens_per_gpu
     if not is_pull(s):
-        charge_up(s, home, nodes(s)[node].plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
+        charge_up(s, home, s.nodes[node].plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
         if s.combine_primitive == PUSH_UNICAST:
             push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
     elif s.combine_primitive == PULL_UNICAST:
         if end_segment(s, s.partial0 + owner * s.combine_segments, s.combine_hold):
-            gpus(s)[home].combine_in_flight -= 1
-    deliver(s, token, segment, nodes(s)[node].pieces)
+            s.gpus[home].combine_in_flight -= 1
+    deliver(s, token, segment, s.nodes[node].pieces)

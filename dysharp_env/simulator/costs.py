@@ -21,7 +21,7 @@ from dysharp_env.workload.workload import Workload
 PS_PER_S = 10**12
 PS_PER_US = 10**6
 UNLIMITED = 2**40
-RESOLUTIONS = ("token", "packet", "chunk")
+RESOLUTIONS = ("token", "packet")
 Flits = TypeVar("Flits", int, np.ndarray)
 
 
@@ -78,8 +78,7 @@ class Costs:
 
     Attributes:
         packet: Packet arithmetic of the links.
-        resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane;
-            ``chunk``, the vectors of a token chunk for one destination together.
+        resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane.
         planes: Links of one GPU and direction that are told apart: 1 unless packets are.
         link_bytes_per_s: One GPU, one direction, all planes together.
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.

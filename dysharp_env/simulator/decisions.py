@@ -14,59 +14,16 @@ from dysharp_env.simulator.fabric import spread_ps, wire_ps
 from dysharp_env.simulator.groups import block_ps, part_of
 from dysharp_env.simulator.layout import (
     COMBINE,
-    CONTEXT,
     DISPATCH,
-    F_BACKLOG,
-    F_COST,
-    F_FAN_OUT,
-    F_FILL,
-    F_FINISHES,
-    F_GEMM2,
-    F_HOLD,
-    F_L2,
-    F_LEFT,
-    F_ORDER,
-    F_PARTIAL,
-    F_PROGRESS,
-    F_SIZE,
-    F_SPLIT_COMBINE,
-    F_SPLIT_DISPATCH,
-    F_SPLIT_EARLY,
-    F_WAITING,
-    FEATURES,
     GEMM,
     NOTHING,
+    NUM_FEATURES,
+    NUM_KINDS,
 )
 from dysharp_env.simulator.network import best_scored
 from dysharp_env.simulator.primitives import is_pull
-from dysharp_env.simulator.views import (
-    Root,
-    backlogs,
-    candidates,
-    chunk_experts,
-    chunk_targets,
-    chunks,
-    context_row,
-    expert_shown,
-    experts,
-    feature_rows,
-    gpu_experts,
-    gpus,
-    legal_mask,
-    matrices,
-    pairs,
-    ports,
-    rule_weights,
-    sort_keys,
-    splits,
-    tiles,
-    unit_targets,
-    units,
-    uplinks,
-)
+from dysharp_env.simulator.views import Root, context_numbers, feature_table, rule_table
 
-NUM_FEATURES = len(FEATURES)
-NUM_CONTEXT = len(CONTEXT)
 # Open tiles are listed behind all ready rows, the fullest first.
 PARTIAL_KEY = 1 << 60
 
@@ -82,7 +39,7 @@ def uplink_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long what is queued and being sent will keep a GPU's busiest uplink busy."""
     longest_ps = 0
     for link in range(gpu * s.planes, (gpu + 1) * s.planes):
-        q = uplinks(s)[link]
+        q = s.uplinks[link]
         longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits))
     return longest_ps
 
@@ -92,7 +49,7 @@ def downlink_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long what waits at the switch and is being sent will keep a GPU's busiest downlink busy."""
     longest_ps = 0
     for link in range(gpu * s.planes, (gpu + 1) * s.planes):
-        q = ports(s)[link]
+        q = s.ports[link]
         longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits))
     return longest_ps
 
@@ -100,7 +57,7 @@ def downlink_backlog_ps(s: Root, gpu: int) -> int:
 @compiled
 def hbm_backlog_ps(s: Root, gpu: int) -> int:
     """Returns how long a GPU's HBM is booked."""
-    return max(gpus(s)[gpu].hbm_free_ps - s.now_ps, 0)
+    return max(s.gpus[gpu].hbm_free_ps - s.now_ps, 0)
 
 
 # Candidate lists.
@@ -110,35 +67,35 @@ def hbm_backlog_ps(s: Root, gpu: int) -> int:
 def add_sorted(s: Root, count: int, limit: int, key: int, candidate: int) -> int:
     """Inserts a GEMM candidate by key, keeping the ``limit`` smallest; returns the new count."""
     if count == limit:
-        if limit == 0 or key >= sort_keys(s)[count - 1]:
+        if limit == 0 or key >= s.keys[count - 1]:
             return count
         count -= 1
     i = count
-    while i > 0 and sort_keys(s)[i - 1] > key:
-        sort_keys(s)[i] = sort_keys(s)[i - 1]
-        candidates(s)[i] = candidates(s)[i - 1]
+    while i > 0 and s.keys[i - 1] > key:
+        s.keys[i] = s.keys[i - 1]
+        s.candidates[i] = s.candidates[i - 1]
         i -= 1
-    sort_keys(s)[i] = key
-    candidates(s)[i] = candidate
+    s.keys[i] = key
+    s.candidates[i] = candidate
     return count + 1
 
 
 @compiled
 def list_rows(s: Root, gpu: int, limit: int) -> int:
     """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     count = 0
     for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
         for part in range(s.num_parts):
-            expert = gpu_experts(s)[i] * s.num_parts + part
-            x = experts(s)[expert]
+            expert = s.gpu_experts[i] * s.num_parts + part
+            x = s.experts[expert]
             p = part_of(s, gpu, part)
             if p.gate2_open and x.row2_head != NOTHING:
-                count = add_sorted(s, count, limit, tiles(s)[x.row2_head].ready2_seq, x.row2_head * 2 + 1)
+                count = add_sorted(s, count, limit, s.tiles[x.row2_head].ready2_seq, x.row2_head * 2 + 1)
             if p.gate1_open:
                 if x.started1 < x.ready1:
                     tile = x.tile0 + x.started1
-                    count = add_sorted(s, count, limit, tiles(s)[tile].ready1_seq, tile * 2)
+                    count = add_sorted(s, count, limit, s.tiles[tile].ready1_seq, tile * 2)
                 elif s.allow_partial and x.open_count >= g.min_partial and x.started1 == x.tiles_open - 1:
                     key = PARTIAL_KEY - x.open_count
                     count = add_sorted(s, count, limit, key, (s.num_tiles + expert) * 2)
@@ -148,7 +105,7 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
 @compiled
 def list_candidates(s: Root, kind: int, gpu: int) -> int:
     """Fills ``candidates`` and ``mask`` for one SM group and returns how many are legal."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     limit = s.max_candidates
     count = 0
     hold_shown = False
@@ -156,10 +113,10 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
     if kind == DISPATCH:
         chunk = g.unsent_head
         # Parts go one after the other.
-        while chunk != NOTHING and count < limit and chunks(s)[chunk].part == g.part:
-            candidates(s)[count] = chunk
+        while chunk != NOTHING and count < limit and s.chunks[chunk].part == g.part:
+            s.candidates[count] = chunk
             count += 1
-            chunk = chunks(s)[chunk].next
+            chunk = s.chunks[chunk].next
     elif kind == GEMM:
         hold_shown = s.hold_gemm == 1
         # Something must still come to this GPU, or hold would wait for ever.
@@ -170,21 +127,21 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
         hold_legal = g.items_waiting > 0
         unit = g.ready_head
         while unit != NOTHING and count < (limit - 1 if hold_shown else limit):
-            candidates(s)[count] = unit
+            s.candidates[count] = unit
             count += 1
-            unit = units(s)[unit].next
+            unit = s.units[unit].next
     else:
         # What a GPU has comes first, so that a rule with no weights keeps it.
         present = g.split if s.split_done else 0
         count = min(s.num_splits, limit)
         for i in range(count):
-            candidates(s)[i] = present if i == 0 else i - 1 if i <= present else i
+            s.candidates[i] = present if i == 0 else i - 1 if i <= present else i
     legal = count
     for i in range(limit):
-        legal_mask(s)[i] = i < count
+        s.mask[i] = i < count
     if hold_shown and count > 0:
-        candidates(s)[count] = NOTHING
-        legal_mask(s)[count] = hold_legal
+        s.candidates[count] = NOTHING
+        s.mask[count] = hold_legal
         legal += 1 if hold_legal else 0
         count += 1
     s.num_candidates = count
@@ -198,72 +155,72 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
 @compiled
 def dispatch_features(s: Root, chunk: int, row: int, look: bool) -> None:
     """Describes an unsent token chunk: all copies of its tokens, or those that a reader asks for (pull)."""
-    f = feature_rows(s)
-    ch = chunks(s)[chunk]
+    f = s.features[row]
+    ch = s.chunks[chunk]
     num_tokens = ch.last - ch.first
-    f[row, F_SIZE] = num_tokens / s.chunk_tokens
+    f.size = num_tokens / s.chunk_tokens
     if not look:
         return
     fill = 0.0
     progress = 0.0
     for slot in range(ch.slot0, ch.slot0 + ch.num_slots):
-        expert = chunk_experts(s)[slot]
-        fill += expert_shown(s)[expert, 0]
-        progress += expert_shown(s)[expert, 1]
+        expert = s.chunk_experts[slot]
+        fill += s.shown[expert].fill
+        progress += s.shown[expert].progress
     if ch.num_slots > 0:
-        f[row, F_FILL] = fill / ch.num_slots
-        f[row, F_PROGRESS] = progress / ch.num_slots
+        f.tile_fill = fill / ch.num_slots
+        f.expert_progress = progress / ch.num_slots
     backlog_ps = 0
     for gpu in range(s.num_gpus):
-        if chunk_targets(s)[chunk * s.num_gpus + gpu]:
-            backlog_ps = max(backlog_ps, backlogs(s)[gpu])
-    f[row, F_FAN_OUT] = min(1.0, ch.copies / (num_tokens * (s.num_gpus - 1)))
-    f[row, F_BACKLOG] = root(s, backlog_ps)
-    f[row, F_COST] = root(s, spread_ps(s, ch.flits))
+        if s.chunk_targets[chunk * s.num_gpus + gpu]:
+            backlog_ps = max(backlog_ps, s.backlogs[gpu])
+    f.fan_out = min(1.0, ch.copies / (num_tokens * (s.num_gpus - 1)))
+    f.backlog = root(s, backlog_ps)
+    f.cost = root(s, spread_ps(s, ch.flits))
 
 
 @compiled
 def gemm_features(s: Root, gpu: int, candidate: int, row: int, look: bool) -> None:
     """Describes a ready row or an open tile."""
-    f = feature_rows(s)
+    f = s.features[row]
     now = s.now_ps
     tile = candidate // 2
     stage = candidate % 2 + 1
     if tile >= s.num_tiles:
-        x = experts(s)[tile - s.num_tiles]
+        x = s.experts[tile - s.num_tiles]
         tile = x.tile0 + x.tiles_open - 1
         count = x.open_count
         ready_ps = now
-        f[row, F_PARTIAL] = 1.0
+        f.is_partial = 1.0
     else:
-        t = tiles(s)[tile]
-        x = experts(s)[t.expert]
+        t = s.tiles[tile]
+        x = s.experts[t.expert]
         count = t.count
         ready_ps = t.ready1_ps if stage == 1 else t.ready2_ps
-    held = matrices(s)[x.number]
+    held = s.matrices[x.number]
     resident = held.resident1 if stage == 1 else held.resident2
-    f[row, F_SIZE] = count / s.tile_tokens
-    f[row, F_GEMM2] = stage - 1
-    f[row, F_L2] = 1.0 if resident > 0 else 0.0
-    f[row, F_WAITING] = root(s, now - ready_ps)
-    f[row, F_LEFT] = (x.total - x.arrived) / x.total
+    f.size = count / s.tile_tokens
+    f.is_gemm2 = stage - 1
+    f.weights_in_l2 = 1.0 if resident > 0 else 0.0
+    f.waiting = root(s, now - ready_ps)
+    f.expert_left = (x.total - x.arrived) / x.total
     if not look:
         return
-    f[row, F_FINISHES] = tiles(s)[tile].finishes / count
-    work_ps = block_ps(s, gpu, stage, count) * (s.blocks1 if stage == 1 else s.blocks2) // max(gpus(s)[gpu].gemm_sms, 1)
+    f.finishes = s.tiles[tile].finishes / count
+    work_ps = block_ps(s, gpu, stage, count) * (s.blocks1 if stage == 1 else s.blocks2) // max(s.gpus[gpu].gemm_sms, 1)
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
     fetch_ps = 0 if resident > 0 else weight_bytes * s.hbm_mult // s.hbm_div
-    f[row, F_BACKLOG] = root(s, hbm_backlog_ps(s, gpu))
-    f[row, F_COST] = root(s, max(work_ps, fetch_ps))
+    f.backlog = root(s, hbm_backlog_ps(s, gpu))
+    f.cost = root(s, max(work_ps, fetch_ps))
 
 
 @compiled
 def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     """Describes a chunk's ready tokens, or one GPU's ready partial sums of a chunk."""
-    f = feature_rows(s)
-    u = units(s)[unit]
-    f[row, F_SIZE] = u.count / s.chunk_tokens
-    f[row, F_WAITING] = root(s, s.now_ps - u.ready_ps)
+    f = s.features[row]
+    u = s.units[unit]
+    f.size = u.count / s.chunk_tokens
+    f.waiting = root(s, s.now_ps - u.ready_ps)
     if not look:
         return
     copies = u.count
@@ -271,13 +228,13 @@ def combine_features(s: Root, unit: int, row: int, look: bool) -> None:
     if is_pull(s):
         copies = u.copies
         for gpu in range(s.num_gpus):
-            if unit_targets(s)[unit * s.num_gpus + gpu]:
-                backlog_ps = max(backlog_ps, backlogs(s)[gpu])
+            if s.unit_targets[unit * s.num_gpus + gpu]:
+                backlog_ps = max(backlog_ps, s.backlogs[gpu])
     else:
-        backlog_ps = backlogs(s)[pairs(s)[u.head].home]
-    f[row, F_FAN_OUT] = min(1.0, copies / (u.count * (s.num_gpus - 1)))
-    f[row, F_BACKLOG] = root(s, backlog_ps)
-    f[row, F_COST] = root(s, spread_ps(s, u.count * s.sum_flits))
+        backlog_ps = s.backlogs[s.pairs[u.head].home]
+    f.fan_out = min(1.0, copies / (u.count * (s.num_gpus - 1)))
+    f.backlog = root(s, backlog_ps)
+    f.cost = root(s, spread_ps(s, u.count * s.sum_flits))
 
 
 @compiled
@@ -285,23 +242,23 @@ def measure_backlogs(s: Root, kind: int) -> None:
     """Fills ``backlogs``: downlinks, which stores and pushes meet, or uplinks, which pulled sums meet."""
     for gpu in range(s.num_gpus):
         if kind == COMBINE and is_pull(s):
-            backlogs(s)[gpu] = uplink_backlog_ps(s, gpu)
+            s.backlogs[gpu] = uplink_backlog_ps(s, gpu)
         else:
-            backlogs(s)[gpu] = downlink_backlog_ps(s, gpu)
+            s.backlogs[gpu] = downlink_backlog_ps(s, gpu)
 
 
 @compiled
 def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
     """Fills ``features`` for the listed candidates; rows beyond them are 0."""
-    feature_rows(s)[:, :] = 0.0
+    feature_table(s)[:, :] = 0.0
     if look and (kind == DISPATCH or kind == COMBINE):
         measure_backlogs(s, kind)
     for row in range(s.num_candidates):
-        candidate = candidates(s)[row]
+        candidate = s.candidates[row]
         if candidate == NOTHING:
-            feature_rows(s)[row, F_HOLD] = 1.0
+            s.features[row].is_hold = 1.0
             continue
-        feature_rows(s)[row, F_ORDER] = row / s.max_candidates
+        s.features[row].order = row / s.max_candidates
         if kind == DISPATCH:
             dispatch_features(s, candidate, row, look)
         elif kind == GEMM:
@@ -309,9 +266,9 @@ def describe(s: Root, kind: int, gpu: int, look: bool) -> None:
         elif kind == COMBINE:
             combine_features(s, candidate, row, look)
         else:
-            feature_rows(s)[row, F_SPLIT_DISPATCH] = splits(s)[candidate, 0] / s.total_sms
-            feature_rows(s)[row, F_SPLIT_COMBINE] = splits(s)[candidate, 1] / s.total_sms
-            feature_rows(s)[row, F_SPLIT_EARLY] = max(0.0, 1.0 - splits(s)[candidate, 2] / s.tile_tokens)
+            s.features[row].split_dispatch = s.splits[candidate].dispatch_sms / s.total_sms
+            s.features[row].split_combine = s.splits[candidate].combine_sms / s.total_sms
+            s.features[row].split_early = max(0.0, 1.0 - s.splits[candidate].early_tokens / s.tile_tokens)
 
 
 @compiled
@@ -323,31 +280,32 @@ def fraction(part: int, whole: int) -> float:
 @compiled
 def describe_context(s: Root, kind: int, gpu: int) -> None:
     """Fills ``context`` for the GPU that decides."""
-    g = gpus(s)[gpu]
-    x = context_row(s)
-    for i in range(4):
-        x[i] = 1.0 if i == kind else 0.0
-    x[4] = min(1.0, s.now_ps / (4.0 * s.scale_ps))
-    x[5] = fraction(g.tokens_sent, s.sends_per_gpu)
-    x[6] = fraction(g.slots - g.arrivals_left, g.slots)
-    x[7] = fraction(2 * g.slots - g.slots1_left - g.slots2_left, 2 * g.slots)
-    x[8] = fraction(g.combined, s.tokens_per_gpu)
-    x[9] = root(s, uplink_backlog_ps(s, gpu))
-    x[10] = root(s, downlink_backlog_ps(s, gpu))
-    x[11] = root(s, hbm_backlog_ps(s, gpu))
-    x[12] = g.free_sms / max(g.gemm_sms, 1)
-    x[13] = fraction(g.dispatch_in_flight, g.dispatch_sms * s.dispatch_slots)
-    x[14] = fraction(g.combine_in_flight, g.combine_sms * s.combine_slots)
-    x[15] = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
-    x[16] = fraction(s.links_ps, s.scale_ps)
-    x[17] = fraction(s.gemms_ps, s.scale_ps)
-    x[18] = fraction(s.hbm_ps, s.scale_ps)
-    x[19] = g.slots / (g.slots + s.experts_per_gpu * s.tile_tokens)
-    x[20] = s.l2_bytes / (s.l2_bytes + s.experts_per_gpu * (s.matrix1_bytes + s.matrix2_bytes))
+    g = s.gpus[gpu]
+    numbers = context_numbers(s)
+    for i in range(NUM_KINDS):
+        numbers[i] = 1.0 if i == kind else 0.0
+    x = s.context[0]
+    x.elapsed = min(1.0, s.now_ps / (4.0 * s.scale_ps))
+    x.sent = fraction(g.tokens_sent, s.sends_per_gpu)
+    x.received = fraction(g.slots - g.arrivals_left, g.slots)
+    x.gemm_done = fraction(2 * g.slots - g.slots1_left - g.slots2_left, 2 * g.slots)
+    x.combined = fraction(g.combined, s.tokens_per_gpu)
+    x.uplink_backlog = root(s, uplink_backlog_ps(s, gpu))
+    x.downlink_backlog = root(s, downlink_backlog_ps(s, gpu))
+    x.hbm_backlog = root(s, hbm_backlog_ps(s, gpu))
+    x.free_sms = g.free_sms / max(g.gemm_sms, 1)
+    x.dispatch_in_flight = fraction(g.dispatch_in_flight, g.dispatch_sms * s.dispatch_slots)
+    x.combine_in_flight = fraction(g.combine_in_flight, g.combine_sms * s.combine_slots)
+    x.all_combined = fraction(s.num_tokens - s.tokens_left, s.num_tokens)
+    x.link_share = fraction(s.links_ps, s.scale_ps)
+    x.gemm_share = fraction(s.gemms_ps, s.scale_ps)
+    x.hbm_share = fraction(s.hbm_ps, s.scale_ps)
+    x.tokens_per_expert = g.slots / (g.slots + s.experts_per_gpu * s.tile_tokens)
+    x.l2_room = s.l2_bytes / (s.l2_bytes + s.experts_per_gpu * (s.matrix1_bytes + s.matrix2_bytes))
     ready = g.items - g.items_waiting if s.split_done else 0
-    x[21] = ready / max(g.items, 1)
-    x[22] = 1.0 if ready > 0 else 0.0
-    x[23] = 1.0 if g.tokens_sent == s.sends_per_gpu else 0.0
+    x.ready = ready / max(g.items, 1)
+    x.any_ready = 1.0 if ready > 0 else 0.0
+    x.all_sent = 1.0 if g.tokens_sent == s.sends_per_gpu else 0.0
 
 
 @compiled
@@ -361,14 +319,16 @@ def rule_choice(s: Root, kind: int, gpu: int) -> int:
     if not (s.ruled >> kind) & 1:
         return 0
     describe(s, kind, gpu, (s.looks >> kind) & 1 == 1)
+    weights = rule_table(s)
+    rows = feature_table(s)
     best = NOTHING
     best_score = 0.0
     for row in range(s.num_candidates):
-        if not legal_mask(s)[row]:
+        if not s.mask[row]:
             continue
         score = 0.0
         for i in range(NUM_FEATURES):
-            score += rule_weights(s)[kind, i] * feature_rows(s)[row, i]
+            score += weights[kind, i] * rows[row, i]
         if best == NOTHING or score > best_score:
             best = row
             best_score = score

@@ -11,7 +11,7 @@ from numba.cpython.unsafe.numbers import trailing_zeros
 
 from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import NOTHING
-from dysharp_env.simulator.views import Event, Events, Root, event_heap, event_pool, slots_filled, wheel
+from dysharp_env.simulator.views import Event, Events, Root
 
 # The kind sits above 48 bits of sequence number, so one comparison settles both.
 KIND_SHIFT = 48
@@ -28,13 +28,13 @@ def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
     else:
         i = s.heap_size
         s.heap_size = i + 1
-        sift_up(event_heap(s), i, time_ps, order, a, b)
+        sift_up(s.heap, i, time_ps, order, a, b)
 
 
 @compiled
 def next_ps(s: Root) -> int:
     """Returns the time of the first event, or NOTHING if none waits."""
-    time_ps = event_heap(s)[0].time_ps if s.heap_size > 0 else NOTHING
+    time_ps = s.heap[0].time_ps if s.heap_size > 0 else NOTHING
     if s.wheel_size > 0:
         first_ps = first_in_wheel(s).time_ps
         if time_ps == NOTHING or first_ps < time_ps:
@@ -47,7 +47,7 @@ def pop(s: Root) -> tuple[int, int, int]:
     """Removes the first event, of which there must be one, and returns its kind and operands."""
     if s.wheel_size > 0:
         event = first_in_wheel(s)
-        if s.heap_size == 0 or is_earlier(event, event_heap(s)[0]):
+        if s.heap_size == 0 or is_earlier(event, s.heap[0]):
             return take_from_wheel(s)
     return take_from_heap(s)
 
@@ -61,7 +61,7 @@ def is_earlier(event: Event, other: Event) -> bool:
 @compiled
 def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -> None:
     """Puts an event into its slot, behind all that come before it."""
-    pool = event_pool(s)
+    pool = s.pool
     place = s.pool_free
     if place == NOTHING:
         place = s.pool_used
@@ -78,11 +78,11 @@ def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -
         s.wheel_slot = slot
     s.wheel_size += 1
     i = slot & (s.wheel_slots - 1)
-    q = wheel(s)[i]
+    q = s.wheel[i]
     if q.head == NOTHING:
         q.head = place
         q.tail = place
-        slots_filled(s)[i >> 6] |= 1 << (i & 63)
+        s.slots_filled[i >> 6] |= 1 << (i & 63)
     elif is_earlier(pool[q.tail], event):
         pool[q.tail].next = place
         q.tail = place
@@ -101,31 +101,31 @@ def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -
 def first_in_wheel(s: Root) -> Event:
     """Returns the first event of a wheel that holds one, and turns the wheel to its slot."""
     i = s.wheel_slot & (s.wheel_slots - 1)
-    head = wheel(s)[i].head
+    head = s.wheel[i].head
     if head == NOTHING:
         words = s.wheel_slots >> 6
         word = i >> 6
         # No slot before this one holds anything, so what a full turn comes back to lies ahead too.
-        bits = slots_filled(s)[word] & (-1 << (i & 63))
+        bits = s.slots_filled[word] & (-1 << (i & 63))
         while bits == 0:
             word = (word + 1) & (words - 1)
-            bits = slots_filled(s)[word]
+            bits = s.slots_filled[word]
         found = (word << 6) + trailing_zeros(bits)  # type: ignore[call-arg]
         s.wheel_slot += (found - i) & (s.wheel_slots - 1)
-        head = wheel(s)[found].head
-    return event_pool(s)[head]
+        head = s.wheel[found].head
+    return s.pool[head]
 
 
 @compiled
 def take_from_wheel(s: Root) -> tuple[int, int, int]:
     """Removes the first event of the wheel, which is turned to its slot."""
     i = s.wheel_slot & (s.wheel_slots - 1)
-    q = wheel(s)[i]
+    q = s.wheel[i]
     place = q.head
-    event = event_pool(s)[place]
+    event = s.pool[place]
     q.head = event.next
     if event.next == NOTHING:
-        slots_filled(s)[i >> 6] &= ~(1 << (i & 63))
+        s.slots_filled[i >> 6] &= ~(1 << (i & 63))
     event.next = s.pool_free
     s.pool_free = place
     s.wheel_size -= 1
@@ -173,7 +173,7 @@ def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> N
 @compiled
 def take_from_heap(s: Root) -> tuple[int, int, int]:
     """Removes the first event of the heap."""
-    heap = event_heap(s)
+    heap = s.heap
     kind = heap[0].order >> KIND_SHIFT
     a = heap[0].a
     b = heap[0].b

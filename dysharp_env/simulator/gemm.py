@@ -24,20 +24,7 @@ from dysharp_env.simulator.layout import (
 from dysharp_env.simulator.primitives import is_pull
 from dysharp_env.simulator.rows import prefetch
 from dysharp_env.simulator.staffing import fill_groups
-from dysharp_env.simulator.views import (
-    Root,
-    arrived_pair,
-    expert_shown,
-    experts,
-    gpu_experts,
-    gpus,
-    matrices,
-    pairs,
-    phases,
-    slot_tile,
-    tiles,
-    tokens,
-)
+from dysharp_env.simulator.views import Root
 
 # Tokens that memory is asked for ahead of the one at hand: it answers in the time that a few of them take.
 LOOK_AHEAD = 4
@@ -46,7 +33,7 @@ LOOK_AHEAD = 4
 @compiled
 def row_ready(s: Root, gpu: int) -> int:
     """Counts one more row for a GPU's GEMM group and returns its place in the order of readiness."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     g.hold_gemm = 0
     s.ready_sequence += 1
     mark_dirty(s, GEMM, gpu)
@@ -56,21 +43,21 @@ def row_ready(s: Root, gpu: int) -> int:
 @compiled
 def tile_ready(s: Root, tile: int) -> None:
     """Makes a tile's GEMM-1 row ready."""
-    x = experts(s)[tiles(s)[tile].expert]
+    x = s.experts[s.tiles[tile].expert]
     x.ready1 += 1
-    tiles(s)[tile].ready1_ps = s.now_ps
-    tiles(s)[tile].ready1_seq = row_ready(s, x.gpu)
+    s.tiles[tile].ready1_ps = s.now_ps
+    s.tiles[tile].ready1_seq = row_ready(s, x.gpu)
 
 
 @compiled
 def close_tile(s: Root, expert: int) -> None:
     """Ends an expert's open tile; it is ready now, or a memory latency later if its status entry has spilled."""
-    x = experts(s)[expert]
+    x = s.experts[expert]
     tile = x.tile0 + x.tiles_open - 1
-    tiles(s)[tile].count = x.open_count
+    s.tiles[tile].count = x.open_count
     x.open_count = 0
-    expert_shown(s)[expert, 0] = 0.0
-    spilled = gpus(s)[x.gpu].tiles_live > s.ts_entries
+    s.shown[expert].fill = 0.0
+    spilled = s.gpus[x.gpu].tiles_live > s.ts_entries
     # Tiles of one expert become ready in the order in which they closed.
     x.ready_ps = max(x.ready_ps, s.now_ps + (s.memory_ps if spilled else 0))
     if x.ready_ps == s.now_ps:
@@ -82,22 +69,22 @@ def close_tile(s: Root, expert: int) -> None:
 @compiled
 def evict_weights(s: Root, gpu: int, need_bytes: int) -> None:
     """Drops the least recently used expert matrices of a GPU until ``need_bytes`` fit in L2."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     while g.l2_used_bytes + need_bytes > s.l2_bytes and g.l2_used_bytes > 0:
         oldest = NOTHING
         stage = 1
         stamp = g.l2_stamp + 1
         for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
-            x = matrices(s)[gpu_experts(s)[i]]
+            x = s.matrices[s.gpu_experts[i]]
             if x.resident1 > 0 and x.used1 < stamp:
                 stamp = x.used1
-                oldest = gpu_experts(s)[i]
+                oldest = s.gpu_experts[i]
                 stage = 1
             if x.resident2 > 0 and x.used2 < stamp:
                 stamp = x.used2
-                oldest = gpu_experts(s)[i]
+                oldest = s.gpu_experts[i]
                 stage = 2
-        x = matrices(s)[oldest]
+        x = s.matrices[oldest]
         if stage == 1:
             g.l2_used_bytes -= x.resident1
             x.resident1 = 0
@@ -113,9 +100,9 @@ def fetch_weights(s: Root, expert: int, stage: int) -> int:
     A matrix larger than L2 counts as filling it: rows of one expert that follow each other walk its panels together,
     but nothing else stays.
     """
-    gpu = experts(s)[expert].gpu
-    x = matrices(s)[experts(s)[expert].number]
-    g = gpus(s)[gpu]
+    gpu = s.experts[expert].gpu
+    x = s.matrices[s.experts[expert].number]
+    g = s.gpus[gpu]
     g.l2_stamp += 1
     resident = x.resident1 if stage == 1 else x.resident2
     weight_bytes = s.weight1_bytes if stage == 1 else s.weight2_bytes
@@ -140,9 +127,9 @@ def fetch_weights(s: Root, expert: int, stage: int) -> int:
 @compiled
 def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
     """Takes a row out of the ready rows and gives it to the GEMM group; SMs take its thread blocks as they are free."""
-    g = gpus(s)[gpu]
-    t = tiles(s)[tile]
-    x = experts(s)[t.expert]
+    g = s.gpus[gpu]
+    t = s.tiles[tile]
+    x = s.experts[t.expert]
     g.row_tile = tile
     g.row_stage = stage
     t.weights_ps = fetch_weights(s, t.expert, stage)
@@ -168,8 +155,8 @@ def start_row(s: Root, gpu: int, tile: int, stage: int) -> None:
 @compiled
 def start_blocks(s: Root, gpu: int) -> None:
     """Puts thread blocks of the current row on all free SMs."""
-    g = gpus(s)[gpu]
-    t = tiles(s)[g.row_tile]
+    g = s.gpus[gpu]
+    t = s.tiles[g.row_tile]
     count = min(g.free_sms, t.left)
     # While its weights stream from HBM a block works more slowly than from L2.
     cold_ps = max(t.weights_ps - s.now_ps, 0) // 1000 * s.cold_exposure
@@ -189,7 +176,7 @@ def start_blocks(s: Root, gpu: int) -> None:
 def end_first_kernel(s: Root, gpu: int, part: int) -> None:
     """Opens a part's GEMM-2 on a GPU behind a kernel boundary: its GEMM-1 is over, and what it dispatched is stored."""
     p = part_of(s, gpu, part)
-    if s.gate2 == GATE_PHASE and p.gate2_asked == 0 and p.slots1_left == 0 and gpus(s)[gpu].part > part:
+    if s.gate2 == GATE_PHASE and p.gate2_asked == 0 and p.slots1_left == 0 and s.gpus[gpu].part > part:
         p.gate2_asked = 1
         push(s, s.now_ps + s.pay2_ps, EV_GATE, 2 + 4 * part, gpu)
 
@@ -197,17 +184,17 @@ def end_first_kernel(s: Root, gpu: int, part: int) -> None:
 @compiled
 def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
     """Makes the GEMM-2 row of a tile ready."""
-    t = tiles(s)[tile]
-    x = experts(s)[t.expert]
+    t = s.tiles[tile]
+    x = s.experts[t.expert]
     t.next = NOTHING
     if x.row2_head == NOTHING:
         x.row2_head = tile
     else:
-        tiles(s)[x.row2_tail].next = tile
+        s.tiles[x.row2_tail].next = tile
     x.row2_tail = tile
     t.ready2_ps = s.now_ps
     t.ready2_seq = row_ready(s, gpu)
-    gpus(s)[gpu].slots1_left -= t.count
+    s.gpus[gpu].slots1_left -= t.count
     part_of(s, gpu, x.part).slots1_left -= t.count
     end_first_kernel(s, gpu, x.part)
 
@@ -215,10 +202,10 @@ def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
 @compiled
 def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
     """Counts a tile's tokens of other GPUs whose counters are updated over a plane."""
-    t = tiles(s)[tile]
+    t = s.tiles[tile]
     count = 0
     for i in range(t.first, t.first + t.count):
-        token = pairs(s)[arrived_pair(s)[i]].token
+        token = s.pairs[s.arrived_pair[i]].token
         if token // s.tokens_per_gpu != gpu and update_plane(s, token) == plane:
             count += 1
     return count
@@ -234,29 +221,29 @@ def look_ahead(s: Root, place: int, last: int) -> None:
         last: The end of the tile's.
     """
     if place + 2 * LOOK_AHEAD < last:
-        prefetch(pairs(s), arrived_pair(s)[place + 2 * LOOK_AHEAD])
+        prefetch(s.pairs, s.arrived_pair[place + 2 * LOOK_AHEAD])
     if place + LOOK_AHEAD < last:
-        token = pairs(s)[arrived_pair(s)[place + LOOK_AHEAD]].token
-        prefetch(tokens(s), token)
-        prefetch(slot_tile(s), token * s.top_k)
+        token = s.pairs[s.arrived_pair[place + LOOK_AHEAD]].token
+        prefetch(s.tokens, token)
+        prefetch(s.slot_tile, token * s.top_k)
 
 
 @compiled
 def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     """Makes the results of a tile known: to this GPU's combine group (push) or to the home GPUs (pull)."""
-    t = tiles(s)[tile]
-    gpus(s)[gpu].tiles_live -= 1
-    gpus(s)[gpu].slots2_left -= t.count
-    part = experts(s)[t.expert].part
+    t = s.tiles[tile]
+    s.gpus[gpu].tiles_live -= 1
+    s.gpus[gpu].slots2_left -= t.count
+    part = s.experts[t.expert].part
     part_of(s, gpu, part).slots2_left -= t.count
-    phases(s)[part].slots2_left -= t.count
+    s.phases[part].slots2_left -= t.count
     pull = is_pull(s)
     num_remote = 0
     last = t.first + t.count
     for i in range(t.first, last):
-        pair = arrived_pair(s)[i]
-        prefetch(pairs(s), arrived_pair(s)[min(i + LOOK_AHEAD, last - 1)])
-        q = pairs(s)[pair]
+        pair = s.arrived_pair[i]
+        prefetch(s.pairs, s.arrived_pair[min(i + LOOK_AHEAD, last - 1)])
+        q = s.pairs[pair]
         q.experts_done += 1
         if not pull:
             count_slot(s, q.slot0, q.num_experts, tile, q.num_experts - q.experts_done)
@@ -271,7 +258,7 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
             count = remote_on_plane(s, tile, gpu, plane) if s.planes > 1 else num_remote
             charge_up(s, gpu, plane, NOTIFY_FLITS * count, NOTIFY)
         push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu)
-    if s.gate3 == GATE_PHASE and phases(s)[part].slots2_left == 0:
+    if s.gate3 == GATE_PHASE and s.phases[part].slots2_left == 0:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, NOTHING)
     if s.gate3 == GATE_GPU and part_of(s, gpu, part).slots2_left == 0:
         push(s, s.now_ps + s.pay3_ps, EV_GATE, 3 + 4 * part, gpu)
@@ -280,9 +267,9 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
 @compiled
 def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
     """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
-    t = tiles(s)[tile]
-    gpu = experts(s)[t.expert].gpu
-    g = gpus(s)[gpu]
+    t = s.tiles[tile]
+    gpu = s.experts[t.expert].gpu
+    g = s.gpus[gpu]
     g.free_sms += count
     if s.split_moments > 0:
         fill_groups(s, gpu)
@@ -303,11 +290,11 @@ def blocks_end(s: Root, tile: int, count: int, stage: int) -> None:
 @compiled
 def notified(s: Root, tile: int, gpu: int) -> None:
     """Counts a finished GEMM-2 row at the home GPUs of its tokens, and acknowledges the updates."""
-    t = tiles(s)[tile]
+    t = s.tiles[tile]
     num_remote = 0
     for i in range(t.first, t.first + t.count):
         look_ahead(s, i, t.first + t.count)
-        q = pairs(s)[arrived_pair(s)[i]]
+        q = s.pairs[s.arrived_pair[i]]
         token, home = q.token, q.home
         if home != gpu:
             num_remote += 1

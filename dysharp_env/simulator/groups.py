@@ -9,25 +9,13 @@ from __future__ import annotations
 from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.events import push
 from dysharp_env.simulator.layout import COUNTED, DISPATCH, EV_SLOT, GEMM, NOTHING, SPLIT
-from dysharp_env.simulator.views import (
-    PartView,
-    Root,
-    dirty_ring,
-    gpus,
-    pairs,
-    parts,
-    slot_tile,
-    slot_tlb,
-    sms,
-    tiles,
-    trip_of,
-)
+from dysharp_env.simulator.views import PartView, Root, trip_of
 
 
 @compiled
 def mark_dirty(s: Root, kind: int, gpu: int) -> None:
     """Asks for an SM group to be looked at, or for a GPU's group sizes to be chosen, once."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     if kind == SPLIT:
         if g.dirty0:
             return
@@ -44,14 +32,14 @@ def mark_dirty(s: Root, kind: int, gpu: int) -> None:
         if g.dirty3:
             return
         g.dirty3 = 1
-    dirty_ring(s)[(s.dirty_head + s.dirty_size) % s.dirty_capacity] = kind * s.num_gpus + gpu
+    s.dirty[(s.dirty_head + s.dirty_size) % s.dirty_capacity] = kind * s.num_gpus + gpu
     s.dirty_size += 1
 
 
 @compiled
 def part_of(s: Root, gpu: int, part: int) -> PartView:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
-    return parts(s)[gpu * s.num_parts + part]
+    return s.parts[gpu * s.num_parts + part]
 
 
 @compiled
@@ -65,19 +53,19 @@ def block_ps(s: Root, gpu: int, stage: int, tokens: int) -> int:
 @compiled
 def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Puts a communication SM behind the others of its group that may take something."""
-    g = gpus(s)[gpu]
-    sms(s)[sm].next = NOTHING
+    g = s.gpus[gpu]
+    s.sms[sm].next = NOTHING
     if kind == DISPATCH:
         if g.send_head == NOTHING:
             g.send_head = sm
         else:
-            sms(s)[g.send_tail].next = sm
+            s.sms[g.send_tail].next = sm
         g.send_tail = sm
     else:
         if g.take_head == NOTHING:
             g.take_head = sm
         else:
-            sms(s)[g.take_tail].next = sm
+            s.sms[g.take_tail].next = sm
         g.take_tail = sm
     mark_dirty(s, kind, gpu)
 
@@ -85,7 +73,7 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
 @compiled
 def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
     """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
-    sms(s)[sm].in_flight += 1
+    s.sms[sm].in_flight += 1
     x = trip_of(s, first)
     x.sm = sm
     x.issued_ps = s.now_ps
@@ -109,7 +97,7 @@ def end_segment(s: Root, first: int, hold: int) -> bool:
 @compiled
 def use_hbm(s: Root, gpu: int, num_bytes: int) -> int:
     """Puts an access behind all earlier ones of this GPU's HBM and returns when it is over."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     ps = num_bytes * s.hbm_mult // s.hbm_div
     g.hbm_free_ps = max(g.hbm_free_ps, s.now_ps) + ps
     g.hbm_busy_ps += ps
@@ -123,13 +111,13 @@ def translate(s: Root, pair: int) -> int:
     The TLB is first-in first-out: an entry is present while fewer than ``al_entries`` have come after it. The packets
     of one segment follow each other, so only the first can miss.
     """
-    g = gpus(s)[pairs(s)[pair].gpu]
+    g = s.gpus[s.pairs[pair].gpu]
     delay_ps = 0
-    first = pairs(s)[pair].slot0
-    for slot in range(first, first + pairs(s)[pair].num_experts):
-        if slot_tlb(s)[slot] == NOTHING or g.tlb_sequence - slot_tlb(s)[slot] > s.al_entries:
+    first = s.pairs[pair].slot0
+    for slot in range(first, first + s.pairs[pair].num_experts):
+        if s.slot_tlb[slot] == NOTHING or g.tlb_sequence - s.slot_tlb[slot] > s.al_entries:
             delay_ps = s.memory_ps
-            slot_tlb(s)[slot] = g.tlb_sequence
+            s.slot_tlb[slot] = g.tlb_sequence
             g.tlb_sequence += 1
     return delay_ps
 
@@ -147,10 +135,10 @@ def count_slot(s: Root, first: int, count: int, tile: int, left: int) -> None:
     """
     rest = NOTHING
     for slot in range(first, first + count):
-        if slot_tile(s)[slot] == tile:
-            slot_tile(s)[slot] = COUNTED
-        elif slot_tile(s)[slot] != COUNTED:
-            rest = slot_tile(s)[slot]
+        if s.slot_tile[slot] == tile:
+            s.slot_tile[slot] = COUNTED
+        elif s.slot_tile[slot] != COUNTED:
+            rest = s.slot_tile[slot]
     # One that has not arrived is seen to when it does.
     if left == 1 and rest != NOTHING:
-        tiles(s)[rest].finishes += 1
+        s.tiles[rest].finishes += 1

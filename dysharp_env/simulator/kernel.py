@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.bundles import combine_window, dispatch_window, free_room
 from dysharp_env.simulator.chunks import weigh_chunks
 from dysharp_env.simulator.combine import (
     issue_combine,
@@ -22,15 +21,6 @@ from dysharp_env.simulator.combine import (
     reach_combine,
     requested,
     take_unit,
-)
-from dysharp_env.simulator.combine_bundles import (
-    issue_items,
-    issue_reads,
-    open_unit,
-    partials_acknowledged,
-    reach_home,
-    requested_together,
-    respond_together,
 )
 from dysharp_env.simulator.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.decisions import decide
@@ -44,15 +34,8 @@ from dysharp_env.simulator.dispatch import (
     take_chunk,
     take_token,
 )
-from dysharp_env.simulator.dispatch_bundles import (
-    arrive_together,
-    dispatch_acknowledged,
-    issue_chunk,
-    open_chunk,
-    reach_bundle,
-)
 from dysharp_env.simulator.events import next_ps, pop
-from dysharp_env.simulator.fabric import input_next, is_partial, port_pump, send_vector, switch_arrive, uplink_pump
+from dysharp_env.simulator.fabric import input_next, port_pump, send_vector, switch_arrive, uplink_pump
 from dysharp_env.simulator.gemm import blocks_end, close_tile, notified, start_blocks, start_row, tile_ready
 from dysharp_env.simulator.groups import list_sm, mark_dirty, part_of
 from dysharp_env.simulator.layout import (
@@ -85,58 +68,23 @@ from dysharp_env.simulator.layout import (
     STUCK,
 )
 from dysharp_env.simulator.staffing import leave_if_idle, resize, staff_groups
-from dysharp_env.simulator.views import (
-    Root,
-    candidates,
-    chunks,
-    dirty_ring,
-    experts,
-    gpus,
-    item_next,
-    lanes,
-    nodes,
-    ports,
-    root_of,
-    sms,
-    splits,
-    token_order,
-    tokens,
-    uplinks,
-)
+from dysharp_env.simulator.views import Root, root_of
 
 # ``decide`` returns this when the answer has to come from outside.
 WAIT = -2
 
 
 @compiled
-def may_send(s: Root, gpu: int) -> bool:
-    """Returns whether a dispatch group may put a vector in flight, or by chunk a bundle of one."""
-    g = gpus(s)[gpu]
-    if s.by_chunk:
-        return g.send_held < dispatch_window(s, gpu)
-    return g.send_head != NOTHING
-
-
-@compiled
-def may_take(s: Root, gpu: int) -> bool:
-    """Returns whether a combine group may put a vector in flight, or by chunk a bundle of one."""
-    g = gpus(s)[gpu]
-    if s.by_chunk:
-        return g.take_held < combine_window(s, gpu)
-    return g.take_head != NOTHING
-
-
-@compiled
 def pump_dispatch(s: Root, gpu: int) -> bool:
     """Gives tokens to SMs that may take one, choosing chunks as it goes; True if it has to ask."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     if not g.start_open:
         return False
     while True:
         if g.chunk == NOTHING:
             while end_part(s, gpu):
                 pass
-        if not may_send(s, gpu):
+        if g.send_head == NOTHING:
             return False
         if g.chunk == NOTHING:
             row = decide(s, DISPATCH, gpu)
@@ -144,16 +92,10 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
                 return True
             if row == NOTHING:
                 return False
-            take_chunk(s, gpu, candidates(s)[row])
-            if s.by_chunk:
-                open_chunk(s, gpu)
-        if s.by_chunk:
-            if not issue_chunk(s, gpu):
-                return False
-            continue
-        token = token_order(s)[g.chunk_pos]
+            take_chunk(s, gpu, s.candidates[row])
+        token = s.order[g.chunk_pos]
         g.chunk_pos += 1
-        if g.chunk_pos == chunks(s)[g.chunk].last:
+        if g.chunk_pos == s.chunks[g.chunk].last:
             g.chunk = NOTHING
         take_token(s, gpu, token)
 
@@ -161,7 +103,7 @@ def pump_dispatch(s: Root, gpu: int) -> bool:
 @compiled
 def pump_gemm(s: Root, gpu: int) -> bool:
     """Keeps the GEMM group's SMs on thread blocks, choosing rows as it goes; True if it has to ask."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     if not g.start_open:
         return False
     while g.free_sms > 0:
@@ -173,14 +115,14 @@ def pump_gemm(s: Root, gpu: int) -> bool:
                 return True
             if row == NOTHING:
                 return False
-            candidate = candidates(s)[row]
+            candidate = s.candidates[row]
             if candidate == NOTHING:
                 g.hold_gemm = 1
                 return False
             tile = candidate // 2
             if tile >= s.num_tiles:
                 expert = tile - s.num_tiles
-                tile = experts(s)[expert].tile0 + experts(s)[expert].tiles_open - 1
+                tile = s.experts[expert].tile0 + s.experts[expert].tiles_open - 1
                 close_tile(s, expert)
             start_row(s, gpu, tile, candidate % 2 + 1)
         start_blocks(s, gpu)
@@ -190,21 +132,13 @@ def pump_gemm(s: Root, gpu: int) -> bool:
 @compiled
 def pump_combine(s: Root, gpu: int) -> bool:
     """Issues tokens or partial sums while SMs may take some, choosing units as it goes; True if it has to ask."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
         return False
-    while may_take(s, gpu):
-        if g.take_offset < s.num_gpus:
-            if not issue_reads(s, gpu):
-                return False
-            continue
+    while g.take_head != NOTHING:
         if g.issue_head != NOTHING:
-            if s.by_chunk:
-                if not issue_items(s, gpu):
-                    return False
-                continue
             item = g.issue_head
-            g.issue_head = item_next(s)[item]
+            g.issue_head = s.item_next[item]
             issue_combine(s, gpu, item)
             continue
         if g.hold_combine:
@@ -214,19 +148,17 @@ def pump_combine(s: Root, gpu: int) -> bool:
             return True
         if row == NOTHING:
             return False
-        if candidates(s)[row] == NOTHING:
+        if s.candidates[row] == NOTHING:
             g.hold_combine = 1
             return False
-        take_unit(s, gpu, candidates(s)[row])
-        if s.by_chunk:
-            open_unit(s, gpu)
+        take_unit(s, gpu, s.candidates[row])
     return False
 
 
 @compiled
 def free_slot(s: Root, sm: int) -> None:
     """Lets a communication SM put another vector in flight: of the token it is at, or else of a new one."""
-    m = sms(s)[sm]
+    m = s.sms[sm]
     per_gpu = s.most_dispatch_sms + s.most_combine_sms
     gpu = sm // per_gpu
     combines = sm % per_gpu >= s.most_dispatch_sms
@@ -249,7 +181,7 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
     for i in range(s.num_gpus):
         if gpu != NOTHING and i != gpu:
             continue
-        g = gpus(s)[i]
+        g = s.gpus[i]
         p = part_of(s, i, part)
         if stage == 0:
             g.start_open = 1
@@ -271,12 +203,12 @@ def open_gate(s: Root, stage: int, part: int, gpu: int) -> None:
 @compiled
 def set_split(s: Root, row: int) -> None:
     """Divides every GPU's SMs among the three groups as a row of ``splits`` says; the GEMM group has the rest."""
-    s.dispatch_sms = splits(s)[row, 0]
-    s.combine_sms = splits(s)[row, 1]
+    s.dispatch_sms = s.splits[row].dispatch_sms
+    s.combine_sms = s.splits[row].combine_sms
     s.gemm_sms = s.total_sms - s.dispatch_sms - s.combine_sms
     for i in range(s.num_gpus):
-        gpus(s)[i].split = row
-        gpus(s)[i].min_partial = splits(s)[row, 2]
+        s.gpus[i].split = row
+        s.gpus[i].min_partial = s.splits[row].early_tokens
 
 
 @compiled
@@ -285,8 +217,8 @@ def pump_split(s: Root, gpu: int) -> bool:
     row = decide(s, SPLIT, gpu)
     if row == WAIT:
         return True
-    if row != NOTHING and candidates(s)[row] != gpus(s)[gpu].split:
-        resize(s, gpu, candidates(s)[row])
+    if row != NOTHING and s.candidates[row] != s.gpus[gpu].split:
+        resize(s, gpu, s.candidates[row])
     return False
 
 
@@ -296,63 +228,42 @@ def serve(s: Root, kind: int, a: int, b: int) -> None:
     if kind == EV_SWITCH:
         switch_arrive(s, a, b)
     elif kind == EV_REACH:
-        if s.by_chunk:
-            if a < s.partial0:
-                reach_bundle(s, a)
-            else:
-                reach_home(s, a)
-        elif a < s.partial0:
+        if a < s.partial0:
             reach_dispatch(s, a)
         else:
             reach_combine(s, a)
     elif kind == EV_CREDIT:
-        lanes(s)[a * 2 + b % 2].used_flits -= b // 2
+        s.lanes[a * 2 + b % 2].used_flits -= b // 2
         uplink_pump(s, a)
     elif kind == EV_INPUT_NEXT:
         input_next(s, a, b)
     elif kind == EV_UPLINK:
-        uplinks(s)[a].wake = 0
+        s.uplinks[a].wake = 0
         uplink_pump(s, a)
     elif kind == EV_PORT:
-        ports(s)[a].wake = 0
+        s.ports[a].wake = 0
         port_pump(s, a)
     elif kind == EV_BLOCKS:
         blocks_end(s, a, b // 2, b % 2 + 1)
     elif kind == EV_ARRIVE:
-        if s.by_chunk:
-            arrive_together(s, a)
-        else:
-            arrive(s, a)
+        arrive(s, a)
     elif kind == EV_TILE:
         tile_ready(s, a)
     elif kind == EV_REQUEST:
         if a < s.partial0:
-            asked_for_token(s, nodes(s)[a].owner)
-        elif s.by_chunk:
-            requested_together(s, a)
+            asked_for_token(s, s.nodes[a].owner)
         else:
-            requested(s, nodes(s)[a].owner)
+            requested(s, s.nodes[a].owner)
     elif kind == EV_RESPOND:
-        if s.by_chunk and a >= s.partial0:
-            respond_together(s, a)
-        else:
-            send_vector(s, b, a)
+        send_vector(s, b, a)
     elif kind == EV_ACK:
-        if not s.by_chunk:
-            acknowledged(s, a)
-        elif is_partial(s, a):
-            partials_acknowledged(s, a)
-        else:
-            dispatch_acknowledged(s, a)
+        acknowledged(s, a)
     elif kind == EV_SLOT:
-        if s.by_chunk:
-            free_room(s, a // 2, a % 2 == 1, b)
-        else:
-            free_slot(s, a)
+        free_slot(s, a)
     elif kind == EV_NOTIFY:
         notified(s, a, b)
     elif kind == EV_READY:
-        item_ready(s, tokens(s)[a].chunk, a, a // s.tokens_per_gpu)
+        item_ready(s, s.tokens[a].chunk, a, a // s.tokens_per_gpu)
     elif kind == EV_GATE:
         open_gate(s, a % 4, a // 4, b)
 
@@ -392,7 +303,7 @@ def advance_one(s: Root) -> int:
         if row == WAIT:
             return ASK
         if row != NOTHING:
-            set_split(s, candidates(s)[row])
+            set_split(s, s.candidates[row])
         staff_groups(s)
         s.split_done = 1
         s.pending_kind = NOTHING
@@ -405,13 +316,13 @@ def advance_one(s: Root) -> int:
         while s.dirty_size > 0 and not s.serving:
             if needs_room(s):
                 return GROW
-            group = dirty_ring(s)[s.dirty_head]
+            group = s.dirty[s.dirty_head]
             kind = group // s.num_gpus
             gpu = group % s.num_gpus
             s.dirty_head = (s.dirty_head + 1) % s.dirty_capacity
             s.dirty_size -= 1
             # The mark goes before the group acts: what it does may give it more to do.
-            g = gpus(s)[gpu]
+            g = s.gpus[gpu]
             if kind == SPLIT:
                 g.dirty0 = 0
             elif kind == DISPATCH:

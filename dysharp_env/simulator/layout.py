@@ -12,7 +12,6 @@ Ids used throughout:
     part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
     expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
-    bundle vectors that move as one segment at chunk resolution, as the node of its carrier: of its first pair or token
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
            from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
@@ -24,7 +23,7 @@ Ids used throughout:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +50,7 @@ import numpy as np
 # Decision kinds (also the SM groups that take them).
 SPLIT, DISPATCH, GEMM, COMBINE = range(4)
 DECISION_KINDS = ("split", "dispatch", "gemm", "combine")
+NUM_KINDS = len(DECISION_KINDS)
 
 # Primitives.
 UNICAST, MULTICAST, BROADCAST, PULL = range(4)
@@ -129,8 +129,7 @@ _PARAMETERS = (
     "links_ps gemms_ps hbm_ps "
     "heap_margin log_margin logging num_tiles heap_capacity dirty_capacity log_capacity "
     "loopback sends_per_gpu num_chunks dispatch_ask_flits num_parts by_peers exclusive pay_end_ps "
-    "networked network_width network_attends wire_entries pool_capacity wheel_slots wheel_shift "
-    "by_chunk dispatch_vector_flits combine_vector_flits"
+    "networked network_width wire_entries pool_capacity wheel_slots wheel_shift"
 )
 
 _COUNTERS = (
@@ -153,9 +152,7 @@ GPU = _record(
     "hold_combine combined start_open dirty0 dirty1 dirty2 dirty3 "
     # sizes: the row of ``splits`` in force and what it says; SMs that the two groups have, and that are to leave them;
     # SMs that the GEMM group has
-    "split dispatch_sms combine_sms min_partial dispatch_here combine_here dispatch_leaving combine_leaving gemm_sms "
-    # bundles: vectors that the two groups' windows are taken by, and the next source that a combine group reads from
-    "send_held take_held take_offset"
+    "split dispatch_sms combine_sms min_partial dispatch_here combine_here dispatch_leaving combine_leaving gemm_sms"
 )
 
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
@@ -176,21 +173,18 @@ TOKEN = _record(
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
-# A bundle's carrier is its first token, the others follow.
-STORE = _record("end_ps free_ps", "acks_left replicas_left carrier next")
-# One segment of a token's sum: at its home GPU, and in the reduction unit before that. The vectors of a bundle that are
-# asked for together have one sum, that of the carrier: vectors that go into it, bundles whose head is not at the switch
-# yet, and when the first of them was let into the reduction unit.
+STORE = _record("end_ps free_ps", "acks_left replicas_left")
+# One segment of a token's sum: at its home GPU, and in the reduction unit before that.
 SUM = _record(
-    "ready_ps begun_ps",
-    "pieces_left contributions_left open open_count open_prev open_next open_pair carrier inputs heads_left",
+    "ready_ps",
+    "pieces_left contributions_left open open_count open_prev open_next open_pair",
 )
 
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
 # A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
-# The round trip of a vector, kept for its first segment: when it was issued, by which SM, and how many segments (by
-# chunk, vectors of a bundle) are still under way.
+# The round trip of a vector, kept for its first segment: when it was issued, by which SM, and how many segments are still
+# under way.
 TRIP = _record("issued_ps", "sm segments_out")
 EXPERT = _record(
     "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count ready1 started1 row2_head row2_tail"
@@ -209,8 +203,10 @@ CHUNK = _record("flits", "first last prev next part slot0 num_slots copies")
 UNIT = _record("ready_ps", "head tail count prev next listed part copies")
 # The virtual output queue of one input, port and class: its first and last node, and the next input in the round.
 QUEUE = _record("", "head tail next")
-# Pairs that are, or will be, a bundle of one GPU for another.
-BUNDLE = _record("", "head tail count")
+# What a split says, and what of an expert and part is shown: the fill of its open tile and how much of it has arrived.
+SPLIT_ROW = _record("dispatch_sms combine_sms early_tokens")
+SHOWN = np.dtype([("fill", np.float64), ("progress", np.float64)])
+LOG_ROW = _record(" ".join(LOG_FIELDS))
 # An event: time, kind and sequence in one number, two operands, and in the wheel the event behind it.
 EVENT = _record("time_ps order next", "a b")
 # One slot of the wheel: its first and its last event.
@@ -239,12 +235,8 @@ FEATURE_MEANINGS = {
     "split_early": "split: 1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
 }
 FEATURES = tuple(FEATURE_MEANINGS)
-(
-    F_HOLD, F_ORDER, F_SIZE, F_GEMM2, F_PARTIAL, F_L2, F_WAITING, F_LEFT, F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT,
-    F_BACKLOG, F_COST, F_SPLIT_DISPATCH, F_SPLIT_COMBINE, F_SPLIT_EARLY,
-) = range(len(FEATURES))  # fmt: skip
 # Features whose computation walks tokens; a rule that gives them no weight does not pay for them.
-LOOKED_UP = (F_FINISHES, F_FILL, F_PROGRESS, F_FAN_OUT, F_BACKLOG, F_COST)
+LOOKED_UP = tuple(map(FEATURES.index, ("finishes", "tile_fill", "expert_progress", "fan_out", "backlog", "cost")))
 
 # What a decision shows of the GPU that decides and of the whole layer; every value lies in [0, 1].
 CONTEXT_MEANINGS = {
@@ -274,6 +266,9 @@ CONTEXT_MEANINGS = {
     "all_sent": "1 if this GPU has dispatched all its tokens",
 }
 CONTEXT = tuple(CONTEXT_MEANINGS)
+NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
+FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
+CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])
 
 
 # Rows that a network works in, beside one for each candidate; see network.py.
@@ -326,11 +321,8 @@ class State(NamedTuple):
     chunk_targets: np.ndarray  # (chunk * gpus + gpu,) bool, whether a chunk's vectors cross the GPU's downlink
     unit_targets: np.ndarray  # (unit * gpus + gpu,) bool, whether sums pulled for a unit cross the GPU's uplink
     backlogs: np.ndarray  # (gpu,) int64 ps of the links that the candidates of the decision at hand would meet
-    expert_shown: np.ndarray  # (expert, 2) float64 fill of its open tile, fraction of its tokens arrived
+    shown: np.ndarray  # (expert * parts + part,) SHOWN
     item_next: np.ndarray  # (token or pair,) int32 links of the combine item lists
-    copy_next: np.ndarray  # (pair,) int32 links of the bundles that are dispatched; empty unless by chunk
-    partial_next: np.ndarray  # (pair,) int32 links of the bundles of partial sums; empty unless by chunk
-    bundles: np.ndarray  # (2 * gpu * (gpus + 1),) BUNDLE; see bundles.py; empty unless by chunk
     queues: np.ndarray  # (port, class, input + 1,) QUEUE
     traffic: np.ndarray  # (gpu, direction, purpose,) int64 wire flits
     payload: np.ndarray  # (gpu, direction, purpose,) int64 data flits among them
@@ -342,8 +334,7 @@ class State(NamedTuple):
     splits: np.ndarray  # (split, 3) int64 dispatch SMs, combine SMs, fewest tokens of a tile closed early
     weights: np.ndarray  # (kind, feature) float64 rule: scores of candidates are weights . features
     network: np.ndarray  # (numbers,) float32 weights of the network that scores candidates; see network.py
-    # ((max_candidates + NETWORK_ROWS) * width + feature,), with attention max_candidates * (width + 1) more
-    scratch: np.ndarray  # float32 what the network works in
+    scratch: np.ndarray  # ((max_candidates + NETWORK_ROWS) * width + feature,) float32 what the network works in
     candidates: np.ndarray  # (max_candidates,) int64 what each candidate is; see decisions.py
     keys: np.ndarray  # (max_candidates,) int64 what GEMM candidates are sorted by
     features: np.ndarray  # (max_candidates, feature) float32
@@ -352,6 +343,59 @@ class State(NamedTuple):
     log: np.ndarray  # (capacity, 7) int64 LOG_FIELDS; capacity 0 unless logging
 
 
+# What the arrays of the state hold, as compiled code sees them: ``s.NAME[i]``.
+ARRAYS: dict[str, Any] = {
+    "gpus": GPU,
+    "sms": SM,
+    "uplinks": UPLINK,
+    "lanes": LANE,
+    "ports": PORT,
+    "turns": TURN,
+    "tokens": TOKEN,
+    "pairs": PAIR,
+    "stores": STORE,
+    "sums": SUM,
+    "nodes": NODE,
+    "trips": TRIP,
+    "fifo_next": np.int32,
+    "experts": EXPERT,
+    "matrices": MATRICES,
+    "parts": PART,
+    "phases": PHASE,
+    "tiles": TILE,
+    "chunks": CHUNK,
+    "units": UNIT,
+    "wire_times": np.int64,
+    "store_flits": np.int64,
+    "ask_flits": np.int64,
+    "gpu_experts": np.int32,
+    "slot_expert": np.int32,
+    "slot_tlb": np.int32,
+    "slot_tile": np.int32,
+    "arrived_pair": np.int32,
+    "order": np.int32,
+    "chunk_experts": np.int32,
+    "chunk_targets": np.uint8,
+    "unit_targets": np.uint8,
+    "backlogs": np.int64,
+    "shown": SHOWN,
+    "item_next": np.int32,
+    "queues": QUEUE,
+    "traffic": np.int64,
+    "payload": np.int64,
+    "heap": EVENT,
+    "pool": EVENT,
+    "wheel": WHEEL_SLOT,
+    "slots_filled": np.int64,
+    "dirty": np.int64,
+    "splits": SPLIT_ROW,
+    "candidates": np.int64,
+    "keys": np.int64,
+    "features": FEATURE_ROW,
+    "context": CONTEXT_ROW,
+    "mask": np.uint8,
+    "log": LOG_ROW,
+}
 _ADDRESSES = " ".join(f"{name}_at" for name in State._fields if name != "root")
 ROOT = _record(" ".join([_PARAMETERS, _COUNTERS, _ADDRESSES]))
 

@@ -82,7 +82,6 @@ class Lowering:
             num_pairs,
             num_nodes,
             num_trips=trips_end - trip0,
-            num_links=num_pairs if costs.resolution == "chunk" else 0,
             num_fifo_links=num_nodes if costs.queueing == "input_fifo" else 0,
         )
         root = state.root
@@ -174,7 +173,6 @@ def _block(
     num_experts, num_links = workload.layer.experts, num_gpus * costs.planes
     chunks, units = _chunks(num_gpus, tokens_per_gpu, program), _units(workload, program)
     limit, width = program.max_candidates, int(root["network_width"][0])
-    matches = limit * (width + 1) if root["network_attends"][0] else 0
     # Room for the events that one step can add, and some more.
     events = (int(root["heap_margin"][0]) + 1024, layout.EVENT.itemsize // 8)
     heap = np.zeros(events, np.int64)
@@ -182,7 +180,6 @@ def _block(
     wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
     # Every expert and part has an open tile beside those that its tokens fill.
     num_tiles = num_slots // smallest_tile + num_experts * program.parts
-    num_bundles = 2 * num_gpus * (num_gpus + 1) if costs.resolution == "chunk" else 0
     log_rows = int(root["log_margin"][0]) + 1024 if logging else 0
     root["wire_entries"], root["num_chunks"] = len(wire_times), len(chunks)
     root["num_tiles"], root["heap_capacity"], root["log_capacity"] = num_tiles, len(heap), log_rows
@@ -207,7 +204,6 @@ def _block(
             "order": np.arange(num_tokens, dtype=np.int32),
             "candidates": np.full(limit, NOTHING),
             "heap": heap,
-            "bundles": _blank(num_bundles, layout.BUNDLE, "head tail"),
             "wheel": _blank(wheel_slots, layout.WHEEL_SLOT, "head tail"),
         },
         nothing={"slot_tlb": num_slots, "slot_tile": num_slots, "arrived_pair": num_slots},
@@ -225,13 +221,13 @@ def _block(
             "chunk_targets": ((len(chunks) * num_gpus,), flag),
             "unit_targets": ((len(units) * num_gpus,), flag),
             "backlogs": ((num_gpus,), int64),
-            "expert_shown": ((num_experts * program.parts, 2), np.dtype(np.float64)),
+            "shown": ((num_experts * program.parts,), layout.SHOWN),
             "traffic": ((num_gpus * 2 * layout.NUM_PURPOSES,), int64),
             "payload": ((num_gpus * 2 * layout.NUM_PURPOSES,), int64),
             "pool": (events, int64),
             "slots_filled": ((wheel_slots // 64,), int64),
             "dirty": ((4 * num_gpus,), int64),
-            "scratch": (((limit + layout.NETWORK_ROWS) * width + NUM_FEATURES + matches,), float32),
+            "scratch": (((limit + layout.NETWORK_ROWS) * width + NUM_FEATURES,), float32),
             "keys": ((limit,), int64),
             "features": ((limit, NUM_FEATURES), float32),
             "context": ((NUM_CONTEXT,), float32),
@@ -267,14 +263,12 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
     """
     top_k = workload.layer.top_k
     slots = workload.num_tokens * top_k
-    # A segment may be a bundle of a chunk's copies, several for each token where every expert gets its own.
-    vectors = program.chunk_tokens * top_k if costs.resolution == "chunk" else 1
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.
         2 * slots,
         workload.num_gpus**2 * chunks_per_gpu,
         # An event holds twice a segment's flits, or a row's blocks, and one bit.
-        2 * max(vectors * max(costs.dispatch_flits(top_k), costs.combine_flits()), *costs.blocks) + 1,
+        2 * max(costs.dispatch_flits(top_k), costs.combine_flits(), *costs.blocks) + 1,
         # Every expert and part has at least one tile.
         slots + workload.layer.experts * program.parts,
     )
@@ -349,7 +343,6 @@ def _gpus(workload: Workload, chunks_of_each: int, program: Program) -> np.ndarr
     gpus["dispatch_sms"], gpus["combine_sms"] = program.dispatch_sms, program.combine_sms
     gpus["min_partial"] = program.min_partial_tokens
     gpus["split"] = NOTHING
-    gpus["take_offset"] = workload.num_gpus  # nothing is left to be read
     gpus["items_waiting"] = workload.tokens_per_gpu if program.pulls else 0
     gpus["unsent_head"] = np.arange(workload.num_gpus) * chunks_of_each
     return gpus
@@ -480,9 +473,6 @@ def _root(
         "by_peers": program.by_peers,
         "exclusive": program.exclusive,
         "pay_end_ps": program.pay_end_ps,
-        "by_chunk": costs.resolution == "chunk",
-        "dispatch_vector_flits": costs.packet.payload_flits(costs.dispatch_bytes),
-        "combine_vector_flits": costs.packet.payload_flits(costs.combine_bytes),
         "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // dispatch_segments,
         "gate1": program.gates[0],
         "gate2": program.gates[1],
@@ -503,7 +493,6 @@ def _root(
         "looks": looks,
         "networked": sum(1 << kind for kind in program.networked),
         "network_width": program.network.width if program.network else 0,
-        "network_attends": program.network is not None and program.network.attends,
         # The most events one step can add: a GPU's local copies and the stores it may have in flight; all the sums it
         # may have in flight, requested from every GPU or sent; or the tokens of one tile becoming ready; and a few for
         # whatever wakes.

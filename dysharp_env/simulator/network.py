@@ -1,10 +1,8 @@
 """A small network that scores candidates in the engine, so that a learned policy plays with no Python per decision.
 
 Every candidate's features and the decision's context give an embedding; the mean and maximum of the embeddings tell
-each candidate what it competes with; embedding and pool give its score. A network with attention also tells it of the
-embeddings that match its own: their mean, weighed by how well they match. Matches are rectified and divided by 1 and
-their sum, so that no exponential is needed and a candidate may attend to nothing. To the score a rule is added that is
-linear in the features, with weights linear in the context, so that a network can refine a rule and say where it holds.
+each candidate what it competes with; embedding and pool give its score. To the score a rule is added that is linear in
+the features, with weights linear in the context, so that a network can refine a rule and say where it holds.
 Arithmetic is float32, sums run in the order of the inputs, and products are not fused, so the twin computes the same
 bits with numpy.
 """
@@ -21,11 +19,8 @@ from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.layout import CONTEXT, FEATURES, NETWORK_ROWS
 from dysharp_env.simulator.views import (
     Root,
-    context_row,
-    feature_rows,
-    legal_mask,
-    match_columns,
-    match_numbers,
+    context_numbers,
+    feature_table,
     network_numbers,
     rule_numbers,
     scratch_rows,
@@ -35,7 +30,6 @@ NUM_FEATURES = len(FEATURES)
 NUM_CONTEXT = len(CONTEXT)
 # Scratch rows behind those of the candidates.
 OF_CONTEXT, HIDDEN, MEAN, MOST, OF_POOL = range(NETWORK_ROWS)
-QUERY, ATTENDED = OF_CONTEXT, MEAN  # what these rows hold once the pool is done
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,6 @@ class Network:
         score: (width,): from what of that sum is positive to the score.
         linear: (context, feature): a rule that is added to the score; what it weighs a feature with is linear in the
             context, which begins with a 1 for the kind of decision.
-        query: (width, width), or None without attention: what of a candidate's embedding is matched with the others'.
-        value: (width, width), or None: from the mean of the embeddings that match, added to what ``score`` is of.
     """
 
     row: np.ndarray
@@ -65,24 +57,14 @@ class Network:
     score_pool: np.ndarray
     score: np.ndarray
     linear: np.ndarray
-    query: np.ndarray | None = None
-    value: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if (self.query is None) != (self.value is None):
-            raise ValueError("network: attention takes both 'query' and 'value'")
-        for (name, shape), array in zip(_shapes(self.width, self.attends), self, strict=True):
+        for (name, shape), array in zip(_shapes(self.width), self, strict=True):
             if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(f"network: '{name}' must be finite float32 numbers of shape {shape}")
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        arrays = (getattr(self, field.name) for field in fields(self))
-        return (array for array in arrays if array is not None)
-
-    @property
-    def attends(self) -> bool:
-        """Whether candidates attend to each other."""
-        return self.query is not None
+        return (getattr(self, field.name) for field in fields(self))
 
     @property
     def width(self) -> int:
@@ -110,27 +92,16 @@ class Network:
         pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
         of_pool = _product(self.score_bias, pool[None], self.score_pool)
         hidden = _product(of_pool, embedded, self.score_row)
-        if self.query is not None and self.value is not None:
-            hidden = _product(hidden, _attended(embedded, self.query), self.value)
         scores = _product(0, np.maximum(hidden, 0), self.score[:, None])[:, 0]
         for feature, weight in enumerate(_product(0, context[None], self.linear)[0]):
             scores = scores + features[:, feature] * weight
         return scores
 
 
-def _attended(embedded: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Returns the (candidate, width) means of the embeddings that match each candidate's."""
-    matches = np.maximum(_product(0, _product(0, embedded, query), np.ascontiguousarray(embedded.T)), 0)
-    total = np.ones(len(embedded), np.float32)
-    for column in matches.T:
-        total = total + column
-    return _product(0, matches, embedded) / total[:, None]
-
-
-def _shapes(width: int, attends: bool) -> list[tuple[str, tuple[int, ...]]]:
+def _shapes(width: int) -> list[tuple[str, tuple[int, ...]]]:
     """Returns names and shapes of a network's weights, in the order in which the engine reads them."""
     square, flat = (width, width), (width,)
-    shapes: list[tuple[str, tuple[int, ...]]] = [
+    return [
         ("row", (NUM_FEATURES, width)),
         ("row_bias", flat),
         ("context", (NUM_CONTEXT, width)),
@@ -142,7 +113,6 @@ def _shapes(width: int, attends: bool) -> list[tuple[str, tuple[int, ...]]]:
         ("score", flat),
         ("linear", (NUM_CONTEXT, NUM_FEATURES)),
     ]
-    return shapes + [("query", square), ("value", square)] if attends else shapes
 
 
 def _product(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -173,52 +143,12 @@ def rectify(x: np.ndarray) -> None:
 
 
 @compiled
-def turn_embeddings(s: Root) -> None:
-    """Writes the embeddings by unit, so that one unit of all candidates lies side by side."""
-    rows = scratch_rows(s)
-    columns = match_columns(s)
-    for row in range(s.num_candidates):
-        for j in range(s.network_width):
-            columns[j, row] = rows[row, j]
-
-
-@compiled
-def add_attended(s: Root, out: np.ndarray, row: int, query_at: int) -> None:
-    """Adds to ``out`` what a candidate makes of those that match it; the weights begin at ``query_at``."""
-    width = s.network_width
-    count = s.num_candidates
-    rows = scratch_rows(s)
-    columns = match_columns(s)
-    query = rows[s.max_candidates + QUERY]
-    attended = rows[s.max_candidates + ATTENDED]
-    matches = match_numbers(s)[:count]
-    query[:] = np.float32(0.0)
-    add_product(s, query, rows[row], query_at)
-    matches[:] = np.float32(0.0)
-    for j in range(width):
-        x = query[j]
-        for other in range(count):
-            matches[other] += x * columns[j, other]
-    rectify(matches)
-    attended[:] = np.float32(0.0)
-    total = np.float32(1.0)
-    for other in range(count):
-        match = matches[other]
-        total += match
-        if match != 0.0:
-            for j in range(width):
-                attended[j] += match * rows[other, j]
-    for j in range(width):
-        attended[j] /= total
-    add_product(s, out, attended, query_at + width * width)
-
-
-@compiled
 def best_scored(s: Root) -> int:
     """Returns the legal candidate that the network scores highest, the first of equals."""
     width = s.network_width
     count = s.num_candidates
     rows = scratch_rows(s)
+    features = feature_table(s)
     of_context = rows[s.max_candidates + OF_CONTEXT]
     hidden = rows[s.max_candidates + HIDDEN]
     mean = rows[s.max_candidates + MEAN]
@@ -235,7 +165,7 @@ def best_scored(s: Root) -> int:
     score_at = score_pool_at + 2 * width * width
 
     of_context[:] = np.float32(0.0)
-    add_product(s, of_context, context_row(s), context_at)
+    add_product(s, of_context, context_numbers(s), context_at)
     row_bias = network_numbers(s, row_bias_at, width)
     for j in range(width):
         of_context[j] += row_bias[j]
@@ -243,7 +173,7 @@ def best_scored(s: Root) -> int:
     most[:] = np.float32(0.0)
     for row in range(count):
         hidden[:] = of_context
-        add_product(s, hidden, feature_rows(s)[row], 0)
+        add_product(s, hidden, features[row], 0)
         rectify(hidden)
         embedded = rows[row]
         embedded[:] = network_numbers(s, embed_bias_at, width)
@@ -261,25 +191,20 @@ def best_scored(s: Root) -> int:
     weights = network_numbers(s, score_at, width)
     linear = rule_numbers(s)
     linear[:] = np.float32(0.0)
-    add_product(s, linear, context_row(s), score_at + width)
-    query_at = score_at + width + NUM_CONTEXT * NUM_FEATURES
-    if s.network_attends:
-        turn_embeddings(s)
+    add_product(s, linear, context_numbers(s), score_at + width)
     best = -1
     best_score = np.float32(0.0)
     for row in range(count):
-        if not legal_mask(s)[row]:
+        if not s.mask[row]:
             continue
         hidden[:] = of_pool
         add_product(s, hidden, rows[row], score_row_at)
-        if s.network_attends:
-            add_attended(s, hidden, row, query_at)
         rectify(hidden)
         score = np.float32(0.0)
         for j in range(width):
             score += hidden[j] * weights[j]
         for i in range(NUM_FEATURES):
-            score += feature_rows(s)[row, i] * linear[i]
+            score += features[row, i] * linear[i]
         if best == -1 or score > best_score:
             best = row
             best_score = score

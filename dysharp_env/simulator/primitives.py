@@ -12,7 +12,7 @@ from dysharp_env.simulator.layout import (
     PUSH_REDUCE,
     REDUCE_SCATTER,
 )
-from dysharp_env.simulator.views import Root, gpus, pairs
+from dysharp_env.simulator.views import Root
 
 
 @compiled
@@ -38,19 +38,19 @@ def sums_in_switch(s: Root) -> bool:
 @compiled
 def is_remote(s: Root, pair: int) -> bool:
     """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
-    return s.loopback == 1 or pairs(s)[pair].gpu != pairs(s)[pair].home
+    return s.loopback == 1 or s.pairs[pair].gpu != s.pairs[pair].home
 
 
 @compiled
 def is_target(s: Root, pair: int) -> bool:
     """Returns whether dispatch moves this pair over links."""
-    return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST)
+    return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.dispatch_primitive == BROADCAST)
 
 
 @compiled
 def is_summed(s: Root, pair: int) -> bool:
     """Returns whether combine moves this pair over links."""
-    return is_remote(s, pair) and (pairs(s)[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER)
+    return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.combine_primitive == REDUCE_SCATTER)
 
 
 @compiled
@@ -61,5 +61,5 @@ def is_in_turn(s: Root, gpu: int, pair: int) -> bool:
     those to the peers of the part at hand.
     """
     if s.dispatch_primitive == PULL:
-        return pairs(s)[pair].gpu == gpu
-    return s.by_peers == 0 or pairs(s)[pair].part == gpus(s)[gpu].part
+        return s.pairs[pair].gpu == gpu
+    return s.by_peers == 0 or s.pairs[pair].part == s.gpus[gpu].part

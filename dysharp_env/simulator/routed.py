@@ -140,7 +140,6 @@ def follow_routing(
                 # A pull adds the local partial sum while it waits; a push counts it like the others.
                 total.pieces_left = summed if paths.pulls else used
                 total.open_prev = total.open_next = total.open_pair = NOTHING
-                total.carrier = segment
     own = tokens[len(topk_ids)]
     own.pair0 = pair
     _never(own)

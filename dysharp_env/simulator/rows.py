@@ -1,7 +1,8 @@
 """Typed memory for compiled code: rows of records or numbers at an address, as numba extension types.
 
-``rows(address, dtype)[i]`` is a number, or a record whose fields are read and written as attributes. It differs from an
-array of numba's in three ways that make it faster: an index is never negative, so none is wrapped around; integers of
+``rows(address, dtype)[i]`` is a number, or a record whose fields are read and written as attributes. Fields that are
+arrays themselves are rows again, and so are the arrays of the state, whose addresses the root record holds:
+``s.gpus[i].groups[kind].in_flight``. It differs from an array of numba's in three ways that make it faster: an index is never negative, so none is wrapped around; integers of
 any width come out as int64, so nothing that takes them is compiled twice; and fields known to stay as they are need not
 be read again after every store.
 """
@@ -26,7 +27,7 @@ from numba.extending import (
 )
 from numba.np import numpy_support
 
-from dysharp_env.simulator.layout import CONSTANT_FIELDS
+from dysharp_env.simulator.layout import ARRAYS, CONSTANT_FIELDS, ROOT
 
 
 class Row(types.Type):
@@ -36,6 +37,7 @@ class Row(types.Type):
         """Names the type shortly: numba writes argument types into the name of every function."""
         self.record = record
         self.constant = next((names for dtype, names in CONSTANT_FIELDS if _numba_type(dtype) == record), frozenset())
+        self.is_root = record == _numba_type(ROOT)
         super().__init__(f"Row({record.size}, {'.'.join(record.fields)[:40]})")
 
     @property
@@ -166,7 +168,12 @@ class _TypeOfField(AttributeTemplate):
     key = Row
 
     def generic_resolve(self, row: Row, name: str) -> Any:  # type: ignore[override]
-        return _wide(row.record.typeof(name)) if name in row.record.fields else None
+        if row.is_root and name in ARRAYS:
+            return Rows(_numba_type(ARRAYS[name]))
+        if name not in row.record.fields:
+            return None
+        item = row.record.typeof(name)
+        return Rows(item.dtype) if isinstance(item, types.NestedArray) else _wide(item)
 
 
 def _field(context: Any, builder: Any, row: Row, base: Any, name: str) -> Any:
@@ -176,8 +183,14 @@ def _field(context: Any, builder: Any, row: Row, base: Any, name: str) -> Any:
 
 @lower_getattr_generic(Row)
 def _get_field(context: Any, builder: Any, row: Row, base: Any, name: str) -> Any:
+    if row.is_root and name in ARRAYS:
+        address = _load(context, builder, types.int64, _field(context, builder, row, base, f"{name}_at"), True)
+        return builder.inttoptr(address, cgutils.voidptr_t)
     place = _field(context, builder, row, base, name)
-    return _load(context, builder, row.record.typeof(name), place, name in row.constant)
+    item = row.record.typeof(name)
+    if isinstance(item, types.NestedArray):
+        return place
+    return _load(context, builder, item, place, name in row.constant)
 
 
 @lower_setattr_generic(Row)

@@ -5,9 +5,6 @@ gets on: whenever another share of its tokens is dispatched, when the first of i
 another share of them may. An SM changes over when it has nothing to do: one that communicates takes no more tokens and
 goes once its last vector has made the round trip; one that computes goes at the end of its thread block. The GEMM group
 has whoever is in no other group.
-
-By token every SM is at a token of its own, so each is on duty, leaving or away. By chunk a group has one window, which
-shrinks at once; an SM goes as soon as what is in flight fits the windows of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from __future__ import annotations
 from dysharp_env.simulator.compiled import compiled
 from dysharp_env.simulator.groups import list_sm, mark_dirty
 from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, GEMM, LEAVING, NOTHING, ON_DUTY, SPLIT
-from dysharp_env.simulator.views import Root, gpus, sms, splits
+from dysharp_env.simulator.views import Root
 
 
 @compiled
@@ -33,13 +30,13 @@ def most_sms(s: Root, kind: int) -> int:
 @compiled
 def is_idle(s: Root, sm: int) -> bool:
     """Returns whether a communication SM is at no token and waits for no vector."""
-    return sms(s)[sm].token == NOTHING and sms(s)[sm].in_flight == 0
+    return s.sms[sm].token == NOTHING and s.sms[sm].in_flight == 0
 
 
 @compiled
 def list_if_free(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Lists an SM on duty that is at no token if its window has room for another."""
-    m = sms(s)[sm]
+    m = s.sms[sm]
     slots = s.combine_slots if kind == COMBINE else s.dispatch_slots
     if m.duty == ON_DUTY and m.token == NOTHING and m.in_flight < slots:
         list_sm(s, kind, gpu, sm)
@@ -49,7 +46,7 @@ def list_if_free(s: Root, kind: int, gpu: int, sm: int) -> None:
 def staff_groups(s: Root) -> None:
     """Divides every GPU's SMs among its groups before the layer starts; communication SMs may take something."""
     for gpu in range(s.num_gpus):
-        g = gpus(s)[gpu]
+        g = s.gpus[gpu]
         g.dispatch_sms = s.dispatch_sms
         g.combine_sms = s.combine_sms
         g.dispatch_here = s.dispatch_sms
@@ -61,7 +58,7 @@ def staff_groups(s: Root) -> None:
             size = s.combine_sms if kind == COMBINE else s.dispatch_sms
             first = first_sm(s, kind, gpu)
             for i in range(most_sms(s, kind)):
-                sms(s)[first + i].duty = ON_DUTY if i < size else AWAY
+                s.sms[first + i].duty = ON_DUTY if i < size else AWAY
                 if i < size:
                     list_sm(s, kind, gpu, first + i)
 
@@ -69,7 +66,7 @@ def staff_groups(s: Root) -> None:
 @compiled
 def join_gemm(s: Root, kind: int, gpu: int) -> None:
     """Moves an SM that has left a communication group to the GEMM group."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     if kind == COMBINE:
         g.combine_here -= 1
     else:
@@ -83,52 +80,38 @@ def join_gemm(s: Root, kind: int, gpu: int) -> None:
 @compiled
 def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Lets an SM that is to leave its communication group go, if it has nothing left to do."""
-    m = sms(s)[sm]
+    m = s.sms[sm]
     if m.duty == LEAVING and is_idle(s, sm):
         m.duty = AWAY
         if kind == COMBINE:
-            gpus(s)[gpu].combine_leaving -= 1
+            s.gpus[gpu].combine_leaving -= 1
         else:
-            gpus(s)[gpu].dispatch_leaving -= 1
+            s.gpus[gpu].dispatch_leaving -= 1
         join_gemm(s, kind, gpu)
         fill_groups(s, gpu)
 
 
 @compiled
-def shrink_windows(s: Root, gpu: int) -> None:
-    """By chunk: lets SMs leave groups that are too large, as far as what is in flight fits the windows that stay."""
-    g = gpus(s)[gpu]
-    while g.dispatch_here > g.dispatch_sms and g.send_held <= (g.dispatch_here - 1) * s.dispatch_slots:
-        join_gemm(s, DISPATCH, gpu)
-    while g.combine_here > g.combine_sms and g.take_held <= (g.combine_here - 1) * s.combine_slots:
-        join_gemm(s, COMBINE, gpu)
-    fill_groups(s, gpu)
-
-
-@compiled
 def come(s: Root, kind: int, gpu: int) -> None:
     """Moves a free SM of the GEMM group to a communication group that lacks one."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     g.gemm_sms -= 1
     g.free_sms -= 1
     if kind == COMBINE:
         g.combine_here += 1
     else:
         g.dispatch_here += 1
-    if s.by_chunk:
-        mark_dirty(s, kind, gpu)
-        return
     sm = first_sm(s, kind, gpu)
-    while sms(s)[sm].duty != AWAY:
+    while s.sms[sm].duty != AWAY:
         sm += 1
-    sms(s)[sm].duty = ON_DUTY
+    s.sms[sm].duty = ON_DUTY
     list_sm(s, kind, gpu, sm)
 
 
 @compiled
 def fill_groups(s: Root, gpu: int) -> None:
     """Gives communication groups that lack SMs those of the GEMM group that are free; dispatch has its first."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     while g.free_sms > 0 and g.dispatch_here - g.dispatch_leaving < g.dispatch_sms:
         come(s, DISPATCH, gpu)
     while g.free_sms > 0 and g.combine_here - g.combine_leaving < g.combine_sms:
@@ -138,15 +121,15 @@ def fill_groups(s: Root, gpu: int) -> None:
 @compiled
 def unlist_leaving(s: Root, kind: int, gpu: int) -> None:
     """Takes SMs that are no longer on duty out of the list of those that may take something; the others keep order."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     sm = g.take_head if kind == COMBINE else g.send_head
     if kind == COMBINE:
         g.take_head = NOTHING
     else:
         g.send_head = NOTHING
     while sm != NOTHING:
-        following = sms(s)[sm].next
-        if sms(s)[sm].duty == ON_DUTY:
+        following = s.sms[sm].next
+        if s.sms[sm].duty == ON_DUTY:
             list_sm(s, kind, gpu, sm)
         sm = following
 
@@ -160,13 +143,13 @@ def send_off(s: Root, kind: int, gpu: int, count: int) -> None:
     for busy in range(2):
         sm = first + most_sms(s, kind) - 1
         while count > 0 and sm >= first:
-            if sms(s)[sm].duty == ON_DUTY and (busy or is_idle(s, sm)):
-                sms(s)[sm].duty = LEAVING
+            if s.sms[sm].duty == ON_DUTY and (busy or is_idle(s, sm)):
+                s.sms[sm].duty = LEAVING
                 count -= 1
                 if kind == COMBINE:
-                    gpus(s)[gpu].combine_leaving += 1
+                    s.gpus[gpu].combine_leaving += 1
                 else:
-                    gpus(s)[gpu].dispatch_leaving += 1
+                    s.gpus[gpu].dispatch_leaving += 1
             sm -= 1
     unlist_leaving(s, kind, gpu)
     for sm in range(first, first + most_sms(s, kind)):
@@ -176,13 +159,13 @@ def send_off(s: Root, kind: int, gpu: int, count: int) -> None:
 @compiled
 def call_back(s: Root, kind: int, gpu: int, count: int) -> None:
     """Keeps SMs that were to leave a communication group and have not, the first first, at most so many."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     sm = first_sm(s, kind, gpu)
     leaving = g.combine_leaving if kind == COMBINE else g.dispatch_leaving
     count = min(count, leaving)
     while count > 0:
-        if sms(s)[sm].duty == LEAVING:
-            sms(s)[sm].duty = ON_DUTY
+        if s.sms[sm].duty == LEAVING:
+            s.sms[sm].duty = ON_DUTY
             list_if_free(s, kind, gpu, sm)
             count -= 1
             if kind == COMBINE:
@@ -195,18 +178,13 @@ def call_back(s: Root, kind: int, gpu: int, count: int) -> None:
 @compiled
 def resize(s: Root, gpu: int, row: int) -> None:
     """Gives a GPU's groups the sizes of a row of ``splits``; SMs change over as they get free."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     g.split = row
-    g.dispatch_sms = splits(s)[row, 0]
-    g.combine_sms = splits(s)[row, 1]
-    g.min_partial = splits(s)[row, 2]
+    g.dispatch_sms = s.splits[row].dispatch_sms
+    g.combine_sms = s.splits[row].combine_sms
+    g.min_partial = s.splits[row].early_tokens
     g.hold_gemm = 0
     mark_dirty(s, GEMM, gpu)
-    if s.by_chunk:
-        mark_dirty(s, DISPATCH, gpu)
-        mark_dirty(s, COMBINE, gpu)
-        shrink_windows(s, gpu)
-        return
     # Those that come take the places of SMs that are away, so whoever has not left yet is called back before.
     call_back(s, DISPATCH, gpu, g.dispatch_sms - g.dispatch_here + g.dispatch_leaving)
     call_back(s, COMBINE, gpu, g.combine_sms - g.combine_here + g.combine_leaving)
@@ -225,7 +203,7 @@ def share_done(s: Root, gpu: int, before: int, after: int, total: int) -> None:
 @compiled
 def sum_ready(s: Root, gpu: int) -> None:
     """Counts one more token or partial sum that a GPU may combine, and asks for its group sizes at the first."""
-    g = gpus(s)[gpu]
+    g = s.gpus[gpu]
     g.items_waiting -= 1
     if s.split_moments > 0:
         done = g.items - g.items_waiting
