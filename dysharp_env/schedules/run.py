@@ -8,8 +8,8 @@ from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.result import LayerResult, summarise
+from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec

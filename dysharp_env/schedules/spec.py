@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.program import Program, require_fit
+from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, combine_code, dispatch_code
 
 Cost = Literal["launch", "barrier", "count_exchange"]
-DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
 # More tokens than any tile has.
 NEVER_EARLY = 1 << 30
 # Dispatch SMs, combine SMs and, where it is named, the fewest tokens of an open tile that may be closed early.
@@ -81,19 +82,19 @@ class RuleSpec(Spec):
 
     @model_validator(mode="after")
     def _check_features(self) -> RuleSpec:
-        for kind in layout.DECISION_KINDS:
+        for kind in DECISION_KINDS:
             for name in getattr(self, kind):
-                if name not in layout.FEATURES:
-                    hint = did_you_mean(name, layout.FEATURES)
-                    raise ValueError(f"'{name}' is not a feature; choose from {list(layout.FEATURES)}{hint}")
+                if name not in FEATURES:
+                    hint = did_you_mean(name, FEATURES)
+                    raise ValueError(f"'{name}' is not a feature; choose from {list(FEATURES)}{hint}")
         return self
 
     def matrix(self) -> np.ndarray:
         """Returns the (kind, feature) weights."""
-        weights = np.zeros((len(layout.DECISION_KINDS), len(layout.FEATURES)))
-        for row, kind in enumerate(layout.DECISION_KINDS):
+        weights = np.zeros((len(DECISION_KINDS), len(FEATURES)))
+        for row, kind in enumerate(DECISION_KINDS):
             for name, weight in getattr(self, kind).items():
-                weights[row, layout.FEATURES.index(name)] = weight
+                weights[row, FEATURES.index(name)] = weight
         return weights
 
 
@@ -162,16 +163,14 @@ class ScheduleSpec(Spec):
                 raise ValueError(
                     f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
                 )
-        if self.copies == "expert" and not ({self.dispatch, self.combine} <= {"unicast", "pull"}):
-            raise ValueError(f"copies=expert needs unicast or pull both ways, not {self.dispatch} and {self.combine}")
-        if self.readiness.combine == "gpu" and self.combine not in ("unicast", "push_reduce"):
-            raise ValueError(f"readiness.combine=gpu needs pushed sums (unicast or push_reduce), not {self.combine}")
-        if self.parts.by == "peers" and (self.dispatch, self.combine) != ("unicast", "unicast"):
-            raise ValueError(f"parts.by=peers needs unicast both ways, not {self.dispatch} and {self.combine}")
-        if self.loopback and (self.dispatch, self.combine) != ("broadcast", "reduce_scatter"):
-            raise ValueError(
-                f"loopback needs dispatch broadcast and combine reduce_scatter, not {self.dispatch} and {self.combine}"
-            )
+        require_fit(
+            DISPATCH_PRIMITIVES[dispatch_code(self.dispatch)],
+            COMBINE_PRIMITIVES[combine_code(self.combine)],
+            copies_per_expert=self.copies == "expert",
+            loopback=self.loopback,
+            by_peers=self.parts.by == "peers",
+            gpu_sums=self.readiness.combine == "gpu",
+        )
         if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
             raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
         if "launch" not in self.pays.dispatch:
@@ -234,14 +233,13 @@ class ScheduleSpec(Spec):
             round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
             for stage in ("dispatch", "gemm1", "gemm2", "combine", "end")
         )
-        asks_gemm, asks_combine = "gemm" in exposure.kinds, "combine" in exposure.kinds
-        partial_tiles = exposure.partial_tiles if asks_gemm else self.partial_tiles
+        partial_tiles = exposure.partial_tiles if "gemm" in exposure.kinds else self.partial_tiles
         early_tokens = self.min_partial_tokens if partial_tiles else NEVER_EARLY
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
-        kinds = frozenset(layout.DECISION_KINDS.index(kind) for kind in exposure.kinds)
+        kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds)
         return Program(
-            dispatch_primitive=layout.DISPATCH_PRIMITIVES.index(self.dispatch),
-            combine_primitive=layout.COMBINE_PRIMITIVES.index(self.combine),
+            dispatch=DISPATCH_PRIMITIVES[dispatch_code(self.dispatch)],
+            combine=COMBINE_PRIMITIVES[combine_code(self.combine)],
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
             gates=(
@@ -259,10 +257,13 @@ class ScheduleSpec(Spec):
             combine_sms=self.sms.combine,
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
-            allow_partial=partial_tiles,
+            partial_tiles=partial_tiles,
             min_partial_tokens=self.min_partial_tokens,
-            hold_gemm=exposure.hold if asks_gemm else self.hold,
-            hold_combine=exposure.hold if asks_combine else self.hold,
+            may_hold=frozenset(
+                code
+                for code, kind in enumerate(DECISION_KINDS)
+                if KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
+            ),
             weights=self.rule.matrix(),
             splits=splits if "split" in exposure.kinds else (),
             split_moments=exposure.split_moments if "split" in exposure.kinds else 0,
@@ -274,7 +275,7 @@ class ScheduleSpec(Spec):
 
 
 def _gate(readiness: str) -> int:
-    return {"phase": layout.GATE_PHASE, "gpu": layout.GATE_GPU}.get(readiness, layout.GATE_FINE)
+    return {"phase": GATE_PHASE, "gpu": GATE_GPU}.get(readiness, GATE_FINE)
 
 
 def load_schedule(name_or_path: str) -> ScheduleSpec:

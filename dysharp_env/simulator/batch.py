@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.kernel import advance
-from dysharp_env.simulator.layout import Seat
-from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES
+from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.state.codes import GROW, RUN
+from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
+from dysharp_env.simulator.state.records import ROOT
+from dysharp_env.simulator.state.state import Seat
 
 
 class Batch:
@@ -39,7 +40,7 @@ class Batch:
             threads: Threads that share the layers. More than one pays only where that many cores are idle: every
                 call waits for the slowest.
         """
-        self._roots = np.zeros(num_copies, layout.ROOT)
+        self._roots = np.zeros(num_copies, ROOT)
         self.engines: list[Engine | None] = [None] * num_copies
         self.features = np.zeros((num_copies, max_candidates, NUM_FEATURES), np.float32)
         self.context = np.zeros((num_copies, NUM_CONTEXT), np.float32)
@@ -69,7 +70,7 @@ class Batch:
             choices: (copy,) int64, rows of legal candidates, which is the caller's to see to; others are not read.
         """
         np.copyto(self._choice, choices, where=copies)
-        np.copyto(self.status, layout.RUN, where=copies)
+        np.copyto(self.status, RUN, where=copies)
 
     def advance(self) -> None:
         """Takes every layer that is free to run to its next decision or its end.
@@ -83,7 +84,7 @@ class Batch:
             rest = [self._pool.submit(advance, roots) for roots in self._slices[1:]]
             others = advance(self._slices[0]) + sum(future.result() for future in rest)
         if others:
-            for copy in np.flatnonzero(self.status >= layout.GROW):
+            for copy in np.flatnonzero(self.status >= GROW):
                 engine = self.engines[copy]
                 assert engine is not None, copy
                 engine.settle()
@@ -97,7 +98,7 @@ class Batch:
 def _seat(max_candidates: int) -> Seat:
     """Returns a seat of its own."""
     return Seat(
-        np.zeros(1, layout.ROOT),
+        np.zeros(1, ROOT),
         np.zeros((max_candidates, NUM_FEATURES), np.float32),
         np.zeros(NUM_CONTEXT, np.float32),
         np.zeros(max_candidates, np.bool_),

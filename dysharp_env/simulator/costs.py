@@ -47,11 +47,11 @@ class Window:
 
     Attributes:
         slots: Vectors in flight at once.
-        hold_permille: How long a slot stays taken after its vector's round trip, in thousandths of that trip.
+        linger_permille: How long a slot stays taken after its vector's round trip, in thousandths of that trip.
     """
 
     slots: int
-    hold_permille: int
+    linger_permille: int
 
     @classmethod
     def of(cls, limit_bytes: int, vector_bytes: int, is_queue: bool) -> Window:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Bound
-from dysharp_env.simulator.kernel import advance
-from dysharp_env.simulator.layout import Seat, State
-from dysharp_env.simulator.lowering import Lowering
+from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.state.codes import ASK, DONE, GROW, RUN, STUCK
+from dysharp_env.simulator.state.lowering import Lowering
+from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, reseat
 from dysharp_env.workload.workload import Workload
 
 
@@ -61,7 +61,7 @@ class Engine:
     @property
     def done(self) -> bool:
         """Whether every token is combined."""
-        return self.status == layout.DONE
+        return self.status == DONE
 
     def advance(self) -> Decision | None:
         """Runs to the next exposed decision and returns it, or None when the layer is done.
@@ -69,7 +69,7 @@ class Engine:
         Raises:
             RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
         """
-        if self.status == layout.ASK:
+        if self.status == ASK:
             raise RuntimeError("a decision waits for its answer; call decide first")
         advance(self.state.root)
         self.settle()
@@ -91,17 +91,17 @@ class Engine:
         Raises:
             RuntimeError: Nothing can happen any more although tokens are left; the program cannot be run.
         """
-        while self.status == layout.GROW:
+        while self.status == GROW:
             self.state = _with_room(self.state)
-            self.state.root["status"] = layout.RUN
+            self.state.root["status"] = RUN
             advance(self.state.root)
-        if self.status == layout.STUCK:
+        if self.status == STUCK:
             left = int(self.state.root["tokens_left"][0])
             raise RuntimeError(f"the schedule is stuck at {self.now_ps} ps with {left} tokens not combined")
 
     def move(self, seat: Seat) -> None:
         """Goes on in another seat, with all that is in this one."""
-        self.state = layout.reseat(self.state, seat)
+        self.state = reseat(self.state, seat)
 
     def decide(self, choice: int) -> None:
         """Answers the waiting decision with the row of a legal candidate; time does not move.
@@ -110,13 +110,13 @@ class Engine:
             ValueError: The row is masked.
             RuntimeError: No decision waits.
         """
-        if self.status != layout.ASK:
+        if self.status != ASK:
             raise RuntimeError("no decision waits")
         if not 0 <= choice < len(self.state.mask) or not self.state.mask[choice]:
             legal = np.flatnonzero(self.state.mask).tolist()
             raise ValueError(f"action {choice} is masked; legal actions are {legal}")
         self.state.root["choice"] = choice
-        self.state.root["status"] = layout.RUN
+        self.state.root["status"] = RUN
 
     def clone(self) -> Engine:
         """Returns a layer in the same state that goes its own way from here; a waiting decision waits in both.
@@ -124,20 +124,19 @@ class Engine:
         Costs a copy of the arrays that change, some hundred bytes for every (token, expert).
         """
         copies = {
-            name: array if name in layout.CONSTANT_ARRAYS else array.copy()
-            for name, array in self.state._asdict().items()
+            name: array if name in CONSTANT_ARRAYS else array.copy() for name, array in self.state._asdict().items()
         }
         copy = object.__new__(Engine)
         copy.workload, copy.costs, copy.program = self.workload, self.costs, self.program
         # The root holds the addresses of the arrays, so they are written anew.
-        copy.state = layout.bind(State(**copies))
+        copy.state = bind(State(**copies))
         return copy
 
     def follow_rule(self) -> None:
         """Leaves the waiting decision, and all that come, to the program's rule; time does not move."""
-        self.state.root["exposed"] = 0
-        if self.status == layout.ASK:
-            self.state.root["status"] = layout.RUN
+        self.state.root["answerers"]["exposed"] = 0
+        if self.status == ASK:
+            self.state.root["status"] = RUN
 
     def run(self) -> Engine:
         """Runs to the end under the program's own rules and returns itself.
@@ -153,7 +152,7 @@ class Engine:
 def _with_room(state: State) -> State:
     """Returns the state with room for twice as many events and log rows; everything else is shared."""
     log = _twice(state.log) if state.root["logging"][0] else state.log
-    return layout.bind(state._replace(heap=_twice(state.heap), pool=_twice(state.pool), log=log))
+    return bind(state._replace(heap=_twice(state.heap), pool=_twice(state.pool), log=log))
 
 
 def _twice(array: np.ndarray) -> np.ndarray:

@@ -6,17 +6,38 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dysharp_env.simulator.layout import (
-    COMBINE,
-    COMBINE_PRIMITIVES,
-    CONTEXT,
-    DECISION_KINDS,
-    DISPATCH_PRIMITIVES,
-    FEATURES,
-    GATE_FINE,
-    GATE_GPU,
-)
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU
+from dysharp_env.simulator.state.observation import NUM_FEATURES, NUM_KINDS
+from dysharp_env.system.primitives import Primitive
+
+
+def require_fit(
+    dispatch: Primitive, combine: Primitive, *, copies_per_expert: bool, loopback: bool, by_peers: bool, gpu_sums: bool
+) -> None:
+    """Checks that primitives can do what a schedule asks of them.
+
+    Args:
+        dispatch: Moves tokens.
+        combine: Brings sums home.
+        copies_per_expert: See ``Program``.
+        loopback: See ``Program``.
+        by_peers: See ``Program``.
+        gpu_sums: Whether combine waits for a GPU's own GEMM-2.
+
+    Raises:
+        ValueError: They cannot; the message names the schedule's key.
+    """
+    given = f"not {dispatch.name} and {combine.name}"
+    in_switch = dispatch.in_switch or combine.in_switch
+    if copies_per_expert and in_switch:
+        raise ValueError(f"copies=expert needs unicast or pull both ways, {given}")
+    if gpu_sums and combine.reads:
+        raise ValueError(f"readiness.combine=gpu needs pushed sums (unicast or push_reduce), not {combine.name}")
+    if by_peers and (in_switch or dispatch.reads or combine.reads):
+        raise ValueError(f"parts.by=peers needs unicast both ways, {given}")
+    if loopback and not (dispatch.to_all and combine.to_all):
+        raise ValueError(f"loopback needs dispatch broadcast and combine reduce_scatter, {given}")
 
 
 @dataclass(frozen=True)
@@ -24,8 +45,7 @@ class Program:
     """How one layer is run: primitives, readiness gates, costs paid, SM groups, rules and what is asked.
 
     Attributes:
-        dispatch_primitive: Index into ``DISPATCH_PRIMITIVES``.
-        combine_primitive: Index into ``COMBINE_PRIMITIVES``.
+        dispatch, combine: Primitives that move tokens to their experts and sums home.
         copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
             (token, expert GPU); for unicast and pull only.
         parts: Shares that every stage is cut into, each with gates of its own and dispatched one after the other. Tiles
@@ -40,9 +60,9 @@ class Program:
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
-        allow_partial: Whether an open tile may be closed early.
+        partial_tiles: Whether an open tile may be closed early.
         min_partial_tokens: The fewest tokens such a tile has.
-        hold_gemm, hold_combine: Whether those groups may wait although they have something to do.
+        may_hold: Decision kinds in which a group may wait although it has something to do.
         weights: (kind, feature) rule; a candidate's score is weights . features, the highest is taken.
         splits: (dispatch SMs, combine SMs, fewest tokens of an open tile that may be closed early) offered by the split
             decision; empty: no such decision.
@@ -54,8 +74,8 @@ class Program:
         max_candidates: Most candidates one decision shows.
     """
 
-    dispatch_primitive: int
-    combine_primitive: int
+    dispatch: Primitive
+    combine: Primitive
     gates: tuple[int, int, int]
     pays_ps: tuple[int, int, int, int]
     dispatch_sms: int
@@ -69,11 +89,10 @@ class Program:
     pay_end_ps: int = 0
     chunk_tokens: int = 8
     waves: bool = False
-    allow_partial: bool = False
+    partial_tiles: bool = False
     min_partial_tokens: int = 16
-    hold_gemm: bool = False
-    hold_combine: bool = False
-    weights: np.ndarray = field(default_factory=lambda: np.zeros((len(DECISION_KINDS), len(FEATURES))))
+    may_hold: frozenset[int] = frozenset()
+    weights: np.ndarray = field(default_factory=lambda: np.zeros((NUM_KINDS, NUM_FEATURES)))
     splits: tuple[tuple[int, int, int], ...] = ()
     split_moments: int = 0
     exposed: frozenset[int] = frozenset()
@@ -82,53 +101,37 @@ class Program:
     max_candidates: int = 32
 
     def __post_init__(self) -> None:
-        dispatch = DISPATCH_PRIMITIVES[self.dispatch_primitive]
-        combine = COMBINE_PRIMITIVES[self.combine_primitive]
-        if self.copies_per_expert and not ({dispatch, combine} <= {"unicast", "pull"}):
-            raise ValueError(f"copies_per_expert needs unicast or pull both ways, not {dispatch} and {combine}")
-        if self.loopback and (dispatch, combine) != ("broadcast", "reduce_scatter"):
-            raise ValueError(f"loopback needs broadcast and reduce_scatter, not {dispatch} and {combine}")
-        if self.by_peers and (dispatch, combine) != ("unicast", "unicast"):
-            raise ValueError(f"parts by peers need unicast both ways, not {dispatch} and {combine}")
+        require_fit(
+            self.dispatch,
+            self.combine,
+            copies_per_expert=self.copies_per_expert,
+            loopback=self.loopback,
+            by_peers=self.by_peers,
+            gpu_sums=self.gates[2] == GATE_GPU,
+        )
         if (self.network is None) != (not self.networked) or self.networked & self.exposed:
             raise ValueError("a network answers some kinds of decisions, and none that is asked")
-        if self.gates[1] == GATE_GPU or (self.gates[2] == GATE_GPU and self.pulls):
-            raise ValueError("gates of one GPU are for GEMM-1 and pushed sums")
-
-    @property
-    def pulls(self) -> bool:
-        """Whether home GPUs pull sums rather than expert GPUs pushing them."""
-        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter", "pull")
-
-    @property
-    def asks_for_sums(self) -> bool:
-        """Whether a home GPU asks for the sum of a token, rather than for every partial sum."""
-        return COMBINE_PRIMITIVES[self.combine_primitive] in ("pull_reduce", "reduce_scatter")
-
-    @property
-    def stores_once(self) -> bool:
-        """Whether a token leaves its home GPU once and the switch makes the copies."""
-        return DISPATCH_PRIMITIVES[self.dispatch_primitive] in ("multicast", "broadcast")
+        if self.gates[1] == GATE_GPU:
+            raise ValueError("GEMM-2 waits for its GPU's GEMM-1 at most: GATE_PHASE")
 
     @property
     def static(self) -> bool:
         """Whether a primitive addresses all GPUs, so that a token has a pair with every one of them."""
-        return (
-            DISPATCH_PRIMITIVES[self.dispatch_primitive] == "broadcast"
-            or COMBINE_PRIMITIVES[self.combine_primitive] == "reduce_scatter"
-        )
-
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether expert GPUs read the tokens they need rather than home GPUs storing them."""
-        return DISPATCH_PRIMITIVES[self.dispatch_primitive] == "pull"
+        return self.dispatch.to_all or self.combine.to_all
 
     @property
     def notifies(self) -> bool:
         """Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary."""
-        return self.pulls and self.gates[COMBINE - 1] == GATE_FINE
+        return self.combine.reads and self.gates[2] == GATE_FINE
 
+    @property
+    def most_sms(self) -> tuple[int, int]:
+        """The most SMs that dispatch and that combine on one GPU, under any split."""
+        return (
+            max([self.dispatch_sms, *(dispatch for dispatch, _, _ in self.splits)]),
+            max([self.combine_sms, *(combine for _, combine, _ in self.splits)]),
+        )
 
-# Sizes of what decisions show, for those who build spaces and networks.
-NUM_FEATURES = len(FEATURES)
-NUM_CONTEXT = len(CONTEXT)
+    def may_close_early(self, tile_tokens: int) -> bool:
+        """Returns whether an open tile of a layer may be closed early, by any split."""
+        return self.partial_tiles or any(early < tile_tokens for _, _, early in self.splits)

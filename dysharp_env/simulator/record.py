@@ -6,7 +6,6 @@ import numpy as np
 
 from dysharp_env.multimem import Schedule
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.layout import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.simulator.result import schedule_table
 
 
@@ -22,8 +21,8 @@ def record(engine: Engine) -> Schedule:
         rows=schedule_table(engine),
         chunks=[np.flatnonzero(chunk_of_token == chunk) for chunk in range(chunk_of_token.max() + 1)],
         tiles=[state.pairs["token"][state.arrived_pair[first : first + count]] for first, count in tiles],
-        dispatch=DISPATCH_PRIMITIVES[program.dispatch_primitive],
-        combine=COMBINE_PRIMITIVES[program.combine_primitive],
+        dispatch=program.dispatch.name,
+        combine=program.combine.name,
         copy_per_expert=program.copies_per_expert,
         loopback=program.loopback,
     )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.layout import State
+from dysharp_env.simulator.state.codes import DOWN, GEMM1, NO_TIME, NUM_PURPOSES, PURPOSES, UP
+from dysharp_env.simulator.state.state import State
 
 STAGES = ("dispatch", "gemm1", "gemm2", "combine")
 
@@ -97,7 +97,7 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
     root, gpus = state.root[0], state.gpus
     makespan_ps = max(1, engine.now_ps)
     num_gpus = engine.workload.num_gpus
-    flits = state.traffic.reshape(num_gpus, 2, layout.NUM_PURPOSES)
+    flits = state.traffic.reshape(num_gpus, 2, NUM_PURPOSES)
     wire = flits * costs.packet.flit_bytes
     payload = state.payload.reshape(flits.shape) * costs.packet.flit_bytes
 
@@ -112,7 +112,7 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
     busy = {
         "uplink": of_links(state.uplinks),
         "downlink": of_links(state.ports[: len(state.uplinks)]),
-        "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["total_sms"])),
+        "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["num_sms"])),
         "hbm": within(gpus["hbm_busy_ps"], gpus["hbm_free_ps"]),
     }
     return LayerResult(
@@ -132,9 +132,9 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
 def _by_direction_and_purpose(num_bytes: np.ndarray) -> dict[str, Any]:
     per_purpose = num_bytes.sum(axis=(0, 1))
     return {
-        "up": int(num_bytes[:, layout.UP].sum()),
-        "down": int(num_bytes[:, layout.DOWN].sum()),
-        "by_purpose": {name: int(total) for name, total in zip(layout.PURPOSES, per_purpose, strict=True)},
+        "up": int(num_bytes[:, UP].sum()),
+        "down": int(num_bytes[:, DOWN].sum()),
+        "by_purpose": {name: int(total) for name, total in zip(PURPOSES, per_purpose, strict=True)},
     }
 
 
@@ -164,7 +164,7 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
             started = starts >= 0
             if not started.any():
                 continue
-            end = int(ends.max()) if (ends >= 0).all() else layout.NO_TIME
+            end = int(ends.max()) if (ends >= 0).all() else NO_TIME
             rows.append(
                 ScheduleRow(
                     f"chunk {index}",
@@ -183,22 +183,22 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
 def _tile_rows(engine: Engine) -> list[ScheduleRow]:
     state = engine.state
     rows = []
-    for index in np.flatnonzero(state.tiles["start1"] >= 0):
+    for index in np.flatnonzero(state.tiles["rows"]["start_ps"][:, GEMM1] >= 0):
         tile = state.tiles[index]
         expert = state.experts[int(tile["expert"])]
-        for stage in (1, 2):
-            if tile[f"start{stage}"] < 0:
+        for stage, row in zip(("gemm1", "gemm2"), tile["rows"], strict=True):
+            if row["start_ps"] < 0:
                 continue
             rows.append(
                 ScheduleRow(
                     f"tile {index}",
-                    f"gemm{stage}",
+                    stage,
                     int(expert["gpu"]),
                     "gemm",
                     int(tile["count"]),
                     int(expert["number"]),
-                    _us(int(tile[f"start{stage}"])),
-                    _us(int(tile[f"end{stage}"])),
+                    _us(int(row["start_ps"])),
+                    _us(int(row["end_ps"])),
                 )
             )
     return rows
@@ -211,7 +211,7 @@ def segment_name(state: State, node: int) -> SegmentName:
     bases = {"copy": 0, "partial": int(root["partial0"]), "store": int(root["store0"]), "sum": int(root["sum0"])}
     what = next(what for what, base in reversed(bases.items()) if node >= base)
     stage = "dispatch" if what in ("copy", "store") else "combine"
-    place = node - bases[what] - owner * int(root[f"{stage}_segments"])
+    place = node - bases[what] - owner * int(root[stage]["segments"])
     if what in ("copy", "partial"):
         return SegmentName(what, int(state.pairs["token"][owner]), int(state.pairs["gpu"][owner]), place, plane)
     return SegmentName(what, owner, owner // int(root["tokens_per_gpu"]), place, plane)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import typeof
 
-from dysharp_env.simulator.kernel import advance
-from dysharp_env.simulator.layout import ROOT
+from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.state.records import ROOT
 
 NOTICE = "compiling the simulator (once; later runs load it from numba's cache) ..."
 # Loading the compiled engine from its cache takes about a second; a compilation takes many.

@@ -21,6 +21,8 @@ CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
 Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
+Queueing = Literal["output_queued", "voq", "input_fifo"]
+
 
 class GpuSpec(Spec):
     """One GPU: its arithmetic, memory, and the on-chip tables of dynamic multimem."""
@@ -132,7 +134,7 @@ class LinkSpec(Spec):
 class SwitchSpec(Spec):
     """One switch plane: its buffers, its queueing discipline, and the in-switch operations it has."""
 
-    queueing: Literal["output_queued", "voq", "input_fifo"] = "voq"
+    queueing: Queueing = "voq"
     """Where packets wait: unlimited at outputs, per output at inputs, or in one line per input."""
     vcs_per_class: Count = 8
     """Virtual channels of each class, request and response, at an input port (DySHARP, arXiv 2605.05607)."""

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from dysharp_env.simulator.compiled import compiled
-from dysharp_env.simulator.layout import NOTHING
-from dysharp_env.simulator.views import Event, Events, Root
+from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.names import Event, Events, Root
+from dysharp_env.simulator.state.codes import NOTHING
 
 # The kind sits above 48 bits of sequence number, so one comparison settles both.
 KIND_SHIFT = 48
 
 
 @compiled
-def push(s: Root, time_ps: int, kind: int, a: int, b: int) -> None:
-    """Adds an event with two operands."""
+def push(s: Root, time_ps: int, kind: int, a: int, b: int, c: int) -> None:
+    """Adds an event with three operands, 0 where it has fewer."""
     order = (kind << KIND_SHIFT) | s.sequence
     s.sequence += 1
     slot = time_ps >> s.wheel_shift
     if slot - (s.now_ps >> s.wheel_shift) < s.wheel_slots:
-        put_in_wheel(s, slot, time_ps, order, a, b)
+        put_in_wheel(s, slot, time_ps, order, a, b, c)
     else:
         i = s.heap_size
         s.heap_size = i + 1
-        sift_up(s.heap, i, time_ps, order, a, b)
+        sift_up(s.heap, i, time_ps, order, a, b, c)
 
 
 @compiled
@@ -43,7 +43,7 @@ def next_ps(s: Root) -> int:
 
 
 @compiled
-def pop(s: Root) -> tuple[int, int, int]:
+def pop(s: Root) -> tuple[int, int, int, int]:
     """Removes the first event, of which there must be one, and returns its kind and operands."""
     if s.wheel_size > 0:
         event = first_in_wheel(s)
@@ -59,7 +59,7 @@ def is_earlier(event: Event, other: Event) -> bool:
 
 
 @compiled
-def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -> None:
+def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int, c: int) -> None:
     """Puts an event into its slot, behind all that come before it."""
     pool = s.pool
     place = s.pool_free
@@ -73,6 +73,7 @@ def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int) -
     event.order = order
     event.a = a
     event.b = b
+    event.c = c
     event.next = NOTHING
     if s.wheel_size == 0 or slot < s.wheel_slot:
         s.wheel_slot = slot
@@ -117,7 +118,7 @@ def first_in_wheel(s: Root) -> Event:
 
 
 @compiled
-def take_from_wheel(s: Root) -> tuple[int, int, int]:
+def take_from_wheel(s: Root) -> tuple[int, int, int, int]:
     """Removes the first event of the wheel, which is turned to its slot."""
     i = s.wheel_slot & (s.wheel_slots - 1)
     q = s.wheel[i]
@@ -129,7 +130,7 @@ def take_from_wheel(s: Root) -> tuple[int, int, int]:
     event.next = s.pool_free
     s.pool_free = place
     s.wheel_size -= 1
-    return event.order >> KIND_SHIFT, event.a, event.b
+    return event.order >> KIND_SHIFT, event.a, event.b, event.c
 
 
 @compiled
@@ -141,24 +142,25 @@ def is_before(heap: Events, i: int, j: int) -> int:
 
 
 @compiled
-def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
+def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int, c: int) -> None:
     """Writes an event into a hole of the heap."""
     hole = heap[i]
     hole.time_ps = time_ps
     hole.order = order
     hole.a = a
     hole.b = b
+    hole.c = c
 
 
 @compiled
 def move(heap: Events, source: int, hole: int) -> None:
     """Copies an event into a hole of the heap."""
     event = heap[source]
-    put(heap, hole, event.time_ps, event.order, event.a, event.b)
+    put(heap, hole, event.time_ps, event.order, event.a, event.b, event.c)
 
 
 @compiled
-def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> None:
+def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int, c: int) -> None:
     """Puts an event into the hole at ``i`` or, moving later ones down, above it."""
     while i > 0:
         parent = (i - 1) >> 2
@@ -167,22 +169,24 @@ def sift_up(heap: Events, i: int, time_ps: int, order: int, a: int, b: int) -> N
             break
         move(heap, parent, i)
         i = parent
-    put(heap, i, time_ps, order, a, b)
+    put(heap, i, time_ps, order, a, b, c)
 
 
 @compiled
-def take_from_heap(s: Root) -> tuple[int, int, int]:
+def take_from_heap(s: Root) -> tuple[int, int, int, int]:
     """Removes the first event of the heap."""
     heap = s.heap
     kind = heap[0].order >> KIND_SHIFT
     a = heap[0].a
     b = heap[0].b
+    c = heap[0].c
     size = s.heap_size - 1
     s.heap_size = size
     time_ps = heap[size].time_ps
     order = heap[size].order
     last_a = heap[size].a
     last_b = heap[size].b
+    last_c = heap[size].c
     # The hole goes down along the earlier children to the bottom, and the last event up from there: it mostly belongs
     # near the bottom, and which child is earlier is worked out without a branch, which nobody could predict.
     i = 0
@@ -199,5 +203,5 @@ def take_from_heap(s: Root) -> tuple[int, int, int]:
             child += (other - child) * is_before(heap, other, child)
         move(heap, child, i)
         i = child
-    sift_up(heap, i, time_ps, order, last_a, last_b)
-    return kind, a, b
+    sift_up(heap, i, time_ps, order, last_a, last_b, last_c)
+    return kind, a, b, c

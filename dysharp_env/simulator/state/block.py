@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator import layout
-from dysharp_env.simulator.layout import State
+from dysharp_env.simulator.state.records import ARRAYS
+from dysharp_env.simulator.state.state import State, point
 
 _ALIGNMENT = 64  # a cache line
 
@@ -29,30 +29,29 @@ class Place(NamedTuple):
 
 
 class Block:
-    """Makes states whose arrays are alike, but for the number of pairs and nodes."""
+    """Makes states whose arrays are alike, but for those whose number follows the routing."""
 
     def __init__(
         self,
         given: dict[str, np.ndarray],
         nothing: dict[str, int],
-        zeros: dict[str, tuple[tuple[int, ...], np.dtype]],
+        zeros: dict[str, int | tuple[int, ...]],
         shared: dict[str, np.ndarray],
     ):
-        """Lays the arrays out; ``pairs``, ``nodes`` and ids of each come after them.
+        """Lays the arrays out.
 
         Args:
             given: Arrays to start from; every state has a copy.
-            nothing: Arrays of so many int32 ids that are all NOTHING.
-            zeros: Shapes and types of arrays of zeros.
+            nothing: Arrays of so many ids that are all NOTHING.
+            zeros: Lengths of arrays of zeros, or the shapes of those that others read as plain float32 numbers.
             shared: Arrays that nothing changes; all states have the same ones.
         """
         self._shared = shared
         self._addresses = {name: array.ctypes.data for name, array in shared.items()}
         self._places: dict[str, Place] = {}
         self._given_end = self._lay_out({name: (array.shape, array.dtype) for name, array in given.items()}, 0)
-        ids = {name: ((count,), np.dtype(np.int32)) for name, count in nothing.items()}
-        self._nothing_end = self._lay_out(ids, self._given_end)
-        self._fixed_end = self._lay_out(zeros, self._nothing_end)
+        self._nothing_end = self._lay_out(_of_records(nothing), self._given_end)
+        self._fixed_end = self._lay_out(_of_records(zeros), self._nothing_end)
         self._given = np.zeros(self._given_end, np.uint8)
         for name, array in given.items():
             _array(self._given, self._places[name])[...] = array
@@ -63,37 +62,38 @@ class Block:
             end = self._places[name].end
         return end
 
-    def build(self, num_pairs: int, num_nodes: int, *, num_trips: int, num_fifo_links: int) -> State:
-        """Returns a new state whose root knows where the arrays are; pairs and nodes hold anything.
+    def build(self, *, trips: int, **counts: int) -> State:
+        """Returns a new state whose root knows where the arrays are.
 
         Args:
-            num_pairs: Its pairs.
-            num_nodes: Its nodes.
-            num_trips: Nodes that may have a round trip.
-            num_fifo_links: Nodes that may hang together in the switch's input FIFOs.
+            trips: Nodes that may have a round trip; zeros.
+            **counts: Lengths of the other arrays that follow the routing, which hold anything.
         """
-        int32 = np.dtype(np.int32)
-        sizes = {"item_next": num_pairs, "fifo_next": num_fifo_links}
         places = {**self._places}
         end = self._fixed_end
-        for name, count in sizes.items():
-            places[name] = Place(end, (count,), int32)
+        for name, (shape, dtype) in _of_records({"trips": trips, **counts}).items():
+            places[name] = Place(end, shape, dtype)
             end = places[name].end
-        trips = places["trips"] = Place(end, (num_trips,), layout.TRIP)
-        pairs = places["pairs"] = Place(trips.end, (num_pairs,), layout.PAIR)
-        nodes = places["nodes"] = Place(pairs.end, (num_nodes,), layout.NODE)
-        memory = np.empty(nodes.end, np.uint8)
+        memory = np.empty(end, np.uint8)
         memory[: self._given_end] = self._given
         # Every byte of NOTHING, which is -1, is 255.
-        memory[self._given_end : self._nothing_end] = memory[self._fixed_end : trips.offset] = 255
-        memory[self._nothing_end : self._fixed_end] = memory[trips.offset : pairs.offset] = 0
+        memory[self._given_end : self._nothing_end] = 255
+        memory[self._nothing_end : places["trips"].end] = 0
         base = memory.ctypes.data
         arrays, addresses = {**self._shared}, {**self._addresses}
         for name, (offset, shape, dtype) in places.items():
             arrays[name] = np.ndarray(shape, dtype, memory, offset)
             addresses[name] = base + offset
-        layout.point(arrays["root"], [addresses[name] for name in State._fields[1:]])
+        point(arrays["root"], [addresses[name] for name in ARRAYS])
         return State(**arrays)
+
+
+def _of_records(counts: Mapping[str, int | tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shapes and types of arrays of the state: of its records, or of plain float32 numbers."""
+    return {
+        name: ((count,), np.dtype(ARRAYS[name])) if isinstance(count, int) else (count, np.dtype(np.float32))
+        for name, count in counts.items()
+    }
 
 
 def _array(memory: np.ndarray, place: Place) -> np.ndarray:

@@ -6,37 +6,31 @@ issued by an expert GPU once its own part is done, and home counts what has come
 
 from __future__ import annotations
 
-from dysharp_env.simulator.compiled import compiled
-from dysharp_env.simulator.events import push
-from dysharp_env.simulator.fabric import ask_down, ask_up, charge_up, is_partial, send_vector
-from dysharp_env.simulator.groups import (
-    begin_trip,
-    count_slot,
-    end_segment,
-    list_sm,
-    mark_dirty,
-    part_of,
-    translate,
-    use_hbm,
-)
-from dysharp_env.simulator.layout import (
-    COMBINE,
+from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.events import push
+from dysharp_env.simulator.kernel.fifo import append, append_both_ways, join, remove, take
+from dysharp_env.simulator.kernel.gates import part_of
+from dysharp_env.simulator.kernel.groups import begin_trip, end_segment, list_sm, mark
+from dysharp_env.simulator.kernel.links import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
+from dysharp_env.simulator.kernel.memory import translate, use_hbm
+from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.pairs import is_remote, is_summed
+from dysharp_env.simulator.kernel.slots import count_slot
+from dysharp_env.simulator.kernel.staffing import leave_if_idle, sum_ready
+from dysharp_env.simulator.state.codes import (
     COMBINE_ACK,
     COMBINE_REQUEST,
     EV_ACK,
     EV_READY,
     EV_REQUEST,
     EV_RESPOND,
+    GEMM2,
     NO_TIME,
     NOTHING,
     ON_DUTY,
-    PULL_REDUCE,
-    PULL_UNICAST,
-    PUSH_UNICAST,
+    OPENS_COMBINE,
 )
-from dysharp_env.simulator.primitives import is_pull, is_remote, is_summed
-from dysharp_env.simulator.staffing import leave_if_idle, sum_ready
-from dysharp_env.simulator.views import Root
+from dysharp_env.simulator.state.observation import COMBINE
 
 
 @compiled
@@ -46,11 +40,11 @@ def expert_done(s: Root, token: int, tile: int) -> None:
     g = s.gpus[token // s.tokens_per_gpu]
     tok.experts_done += 1
     count_slot(s, token * s.top_k, s.top_k, tile, s.top_k - tok.experts_done)
-    if tok.experts_done == 1 and s.notify:
+    if tok.experts_done == 1 and s.notifies:
         g.outputs_live += 1
     if tok.experts_done == s.top_k:
-        if s.notify and g.outputs_live > s.or_entries:
-            push(s, s.now_ps + s.memory_ps, EV_READY, token, 0)
+        if s.notifies and g.outputs_live > s.output_readiness_entries:
+            push(s, s.now_ps + s.memory_ps, EV_READY, token, 0, 0)
         else:
             item_ready(s, tok.chunk, token, token // s.tokens_per_gpu)
 
@@ -63,7 +57,7 @@ def partial_ready(s: Root, pair: int) -> None:
     if gpu == s.pairs[pair].home:
         if s.tokens[token].combine_start == NO_TIME:
             s.tokens[token].combine_start = s.now_ps
-        for segment in range(s.combine_segments):
+        for segment in range(s.combine.segments):
             deliver(s, token, segment, 1)
     else:
         item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + s.tokens[token].chunk, pair, gpu)
@@ -72,16 +66,8 @@ def partial_ready(s: Root, pair: int) -> None:
 @compiled
 def list_unit(s: Root, gpu: int, unit: int) -> None:
     """Puts a unit at the end of its GPU's list of ready units."""
-    g = s.gpus[gpu]
-    u = s.units[unit]
-    u.listed = 1
-    u.prev = g.ready_tail
-    u.next = NOTHING
-    if g.ready_tail == NOTHING:
-        g.ready_head = unit
-    else:
-        s.units[g.ready_tail].next = unit
-    g.ready_tail = unit
+    s.units[unit].listed = 1
+    append_both_ways(s.gpus[gpu].ready, s.units, unit)
 
 
 @compiled
@@ -91,9 +77,9 @@ def list_part(s: Root, gpu: int, part: int) -> None:
     Chunk after chunk; pushed partial sums go to one home GPU after the other, from the neighbour on, so that senders
     do not meet at one downlink.
     """
-    s.gpus[gpu].hold_combine = 0
+    s.gpus[gpu].groups[COMBINE].holding = 0
     for place in range(s.chunks_per_gpu):
-        if is_pull(s):
+        if s.combine.reads:
             list_late(s, gpu, gpu * s.chunks_per_gpu + place, part)
         else:
             for offset in range(1, s.num_gpus):
@@ -111,24 +97,18 @@ def list_late(s: Root, gpu: int, unit: int, part: int) -> None:
 @compiled
 def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
     """Adds a token or partial sum to the unit it is combined with, and lists the unit if it was empty."""
-    g = s.gpus[gpu]
     u = s.units[unit]
-    s.item_next[item] = NOTHING
-    if u.head == NOTHING:
-        u.head = item
-    else:
-        s.item_next[u.tail] = item
-    u.tail = item
+    append(u.items, s.item_links, item)
     u.count += 1
-    if is_pull(s):
+    if s.combine.reads:
         add_targets(s, unit, item)
     if u.count == 1:
         u.ready_ps = s.now_ps
-    if u.listed == 0 and part_of(s, gpu, u.part).gate3_open:
+    if u.listed == 0 and part_of(s, gpu, u.part).stages[OPENS_COMBINE].open:
         list_unit(s, gpu, unit)
     sum_ready(s, gpu)
-    g.hold_combine = 0
-    mark_dirty(s, COMBINE, gpu)
+    s.gpus[gpu].groups[COMBINE].holding = 0
+    mark(s, COMBINE, gpu)
 
 
 @compiled
@@ -145,21 +125,8 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
     """Moves everything that is ready in a unit to the combine group's queue, and unlists it."""
     g = s.gpus[gpu]
     u = s.units[unit]
-    if g.issue_head == NOTHING:
-        g.issue_head = u.head
-    else:
-        s.item_next[g.issue_tail] = u.head
-    g.issue_tail = u.tail
-    if u.prev == NOTHING:
-        g.ready_head = u.next
-    else:
-        s.units[u.prev].next = u.next
-    if u.next == NOTHING:
-        g.ready_tail = u.prev
-    else:
-        s.units[u.next].prev = u.prev
-    u.head = NOTHING
-    u.tail = NOTHING
+    join(g.issue, s.item_links, u.items)
+    remove(g.ready, s.units, unit)
     u.count = 0
     u.listed = 0
     u.copies = 0
@@ -168,21 +135,13 @@ def take_unit(s: Root, gpu: int, unit: int) -> None:
 
 
 @compiled
-def take_combine_sm(s: Root, gpu: int) -> int:
-    """Returns the first SM of a combine group that may take something."""
-    g = s.gpus[gpu]
-    sm = g.take_head
-    g.take_head = s.sms[sm].next
-    return sm
-
-
-@compiled
 def take_slot(s: Root, gpu: int, first: int) -> None:
     """Puts a vector, whose first segment is ``first``, in flight at the first combine SM that may take one."""
-    sm = take_combine_sm(s, gpu)
-    begin_trip(s, sm, first, s.combine_segments)
-    s.gpus[gpu].combine_in_flight += 1
-    if s.sms[sm].in_flight < s.combine_slots:
+    group = s.gpus[gpu].groups[COMBINE]
+    sm = take(group.able, s.sms)
+    begin_trip(s, sm, first, s.combine.segments)
+    group.in_flight += 1
+    if s.sms[sm].in_flight < s.combine.slots:
         list_sm(s, COMBINE, gpu, sm)
 
 
@@ -193,53 +152,56 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
     end = s.tokens[m.token + 1].pair0
     while m.pair < end:
         if is_summed(s, m.pair):
-            if m.in_flight == s.combine_slots:
+            if m.in_flight == s.combine.slots:
                 return
-            first = s.partial0 + m.pair * s.combine_segments
-            s.gpus[gpu].combine_in_flight += 1
-            begin_trip(s, sm, first, s.combine_segments)
+            first = s.partial0 + m.pair * s.combine.segments
+            s.gpus[gpu].groups[COMBINE].in_flight += 1
+            begin_trip(s, sm, first, s.combine.segments)
             crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], COMBINE_REQUEST)
-            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0)
+            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0, 0)
         m.pair += 1
     m.token = NOTHING
     if m.duty != ON_DUTY:
         leave_if_idle(s, COMBINE, gpu, sm)
-    elif m.in_flight < s.combine_slots:
+    elif m.in_flight < s.combine.slots:
         list_sm(s, COMBINE, gpu, sm)
 
 
 @compiled
 def issue_combine(s: Root, gpu: int, item: int) -> None:
     """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
-    token = item if is_pull(s) else s.pairs[item].token
+    token = item if s.combine.reads else s.pairs[item].token
     tok = s.tokens[token]
     if s.combine_first == NO_TIME:
         s.combine_first = s.now_ps
     if tok.combine_start == NO_TIME:
         tok.combine_start = s.now_ps
-    if not is_pull(s):
-        first = s.partial0 + item * s.combine_segments
+    if not s.combine.reads:
+        first = s.partial0 + item * s.combine.segments
         take_slot(s, gpu, first)
-        use_hbm(s, gpu, s.pairs[item].num_experts * s.token_out_bytes)
+        use_hbm(s, gpu, s.pairs[item].num_experts * s.gemms[GEMM2].token_out_bytes)
         send_vector(s, gpu, first)
-        return
-    if s.sums[token * s.combine_segments].pieces_left == 0:
+    elif s.sums[token * s.combine.segments].pieces_left == 0:
         complete(s, token)
-        return
-    if s.combine_primitive == PULL_UNICAST:
-        sm = take_combine_sm(s, gpu)
+    elif s.combine.in_switch:
+        ask_for_sum(s, gpu, token)
+    else:
+        sm = take(s.gpus[gpu].groups[COMBINE].able, s.sms)
         s.sms[sm].token = token
         s.sms[sm].pair = tok.pair0
         issue_loads(s, gpu, sm)
-        return
-    first = s.sum0 + token * s.combine_segments
+
+
+@compiled
+def ask_for_sum(s: Root, gpu: int, token: int) -> None:
+    """Asks all GPUs that have a partial sum of a token for it, in one request that the switch spreads."""
+    first = s.sum0 + token * s.combine.segments
     take_slot(s, gpu, first)
-    targets = tok.remote_targets if s.combine_primitive == PULL_REDUCE else 0
+    targets = s.tokens[token].remote_targets if s.combine.names_targets else 0
     crossed_ps = ask_up(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
-    end = s.tokens[token + 1].pair0
-    for pair in range(tok.pair0, end):
+    for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
         if is_summed(s, pair):
-            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine_segments, 0)
+            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine.segments, 0, 0)
 
 
 @compiled
@@ -248,27 +210,25 @@ def requested(s: Root, pair: int) -> None:
     gpu = s.pairs[pair].gpu
     delay_ps = s.memory_ps
     targets = 0
-    if s.combine_primitive == PULL_REDUCE:
+    if s.combine.names_targets:
         targets = s.pairs[pair].num_experts
         delay_ps += translate(s, pair)
-    first = s.partial0 + pair * s.combine_segments
+    first = s.partial0 + pair * s.combine.segments
     ask_down(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
-    use_hbm(s, gpu, max(s.pairs[pair].num_experts, 1) * s.token_out_bytes)
-    push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu)
+    use_hbm(s, gpu, max(s.pairs[pair].num_experts, 1) * s.gemms[GEMM2].token_out_bytes)
+    push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu, 0)
 
 
 @compiled
 def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
     """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
-    x = s.sums[token * s.combine_segments + segment]
-    x.pieces_left -= pieces
-    if x.pieces_left > 0:
+    total = s.sums[token * s.combine.segments + segment]
+    total.pieces_left -= pieces
+    if total.pieces_left > 0:
         return
-    if is_pull(s) and s.combine_primitive != PULL_UNICAST:
-        home = token // s.tokens_per_gpu
-        if end_segment(s, s.sum0 + token * s.combine_segments, s.combine_hold):
-            s.gpus[home].combine_in_flight -= 1
+    if s.combine.reads and s.combine.in_switch:
+        end_segment(s, COMBINE, token // s.tokens_per_gpu, s.sum0 + token * s.combine.segments)
     s.tokens[token].sums_left -= 1
     if s.tokens[token].sums_left == 0:
         complete(s, token)
@@ -282,7 +242,7 @@ def complete(s: Root, token: int) -> None:
     s.combine_last = s.now_ps
     s.tokens_left -= 1
     g.combined += 1
-    if s.notify:
+    if s.notifies:
         g.outputs_live -= 1
 
 
@@ -292,16 +252,24 @@ def reach_combine(s: Root, node: int) -> None:
     owner = s.nodes[node].owner
     if is_partial(s, node):
         token = s.pairs[owner].token
-        segment = node - s.partial0 - owner * s.combine_segments
+        segment = node - s.partial0 - owner * s.combine.segments
     else:
         token = owner
-        segment = node - s.sum0 - owner * s.combine_segments
+        segment = node - s.sum0 - owner * s.combine.segments
     home = token // s.tokens_per_gpu
-    if not is_pull(s):
-        charge_up(s, home, s.nodes[node].plane, s.combine_segment_packets * s.ack_flits, COMBINE_ACK)
-        if s.combine_primitive == PUSH_UNICAST:
-            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0)
-    elif s.combine_primitive == PULL_UNICAST:
-        if end_segment(s, s.partial0 + owner * s.combine_segments, s.combine_hold):
-            s.gpus[home].combine_in_flight -= 1
+    if not s.combine.reads:
+        charge_up(s, home, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, COMBINE_ACK)
+        if not s.combine.in_switch:
+            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0, 0)
+    elif not s.combine.in_switch:
+        end_segment(s, COMBINE, home, s.partial0 + owner * s.combine.segments)
     deliver(s, token, segment, s.nodes[node].pieces)
+
+
+@compiled
+def push_acknowledged(s: Root, node: int) -> None:
+    """Counts a segment of a partial sum that is stored, or in the switch, as its sender learns it."""
+    owner = s.nodes[node].owner
+    gpu = s.pairs[owner].gpu
+    charge_down(s, gpu, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, COMBINE_ACK)
+    end_segment(s, COMBINE, gpu, s.partial0 + owner * s.combine.segments)

@@ -1,10 +1,10 @@
 """Typed memory for compiled code: rows of records or numbers at an address, as numba extension types.
 
-``rows(address, dtype)[i]`` is a number, or a record whose fields are read and written as attributes. Fields that are
-arrays themselves are rows again, and so are the arrays of the state, whose addresses the root record holds:
-``s.gpus[i].groups[kind].in_flight``. It differs from an array of numba's in three ways that make it faster: an index is never negative, so none is wrapped around; integers of
-any width come out as int64, so nothing that takes them is compiled twice; and fields known to stay as they are need not
-be read again after every store.
+``rows(address, dtype)[i]`` is a number, or a record whose fields are read and written as attributes. A field that is a
+record is one too, a field that is several is rows again, and so are the arrays of the state, whose addresses the root
+holds: ``s.gpus[i].groups[kind].in_flight``. This differs from numba's arrays in three ways that make it faster: an index
+is never negative, so none is wrapped around; integers of any width come out as int64, so nothing that takes them is
+compiled twice; and fields known to stay as they are need not be read again after every store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numba.extending import (
 )
 from numba.np import numpy_support
 
-from dysharp_env.simulator.layout import ARRAYS, CONSTANT_FIELDS, ROOT
+from dysharp_env.simulator.state.records import ARRAYS, CONSTANT_FIELDS, ROOT
 
 
 class Row(types.Type):
@@ -67,7 +67,8 @@ register_model(Rows)(models.OpaqueModel)
 
 
 def _numba_type(dtype: Any) -> Any:
-    return numpy_support.from_dtype(np.dtype(dtype))
+    # A flag is a byte that is 0 or 1.
+    return numpy_support.from_dtype(np.dtype(np.uint8 if dtype is np.bool_ else dtype))
 
 
 def _wide(item: types.Type) -> types.Type:
@@ -173,6 +174,8 @@ class _TypeOfField(AttributeTemplate):
         if name not in row.record.fields:
             return None
         item = row.record.typeof(name)
+        if isinstance(item, types.Record):
+            return Row(item)
         return Rows(item.dtype) if isinstance(item, types.NestedArray) else _wide(item)
 
 
@@ -188,7 +191,7 @@ def _get_field(context: Any, builder: Any, row: Row, base: Any, name: str) -> An
         return builder.inttoptr(address, cgutils.voidptr_t)
     place = _field(context, builder, row, base, name)
     item = row.record.typeof(name)
-    if isinstance(item, types.NestedArray):
+    if isinstance(item, types.Record | types.NestedArray):
         return place
     return _load(context, builder, item, place, name in row.constant)
 

@@ -19,9 +19,9 @@ import numba
 # Settings are module attributes that numba makes at run time, which a type checker cannot see.
 config: Any = numba.config
 
-_ROOM = Path(__file__).resolve().parent
-# What the sources of compiled code contain: its functions, how they are compiled, and the records they work on.
-_MARKS = (b"@njit", b"@compiled", b"CPUDispatcher", b"@intrinsic", b"_record(")
+_ROOM = Path(__file__).resolve().parents[1]
+# The rooms whose sources compiled code is made of: its functions, how they are compiled, the records they work on.
+_SOURCES = ("jit", "kernel", "state")
 
 
 def cache_folder() -> Path:
@@ -29,13 +29,8 @@ def cache_folder() -> Path:
 
     It lies beside the sources where that can be written, else in the user's cache; ``NUMBA_CACHE_DIR`` goes before.
     """
-    sources = [source.read_bytes() for source in sorted(_ROOM.glob("*.py"))]
-    compiled = [
-        text
-        for text in sources
-        if any(mark in text for mark in (b"@njit", b"@compiled", b"@intrinsic", b"_record(", b"_Part"))
-    ]
-    digest = hashlib.sha256(b"\0".join(compiled)).hexdigest()[:16]
+    sources = sorted(source for room in _SOURCES for source in (_ROOM / room).rglob("*.py"))
+    digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     if config.CACHE_DIR:
         root = Path(config.CACHE_DIR)
     elif os.access(_ROOM, os.W_OK):

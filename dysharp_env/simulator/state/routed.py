@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from dysharp_env.simulator.compiled import compiled, compiled_in_place
-from dysharp_env.simulator.layout import NOTHING
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
+from dysharp_env.simulator.state.codes import NOTHING
 
 # A token's expert and, above it, how far its GPU is from the token's home.
 _EXPERT_BITS = 32
@@ -52,10 +52,9 @@ class Routed(NamedTuple):
     slot_expert: np.ndarray
     gpu_experts: np.ndarray
     experts: np.ndarray
-    tiles: np.ndarray
     gpus: np.ndarray
     parts: np.ndarray
-    phases: np.ndarray
+    gates: np.ndarray
 
 
 @njit(cache=True, error_model="numpy")
@@ -68,7 +67,7 @@ def follow_routing(
     combine: Vectors,
     out: Routed,
 ) -> None:
-    """Writes pairs, slots, tokens, sums, every segment there can be, experts, and what each GPU and part has before it.
+    """Writes pairs, slots, tokens, sums, every segment there can be, experts, and what each GPU and gate has before it.
 
     Args:
         topk_ids: (token, k) experts.
@@ -81,7 +80,7 @@ def follow_routing(
     """
     tokens_per_gpu, top_k = paths.tokens_per_gpu, topk_ids.shape[1]
     num_segments, num_sum_segments = len(dispatch.payload_flits), len(combine.payload_flits)
-    pairs, tokens, stores, sums, nodes, slot_expert, gpu_experts, expert_parts, tiles, gpus, parts, phases = out
+    pairs, tokens, stores, sums, nodes, slot_expert, gpu_experts, expert_parts, gpus, parts, gates = out
     store0 = len(pairs) * (num_segments + num_sum_segments)
     copies, partials = nodes[: len(pairs) * num_segments], nodes[len(pairs) * num_segments : store0]
     whole, reduced = nodes[store0 : store0 + len(stores)], nodes[store0 + len(stores) :]
@@ -139,7 +138,6 @@ def follow_routing(
                 total.contributions_left = summed
                 # A pull adds the local partial sum while it waits; a push counts it like the others.
                 total.pieces_left = summed if paths.pulls else used
-                total.open_prev = total.open_next = total.open_pair = NOTHING
     own = tokens[len(topk_ids)]
     own.pair0 = pair
     _never(own)
@@ -148,8 +146,7 @@ def follow_routing(
     _write_for_tokens(whole, tokens, dispatch)
     _write_for_tokens(reduced, tokens, combine)
     _group_experts(gpu_of_expert, gpu_experts, paths.num_gpus)
-    _count_work(gpu_of_expert, expert_parts, gpus, parts, phases, paths)
-    _lay_out_tiles(expert_parts, tiles, paths.smallest_tile)
+    _count_work(gpu_of_expert, expert_parts, gpus, parts, gates, paths)
 
 
 @compiled_in_place
@@ -243,36 +240,25 @@ def _count_work(
     experts: np.ndarray,
     gpus: np.ndarray,
     parts: np.ndarray,
-    phases: np.ndarray,
+    gates: np.ndarray,
     paths: Paths,
 ) -> None:
-    """Writes where experts are, and how many slots there are for each GPU, each part there, and each part."""
+    """Writes where experts, their slots and tiles are, and how many slots each GPU has and each gate waits for."""
+    slot0 = tile0 = 0
     for index in range(len(experts)):
         x = experts[index]
         x.number = index // paths.parts
         x.part = index % paths.parts
         x.gpu = gpu_of_expert[x.number]
-        own, part, phase = gpus[x.gpu], parts[x.gpu * paths.parts + x.part], phases[x.part]
-        own.slots += x.total
-        own.arrivals_left += x.total
-        own.slots1_left += x.total
-        own.slots2_left += x.total
-        part.arrivals_left += x.total
-        part.slots1_left += x.total
-        part.slots2_left += x.total
-        phase.arrivals_left += x.total
-        phase.slots2_left += x.total
-
-
-@compiled
-def _lay_out_tiles(experts: np.ndarray, tiles: np.ndarray, smallest_tile: int) -> None:
-    """Writes where each expert's slots and tiles begin, and that no tile has started."""
-    slot0 = tile0 = 0
-    for index in range(len(experts)):
-        x = experts[index]
         x.slot0, x.tile0 = slot0, tile0
         slot0 += x.total
-        tile0 += x.total // smallest_tile + 1
-    for index in range(len(tiles)):
-        tile = tiles[index]
-        tile.next = tile.start1 = tile.end1 = tile.start2 = tile.end2 = NOTHING
+        tile0 += x.total // paths.smallest_tile + 1
+        own = gpus[x.gpu]
+        own.slots += x.total
+        own.arrivals_left += x.total
+        own.work_left += 2 * x.total
+        stages = parts[x.gpu * paths.parts + x.part].stages
+        for stage in range(len(stages)):
+            gate = stages[stage].gate
+            if gate != NOTHING:
+                gates[gate].left += x.total

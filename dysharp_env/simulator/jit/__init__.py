@@ -1,0 +1,1 @@
+"""How plain functions become the compiled engine: typed memory, compilation, and the cache of machine code."""

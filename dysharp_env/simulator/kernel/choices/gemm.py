@@ -1,0 +1,99 @@
+"""Decisions on which GEMM row runs next: ready rows, and open tiles that may be closed early."""
+
+from __future__ import annotations
+
+from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.gates import part_of
+from dysharp_env.simulator.kernel.gemm import block_ps
+from dysharp_env.simulator.kernel.memory import hbm_ps
+from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
+from dysharp_env.simulator.state.observation import GEMM
+
+# Open tiles are listed behind all ready rows, the fullest first.
+OPEN_KEY = 1 << 60
+
+
+@compiled
+def add_sorted(s: Root, count: int, limit: int, key: int, item: int, gemm: int, is_open: int) -> int:
+    """Inserts a candidate by key, keeping the ``limit`` smallest; returns the new count."""
+    if count == limit:
+        if limit == 0 or key >= s.candidates[count - 1].key:
+            return count
+        count -= 1
+    i = count
+    while i > 0 and s.candidates[i - 1].key > key:
+        x = s.candidates[i - 1]
+        put_candidate(s, i, x.key, x.item, x.gemm, x.is_open)
+        i -= 1
+    put_candidate(s, i, key, item, gemm, is_open)
+    return count + 1
+
+
+@compiled
+def put_candidate(s: Root, place: int, key: int, item: int, gemm: int, is_open: int) -> None:
+    """Writes a candidate."""
+    x = s.candidates[place]
+    x.key = key
+    x.item = item
+    x.gemm = gemm
+    x.is_open = is_open
+
+
+@compiled
+def list_rows(s: Root, gpu: int, limit: int) -> int:
+    """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
+    early_tokens = s.gpus[gpu].early_tokens
+    count = 0
+    for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+        for part in range(s.num_parts):
+            x = s.experts[s.gpu_experts[i] * s.num_parts + part]
+            stages = part_of(s, gpu, part).stages
+            if stages[GEMM2].open and x.second.head != NOTHING:
+                row = s.tiles[x.second.head].rows[GEMM2]
+                count = add_sorted(s, count, limit, row.ready_sequence, x.second.head, GEMM2, 0)
+            if stages[GEMM1].open:
+                tile = x.tile0 + x.rows_started
+                if x.rows_started < x.rows_ready:
+                    row = s.tiles[tile].rows[GEMM1]
+                    count = add_sorted(s, count, limit, row.ready_sequence, tile, GEMM1, 0)
+                elif s.partial_tiles and x.open_count >= early_tokens and x.rows_started == x.tiles_open - 1:
+                    count = add_sorted(s, count, limit, OPEN_KEY - x.open_count, tile, GEMM1, 1)
+    return count
+
+
+@compiled
+def may_hold_gemm(s: Root, gpu: int) -> bool:
+    """Returns whether something must still come to this GPU, or hold would wait for ever."""
+    g = s.gpus[gpu]
+    return g.arrivals_left > 0 or g.free_sms < g.groups[GEMM].sms
+
+
+@compiled
+def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
+    """Describes a ready row or an open tile."""
+    f = s.features[place]
+    candidate = s.candidates[place]
+    gemm = candidate.gemm
+    t = s.tiles[candidate.item]
+    x = s.experts[t.expert]
+    count = t.count
+    ready_ps = t.rows[gemm].ready_ps
+    if candidate.is_open:
+        count = x.open_count
+        ready_ps = s.now_ps
+        f.is_partial = 1.0
+    is_resident = s.matrices[x.number * 2 + gemm].resident_bytes > 0
+    f.size = count / s.tile_tokens
+    f.is_gemm2 = gemm
+    f.weights_in_l2 = 1.0 if is_resident else 0.0
+    f.waiting = rooted(s, s.now_ps - ready_ps)
+    f.expert_left = (x.total - x.arrived) / x.total
+    if not walks:
+        return
+    f.finishes = t.finishes / count
+    work_ps = block_ps(s, gpu, gemm, count) * s.gemms[gemm].blocks // max(s.gpus[gpu].groups[GEMM].sms, 1)
+    fetch_ps = 0 if is_resident else hbm_ps(s, s.gemms[gemm].weight_bytes)
+    f.backlog = rooted(s, hbm_backlog_ps(s, gpu))
+    f.cost = rooted(s, max(work_ps, fetch_ps))

@@ -1,0 +1,39 @@
+"""What a schedule's primitives mean for one pair: whether its vector crosses links, and whose turn it is.
+
+What a primitive is stands in the root, as system/primitives.py has it: ``s.dispatch`` and ``s.combine``.
+"""
+
+from __future__ import annotations
+
+from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.names import Root
+
+
+@compiled
+def is_remote(s: Root, pair: int) -> bool:
+    """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
+    return s.loopback == 1 or s.pairs[pair].gpu != s.pairs[pair].home
+
+
+@compiled
+def is_target(s: Root, pair: int) -> bool:
+    """Returns whether dispatch moves this pair over links."""
+    return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.dispatch.to_all == 1)
+
+
+@compiled
+def is_summed(s: Root, pair: int) -> bool:
+    """Returns whether combine moves this pair over links."""
+    return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.combine.to_all == 1)
+
+
+@compiled
+def is_in_turn(s: Root, gpu: int, part: int, pair: int) -> bool:
+    """Returns whether a GPU that dispatches a part moves this pair of one of its tokens.
+
+    One that pulls takes its own share of every token. One that stores sends its own tokens' copies: all of them, or
+    those to the peers of the part.
+    """
+    if s.dispatch.reads:
+        return s.pairs[pair].gpu == gpu
+    return s.by_peers == 0 or s.pairs[pair].part == part

@@ -1,0 +1,75 @@
+"""The names of the engine's codes: events, stages, gates, purposes of traffic, and what a layer or an SM is at."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from dysharp_env.system.spec import Queueing
+
+# Event kinds, in the order in which equal times are served: what frees a resource comes before what asks for it.
+(
+    EV_CREDIT,  # input buffer space comes back to an uplink: link, class, flits
+    EV_INPUT_NEXT,  # the head of an input FIFO has left: link, class
+    EV_UPLINK,  # an uplink with something queued falls free: link
+    EV_PORT,  # a port with something queued falls free: port
+    EV_BLOCKS,  # thread blocks of a row end together: tile, GEMM, count
+    EV_ACK,  # the sender learns that its segment is stored: node
+    EV_SLOT,  # a communication SM may put another vector in flight: sm
+    EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
+    EV_REACH,  # the tail of a segment reaches a GPU: node, gpu
+    EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
+    EV_TILE,  # a tile whose status entry had spilled becomes ready: tile
+    EV_REQUEST,  # a read request reaches the GPU that has the vector: its first node
+    EV_RESPOND,  # what was asked for has been read: its first node, gpu that has it
+    EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
+    EV_READY,  # a token whose readiness entry had spilled becomes ready: token
+    EV_GATE,  # a stage opens after what it pays: gate
+) = range(16)
+
+# The two GEMMs of a layer, by which records that exist for each are indexed.
+GEMM1, GEMM2 = range(2)
+
+# Stages that a gate may open: a GEMM, the combine of a part, or everything at the start.
+OPENS_GEMM1, OPENS_GEMM2, OPENS_COMBINE, OPENS_ALL = range(4)
+# When a stage may start on a part: as its inputs arrive; when the stage before it is over on all GPUs (for GEMM-2: on
+# this GPU); or when that is so on this GPU.
+GATE_FINE, GATE_PHASE, GATE_GPU = range(3)
+
+QUEUEING: tuple[str, ...] = get_args(Queueing)
+OUTPUT_QUEUED, VOQ, INPUT_FIFO = range(3)
+
+# What a flit on the wire is for.
+PURPOSES = (
+    "dispatch_request",
+    "dispatch_data",
+    "dispatch_ack",
+    "combine_request",
+    "combine_data",
+    "combine_ack",
+    "notify",
+    "eviction",
+)
+(
+    DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION,
+) = range(len(PURPOSES))  # fmt: skip
+NUM_PURPOSES = len(PURPOSES)
+UP, DOWN = range(2)
+# Virtual-channel classes.
+REQUEST, RESPONSE = range(2)
+
+# What a log row describes.
+LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM = range(4)
+
+# What a layer is at: no layer; may run; a decision waits; done; the heap or log wants room; nothing can happen.
+EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
+
+# A counter update at a home GPU: a header flit and a flit of data.
+NOTIFY_FLITS = 2
+
+# A communication SM: in its group, to leave it when it has nothing to do, or in the GEMM group.
+ON_DUTY, LEAVING, AWAY = range(3)
+
+NO_TIME = -1
+NOTHING = -1
+# In ``slot_tile``: the row is done, as far as the GPU that waits for it knows.
+COUNTED = -2

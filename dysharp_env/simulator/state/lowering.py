@@ -1,0 +1,304 @@
+"""Turns a workload, the costs of a system and a program into the engine's initial state."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dysharp_env.config import ConfigError
+from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import records
+from dysharp_env.simulator.state.block import Block
+from dysharp_env.simulator.state.codes import EV_GATE, NOTHING, NUM_PURPOSES
+from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, NUM_KINDS
+from dysharp_env.simulator.state.ordering import token_order
+from dysharp_env.simulator.state.parameters import fill, root_of
+from dysharp_env.simulator.state.planes import vector_planes
+from dysharp_env.simulator.state.records import NARROW_LIMIT, blank
+from dysharp_env.simulator.state.routed import Paths, Routed, Vectors, follow_routing
+from dysharp_env.simulator.state.state import State
+from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
+from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.workload import Workload
+
+# Entries of the table of wire times; more flits are worked out when they are needed.
+MOST_WIRE_TIMES = 4096
+# The wheel of pending events turns once in this time: a round trip through the switch and a memory access are less.
+WHEEL_SPAN_PS = 1 << 21
+# About as many events wait for each link, so that a slot mostly holds one or none.
+WHEEL_SLOTS_PER_LINK = 128
+MOST_WHEEL_SLOTS = 1 << 16
+
+
+class _Frame(NamedTuple):
+    """What layers of one size start from, whatever their routing."""
+
+    layer: LayerSpec
+    num_gpus: int
+    tokens_per_gpu: int
+    block: Block
+    paths: Paths
+    dispatch: Vectors
+    combine: Vectors
+
+
+class Lowering:
+    """Lowers workloads that run by one program at one set of costs; what they share is worked out once."""
+
+    def __init__(self, costs: Costs, program: Program, num_sms: int, logging: bool = False):
+        """Notes how layers are run.
+
+        Args:
+            costs: Of the workloads' layer on a system.
+            program: How it is run.
+            num_sms: SMs of one GPU.
+            logging: Whether every use of a link, reduction unit and SM group is recorded.
+        """
+        self.costs, self.program = costs, program
+        self._num_sms, self._logging = num_sms, logging
+        self._last: _Frame | None = None
+
+    def lower(self, workload: Workload, bound: Bound) -> State:
+        """Returns the state in which nothing has happened yet.
+
+        Args:
+            workload: Routing of one layer.
+            bound: The workload's lower bound, which times are compared with in what decisions show.
+
+        Raises:
+            ConfigError: The workload is too large for exact integer time.
+        """
+        frame, costs, program = self._frame(workload), self.costs, self.program
+        num_tokens, num_pairs = workload.num_tokens, _num_pairs(workload, program)
+        partial0 = num_pairs * costs.dispatch_segments
+        store0 = partial0 + num_pairs * costs.combine_segments
+        sum0 = store0 + num_tokens * costs.dispatch_segments
+        num_nodes = sum0 + num_tokens * costs.combine_segments
+        # No other id is larger, but those that _require_narrow knows.
+        _require_numbers(num_nodes, workload, costs)
+        # What is dispatched and combined: copies or stores, and partial sums or sums.
+        asks_for_sums = program.combine.reads and program.combine.in_switch
+        trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
+        trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
+        state = frame.block.build(
+            trips=trips_end - trip0,
+            pairs=num_pairs,
+            nodes=num_nodes,
+            item_links=num_pairs,
+            input_links=num_nodes if costs.queueing == "input_fifo" else 0,
+        )
+        fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
+        times = {"links_ps": bound.links_ps, "gemms_ps": bound.gemms_ps, "hbm_ps": bound.hbm_ps}
+        fill(state.root, {"scale_ps": max(1, bound.total_ps), **times})
+        routed = Routed(*(getattr(state, name) for name in Routed._fields))
+        ids, placement = workload.topk_ids, workload.gpu_of_expert
+        follow_routing(
+            ids, placement, self._positions(workload, state), frame.paths, frame.dispatch, frame.combine, routed
+        )
+        return state
+
+    def _positions(self, workload: Workload, state: State) -> np.ndarray:
+        """Returns (token,) int32 places of tokens in the state's order, which it writes where it is not natural."""
+        if not self.program.waves:
+            return state.order
+        state.order[...] = token_order(workload, waves=True)
+        positions = np.empty_like(state.order)
+        positions[state.order] = np.arange(len(positions), dtype=np.int32)
+        return positions
+
+    def _frame(self, workload: Workload) -> _Frame:
+        """Returns the frame of a workload's size; the last one is kept.
+
+        Raises:
+            ConfigError: Workloads of that size are too large.
+        """
+        size = (workload.layer, workload.num_gpus, workload.tokens_per_gpu)
+        if self._last is None or self._last[:3] != size:
+            self._last = self._build_frame(workload)
+        return self._last
+
+    def _build_frame(self, workload: Workload) -> _Frame:
+        costs, program, layer = self.costs, self.program, workload.layer
+        num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+        costs.require_exact(workload)
+        root = root_of(workload, costs, program, self._num_sms, self._logging)
+        chunks_per_gpu = int(root["chunks_per_gpu"][0])
+        _require_narrow(workload, costs, program, chunks_per_gpu)
+        dispatch, combine = _vectors(workload, costs, program)
+        smallest_tile = min(
+            layer.tile_tokens,
+            program.min_partial_tokens if program.partial_tiles else layer.tile_tokens,
+            *(early for _, _, early in program.splits),
+        )
+        paths = Paths(
+            num_gpus,
+            tokens_per_gpu,
+            program.chunk_tokens,
+            chunks_per_gpu,
+            program.parts,
+            program.by_peers,
+            program.static,
+            program.copies_per_expert,
+            program.loopback,
+            program.dispatch.to_all,
+            program.combine.to_all,
+            program.combine.reads,
+            smallest_tile,
+        )
+        block = _block(workload, costs, program, root, _wire_times(costs, dispatch, combine), smallest_tile)
+        return _Frame(layer, num_gpus, tokens_per_gpu, block, paths, dispatch, combine)
+
+
+def _num_pairs(workload: Workload, program: Program) -> int:
+    """Returns how many (token, expert GPU), or (token, expert), there are records for."""
+    if program.static:
+        return workload.num_tokens * workload.num_gpus
+    if program.copies_per_expert:
+        return workload.num_tokens * workload.layer.top_k
+    return workload.demand.num_pairs
+
+
+def _block(
+    workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray, smallest_tile: int
+) -> Block:
+    """Returns what makes states of a workload's size; completes the root."""
+    num_gpus, num_tokens, top_k = workload.num_gpus, workload.num_tokens, workload.layer.top_k
+    num_slots, num_links = num_tokens * top_k, num_gpus * costs.planes
+    num_experts, num_expert_parts = workload.layer.experts, workload.layer.experts * program.parts
+    chunks, units = chunks_of(workload, program), units_of(workload, program)
+    parts, gates = parts_and_gates(num_gpus, chunks, program)
+    limit = program.max_candidates
+    scratch = (limit + records.NETWORK_ROWS) * int(root["network_width"][0]) + NUM_FEATURES
+    # Room for the events that one step can add, and some more.
+    heap = blank(int(root["heap_margin"][0]) + 1024, records.EVENT)
+    heap[0] = (program.pays_ps[0], EV_GATE << 48, NOTHING, 0, 0, 0)
+    log_rows = int(root["log_margin"][0]) + 1024 if root["logging"][0] else 0
+    wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
+    # Every expert and part has an open tile beside those that its tokens fill.
+    tiles = blank(num_slots // smallest_tile + num_expert_parts, records.TILE)
+    fill(
+        root,
+        {
+            "num_chunks": len(chunks),
+            "wire_entries": len(wire_times),
+            "num_tiles": len(tiles),
+            "heap_capacity": len(heap),
+            "pool_capacity": len(heap),
+            "marks_capacity": NUM_KINDS * num_gpus,
+            "log_capacity": log_rows,
+            "wheel_slots": wheel_slots,
+            "wheel_shift": WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length(),
+            "heap_size": 1,
+            "sequence": 1,
+        },
+    )
+    return Block(
+        given={
+            "root": root,
+            "gpus": gpus_of(workload, len(chunks), program),
+            "sms": blank(num_gpus * sum(program.most_sms), records.SM),
+            "lanes": blank(2 * num_links, records.LANE),
+            "ports": blank(2 * num_links, records.PORT),
+            "queues": blank(4 * num_links * (num_gpus + 1), records.QUEUE),
+            "sums": blank(num_tokens * costs.combine_segments, records.SUM),
+            "experts": blank(num_expert_parts, records.EXPERT),
+            "parts": parts,
+            "gates": gates,
+            "tiles": tiles,
+            "chunks": chunks,
+            "units": units,
+            "order": np.arange(num_tokens, dtype=np.int32),
+            "candidates": blank(limit, records.CANDIDATE),
+            "heap": heap,
+            "wheel": blank(wheel_slots, records.FIFO),
+        },
+        nothing={"slot_tlb": num_slots, "slot_tile": num_slots, "arrived_pair": num_slots},
+        zeros={
+            "uplinks": num_links,
+            "tokens": num_tokens + 1,
+            "stores": num_tokens * costs.dispatch_segments,
+            "matrices": 2 * num_experts,
+            "gpu_experts": num_experts,
+            "slot_expert": num_slots,
+            "chunk_experts": num_slots,
+            "chunk_targets": len(chunks) * num_gpus,
+            "unit_targets": len(units) * num_gpus,
+            "backlogs": num_gpus,
+            "shown": num_expert_parts,
+            "traffic": num_gpus * 2 * NUM_PURPOSES,
+            "payload": num_gpus * 2 * NUM_PURPOSES,
+            "pool": len(heap),
+            "slots_filled": wheel_slots // 64,
+            "marks": NUM_KINDS * num_gpus,
+            "scratch": scratch,
+            "features": (limit, NUM_FEATURES),
+            "context": (NUM_CONTEXT,),
+            "mask": limit,
+            "log": log_rows,
+        },
+        shared={
+            "wire_times": wire_times,
+            "store_flits": np.array([costs.dispatch_flits(targets) for targets in range(top_k + 1)]),
+            "ask_flits": np.array(
+                [costs.request_flits(targets) // costs.combine_segments for targets in range(top_k + 1)]
+            ),
+            "splits": np.array(list(program.splits), records.SPLIT_ROW),
+            "weights": np.ascontiguousarray(program.weights, np.float64),
+            "network": program.network.numbers if program.network else np.zeros(0, np.float32),
+        },
+    )
+
+
+def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_per_gpu: int) -> None:
+    """Checks that what records and events hold as int32 fits, but for nodes, whose number follows the routing.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    top_k = workload.layer.top_k
+    slots = workload.num_tokens * top_k
+    largest = max(
+        # A slot may enter the TLB when its token comes and when its sum is asked for.
+        2 * slots,
+        workload.num_gpus**2 * chunks_per_gpu,
+        # An event holds a segment's flits, or a row's blocks.
+        costs.dispatch_flits(top_k),
+        costs.combine_flits(),
+        *costs.blocks,
+        # Every expert and part has at least one tile.
+        slots + workload.layer.experts * program.parts,
+    )
+    _require_numbers(largest, workload, costs)
+
+
+def _require_numbers(largest: int, workload: Workload, costs: Costs) -> None:
+    if largest >= NARROW_LIMIT:
+        raise ConfigError(
+            f"tokens={workload.tokens_per_gpu} of '{workload.layer.name}' make {largest} segments, units or flits at"
+            f" resolution={costs.resolution}; the engine numbers up to {NARROW_LIMIT - 1}"
+        )
+
+
+def _vectors(workload: Workload, costs: Costs, program: Program) -> tuple[Vectors, Vectors]:
+    """Returns the segments of dispatched vectors, and of partial and reduced sums."""
+    dispatch_planes, combine_planes = vector_planes(costs, workload.num_tokens)
+    packet, named = costs.packet, np.arange(workload.layer.top_k + 1)
+    heads = packet.header_flits + -(-named * program.dispatch.names_targets // packet.targets_per_flit)
+    return (
+        Vectors(
+            dispatch_planes, costs.dispatch_payload_flits, costs.dispatch_packets // costs.dispatch_segments * heads
+        ),
+        Vectors(
+            combine_planes,
+            costs.combine_payload_flits,
+            costs.combine_packets // costs.combine_segments * np.full_like(named, packet.header_flits),
+        ),
+    )
+
+
+def _wire_times(costs: Costs, *vectors: Vectors) -> np.ndarray:
+    """Returns how long a link is busy with any number of flits up to that of the largest segment there can be."""
+    most_flits = max(int(some.payload_flits.max() + some.head_flits.max()) for some in vectors)
+    return costs.wire_ps(np.arange(min(most_flits, MOST_WIRE_TIMES) + 1))

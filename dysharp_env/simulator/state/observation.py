@@ -1,0 +1,159 @@
+"""What an agent can be asked and what it is shown: one table of decision kinds, one of features, one of context values.
+
+Records, indices, spaces, rules, the README's tables and the twin's check are made from these. Every value lies in
+[0, 1]; the "root" of a time is sqrt(time / lower bound), cut at 1, so that small backlogs stay visible.
+
+A kind is asked by ``kernel/pumps.py``; ``kernel/choices/`` has a file a kind, which lists its candidates and describes
+them. What is not asked follows a rule: the weights of a schedule, and with none the first candidate.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
+DECISION_KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
+# Codes of the kinds, and of the SM groups that take them.
+SPLIT, DISPATCH, GEMM, COMBINE = range(len(DECISION_KINDS))
+NUM_KINDS = len(DECISION_KINDS)
+
+
+class Kind(NamedTuple):
+    """One kind of decision.
+
+    Attributes:
+        candidates: What they are, and when somebody is asked.
+        shown: What the context value ``is_KIND`` says.
+        may_wait: Whether one candidate may be hold: to wait for the next event that concerns the group.
+    """
+
+    candidates: str
+    shown: str
+    may_wait: bool = False
+
+
+KINDS: dict[DecisionKind, Kind] = {
+    "split": Kind(
+        "SM-group sizes, from ``splits``: at the start for all GPUs; with ``split_moments``, as a GPU's tokens "
+        "are sent and its sums get ready, for that GPU, the present ones first",
+        "1 if SM-group sizes are chosen: for all GPUs at the start, then for this one",
+    ),
+    "dispatch": Kind(
+        "which unsent token chunk a GPU's dispatch group takes next",
+        "1 if a token chunk to dispatch is chosen",
+    ),
+    "gemm": Kind(
+        "which ready row (GEMM-1, GEMM-2, or an open tile closed early) a GPU's free GEMM SMs take next; or hold",
+        "1 if a row is chosen",
+        may_wait=True,
+    ),
+    "combine": Kind(
+        "which chunk with ready tokens a GPU's combine group takes next; or hold",
+        "1 if a chunk to combine is chosen",
+        may_wait=True,
+    ),
+}
+
+
+class Feature(NamedTuple):
+    """What a decision shows of one candidate.
+
+    Attributes:
+        name: In rules, records and policies.
+        meaning: For people.
+        kinds: Kinds of decision that show it; it is 0 in others.
+        walks: Whether working it out walks tokens or GPUs; a rule that gives such features no weight does not pay.
+    """
+
+    name: str
+    meaning: str
+    kinds: tuple[DecisionKind, ...]
+    walks: bool = False
+
+
+GROUPS: tuple[DecisionKind, ...] = ("dispatch", "gemm", "combine")
+WAITING: tuple[DecisionKind, ...] = ("gemm", "combine")
+FEATURE_TABLE = (
+    Feature("is_hold", "1 for hold, whose other features are 0", WAITING),
+    Feature(
+        "order",
+        "place in the list over max_candidates (first unsent; first ready; fullest open tile last)",
+        DECISION_KINDS,
+    ),
+    Feature("size", "tokens over chunk_tokens (dispatch, combine) or tile_tokens (GEMM)", GROUPS),
+    Feature("is_gemm2", "1 for a GEMM-2 row", ("gemm",)),
+    Feature("is_partial", "1 for an open tile that would be closed early", ("gemm",)),
+    Feature("weights_in_l2", "1 if the row's expert matrix is in L2", ("gemm",)),
+    Feature("waiting", "root of the time since it became ready", WAITING),
+    Feature("expert_left", "fraction of the row's expert's tokens still to arrive", ("gemm",)),
+    Feature("finishes", "fraction of the row's tokens whose other experts are all done", ("gemm",), walks=True),
+    Feature(
+        "tile_fill", "dispatch: mean fill of the open tiles the chunk's tokens would join", ("dispatch",), walks=True
+    ),
+    Feature(
+        "expert_progress",
+        "dispatch: mean fraction of their tokens that the chunk's experts have received",
+        ("dispatch",),
+        walks=True,
+    ),
+    Feature(
+        "fan_out", "dispatch, combine: mean remote GPUs per token over GPUs - 1", ("dispatch", "combine"), walks=True
+    ),
+    Feature(
+        "backlog", "root of the longest queue it meets: target downlinks, expert uplinks, or HBM", GROUPS, walks=True
+    ),
+    Feature("cost", "root of the time it takes on its GPU's link, or on the GEMM group or HBM", GROUPS, walks=True),
+    Feature("split_dispatch", "split: dispatch SMs over all SMs", ("split",)),
+    Feature("split_combine", "split: combine SMs over all SMs", ("split",)),
+    Feature(
+        "split_early",
+        "split: 1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
+        ("split",),
+    ),
+)
+
+
+class Value(NamedTuple):
+    """What a decision shows of the GPU that decides, or of the whole layer."""
+
+    name: str
+    meaning: str
+
+
+CONTEXT_TABLE = (
+    *(Value(f"is_{kind}", KINDS[kind].shown) for kind in DECISION_KINDS),
+    Value("elapsed", "time so far over 4 lower bounds, cut at 1"),
+    Value("sent", "fraction of this GPU's tokens dispatched"),
+    Value("received", "fraction of this GPU's (token, expert) pairs that have arrived"),
+    Value("gemm_done", "fraction of this GPU's GEMM work finished, by tokens"),
+    Value("combined", "fraction of this GPU's own tokens combined"),
+    Value("uplink_backlog", "root of what waits on this GPU's uplink"),
+    Value("downlink_backlog", "root of what waits at the switch for this GPU"),
+    Value("hbm_backlog", "root of what waits for this GPU's HBM"),
+    Value("free_sms", "free fraction of the GEMM group"),
+    Value("dispatch_in_flight", "fraction of the vectors that the dispatch group may keep in flight"),
+    Value("combine_in_flight", "the same for the combine group"),
+    Value("all_combined", "fraction of all tokens combined"),
+    Value("link_share", "what the busiest link alone needs over the lower bound: near 1 if links bind"),
+    Value("gemm_share", "the same for the SMs of the GPU with the most GEMM work"),
+    Value("hbm_share", "the same for the HBM that expert weights and tokens keep busiest"),
+    Value(
+        "tokens_per_expert", "(token, expert) pairs an expert of this GPU has on average, over themselves and a tile"
+    ),
+    Value("l2_room", "L2 over itself and the matrices of this GPU's experts"),
+    Value("ready", "fraction of the sums that this GPU combines that it may combine, or has"),
+    Value("any_ready", "1 if there is one"),
+    Value("all_sent", "1 if this GPU has dispatched all its tokens"),
+)
+
+FEATURE_MEANINGS = {feature.name: feature.meaning for feature in FEATURE_TABLE}
+CONTEXT_MEANINGS = {value.name: value.meaning for value in CONTEXT_TABLE}
+CANDIDATE_MEANINGS = {kind: KINDS[kind].candidates for kind in DECISION_KINDS}
+FEATURES, CONTEXT = tuple(FEATURE_MEANINGS), tuple(CONTEXT_MEANINGS)
+NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
+# One row of what compiled code fills in, by name.
+FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
+CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])
+WALKS = np.array([feature.walks for feature in FEATURE_TABLE])

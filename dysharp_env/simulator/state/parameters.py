@@ -1,0 +1,143 @@
+"""The parameters of a layer: the fields of the root that are read and never written, under the names of their sources."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dysharp_env.simulator.costs import PS_PER_S, Costs, Window
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.observation import NUM_KINDS, WALKS
+from dysharp_env.simulator.state.records import PARAMETERS, ROOT, blank
+from dysharp_env.system.primitives import Primitive
+from dysharp_env.workload.workload import Workload
+
+# What follows the routing, its bound, and the room that arrays have; see lowering.py.
+_LATER = frozenset(
+    "partial0 store0 sum0 trip0 scale_ps links_ps gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity"
+    " pool_capacity marks_capacity log_capacity wheel_slots wheel_shift".split()
+)
+
+
+def root_of(workload: Workload, costs: Costs, program: Program, num_sms: int, logging: bool) -> np.ndarray:
+    """Returns a (1,) root at time zero, without what follows the routing.
+
+    A parameter that stands in the workload, its layer, the costs or the program under its own name is copied from
+    there; the others are worked out here.
+    """
+    root = blank(1, ROOT)
+    values = _worked_out(workload, costs, program, num_sms, logging)
+    sources = (workload, workload.layer, costs, costs.packet, program)
+    for name in set(PARAMETERS) - values.keys() - _LATER:
+        root[name] = next(getattr(source, name) for source in sources if hasattr(source, name))
+    fill(root, values)
+    fill(root["dispatch"], _flow(program.dispatch, costs.dispatch_segments, costs.dispatch_packets))
+    fill(root["combine"], _flow(program.combine, costs.combine_segments, costs.combine_packets))
+    _fill_windows(root, costs, program)
+    for gemm in (codes.GEMM1, codes.GEMM2):
+        root["gemms"][0, gemm] = (
+            costs.blocks[gemm],
+            costs.granule_ps[gemm],
+            costs.matrix_bytes[gemm],
+            costs.weight_bytes[gemm],
+            *costs.token_bytes[2 * gemm : 2 * gemm + 2],
+        )
+    for kind in range(NUM_KINDS):
+        weights = program.weights[kind]
+        root["answerers"][0, kind] = (
+            kind in program.exposed,
+            kind in program.networked,
+            weights.any(),
+            weights[WALKS].any(),
+            kind in program.may_hold,
+        )
+    if program.network:
+        fill(root["places"], program.network.places)
+    root["status"], root["tokens_left"] = codes.RUN, workload.num_tokens
+    return root
+
+
+def fill(record: np.ndarray, values: dict[str, Any]) -> None:
+    """Writes fields of a record by name."""
+    for name, value in values.items():
+        record[name] = value
+
+
+def _flow(primitive: Primitive, segments: int, packets: int) -> dict[str, int]:
+    """Returns what vectors of one direction are."""
+    return {
+        "reads": primitive.reads,
+        "in_switch": primitive.in_switch,
+        "names_targets": primitive.names_targets,
+        "to_all": primitive.to_all,
+        "segments": segments,
+        "segment_packets": packets // segments,
+    }
+
+
+def _windows(costs: Costs, program: Program) -> tuple[Window, Window]:
+    """Returns what one SM that dispatches, and one that combines, may have in flight."""
+    return costs.dispatch_window(program.dispatch.name), costs.combine_window(program.combine.name)
+
+
+def _fill_windows(root: np.ndarray, costs: Costs, program: Program) -> None:
+    first_sm = 0
+    for name, window, most_sms in zip(("dispatch", "combine"), _windows(costs, program), program.most_sms, strict=True):
+        values = {"slots": window.slots, "linger_permille": window.linger_permille}
+        fill(root[name], values | {"most_sms": most_sms, "first_sm": first_sm})
+        first_sm += most_sms
+
+
+def _worked_out(
+    workload: Workload, costs: Costs, program: Program, num_sms: int, logging: bool
+) -> dict[str, int | bool]:
+    """Returns the parameters that stand nowhere under their own name."""
+    num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+    ps_mult, ps_div = costs.flit_ps
+    hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
+    rounds = program.parts if program.by_peers else 1
+    return {
+        "chunks_per_gpu": -(-tokens_per_gpu // program.chunk_tokens),
+        "ps_mult": ps_mult,
+        "ps_div": ps_div,
+        "num_links": num_gpus * costs.planes,
+        "sum_flits": costs.combine_flits(),
+        "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments,
+        "queueing": codes.QUEUEING.index(costs.queueing),
+        "num_sms": num_sms,
+        "hbm_mult": PS_PER_S // hbm_shared,
+        "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
+        "partial_tiles": program.may_close_early(workload.layer.tile_tokens),
+        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * rounds,
+        "num_parts": program.parts,
+        "num_splits": len(program.splits),
+        "network_width": program.network.width if program.network else 0,
+        "logging": logging,
+        **_margins(workload, costs, program, num_sms),
+    }
+
+
+def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -> dict[str, int]:
+    """Returns the most events and the most log rows that one step can add."""
+    num_gpus, tokens_per_gpu, layer = workload.num_gpus, workload.tokens_per_gpu, workload.layer
+    num_links = num_gpus * costs.planes
+    # The most vectors one group may put in flight at once, under the most generous split.
+    copies = tokens_per_gpu * max(num_gpus, layer.top_k)
+    dispatch_burst, combine_burst = (
+        min(copies, most_sms * window.slots)
+        for window, most_sms in zip(_windows(costs, program), program.most_sms, strict=True)
+    )
+    local_copies = tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1)
+    # A GPU's local copies and the stores it may have in flight; all the sums it may have in flight, requested from
+    # every GPU or sent; or the tokens of one tile becoming ready; and a few for whatever wakes.
+    events = max(
+        local_copies + 2 * dispatch_burst * costs.dispatch_segments,
+        (combine_burst + 1) * max(num_gpus, layer.top_k, 2 * costs.combine_segments),
+        layer.tile_tokens,
+    )
+    vectors = dispatch_burst * costs.dispatch_segments + combine_burst * costs.combine_segments
+    wakes = 4 * num_links + num_sms + 64
+    return {"heap_margin": events + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes}
