@@ -47,20 +47,16 @@ def record_episode(env: TokenScheduleEnv, seed: int) -> list[int]:
 
 
 def vector_rows(copies: int, steps: int, threads: int, repeats: int) -> Iterator[Row]:
-    """Yields decisions per second of the vector environment on one thread and, if that is more, on ``threads``.
-
-    At token resolution first, and then by chunk.
-    """
-    for resolution in ("token", "chunk"):
-        for count in sorted({1, threads}):
-            decisions, took = _vector(copies, steps, count, repeats, resolution)
-            name = f"vector environment, {copies} copies, {count} thread{'s' if count > 1 else ''}, by {resolution}"
-            yield per_second(f"{name}: decisions, new layers included", decisions, took, "decisions")
+    """Yields decisions per second of the vector environment on one thread and, if that is more, on ``threads``."""
+    for count in sorted({1, threads}):
+        decisions, took = _vector(copies, steps, count, repeats)
+        name = f"vector environment, {copies} copies, {count} thread{'s' if count > 1 else ''}"
+        yield per_second(f"{name}: decisions, new layers included", decisions, took, "decisions")
 
 
-def _vector(copies: int, steps: int, threads: int, repeats: int, resolution: str) -> tuple[int, Seconds]:
+def _vector(copies: int, steps: int, threads: int, repeats: int) -> tuple[int, Seconds]:
     """Returns decisions taken and how long the steps took; the reset before them is not timed."""
-    envs = TokenScheduleVectorEnv(copies, threads=threads, copy=False, resolution=resolution)
+    envs = TokenScheduleVectorEnv(copies, threads=threads, copy=False)
     actions, decisions = record_steps(envs, steps)
 
     def step_all() -> None:

@@ -37,9 +37,9 @@ class EnvSpec(ScenarioSpec):
     that it may combine, and at the first of those. 0: one split for all GPUs and the whole layer."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
-    resolution: Literal["token", "packet", "chunk"] = "token"
-    """What moves as one: a vector; a packet (slow); a token chunk's vectors for one destination (fast). Policies are
-    evaluated with vectors, whatever they were trained with."""
+    resolution: Literal["token", "packet"] = "token"
+    """What moves as one: a vector, or a packet (slow). Policies are evaluated with vectors, whatever they were trained
+    with."""
     log: bool = False
     """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
     seeds: Seeds | None = None

@@ -50,7 +50,7 @@ def assert_same(got, expected) -> None:
     "settings",
     [
         {},
-        {**ALL_KINDS, "resolution": "chunk"},
+        {**ALL_KINDS, "resolution": "packet"},
         ALL_KINDS,
         {"exposed": ("gemm",), "hold": False},
         {"schedule": "deepep", "exposed": ("dispatch", "combine")},
