@@ -61,9 +61,10 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Info
     The same keys at every step: ``action_mask``, ``kind`` (0 split, 1 dispatch, 2 gemm, 3 combine, -1 at the end),
-    ``gpu``, ``time_us``, ``decisions``, ``invalid_actions``, ``lower_bound_us``; and, 0 before the end,
-    ``makespan_us``, ``ratio`` (makespan over lower bound), ``wire_bytes_up``, ``wire_bytes_down``, ``payload_bytes``,
-    and the mean utilisation of ``uplink``, ``downlink``, ``sm``, ``hbm`` as ``NAME_utilisation``.
+    ``gpu``, ``time_us``, ``decisions`` (with more than one legal answer, whoever took them, so far), ``asked`` (those
+    of them that the agent answered), ``invalid_actions``, ``lower_bound_us``; and, 0 before the end, ``makespan_us``,
+    ``ratio`` (makespan over lower bound), ``wire_bytes_up``, ``wire_bytes_down``, ``payload_bytes``, and the mean
+    utilisation of ``uplink``, ``downlink``, ``sm``, ``hbm`` as ``NAME_utilisation``.
 
     ## Arguments
     The fields of ``EnvSpec``, which are those of ``ScenarioSpec`` (or a ``suite`` in their place) and a few more;

@@ -27,7 +27,9 @@ class Batch:
         mask: (copy, max_candidates) bool, likewise.
         status: (copy,) int64, ``ASK`` where a decision waits, ``DONE`` where the layer is done, ``EMPTY`` without one.
         kind, gpu: (copy,) int64, the waiting decision's; of no meaning elsewhere.
-        now_ps, asked: (copy,) int64, the simulated time and the decisions answered so far.
+        now_ps: (copy,) int64, the simulated time.
+        decisions, asked: (copy,) int64, decisions so far with more than one legal answer, and those of them that were
+            answered from outside or by the program's network.
     """
 
     def __init__(self, num_copies: int, max_candidates: int, threads: int = 1):
@@ -45,7 +47,8 @@ class Batch:
         self.context = np.zeros((num_copies, NUM_CONTEXT), np.float32)
         self.mask = np.zeros((num_copies, max_candidates), np.bool_)
         self.status, self.kind, self.gpu = (self._roots[name] for name in ("status", "pending_kind", "pending_gpu"))
-        self.now_ps, self.asked, self._choice = (self._roots[name] for name in ("now_ps", "asked", "choice"))
+        self.now_ps, self.decisions, self.asked = (self._roots[name] for name in ("now_ps", "decisions", "asked"))
+        self._choice = self._roots["choice"]
         bounds = np.linspace(0, num_copies, min(threads, num_copies) + 1).astype(int)
         self._slices = [self._roots[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
         # This thread takes a slice as well.

@@ -131,7 +131,14 @@ def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end():
         "sm_utilisation",
     ):
         assert last[name] > 0
-    assert last["kind"] == -1 and last["decisions"] == len(infos) - 1
+    assert last["kind"] == -1 and last["asked"] == len(infos) - 1
+
+
+def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s():
+    env = make(exposed=("gemm",))
+    _, _, infos = play(env, np.random.default_rng(0), seed=5)
+    last = infos[-1]
+    assert last["asked"] == len(infos) - 1 < last["decisions"] == env.run.result().decisions
 
 
 @pytest.mark.parametrize("kind", DECISION_KINDS)
