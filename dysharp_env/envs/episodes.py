@@ -20,6 +20,7 @@ from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.simulator.engine import masked
 from dysharp_env.workload import Workload
 
 _UTILISATION = ("uplink", "downlink", "sm", "hbm")
@@ -222,8 +223,7 @@ class Episodes:
         """Notes masked actions, which leave everything else as it is."""
         if self.settings.invalid_action == "raise":
             copy = int(refused.argmax())
-            legal = np.flatnonzero(self.batch.mask[copy]).tolist()
-            raise ValueError(f"action {int(actions[copy])} is masked; legal actions are {legal}")
+            raise masked(int(actions[copy]), self.batch.mask[copy])
         self._invalid += refused
         self._invalid_in_a_row += refused
 

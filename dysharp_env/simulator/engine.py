@@ -35,6 +35,11 @@ class Decision:
     mask: np.ndarray
 
 
+def masked(choice: int, mask: np.ndarray) -> ValueError:
+    """Returns the mistake of choosing a row that the mask, (max_candidates,) bool, does not allow."""
+    return ValueError(f"action {choice} is masked; legal actions are {np.flatnonzero(mask).tolist()}")
+
+
 class Engine:
     """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``."""
 
@@ -113,8 +118,7 @@ class Engine:
         if self.status != layout.ASK:
             raise RuntimeError("no decision waits")
         if not 0 <= choice < len(self.state.mask) or not self.state.mask[choice]:
-            legal = np.flatnonzero(self.state.mask).tolist()
-            raise ValueError(f"action {choice} is masked; legal actions are {legal}")
+            raise masked(choice, self.state.mask)
         self.state.root["choice"] = choice
         self.state.root["status"] = layout.RUN
 
