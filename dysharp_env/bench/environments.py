@@ -7,6 +7,7 @@ without what choosing costs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.envs.vector import TokenScheduleVectorEnv
 
 _SEED = 0
+_COPIES = 50  # each takes a millisecond or so
 
 
 def single_rows(episodes: int, repeats: int) -> Iterator[Row]:
@@ -44,6 +46,19 @@ def record_episode(env: TokenScheduleEnv, seed: int) -> list[int]:
         _, _, terminated, truncated, _ = env.step(actions[-1])
         done = terminated or truncated
     return actions
+
+
+def copy_rows(repeats: int) -> Iterator[Row]:
+    """Yields how long copies of the default environment take in the middle of an episode, and one of its engine."""
+    env = TokenScheduleEnv()
+    actions = record_episode(env, _SEED)
+    env.reset(seed=_SEED)
+    for action in actions[: len(actions) // 2]:
+        env.step(action)
+    ways = {"environment: clone": env.clone, "environment: deepcopy": lambda: deepcopy(env)}
+    for name, make in {**ways, "engine of the environment: clone": env.run.engine.clone}.items():
+        _, took = least(lambda make=make: timed(lambda: [make() for _ in range(_COPIES)]), repeats)  # type: ignore[misc]
+        yield Row(f"{name} in mid-episode", took.wall_s / _COPIES * 1e6, "us", took)
 
 
 def vector_rows(copies: int, steps: int, threads: int, repeats: int) -> Iterator[Row]:
