@@ -7,6 +7,7 @@ without what choosing costs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.envs.vector import TokenScheduleVectorEnv
 
 _SEED = 0
+_COPIES = 50  # each takes a millisecond or so
 
 
 def single_rows(episodes: int, repeats: int) -> Iterator[Row]:
@@ -46,21 +48,30 @@ def record_episode(env: TokenScheduleEnv, seed: int) -> list[int]:
     return actions
 
 
+def copy_rows(repeats: int) -> Iterator[Row]:
+    """Yields how long copies of the default environment take in the middle of an episode, and one of its engine."""
+    env = TokenScheduleEnv()
+    actions = record_episode(env, _SEED)
+    env.reset(seed=_SEED)
+    for action in actions[: len(actions) // 2]:
+        env.step(action)
+    ways = {"environment: clone": env.clone, "environment: deepcopy": lambda: deepcopy(env)}
+    for name, make in {**ways, "engine of the environment: clone": env.run.engine.clone}.items():
+        _, took = least(lambda make=make: timed(lambda: [make() for _ in range(_COPIES)]), repeats)  # type: ignore[misc]
+        yield Row(f"{name} in mid-episode", took.wall_s / _COPIES * 1e6, "us", took)
+
+
 def vector_rows(copies: int, steps: int, threads: int, repeats: int) -> Iterator[Row]:
-    """Yields decisions per second of the vector environment on one thread and, if that is more, on ``threads``.
-
-    At token resolution first, and then by chunk.
-    """
-    for resolution in ("token", "chunk"):
-        for count in sorted({1, threads}):
-            decisions, took = _vector(copies, steps, count, repeats, resolution)
-            name = f"vector environment, {copies} copies, {count} thread{'s' if count > 1 else ''}, by {resolution}"
-            yield per_second(f"{name}: decisions, new layers included", decisions, took, "decisions")
+    """Yields decisions per second of the vector environment on one thread and, if that is more, on ``threads``."""
+    for count in sorted({1, threads}):
+        decisions, took = _vector(copies, steps, count, repeats)
+        name = f"vector environment, {copies} copies, {count} thread{'s' if count > 1 else ''}"
+        yield per_second(f"{name}: decisions, new layers included", decisions, took, "decisions")
 
 
-def _vector(copies: int, steps: int, threads: int, repeats: int, resolution: str) -> tuple[int, Seconds]:
+def _vector(copies: int, steps: int, threads: int, repeats: int) -> tuple[int, Seconds]:
     """Returns decisions taken and how long the steps took; the reset before them is not timed."""
-    envs = TokenScheduleVectorEnv(copies, threads=threads, copy=False, resolution=resolution)
+    envs = TokenScheduleVectorEnv(copies, threads=threads, copy=False)
     actions, decisions = record_steps(envs, steps)
 
     def step_all() -> None:

@@ -62,6 +62,7 @@ def bench_rows(quick: bool, threads: int) -> Iterator[Row]:
     yield from layers.set_up_rows(repeats)
     yield from layers.network_rows(layers.random_network(), repeats)
     yield from environments.single_rows(2 if quick else 5, repeats)
+    yield from environments.copy_rows(repeats)
     yield from environments.vector_rows(16 if quick else 64, 300 if quick else 1000, threads, repeats)
     if not links.has_simpy():
         notice("SimPy is left out: it comes with the dev extra")

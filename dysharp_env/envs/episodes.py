@@ -7,7 +7,8 @@ that is over starts anew, and in nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from copy import deepcopy
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -19,6 +20,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.engine import masked
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import Workload
 
@@ -33,6 +35,8 @@ _FINAL = {
     **{f"{name}_utilisation": np.float64 for name in _UTILISATION},
 }
 
+Copied = TypeVar("Copied")
+
 
 class Episodes:
     """Layers being scheduled, a copy each, in arrays that the next ``advance`` or ``step`` overwrites.
@@ -43,7 +47,6 @@ class Episodes:
         schedule: What is learned on top of.
         observation_space, action_space: Of one copy.
         batch: The layers and what their decisions show.
-        observations: (copy, ...) arrays by the names of the observation space; zeros where nothing is asked.
         is_over: (copy,) bool, whether the last token is combined and that has been told.
     """
 
@@ -67,10 +70,6 @@ class Episodes:
         self.observation_space = cast("spaces.Space[dict[str, np.ndarray]]", settings.observation_space())
         self.action_space = settings.action_space()
         self.batch = Batch(num_copies, size, threads)
-        self.observations = {
-            "candidates": self.batch.features.reshape(num_copies, -1),
-            "context": self.batch.context,
-        }
         self.is_over = np.zeros(num_copies, bool)
         self._copies = np.arange(num_copies)
         self._runs: list[LayerRun | None] = [None] * num_copies
@@ -81,6 +80,21 @@ class Episodes:
         self._invalid = np.zeros(num_copies, np.int64)
         self._invalid_in_a_row = np.zeros(num_copies, np.int64)
         self._final = {name: np.zeros(num_copies, dtype) for name, dtype in _FINAL.items()}
+
+    @property
+    def observations(self) -> dict[str, np.ndarray]:
+        """(copy, ...) arrays by the names of the observation space; zeros where nothing is asked."""
+        return {"candidates": self.batch.rows, "context": self.batch.context}
+
+    def clone(self, owner: Copied, *constants: object) -> Copied:
+        """Returns a deep copy of what owns the episodes that shares what never changes.
+
+        Args:
+            owner: An environment, or the episodes themselves.
+            constants: What never changes of the owner's own.
+        """
+        shared = (self.settings, self.schedule, *self.sources, *constants)
+        return deepcopy(owner, {id(part): part for part in shared})
 
     def run(self, copy: int) -> LayerRun:
         """Returns the layer that a copy schedules.
@@ -222,8 +236,7 @@ class Episodes:
         """Notes masked actions, which leave everything else as it is."""
         if self.settings.invalid_action == "raise":
             copy = int(refused.argmax())
-            legal = np.flatnonzero(self.batch.mask[copy]).tolist()
-            raise ValueError(f"action {int(actions[copy])} is masked; legal actions are {legal}")
+            raise masked(int(actions[copy]), self.batch.mask[copy])
         self._invalid += refused
         self._invalid_in_a_row += refused
 
@@ -267,7 +280,8 @@ class Episodes:
             "kind": waiting * (read(batch.kind) + 1) - 1,
             "gpu": waiting * (read(batch.gpu) + 1) - 1,
             "time_us": read(batch.now_ps) / 1e6,
-            "decisions": read(batch.asked),
+            "decisions": read(batch.decisions),
+            "asked": read(batch.asked),
             "invalid_actions": read(self._invalid),
             "lower_bound_us": read(self._bound_ps) / 1e6,
             **{name: read(array) for name, array in self._final.items()},

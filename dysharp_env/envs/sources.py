@@ -10,9 +10,9 @@ from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, Starter
 from dysharp_env.workload import Scenario, Workload
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workload.suite import Seeds, load_suite
 
-_ANY_SEED = (0, 2**31)
+_ANY_SEED: Seeds = (0, 2**31)
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,19 @@ class Source:
     Attributes:
         label: What its workloads' names begin with in a suite; empty for a scenario of its own.
         scenario: Machine, layer and routing.
-        seeds: Half-open range of workload seeds.
+        seeds: First of their workload seeds, and how many.
         starter: Starts layers under the settings' schedule.
     """
 
     label: str
     scenario: Scenario
-    seeds: tuple[int, int]
+    seeds: Seeds
     starter: Starter
 
     def draw(self, stream: np.random.Generator) -> Workload:
         """Returns the workload of a seed that is drawn from the stream."""
-        return self.scenario.draw(int(stream.integers(*self.seeds)))
+        first, count = self.seeds
+        return self.scenario.draw(int(stream.integers(first, first + count)))
 
     def name(self, workload: Workload) -> str:
         """Returns the name of one of its workloads, in a suite the one that results have."""
@@ -66,7 +67,7 @@ def read_sources(settings: EnvSpec, schedule: ScheduleSpec, logging: bool) -> li
         ConfigError: A name is unknown, or the schedule or exposure does not fit a system.
     """
 
-    def source(label: str, scenario: Scenario, seeds: tuple[int, int]) -> Source:
+    def source(label: str, scenario: Scenario, seeds: Seeds) -> Source:
         starter = Starter(
             scenario.system,
             scenario.layer,
@@ -83,6 +84,6 @@ def read_sources(settings: EnvSpec, schedule: ScheduleSpec, logging: bool) -> li
     suite = load_suite(settings.suite)
     scenarios = [suite.build(entry) for entry in suite.workloads]
     return [
-        source(entry.label(scenario), scenario, (entry.seeds[0], sum(entry.seeds)))
+        source(entry.label(scenario), scenario, entry.seeds)
         for entry, scenario in zip(suite.workloads, scenarios, strict=True)
     ]

@@ -12,6 +12,7 @@ from dysharp_env.schedules import Exposure
 from dysharp_env.schedules.spec import SplitRow
 from dysharp_env.simulator.layout import CONTEXT, FEATURES
 from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload.suite import Seeds
 
 
 class EnvSpec(ScenarioSpec):
@@ -36,13 +37,13 @@ class EnvSpec(ScenarioSpec):
     that it may combine, and at the first of those. 0: one split for all GPUs and the whole layer."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
-    resolution: Literal["token", "packet", "chunk"] = "token"
-    """What moves as one: a vector; a packet (slow); a token chunk's vectors for one destination (fast). Policies are
-    evaluated with vectors, whatever they were trained with."""
+    resolution: Literal["token", "packet"] = "token"
+    """What moves as one: a vector, or a packet (slow). Policies are evaluated with vectors, whatever they were trained
+    with."""
     log: bool = False
     """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
-    seeds: tuple[int, int] | None = None
-    """Half-open range of workload seeds that resets draw from; none means any."""
+    seeds: Seeds | None = None
+    """First of the workload seeds that resets draw from, and how many; none means any."""
     invalid_action: Literal["noop", "raise", "penalise"] = "noop"
     """What a masked action does."""
     invalid_penalty: float = Field(default=0.01, ge=0, allow_inf_nan=False)
@@ -62,8 +63,6 @@ class EnvSpec(ScenarioSpec):
             for name in (*ScenarioSpec.model_fields, "seeds"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}={getattr(self, name)!r} has no effect with a suite, whose entries say it")
-        if self.seeds is not None and not 0 <= self.seeds[0] < self.seeds[1] <= 2**63:
-            raise ValueError(f"seeds={list(self.seeds)} must be a range [first, last) with 0 <= first < last <= 2**63")
         return self
 
     def observation_space(self) -> spaces.Dict:

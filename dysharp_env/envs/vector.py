@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from gymnasium.spaces import MultiDiscrete
@@ -39,7 +39,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         >>> actions = envs.action_masks().argmax(axis=1)
         >>> observations, rewards, terminated, truncated, infos = envs.step(actions)
         >>> observations["candidates"].shape
-        (8, 512)
+        (8, 544)
     """
 
     metadata: dict[str, Any] = {**TokenScheduleEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -133,6 +133,13 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """Returns which actions are legal now, (num_envs, max_candidates) bool; none where an episode is over."""
         mask = self._episodes.batch.mask
         return mask.copy() if self._copy else mask
+
+    def clone(self) -> Self:
+        """Returns a vector environment in the same state that goes its own way, with threads of its own."""
+        return self._episodes.clone(self, self.spec)
+
+    def __copy__(self) -> Self:
+        return self.clone()
 
     def render(self) -> tuple[Any, ...] | None:
         """Returns what ``TokenScheduleEnv.render`` shows of every copy."""

@@ -6,7 +6,10 @@ nothing of one another, so a copy plays what it would play alone, on one thread 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +24,19 @@ from dysharp_env.simulator.state.state import Seat
 class Batch:
     """Seats for layers, which may be of any workload, system and program that shows so many candidates.
 
+    Copied or pickled, it is seats of their own with copies of the layers in them.
+
     Attributes:
         engines: The layer of each copy, or None.
         features: (copy, max_candidates, feature) float32, what the waiting decisions show.
+        rows: (copy, max_candidates * feature) float32, the same numbers.
         context: (copy, context) float32, likewise.
         mask: (copy, max_candidates) bool, likewise.
         status: (copy,) int64, ``ASK`` where a decision waits, ``DONE`` where the layer is done, ``EMPTY`` without one.
         kind, gpu: (copy,) int64, the waiting decision's; of no meaning elsewhere.
-        now_ps, asked: (copy,) int64, the simulated time and the decisions answered so far.
+        now_ps: (copy,) int64, the simulated time.
+        decisions, asked: (copy,) int64, decisions so far with more than one legal answer, and those of them that were
+            answered from outside or by the program's network.
     """
 
     def __init__(self, num_copies: int, max_candidates: int, threads: int = 1):
@@ -43,10 +51,12 @@ class Batch:
         self._roots = np.zeros(num_copies, ROOT)
         self.engines: list[Engine | None] = [None] * num_copies
         self.features = np.zeros((num_copies, max_candidates, NUM_FEATURES), np.float32)
+        self.rows = self.features.reshape(num_copies, -1)
         self.context = np.zeros((num_copies, NUM_CONTEXT), np.float32)
         self.mask = np.zeros((num_copies, max_candidates), np.bool_)
         self.status, self.kind, self.gpu = (self._roots[name] for name in ("status", "pending_kind", "pending_gpu"))
-        self.now_ps, self.asked, self._choice = (self._roots[name] for name in ("now_ps", "asked", "choice"))
+        self.now_ps, self.decisions, self.asked = (self._roots[name] for name in ("now_ps", "decisions", "asked"))
+        self._choice = self._roots["choice"]
         bounds = np.linspace(0, num_copies, min(threads, num_copies) + 1).astype(int)
         self._slices = [self._roots[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
         # This thread takes a slice as well.
@@ -88,6 +98,22 @@ class Batch:
                 engine = self.engines[copy]
                 assert engine is not None, copy
                 engine.settle()
+
+    @classmethod
+    def seating(cls, engines: Sequence[Engine | None], max_candidates: int, threads: int) -> Batch:
+        """Returns a batch with a seat for each layer, and an empty one for each None."""
+        batch = cls(len(engines), max_candidates, threads)
+        for index, engine in enumerate(engines):
+            if engine is not None:
+                batch.place(index, engine)
+        return batch
+
+    def __copy__(self) -> Batch:
+        return deepcopy(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
+        # What lies in a seat is its layer's state as well, and an empty seat holds nothing.
+        return Batch.seating, (self.engines, self.mask.shape[1], len(self._slices))
 
     def close(self) -> None:
         """Ends the threads."""

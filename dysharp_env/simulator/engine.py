@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
+from dysharp_env.config import ConfigError
 from dysharp_env.simulator.costs import Bound
 from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GROW, RUN, STUCK
 from dysharp_env.simulator.state.lowering import Lowering
-from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, reseat
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.records import ARRAYS, ROOT
+from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, point, reseat
 from dysharp_env.workload.workload import Workload
 
 
@@ -35,8 +42,24 @@ class Decision:
     mask: np.ndarray
 
 
+def masked(choice: int, mask: np.ndarray) -> ValueError:
+    """Returns the mistake of choosing a row that the mask, (max_candidates,) bool, does not allow."""
+    return ValueError(f"action {choice} is masked; legal actions are {np.flatnonzero(mask).tolist()}")
+
+
+@cache
+def state_format() -> str:
+    """Returns a digest of what gives the numbers of a state their meaning: records, names of arrays and codes."""
+    numbers = sorted((name, value) for name, value in vars(codes).items() if isinstance(value, int))
+    text = repr((ROOT, ARRAYS, FEATURES, CONTEXT, DECISION_KINDS, numbers))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Engine:
-    """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``."""
+    """One simulated layer. Time runs only inside ``advance``, or with others' in ``Batch.advance``.
+
+    It can be cloned, copied and pickled at any time between two calls, and a copy plays on as this one would have.
+    """
 
     def __init__(self, lowering: Lowering, workload: Workload, bound: Bound):
         """Sets the layer up; see ``Lowering.lower``."""
@@ -113,8 +136,7 @@ class Engine:
         if self.status != ASK:
             raise RuntimeError("no decision waits")
         if not 0 <= choice < len(self.state.mask) or not self.state.mask[choice]:
-            legal = np.flatnonzero(self.state.mask).tolist()
-            raise ValueError(f"action {choice} is masked; legal actions are {legal}")
+            raise masked(choice, self.state.mask)
         self.state.root["choice"] = choice
         self.state.root["status"] = RUN
 
@@ -124,13 +146,41 @@ class Engine:
         Costs a copy of the arrays that change, some hundred bytes for every (token, expert).
         """
         copies = {
-            name: array if name in CONSTANT_ARRAYS else array.copy() for name, array in self.state._asdict().items()
+            name: array if name in CONSTANT_ARRAYS else _copied(array)
+            for name, array in self.state._asdict().items()
         }
         copy = object.__new__(Engine)
         copy.workload, copy.costs, copy.program = self.workload, self.costs, self.program
         # The root holds the addresses of the arrays, so they are written anew.
         copy.state = bind(State(**copies))
         return copy
+
+    def __copy__(self) -> Engine:
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self.clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: the arrays, but not where they lie."""
+        root = _copied(self.state.root)
+        point(root, [0] * len(ARRAYS))
+        arrays = self.state._replace(root=root)._asdict()
+        return {**self.__dict__, "state": arrays, "format": state_format()}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        """Takes over what was pickled.
+
+        Raises:
+            ConfigError: It is of a version whose arrays hold something else.
+        """
+        if saved.get("format") != state_format():
+            raise ConfigError(
+                "the pickled layer is of another version of the engine, whose state is laid out otherwise"
+            )
+        self.workload, self.costs, self.program = saved["workload"], saved["costs"], saved["program"]
+        # Arrays of its own: what is loaded may be read-only, or the very memory of the original (PEP 574).
+        self.state = bind(State(**{name: _copied(array) for name, array in saved["state"].items()}))
 
     def follow_rule(self) -> None:
         """Leaves the waiting decision, and all that come, to the program's rule; time does not move."""
@@ -147,6 +197,11 @@ class Engine:
         if self.advance() is not None:
             raise RuntimeError("the program exposes decisions; answer them, or run a program that exposes none")
         return self
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """Returns a copy; of records as bytes, for numpy copies them field by field, ten times as slowly."""
+    return array.view(np.uint8).copy().view(array.dtype) if array.dtype.names else array.copy()
 
 
 def _with_room(state: State) -> State:

@@ -9,28 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, field_validator
+from pydantic import AfterValidator, Field, StrictInt, field_validator
 
 from dysharp_env.config import ConfigError, Spec, load_spec
 from dysharp_env.workload.scenario import Scenario, ScenarioSpec
 from dysharp_env.workload.workload import Workload
 
 
+def _check_seeds(seeds: tuple[int, int]) -> tuple[int, int]:
+    first, count = seeds
+    if first < 0 or count < 1 or first + count > 2**63:
+        raise ValueError("must be [first, count] with first at least 0 and count at least 1, below 2**63 together")
+    return seeds
+
+
+# Workload seeds, wherever some of many are named: the first, and how many.
+Seeds = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_check_seeds)]
+
+
 class SuiteEntry(ScenarioSpec):
     """A scenario and which of its workloads to use."""
 
-    seeds: tuple[StrictInt, StrictInt] = (0, 4)
+    seeds: Seeds = (0, 4)
     """First workload seed, and how many."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, int]) -> tuple[int, int]:
-        first, count = seeds
-        if first < 0 or count < 1:
-            raise ValueError("must be [first, count] with first at least 0 and count at least 1")
-        return seeds
 
     def scenario_fields(self) -> dict[str, Any]:
         """Returns the scenario's options without the seeds."""

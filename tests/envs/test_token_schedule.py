@@ -101,7 +101,7 @@ def test_options_choose_the_workload_and_others_are_refused():
 
 
 def test_workload_seeds_stay_inside_their_range():
-    env = make(seeds=(100, 102))
+    env = make(seeds=(100, 2))
     names = set()
     for seed in range(8):
         env.reset(seed=seed)
@@ -131,7 +131,14 @@ def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end():
         "sm_utilisation",
     ):
         assert last[name] > 0
-    assert last["kind"] == -1 and last["decisions"] == len(infos) - 1
+    assert last["kind"] == -1 and last["asked"] == len(infos) - 1
+
+
+def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s():
+    env = make(exposed=("gemm",))
+    _, _, infos = play(env, np.random.default_rng(0), seed=5)
+    last = infos[-1]
+    assert last["asked"] == len(infos) - 1 < last["decisions"] == env.run.result().decisions
 
 
 @pytest.mark.parametrize("kind", DECISION_KINDS)
@@ -293,7 +300,9 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
         ({"tokens": "8"}, "tokens='8' must be a number"),
         ({"compute_scale": 1e-12}, "compute_scale=1e-12: Input should be greater than or equal to"),
         ({"exposed": ("gemm", "gemm")}, "names a decision kind twice"),
-        ({"seeds": (0, 2**70)}, "must be a range"),
+        ({"seeds": (1, 2**63)}, "must be [first, count]"),
+        ({"seeds": (-1, 2)}, "must be [first, count]"),
+        ({"seeds": (0, 0)}, "must be [first, count]"),
         ({"tokens": -1}, "tokens=-1: Input should be greater than or equal to 1"),
         ({"model": "smal"}, "model='smal' is unknown"),
         ({"system": "dgx"}, "system='dgx' is unknown"),

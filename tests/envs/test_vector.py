@@ -50,7 +50,7 @@ def assert_same(got, expected) -> None:
     "settings",
     [
         {},
-        {**ALL_KINDS, "resolution": "chunk"},
+        {**ALL_KINDS, "resolution": "packet"},
         ALL_KINDS,
         {"exposed": ("gemm",), "hold": False},
         {"schedule": "deepep", "exposed": ("dispatch", "combine")},
@@ -94,7 +94,7 @@ def test_raise_leaves_every_copy_as_it_was():
     with pytest.raises(ValueError, match="action 15 is masked; legal actions are"):
         envs.step(np.array([0, 15]))
     np.testing.assert_array_equal(envs.action_masks(), before)
-    np.testing.assert_array_equal(envs.step(np.array([0, 0]))[4]["decisions"], 1)
+    np.testing.assert_array_equal(envs.step(np.array([0, 0]))[4]["asked"], 1)
 
 
 def test_threads_change_nothing():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,10 @@ class Lowering:
         self.costs, self.program = costs, program
         self._num_sms, self._logging = num_sms, logging
         self._last: _Frame | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A frame knows addresses; a copy builds its own.
+        return {**self.__dict__, "_last": None}
 
     def lower(self, workload: Workload, bound: Bound) -> State:
         """Returns the state in which nothing has happened yet.
