@@ -18,9 +18,9 @@ from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.envs.sources import Source, read_sources
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import LayerRun, load_schedule
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import masked
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import Workload
 
@@ -181,7 +181,7 @@ class Episodes:
 
     def _offer_one_action(self) -> None:
         """Lets layers that were done before they ever asked take one action, the first."""
-        for copy in np.flatnonzero((self.batch.status == layout.DONE) & ~self.is_over).tolist():
+        for copy in np.flatnonzero((self.batch.status == codes.DONE) & ~self.is_over).tolist():
             self._show_nothing(copy)
             self.batch.mask[copy, 0] = True
 
@@ -212,14 +212,14 @@ class Episodes:
         if any_refused:
             self._count_refused(refused, actions)
         self._invalid_in_a_row *= refused
-        batch.answer(acts & (batch.status == layout.ASK), actions)
+        batch.answer(acts & (batch.status == codes.ASK), actions)
         for copy in starting:
             self.restart(copy)
         batch.advance()
         spent_ps = (batch.now_ps - self._rewarded_ps) * acts
         self._rewarded_ps += spent_ps
         rewards = -spent_ps / self._bound_ps
-        terminated = acts & (batch.status == layout.DONE)
+        terminated = acts & (batch.status == codes.DONE)
         if terminated.any():
             for copy in np.flatnonzero(terminated).tolist():
                 self._end(copy)
@@ -274,7 +274,7 @@ class Episodes:
     def _numbers(self, read: Callable[[np.ndarray], Any]) -> dict[str, Any]:
         """Returns what an info holds besides the mask, as ``read`` takes it from (copy,) arrays."""
         batch = self.batch
-        waiting = read(batch.status) == layout.ASK
+        waiting = read(batch.status) == codes.ASK
         return {
             # No kind and no GPU is -1.
             "kind": waiting * (read(batch.kind) + 1) - 1,

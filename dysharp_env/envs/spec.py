@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from dysharp_env.schedules import Exposure
 from dysharp_env.schedules.spec import SplitRow
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, DecisionKind
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import Seeds
 
@@ -23,7 +23,7 @@ class EnvSpec(ScenarioSpec):
     of its seeds. None plays the scenario that the other settings describe."""
     schedule: str = "dysharp"
     """A schedule preset or YAML file: primitives, readiness, costs, SM groups, and the rule of kinds not exposed."""
-    exposed: tuple[Literal["split", "dispatch", "gemm", "combine"], ...] = ("dispatch", "gemm", "combine")
+    exposed: tuple[DecisionKind, ...] = ("dispatch", "gemm", "combine")
     """Decision kinds the agent is asked for."""
     hold: bool = True
     """Whether GEMM and combine decisions offer to wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, Self
 
 import gymnasium
@@ -13,7 +14,13 @@ from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.schedules import LayerRun
-from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, DECISION_KINDS, FEATURE_MEANINGS, FEATURES
+from dysharp_env.simulator.state.observation import (
+    CANDIDATE_MEANINGS,
+    CONTEXT,
+    CONTEXT_MEANINGS,
+    FEATURE_MEANINGS,
+    FEATURES,
+)
 from dysharp_env.workload import Scenario
 
 
@@ -209,16 +216,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         return {name: array[0].copy() for name, array in self._episodes.observations.items()}
 
 
-ACTION_MEANINGS = {
-    "split": "SM-group sizes, from ``splits``: at the start for all GPUs; with ``split_moments``, as a GPU's tokens "
-    "are sent and its sums get ready, for that GPU, the present ones first",
-    "dispatch": "which unsent token chunk a GPU's dispatch group takes next",
-    "gemm": "which ready row (GEMM-1, GEMM-2, or an open tile closed early) a GPU's free GEMM SMs take next; or hold",
-    "combine": "which chunk with ready tokens a GPU's combine group takes next; or hold",
-}
-
-
-def markdown_table(header: tuple[str, str], meanings: dict[str, str], indexed: bool = False) -> str:
+def markdown_table(header: tuple[str, str], meanings: Mapping[Any, str], indexed: bool = False) -> str:
     """Returns names and meanings as a Markdown table; the class docstring and the README hold the same ones."""
     rows = [
         f"| {f'{index} ' if indexed else ''}`{name}` | {text.replace('``', '`')} |"
@@ -230,9 +228,7 @@ def markdown_table(header: tuple[str, str], meanings: dict[str, str], indexed: b
 def _document() -> None:
     """Writes the tables into the class docstring, which is thereby always what the code does."""
     tables = {
-        "actions": markdown_table(
-            ("kind", "the candidates are"), {kind: ACTION_MEANINGS[kind] for kind in DECISION_KINDS}
-        ),
+        "actions": markdown_table(("kind", "the candidates are"), CANDIDATE_MEANINGS),
         "features": markdown_table(("column", "meaning"), FEATURE_MEANINGS, indexed=True),
         "context": markdown_table(("index", "meaning"), CONTEXT_MEANINGS, indexed=True),
     }

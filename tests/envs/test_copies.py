@@ -23,9 +23,9 @@ from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.envs.vector import TokenScheduleVectorEnv
 from dysharp_env.schedules import Exposure, LayerRun, Starter, load_schedule
 from dysharp_env.simulator import engine as engines
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.state import codes, records
 from dysharp_env.workload import ScenarioSpec
 
 ENV_ID = "DySHARP/TokenSchedule-v0"
@@ -104,7 +104,7 @@ def choose(mask: np.ndarray, number: int) -> int:
 
 def play_engine(engine: Engine, most: int = 10**9) -> list:
     story = []
-    waits = engine.status == layout.ASK or (not engine.done and engine.advance() is not None)
+    waits = engine.status == codes.ASK or (not engine.done and engine.advance() is not None)
     while waits and len(story) < most:
         state = engine.state
         story.append((engine.now_ps, state.features.tobytes(), state.context.tobytes(), state.mask.tobytes()))
@@ -116,11 +116,11 @@ def play_engine(engine: Engine, most: int = 10**9) -> list:
 def play_batch(batch: Batch, most: int = 10**9) -> list:
     story: list = []
     batch.advance()
-    while (batch.status == layout.ASK).any() and len(story) < most:
+    while (batch.status == codes.ASK).any() and len(story) < most:
         shown = (batch.rows, batch.context, batch.mask, batch.now_ps, batch.asked, batch.decisions)
         story.append([array.tobytes() for array in shown])
         choices = np.array([choose(mask, len(story)) if mask.any() else 0 for mask in batch.mask])
-        batch.answer(batch.status == layout.ASK, choices)
+        batch.answer(batch.status == codes.ASK, choices)
         batch.advance()
     return story
 
@@ -264,8 +264,8 @@ def test_a_clone_shares_what_never_changes() -> None:
 
 def test_a_pickle_of_another_version_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pickles = [pickle.dumps(MAKERS[kind]("middle")) for kind in ("engine", "wrapped vector environment")]
-    wider = np.dtype([*layout.TILE.descr, ("new", np.int64)])
-    monkeypatch.setattr(layout, "TILE", wider)
+    wider = np.dtype([*records.TILE.descr, ("new", np.int64)])
+    monkeypatch.setitem(records.ARRAYS, "tiles", wider)
     here = engines.state_format.__wrapped__()
     assert here != engines.state_format()
     monkeypatch.setattr(engines, "state_format", lambda: here)

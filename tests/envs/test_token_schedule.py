@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import dysharp_env
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 
 ENV_ID = "DySHARP/TokenSchedule-v0"
 TINY = {"model": "small", "tokens": 24, "routing": "uniform", "gpus": 4}

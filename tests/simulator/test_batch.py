@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.batch import Batch
 
 
@@ -32,8 +32,8 @@ def test_a_batch_of_unlike_layers_plays_each_as_it_would_play_alone(random_case,
     for copy, case in enumerate(cases):
         batch.place(copy, case.engine())
     batch.advance()
-    while (batch.status == layout.ASK).any():
-        waiting = batch.status == layout.ASK
+    while (batch.status == codes.ASK).any():
+        waiting = batch.status == codes.ASK
         choices = np.zeros(len(cases), np.int64)
         for copy in np.flatnonzero(waiting):
             kind, gpu, features, context = expected[copy][1][places[copy]]
@@ -61,11 +61,11 @@ def test_a_layer_keeps_its_state_when_another_takes_its_seat(random_case):
     first = case.engine()
     batch.place(1, first)
     batch.advance()
-    assert first.status == layout.ASK
+    assert first.status == codes.ASK
     shown = batch.features[1].copy()
     batch.place(1, case.with_program(exposed=frozenset()).engine())
     batch.advance()
-    assert batch.status[1] == layout.DONE and first.status == layout.ASK
+    assert batch.status[1] == codes.DONE and first.status == codes.ASK
     np.testing.assert_array_equal(first.state.features, shown)
     first.decide(0)
     while first.advance() is not None:

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes, records, state
 from dysharp_env.simulator.batch import Batch
 
 
 def play_on(engine, rng, most: int = 10**9):
     """Answers at most so many decisions at random; returns what was shown of each."""
     shown = []
-    waiting = engine.advance() if engine.status == layout.RUN else engine.status == layout.ASK
+    waiting = engine.advance() if engine.status == codes.RUN else engine.status == codes.ASK
     while waiting and len(shown) < most:
         mask = engine.state.mask
         shown.append((engine.state.features.copy(), engine.state.context.copy(), mask.copy(), engine.now_ps))
@@ -27,11 +27,11 @@ def assert_same_story(mine, other):
 
 
 def assert_same_state(mine, other):
-    for name in layout.State._fields:
+    for name in state.State._fields:
         if name not in ("root", "heap"):
             assert getattr(mine.state, name).tobytes() == getattr(other.state, name).tobytes(), name
-    addresses = [name for name in layout.ROOT.names if name.endswith("_at")]
-    for name in layout.ROOT.names:
+    addresses = [name for name in records.ROOT.names if name.endswith("_at")]
+    for name in records.ROOT.names:
         if name not in addresses:
             assert mine.state.root[name] == other.state.root[name], name
 
@@ -55,12 +55,12 @@ def test_only_what_never_changes_is_shared(random_case):
     engine = next(case for case in map(random_case, range(60)) if case.program.exposed).engine()
     engine.advance()
     clone = engine.clone()
-    for name in layout.State._fields:
+    for name in state.State._fields:
         mine, other = getattr(engine.state, name), getattr(clone.state, name)
-        assert (mine is other) == (name in layout.CONSTANT_ARRAYS), name
-    before = {name: getattr(engine.state, name).tobytes() for name in layout.CONSTANT_ARRAYS}
+        assert (mine is other) == (name in state.CONSTANT_ARRAYS), name
+    before = {name: getattr(engine.state, name).tobytes() for name in state.CONSTANT_ARRAYS}
     play_on(engine, np.random.default_rng(0))
-    assert {name: getattr(engine.state, name).tobytes() for name in layout.CONSTANT_ARRAYS} == before
+    assert {name: getattr(engine.state, name).tobytes() for name in state.CONSTANT_ARRAYS} == before
 
 
 def test_a_layer_left_to_its_rule_ends_as_if_nothing_had_been_asked(random_case):
@@ -69,7 +69,7 @@ def test_a_layer_left_to_its_rule_ends_as_if_nothing_had_been_asked(random_case)
         engine = case.engine()
         asked += engine.advance() is not None
         engine.follow_rule()
-        if engine.status == layout.RUN:
+        if engine.status == codes.RUN:
             engine.advance()
         alone = case.with_program(exposed=frozenset()).engine().run()
         assert engine.done and engine.now_ps == alone.now_ps

@@ -2,9 +2,9 @@
 
 ``rows(address, dtype)[i]`` is a number, or a record whose fields are read and written as attributes. A field that is a
 record is one too, a field that is several is rows again, and so are the arrays of the state, whose addresses the root
-holds: ``s.gpus[i].groups[kind].in_flight``. This differs from numba's arrays in three ways that make it faster: an index
-is never negative, so none is wrapped around; integers of any width come out as int64, so nothing that takes them is
-compiled twice; and fields known to stay as they are need not be read again after every store.
+holds: ``s.gpus[i].groups[kind].in_flight``. This differs from numba's arrays in three ways that make it faster: an
+index is never negative, so none is wrapped around; integers of any width come out as int64, so nothing that takes them
+is compiled twice; and fields known to stay as they are need not be read again after every store.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ so a decision that had to be asked is simply built again when the answer is ther
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.pointers import doubles, float_rows, floats
 from dysharp_env.simulator.kernel.choices.combine import (
     describe_unit,
@@ -33,7 +33,7 @@ from dysharp_env.simulator.state.observation import (
 WAIT = -2
 
 
-@compiled
+@compiled_in_place
 def list_of_kind(s: Root, kind: int, gpu: int, limit: int) -> int:
     """Fills ``candidates`` but for hold, at most ``limit``, and returns how many there are."""
     if kind == DISPATCH:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import remove, take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
@@ -152,7 +152,7 @@ def arrive(s: Root, pair: int) -> None:
         mark(s, COMBINE, gpu)
 
 
-@compiled
+@compiled_in_place
 def join_tile(s: Root, slot: int, pair: int, finishes: bool) -> None:
     """Puts a token that has arrived into the open tile of one of its experts, which it may fill."""
     expert = s.slot_expert[slot]

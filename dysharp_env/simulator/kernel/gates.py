@@ -6,13 +6,13 @@ says of each part's stages which gate they wait for; the engine counts, whatever
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.state.codes import EV_GATE, NOTHING
 
 
-@compiled
+@compiled_in_place
 def part_of(s: Root, gpu: int, part: int) -> Root:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
     return s.parts[gpu * s.num_parts + part]

@@ -6,7 +6,7 @@ flight and how long a slot stays taken after a round trip.
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append
 from dysharp_env.simulator.kernel.names import Flow, Root
@@ -27,7 +27,7 @@ def mark(s: Root, kind: int, gpu: int) -> None:
     s.marks_size += 1
 
 
-@compiled
+@compiled_in_place
 def flow_of(s: Root, kind: int) -> Flow:
     """Returns what vectors of a communication group are: dispatched, or sums."""
     return s.combine if kind == COMBINE else s.dispatch

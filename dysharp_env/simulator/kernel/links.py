@@ -10,7 +10,7 @@ uplink, in the order in which they are made.
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.names import Flow, Root
@@ -30,7 +30,7 @@ from dysharp_env.simulator.state.codes import (
 )
 
 
-@compiled
+@compiled_in_place
 def wire_ps(s: Root, flits: int) -> int:
     """Returns how long ``flits`` keep a link busy."""
     # A table, because divisions are slow; queued flits can be more than it has entries.
@@ -47,7 +47,7 @@ def spread_ps(s: Root, flits: int) -> int:
     return exact // s.quantum_ps * s.quantum_ps
 
 
-@compiled
+@compiled_in_place
 def delivery_ps(s: Root, flits: int, serial_ps: int) -> int:
     """Returns the time from the first flit entering a link to the last one leaving it at the other end."""
     if s.quantum_ps == 1:
@@ -70,7 +70,7 @@ def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: i
         s.log_size += 1
 
 
-@compiled
+@compiled_in_place
 def charge(s: Root, link: Root, gpu: int, direction: int, flits: int, purpose: int) -> None:
     """Charges control flits to a link of a GPU, an uplink or a port; what is queued there leaves that much later."""
     ps = wire_ps(s, flits)
@@ -91,7 +91,7 @@ def charge_down(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None
     charge(s, s.ports[gpu * s.planes + plane], gpu, DOWN, flits, purpose)
 
 
-@compiled
+@compiled_in_place
 def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> None:
     """Counts the flits of a segment that is put on a link."""
     place = (gpu * 2 + direction) * NUM_PURPOSES + purpose
@@ -100,7 +100,7 @@ def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> No
     s.transfers += 1
 
 
-@compiled
+@compiled_in_place
 def is_partial(s: Root, node: int) -> bool:
     """Returns whether a node is a partial sum."""
     return s.partial0 <= node < s.store0
@@ -113,7 +113,7 @@ def update_plane(s: Root, token: int) -> int:
     return s.nodes[s.sum0 + token * s.combine.segments].plane if s.planes > 1 else 0
 
 
-@compiled
+@compiled_in_place
 def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
     if node < s.partial0:
@@ -121,7 +121,7 @@ def node_class(s: Root, node: int) -> int:
     return RESPONSE if node < s.store0 and s.combine.reads else REQUEST
 
 
-@compiled
+@compiled_in_place
 def flow_of_node(s: Root, node: int) -> Flow:
     """Returns what the vector is that a node belongs to: dispatched, or a sum."""
     return s.combine if is_partial(s, node) or node >= s.sum0 else s.dispatch
@@ -202,7 +202,7 @@ def uplink_pump(s: Root, link: int) -> None:
         return
 
 
-@compiled
+@compiled_in_place
 def uplink_send(s: Root, link: int, node: int) -> None:
     """Puts a segment on a free uplink; its head, or what is stored and forwarded its tail, is then at the switch."""
     q = s.uplinks[link]

@@ -1,4 +1,6 @@
-"""The event loop. What happens in one step:
+"""The event loop, step by step.
+
+What happens in one step:
 
 1. ``serve`` lets each event of the instant have its effect, in the order of (time, kind, sequence): a segment reaches
    the switch (``switch_arrive``) or a GPU (``reach_dispatch``, ``reach_combine``), a link or port falls free
@@ -169,7 +171,7 @@ def begin(s: Root) -> int:
     return RUN
 
 
-@compiled
+@compiled_in_place
 def act(s: Root) -> int:
     """Lets marked groups act until none is left. Returns RUN, ASK or GROW."""
     while s.marks_size > 0:

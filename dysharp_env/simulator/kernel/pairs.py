@@ -5,29 +5,29 @@ What a primitive is stands in the root, as system/primitives.py has it: ``s.disp
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled_in_place
 from dysharp_env.simulator.kernel.names import Root
 
 
-@compiled
+@compiled_in_place
 def is_remote(s: Root, pair: int) -> bool:
     """Returns whether a pair's vector crosses links; with loopback a home GPU's own does too."""
     return s.loopback == 1 or s.pairs[pair].gpu != s.pairs[pair].home
 
 
-@compiled
+@compiled_in_place
 def is_target(s: Root, pair: int) -> bool:
     """Returns whether dispatch moves this pair over links."""
     return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.dispatch.to_all == 1)
 
 
-@compiled
+@compiled_in_place
 def is_summed(s: Root, pair: int) -> bool:
     """Returns whether combine moves this pair over links."""
     return is_remote(s, pair) and (s.pairs[pair].num_experts > 0 or s.combine.to_all == 1)
 
 
-@compiled
+@compiled_in_place
 def is_in_turn(s: Root, gpu: int, part: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a part moves this pair of one of its tokens.
 

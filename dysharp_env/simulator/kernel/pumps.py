@@ -6,6 +6,7 @@ A group is looked at when something has marked it (``groups.mark``). Each pump r
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.choices.gemm import is_open
 from dysharp_env.simulator.kernel.choosing import WAIT, decide
 from dysharp_env.simulator.kernel.combine import issue_combine, take_unit
 from dysharp_env.simulator.kernel.dispatch import end_part, next_token, take_chunk, take_token
@@ -69,7 +70,7 @@ def pump_gemm(s: Root, gpu: int) -> bool:
             if candidate.item == NOTHING:
                 g.groups[GEMM].holding = 1
                 return False
-            if candidate.is_open:
+            if is_open(s, candidate.item):
                 close_tile(s, s.tiles[candidate.item].expert)
             start_row(s, gpu, candidate.item, candidate.gemm)
         start_blocks(s, gpu)

@@ -5,7 +5,7 @@ The ports of links and units are pumped here, as what a unit has summed goes on 
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, append_both_ways, remove, take
 from dysharp_env.simulator.kernel.links import log_row, node_class, wire_ps
@@ -22,7 +22,7 @@ from dysharp_env.simulator.kernel.switch import (
 from dysharp_env.simulator.state.codes import COMBINE_DATA, EV_ACK, INPUT_FIFO, LOG_REDUCE, NOTHING, REQUEST, RESPONSE
 
 
-@compiled
+@compiled_in_place
 def reduce_ps(s: Root, flits: int) -> int:
     """Returns how long a contribution keeps a reduction unit busy."""
     return wire_ps(s, flits) * 1_000_000 // s.reduction_ppm

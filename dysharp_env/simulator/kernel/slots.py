@@ -1,4 +1,4 @@
-"""What a finished row means for the other rows of its tokens: which of them would be the last one that is waited for."""
+"""What a finished row means for the other rows of its tokens: which of them would be the last that is waited for."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ in front of a reduction unit hand their segments to reduction.py.
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.links import (
@@ -43,7 +43,7 @@ def port_wake(s: Root, port: int, time_ps: int) -> None:
         push(s, time_ps, EV_PORT, port, 0, 0)
 
 
-@compiled
+@compiled_in_place
 def port_waits(s: Root, port: int) -> bool:
     """Returns whether an input has something for a port."""
     turns = s.ports[port].turns
@@ -67,7 +67,7 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     s.ports[port].queued_flits += s.nodes[node].flits
 
 
-@compiled
+@compiled_in_place
 def port_take(s: Root, port: int, cls: int) -> int:
     """Removes and returns the next segment of a class, inputs taking turns."""
     turns = s.ports[port].turns[cls]
@@ -172,7 +172,7 @@ def downlink_start(s: Root, port: int, node: int) -> None:
         leave_input(s, node, end_ps)
 
 
-@compiled
+@compiled_in_place
 def next_of_port(s: Root, port: int) -> int:
     """Returns the segment that a port starts now, classes and then inputs taking turns, or NOTHING; it is taken."""
     q = s.ports[port]

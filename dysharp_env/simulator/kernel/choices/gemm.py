@@ -16,7 +16,13 @@ OPEN_KEY = 1 << 60
 
 
 @compiled
-def add_sorted(s: Root, count: int, limit: int, key: int, item: int, gemm: int, is_open: int) -> int:
+def is_open(s: Root, tile: int) -> bool:
+    """Returns whether more tokens may join a tile: closing it counts those it has."""
+    return s.tiles[tile].count == 0
+
+
+@compiled
+def add_sorted(s: Root, count: int, limit: int, key: int, item: int, gemm: int) -> int:
     """Inserts a candidate by key, keeping the ``limit`` smallest; returns the new count."""
     if count == limit:
         if limit == 0 or key >= s.candidates[count - 1].key:
@@ -25,20 +31,19 @@ def add_sorted(s: Root, count: int, limit: int, key: int, item: int, gemm: int, 
     i = count
     while i > 0 and s.candidates[i - 1].key > key:
         x = s.candidates[i - 1]
-        put_candidate(s, i, x.key, x.item, x.gemm, x.is_open)
+        put_candidate(s, i, x.key, x.item, x.gemm)
         i -= 1
-    put_candidate(s, i, key, item, gemm, is_open)
+    put_candidate(s, i, key, item, gemm)
     return count + 1
 
 
 @compiled
-def put_candidate(s: Root, place: int, key: int, item: int, gemm: int, is_open: int) -> None:
+def put_candidate(s: Root, place: int, key: int, item: int, gemm: int) -> None:
     """Writes a candidate."""
     x = s.candidates[place]
     x.key = key
     x.item = item
     x.gemm = gemm
-    x.is_open = is_open
 
 
 @compiled
@@ -52,14 +57,14 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
             stages = part_of(s, gpu, part).stages
             if stages[GEMM2].open and x.second.head != NOTHING:
                 row = s.tiles[x.second.head].rows[GEMM2]
-                count = add_sorted(s, count, limit, row.ready_sequence, x.second.head, GEMM2, 0)
+                count = add_sorted(s, count, limit, row.ready_sequence, x.second.head, GEMM2)
             if stages[GEMM1].open:
                 tile = x.tile0 + x.rows_started
                 if x.rows_started < x.rows_ready:
                     row = s.tiles[tile].rows[GEMM1]
-                    count = add_sorted(s, count, limit, row.ready_sequence, tile, GEMM1, 0)
+                    count = add_sorted(s, count, limit, row.ready_sequence, tile, GEMM1)
                 elif s.partial_tiles and x.open_count >= early_tokens and x.rows_started == x.tiles_open - 1:
-                    count = add_sorted(s, count, limit, OPEN_KEY - x.open_count, tile, GEMM1, 1)
+                    count = add_sorted(s, count, limit, OPEN_KEY - x.open_count, tile, GEMM1)
     return count
 
 
@@ -80,7 +85,7 @@ def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
     x = s.experts[t.expert]
     count = t.count
     ready_ps = t.rows[gemm].ready_ps
-    if candidate.is_open:
+    if is_open(s, candidate.item):
         count = x.open_count
         ready_ps = s.now_ps
         f.is_partial = 1.0
