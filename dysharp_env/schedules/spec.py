@@ -18,7 +18,7 @@ from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, combine_code, dispatch_code
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 # More tokens than any tile has.
@@ -164,8 +164,8 @@ class ScheduleSpec(Spec):
                     f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
                 )
         require_fit(
-            DISPATCH_PRIMITIVES[dispatch_code(self.dispatch)],
-            COMBINE_PRIMITIVES[combine_code(self.combine)],
+            DISPATCH_PRIMITIVES[self.dispatch],
+            COMBINE_PRIMITIVES[self.combine],
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
             by_peers=self.parts.by == "peers",
@@ -238,8 +238,8 @@ class ScheduleSpec(Spec):
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
         kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds)
         return Program(
-            dispatch=DISPATCH_PRIMITIVES[dispatch_code(self.dispatch)],
-            combine=COMBINE_PRIMITIVES[combine_code(self.combine)],
+            dispatch=DISPATCH_PRIMITIVES[self.dispatch],
+            combine=COMBINE_PRIMITIVES[self.combine],
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
             gates=(

@@ -1,7 +1,6 @@
 """What a primitive is: who starts it, where vectors multiply or add up, and what its packets name.
 
-One table for the engine, its twin, the lower bound and the functional machine; nobody else compares names. A code is a
-primitive's place in its table.
+One table for the engine, its twin, the lower bound and the functional machine; nobody compares names.
 """
 
 from __future__ import annotations
@@ -32,26 +31,20 @@ class Primitive:
     to_all: bool = False
 
 
-DISPATCH_PRIMITIVES = (
+def _by_name(*primitives: Primitive) -> dict[str, Primitive]:
+    return {primitive.name: primitive for primitive in primitives}
+
+
+DISPATCH_PRIMITIVES = _by_name(
     Primitive("unicast"),
     Primitive("multicast", in_switch=True, names_targets=True),  # dymultimem.st
     Primitive("broadcast", in_switch=True, to_all=True),  # NVLS multimem.st
     Primitive("pull", reads=True),
 )
-COMBINE_PRIMITIVES = (
+COMBINE_PRIMITIVES = _by_name(
     Primitive("unicast"),
     Primitive("pull_reduce", reads=True, in_switch=True, names_targets=True),  # dymultimem.ld_reduce
     Primitive("push_reduce", in_switch=True),
     Primitive("reduce_scatter", reads=True, in_switch=True, to_all=True),  # NVLS multimem.ld_reduce
     Primitive("pull", reads=True),
 )
-
-
-def dispatch_code(name: str) -> int:
-    """Returns the code of a dispatch primitive, which must exist."""
-    return [primitive.name for primitive in DISPATCH_PRIMITIVES].index(name)
-
-
-def combine_code(name: str) -> int:
-    """Returns the code of a combine primitive, which must exist."""
-    return [primitive.name for primitive in COMBINE_PRIMITIVES].index(name)

@@ -1,4 +1,4 @@
-"""The parameters of a layer: fields of the root that are never written, under the names they have where they come from."""
+"""The parameters of a layer: fields of the root that are never written, under the names of where they come from."""
 
 from __future__ import annotations
 

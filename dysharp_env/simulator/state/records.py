@@ -162,7 +162,7 @@ UNIT = _record("ready_ps", "count prev- next- listed part copies", items=FIFO)
 EVENT = _record("time_ps order", "next a b c")
 # An SM group, or a GPU's choice of sizes, that may act.
 MARK = _record("", "kind gpu")
-# A candidate: a chunk, tile, unit or row of ``splits`` (NOTHING: hold); of a tile which GEMM, and what rows are sorted by.
+# A candidate: a chunk, tile, unit or row of ``splits`` (NOTHING: hold); which GEMM of a tile, what rows are sorted by.
 CANDIDATE = _record("key", "item- gemm")
 # What a split says, and what of an expert and part is shown: the fill of its open tile and how much of it has arrived.
 SPLIT_ROW = _record("dispatch_sms combine_sms early_tokens")
