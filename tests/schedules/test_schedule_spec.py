@@ -10,7 +10,7 @@ import pytest
 from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names
 from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, simulate
 from dysharp_env.schedules.spec import NEVER_EARLY
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import observation
 from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec
 
@@ -118,8 +118,10 @@ def test_a_split_without_a_third_number_leaves_early_tiles_to_the_schedule():
 
 def test_rules_become_weights_by_feature_name():
     program = load_schedule("dysharp-l2").program(load_system("dgx-h100"))
-    gemm = program.weights[layout.GEMM]
-    assert gemm[layout.F_L2] == 1.0 and gemm[layout.F_GEMM2] == 1.0
+    gemm = program.weights[observation.GEMM]
+    assert (
+        gemm[observation.FEATURES.index("weights_in_l2")] == 1.0 and gemm[observation.FEATURES.index("is_gemm2")] == 1.0
+    )
     assert np.count_nonzero(program.weights) == 2
 
 

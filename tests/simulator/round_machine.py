@@ -1,16 +1,17 @@
 """A machine, a layer and a program of round numbers, for runs that are worked out by hand."""
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import codes
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.layer import LayerSpec
 
 # A machine and layer of round numbers: 1000 ps a flit, 100,000 ps a hop, 1 ps a byte of HBM, 50,000 ps a memory access,
 # and a GEMM of one thread block that takes 1000 ps a token.
 ROUND_PROGRAM = Program(
-    dispatch_primitive=layout.UNICAST,
-    combine_primitive=layout.PUSH_UNICAST,
-    gates=(layout.GATE_FINE, layout.GATE_FINE, layout.GATE_FINE),
+    dispatch=DISPATCH_PRIMITIVES["unicast"],
+    combine=COMBINE_PRIMITIVES["unicast"],
+    gates=(codes.GATE_FINE, codes.GATE_FINE, codes.GATE_FINE),
     pays_ps=(10_000, 0, 0, 0),
     dispatch_sms=1,
     gemm_sms=2,

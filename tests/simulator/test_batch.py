@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.state import codes
 
 
 def candidates_of(cases, size: int):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dysharp_env.simulator.state import codes, records, state
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.state import codes, records, state
 
 
 def play_on(engine, rng, most: int = 10**9):

@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from dysharp_env.simulator.compiled import compiled, compiled_in_place
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 
 
 @compiled

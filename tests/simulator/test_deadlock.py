@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
 GROUPS, CASES_PER_GROUP = 10, 100
 FIRST_SEED = 50_000
@@ -37,7 +38,7 @@ def with_smallest_buffers(case, queueing: str):
     return case._replace(costs=costs, num_sms=4).with_program(**few)
 
 
-@pytest.mark.parametrize("queueing", layout.QUEUEING)
+@pytest.mark.parametrize("queueing", codes.QUEUEING)
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_smallest_buffers_never_deadlock(random_case, queueing, group):
     first = FIRST_SEED + group * CASES_PER_GROUP
@@ -53,5 +54,5 @@ def test_smallest_buffers_never_deadlock(random_case, queueing, group):
 def test_random_layers_use_every_pair_of_primitives(random_case):
     programs = [random_case(seed).program for seed in range(FIRST_SEED, FIRST_SEED + GROUPS * CASES_PER_GROUP)]
     found = {(program.dispatch_primitive, program.combine_primitive) for program in programs}
-    dispatches, combines = range(len(layout.DISPATCH_PRIMITIVES)), range(len(layout.COMBINE_PRIMITIVES))
+    dispatches, combines = range(len(DISPATCH_PRIMITIVES)), range(len(COMBINE_PRIMITIVES))
     assert found == {(dispatch, combine) for dispatch in dispatches for combine in combines}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dysharp_env.simulator.ordering import token_order
 from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 

@@ -8,10 +8,10 @@ from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Costs
-from dysharp_env.simulator.planes import plane_of, vector_planes
 from dysharp_env.simulator.result import SegmentName, segment_name, summarise
+from dysharp_env.simulator.state.planes import plane_of, vector_planes
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import ScenarioSpec
 
 
@@ -68,7 +68,7 @@ def test_copies_and_pushed_sums_worked_by_hand(make_case, resolution, stored):
 def test_the_first_packet_has_a_token_translated(make_case, resolution, visible):
     """A packet names one expert, 10 flits. The first is stored at 230,000, the last at 250,000; a miss takes 50,000."""
     program = dataclasses.replace(
-        ROUND_PROGRAM, dispatch_primitive=layout.MULTICAST, combine_primitive=layout.PULL_REDUCE
+        ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
     )
     case = case_of(make_case, resolution, program, np.array([[0, 1], [0, 1]]))
     engine, twin = case.engine().run(), case.twin().run()
@@ -80,7 +80,9 @@ def test_one_packet_on_one_plane_is_a_vector(make_case):
     """Where vectors are single packets and there is one plane, both resolutions are the same run."""
     for program in (
         ROUND_PROGRAM,
-        dataclasses.replace(ROUND_PROGRAM, dispatch_primitive=layout.MULTICAST, combine_primitive=layout.PUSH_REDUCE),
+        dataclasses.replace(
+            ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["push_reduce"]
+        ),
     ):
         topk_ids = np.tile([[0, 1], [1, 0]], (16, 1))
         token, packet = (
@@ -95,7 +97,7 @@ def test_one_packet_on_one_plane_is_a_vector(make_case):
 def test_segments_of_a_vector_weigh_what_it_weighs(make_case):
     """Flits and data of every vector, the last packet part empty; and what nodes are called."""
     program = dataclasses.replace(
-        ROUND_PROGRAM, dispatch_primitive=layout.MULTICAST, combine_primitive=layout.PULL_REDUCE
+        ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
     )
     # 400 B: three packets of 128 B and one of 16 B.
     token, packet = (

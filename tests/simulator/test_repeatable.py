@@ -9,14 +9,15 @@ from round_machine import ROUND_PROGRAM, round_layer, round_system
 from run_log import play
 
 from dysharp_env.simulator import engine as engine_module
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import records
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES
 
 FIRST_SEED = 10_000
 
 
 def content(state) -> list[bytes]:
     """Returns all that a finished state holds but where it lies in memory."""
-    names = [name for name in layout.ROOT.names if not name.endswith("_at")]
+    names = [name for name in records.ROOT.names if not name.endswith("_at")]
     return [state.root[name].tobytes() for name in names] + [array.tobytes() for array in state[1:]]
 
 
@@ -49,11 +50,11 @@ class TightArrays:
         heap = self._array(state.heap, int(root["heap_size"]), int(root["heap_margin"]))
         pool = self._array(state.pool, int(root["pool_used"]), int(root["heap_margin"]))
         log = self._array(state.log, int(root["log_size"]), int(root["log_margin"]))
-        return layout.bind(state._replace(heap=heap, pool=pool, log=log))
+        return state.bind(state._replace(heap=heap, pool=pool, log=log))
 
     def _array(self, old: np.ndarray, size: int, margin: int) -> np.ndarray:
         assert size <= len(old), "a step wrote beyond the room it was promised"
-        new = np.full((size + margin + GUARD_ROWS, old.shape[1]), UNTOUCHED)
+        new = np.full(size + margin + GUARD_ROWS, UNTOUCHED, old.dtype)
         new[:size] = old[:size]
         self.guards.append(new[size + margin :])
         return new[: size + margin]
@@ -82,11 +83,11 @@ def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
     ("program", "costs"),
     [
         # A split may give combine more SMs, and so more requests in flight at once, than the program starts with.
-        ({"combine_primitive": layout.REDUCE_SCATTER, "splits": ((1, 8, 1),), "gates": (1, 1, 1)}, {}),
+        ({"combine": COMBINE_PRIMITIVES["reduce_scatter"], "splits": ((1, 8, 1),), "gates": (1, 1, 1)}, {}),
         # Where times are rounded down to 0, all that the windows allow is sent in one step.
         ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "store_bytes": 32 * 128}),
         # All tokens of a tile may become ready at once, through entries that have spilled.
-        ({"combine_primitive": layout.PULL_REDUCE}, {"output_readiness_entries": 1}),
+        ({"combine": COMBINE_PRIMITIVES["pull_reduce"]}, {"output_readiness_entries": 1}),
     ],
 )
 def test_no_step_needs_more_room_than_it_is_promised(make_case, monkeypatch, program, costs):

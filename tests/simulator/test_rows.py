@@ -5,10 +5,10 @@ import pytest
 from numba import njit
 
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator import layout, lowering
-from dysharp_env.simulator.rows import prefetch, rows
+from dysharp_env.simulator.jit.rows import prefetch, rows
+from dysharp_env.simulator.state import lowering, records
 
-PAIR, SUM = layout.PAIR, layout.SUM
+PAIR, SUM = records.PAIR, records.SUM
 
 
 @njit
@@ -57,7 +57,7 @@ def test_a_field_said_to_stay_cannot_be_written():
 
 def test_a_layer_with_more_than_int32_ids_is_refused(random_case, monkeypatch):
     case = random_case(3)
-    monkeypatch.setattr(layout, "NARROW_LIMIT", 8)
+    monkeypatch.setattr(lowering, "NARROW_LIMIT", 8)
     with pytest.raises(ConfigError, match=f"tokens={case.workload.tokens_per_gpu} of 'random' make [0-9]+ segments"):
         case.engine()
 

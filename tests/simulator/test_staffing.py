@@ -8,44 +8,40 @@ import numpy as np
 import pytest
 from round_machine import ROUND_PROGRAM, round_layer, round_system
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, DISPATCH, GEMM, SPLIT
 
 GROUPS, CASES_PER_GROUP = 10, 20
 FIRST_SEED = 70_000
-SPLIT, DISPATCH, GEMM, COMBINE = range(4)
 
 
 def places_of(state, kind: int) -> np.ndarray:
     """Returns the places for SMs in a communication group, (gpu, place)."""
-    most_dispatch = int(state.root["most_dispatch_sms"][0])
+    most_dispatch = int(state.root["dispatch"]["most_sms"][0])
     places = state.sms.reshape(len(state.gpus), -1)
     return places[:, most_dispatch:] if kind == COMBINE else places[:, :most_dispatch]
 
 
 def check_everyone_is_somewhere(case, state) -> None:
     """All SMs are in a group, and nobody waits for an SM that is free to come."""
-    gpus = state.gpus
-    assert (gpus["gemm_sms"] + gpus["dispatch_here"] + gpus["combine_here"] == case.num_sms).all()
-    assert (0 <= gpus["free_sms"]).all() and (gpus["free_sms"] <= gpus["gemm_sms"]).all()
+    gpus, groups = state.gpus, state.gpus["groups"]
+    assert (groups["sms"][:, [DISPATCH, GEMM, COMBINE]].sum(axis=1) == case.num_sms).all()
+    gemm_sms = groups["sms"][:, GEMM]
+    assert (0 <= gpus["free_sms"]).all() and (gpus["free_sms"] <= gemm_sms).all()
     running = np.zeros(case.workload.num_gpus, int)
     np.add.at(running, state.experts["gpu"][state.tiles["expert"]], state.tiles["running"])
-    assert (gpus["gemm_sms"] - gpus["free_sms"] == running).all()
+    assert (gemm_sms - gpus["free_sms"] == running).all()
     for kind, name in ((DISPATCH, "dispatch"), (COMBINE, "combine")):
-        here, size, leaving = gpus[f"{name}_here"], gpus[f"{name}_sms"], gpus[f"{name}_leaving"]
+        here, size, leaving = (groups[field][:, kind] for field in ("sms", "wanted_sms", "leaving"))
         assert ((here - leaving >= size) | (gpus["free_sms"] == 0)).all()
-        if state.root["by_chunk"][0]:
-            held = gpus["take_held" if kind == COMBINE else "send_held"]
-            slots = int(state.root[f"{name}_slots"][0])
-            assert ((here <= size) | (held > (here - 1) * slots)).all()
-            continue
         assert (here - leaving <= size).all()
-        assert (gpus[f"{name}_in_flight"] <= here * int(state.root[f"{name}_slots"][0])).all()
+        assert (groups["in_flight"][:, kind] <= here * int(state.root[name]["slots"][0])).all()
         places = places_of(state, kind)
-        assert ((places["duty"] == layout.LEAVING).sum(axis=1) == leaving).all()
-        assert ((places["duty"] != layout.AWAY).sum(axis=1) == here).all()
-        is_idle = (places["token"] == layout.NOTHING) & (places["in_flight"] == 0)
+        assert ((places["duty"] == codes.LEAVING).sum(axis=1) == leaving).all()
+        assert ((places["duty"] != codes.AWAY).sum(axis=1) == here).all()
+        is_idle = (places["token"] == codes.NOTHING) & (places["in_flight"] == 0)
         # Whoever has nothing left to do has gone.
-        assert (is_idle == (places["duty"] == layout.AWAY))[places["duty"] != layout.ON_DUTY].all()
+        assert (is_idle == (places["duty"] == codes.AWAY))[places["duty"] != codes.ON_DUTY].all()
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
@@ -55,7 +51,7 @@ def test_groups_add_up_at_every_decision(random_case, group):
         case = random_case(seed)
         if not case.program.splits:
             continue
-        kinds = frozenset(range(len(layout.DECISION_KINDS)))
+        kinds = frozenset(range(len(DECISION_KINDS)))
         case = case.with_program(exposed=kinds, network=None, networked=frozenset(), max_candidates=32)
         engine, rng = case.engine(logging=False), np.random.default_rng(seed)
         # An engine in which nothing can happen any more, with tokens left, raises.
@@ -76,7 +72,7 @@ def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case):
         program = case.program
         weights = program.weights.copy()
         weights[SPLIT] = 0
-        early = program.min_partial_tokens if program.allow_partial else case.workload.layer.tile_tokens
+        early = program.min_partial_tokens if program.partial_tiles else case.workload.layer.tile_tokens
         own = program.dispatch_sms, program.combine_sms, early
         others = tuple((int(rng.integers(1, 3)), 1, early) for _ in range(3))
         gemm_sms = case.num_sms - program.dispatch_sms - program.combine_sms
@@ -87,7 +83,7 @@ def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case):
             engine = case.with_program(**ruled, **{**asking, "exposed": exposed}).engine()
             while (asked := engine.advance()) is not None:
                 assert asked.kind == SPLIT and asked.num_candidates == min(4, program.max_candidates)
-                assert engine.state.candidates[0] == 0
+                assert engine.state.candidates["item"][0] == 0
                 engine.decide(0)
                 played += 1
             assert engine.state.tokens.tobytes() == plain.state.tokens.tobytes(), seed
@@ -121,7 +117,7 @@ def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case):
             twin.decide(choice)
         assert twin.advance() is None and twin.now_ps == engine.now_ps
         tiles = engine.state.tiles[engine.state.tiles["count"] > 0]
-        first, second = tiles[["start1", "end1", "start2", "end2"]].tolist()
+        first, second = ([int(ps) for row in tile["rows"] for ps in (row["start_ps"], row["end_ps"])] for tile in tiles)
         assert first == second  # both GPUs do the same
         return list(first), engine.now_ps
 

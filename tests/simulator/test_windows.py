@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from run_log import ended, started
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import UNLIMITED, Costs, Window
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, load_model
 
 # Vectors of 128 B: a packet of 9 flits. A flit takes 1000 ps, a hop 100,000 ps; nothing else takes time.
@@ -53,9 +55,9 @@ def one_sender(make_case, sms: int, tokens: int, **windows: int):
         [[4, 8, 12, 16]] * tokens + [list(range(4 * gpu, 4 * gpu + 4)) for gpu in np.repeat(range(1, 5), tokens)]
     )
     program = Program(
-        dispatch_primitive=layout.UNICAST,
-        combine_primitive=layout.PULL_UNICAST,
-        gates=(layout.GATE_PHASE, layout.GATE_PHASE, layout.GATE_PHASE),
+        dispatch=DISPATCH_PRIMITIVES["unicast"],
+        combine=COMBINE_PRIMITIVES["pull"],
+        gates=(codes.GATE_PHASE, codes.GATE_PHASE, codes.GATE_PHASE),
         pays_ps=(0, 0, 0, 0),
         dispatch_sms=sms,
         gemm_sms=100,
@@ -69,29 +71,29 @@ def starts(case, resource: int, purpose: int, items) -> list[int]:
     """Returns when GPU 0's uplink begins to send the named nodes."""
     engine = case.engine().run()
     log = engine.state.log[: engine.state.root["log_size"][0]]
-    rows = log[(log[:, 0] == resource) & (log[:, 1] == 0) & (log[:, 2] == purpose)]
-    return sorted(row[5] for row in rows.tolist() if row[3] in items)
+    rows = log[(log["resource"] == resource) & (log["gpu"] == 0) & (log["purpose"] == purpose)]
+    return sorted(row["start_ps"] for row in rows if row["item"] in items)
 
 
 def test_an_sm_stores_one_token_s_copies_window_by_window(make_case):
     # A window of one vector: a copy leaves when the acknowledgement of the one before is back. The last is charged to
     # the downlink, which carries nothing else by then, and to no copy of this token.
     alone = one_sender(make_case, sms=1, tokens=1, store_bytes=128)
-    sent = starts(alone, layout.LOG_UP, layout.DISPATCH_DATA, range(4))
+    sent = starts(alone, codes.LOG_UP, codes.DISPATCH_DATA, range(4))
     assert np.diff(sent).tolist() == [TRIP_PS] * 3
     # Half of one: a vector takes two trips, and 64 B are in flight in each.
     half = one_sender(make_case, sms=1, tokens=1, store_bytes=64)
-    assert np.diff(starts(half, layout.LOG_UP, layout.DISPATCH_DATA, range(4))).tolist() == [2 * TRIP_PS] * 3
+    assert np.diff(starts(half, codes.LOG_UP, codes.DISPATCH_DATA, range(4))).tolist() == [2 * TRIP_PS] * 3
     # Two: pairs leave together, one behind the other on the wire.
     pair = one_sender(make_case, sms=1, tokens=1, store_bytes=256)
-    sent = starts(pair, layout.LOG_UP, layout.DISPATCH_DATA, range(4))
+    sent = starts(pair, codes.LOG_UP, codes.DISPATCH_DATA, range(4))
     assert np.diff(sent).tolist() == [9_000, TRIP_PS - 9_000, 9_000]
 
 
 def test_another_sm_takes_the_next_token_and_none_helps_with_the_first(make_case):
     # With three SMs the one token still leaves copy by copy; a second token leaves beside it.
     assert np.diff(starts(one_sender(make_case, 3, 1, store_bytes=128), 0, 1, range(4))).tolist() == [TRIP_PS] * 3
-    sent = starts(one_sender(make_case, 3, 2, store_bytes=128), layout.LOG_UP, layout.DISPATCH_DATA, range(8))
+    sent = starts(one_sender(make_case, 3, 2, store_bytes=128), codes.LOG_UP, codes.DISPATCH_DATA, range(8))
     assert sent[:2] == [0, 9_000] and sent[2] >= TRIP_PS
 
 
@@ -102,9 +104,9 @@ BLOCK_LAYER = LAYER.with_changes({"hidden": 1024, "moe_ff": 512, "experts": 2, "
 def block_program(gate: int) -> Program:
     """Returns a program with 4 GEMM SMs, whose GEMM-1 is behind a gate."""
     return Program(
-        dispatch_primitive=layout.UNICAST,
-        combine_primitive=layout.PUSH_UNICAST,
-        gates=(gate, layout.GATE_FINE, layout.GATE_PHASE),
+        dispatch=DISPATCH_PRIMITIVES["unicast"],
+        combine=COMBINE_PRIMITIVES["unicast"],
+        gates=(gate, codes.GATE_FINE, codes.GATE_PHASE),
         pays_ps=(0, 0, 0, 0),
         dispatch_sms=1,
         gemm_sms=4,
@@ -114,7 +116,7 @@ def block_program(gate: int) -> Program:
 
 def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_cold(make_case):
     system = load_system("dgx-h100", 2).with_changes({"gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.5})
-    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(layout.GATE_FINE))
+    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(codes.GATE_FINE))
     tiles = case.engine().run().state.tiles
     costs = case.costs
     assert costs.block_ps(1, 64) == 700_000 + costs.granule_ps[0] and costs.block_ps(1, 65) > costs.block_ps(1, 64)
@@ -122,17 +124,17 @@ def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_col
     # arrivals of 2048 B; the second tile finds the weights in L2.
     first, second = tiles[tiles["expert"] == 0][:2]
     cold_ps = 128 * costs.hbm_ps(2048) + costs.hbm_ps(2**20)
-    assert first["end1"] - first["start1"] == costs.block_ps(1, 64) + cold_ps // 1000 * 500
-    assert second["end1"] - second["start1"] == costs.block_ps(1, 64)
+    assert ended(first, 0) - started(first, 0) == costs.block_ps(1, 64) + cold_ps // 1000 * 500
+    assert ended(second, 0) - started(second, 0) == costs.block_ps(1, 64)
 
 
 def test_thread_blocks_take_longer_on_a_slow_gpu_and_nowhere_else(make_case):
     changes = {"slow_gpu": 1.25, "gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.0, "gpu.hbm_gbps": 1e6}
     system = load_system("dgx-h100", 2).with_changes(changes)
     # Expert 0 is on GPU 0, the slow one; two tiles of each expert.
-    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(layout.GATE_PHASE))
+    case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(codes.GATE_PHASE))
     tiles, costs = case.engine().run().state.tiles, case.costs
     assert costs.block_ps(1, 64, gpu=0) == costs.block_ps(1, 64) * 5 // 4
     for expert in (0, 1):
         _, second = tiles[tiles["expert"] == expert][:2]
-        assert second["end1"] - second["start1"] == costs.block_ps(1, 64, gpu=expert)
+        assert ended(second, 0) - started(second, 0) == costs.block_ps(1, 64, gpu=expert)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from round_machine import ROUND_PROGRAM, round_layer, round_system
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
 
 def times(state) -> dict[str, list[int]]:
@@ -23,7 +24,7 @@ def times(state) -> dict[str, list[int]]:
 def test_multicast_and_pull_worked_by_hand(make_case):
     """Two GPUs, each with one token and one expert; both tokens go to both experts, so both GPUs do the same."""
     program = dataclasses.replace(
-        ROUND_PROGRAM, dispatch_primitive=layout.MULTICAST, combine_primitive=layout.PULL_REDUCE
+        ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
     )
     case = make_case(round_system(2), round_layer(2), np.array([[0, 1], [0, 1]]), program)
     engine, twin = case.engine().run(), case.twin().run()
@@ -66,7 +67,7 @@ def test_multicast_and_pull_worked_by_hand(make_case):
     assert engine.now_ps == twin.now_ps == combined
     # Flits of one GPU: store 10 up and replica 10 down; an ack of 1 each way; counter update of 2 and its ack of 1 each
     # way; request of 2 each way; partial sum of 9 up; sum of 9 down.
-    traffic = dict(zip(layout.PURPOSES, engine.state.traffic.reshape(2, 2, -1)[0].T.tolist(), strict=True))
+    traffic = dict(zip(codes.PURPOSES, engine.state.traffic.reshape(2, 2, -1)[0].T.tolist(), strict=True))
     assert traffic == {
         "dispatch_request": [0, 0],
         "dispatch_data": [10, 10],
@@ -81,7 +82,7 @@ def test_multicast_and_pull_worked_by_hand(make_case):
 
 def test_unicast_in_phases_worked_by_hand(make_case):
     """The same layer with copies, pushed partial sums, and every stage behind the end of the one before it."""
-    phases = (layout.GATE_PHASE,) * 3
+    phases = (codes.GATE_PHASE,) * 3
     program = dataclasses.replace(ROUND_PROGRAM, gates=phases, pays_ps=(10_000, 1000, 2000, 3000))
     case = make_case(round_system(2), round_layer(2), np.array([[0, 1], [0, 1]]), program)
     engine, twin = case.engine().run(), case.twin().run()
@@ -113,15 +114,15 @@ def test_unicast_in_phases_worked_by_hand(make_case):
 
 def test_too_few_slots_evict_the_oldest_sum(make_case):
     """GPU 1 pushes its sums of tokens 0 and 1 while GPU 2 has others to do: with one slot, they push each other out."""
-    program = dataclasses.replace(ROUND_PROGRAM, combine_primitive=layout.PUSH_REDUCE)
+    program = dataclasses.replace(ROUND_PROGRAM, combine=COMBINE_PRIMITIVES["push_reduce"])
     topk_ids = np.array([[1, 2], [1, 2], [0, 2], [0, 2], [0, 2], [0, 2]])
     case = make_case(round_system(3), round_layer(3), topk_ids, program)
     roomy = case.engine().run().state
     tight = case._replace(costs=dataclasses.replace(case.costs, reduction_slots=1)).engine().run().state
     assert roomy.root["evictions"][0] == 0 and tight.root["evictions"][0] > 0
     assert (tight.sums["pieces_left"] == 0).all() and (tight.sums["contributions_left"] == 0).all()
-    down = tight.traffic.reshape(3, 2, -1)[:, layout.DOWN].sum(axis=0)
-    assert down[layout.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()
+    down = tight.traffic.reshape(3, 2, -1)[:, codes.DOWN].sum(axis=0)
+    assert down[codes.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()
 
 
 @pytest.mark.parametrize(
