@@ -50,10 +50,7 @@ def add_schedule_option(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_resolution_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--resolution``."""
-    text = (
-        "what moves through links and switch as one: a token's vector, each packet on its plane, or a token chunk's"
-        " vectors for one destination, which is for training (default: token)"
-    )
+    text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)
 
 

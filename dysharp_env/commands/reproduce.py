@@ -11,14 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError, require_choice
-from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
-from dysharp_env.report.experiments import QUICK_DIVISOR, Experiments
-from dysharp_env.report.reproduction import Claim, Row, evaluate, summary_lines
-from dysharp_env.report.reproduction_runs import simulate_cases
-from dysharp_env.report.reproduction_tables import TABLES
-from dysharp_env.report.tables import reproduction_table
+from dysharp_env.reproduction.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
+from dysharp_env.reproduction.claims import Claim, Row, evaluate, reproduction_table, summary_lines
+from dysharp_env.reproduction.experiments import QUICK_DIVISOR, Experiments
+from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulate_cases
+from dysharp_env.reproduction.steps.parts import StepSpec
+from dysharp_env.reproduction.tables import TABLES
 from dysharp_env.simulator.warmup import ensure_compiled, notice
-from dysharp_env.steps import LayerCase, LayerTimes, StepSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ import argparse
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
-from dysharp_env.report import validation
-from dysharp_env.report.measurements import prediction_errors_pct
-from dysharp_env.report.tables import validation_table
 from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.validation import closed_forms
+from dysharp_env.validation.measurements import prediction_errors_pct
+from dysharp_env.validation.report import validation_rows, validation_table
 
 FAILED = 1
 
@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise ConfigError(f"seed={args.seed} must not be negative")
     ensure_compiled()
-    rows = [*validation.validation_rows(args.seed)]
+    rows = [*validation_rows(args.seed)]
     failed = sum(not row.passes for row in rows)
     if args.json:
-        config = {"system": validation.SYSTEM, "gpus": validation.NUM_GPUS, "tokens": validation.TOKENS_PER_GPU}
+        config = {"system": closed_forms.SYSTEM, "gpus": closed_forms.NUM_GPUS, "tokens": closed_forms.TOKENS_PER_GPU}
         records = [row.record() for row in rows]
         write_json(args.json, json_document("validate", args.seed, config, rows=records))
     if args.json != STANDARD_OUTPUT:

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
+from dysharp_env.report import STAGE_NAMES
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 
 # Okabe and Ito, "Color Universal Design" (2008).
 COLOURS = {"dispatch": "#0072B2", "gemm1": "#009E73", "gemm2": "#CC79A7", "combine": "#E69F00"}
-STAGE_LABELS = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
 _STRIP_GROUND = "#F1F3F5"
 _INK, _FAINT = "#212529", "#868E96"
 _BOUND_COLOUR = "#D55E00"
@@ -229,7 +229,7 @@ def _draw(
             parse_math=False,
         )
     axes.set_xlabel("time, µs", color=_INK, fontsize=9.5, loc="left", labelpad=1)
-    handles = [Patch(facecolor=colour, label=STAGE_LABELS[stage]) for stage, colour in COLOURS.items()]
+    handles = [Patch(facecolor=colour, label=STAGE_NAMES[stage]) for stage, colour in COLOURS.items()]
     figure.legend(
         handles=handles,
         loc="lower right",

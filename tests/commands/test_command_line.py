@@ -10,7 +10,7 @@ from dysharp_env.__main__ import main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
-from dysharp_env.report.comparison import ValidationRow
+from dysharp_env.validation.rows import ValidationRow
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
@@ -104,7 +104,7 @@ def test_compare_json_and_against(capsys):
 @pytest.mark.parametrize("command", ["simulate", "compare"])
 def test_resolution_is_recorded(command, capsys):
     events = []
-    for resolution in ("token", "packet", "chunk"):
+    for resolution in ("token", "packet"):
         options = ["--schedule", "deepep", "--resolution", resolution, "--json", "-"]
         assert main([command, *TINY, *options]) == 0
         document = json.loads(capsys.readouterr().out)
@@ -152,7 +152,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
     good = ValidationRow("g", "good", 2.0, 2.0, "exact", 0.0)
     bad = ValidationRow("g", "bad", 2.0, 2.5, "predicted", 0.4)
     for rows, status in (([good], 0), ([good, bad], 1)):
-        monkeypatch.setattr(validate.validation, "validation_rows", lambda seed, rows=rows: iter(rows))
+        monkeypatch.setattr(validate, "validation_rows", lambda seed, rows=rows: iter(rows))
         assert main(["validate", "--json", "-"]) == status
         document = json.loads(capsys.readouterr().out)
         assert document["schema"] == "dysharp/validate/1"
