@@ -38,25 +38,38 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add("--compute-scale", text, type=float, metavar="X")
     text = "multiply the time of GEMM thread blocks on GPU 0, as if its clock were held down"
     add("--slow-gpu", text, type=float, metavar="X")
-    group.add_argument("--seed", type=int, default=0, help="seed of the routing (default: %(default)s)")
+    add_seed_option(group)
 
 
-def add_schedule_option(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the repeatable ``--schedule``; ``default`` says what happens without it."""
+def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(preset_names("schedules"))
     text = f"a .yaml file, or one of {names}; repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
-
-
-def add_resolution_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--resolution``."""
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)
+    add_json_option(parser)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="write results as JSON; '-' for standard output, and no tables")
+
+
+def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
+    """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
+    parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")
+
+
+def require_at_least(least: int, **options: int) -> None:
+    """Checks that options are not too small: ``least`` is 0 or 1.
+
+    Raises:
+        ConfigError: One is; the message names it.
+    """
+    for option, value in options.items():
+        if value < least:
+            raise ConfigError(f"{option}={value} must {f'be at least {least}' if least else 'not be negative'}")
 
 
 def _literals(field: str) -> list[str]:
@@ -72,8 +85,7 @@ def read_scenario(args: argparse.Namespace) -> Scenario:
     Raises:
         ConfigError: An option's value is wrong, or the parts do not fit each other.
     """
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
+    require_at_least(0, seed=args.seed)
     values = {name: getattr(args, name) for name in ScenarioSpec.model_fields}
     return parse_spec(ScenarioSpec, values, source=args.command).build()
 

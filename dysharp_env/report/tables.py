@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.markup import escape
@@ -20,6 +21,14 @@ def empty_table(title: str, text_columns: Sequence[str], number_columns: Sequenc
     for column in number_columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def add_groups(table: Table, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Adds rows given as (group, cells), with a line between groups and each group's name in its first row."""
+    for group, members in groupby(rows, key=lambda row: row[0]):
+        table.add_section()
+        for place, (_, cells) in enumerate(members):
+            table.add_row("" if place else escape(group), *cells)
 
 
 def phase_table(run: TimedRun) -> Table:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from dysharp_env.report.tables import empty_table
+from dysharp_env.report.tables import add_groups, empty_table
 from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes
 
 Statistic = Literal["max", "geomean", "value"]
@@ -156,12 +156,12 @@ def reproduction_table(table: str, rows: Iterable[Row]) -> Table:
     """Returns one line per row of one table, calibrations kept apart."""
     shown = empty_table(table, ("calibration", "what", "statistic"), ("published", "simulated", "ratio"))
     shown.add_column("notes")
-    calibration = None
-    for row in rows:
-        if calibration not in (None, row.calibration):
-            shown.add_section()
-        first = row.calibration if row.calibration != calibration else ""
-        calibration = row.calibration
-        numbers = ("-" if value is None else f"{value:.3f}" for value in (row.published, row.simulated, row.ratio))
-        shown.add_row(escape(first), escape(row.name), row.statistic, *numbers, escape(row.notes))
+    add_groups(shown, ((row.calibration, _cells(row)) for row in rows))
     return shown
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    published, simulated, ratio = (
+        "-" if value is None else f"{value:.3f}" for value in (row.published, row.simulated, row.ratio)
+    )
+    return escape(row.name), row.statistic, published, simulated, ratio, escape(row.notes)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
-from dysharp_env.report.tables import empty_table
+from dysharp_env.report.tables import add_groups, empty_table
 from dysharp_env.validation.all_to_all import all_to_all_rows
 from dysharp_env.validation.closed_forms import closed_form_rows
 from dysharp_env.validation.measurements import measurement_rows
@@ -27,15 +27,13 @@ def validation_table(rows: Iterable[ValidationRow]) -> Table:
     table = empty_table("Expected and simulated", ("group", "what"), ("expected", "simulated", "error %"))
     table.add_column("role")
     table.add_column("pass")
-    group = None
-    for row in rows:
-        if group not in (None, row.group):
-            table.add_section()
-        shown = row.group if row.group != group else ""
-        group = row.group
-        numbers = (_number(row.expected), _number(row.simulated), f"{row.error_pct:+.3f}")
-        table.add_row(shown, row.name, *numbers, row.role, "yes" if row.passes else "[bold red]NO[/]")
+    add_groups(table, ((row.group, _cells(row)) for row in rows))
     return table
+
+
+def _cells(row: ValidationRow) -> tuple[str, ...]:
+    verdict = "yes" if row.passes else "[bold red]NO[/]"
+    return row.name, _number(row.expected), _number(row.simulated), f"{row.error_pct:+.3f}", row.role, verdict
 
 
 def _number(value: float) -> str:
