@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.options import add_json_option, add_seed_option, add_spec_options, require_at_least
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.report.tables import empty_table
@@ -29,13 +29,6 @@ from dysharp_env.workload.traces import (
 )
 
 _USUAL_GPU_COUNTS = (8, 16, 32, 64)
-RECORDING_OPTIONS = {
-    "steps": "training steps",
-    "tokens": "recorded tokens",
-    "experts": "experts",
-    "top_k": "experts a token",
-    "seed": "random seed",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_option(info)
 
     recording = actions.add_parser("record", help="train a tiny MoE language model and record its routing")
-    for name, text in RECORDING_OPTIONS.items():
-        option, default = f"--{name.replace('_', '-')}", getattr(RecordingSpec(), name)
-        recording.add_argument(option, type=int, default=default, help=f"{text} (default: %(default)s)")
+    add_spec_options(recording, RecordingSpec)
 
     generate = actions.add_parser("generate", help="draw a trace from a generator")
     generate.add_argument("--routing", required=True, help=f"one of {', '.join(routing_names())}")

@@ -23,27 +23,26 @@ Statistic = Literal["max", "geomean", "value"]
 NEAR_PCT = 10.0
 
 
+Results = Mapping[LayerCase, LayerTimes]
+
+
 @dataclass(frozen=True)
 class Measure:
-    """What is computed from some simulated layers: ``value`` receives their times in the order of ``cases``."""
+    """What is computed from some simulated layers.
+
+    Attributes:
+        cases: The layers.
+        of: Returns the value, given the results of at least these.
+    """
 
     cases: tuple[LayerCase, ...]
-    value: Callable[[Sequence[LayerTimes]], float]
-
-    def of(self, results: Mapping[LayerCase, LayerTimes]) -> float:
-        """Returns the value, given the results of at least its own cases."""
-        return self.value([results[case] for case in self.cases])
+    of: Callable[[Results], float]
 
 
 def best_of(measures: Sequence[Measure]) -> Measure:
     """Returns the smallest of several measures, as one measure."""
     cases = tuple(case for measure in measures for case in measure.cases)
-
-    def value(times: Sequence[LayerTimes]) -> float:
-        at = dict(zip(cases, times, strict=True))
-        return min(measure.of(at) for measure in measures)
-
-    return Measure(cases, value)
+    return Measure(cases, lambda results: min(measure.of(results) for measure in measures))
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def statistic_of(statistic: Statistic, ratios: Sequence[float]) -> float:
     return value
 
 
-def evaluate(claim: Claim, calibration: str, results: Mapping[LayerCase, LayerTimes]) -> Row:
+def evaluate(claim: Claim, calibration: str, results: Results) -> Row:
     """Returns a claim's row, given the results of at least its own cases."""
     ratios = [numerator.of(results) / denominator.of(results) for numerator, denominator in claim.pairs]
     simulated = statistic_of(claim.statistic, ratios)
@@ -115,7 +114,7 @@ def evaluate(claim: Claim, calibration: str, results: Mapping[LayerCase, LayerTi
     return Row(claim.table, claim.name, claim.statistic, claim.published, simulated, calibration, "; ".join(notes))
 
 
-def _why(claim: Claim, results: Mapping[LayerCase, LayerTimes]) -> str:
+def _why(claim: Claim, results: Results) -> str:
     """Returns what both sides of a claim kept busy, which is where a difference has to come from."""
     sides = []
     for place in (0, 1):

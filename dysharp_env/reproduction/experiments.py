@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from dysharp_env.config import ConfigError
 from dysharp_env.reproduction.calibration import CalibrationSpec
-from dysharp_env.reproduction.claims import Measure, best_of
+from dysharp_env.reproduction.claims import Measure, Results, best_of
 from dysharp_env.reproduction.steps.inference import decode_us, prefill_two_batch_us, prefill_us
 from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes
 from dysharp_env.reproduction.steps.parts import StepSpec, block_parts
@@ -30,7 +30,7 @@ STANDS_FOR = {"tutel": ("tutel-2", "tutel-4", "tutel-8"), "dualpipe": ("deepep",
 # A quick look has this many times fewer tokens; fixed costs then weigh more and tiles fill less.
 QUICK_DIVISOR = 8
 # What a share is compared with.
-ONE = Measure((), lambda times: 1.0)
+ONE = Measure((), lambda results: 1.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Experiments:
 
         def measure(name: str) -> Measure:
             cases = tuple(self._case(point, name, direction) for direction in passes)
-            return Measure(cases, lambda times: sum(each.makespan_ps for each in times) / 1e6)
+            return Measure(cases, lambda results: sum(results[case].makespan_ps for case in cases) / 1e6)
 
         return _best(schedule, measure)
 
@@ -105,52 +105,58 @@ class Experiments:
             around = [self._case(point, name, direction, shares_sms=paired) for direction in PASSES]
             num_sms = cases[0].system.gpu.num_sms if paired else None
 
-            def value(times: Sequence[LayerTimes]) -> float:
-                forward, backward = (block_parts(case, each) for case, each in zip(around, times, strict=True))
+            def step_us(results: Results) -> float:
+                parts = zip(around, cases, strict=True)
+                forward, backward = (block_parts(outside, results[case]) for outside, case in parts)
                 return training_step(self.steps, _layers(cases[0].layer), forward, backward, num_sms).step_us
 
-            return Measure(cases, value)
+            return Measure(cases, step_us)
 
         return _best(schedule, measure)
 
     def prefill(self, point: Point, schedule: str) -> Measure:
         """Returns the time of a prompt through the model, us; ``two-batch`` overlaps two, and counts half of both."""
-        two_batch = schedule == "two-batch"
+        if schedule != "two-batch":
+            return self._forward(point, schedule, prefill_us)
 
-        def measure(name: str) -> Measure:
-            case = self._case(point, name, "forward", shares_sms=two_batch)
-            if two_batch:
-                return Measure((case,), lambda times: prefill_two_batch_us(case, times[0], self.steps) / 2)
-            return Measure((case,), lambda times: prefill_us(case, times[0]))
+        def half_us(case: LayerCase, times: LayerTimes) -> float:
+            return prefill_two_batch_us(case, times, self.steps) / 2
 
-        return _best(schedule, measure)
+        return self._forward(point, schedule, half_us, shares_sms=True)
 
     def decode(self, point: Point, schedule: str) -> Measure:
         """Returns the time of decoding after a prompt of the model's sequence, us."""
         prompt_tokens = self._tokens(point, _layer(point, "forward"))
-
-        def measure(name: str) -> Measure:
-            case = self._case(point, name, "forward", tokens=self.steps.decode_sequences)
-            return Measure((case,), lambda times: decode_us(case, times[0], self.steps, prompt_tokens))
-
-        return _best(schedule, measure)
+        time_us = partial(decode_us, spec=self.steps, prompt_tokens=prompt_tokens)
+        return self._forward(point, schedule, time_us, tokens=self.steps.decode_sequences)
 
     def payload(self, point: Point, schedule: str) -> Measure:
         """Returns the payload bytes of a forward layer over all links."""
-        return Measure((self._case(point, schedule, "forward"),), lambda times: times[0].payload_bytes)
+        return self._forward(point, schedule, lambda _, times: times.payload_bytes)
 
     def communication_bound(self, point: Point) -> Measure:
         """Returns the lower bound of a forward layer, us; ``point`` should leave communication alone."""
-        return Measure((self._case(point, "dysharp", "forward"),), lambda times: times[0].lower_bound_ps / 1e6)
+        return self._forward(point, "dysharp", lambda _, times: times.lower_bound_ps / 1e6)
 
     def communication_share(self, point: Point, schedule: str) -> Measure:
         """Returns the share of a forward layer, run in phases, that is not GEMMs."""
 
-        def value(times: Sequence[LayerTimes]) -> float:
-            dispatch_ps, gemms_ps, combine_ps = times[0].cut()
+        def share(_: LayerCase, times: LayerTimes) -> float:
+            dispatch_ps, gemms_ps, combine_ps = times.cut()
             return (dispatch_ps + combine_ps) / (dispatch_ps + gemms_ps + combine_ps)
 
-        return Measure((self._case(point, schedule, "forward"),), value)
+        return self._forward(point, schedule, share)
+
+    def _forward(
+        self, point: Point, schedule: str, value: Callable[[LayerCase, LayerTimes], float], **settings: Any
+    ) -> Measure:
+        """Returns a value of a forward layer; ``settings`` are those of ``_case``."""
+
+        def measure(name: str) -> Measure:
+            case = self._case(point, name, "forward", **settings)
+            return Measure((case,), lambda results: value(case, results[case]))
+
+        return _best(schedule, measure)
 
     def _tokens(self, point: Point, layer: LayerSpec) -> int:
         tokens = point.tokens or (layer.transformer.sequence_tokens if layer.transformer else None)

@@ -6,6 +6,7 @@ orders are the published ones: 1F1B, and DeepSeek's DualPipe, whose micro-batche
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,18 +48,27 @@ class PassTimes:
     weights_ps: int
     pair_ps: int
 
+    @property
+    def inputs_ps(self) -> int:
+        """A backward pass whose gradients of weights are put off."""
+        return self.backward_ps - self.weights_ps
+
 
 @dataclass(frozen=True)
 class _Step:
-    """One entry of a node's order: forward and backward passes as (near or far end, zero-bubble), or gradients."""
+    """One entry of a node's order: passes as (kind, end that the micro-batch entered at), and what they take."""
 
-    forward: int | None = None
-    backward: int | None = None
-    defers_weights: bool = False
-    weights_only: bool = False
+    takes: str  # a field of ``PassTimes``
+    passes: tuple[tuple[str, int], ...] = ()
 
 
 NEAR, FAR = range(2)
+_FORWARD = [_Step("forward_ps", (("F", end),)) for end in (NEAR, FAR)]
+_BACKWARD = [_Step("backward_ps", (("B", end),)) for end in (NEAR, FAR)]
+_INPUTS = [_Step("inputs_ps", step.passes) for step in _BACKWARD]
+_WEIGHTS = _Step("weights_ps")
+# Forward of one end with backward of the other.
+_PAIR = [_Step("pair_ps", (("F", end), ("B", 1 - end))) for end in (NEAR, FAR)]
 
 
 def dualpipe(stages: int, micro_batches: int, times: PassTimes) -> Iterator[Op]:
@@ -79,28 +89,25 @@ def dualpipe(stages: int, micro_batches: int, times: PassTimes) -> Iterator[Op]:
     for node, plan in enumerate(plans):
         for op, names, step in plan:
             after = {where[need] for name in names for need in _needs(name, stages)} - {op}
-            yield Op(op, f"node {node}", _duration_ps(step, times), tuple(sorted(after)))
+            yield Op(op, f"node {node}", getattr(times, step.takes), tuple(sorted(after)))
 
 
 def _order(stages: int, micro_batches: int, place: int) -> list[_Step]:
     """Returns the order of a node that is ``place`` nodes from the nearer end of the pipeline."""
-    half = stages // 2
-    inner, outer = half - place - 1, place + 1
-    pair_near, pair_far = _Step(NEAR, FAR), _Step(FAR, NEAR)
-    order = [_Step(forward=NEAR)] * (2 * inner)
-    order += [_Step(forward=NEAR), _Step(forward=FAR)] * outer
-    order += [_Step(backward=FAR, defers_weights=True), _Step(weights_only=True), _Step(forward=FAR)] * inner
-    steady = [pair_near, pair_far] * (micro_batches // 2 - stages + outer)
+    inner, outer = stages // 2 - place - 1, place + 1
+    order = [_FORWARD[NEAR]] * (2 * inner) + _FORWARD * outer
+    order += [_INPUTS[FAR], _WEIGHTS, _FORWARD[FAR]] * inner
+    steady = _PAIR * (micro_batches // 2 - stages + outer)
     if inner == 0:
         # The two middle nodes hand over to each other and cannot overlap their first pair.
-        steady[:1] = [_Step(forward=NEAR), _Step(backward=FAR)]
+        steady[:1] = [_FORWARD[NEAR], _BACKWARD[FAR]]
     order += steady
-    order += [_Step(backward=FAR), pair_far] * inner
-    drain = [_Step(backward=FAR), _Step(backward=NEAR)] * outer
-    # The second half of these puts its gradients of weights off.
-    order += drain[:outer] + [_Step(backward=step.backward, defers_weights=True) for step in drain[outer:]]
-    order += [_Step(weights_only=True), _Step(backward=NEAR, defers_weights=True)] * inner
-    return order + [_Step(weights_only=True)] * outer
+    order += [_BACKWARD[FAR], _PAIR[FAR]] * inner
+    # Backward passes alone, far and near in turn; the second half of them puts its gradients of weights off.
+    ends = [FAR, NEAR] * outer
+    order += [_BACKWARD[end] for end in ends[:outer]] + [_INPUTS[end] for end in ends[outer:]]
+    order += [_WEIGHTS, _INPUTS[NEAR]] * inner
+    return order + [_WEIGHTS] * outer
 
 
 def _plan(node: int, stages: int, micro_batches: int) -> list[tuple[str, tuple[str, ...], _Step]]:
@@ -111,17 +118,12 @@ def _plan(node: int, stages: int, micro_batches: int) -> list[tuple[str, tuple[s
     place = min(node, stages - 1 - node)
     end_of = (0, 1) if node < stages // 2 else (1, 0)
     stage_of = (place, stages - 1 - place)
-    forwards, backwards = [0, 0], [0, 0]
+    begun: Counter[tuple[str, int]] = Counter()
     plan = []
     for position, step in enumerate(_order(stages, micro_batches, place)):
-        names = []
-        if step.forward is not None:
-            names.append(f"F{end_of[step.forward]}.{stage_of[step.forward]}.{forwards[step.forward]}")
-            forwards[step.forward] += 1
-        if step.backward is not None:
-            names.append(f"B{end_of[step.backward]}.{stage_of[step.backward]}.{backwards[step.backward]}")
-            backwards[step.backward] += 1
-        plan.append((f"node {node}, {position}", tuple(names), step))
+        names = tuple(f"{kind}{end_of[end]}.{stage_of[end]}.{begun[kind, end]}" for kind, end in step.passes)
+        begun.update(step.passes)
+        plan.append((f"node {node}, {position}", names, step))
     return plan
 
 
@@ -135,13 +137,3 @@ def _needs(name: str, stages: int) -> Iterator[str]:
         yield f"B{end}.{int(stage) + 1}.{batch}"
     else:
         yield f"F{end}.{stage}.{batch}"
-
-
-def _duration_ps(step: _Step, times: PassTimes) -> int:
-    if step.weights_only:
-        return times.weights_ps
-    if step.forward is not None and step.backward is not None:
-        return times.pair_ps
-    if step.forward is not None:
-        return times.forward_ps
-    return times.backward_ps - (times.weights_ps if step.defers_weights else 0)
