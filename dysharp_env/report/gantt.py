@@ -126,7 +126,7 @@ def _blocks(engine: Engine, max_gpus: int, end_us: float, width: int) -> list[_B
     use = _logged_use(engine, edges_ps) if engine.state.root["logging"][0] else _table_use(engine, edges_ps)
 
     def block(name: str, gpus: np.ndarray) -> _Block:
-        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in parts.items()}) for strip, parts in use)
+        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in stages.items()}) for strip, stages in use)
         return _Block(name, tuple(means))
 
     if num_gpus <= max_gpus:
@@ -143,7 +143,7 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
     resource, gpu, purpose, amount, start, end = log[:, 0], log[:, 1], log[:, 2], log[:, 4], log[:, 5], log[:, 6]
     num_gpus = engine.workload.num_gpus
 
-    def part(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def used(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
         args = (gpu[chosen], start[chosen], end[chosen], weight[chosen])
         return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
@@ -151,13 +151,13 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
     is_dispatch = purpose == layout.DISPATCH_DATA
     links = {
         name: {
-            "dispatch": part((resource == code) & is_dispatch, once),
-            "combine": part((resource == code) & ~is_dispatch, once),
+            "dispatch": used((resource == code) & is_dispatch, once),
+            "combine": used((resource == code) & ~is_dispatch, once),
         }
         for name, code in (("uplink", layout.LOG_UP), ("downlink", layout.LOG_DOWN))
     }
     blocks = amount / _most_gemm_sms(engine)
-    sms = {f"gemm{stage}": part((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
+    sms = {f"gemm{stage}": used((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
     return [("uplink", links["uplink"]), ("SMs", sms), ("downlink", links["downlink"])]
 
 
@@ -170,20 +170,20 @@ def _most_gemm_sms(engine: Engine) -> int:
 
 
 def _table_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Returns the same for dispatch chunks, GEMM rows and combine chunks under way, from the schedule table."""
+    """Returns dispatch chunks, GEMM rows and combine chunks under way, over the most there are, from the table."""
     num_gpus = engine.workload.num_gpus
     rows = schedule_table(engine)
     strips = []
-    for strip, stages in (("dispatch", ("dispatch",)), ("SMs", ("gemm1", "gemm2")), ("combine", ("combine",))):
-        parts = {}
-        for stage in stages:
+    for strip, names in (("dispatch", ("dispatch",)), ("SMs", ("gemm1", "gemm2")), ("combine", ("combine",))):
+        stages = {}
+        for stage in names:
             chosen = [row for row in rows if row.stage == stage]
             gpu = np.array([row.gpu for row in chosen], np.int64)
             start = np.array([row.start_us for row in chosen]) * 1e6
             end = np.array([engine.now_ps if math.isnan(row.end_us) else row.end_us * 1e6 for row in chosen])
-            parts[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
-        most = max(sum(parts.values()).max(), 1.0)  # type: ignore[union-attr]
-        strips.append((strip, {stage: used / most for stage, used in parts.items()}))
+            stages[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
+        most = max(sum(stages.values()).max(), 1.0)  # type: ignore[union-attr]
+        strips.append((strip, {stage: used / most for stage, used in stages.items()}))
     return strips
 
 
@@ -224,22 +224,22 @@ def _draw_blocks(axes: Axes, blocks: list[_Block], end_us: float) -> None:
     axes.set_axisbelow(True)  # above the ground of the strips, below what is drawn on it
     beside = axes.get_yaxis_transform()
     for index, block in enumerate(blocks):
-        for place, (name, parts) in enumerate(block.strips):
+        for place, (name, stages) in enumerate(block.strips):
             base = index * _BLOCK_PITCH + place + 1.0
             axes.axhspan(base - _STRIP_FILL, base, color=_STRIP_GROUND, linewidth=0, zorder=0)
             centre = base - _STRIP_FILL / 2
             axes.text(-0.006, centre, name, transform=beside, ha="right", va="center", fontsize=7.5, color=_FAINT)
-            _draw_strip(axes, base, parts, end_us)
+            _draw_strip(axes, base, stages, end_us)
         middle = index * _BLOCK_PITCH + 2.0 - _STRIP_FILL / 2
         axes.text(-0.103, middle, block.name, transform=beside, ha="left", va="center", fontsize=9.5, color=_INK)
 
 
-def _draw_strip(axes: Axes, base: float, parts: dict[str, np.ndarray], end_us: float) -> None:
+def _draw_strip(axes: Axes, base: float, stages: dict[str, np.ndarray], end_us: float) -> None:
     """Draws the used fractions of one strip, stacked upwards from ``base``."""
-    bins = len(next(iter(parts.values())))
+    bins = len(next(iter(stages.values())))
     time_us = np.linspace(0.0, end_us, bins + 1)
     below = np.zeros(bins)
-    for stage, used in parts.items():
+    for stage, used in stages.items():
         # A link that sends back to back for two stages must not come out above its strip by rounding.
         above = np.minimum(below + used, 1.0)
         axes.fill_between(

@@ -29,7 +29,7 @@ TRAINING_ROUTING = "paper-normal"
 STANDS_FOR = {"tutel": ("tutel-2", "tutel-4", "tutel-8"), "dualpipe": ("deepep",), "two-batch": ("deepep",)}
 # A quick look has this many times fewer tokens; fixed costs then weigh more and tiles fill less.
 QUICK_DIVISOR = 8
-# What a share is compared with.
+# Shares are ratios to this.
 ONE = Measure((), lambda results: 1.0)
 
 
@@ -106,8 +106,8 @@ class Experiments:
             num_sms = cases[0].system.gpu.num_sms if paired else None
 
             def step_us(results: Results) -> float:
-                parts = zip(around, cases, strict=True)
-                forward, backward = (block_parts(outside, results[case]) for outside, case in parts)
+                passes = zip(around, cases, strict=True)
+                forward, backward = (block_parts(outside, results[case]) for outside, case in passes)
                 return training_step(self.steps, _layers(cases[0].layer), forward, backward, num_sms).step_us
 
             return Measure(cases, step_us)

@@ -6,10 +6,10 @@ three machines, models from 2048 to 7168 wide, BF16 and FP8 dispatch, top-2 to t
 next to none, uniform routing, under schedules that use every primitive.
 
 Two things are left out because there the resolutions do differ. A reduction unit short of slots evicts vectors at token
-resolution and single packets at packet resolution, so eviction flits, and acknowledgements of what comes in parts, are
-not the same. And with ``queueing: input_fifo`` token resolution is up to 8 % too fast: an output that serves vector
-after vector frees the heads of input FIFOs sooner than one at which packets of several inputs take turns. (With packets
-as large as vectors, on one plane, the difference is nothing.)
+resolution and single packets at packet resolution, so eviction flits, and acknowledgements of vectors that come packet
+by packet, are not the same. And with ``queueing: input_fifo`` token resolution is up to 8 % too fast: an output that
+serves vector after vector frees the heads of input FIFOs sooner than one at which packets of several inputs take turns.
+(With packets as large as vectors, on one plane, the difference is nothing.)
 """
 
 from __future__ import annotations

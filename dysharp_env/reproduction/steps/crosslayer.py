@@ -48,7 +48,7 @@ def paired_passes_ps(forward: BlockParts, backward: BlockParts, layers: int, bes
 
 
 def paired_passes_ops(forward: BlockParts, backward: BlockParts, layers: int, experts: str = COMPUTE) -> Iterator[Op]:
-    """Yields DualPipe's order for a forward and a backward chunk (DeepSeek-V3 report, arXiv 2412.19437, figure 4).
+    """Yields DualPipe's order for a forward and a backward pass (DeepSeek-V3 report, arXiv 2412.19437, figure 4).
 
     Per layer compute runs experts backward, experts forward, attention backward, attention forward of the next layer;
     communication runs dispatch forward, dispatch backward, combine forward, combine backward of the next layer. In a
