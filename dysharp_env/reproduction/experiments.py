@@ -16,9 +16,10 @@ from dysharp_env.config import ConfigError
 from dysharp_env.reproduction.calibration import CalibrationSpec
 from dysharp_env.reproduction.claims import Measure, Results, best_of
 from dysharp_env.reproduction.steps.inference import decode_us, prefill_two_batch_us, prefill_us
-from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes
+from dysharp_env.reproduction.steps.layers import PS_PER_US, LayerCase, LayerTimes
 from dysharp_env.reproduction.steps.parts import StepSpec, block_parts
-from dysharp_env.reproduction.steps.training import training_step
+from dysharp_env.reproduction.steps.streams import makespan_ps
+from dysharp_env.reproduction.steps.training import training_ops
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import LayerSpec, load_model
 
@@ -108,7 +109,8 @@ class Experiments:
             def step_us(results: Results) -> float:
                 passes = zip(around, cases, strict=True)
                 forward, backward = (block_parts(outside, results[case]) for outside, case in passes)
-                return training_step(self.steps, _layers(cases[0].layer), forward, backward, num_sms).step_us
+                ops = training_ops(self.steps, _layers(cases[0].layer), forward, backward, num_sms)
+                return makespan_ps(ops) / PS_PER_US
 
             return Measure(cases, step_us)
 

@@ -11,6 +11,7 @@ from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, v
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
 from dysharp_env.validation.rows import ValidationRow
+from dysharp_env.workload import ScenarioSpec
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
@@ -278,3 +279,12 @@ def test_help_and_version(capsys):
         with pytest.raises(SystemExit) as ended:
             main(argv)
         assert ended.value.code == 0 and text in capsys.readouterr().out
+
+
+def test_every_field_of_a_scenario_is_an_option(capsys):
+    fields = {"model": "small", "top_k": 4, "layer_index": None, "direction": "backward", "compute_scale": 0.5}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items() if value is not None]
+    assert main(["simulate", *TINY, "--routing", "uniform", *given, "--json", "-"]) == 0
+    scenario = json.loads(capsys.readouterr().out)["config"]["scenario"]
+    assert list(scenario) == list(ScenarioSpec.model_fields)
+    assert {name: scenario[name] for name in fields} == fields

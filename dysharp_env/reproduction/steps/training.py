@@ -7,34 +7,16 @@ pipeline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dysharp_env.reproduction.steps.crosslayer import paired_passes_ps
-from dysharp_env.reproduction.steps.layers import PS_PER_US
 from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec
 from dysharp_env.reproduction.steps.pipelines import PassTimes, dualpipe, one_forward_one_backward
-from dysharp_env.reproduction.steps.streams import Op, makespan_ps
+from dysharp_env.reproduction.steps.streams import Op
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """One training step, us.
-
-    Attributes:
-        step_us: The whole step.
-        busy_us: What the busiest node works.
-        bubble_us: What it waits.
-    """
-
-    step_us: float
-    busy_us: float
-    bubble_us: float
-
-
-def training_step(
+def training_ops(
     spec: StepSpec, layers: int, forward: BlockParts, backward: BlockParts, paired_sms: int | None = None
-) -> TrainingStep:
-    """Returns a training step of a model of ``layers`` equal layers.
+) -> list[Op]:
+    """Returns the operations of a training step of a model of ``layers`` equal layers, each node a stream.
 
     Args:
         spec: Stages and micro-batches.
@@ -51,24 +33,14 @@ def training_step(
     stage_layers = -(-layers // spec.stages)
     forward_ps, backward_ps = stage_layers * forward.total_ps, stage_layers * backward.total_ps
     if paired_sms is None:
-        ops = one_forward_one_backward(spec.stages, spec.micro_batches, forward_ps, backward_ps)
-    else:
-        slowed = [block.on_fewer_sms(paired_sms, spec.overlap_sms) for block in (forward, backward)]
-        times = PassTimes(
-            # What is not paired has all SMs in its compute phases.
-            forward_ps=forward_ps,
-            backward_ps=backward_ps,
-            # Half of a backward pass's GEMM and attention work is for weights.
-            weights_ps=stage_layers * (backward.around_ps + backward.phases_ps()[1]) // 2,
-            pair_ps=paired_passes_ps(slowed[0], slowed[1], stage_layers, spec.overlap_beside),
-        )
-        ops = dualpipe(spec.stages, spec.micro_batches, times)
-    return _step_of(list(ops))
-
-
-def _step_of(ops: list[Op]) -> TrainingStep:
-    busy_ps: dict[str, int] = {}
-    for op in ops:
-        busy_ps[op.stream] = busy_ps.get(op.stream, 0) + op.duration_ps
-    total_ps, most_ps = makespan_ps(ops), max(busy_ps.values())
-    return TrainingStep(total_ps / PS_PER_US, most_ps / PS_PER_US, (total_ps - most_ps) / PS_PER_US)
+        return [*one_forward_one_backward(spec.stages, spec.micro_batches, forward_ps, backward_ps)]
+    slowed = [block.on_fewer_sms(paired_sms, spec.overlap_sms) for block in (forward, backward)]
+    times = PassTimes(
+        # What is not paired has all SMs in its compute phases.
+        forward_ps=forward_ps,
+        backward_ps=backward_ps,
+        # Half of a backward pass's GEMM and attention work is for weights.
+        weights_ps=stage_layers * (backward.around_ps + backward.phases_ps()[1]) // 2,
+        pair_ps=paired_passes_ps(slowed[0], slowed[1], stage_layers, spec.overlap_beside),
+    )
+    return [*dualpipe(spec.stages, spec.micro_batches, times)]
