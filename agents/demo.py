@@ -26,7 +26,7 @@ from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.output import json_document, results_console
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.report.files import write_bytes, write_text
-from dysharp_env.report.gantt import encode_png, render_pair
+from dysharp_env.report.gantt import encode_png, render
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import load_schedule, simulate
@@ -138,7 +138,7 @@ def _show_schedules(folder: RunFolder, agent: Contender, suite: SuiteSpec) -> No
     ScheduleTable.of(engine).to_csv(folder.path / "schedule.csv")
     write_bytes(folder.path / "timeline.json", chrome_trace(engine, f"{agent.name}: {item.name}"))
     bound_us = run.lower_bound_ps / 1e6
-    picture = render_pair((agent.name, engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
+    picture = render((agent.name, engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
     write_bytes(folder.path / "schedule.png", encode_png(picture))
 
 

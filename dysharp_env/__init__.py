@@ -17,13 +17,6 @@ Links and switch
     - At token resolution an output serves vector after vector, where packets take turns. Against packets on their
       planes that is within 2 % on the workloads of ``validate``, and up to 8 % too fast with ``queueing:
       input_fifo``.
-    - Chunk resolution, which is for training, moves a token chunk's vectors for one destination as one. Means over four
-      routings are within 2.6 % of token resolution on the 30 workloads of ``validate`` under seven schedules, 0.4 % on
-      average, with the schedules in the same order; traffic is the same to the flit where no sum is evicted. A single
-      layer whose weights do not fit in L2 can be up to 8 % off, either way, as it can between token and packet
-      resolution; and with GEMMs of next to no time, which leaves nothing but the way tokens follow each other, plain
-      reads (``trtllm-one-sided``) and copies for every expert (``tutel``) are up to 10 % too fast. Sums that are
-      pushed into the switch stay single vectors.
     - The hash that picks planes, the crossbar inside a switch, its arbitration time and the sizes of its route and
       group tables are not public. Here any mix of flows that fits the ports fits the crossbar, and virtual output
       queues fill links to 97 %, where DeepEP measures 84 to 90 % on H800 and B200: predictions there are 5 to 12 %

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     *("config", "system", "workload", "multimem", "simulator", "schedules"),
-    *("steps", "report", "envs", "bench", "commands"),
+    *("report", "validation", "reproduction", "envs", "bench", "commands"),
 ]
 SOURCES = sorted((ROOT / "dysharp_env").rglob("*.py"))
 

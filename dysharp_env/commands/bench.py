@@ -16,9 +16,9 @@ from rich.table import Table
 
 from dysharp_env.bench import environments, layers, links, processes
 from dysharp_env.bench.timing import Row
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
-from dysharp_env.config import ConfigError
+from dysharp_env.commands.options import add_json_option, require_at_least
+from dysharp_env.commands.output import check_targets, publish, results_console
+from dysharp_env.report.tables import empty_table
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 
 
@@ -37,18 +37,15 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option is wrong.
     """
     check_targets(("json", args.json, None))
-    if args.threads < 1:
-        raise ConfigError(f"threads={args.threads} must be at least 1")
+    require_at_least(1, threads=args.threads)
     ensure_compiled()
     rows = []
     for row in bench_rows(args.quick, args.threads):
         # A measurement takes seconds: say what is known so far.
         notice(f"{row.name}: {number(row.value)} {row.unit}")
         rows.append(row)
-    if args.json:
-        records = [row.record() for row in rows]
-        write_json(args.json, json_document("bench", 0, describe(args.quick, args.threads), rows=records))
-    if args.json != STANDARD_OUTPUT:
+    config = describe(args.quick, args.threads)
+    if publish(args.json, "bench", 0, config, rows=[row.record() for row in rows]):
         results_console().print(bench_table(rows))
     return 0
 
@@ -89,9 +86,7 @@ def describe(quick: bool, threads: int) -> dict[str, Any]:
 
 def bench_table(rows: Iterable[Row]) -> Table:
     """Returns one line per row, with how long it took on the wall and of the CPUs."""
-    table = Table(title="Speed on this machine", title_justify="left", title_style="bold")
-    table.add_column("what")
-    table.add_column("value", justify="right", no_wrap=True)
+    table = empty_table("Speed on this machine", ("what",), ("value",))
     table.add_column("unit", no_wrap=True)
     table.add_column("wall s", justify="right", no_wrap=True)
     table.add_column("CPU s", justify="right", no_wrap=True)

@@ -5,24 +5,15 @@ from __future__ import annotations
 import argparse
 
 from dysharp_env.commands.options import (
-    add_json_option,
-    add_resolution_option,
+    add_run_options,
     add_scenario_options,
-    add_schedule_option,
     describe_config,
     read_scenario,
     read_schedules,
 )
-from dysharp_env.commands.output import (
-    STANDARD_OUTPUT,
-    check_targets,
-    json_document,
-    results_console,
-    write_json,
-)
+from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.files import write_bytes
-from dysharp_env.report.records import TimedRun, run_timed
+from dysharp_env.report.records import layer_title, run_timed
 from dysharp_env.report.tables import comparison_table
 from dysharp_env.schedules import ScheduleSpec
 from dysharp_env.simulator.warmup import ensure_compiled, notice
@@ -33,11 +24,9 @@ DEFAULT_AGAINST = "deepep"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
-    add_schedule_option(parser, "every preset that the system has the hardware for")
+    add_run_options(parser, "every preset that the system has the hardware for")
     text = f"the schedule that speed-ups are relative to (default: {DEFAULT_AGAINST}, or else the first)"
     parser.add_argument("--against", metavar="NAME", help=text)
-    add_resolution_option(parser)
-    add_json_option(parser)
     parser.add_argument("--picture", metavar="FILE.png", help="draw two schedules on one time axis")
     add_scenario_options(parser)
 
@@ -63,20 +52,16 @@ def run(args: argparse.Namespace) -> int:
         run_timed(scenario, workload, schedule, resolution=args.resolution, logging=bool(args.picture))
         for schedule in schedules
     ]
-
+    bound_us = runs[0].result.lower_bound_us
     if args.picture:
-        _draw(args.picture, runs)
-    if args.json:
-        records = [run.record() for run in runs]
-        config = {**describe_config(scenario, schedules, args.resolution), "against": against}
-        write_json(args.json, json_document("compare", args.seed, config, runs=records))
-    if args.json != STANDARD_OUTPUT:
+        # Matplotlib takes longer to import than most layers to simulate.
+        from dysharp_env.report.gantt import write_picture
+
+        write_picture(args.picture, *((run.schedule, run.run.engine) for run in runs), lower_bound_us=bound_us)
+    config = {**describe_config(scenario, schedules, args.resolution), "against": against}
+    if publish(args.json, "compare", args.seed, config, runs=[run.record() for run in runs]):
         console = results_console()
-        layer = workload.layer
-        what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {workload.tokens_per_gpu} tokens per GPU"
-        line = f"{workload.num_gpus} GPUs of {scenario.system.name}: {what}, {workload.name}; "
-        bound = f"lower bound {runs[0].result.lower_bound_us:.1f} us"
-        console.print(line + bound, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{layer_title(workload, scenario.system.name)}; lower bound {bound_us:.1f} us")
         console.print(comparison_table(runs, against))
     return 0
 
@@ -97,12 +82,3 @@ def _read_schedules(args: argparse.Namespace, scenario: Scenario) -> list[Schedu
     if not fitting:
         raise ConfigError(f"system='{args.system}' has the hardware for none of {[each.name for each in schedules]}")
     return fitting
-
-
-def _draw(target: str, runs: list[TimedRun]) -> None:
-    # Matplotlib takes longer to import than most layers to simulate.
-    from dysharp_env.report.gantt import encode_png, render_pair
-
-    panels = [(run.schedule, run.run.engine) for run in runs]
-    picture = render_pair(panels[0], panels[1], lower_bound_us=runs[0].result.lower_bound_us, scale=2.0)
-    write_bytes(target, encode_png(picture))

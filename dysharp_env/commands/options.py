@@ -3,58 +3,64 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from dysharp_env.config import ConfigError, parse_spec, preset_names
+from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule
 from dysharp_env.simulator.costs import RESOLUTIONS
 from dysharp_env.workload import Scenario, ScenarioSpec
 from dysharp_env.workload.routing import routing_names
 
+_METAVARS: dict[type, str] = {int: "N", float: "X"}
+
+
+def add_spec_options(
+    parser: argparse._ActionsContainer,
+    spec: type[Spec],
+    names: Mapping[str, Sequence[str]] = {},  # noqa: B006
+) -> None:
+    """Adds an option for every field of a spec: its type, its default, and its own description as the help.
+
+    Args:
+        parser: A parser or a group of one.
+        spec: Every field must be a number or a string, from a ``Literal`` or not; None may stand beside it.
+        names: Names that a field takes, by field, where its type does not say them.
+    """
+    for name, field in spec.model_fields.items():
+        types = {field.annotation, *get_args(field.annotation)}
+        literals = [choice for each in types for choice in get_args(each) if isinstance(choice, str)]
+        number, metavar = next(
+            ((each, mark) for each, mark in ((int, "N"), (float, "X")) if each in types), (str, "NAME")
+        )
+        text = str(field.description).replace("``", "").removesuffix(".").replace("%", "%%")
+        text = text if text[1].isupper() else text[0].lower() + text[1:]
+        text += f": {', '.join(names[name])}" if name in names else ""
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=field.default,
+            help=text if field.default is None else f"{text} (default: %(default)s)",
+            type=number,
+            choices=literals or None,
+            metavar=None if literals else _METAVARS.get(number, "NAME"),
+        )
+
 
 def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which machine, which layer and which tokens, and ``--seed``."""
-    spec = ScenarioSpec()
     group = parser.add_argument_group("workload")
-
-    def add(option: str, text: str, **settings: Any) -> None:
-        default = getattr(spec, option.removeprefix("--").replace("-", "_"))
-        shown = "" if default is None else " (default: %(default)s)"
-        group.add_argument(option, default=default, help=text + shown, **settings)
-
-    add("--system", f"a .yaml file, or one of {', '.join(preset_names('systems'))}", metavar="NAME")
-    add("--gpus", "use that many of the system's GPUs (default: all)", type=int, metavar="N")
-    add("--model", "a .yaml file or a preset, such as large, deepseek-v3 or qwen3-30b", metavar="NAME")
-    add("--top-k", "experts per token (default: the model's)", type=int, metavar="K")
-    add("--tokens", "tokens per GPU", type=int, metavar="N")
-    add("--routing", f"recorded, an .npz trace, or one of {', '.join(routing_names())}", metavar="NAME")
-    add("--split", "which tokens of a trace to use", choices=_literals("split"))
-    add("--layer-index", "which layer of a trace to use (default: drawn by the seed)", type=int, metavar="N")
-    add("--placement", "contiguous, or a .json or .npz file with the GPU of every expert", metavar="NAME")
-    text = "what a dispatched token is sent in (default: the model's)"
-    add("--dispatch-dtype", text, choices=_literals("dispatch_dtype"))
-    add("--direction", "which pass of the layer; backward does twice the GEMM work", choices=_literals("direction"))
-    text = "multiply GEMM and HBM time; 0.001 sets them near zero, so that communication is all there is"
-    add("--compute-scale", text, type=float, metavar="X")
-    text = "multiply the time of GEMM thread blocks on GPU 0, as if its clock were held down"
-    add("--slow-gpu", text, type=float, metavar="X")
-    group.add_argument("--seed", type=int, default=0, help="seed of the routing (default: %(default)s)")
+    add_spec_options(group, ScenarioSpec, {"system": preset_names("systems"), "routing": routing_names()})
+    add_seed_option(group)
 
 
-def add_schedule_option(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the repeatable ``--schedule``; ``default`` says what happens without it."""
+def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(preset_names("schedules"))
     text = f"a .yaml file, or one of {names}; repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
-
-
-def add_resolution_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--resolution``."""
-    text = (
-        "what moves through links and switch as one: a token's vector, each packet on its plane, or a token chunk's"
-        " vectors for one destination, which is for training (default: token)"
-    )
+    text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)
+    add_json_option(parser)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +68,20 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write results as JSON; '-' for standard output, and no tables")
 
 
-def _literals(field: str) -> list[str]:
-    """Returns the strings that a ``Literal`` field, or one that may also be None, accepts."""
-    annotation = ScenarioSpec.model_fields[field].annotation
-    found = [choice for part in (annotation, *get_args(annotation)) for choice in get_args(part)]
-    return [choice for choice in found if isinstance(choice, str)]
+def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
+    """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
+    parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")
+
+
+def require_at_least(least: int, **options: int) -> None:
+    """Checks that options are not too small: ``least`` is 0 or 1.
+
+    Raises:
+        ConfigError: One is; the message names it.
+    """
+    for option, value in options.items():
+        if value < least:
+            raise ConfigError(f"{option}={value} must {f'be at least {least}' if least else 'not be negative'}")
 
 
 def read_scenario(args: argparse.Namespace) -> Scenario:
@@ -75,8 +90,7 @@ def read_scenario(args: argparse.Namespace) -> Scenario:
     Raises:
         ConfigError: An option's value is wrong, or the parts do not fit each other.
     """
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
+    require_at_least(0, seed=args.seed)
     values = {name: getattr(args, name) for name in ScenarioSpec.model_fields}
     return parse_spec(ScenarioSpec, values, source=args.command).build()
 

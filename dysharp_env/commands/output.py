@@ -18,7 +18,7 @@ STANDARD_OUTPUT = "-"
 _PIPED_WIDTH = 140
 
 
-def json_document(command: str, seed: int, config: dict[str, Any], **content: Any) -> dict[str, Any]:
+def json_document(command: str, seed: int | None, config: dict[str, Any], **content: Any) -> dict[str, Any]:
     """Returns a command's JSON result: schema, version, seed and configuration, then its own content."""
     head = {"schema": f"dysharp/{command}/1", "version": __version__, "seed": seed, "config": config}
     return {**head, **content}
@@ -65,7 +65,25 @@ def write_json(target: str, document: dict[str, Any]) -> None:
         write_text(target, text)
 
 
+def publish(target: str | None, command: str, seed: int | None, config: dict[str, Any], **content: Any) -> bool:
+    """Writes a command's JSON result where ``--json`` says; returns whether tables may be printed beside it.
+
+    They may not where standard output holds the JSON.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    if target is not None:
+        write_json(target, json_document(command, seed, config, **content))
+    return target != STANDARD_OUTPUT
+
+
 def results_console() -> Console:
     """Returns the console for tables: as wide as the terminal, or wide enough for every table where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+
+
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Prints a line as it is: not read as markup, no numbers coloured, not broken at the edge of the terminal."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

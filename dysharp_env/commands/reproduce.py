@@ -8,17 +8,16 @@ import os
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, require_choice
-from dysharp_env.report.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
-from dysharp_env.report.experiments import QUICK_DIVISOR, Experiments
-from dysharp_env.report.reproduction import Claim, Row, evaluate, summary_lines
-from dysharp_env.report.reproduction_runs import simulate_cases
-from dysharp_env.report.reproduction_tables import TABLES
-from dysharp_env.report.tables import reproduction_table
+from dysharp_env.reproduction.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
+from dysharp_env.reproduction.claims import Claim, Row, evaluate, reproduction_table, summary_lines
+from dysharp_env.reproduction.experiments import QUICK_DIVISOR, Experiments
+from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulate_cases
+from dysharp_env.reproduction.steps.parts import StepSpec
+from dysharp_env.reproduction.tables import TABLES
 from dysharp_env.simulator.warmup import ensure_compiled, notice
-from dysharp_env.steps import LayerCase, LayerTimes, StepSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"simulate 1/{QUICK_DIVISOR} of the tokens: minutes instead of hours, and further from the paper"
     parser.add_argument("--quick", action="store_true", help=text)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the routing (default: %(default)s)")
+    add_seed_option(parser)
     add_json_option(parser)
 
 
@@ -41,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     check_targets(("json", args.json, None))
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
+    require_at_least(0, seed=args.seed)
     most = 4 * (os.cpu_count() or 1)
     if not 1 <= args.jobs <= most:
         raise ConfigError(f"jobs={args.jobs} must be 1 to {most}, four times the cores of this machine")
@@ -54,17 +52,13 @@ def run(args: argparse.Namespace) -> int:
     ensure_compiled()
     results = _simulate([case for listed in claims.values() for claim in listed for case in claim.cases], args.jobs)
     rows = [evaluate(claim, name, results) for name, listed in claims.items() for claim in listed]
-
-    if args.json:
-        config = {
-            "calibrations": [each.model_dump(mode="json") for each in calibrations],
-            "tables": tables,
-            "tokens_divisor": divisor,
-            "steps": StepSpec().model_dump(mode="json"),
-        }
-        records = [row.record() for row in rows]
-        write_json(args.json, json_document("reproduce", args.seed, config, rows=records))
-    if args.json != STANDARD_OUTPUT:
+    config = {
+        "calibrations": [each.model_dump(mode="json") for each in calibrations],
+        "tables": tables,
+        "tokens_divisor": divisor,
+        "steps": StepSpec().model_dump(mode="json"),
+    }
+    if publish(args.json, "reproduce", args.seed, config, rows=[row.record() for row in rows]):
         _print(rows, tables, divisor)
     return 0
 
@@ -97,4 +91,4 @@ def _print(rows: list[Row], tables: list[str], divisor: int) -> None:
     for table in tables:
         console.print(reproduction_table(table, [row for row in rows if row.table == table]))
     for line in summary_lines(rows):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)

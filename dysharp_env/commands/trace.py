@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from dysharp_env import __version__
+from dysharp_env.commands.options import add_json_option, add_seed_option, add_spec_options, require_at_least
+from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, parse_spec
+from dysharp_env.report.tables import empty_table
 from dysharp_env.workload.layer import load_model
 from dysharp_env.workload.recording import RecordingSpec, record
 from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates, routing_names
@@ -40,16 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info = actions.add_parser("info", help="print the statistics of a trace")
     info.add_argument("trace", help="an .npz trace, or 'recorded' for the one that ships with the package")
     info.add_argument("--gpus", type=int, nargs="+", help="GPU counts for fan-out (default: 8 16 32 64 that fit)")
-    info.add_argument("--json", metavar="FILE", help="write the statistics as JSON; '-' for standard output")
+    add_json_option(info)
 
-    defaults = RecordingSpec()
     recording = actions.add_parser("record", help="train a tiny MoE language model and record its routing")
-    recording.add_argument("--steps", type=int, default=defaults.steps, help="training steps (default: %(default)s)")
-    recording.add_argument("--tokens", type=int, default=defaults.tokens, help="recorded tokens (default: %(default)s)")
-    recording.add_argument("--experts", type=int, default=defaults.experts, help="experts (default: %(default)s)")
-    recording.add_argument("--top-k", type=int, default=defaults.top_k, help="experts a token (default: %(default)s)")
-    recording.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
-    recording.add_argument("--output", required=True, metavar="FILE", help="the .npz to write")
+    add_spec_options(recording, RecordingSpec)
 
     generate = actions.add_parser("generate", help="draw a trace from a generator")
     generate.add_argument("--routing", required=True, help=f"one of {', '.join(routing_names())}")
@@ -57,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("--top-k", type=int, help="experts a token (default: the model's)")
     generate.add_argument("--tokens", type=int, default=8192, help="tokens of each layer (default: %(default)s)")
     generate.add_argument("--layers", type=int, default=1, help="layers, drawn one by one (default: %(default)s)")
-    generate.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    generate.add_argument("--output", required=True, metavar="FILE", help="the .npz to write")
+    add_seed_option(generate, "random seed")
 
     convert = actions.add_parser("convert", help="copy some layers, tokens or experts of a trace to a new file")
     convert.add_argument("trace", help="an .npz trace, or 'recorded'")
@@ -67,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--window", metavar="START:STOP", help="tokens to keep, counted within the split")
     convert.add_argument("--experts", type=int, help="declare the number of experts, where the file does not")
     convert.add_argument("--drop-weights", action="store_true", help="leave the gate weights out")
-    convert.add_argument("--output", required=True, metavar="FILE", help="the .npz to write")
+    for action in (recording, generate, convert):
+        action.add_argument("--output", required=True, metavar="FILE", help="the .npz to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,12 +76,16 @@ def run(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> None:
     if args.trace in routing_names():
         raise ConfigError(f"'{args.trace}' is a generator, not a trace; run: trace generate --routing {args.trace}")
+    check_targets(("json", args.json, None))
     trace = load_trace(args.trace)
     usual = [count for count in _USUAL_GPU_COUNTS if trace.experts % count == 0 and count <= trace.num_tokens]
     statistics = trace_statistics(trace, args.gpus or usual)
-    if args.json:
-        _write_json(_as_json(args, trace, statistics), args.json)
-    if args.json != "-":
+    config = {"trace": args.trace, "gpus": [row.num_gpus for row in statistics.fan_out]}
+    content = {
+        **{"source": trace.source, "experts": trace.experts, "top_k": trace.top_k, "tokens": trace.num_tokens},
+        **{"documents": len(trace.doc_offsets) - 1, **asdict(statistics)},
+    }
+    if publish(args.json, "trace", None, config, **content):
         _print_statistics(args.trace, trace, statistics)
 
 
@@ -111,11 +107,8 @@ def _generate(args: argparse.Namespace) -> None:
         raise ConfigError(f"routing='{args.routing}' is a trace; choose a generator from {routing_names()}")
     models = routing_candidates(args.routing)
     layer = load_model(args.model, top_k=args.top_k)
-    for option in ("tokens", "layers"):
-        if getattr(args, option) < 1:
-            raise ConfigError(f"{option}={getattr(args, option)} must be at least 1")
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
+    require_at_least(1, tokens=args.tokens, layers=args.layers)
+    require_at_least(0, seed=args.seed)
     require_output(args.output)
     rng = np.random.default_rng(args.seed)
     document_tokens = ROUTING_MODELS["uniform"].document_tokens
@@ -163,70 +156,28 @@ def _save(trace: RoutingTrace, output: str) -> None:
     save_trace(trace, output)
     size_kb = Path(output).stat().st_size / 1000
     layers, tokens, top_k = trace.topk_ids.shape
-    Console(stderr=True).print(
-        f"wrote {output}: {layers} layers x {tokens} tokens x top-{top_k} of {trace.experts} experts, {size_kb:.0f} kB",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _as_json(args: argparse.Namespace, trace: RoutingTrace, statistics: TraceStatistics) -> dict[str, Any]:
-    return {
-        "schema": "dysharp/trace/1",
-        "version": __version__,
-        "seed": None,
-        "config": {"trace": args.trace, "gpus": [row.num_gpus for row in statistics.fan_out]},
-        "source": trace.source,
-        "experts": trace.experts,
-        "top_k": trace.top_k,
-        "tokens": trace.num_tokens,
-        "documents": len(trace.doc_offsets) - 1,
-        **asdict(statistics),
-    }
-
-
-def _write_json(content: dict[str, Any], target: str) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write json='{target}': {error.strerror}") from None
+    what = f"{layers} layers x {tokens} tokens x top-{top_k} of {trace.experts} experts"
+    say(Console(stderr=True), f"wrote {output}: {what}, {size_kb:.0f} kB")
 
 
 def _print_statistics(name: str, trace: RoutingTrace, statistics: TraceStatistics) -> None:
-    console = Console()
-    console.print(
-        f"{name}: {len(trace.topk_ids)} layers, {trace.num_tokens} tokens, {len(trace.doc_offsets) - 1} documents,"
-        f" top-{trace.top_k} of {trace.experts} experts",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    console = results_console()
+    documents = len(trace.doc_offsets) - 1
+    size = f"{len(trace.topk_ids)} layers, {trace.num_tokens} tokens, {documents} documents"
+    say(console, f"{name}: {size}, top-{trace.top_k} of {trace.experts} experts")
     if trace.source:
-        console.print(trace.source, style="dim", highlight=False, markup=False, soft_wrap=True)
-    layers = Table("layer", title="Expert loads and locality", title_justify="left")
-    for column in ("load CV", "max/mean", "hottest 1/8", "repeated by next", "if independent"):
-        layers.add_column(column, justify="right")
-    for label, row in [*((str(number), row) for number, row in statistics.layers.items()), ("mean", statistics.mean)]:
+        say(console, trace.source, style="dim")
+    columns = ("load CV", "max/mean", "hottest 1/8", "repeated by next", "if independent")
+    layers = empty_table("Expert loads and locality", ("layer",), columns)
+    for label, row in (*statistics.layers.items(), ("mean", statistics.mean)):
         if label == "mean":
             layers.add_section()
-        layers.add_row(
-            label,
-            f"{row.load_cv:.2f}",
-            f"{row.load_max_over_mean:.2f}",
-            f"{row.hottest_share:.1%}",
-            f"{row.adjacent_share:.3f}",
-            f"{row.adjacent_share_independent:.3f}",
-        )
+        loads = (f"{row.load_cv:.2f}", f"{row.load_max_over_mean:.2f}", f"{row.hottest_share:.1%}")
+        layers.add_row(str(label), *loads, f"{row.adjacent_share:.3f}", f"{row.adjacent_share_independent:.3f}")
     console.print(layers)
     if statistics.fan_out:
-        fan_out = Table(title="GPUs, experts placed contiguously", title_justify="left")
-        for column in ("GPUs", "GPUs a token", "if uniform", "busiest GPU/mean", "busiest pair/mean"):
-            fan_out.add_column(column, justify="right")
+        columns = ("GPUs", "GPUs a token", "if uniform", "busiest GPU/mean", "busiest pair/mean")
+        fan_out = empty_table("GPUs, experts placed contiguously", (), columns)
         for reach in statistics.fan_out:
             numbers = (reach.fan_out, reach.fan_out_uniform, reach.gpu_max_over_mean, reach.pair_max_over_mean)
             fan_out.add_row(str(reach.num_gpus), *(f"{number:.2f}" for number in numbers))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
-from dysharp_env.config import ConfigError
-from dysharp_env.report import validation
-from dysharp_env.report.measurements import prediction_errors_pct
-from dysharp_env.report.tables import validation_table
+from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.simulator.warmup import ensure_compiled
+from dysharp_env.validation import closed_forms
+from dysharp_env.validation.measurements import prediction_errors_pct
+from dysharp_env.validation.report import validation_rows, validation_table
 
 FAILED = 1
 
@@ -18,7 +17,7 @@ FAILED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
     add_json_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random routing (default: %(default)s)")
+    add_seed_option(parser, "seed of the random routing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,16 +27,12 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     check_targets(("json", args.json, None))
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
+    require_at_least(0, seed=args.seed)
     ensure_compiled()
-    rows = [*validation.validation_rows(args.seed)]
+    rows = [*validation_rows(args.seed)]
     failed = sum(not row.passes for row in rows)
-    if args.json:
-        config = {"system": validation.SYSTEM, "gpus": validation.NUM_GPUS, "tokens": validation.TOKENS_PER_GPU}
-        records = [row.record() for row in rows]
-        write_json(args.json, json_document("validate", args.seed, config, rows=records))
-    if args.json != STANDARD_OUTPUT:
+    config = {"system": closed_forms.SYSTEM, "gpus": closed_forms.NUM_GPUS, "tokens": closed_forms.TOKENS_PER_GPU}
+    if publish(args.json, "validate", args.seed, config, rows=[row.record() for row in rows]):
         console = results_console()
         console.print(validation_table(rows))
         mean_pct, max_pct = prediction_errors_pct(rows)

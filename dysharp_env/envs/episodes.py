@@ -295,8 +295,8 @@ class Episodes:
 
             return describe_state(self.run(copy))
         if mode == "rgb_array":
-            from dysharp_env.report.gantt import draw_schedule
+            from dysharp_env.report.gantt import render
 
             run = self.run(copy)
-            return draw_schedule(run.engine, self.schedule.name, run.lower_bound_ps / 1e6)
+            return render((self.schedule.name, run.engine), lower_bound_us=run.lower_bound_ps / 1e6)
         return None

@@ -1,1 +1,4 @@
-"""What people look at: records and tables of results, timelines, pictures, text, validation against closed forms."""
+"""What people look at: results as records, tables and text, timelines, pictures, and the files they go to."""
+
+STAGE_NAMES = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
+RESOURCE_NAMES = {"uplink": "uplinks", "downlink": "downlinks", "sm": "SMs", "hbm": "HBM"}

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,16 +23,22 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
+from dysharp_env.report import STAGE_NAMES
+from dysharp_env.report.files import write_bytes
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 
 # Okabe and Ito, "Color Universal Design" (2008).
 COLOURS = {"dispatch": "#0072B2", "gemm1": "#009E73", "gemm2": "#CC79A7", "combine": "#E69F00"}
-STAGE_LABELS = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
 _STRIP_GROUND = "#F1F3F5"
 _INK, _FAINT = "#212529", "#868E96"
 _BOUND_COLOUR = "#D55E00"
+_TITLE: dict[str, Any] = {"fontsize": 11.5, "fontweight": "bold", "color": _INK}
+_LEGEND: dict[str, Any] = {
+    **{"frameon": False, "fontsize": 9.5, "labelcolor": _INK},
+    **{"handlelength": 1.2, "handleheight": 0.9, "columnspacing": 1.4},
+}
 _DPI = 100
 _BIN_PX = 4  # narrower, and the strips show single segments rather than use
 _BLOCK_PITCH = 3.6  # a block's three strips and the space below them, in strip heights
@@ -50,47 +57,56 @@ class _Block:
     strips: tuple[tuple[str, dict[str, np.ndarray]], ...]
 
 
-def draw_schedule(engine: Engine, title: str = "", lower_bound_us: float | None = None) -> np.ndarray:
-    """Returns ``render`` at its usual size: a picture of a running or finished layer, (height, width, 3) uint8."""
-    return render(engine, title=title, lower_bound_us=lower_bound_us)
-
-
 def render(
-    engine: Engine,
-    *,
-    title: str = "",
+    *panels: tuple[str, Engine],
     lower_bound_us: float | None = None,
     width: int = 1200,
-    max_gpus: int = 8,
+    max_gpus: int | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Returns a picture of one layer, (height, width, 3) uint8, times ``scale``.
+    """Returns a picture of layers, one above the other on one time axis, as (height, width, 3) uint8 times ``scale``.
 
     Args:
-        engine: A running or finished engine.
-        title: Shown on top.
+        *panels: Title and engine of each layer, running or finished.
         lower_bound_us: Drawn as a dashed line.
         width: Pixels at scale 1; the height follows from the GPUs shown.
-        max_gpus: Most GPUs shown; of more, the mean of all and GPUs evenly spread over the system.
+        max_gpus: Most GPUs shown of a layer: 8 of one, 2 of each of several, if not given; of more, the mean of all and
+            GPUs evenly spread over the system.
         scale: Pixels per pixel, for screens that have more of them.
     """
-    panel = _blocks(engine, max_gpus, _end_us(engine, lower_bound_us), width)
-    return _draw([(title, engine, panel)], lower_bound_us, width, scale)
+    most = max_gpus or (8 if len(panels) == 1 else 2)
+    end_us = max(lower_bound_us or 0.0, 1e-3, *(engine.now_ps / 1e6 for _, engine in panels))
+    drawn = [(title, engine, _blocks(engine, most, end_us, width)) for title, engine in panels]
+    strip_px = 24 if max(len(blocks) for *_, blocks in drawn) <= 4 else 18
+    heights = [round(len(blocks) * _BLOCK_PITCH * strip_px) for *_, blocks in drawn]
+    height = sum(heights) + _HEAD_PX * len(panels) + _FOOT_PX
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI * scale, facecolor="white")
+    bottom = height
+    for (title, engine, blocks), panel_height in zip(drawn, heights, strict=True):
+        top = bottom - _HEAD_PX
+        bottom = top - panel_height
+        box = (_LEFT_PX / width, bottom / height, (width - _LEFT_PX - _RIGHT_PX) / width, panel_height / height)
+        axes = figure.add_axes(box)
+        _draw_blocks(axes, blocks, end_us)
+        _draw_ends(axes, engine, lower_bound_us)
+        axes.tick_params(labelbottom=bottom <= _FOOT_PX)
+        figure.text(14 / width, (top + 34) / height, title, **_TITLE, va="center", parse_math=False)
+    axes.set_xlabel("time, µs", color=_INK, fontsize=9.5, loc="left", labelpad=1)
+    handles = [Patch(facecolor=colour, label=STAGE_NAMES[stage]) for stage, colour in COLOURS.items()]
+    corner = (1 - _RIGHT_PX / width, 0.0)
+    figure.legend(handles=handles, loc="lower right", bbox_to_anchor=corner, ncols=len(handles), **_LEGEND)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def render_pair(
-    first: tuple[str, Engine],
-    second: tuple[str, Engine],
-    *,
-    lower_bound_us: float | None = None,
-    width: int = 1200,
-    max_gpus: int = 2,
-    scale: float = 1.0,
-) -> np.ndarray:
-    """Returns two layers, each (title, engine), one above the other on one time axis; see ``render``."""
-    end_us = max(_end_us(engine, lower_bound_us) for _, engine in (first, second))
-    panels = [(title, engine, _blocks(engine, max_gpus, end_us, width)) for title, engine in (first, second)]
-    return _draw(panels, lower_bound_us, width, scale)
+def write_picture(path: str | Path, *panels: tuple[str, Engine], lower_bound_us: float, scale: float = 2.0) -> None:
+    """Writes what ``render`` returns as a PNG file.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_bytes(path, encode_png(render(*panels, lower_bound_us=lower_bound_us, scale=scale)))
 
 
 def encode_png(picture: np.ndarray) -> bytes:
@@ -103,10 +119,6 @@ def encode_png(picture: np.ndarray) -> bytes:
 # What is drawn: used fractions over time.
 
 
-def _end_us(engine: Engine, lower_bound_us: float | None) -> float:
-    return max(engine.now_ps / 1e6, lower_bound_us or 0.0, 1e-3)
-
-
 def _blocks(engine: Engine, max_gpus: int, end_us: float, width: int) -> list[_Block]:
     """Returns the strips to draw: every GPU, or the mean of all and a few."""
     num_gpus = engine.workload.num_gpus
@@ -114,7 +126,7 @@ def _blocks(engine: Engine, max_gpus: int, end_us: float, width: int) -> list[_B
     use = _logged_use(engine, edges_ps) if engine.state.root["logging"][0] else _table_use(engine, edges_ps)
 
     def block(name: str, gpus: np.ndarray) -> _Block:
-        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in parts.items()}) for strip, parts in use)
+        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in stages.items()}) for strip, stages in use)
         return _Block(name, tuple(means))
 
     if num_gpus <= max_gpus:
@@ -131,7 +143,7 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
     resource, gpu, purpose, amount, start, end = log[:, 0], log[:, 1], log[:, 2], log[:, 4], log[:, 5], log[:, 6]
     num_gpus = engine.workload.num_gpus
 
-    def part(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def used(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
         args = (gpu[chosen], start[chosen], end[chosen], weight[chosen])
         return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
@@ -139,13 +151,13 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
     is_dispatch = purpose == layout.DISPATCH_DATA
     links = {
         name: {
-            "dispatch": part((resource == code) & is_dispatch, once),
-            "combine": part((resource == code) & ~is_dispatch, once),
+            "dispatch": used((resource == code) & is_dispatch, once),
+            "combine": used((resource == code) & ~is_dispatch, once),
         }
         for name, code in (("uplink", layout.LOG_UP), ("downlink", layout.LOG_DOWN))
     }
     blocks = amount / _most_gemm_sms(engine)
-    sms = {f"gemm{stage}": part((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
+    sms = {f"gemm{stage}": used((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
     return [("uplink", links["uplink"]), ("SMs", sms), ("downlink", links["downlink"])]
 
 
@@ -158,20 +170,20 @@ def _most_gemm_sms(engine: Engine) -> int:
 
 
 def _table_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Returns the same for dispatch chunks, GEMM rows and combine chunks under way, from the schedule table."""
+    """Returns dispatch chunks, GEMM rows and combine chunks under way, over the most there are, from the table."""
     num_gpus = engine.workload.num_gpus
     rows = schedule_table(engine)
     strips = []
-    for strip, stages in (("dispatch", ("dispatch",)), ("SMs", ("gemm1", "gemm2")), ("combine", ("combine",))):
-        parts = {}
-        for stage in stages:
+    for strip, names in (("dispatch", ("dispatch",)), ("SMs", ("gemm1", "gemm2")), ("combine", ("combine",))):
+        stages = {}
+        for stage in names:
             chosen = [row for row in rows if row.stage == stage]
             gpu = np.array([row.gpu for row in chosen], np.int64)
             start = np.array([row.start_us for row in chosen]) * 1e6
             end = np.array([engine.now_ps if math.isnan(row.end_us) else row.end_us * 1e6 for row in chosen])
-            parts[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
-        most = max(sum(parts.values()).max(), 1.0)  # type: ignore[union-attr]
-        strips.append((strip, {stage: used / most for stage, used in parts.items()}))
+            stages[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
+        most = max(sum(stages.values()).max(), 1.0)  # type: ignore[union-attr]
+        strips.append((strip, {stage: used / most for stage, used in stages.items()}))
     return strips
 
 
@@ -199,54 +211,6 @@ def _area_before(edges: np.ndarray, since: np.ndarray, weight: np.ndarray) -> np
 # How it is drawn.
 
 
-def _draw(
-    panels: Sequence[tuple[str, Engine, list[_Block]]], lower_bound_us: float | None, width: int, scale: float
-) -> np.ndarray:
-    """Returns the panels one above the other, with one legend and one time axis, as pixels."""
-    most_blocks = max(len(blocks) for *_, blocks in panels)
-    strip_px = 24 if most_blocks <= 4 else 18
-    heights = [round(len(blocks) * _BLOCK_PITCH * strip_px) for *_, blocks in panels]
-    height = sum(heights) + _HEAD_PX * len(panels) + _FOOT_PX
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI * scale, facecolor="white")
-    end_us = max(_end_us(engine, lower_bound_us) for _, engine, _ in panels)
-    bottom = height
-    for (title, engine, blocks), panel_height in zip(panels, heights, strict=True):
-        top = bottom - _HEAD_PX
-        bottom = top - panel_height
-        box = (_LEFT_PX / width, bottom / height, (width - _LEFT_PX - _RIGHT_PX) / width, panel_height / height)
-        axes = figure.add_axes(box)
-        _draw_blocks(axes, blocks, end_us)
-        _draw_ends(axes, engine, lower_bound_us)
-        axes.tick_params(labelbottom=bottom <= _FOOT_PX)
-        figure.text(
-            14 / width,
-            (top + 34) / height,
-            title,
-            fontsize=11.5,
-            fontweight="bold",
-            color=_INK,
-            va="center",
-            parse_math=False,
-        )
-    axes.set_xlabel("time, µs", color=_INK, fontsize=9.5, loc="left", labelpad=1)
-    handles = [Patch(facecolor=colour, label=STAGE_LABELS[stage]) for stage, colour in COLOURS.items()]
-    figure.legend(
-        handles=handles,
-        loc="lower right",
-        bbox_to_anchor=(1 - _RIGHT_PX / width, 0.0),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9.5,
-        handlelength=1.2,
-        handleheight=0.9,
-        columnspacing=1.4,
-        labelcolor=_INK,
-    )
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
 def _draw_blocks(axes: Axes, blocks: list[_Block], end_us: float) -> None:
     """Draws the strips of all blocks, top to bottom, and names them."""
     axes.set_xlim(0.0, end_us * 1.005)
@@ -260,22 +224,22 @@ def _draw_blocks(axes: Axes, blocks: list[_Block], end_us: float) -> None:
     axes.set_axisbelow(True)  # above the ground of the strips, below what is drawn on it
     beside = axes.get_yaxis_transform()
     for index, block in enumerate(blocks):
-        for place, (name, parts) in enumerate(block.strips):
+        for place, (name, stages) in enumerate(block.strips):
             base = index * _BLOCK_PITCH + place + 1.0
             axes.axhspan(base - _STRIP_FILL, base, color=_STRIP_GROUND, linewidth=0, zorder=0)
             centre = base - _STRIP_FILL / 2
             axes.text(-0.006, centre, name, transform=beside, ha="right", va="center", fontsize=7.5, color=_FAINT)
-            _draw_strip(axes, base, parts, end_us)
+            _draw_strip(axes, base, stages, end_us)
         middle = index * _BLOCK_PITCH + 2.0 - _STRIP_FILL / 2
         axes.text(-0.103, middle, block.name, transform=beside, ha="left", va="center", fontsize=9.5, color=_INK)
 
 
-def _draw_strip(axes: Axes, base: float, parts: dict[str, np.ndarray], end_us: float) -> None:
+def _draw_strip(axes: Axes, base: float, stages: dict[str, np.ndarray], end_us: float) -> None:
     """Draws the used fractions of one strip, stacked upwards from ``base``."""
-    bins = len(next(iter(parts.values())))
+    bins = len(next(iter(stages.values())))
     time_us = np.linspace(0.0, end_us, bins + 1)
     below = np.zeros(bins)
-    for stage, used in parts.items():
+    for stage, used in stages.items():
         # A link that sends back to back for two stages must not come out above its strip by rounding.
         above = np.minimum(below + used, 1.0)
         axes.fill_between(
@@ -309,15 +273,6 @@ def _draw_ends(axes: Axes, engine: Engine, lower_bound_us: float | None) -> None
 def _mark(axes: Axes, time_us: float, text: str, colour: str, line: str, label_us: float, at_right: bool) -> None:
     """Draws a line through all strips at ``time_us`` and its label above them, beginning or ending at ``label_us``."""
     axes.axvline(time_us, color=colour, linewidth=1.4, linestyle=line, zorder=4, clip_on=False)
-    axes.annotate(
-        text,
-        (label_us, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(5 if at_right else -5, 5),
-        textcoords="offset points",
-        ha="left" if at_right else "right",
-        va="bottom",
-        fontsize=9,
-        color=colour,
-        annotation_clip=False,
-    )
+    # An annotation, unlike a text, can be set off from its place by points.
+    label = axes.annotate(text, (label_us, 1.0), (5 if at_right else -5, 5), ("data", "axes fraction"), "offset points")
+    label.set(ha="left" if at_right else "right", va="bottom", fontsize=9, color=colour, annotation_clip=False)

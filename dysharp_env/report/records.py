@@ -22,42 +22,26 @@ class TimedRun:
 
     def record(self) -> dict[str, Any]:
         """Returns the run as one item of ``runs`` in a JSON result."""
-        result = self.result
-        return {
-            "schedule": self.schedule,
-            "makespan_us": result.makespan_us,
-            "lower_bound_us": result.lower_bound_us,
-            "ratio": result.ratio,
-            "phases_us": {stage: list(span) for stage, span in result.phases_us.items()},
-            "wire_bytes": result.wire_bytes,
-            "payload_bytes": result.payload_bytes,
-            "utilisation": result.utilisation,
-            "events": result.events,
-            "decisions": result.decisions,
-            "wall_s": self.wall_s,
-        }
+        fields = ("makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes", "utilisation")
+        numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
+        return {"schedule": self.schedule, **numbers, "wall_s": self.wall_s}
 
 
 def run_timed(
-    scenario: Scenario,
-    workload: Workload,
-    schedule: ScheduleSpec,
-    *,
-    resolution: str = "token",
-    logging: bool = False,
+    scenario: Scenario, workload: Workload, schedule: ScheduleSpec, *, resolution: str = "token", logging: bool = False
 ) -> TimedRun:
     """Returns ``workload`` run under ``schedule``; ``logging`` keeps what timelines and pictures are made of.
 
     Raises:
         ConfigError: The schedule does not fit the scenario's system.
     """
-    start_s = time.perf_counter()
-    run = simulate(
-        scenario.system,
-        workload,
-        schedule,
-        compute_scale=scenario.spec.compute_scale,
-        resolution=resolution,
-        logging=logging,
-    )
+    start_s, scale = time.perf_counter(), scenario.spec.compute_scale
+    run = simulate(scenario.system, workload, schedule, compute_scale=scale, resolution=resolution, logging=logging)
     return TimedRun(schedule.name, run, run.result(), time.perf_counter() - start_s)
+
+
+def layer_title(workload: Workload, system: str) -> str:
+    """Returns the machine and the layer of a workload in one line for people."""
+    layer = workload.layer
+    what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {workload.tokens_per_gpu} tokens per GPU"
+    return f"{workload.num_gpus} GPUs of {system}: {what}, {workload.name}"

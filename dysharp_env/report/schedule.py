@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.timeline import chrome_trace
@@ -15,30 +12,17 @@ from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import ScheduleRow, schedule_table
 
 
-@dataclass(frozen=True)
-class ScheduleTable(Sequence[ScheduleRow]):
-    """Rows in order of start; ``ScheduleRow`` documents the columns."""
+class ScheduleTable(tuple[ScheduleRow, ...]):
+    """The rows of a schedule in order of start; ``ScheduleRow`` documents the columns."""
 
-    rows: tuple[ScheduleRow, ...]
-    _engine: Engine
+    engine: Engine
 
     @classmethod
     def of(cls, engine: Engine) -> ScheduleTable:
         """Returns the schedule of an engine, finished or not."""
-        return cls(tuple(schedule_table(engine)), engine)
-
-    @overload
-    def __getitem__(self, index: int) -> ScheduleRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[ScheduleRow, ...]: ...
-    def __getitem__(self, index: int | slice) -> ScheduleRow | tuple[ScheduleRow, ...]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[ScheduleRow]:
-        return iter(self.rows)
+        table = cls(schedule_table(engine))
+        table.engine = engine
+        return table
 
     def to_csv(self, path: str | Path) -> None:
         """Writes a header and one line per row; an unfinished end is ``nan``.
@@ -49,7 +33,7 @@ class ScheduleTable(Sequence[ScheduleRow]):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(ScheduleRow._fields)
-        writer.writerows(self.rows)
+        writer.writerows(self)
         write_text(path, text.getvalue())
 
     def to_timeline(self, path: str | Path, title: str = "") -> None:
@@ -58,4 +42,4 @@ class ScheduleTable(Sequence[ScheduleRow]):
         Raises:
             ConfigError: The file cannot be written.
         """
-        write_bytes(path, chrome_trace(self._engine, title))
+        write_bytes(path, chrome_trace(self.engine, title))

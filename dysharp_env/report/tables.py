@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from dysharp_env.report.comparison import ValidationRow
+from dysharp_env.report import RESOURCE_NAMES, STAGE_NAMES
 from dysharp_env.report.records import TimedRun
-from dysharp_env.report.reproduction import Row
-
-STAGE_NAMES = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
-RESOURCE_NAMES = {"uplink": "uplinks", "downlink": "downlinks", "sm": "SMs", "hbm": "HBM"}
 
 
-def _table(title: str, text_columns: Sequence[str], number_columns: Sequence[str]) -> Table:
+def empty_table(title: str, text_columns: Sequence[str], number_columns: Sequence[str]) -> Table:
+    """Returns a table without rows: columns of text, then columns of numbers, which are set to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in text_columns:
         table.add_column(column)
@@ -25,9 +23,17 @@ def _table(title: str, text_columns: Sequence[str], number_columns: Sequence[str
     return table
 
 
+def add_groups(table: Table, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Adds rows given as (group, cells), with a line between groups and each group's name in its first row."""
+    for group, members in groupby(rows, key=lambda row: row[0]):
+        table.add_section()
+        for place, (_, cells) in enumerate(members):
+            table.add_row("" if place else escape(group), *cells)
+
+
 def phase_table(run: TimedRun) -> Table:
     """Returns when each stage starts and ends."""
-    table = _table("Stages, us", ("stage",), ("first start", "last end", "span"))
+    table = empty_table("Stages, us", ("stage",), ("first start", "last end", "span"))
     for stage, (start_us, end_us) in run.result.phases_us.items():
         table.add_row(STAGE_NAMES[stage], f"{start_us:.1f}", f"{end_us:.1f}", f"{end_us - start_us:.1f}")
     return table
@@ -37,7 +43,7 @@ def traffic_table(run: TimedRun) -> Table:
     """Returns what crossed the links: by purpose, both directions together, and by direction."""
     wire: dict[str, Any] = run.result.wire_bytes
     payload: dict[str, Any] = run.result.payload_bytes
-    table = _table("Traffic of all GPUs, MB", ("purpose",), ("wire", "payload"))
+    table = empty_table("Traffic of all GPUs, MB", ("purpose",), ("wire", "payload"))
     for purpose, num_bytes in wire["by_purpose"].items():
         if num_bytes:
             carried = payload["by_purpose"][purpose]
@@ -51,7 +57,7 @@ def traffic_table(run: TimedRun) -> Table:
 
 def utilisation_table(run: TimedRun) -> Table:
     """Returns the busy fraction of links, SMs and memory."""
-    table = _table("Busy, % of the makespan", ("resource",), ("mean over GPUs", "busiest GPU"))
+    table = empty_table("Busy, % of the makespan", ("resource",), ("mean over GPUs", "busiest GPU"))
     for name, use in run.result.utilisation.items():
         table.add_row(RESOURCE_NAMES[name], f"{100 * use['mean']:.1f}", f"{100 * use['max']:.1f}")
     return table
@@ -62,7 +68,7 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
     base_us = next(run.result.makespan_us for run in runs if run.schedule == against)
     busy = (f"{name} %" for name in RESOURCE_NAMES.values())
     numbers = ("makespan us", "x bound", f"vs {against}", "payload MB", "wire MB", *busy)
-    table = _table("Fastest first; busy % is the mean over GPUs", ("schedule",), numbers)
+    table = empty_table("Fastest first; busy % is the mean over GPUs", ("schedule",), numbers)
     for run in sorted(runs, key=lambda run: run.result.makespan_us):
         result = run.result
         wire: dict[str, Any] = result.wire_bytes
@@ -77,38 +83,3 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
             *(f"{100 * result.utilisation[name]['mean']:.1f}" for name in RESOURCE_NAMES),
         )
     return table
-
-
-def validation_table(rows: Iterable[ValidationRow]) -> Table:
-    """Returns one line per row, groups kept apart."""
-    table = _table("Expected and simulated", ("group", "what"), ("expected", "simulated", "error %"))
-    table.add_column("role")
-    table.add_column("pass")
-    group = None
-    for row in rows:
-        if group not in (None, row.group):
-            table.add_section()
-        shown = row.group if row.group != group else ""
-        group = row.group
-        numbers = (_number(row.expected), _number(row.simulated), f"{row.error_pct:+.3f}")
-        table.add_row(shown, row.name, *numbers, row.role, "yes" if row.passes else "[bold red]NO[/]")
-    return table
-
-
-def reproduction_table(table: str, rows: Iterable[Row]) -> Table:
-    """Returns one line per row of one table, calibrations kept apart."""
-    shown = _table(table, ("calibration", "what", "statistic"), ("published", "simulated", "ratio"))
-    shown.add_column("notes")
-    calibration = None
-    for row in rows:
-        if calibration not in (None, row.calibration):
-            shown.add_section()
-        first = row.calibration if row.calibration != calibration else ""
-        calibration = row.calibration
-        numbers = ("-" if value is None else f"{value:.3f}" for value in (row.published, row.simulated, row.ratio))
-        shown.add_row(escape(first), escape(row.name), row.statistic, *numbers, escape(row.notes))
-    return shown
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.5g}"

@@ -14,13 +14,13 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dysharp_env.report import STAGE_NAMES
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import ScheduleRow, schedule_table, segment_name
 
 _LINK_LANES = {layout.LOG_UP: "uplink", layout.LOG_DOWN: "downlink", layout.LOG_REDUCE: "reduction unit"}
 _GROUP_LANES = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs"}
-_STAGE_NAMES = {"dispatch": "dispatch", "gemm1": "GEMM-1", "gemm2": "GEMM-2", "combine": "combine"}
 # Lanes of one SM group are numbered from its base, so they are listed together and in this order.
 _LANES_PER_GROUP = 1000
 
@@ -68,8 +68,7 @@ def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
             continue
         segment = segment_name(state, node)
         home = segment.token // tokens_per_gpu
-        which = "first token" if engine.costs.resolution == "chunk" else "token"
-        args = {which: segment.token, "home GPU": home, "bytes": flits * flit_bytes}
+        args = {"token": segment.token, "home GPU": home, "bytes": flits * flit_bytes}
         if segment.what in ("copy", "partial"):
             args["expert GPU"] = segment.gpu
         lane = _LINK_LANES[resource]
@@ -89,7 +88,7 @@ def _group_spans(engine: Engine) -> Iterator[dict[str, Any]]:
                 if row.expert >= 0:
                     args["expert"] = row.expert
                 tid = place * _LANES_PER_GROUP + lane
-                name = f"{_STAGE_NAMES[row.stage]} {row.item}"
+                name = f"{STAGE_NAMES[row.stage]} {row.item}"
                 yield _span(gpu, tid, lane_name, name, row.start_us, row.end_us, args)
 
 

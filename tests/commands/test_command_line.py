@@ -10,7 +10,8 @@ from dysharp_env.__main__ import main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
-from dysharp_env.report.comparison import ValidationRow
+from dysharp_env.validation.rows import ValidationRow
+from dysharp_env.workload import ScenarioSpec
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
@@ -104,7 +105,7 @@ def test_compare_json_and_against(capsys):
 @pytest.mark.parametrize("command", ["simulate", "compare"])
 def test_resolution_is_recorded(command, capsys):
     events = []
-    for resolution in ("token", "packet", "chunk"):
+    for resolution in ("token", "packet"):
         options = ["--schedule", "deepep", "--resolution", resolution, "--json", "-"]
         assert main([command, *TINY, *options]) == 0
         document = json.loads(capsys.readouterr().out)
@@ -152,7 +153,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
     good = ValidationRow("g", "good", 2.0, 2.0, "exact", 0.0)
     bad = ValidationRow("g", "bad", 2.0, 2.5, "predicted", 0.4)
     for rows, status in (([good], 0), ([good, bad], 1)):
-        monkeypatch.setattr(validate.validation, "validation_rows", lambda seed, rows=rows: iter(rows))
+        monkeypatch.setattr(validate, "validation_rows", lambda seed, rows=rows: iter(rows))
         assert main(["validate", "--json", "-"]) == status
         document = json.loads(capsys.readouterr().out)
         assert document["schema"] == "dysharp/validate/1"
@@ -278,3 +279,12 @@ def test_help_and_version(capsys):
         with pytest.raises(SystemExit) as ended:
             main(argv)
         assert ended.value.code == 0 and text in capsys.readouterr().out
+
+
+def test_every_field_of_a_scenario_is_an_option(capsys):
+    fields = {"model": "small", "top_k": 4, "layer_index": None, "direction": "backward", "compute_scale": 0.5}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items() if value is not None]
+    assert main(["simulate", *TINY, "--routing", "uniform", *given, "--json", "-"]) == 0
+    scenario = json.loads(capsys.readouterr().out)["config"]["scenario"]
+    assert list(scenario) == list(ScenarioSpec.model_fields)
+    assert {name: scenario[name] for name in fields} == fields

@@ -43,26 +43,26 @@ def pixels_of(picture: np.ndarray, stage: str) -> int:
 
 
 def test_picture_shows_every_stage(logged):
-    picture = gantt.draw_schedule(logged.engine, "a title", logged.lower_bound_ps / 1e6)
+    picture = gantt.render(("a title", logged.engine), lower_bound_us=logged.lower_bound_ps / 1e6)
     assert picture.dtype == np.uint8 and picture.shape[1:] == (1200, 3) and 300 < picture.shape[0] < 800
     legend_patch = 200  # the legend has all colours whatever is drawn
     assert all(pixels_of(picture, stage) > 5 * legend_patch for stage in gantt.COLOURS)
-    plain = gantt.draw_schedule(logged.engine)
+    plain = gantt.render(("", logged.engine))
     assert plain.shape == picture.shape and (plain != picture).any()
 
 
 def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged):
     before = unlogged.engine.state.root.copy()
-    picture = gantt.render(unlogged.engine, scale=2.0)
+    picture = gantt.render(("", unlogged.engine), scale=2.0)
     assert picture.shape[1] == 2400 and all(pixels_of(picture, stage) > 4000 for stage in gantt.COLOURS)
     assert (before == unlogged.engine.state.root).all()
 
 
 def test_picture_of_a_running_layer_keeps_its_size():
     run = start(logging=True)
-    first = gantt.draw_schedule(run.engine)
+    first = gantt.render(("", run.engine))
     assert run.engine.advance() is not None
-    second = gantt.draw_schedule(run.engine, "", run.lower_bound_ps / 1e6)
+    second = gantt.render(("", run.engine), lower_bound_us=run.lower_bound_ps / 1e6)
     assert first.shape == second.shape and pixels_of(first, "combine") < 400
 
 
@@ -74,7 +74,7 @@ def test_many_gpus_show_as_their_mean_and_a_few():
 
 def test_pair_is_on_one_time_axis(logged):
     deepep = simulate(*scenario(), load_schedule("deepep"), logging=True)
-    pair = gantt.render_pair(("deepep", deepep.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
+    pair = gantt.render(("deepep", deepep.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
     assert pair.shape[1:] == (1200, 3)
     blue = (pair == [0x00, 0x72, 0xB2]).all(axis=-1)
     middle = pair.shape[0] // 2
@@ -83,7 +83,7 @@ def test_pair_is_on_one_time_axis(logged):
 
 
 def test_png_holds_the_picture(logged):
-    picture = gantt.draw_schedule(logged.engine)
+    picture = gantt.render(("", logged.engine))
     decoded = imread(io.BytesIO(gantt.encode_png(picture)))
     assert (np.round(decoded[..., :3] * 255).astype(np.uint8) == picture).all()
 
@@ -179,7 +179,7 @@ def test_groups_that_change_size_are_shown():
             assert headline.endswith(f"GPU {decision.gpu} decides: split, 3 legal answers")
             deciding.add(decision.gpu)
     assert deciding == {0, 1, 2, 3}
-    picture = gantt.draw_schedule(run.engine)
+    picture = gantt.render(("", run.engine))
     assert all(pixels_of(picture, stage) > 1000 for stage in gantt.COLOURS)
 
 
