@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.lowering import Lowering
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin import Twin

@@ -25,9 +25,9 @@ from matplotlib.patches import Patch
 
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.report.files import write_bytes
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.state import codes, observation
 
 # Okabe and Ito, "Color Universal Design" (2008).
 COLOURS = {"dispatch": "#0072B2", "gemm1": "#009E73", "gemm2": "#CC79A7", "combine": "#E69F00"}
@@ -140,7 +140,8 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
     """Returns for uplinks, SMs and downlinks the used fraction by stage, (gpu, bin) each, from the engine's log."""
     root = engine.state.root[0]
     log = engine.state.log[: int(root["log_size"])]
-    resource, gpu, purpose, amount, start, end = log[:, 0], log[:, 1], log[:, 2], log[:, 4], log[:, 5], log[:, 6]
+    resource, gpu, purpose, amount = (log[name] for name in ("resource", "gpu", "purpose", "amount"))
+    start, end = log["start_ps"], log["end_ps"]
     num_gpus = engine.workload.num_gpus
 
     def used(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -148,16 +149,16 @@ def _logged_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[st
         return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
     once = np.full(len(log), 1 / engine.costs.planes)
-    is_dispatch = purpose == layout.DISPATCH_DATA
+    is_dispatch = purpose == codes.DISPATCH_DATA
     links = {
         name: {
             "dispatch": used((resource == code) & is_dispatch, once),
             "combine": used((resource == code) & ~is_dispatch, once),
         }
-        for name, code in (("uplink", layout.LOG_UP), ("downlink", layout.LOG_DOWN))
+        for name, code in (("uplink", codes.LOG_UP), ("downlink", codes.LOG_DOWN))
     }
     blocks = amount / _most_gemm_sms(engine)
-    sms = {f"gemm{stage}": used((resource == layout.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
+    sms = {f"gemm{stage}": used((resource == codes.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
     return [("uplink", links["uplink"]), ("SMs", sms), ("downlink", links["downlink"])]
 
 
@@ -165,8 +166,8 @@ def _most_gemm_sms(engine: Engine) -> int:
     """Returns the size of the GEMM group, the largest if it changes while the layer runs."""
     root, splits = engine.state.root[0], engine.state.splits
     if root["split_moments"] > 0 and len(splits) > 0:
-        return int(root["total_sms"] - splits[:, :2].sum(axis=1).min())
-    return int(root["gemm_sms"])
+        return int(root["num_sms"] - (splits["dispatch_sms"] + splits["combine_sms"]).min())
+    return int(engine.state.gpus["groups"]["sms"][0, observation.GEMM])
 
 
 def _table_use(engine: Engine, edges_ps: np.ndarray) -> list[tuple[str, dict[str, np.ndarray]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.schedules import LayerRun
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes, observation
 
 _BAR_WIDTH = 10
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -62,12 +62,12 @@ def _headline(run: LayerRun) -> str:
     if engine.done:
         return f"{text}, done"
     kind = int(root["pending_kind"])
-    if kind == layout.NOTHING:
+    if kind == codes.NOTHING:
         return text
     # The first split is for all.
-    is_first = kind == layout.SPLIT and not root["split_done"]
+    is_first = kind == observation.SPLIT and not root["split_done"]
     who = "all GPUs" if is_first else f"GPU {int(root['pending_gpu'])}"
-    return f"{text}; {who} decides: {layout.DECISION_KINDS[kind]}, {int(root['num_legal'])} legal answers"
+    return f"{text}; {who} decides: {observation.DECISION_KINDS[kind]}, {int(root['num_legal'])} legal answers"
 
 
 def _fraction(total: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dysharp_env.report import STAGE_NAMES
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import ScheduleRow, schedule_table, segment_name
+from dysharp_env.simulator.state import codes
 
-_LINK_LANES = {layout.LOG_UP: "uplink", layout.LOG_DOWN: "downlink", layout.LOG_REDUCE: "reduction unit"}
+_LINK_LANES = {codes.LOG_UP: "uplink", codes.LOG_DOWN: "downlink", codes.LOG_REDUCE: "reduction unit"}
 _GROUP_LANES = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs"}
 # Lanes of one SM group are numbered from its base, so they are listed together and in this order.
 _LANES_PER_GROUP = 1000
@@ -75,7 +75,7 @@ def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
         if engine.costs.resolution == "packet":
             args["packet"] = segment.place
             lane = f"{lane}, plane {segment.plane}"
-        name = layout.PURPOSES[purpose].replace("_data", "").replace("_", " ")
+        name = codes.PURPOSES[purpose].replace("_data", "").replace("_", " ")
         yield _span(gpu, resource * planes + segment.plane, lane, name, start_ps / 1e6, end_ps / 1e6, args)
 
 

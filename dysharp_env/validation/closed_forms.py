@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from dysharp_env.schedules import LayerRun, load_schedule, simulate
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.validation.layers import expected_remote_gpus, laid_out, one_expert_each
@@ -28,11 +28,11 @@ COMPUTE_SCALE = 0.001
 # Random routing at this size keeps R within 0.3 % of its expectation.
 TOKENS_PER_GPU = 128
 COUNTED = (
-    layout.DISPATCH_DATA,
-    layout.DISPATCH_ACK,
-    layout.COMBINE_REQUEST,
-    layout.COMBINE_DATA,
-    layout.COMBINE_ACK,
+    codes.DISPATCH_DATA,
+    codes.DISPATCH_ACK,
+    codes.COMBINE_REQUEST,
+    codes.COMBINE_DATA,
+    codes.COMBINE_ACK,
 )
 
 
@@ -61,7 +61,7 @@ def _run(system: SystemSpec, workload: Workload, schedule: str) -> LayerRun:
 
 def _counts(run: LayerRun, name: Literal["traffic", "payload"]) -> np.ndarray:
     """Returns the engine's (gpu, direction, purpose) flits, all of them or those of data."""
-    return getattr(run.engine.state, name).reshape(-1, 2, layout.NUM_PURPOSES)
+    return getattr(run.engine.state, name).reshape(-1, 2, codes.NUM_PURPOSES)
 
 
 def _uniform_runs(model: str, top_k: int, seed: int, *schedules: str) -> list[LayerRun]:
@@ -77,7 +77,7 @@ def _useless_traffic(seed: int) -> Iterator[ValidationRow]:
     experts, top_k = load_model("large").experts, 8
     needed = expected_remote_gpus(experts, top_k, NUM_GPUS)
     static, unicast = (
-        int(_counts(run, "payload")[:, layout.DOWN, layout.DISPATCH_DATA].sum())
+        int(_counts(run, "payload")[:, codes.DOWN, codes.DISPATCH_DATA].sum())
         for run in _uniform_runs("large", top_k, seed, "nvls", "deepep")
     )
     expected = 100 * (NUM_GPUS - 1 - needed) / needed
@@ -112,8 +112,8 @@ def _payload_efficiency() -> Iterator[ValidationRow]:
     packets, acks = destinations + 1, destinations + 1
     for schedule, targets, text in (("nvls", 0, ""), ("dysharp-basic", 1, ", with target flits")):
         run = _run(system, workload, schedule)
-        flits = _counts(run, "traffic")[:, :, [layout.DISPATCH_DATA, layout.DISPATCH_ACK]].sum()
-        payload = _counts(run, "payload")[:, :, layout.DISPATCH_DATA].sum()
+        flits = _counts(run, "traffic")[:, :, [codes.DISPATCH_DATA, codes.DISPATCH_ACK]].sum()
+        payload = _counts(run, "payload")[:, :, codes.DISPATCH_DATA].sum()
         expected = 100 * packets * data / (packets * (data + system.link.header_flits + targets) + acks)
         yield _exact(f"payload efficiency of a packet to 8 GPUs{text}, %", expected, float(100 * payload / flits))
     # DySHARP, arXiv 2605.05607: eight address flits take the place of one in the request and in the merged response.

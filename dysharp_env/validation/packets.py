@@ -21,8 +21,8 @@ import numpy as np
 
 from dysharp_env.report.records import run_timed
 from dysharp_env.schedules import load_schedule
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.state import codes
 from dysharp_env.validation.rows import ValidationRow
 from dysharp_env.workload import ScenarioSpec
 
@@ -106,22 +106,22 @@ def settled_flits(engine: Engine) -> np.ndarray:
     by then depends on times, how many will come does not.
     """
     state, root, program = engine.state, engine.state.root[0], engine.program
-    flits = state.traffic.reshape(-1, 2, layout.NUM_PURPOSES).copy()
+    flits = state.traffic.reshape(-1, 2, codes.NUM_PURPOSES).copy()
     owner, out = state.nodes["owner"], state.trips["segments_out"] * engine.costs.packet.ack_flits
     partial0, store0, sum0, trip0 = (int(root[name]) for name in ("partial0", "store0", "sum0", "trip0"))
     tokens_per_gpu = int(root["tokens_per_gpu"])
 
     def add(purpose: int, gpu: np.ndarray, segments: slice, packets: int) -> None:
         under_way = out[segments.start - trip0 : segments.stop - trip0]
-        np.add.at(flits[:, layout.DOWN, purpose], gpu, under_way * packets)
+        np.add.at(flits[:, codes.DOWN, purpose], gpu, under_way * packets)
 
-    if not program.reads_tokens:
-        packets = int(root["dispatch_segment_packets"])
-        sent = slice(store0, sum0) if program.stores_once else slice(0, partial0)
-        token = owner[sent] if program.stores_once else state.pairs["token"][owner[sent]]
-        add(layout.DISPATCH_ACK, token // tokens_per_gpu, sent, packets)
-    if not program.pulls:
+    if not program.dispatch.reads:
+        packets = int(root["dispatch"]["segment_packets"])
+        sent = slice(store0, sum0) if program.dispatch.in_switch else slice(0, partial0)
+        token = owner[sent] if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
+        add(codes.DISPATCH_ACK, token // tokens_per_gpu, sent, packets)
+    if not program.combine.reads:
         partials = slice(partial0, store0)
         gpu = state.pairs["gpu"][owner[partials]]
-        add(layout.COMBINE_ACK, gpu, partials, int(root["combine_segment_packets"]))
+        add(codes.COMBINE_ACK, gpu, partials, int(root["combine"]["segment_packets"]))
     return flits

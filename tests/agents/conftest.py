@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 
 from agents.policy import CandidatePolicy
 from agents.rule import WISHES, Linear, linear_network
@@ -13,7 +14,6 @@ from agents.steering import INPUTS
 from agents.train_spec import TrainSpec
 from agents.weights import save_policy
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 from dysharp_env.simulator.network import Network
 
 SPLITS = ((8, 11), (1, 1), (1, 11), (4, 4), (16, 1), (16, 20), (4, 20, 32), (16, 4, 32))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 
 from agents import ablate as command
 from agents.ablate import GROUPS, WHOLE, ablations, hold
@@ -15,7 +16,6 @@ from agents.late import play_late
 from agents.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 

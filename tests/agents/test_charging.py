@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import GEMM
 
 from agents.charging import busiest_decisions, charge, charged_rows
 from agents.contender import read_contender
 from agents.evaluation import evaluate
 from agents.recording import Player
 from dysharp_env.schedules import Exposure, load_schedule
-from dysharp_env.simulator.layout import GEMM
 from dysharp_env.workload.suite import load_suite
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import CONTEXT, GEMM
 
 from agents import distil as command
 from agents.cart import grow
@@ -12,7 +13,6 @@ from agents.contender import read_contender
 from agents.contexts import Decisions, record_decisions
 from agents.distillation import MOST_VALUES, choose_names, explained, fit
 from agents.rule import WISHES, Branch, Leaf, Linear
-from dysharp_env.simulator.layout import CONTEXT, GEMM
 from dysharp_env.workload.suite import load_suite
 
 

@@ -9,6 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import (
+    CONTEXT,
+    DECISION_KINDS,
+    F_SPLIT_COMBINE,
+    F_SPLIT_DISPATCH,
+    F_SPLIT_EARLY,
+    FEATURES,
+    GEMM,
+)
 
 from agents import steering
 from agents.contender import read_contender
@@ -25,15 +34,6 @@ from agents.weights import load_policy
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, load_schedule
-from dysharp_env.simulator.layout import (
-    CONTEXT,
-    DECISION_KINDS,
-    F_SPLIT_COMBINE,
-    F_SPLIT_DISPATCH,
-    F_SPLIT_EARLY,
-    FEATURES,
-    GEMM,
-)
 from dysharp_env.workload.suite import SuiteSpec
 
 SPLITS = ((8, 8), (1, 1), (16, 1), (1, 16), (16, 16), (4, 8, 32))

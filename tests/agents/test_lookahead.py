@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import FEATURES
 
 from agents import evaluate as command
 from agents.lookahead import LookAhead, look_ahead, rank
 from agents.rollouts import makespans_ps, prepare
 from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule
 from dysharp_env.schedules.spec import RuleSpec
-from dysharp_env.simulator.layout import FEATURES
 from dysharp_env.workload.suite import SuiteSpec
 
 ENTRIES = [

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 
 from agents.play import Played, environments, play, play_policy, played
 from agents.policy import CandidatePolicy, PolicySpec
 from agents.weights import load_policy, save_policy
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule, simulate
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from dysharp_env.simulator.layout import F_HOLD
 from gymnasium import spaces
 
 from agents.policy import CandidatePolicy, PolicySpec
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.layout import F_HOLD
 
 FEATURES, CONTEXT, KINDS = len(layout.FEATURES), len(layout.CONTEXT), len(layout.DECISION_KINDS)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 
 from agents.contender import Learned, read_contender
 from agents.contexts import record_decisions
@@ -14,7 +15,6 @@ from agents.evaluation import evaluate
 from agents.rule import STEEPNESS, WISHES, Branch, Leaf, Linear, RowRule, Rule, definition, read_rule
 from agents.rule_header import header
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import load_suite
 
 # One of them twice: of equals the first is taken.

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from dysharp_env.simulator.layout import FEATURES
 from safetensors.torch import load_file, save_file
 
 from agents import demo, evaluate
 from agents.run_folder import RunFolder
 from agents.train import main
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.layout import FEATURES
 
 Damage = Callable[[Path], object]
 

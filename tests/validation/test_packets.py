@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dysharp_env.schedules import load_schedule, simulate
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.validation import packets
 from dysharp_env.validation.packets import COMPARISONS, Comparison, packet_rows, settled_flits
 from dysharp_env.workload import ScenarioSpec
@@ -43,15 +44,15 @@ def test_a_flit_in_the_wrong_place_fails(small_comparisons, monkeypatch):
     def moved(engine):
         flits = settled_flits(engine)
         if engine.costs.resolution == "token":
-            flits[0, layout.UP, layout.DISPATCH_DATA] -= 1
-            flits[1, layout.UP, layout.DISPATCH_DATA] += 1
+            flits[0, codes.UP, codes.DISPATCH_DATA] -= 1
+            flits[1, codes.UP, codes.DISPATCH_DATA] += 1
         return flits
 
     monkeypatch.setattr(packets, "settled_flits", moved)
     assert [row.passes for row in packet_rows()] == [True, False] * len(SMALL)
 
 
-@pytest.mark.parametrize("queueing", layout.QUEUEING)
+@pytest.mark.parametrize("queueing", codes.QUEUEING)
 @pytest.mark.parametrize("payload_bytes", [128, 256])
 @pytest.mark.parametrize("schedule", ["deepep", "nvls", "dysharp", "dysharp-push", "ccfuser", "mega-moe"])
 def test_flits_are_the_same_whatever_the_queueing(schedule, payload_bytes, queueing):
@@ -68,13 +69,13 @@ def test_only_evictions_may_differ():
     assert token.state.root["evictions"][0] != packet.state.root["evictions"][0]
     found, expected = settled_flits(token), settled_flits(packet)
     differs = np.unique(np.nonzero(found != expected)[2])
-    assert set(differs) <= {layout.EVICTION, layout.COMBINE_ACK}
+    assert set(differs) <= {codes.EVICTION, codes.COMBINE_ACK}
 
 
 def test_the_report_covers_sizes_machines_and_primitives():
     assert len(set(COMPARISONS)) == len(COMPARISONS) >= 20
     assert {comparison.gpus for comparison in COMPARISONS} == {8, 32}
     schedules = [load_schedule(comparison.schedule) for comparison in COMPARISONS]
-    assert {schedule.dispatch for schedule in schedules} == set(layout.DISPATCH_PRIMITIVES)
-    assert {schedule.combine for schedule in schedules} == set(layout.COMBINE_PRIMITIVES)
+    assert {schedule.dispatch for schedule in schedules} == set(DISPATCH_PRIMITIVES)
+    assert {schedule.combine for schedule in schedules} == set(COMBINE_PRIMITIVES)
     assert len({comparison.model for comparison in COMPARISONS}) >= 5
