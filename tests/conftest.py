@@ -172,7 +172,7 @@ def draw_case(seed: int) -> Case:
     )
     # Long vectors are many packets, and the twin is slow.
     is_small = layer.hidden <= 200 or workload.num_tokens <= 40
-    resolution = pick("token", "packet", "chunk") if is_small else pick("token", "token", "chunk")
+    resolution = pick("token", "packet", "packet") if is_small else "token"
     costs = Costs.of(system, layer, resolution=resolution)
     bound = Bound(int(rng.integers(10**5, 10**8)), 0, 0, 0)
     case = Case(workload, costs, program, num_sms, bound)
@@ -189,8 +189,6 @@ def draw_case(seed: int) -> Case:
     if rng.random() < 0.6:
         splits = tuple(draw_split(rng, num_sms) for _ in range(int(pick(2, 3, 5))))
         case = case.with_program(splits=splits, split_moments=int(rng.integers(6)))
-    if (network := case.program.network) is not None and rng.random() < 0.5:
-        case = case.with_program(network=draw_network(rng, network.width, attends=True))
     return case
 
 
@@ -200,7 +198,7 @@ def draw_split(rng: np.random.Generator, num_sms: int) -> tuple[int, int, int]:
     return dispatch_sms, int(rng.integers(1, num_sms - dispatch_sms)), int(rng.choice([1, 2, 5, 200]))
 
 
-def draw_network(rng: np.random.Generator, width: int, attends: bool = False) -> Network:
+def draw_network(rng: np.random.Generator, width: int) -> Network:
     shapes = {
         "row": (len(layout.FEATURES), width),
         "row_bias": (width,),
@@ -213,8 +211,6 @@ def draw_network(rng: np.random.Generator, width: int, attends: bool = False) ->
         "score": (width,),
         "linear": (len(layout.CONTEXT), len(layout.FEATURES)),
     }
-    if attends:
-        shapes |= {"query": (width, width), "value": (width, width)}
     return Network(**{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 
 

@@ -44,16 +44,16 @@ def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
 def assert_same_progress(engine, twin) -> None:
     root = engine.state.root[0]
     assert engine.now_ps == twin.now_ps
-    assert (root["events"], root["sequence"]) == (twin.served, twin.sequence)
-    assert (root["decisions"], root["evictions"]) == (twin.decisions, twin.evictions)
+    assert (root["events"], root["sequence"]) == (twin.world.clock.served, twin.world.clock.pushed)
+    assert (root["decisions"], root["evictions"]) == (twin.world.decisions, twin.world.evictions)
 
 
 def assert_same_groups(state, twin) -> None:
     for field, values in (
-        ("dispatch_here", [gpu.here[layout.DISPATCH] for gpu in twin.gpus]),
-        ("combine_here", [gpu.here[layout.COMBINE] for gpu in twin.gpus]),
-        ("gemm_sms", [gpu.gemm_sms for gpu in twin.gpus]),
-        ("free_sms", [gpu.free_sms for gpu in twin.gpus]),
+        ("dispatch_here", [gpu.dispatch.crew.here for gpu in twin.gpus]),
+        ("combine_here", [gpu.combine.crew.here for gpu in twin.gpus]),
+        ("gemm_sms", [gpu.staff.gemm_sms for gpu in twin.gpus]),
+        ("free_sms", [gpu.staff.free_sms for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
 
@@ -77,15 +77,15 @@ def assert_same_history(state, twin) -> None:
         for stage in (0, 1):
             assert tiles[f"start{stage + 1}"].tolist() == [tile.start_ps[stage] for tile in expert.tiles]
             assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
-    np.testing.assert_array_equal(state.traffic.reshape(twin.traffic.shape), twin.traffic)
+    np.testing.assert_array_equal(state.traffic.reshape(twin.world.traffic.shape), twin.world.traffic)
     for field, values in (
-        ("hbm_free_ps", [gpu.hbm_free_ps for gpu in twin.gpus]),
-        ("sm_busy_ps", [gpu.sm_busy_ps for gpu in twin.gpus]),
+        ("hbm_free_ps", [gpu.memory.hbm_free_ps for gpu in twin.gpus]),
+        ("sm_busy_ps", [gpu.gemm.busy_ps for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
-    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.uplinks]
+    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.ports.uplinks]
     downlinks = state.ports["busy_ps"][: len(state.uplinks)]
-    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.downlinks]
+    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.ports.downlinks]
     log = state.log[: state.root["log_size"][0]].tolist()
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 

@@ -1,8 +1,8 @@
-"""What the twin is made of: tokens, tiles, candidates, segments, and the logs of what was used."""
+"""What the twin is made of: tokens, tiles, segments, candidates, and the log of what was used."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", t
 class CommunicationSm:
     """A place for one SM of a communication group: what its token still lacks, and its vectors in flight."""
 
-    kind: int
     # Vectors to issue, or partial sums to read; None if it is at no token.
     left: list[list[Segment] | Pair] | None = None
     in_flight: int = 0
@@ -45,6 +44,8 @@ class Token:
     number: int
     home: int
     place: int  # of its chunk among the home GPU's
+    dispatch_planes: list[int]  # of each segment of its vector
+    combine_planes: list[int]  # of each segment of its sum, and of the partial sums that go into it
     pairs: list[Pair] = field(default_factory=list)  # by distance of the expert GPU from the home GPU
     experts_done: int = 0  # as its home GPU knows
     contributions_left: list[int] = field(default_factory=list)  # to each segment of its sum in the switch
@@ -56,12 +57,6 @@ class Token:
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
     trip: Trip | None = None  # of its sum, if home asks the switch for it
-    # By chunk, of the tokens whose sums are asked for with this one first:
-    bundle: list[Token] = field(default_factory=list)
-    inputs: int = 0  # vectors that go into the sums
-    heads_left: int = 0  # bundles whose head is not at the switch yet
-    begun_ps: int = NO_TIME  # when the first of them was let into the reduction unit
-    issued_ps: int = 0
 
 
 @dataclass(eq=False)
@@ -73,8 +68,8 @@ class Pair:
     experts: list[int]
     is_remote: bool  # whether vectors cross links
     part: int
+    segments_left: int  # of its vector, still to come
     experts_done: int = 0
-    segments_left: int = 0  # of its vector, still to come
     translated_ps: int = 0
     trip: Trip | None = None  # of its partial sum, if home reads it
 
@@ -185,6 +180,14 @@ class Hold(NamedTuple):
 Candidate = Chunk | Row | Unit | Split | Hold
 
 
+class Options(NamedTuple):
+    """What an SM group has to choose from, at least one candidate; whether hold is shown as well, and may be taken."""
+
+    candidates: Sequence[Candidate]
+    shows_hold: bool = False
+    may_hold: bool = False
+
+
 class Use(NamedTuple):
     """One use of a resource, with the engine's log fields."""
 
@@ -223,6 +226,7 @@ class Segment:
     origin: int  # the GPU whose uplink carries it
     flits_up: int
     flits_down: int
+    packets: int
     vc: int = REQUEST
     tail_ps: int = 0  # when its last flit is at the switch
     pieces: int = 1  # partial sums it stands for
@@ -233,10 +237,3 @@ class Segment:
     free_ps: int = 0  # when the last replica's buffer is free
     acks_left: int = 1
     trip: Trip | None = None
-    vectors: int = 1  # more by chunk
-    pairs: list[Pair] = field(default_factory=list)  # by chunk, whose copies or partial sums these are
-    issued_ps: int = 0
-
-
-# An SM group's life: yields a decision to have it answered with a row, or None when it has to wait.
-Process = Generator[Decision | None, int, None]

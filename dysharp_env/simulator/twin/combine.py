@@ -1,0 +1,243 @@
+"""Combine on one of the twin's GPUs: what becomes ready, what it asks for or pushes, and how sums come home."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from dysharp_env.simulator.layout import (
+    COMBINE,
+    COMBINE_ACK,
+    COMBINE_REQUEST,
+    EV_ACK,
+    EV_READY,
+    EV_REQUEST,
+    EV_RESPOND,
+    NO_TIME,
+)
+from dysharp_env.simulator.twin.gates import COMBINING, Progress
+from dysharp_env.simulator.twin.memory import Memory
+from dysharp_env.simulator.twin.parts import (
+    Candidate,
+    CommunicationSm,
+    Hold,
+    Options,
+    Pair,
+    Segment,
+    Token,
+    Trip,
+    Unit,
+)
+from dysharp_env.simulator.twin.ports import GpuPorts
+from dysharp_env.simulator.twin.routing import part_of
+from dysharp_env.simulator.twin.staffing import Sizes, Staff
+from dysharp_env.simulator.twin.vectors import is_summed, partial_of, sum_request_flits
+from dysharp_env.simulator.twin.world import Group, World
+
+
+class CombineGroup(Group):
+    """The combine group of one GPU, and what it is asked for by others.
+
+    Attributes:
+        peers: The combine groups of all GPUs.
+        items, items_waiting: Tokens or partial sums that this GPU combines, and those of them not ready yet.
+        ready: Units with something that may be combined.
+        combined: Tokens of this GPU that are done.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        gpu: int,
+        ports: GpuPorts,
+        memory: Memory,
+        staff: Staff,
+        sizes: Sizes,
+        progress: Progress,
+        peers: list[CombineGroup],
+    ) -> None:
+        super().__init__(world, COMBINE, gpu)
+        self.clock, self.costs = world.clock, world.costs
+        self.ports, self.memory, self.sizes, self.progress, self.peers = ports, memory, sizes, progress, peers
+        self.crew = staff.crews[COMBINE]
+        self.crew.owner = self
+        self.units: dict[tuple[int, int], Unit] = {}
+        self.ready: list[Unit] = []
+        self.issuing: deque[Token | Pair] = deque()
+        self.items = self.items_waiting = 0
+        self.outputs_live = 0  # tokens of this GPU with results that it was told of and has not combined
+        self.combined = 0
+
+    def expect(self, items: int) -> None:
+        """Counts tokens or partial sums that this GPU will combine."""
+        self.items += items
+        self.items_waiting += items
+
+    def expert_done(self, token: Token) -> None:
+        """Counts one finished expert of a token of this GPU; after the last one it may be combined."""
+        token.experts_done += 1
+        self.outputs_live += self.world.notifies and token.experts_done == 1
+        if token.experts_done == self.world.workload.layer.top_k:
+            if self.world.notifies and self.outputs_live > self.costs.output_readiness_entries:
+                spilled_ps = self.clock.now_ps + self.costs.memory_ps
+                self.clock.at(spilled_ps, EV_READY, self.item_ready, token, token)
+            else:
+                self.item_ready(token, token)
+
+    def partial_ready(self, pair: Pair) -> None:
+        """Makes this GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
+        if pair.is_remote:
+            self.item_ready(pair, pair.token)
+            return
+        if pair.token.combine_start == NO_TIME:
+            pair.token.combine_start = self.clock.now_ps
+        for place in range(self.costs.combine_segments):
+            self.deliver(pair.token, place, 1)
+
+    def item_ready(self, item: Token | Pair, token: Token) -> None:
+        """Adds a token or partial sum to the unit it is combined with."""
+        key, part = (token.home, token.place), part_of(self.world, token, self.gpu)
+        unit = self.units.setdefault(key, Unit(self.gpu, token.home, token.place, part))
+        if not unit.items:
+            unit.ready_ps = self.clock.now_ps
+            if self.progress.is_open[COMBINING, part]:
+                self.ready.append(unit)
+        unit.items.append(item)
+        self.items_waiting -= 1
+        done = self.items - self.items_waiting
+        if done == 1 and self.world.program.split_moments > 0:
+            self.sizes.wake()
+        self.sizes.count(done - 1, done, self.items)
+        self.wake()
+
+    def open_part(self, part: int) -> None:
+        """Lists ready units as a combine kernel that starts late walks its buffer: chunk by chunk, neighbour first."""
+        late = [unit for unit in self.units.values() if unit.part == part and unit.items]
+        late.sort(key=lambda unit: (unit.place, (unit.home - self.gpu) % self.world.num_gpus))
+        self.ready.extend(late)
+        self.wake()
+
+    def act(self) -> Options | None:
+        """Issues what was chosen as SMs may take it, then offers the ready units."""
+        while not self._must_dispatch_first() and self.crew.free:
+            if self.issuing:
+                self._issue(self.issuing.popleft())
+            elif self.holds or not self.ready:
+                return None
+            else:
+                return Options(self.ready, self.world.program.hold_combine, may_hold=self.items_waiting > 0)
+        return None
+
+    def take(self, candidate: Candidate) -> None:
+        """Begins a unit, or holds."""
+        if isinstance(candidate, Hold):
+            self.holds = True
+            return
+        assert isinstance(candidate, Unit)
+        self.ready.remove(candidate)
+        self.issuing.extend(candidate.items)
+        candidate.items = []
+
+    def _must_dispatch_first(self) -> bool:
+        return self.world.program.exclusive and not self.progress.is_dispatched
+
+    def _issue(self, item: Token | Pair) -> None:
+        """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
+        token = item.token if isinstance(item, Pair) else item
+        if token.combine_start == NO_TIME:
+            token.combine_start = self.clock.now_ps
+        if isinstance(item, Pair):
+            self._push(item)
+            return
+        sources = [pair for pair in token.pairs if is_summed(self.world, pair)]
+        if not sources:
+            self._complete(token)
+        elif self.world.combine.in_switch:
+            # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
+            token.trip = self._take_slot()
+            flits = sum_request_flits(self.world, [pair for pair in token.pairs if pair.is_remote])
+            self._request(sources, flits)
+        else:
+            sm = self.crew.free.popleft()
+            sm.left = [*sources]
+            self.go_on(sm)
+
+    def _push(self, pair: Pair) -> None:
+        """Stores a partial sum at home, or in the switch."""
+        partial = partial_of(self.world, pair)
+        trip = self._take_slot()
+        for segment in partial:
+            segment.trip = trip
+        self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[3])
+        self.ports.send(partial)
+
+    def _take_slot(self) -> Trip:
+        """Puts a vector in flight at the first SM that may."""
+        sm = self.crew.free.popleft()
+        trip = self.crew.begin_trip(sm, self.costs.combine_segments)
+        if sm.in_flight < self.crew.window.slots:
+            self.crew.enlist(sm)
+        return trip
+
+    def go_on(self, sm: CommunicationSm) -> None:
+        """Asks for what an SM's token still lacks as far as its window allows; then it may take another."""
+        while sm.left:
+            if sm.in_flight == self.crew.window.slots:
+                return
+            pair = sm.left.pop(0)
+            assert isinstance(pair, Pair)
+            pair.trip = self.crew.begin_trip(sm, self.costs.combine_segments)
+            self._request([pair], sum_request_flits(self.world, [pair]))
+        self.crew.put_down(sm)
+
+    def _request(self, pairs: list[Pair], flits: int) -> None:
+        """Asks for partial sums of a token, a request of so many flits for each segment."""
+        crossed_ps = self.ports.ask(pairs[0].token.combine_planes, flits, COMBINE_REQUEST)
+        for pair in pairs:
+            self.clock.at(crossed_ps + 2 * self.costs.hop_ps, EV_REQUEST, self.peers[pair.gpu].requested, pair)
+
+    def requested(self, pair: Pair) -> None:
+        """Reads a partial sum that its home GPU has asked for, and responds with it."""
+        delay_ps = self.costs.memory_ps
+        if self.world.combine.names_targets:
+            delay_ps += self.memory.translate(pair)
+        for plane in pair.token.combine_planes:
+            self.ports.downlinks[plane].charge(sum_request_flits(self.world, [pair]), COMBINE_REQUEST)
+        # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
+        self.memory.use_hbm(max(len(pair.experts), 1) * self.costs.token_bytes[3])
+        partial = partial_of(self.world, pair)
+        self.clock.at(self.clock.now_ps + delay_ps, EV_RESPOND, self.ports.send, partial)
+
+    def reach(self, segment: Segment) -> None:
+        """Takes a segment of a partial or reduced sum in at its home GPU."""
+        if self.world.combine.reads:
+            if not self.world.combine.in_switch:
+                assert segment.pair is not None
+                self.crew.end_segment(segment.pair.trip)
+        else:
+            self.ports.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, COMBINE_ACK)
+            if not self.world.combine.in_switch:
+                sender = self.peers[segment.origin]
+                self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, EV_ACK, sender.acknowledged, segment)
+        self.deliver(segment.token, segment.place, segment.pieces)
+
+    def acknowledged(self, segment: Segment) -> None:
+        """Counts a pushed segment that is stored, or in the switch."""
+        self.ports.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, COMBINE_ACK)
+        self.crew.end_segment(segment.trip)
+
+    def deliver(self, token: Token, place: int, pieces: int) -> None:
+        """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
+        token.pieces_left[place] -= pieces
+        if token.pieces_left[place] > 0:
+            return
+        if self.world.combine.reads and self.world.combine.in_switch:
+            self.crew.end_segment(token.trip)
+        if not any(token.pieces_left):
+            self._complete(token)
+
+    def _complete(self, token: Token) -> None:
+        """Ends a token of this GPU."""
+        token.combine_end = self.clock.now_ps
+        self.world.tokens_left -= 1
+        self.combined += 1
+        self.outputs_live -= self.world.notifies

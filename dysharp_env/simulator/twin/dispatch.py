@@ -1,0 +1,178 @@
+"""Dispatch on one of the twin's GPUs: what it sends or reads, and how that is stored at the other end."""
+
+from __future__ import annotations
+
+from dysharp_env.simulator.layout import (
+    DISPATCH,
+    DISPATCH_ACK,
+    DISPATCH_REQUEST,
+    EV_ACK,
+    EV_ARRIVE,
+    EV_REQUEST,
+    EV_RESPOND,
+    NO_TIME,
+)
+from dysharp_env.simulator.twin.gates import Gates
+from dysharp_env.simulator.twin.gemm import GemmGroup
+from dysharp_env.simulator.twin.memory import Memory
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, CommunicationSm, Options, Pair, Segment, Token
+from dysharp_env.simulator.twin.ports import GpuPorts
+from dysharp_env.simulator.twin.staffing import Sizes, Staff
+from dysharp_env.simulator.twin.vectors import copy_of, is_target, store_of, token_request_flits
+from dysharp_env.simulator.twin.world import Group, World
+
+
+class DispatchGroup(Group):
+    """The dispatch group of one GPU, and what it is asked for by others.
+
+    Attributes:
+        peers: The dispatch groups of all GPUs.
+        unsent: Chunks that no SM has taken from.
+        tokens_sent, tokens_to_send: Tokens of which nothing is left to issue, and all that it dispatches.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        gpu: int,
+        ports: GpuPorts,
+        memory: Memory,
+        staff: Staff,
+        sizes: Sizes,
+        gates: Gates,
+        gemm: GemmGroup,
+        chunks: list[Chunk],
+        peers: list[DispatchGroup],
+    ) -> None:
+        super().__init__(world, DISPATCH, gpu)
+        self.clock, self.costs = world.clock, world.costs
+        self.ports, self.memory, self.sizes = ports, memory, sizes
+        self.gates, self.progress, self.gemm, self.peers = gates, gates.progress[gpu], gemm, peers
+        self.crew = staff.crews[DISPATCH]
+        self.crew.owner = self
+        self.unsent = chunks
+        self.in_chunk: list[Token] = []  # of the chunk that is being sent
+        for chunk in chunks:
+            self.progress.sends_left[chunk.part] += len(chunk.tokens)
+        self.tokens_sent, self.tokens_to_send = 0, sum(self.progress.sends_left)
+
+    def in_turn(self, token: Token) -> list[Pair]:
+        """Returns the pairs of a token that this GPU dispatches now: its own if it reads, else the part's."""
+        if self.world.dispatch.reads:
+            return [pair for pair in token.pairs if pair.gpu == self.gpu]
+        return [pair for pair in token.pairs if not self.world.program.by_peers or pair.part == self.progress.part]
+
+    def act(self) -> Options | None:
+        """Gives token after token of the chunk at hand to SMs that may take one, then offers the part's chunks."""
+        while True:
+            if not self.in_chunk:
+                self._end_parts()
+            if not self.crew.free:
+                return None
+            if not self.in_chunk:
+                chunks = [chunk for chunk in self.unsent if chunk.part == self.progress.part]
+                return Options(chunks) if chunks else None
+            self._take_token(self.crew.free.popleft(), self.in_chunk.pop(0))
+
+    def take(self, candidate: Candidate) -> None:
+        """Begins a chunk."""
+        assert isinstance(candidate, Chunk)
+        self.unsent.remove(candidate)
+        self.in_chunk = list(candidate.tokens)
+
+    def _end_parts(self) -> None:
+        """Gives the next part its turn when all of the present one is stored."""
+        progress, parts = self.progress, self.world.program.parts
+        while progress.part < parts and progress.sends_left[progress.part] == 0 and self.crew.in_flight == 0:
+            progress.part += 1
+            self.gates.end_first_kernel(self.gpu, progress.part - 1)
+            if self.world.program.exclusive and progress.part == parts:
+                self.gemm.combine.mark()
+
+    def _take_token(self, sm: CommunicationSm, token: Token) -> None:
+        """Gives a token to an SM; its home GPU's own experts get it at once."""
+        if token.dispatch_start == NO_TIME:
+            token.dispatch_start = self.clock.now_ps
+        pairs = self.in_turn(token)
+        for pair in pairs:
+            if not pair.is_remote and pair.experts:
+                self.clock.at(self.clock.now_ps + self.costs.memory_ps, EV_ARRIVE, self.gemm.arrive, pair)
+        copies = [copy_of(self.world, pair) for pair in pairs if is_target(self.world, pair)]
+        if copies and self.world.dispatch.in_switch:
+            copies = [store_of(self.world, token, copies)]
+        sm.left = [*copies]
+        self.go_on(sm)
+
+    def go_on(self, sm: CommunicationSm) -> None:
+        """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
+        while sm.left:
+            if sm.in_flight == self.crew.window.slots:
+                return
+            vector = sm.left.pop(0)
+            assert isinstance(vector, list)
+            trip = self.crew.begin_trip(sm, self.costs.dispatch_segments)
+            for segment in vector:
+                segment.trip = trip
+            if self.world.dispatch.reads:
+                self._request(vector)
+            else:
+                self.ports.send(vector)
+        self.tokens_sent += 1
+        self.sizes.count(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)
+        self.progress.sends_left[self.progress.part] -= 1
+        self.crew.put_down(sm)
+
+    def _request(self, vector: list[Segment]) -> None:
+        """Reads a token's vector from its home GPU."""
+        home, planes = self.peers[vector[0].origin], [segment.plane for segment in vector]
+        crossed_ps = self.ports.ask(planes, token_request_flits(self.world), DISPATCH_REQUEST)
+        self.clock.at(crossed_ps + 2 * self.costs.hop_ps, EV_REQUEST, home.requested, vector)
+
+    def requested(self, vector: list[Segment]) -> None:
+        """Reads a token's vector of this GPU for another one, and responds with it."""
+        for segment in vector:
+            self.ports.downlinks[segment.plane].charge(token_request_flits(self.world), DISPATCH_REQUEST)
+        self.clock.at(self.clock.now_ps + self.costs.memory_ps, EV_RESPOND, self.ports.send, vector)
+
+    def reach(self, copy: Segment) -> None:
+        """Stores a segment; the first has the token's place found, the last completes it."""
+        pair, now_ps = copy.pair, self.clock.now_ps
+        assert pair is not None
+        is_first = pair.segments_left == self.costs.dispatch_segments
+        pair.segments_left -= 1
+        if self.world.dispatch.reads:
+            # The reader has what it asked for; nobody is told.
+            if pair.segments_left == 0:
+                self.gemm.arrive(pair)
+            self._end_segment(copy)
+            return
+        self._acknowledge(copy)
+        if self.world.dispatch.names_targets and is_first:
+            pair.translated_ps = now_ps + self.memory.translate(pair)
+        if pair.segments_left > 0:
+            return
+        if not pair.experts:
+            self.memory.use_hbm(self.costs.token_bytes[0])
+        elif self.world.dispatch.names_targets:
+            self.clock.at(max(now_ps, pair.translated_ps), EV_ARRIVE, self.gemm.arrive, pair)
+        else:
+            self.gemm.arrive(pair)
+
+    def _acknowledge(self, copy: Segment) -> None:
+        """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
+        self.ports.uplinks[copy.plane].charge(copy.packets * self.costs.packet.ack_flits, DISPATCH_ACK)
+        whole = copy.carrier or copy
+        whole.acks_left -= 1
+        if whole.acks_left == 0:
+            home = self.peers[copy.token.home]
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, EV_ACK, home.acknowledged, whole)
+
+    def acknowledged(self, whole: Segment) -> None:
+        """Counts a segment that is stored."""
+        self.ports.downlinks[whole.plane].charge(whole.packets * self.costs.packet.ack_flits, DISPATCH_ACK)
+        self._end_segment(whole)
+
+    def _end_segment(self, segment: Segment) -> None:
+        """Counts a segment that is stored or read; with the last one of a vector a part may be over."""
+        if self.crew.end_segment(segment.trip):
+            self.mark()
