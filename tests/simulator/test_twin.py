@@ -7,6 +7,8 @@ import pytest
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.result import segment_name
+from dysharp_env.simulator.twin import shown
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 
 GROUPS, CASES_PER_GROUP = 20, 10
 
@@ -41,6 +43,20 @@ def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
     return "row", *name_of_item(state, layout.LOG_SM, tile)[1:], stage
 
 
+def name_in_twin(candidate: Candidate) -> tuple:
+    """Returns the same of a candidate of the twin's."""
+    match candidate:
+        case Chunk():
+            return "chunk", candidate.gpu, candidate.home, candidate.place
+        case Unit():
+            return "unit", candidate.gpu, candidate.home, candidate.place
+        case Row(tile, stage, is_open):
+            return "open" if is_open else "row", tile.expert.number, tile.expert.part, tile.place, stage
+        case Split():
+            return "split", *candidate[1:]
+    return ("hold",)
+
+
 def assert_same_progress(engine, twin) -> None:
     root = engine.state.root[0]
     assert engine.now_ps == twin.now_ps
@@ -52,8 +68,8 @@ def assert_same_groups(state, twin) -> None:
     for field, values in (
         ("dispatch_here", [gpu.dispatch.crew.here for gpu in twin.gpus]),
         ("combine_here", [gpu.combine.crew.here for gpu in twin.gpus]),
-        ("gemm_sms", [gpu.staff.gemm_sms for gpu in twin.gpus]),
-        ("free_sms", [gpu.staff.free_sms for gpu in twin.gpus]),
+        ("gemm_sms", [gpu.site.staff.gemm_sms for gpu in twin.gpus]),
+        ("free_sms", [gpu.site.staff.free_sms for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
 
@@ -62,7 +78,7 @@ def assert_same_decision(state, asked, expected) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
     shown = state.candidates[: asked.num_candidates].tolist()
     names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
-    assert names == [candidate.name for candidate in expected.candidates]
+    assert names == [name_in_twin(candidate) for candidate in expected.candidates]
     np.testing.assert_array_equal(asked.mask, expected.mask)
     np.testing.assert_allclose(asked.features, expected.features, rtol=0, atol=1e-6)
     np.testing.assert_allclose(asked.context, expected.context, rtol=0, atol=1e-6)
@@ -79,13 +95,13 @@ def assert_same_history(state, twin) -> None:
             assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
     np.testing.assert_array_equal(state.traffic.reshape(twin.world.traffic.shape), twin.world.traffic)
     for field, values in (
-        ("hbm_free_ps", [gpu.memory.hbm_free_ps for gpu in twin.gpus]),
+        ("hbm_free_ps", [gpu.site.memory.hbm_free_ps for gpu in twin.gpus]),
         ("sm_busy_ps", [gpu.gemm.busy_ps for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
-    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.ports.uplinks]
+    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.uplinks]
     downlinks = state.ports["busy_ps"][: len(state.uplinks)]
-    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.ports.downlinks]
+    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.downlinks]
     log = state.log[: state.root["log_size"][0]].tolist()
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 
@@ -106,6 +122,12 @@ def play(case, seed: int) -> tuple:
         choice = int(rng.choice(np.flatnonzero(asked.mask)))
         engine.decide(choice)
         twin.decide(choice)
+
+
+def test_the_twin_knows_every_feature_and_context_value():
+    known = {name for formulas in shown.OF_CANDIDATE.values() for name in formulas}
+    assert known == set(layout.FEATURES)
+    assert set(shown.OF_CONTEXT) == set(layout.CONTEXT)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

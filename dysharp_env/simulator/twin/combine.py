@@ -4,62 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 
-from dysharp_env.simulator.layout import (
-    COMBINE,
-    COMBINE_ACK,
-    COMBINE_REQUEST,
-    EV_ACK,
-    EV_READY,
-    EV_REQUEST,
-    EV_RESPOND,
-    NO_TIME,
-)
-from dysharp_env.simulator.twin.gates import COMBINING, Progress
-from dysharp_env.simulator.twin.memory import Memory
-from dysharp_env.simulator.twin.parts import (
-    Candidate,
-    CommunicationSm,
-    Hold,
-    Options,
-    Pair,
-    Segment,
-    Token,
-    Trip,
-    Unit,
-)
-from dysharp_env.simulator.twin.ports import GpuPorts
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.layout import NO_TIME
+from dysharp_env.simulator.twin.gates import COMBINING
+from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Hold, Options, Pair, Segment, Token, Trip, Unit
 from dysharp_env.simulator.twin.routing import part_of
-from dysharp_env.simulator.twin.staffing import Sizes, Staff
-from dysharp_env.simulator.twin.vectors import is_summed, partial_of, sum_request_flits
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.site import Site, SmGroup
+from dysharp_env.simulator.twin.vectors import partial_of, sum_request_flits
 
 
-class CombineGroup(Group):
+class CombineGroup(SmGroup):
     """The combine group of one GPU, and what it is asked for by others.
 
     Attributes:
-        peers: The combine groups of all GPUs.
+        peers: The combine groups of all GPUs, which it joins.
         items, items_waiting: Tokens or partial sums that this GPU combines, and those of them not ready yet.
         ready: Units with something that may be combined.
         combined: Tokens of this GPU that are done.
     """
 
-    def __init__(
-        self,
-        world: World,
-        gpu: int,
-        ports: GpuPorts,
-        memory: Memory,
-        staff: Staff,
-        sizes: Sizes,
-        progress: Progress,
-        peers: list[CombineGroup],
-    ) -> None:
-        super().__init__(world, COMBINE, gpu)
-        self.clock, self.costs = world.clock, world.costs
-        self.ports, self.memory, self.sizes, self.progress, self.peers = ports, memory, sizes, progress, peers
-        self.crew = staff.crews[COMBINE]
-        self.crew.owner = self
+    def __init__(self, site: Site, peers: list[CombineGroup]) -> None:
+        super().__init__(site, layout.COMBINE)
+        self.peers = peers
+        peers.append(self)
+        self.crew = site.staff.crews[layout.COMBINE]
+        self.crew.group, self.crew.go_on = self, self._issue_loads
         self.units: dict[tuple[int, int], Unit] = {}
         self.ready: list[Unit] = []
         self.issuing: deque[Token | Pair] = deque()
@@ -79,21 +48,21 @@ class CombineGroup(Group):
         if token.experts_done == self.world.workload.layer.top_k:
             if self.world.notifies and self.outputs_live > self.costs.output_readiness_entries:
                 spilled_ps = self.clock.now_ps + self.costs.memory_ps
-                self.clock.at(spilled_ps, EV_READY, self.item_ready, token, token)
+                self.clock.at(spilled_ps, layout.EV_READY, self._item_ready, token, token)
             else:
-                self.item_ready(token, token)
+                self._item_ready(token, token)
 
     def partial_ready(self, pair: Pair) -> None:
         """Makes this GPU's partial sum of a token ready to be pushed, or adds it at once if it is home already."""
         if pair.is_remote:
-            self.item_ready(pair, pair.token)
+            self._item_ready(pair, pair.token)
             return
         if pair.token.combine_start == NO_TIME:
             pair.token.combine_start = self.clock.now_ps
         for place in range(self.costs.combine_segments):
-            self.deliver(pair.token, place, 1)
+            self._deliver(pair.token, place, 1)
 
-    def item_ready(self, item: Token | Pair, token: Token) -> None:
+    def _item_ready(self, item: Token | Pair, token: Token) -> None:
         """Adds a token or partial sum to the unit it is combined with."""
         key, part = (token.home, token.place), part_of(self.world, token, self.gpu)
         unit = self.units.setdefault(key, Unit(self.gpu, token.home, token.place, part))
@@ -148,22 +117,21 @@ class CombineGroup(Group):
         if isinstance(item, Pair):
             self._push(item)
             return
-        sources = [pair for pair in token.pairs if is_summed(self.world, pair)]
+        sources = [pair for pair in token.pairs if pair.is_summed]
         if not sources:
             self._complete(token)
         elif self.world.combine.in_switch:
             # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
             token.trip = self._take_slot()
-            flits = sum_request_flits(self.world, [pair for pair in token.pairs if pair.is_remote])
-            self._request(sources, flits)
+            self._request(sources, token.remote_experts)
         else:
             sm = self.crew.free.popleft()
             sm.left = [*sources]
-            self.go_on(sm)
+            self._issue_loads(sm)
 
     def _push(self, pair: Pair) -> None:
         """Stores a partial sum at home, or in the switch."""
-        partial = partial_of(self.world, pair)
+        partial = self._partial(pair)
         trip = self._take_slot()
         for segment in partial:
             segment.trip = trip
@@ -173,59 +141,61 @@ class CombineGroup(Group):
     def _take_slot(self) -> Trip:
         """Puts a vector in flight at the first SM that may."""
         sm = self.crew.free.popleft()
-        trip = self.crew.begin_trip(sm, self.costs.combine_segments)
+        trip = self.crew.begin_trip(sm)
         if sm.in_flight < self.crew.window.slots:
             self.crew.enlist(sm)
         return trip
 
-    def go_on(self, sm: CommunicationSm) -> None:
+    def _issue_loads(self, sm: CommunicationSm) -> None:
         """Asks for what an SM's token still lacks as far as its window allows; then it may take another."""
         while sm.left:
             if sm.in_flight == self.crew.window.slots:
                 return
             pair = sm.left.pop(0)
             assert isinstance(pair, Pair)
-            pair.trip = self.crew.begin_trip(sm, self.costs.combine_segments)
-            self._request([pair], sum_request_flits(self.world, [pair]))
+            pair.trip = self.crew.begin_trip(sm)
+            self._request([pair], len(pair.experts))
         self.crew.put_down(sm)
 
-    def _request(self, pairs: list[Pair], flits: int) -> None:
-        """Asks for partial sums of a token, a request of so many flits for each segment."""
-        crossed_ps = self.ports.ask(pairs[0].token.combine_planes, flits, COMBINE_REQUEST)
+    def _request(self, pairs: list[Pair], experts: int) -> None:
+        """Asks for partial sums of a token, naming so many experts in a request for each segment."""
+        flits = sum_request_flits(self.world, experts)
+        asked_ps = self.ports.ask(pairs[0].token.combine_planes, flits, layout.COMBINE_REQUEST)
         for pair in pairs:
-            self.clock.at(crossed_ps + 2 * self.costs.hop_ps, EV_REQUEST, self.peers[pair.gpu].requested, pair)
+            self.clock.at(asked_ps, layout.EV_REQUEST, self.peers[pair.gpu]._requested, pair)
 
-    def requested(self, pair: Pair) -> None:
+    def _requested(self, pair: Pair) -> None:
         """Reads a partial sum that its home GPU has asked for, and responds with it."""
         delay_ps = self.costs.memory_ps
         if self.world.combine.names_targets:
             delay_ps += self.memory.translate(pair)
-        for plane in pair.token.combine_planes:
-            self.ports.downlinks[plane].charge(sum_request_flits(self.world, [pair]), COMBINE_REQUEST)
+        flits = sum_request_flits(self.world, len(pair.experts))
+        self.ports.be_asked(pair.token.combine_planes, flits, layout.COMBINE_REQUEST)
         # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
         self.memory.use_hbm(max(len(pair.experts), 1) * self.costs.token_bytes[3])
-        partial = partial_of(self.world, pair)
-        self.clock.at(self.clock.now_ps + delay_ps, EV_RESPOND, self.ports.send, partial)
+        self.clock.at(self.clock.now_ps + delay_ps, layout.EV_RESPOND, self.ports.send, self._partial(pair))
 
-    def reach(self, segment: Segment) -> None:
+    def _partial(self, pair: Pair) -> list[Segment]:
+        return partial_of(self.world, pair, self.peers[pair.token.home]._reach, self._acknowledged)
+
+    def _reach(self, segment: Segment) -> None:
         """Takes a segment of a partial or reduced sum in at its home GPU."""
-        if self.world.combine.reads:
-            if not self.world.combine.in_switch:
-                assert segment.pair is not None
-                self.crew.end_segment(segment.pair.trip)
-        else:
-            self.ports.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, COMBINE_ACK)
-            if not self.world.combine.in_switch:
-                sender = self.peers[segment.origin]
-                self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, EV_ACK, sender.acknowledged, segment)
-        self.deliver(segment.token, segment.place, segment.pieces)
+        combine = self.world.combine
+        if not combine.reads:
+            acked_ps = self.ports.acknowledge(segment, layout.COMBINE_ACK)
+            if not combine.in_switch:
+                self.clock.at(acked_ps, layout.EV_ACK, segment.acknowledged, segment)
+        elif not combine.in_switch:
+            assert segment.pair is not None
+            self.crew.end_segment(segment.pair.trip)
+        self._deliver(segment.token, segment.place, segment.pieces)
 
-    def acknowledged(self, segment: Segment) -> None:
+    def _acknowledged(self, segment: Segment) -> None:
         """Counts a pushed segment that is stored, or in the switch."""
-        self.ports.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, COMBINE_ACK)
+        self.ports.be_acknowledged(segment, layout.COMBINE_ACK)
         self.crew.end_segment(segment.trip)
 
-    def deliver(self, token: Token, place: int, pieces: int) -> None:
+    def _deliver(self, token: Token, place: int, pieces: int) -> None:
         """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
         token.pieces_left[place] -= pieces
         if token.pieces_left[place] > 0:

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-from dysharp_env.simulator.layout import (
-    DISPATCH,
-    DISPATCH_ACK,
-    DISPATCH_REQUEST,
-    EV_ACK,
-    EV_ARRIVE,
-    EV_REQUEST,
-    EV_RESPOND,
-    NO_TIME,
-)
-from dysharp_env.simulator.twin.gates import Gates
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.layout import NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
-from dysharp_env.simulator.twin.memory import Memory
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, CommunicationSm, Options, Pair, Segment, Token
-from dysharp_env.simulator.twin.ports import GpuPorts
-from dysharp_env.simulator.twin.staffing import Sizes, Staff
-from dysharp_env.simulator.twin.vectors import copy_of, is_target, store_of, token_request_flits
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.site import Site, SmGroup
+from dysharp_env.simulator.twin.vectors import copy_of, store_of, token_request_flits
 
 
-class DispatchGroup(Group):
+class DispatchGroup(SmGroup):
     """The dispatch group of one GPU, and what it is asked for by others.
 
     Attributes:
-        peers: The dispatch groups of all GPUs.
+        peers: The dispatch groups of all GPUs, which it joins.
         unsent: Chunks that no SM has taken from.
         tokens_sent, tokens_to_send: Tokens of which nothing is left to issue, and all that it dispatches.
     """
 
-    def __init__(
-        self,
-        world: World,
-        gpu: int,
-        ports: GpuPorts,
-        memory: Memory,
-        staff: Staff,
-        sizes: Sizes,
-        gates: Gates,
-        gemm: GemmGroup,
-        chunks: list[Chunk],
-        peers: list[DispatchGroup],
-    ) -> None:
-        super().__init__(world, DISPATCH, gpu)
-        self.clock, self.costs = world.clock, world.costs
-        self.ports, self.memory, self.sizes = ports, memory, sizes
-        self.gates, self.progress, self.gemm, self.peers = gates, gates.progress[gpu], gemm, peers
-        self.crew = staff.crews[DISPATCH]
-        self.crew.owner = self
-        self.unsent = chunks
+    def __init__(self, site: Site, gemm: GemmGroup, chunks: list[Chunk], peers: list[DispatchGroup]) -> None:
+        super().__init__(site, layout.DISPATCH)
+        self.gemm, self.unsent, self.peers = gemm, chunks, peers
+        peers.append(self)
+        self.crew = site.staff.crews[layout.DISPATCH]
+        self.crew.group, self.crew.go_on = self, self._issue
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
             self.progress.sends_left[chunk.part] += len(chunk.tokens)
@@ -96,21 +70,21 @@ class DispatchGroup(Group):
         pairs = self.in_turn(token)
         for pair in pairs:
             if not pair.is_remote and pair.experts:
-                self.clock.at(self.clock.now_ps + self.costs.memory_ps, EV_ARRIVE, self.gemm.arrive, pair)
-        copies = [copy_of(self.world, pair) for pair in pairs if is_target(self.world, pair)]
+                self.clock.at(self.clock.now_ps + self.costs.memory_ps, layout.EV_ARRIVE, self.gemm.arrive, pair)
+        copies = [self._copy(pair) for pair in pairs if pair.is_sent]
         if copies and self.world.dispatch.in_switch:
             copies = [store_of(self.world, token, copies)]
         sm.left = [*copies]
-        self.go_on(sm)
+        self._issue(sm)
 
-    def go_on(self, sm: CommunicationSm) -> None:
+    def _issue(self, sm: CommunicationSm) -> None:
         """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
         while sm.left:
             if sm.in_flight == self.crew.window.slots:
                 return
             vector = sm.left.pop(0)
             assert isinstance(vector, list)
-            trip = self.crew.begin_trip(sm, self.costs.dispatch_segments)
+            trip = self.crew.begin_trip(sm)
             for segment in vector:
                 segment.trip = trip
             if self.world.dispatch.reads:
@@ -122,54 +96,53 @@ class DispatchGroup(Group):
         self.progress.sends_left[self.progress.part] -= 1
         self.crew.put_down(sm)
 
+    def _copy(self, pair: Pair) -> list[Segment]:
+        return copy_of(self.world, pair, self.peers[pair.gpu]._reach, self._acknowledged)
+
     def _request(self, vector: list[Segment]) -> None:
         """Reads a token's vector from its home GPU."""
-        home, planes = self.peers[vector[0].origin], [segment.plane for segment in vector]
-        crossed_ps = self.ports.ask(planes, token_request_flits(self.world), DISPATCH_REQUEST)
-        self.clock.at(crossed_ps + 2 * self.costs.hop_ps, EV_REQUEST, home.requested, vector)
+        home, planes = self.peers[vector[0].origin], vector[0].token.dispatch_planes
+        asked_ps = self.ports.ask(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
+        self.clock.at(asked_ps, layout.EV_REQUEST, home._requested, vector)
 
-    def requested(self, vector: list[Segment]) -> None:
+    def _requested(self, vector: list[Segment]) -> None:
         """Reads a token's vector of this GPU for another one, and responds with it."""
-        for segment in vector:
-            self.ports.downlinks[segment.plane].charge(token_request_flits(self.world), DISPATCH_REQUEST)
-        self.clock.at(self.clock.now_ps + self.costs.memory_ps, EV_RESPOND, self.ports.send, vector)
+        planes = vector[0].token.dispatch_planes
+        self.ports.be_asked(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
+        self.clock.at(self.clock.now_ps + self.costs.memory_ps, layout.EV_RESPOND, self.ports.send, vector)
 
-    def reach(self, copy: Segment) -> None:
+    def _reach(self, copy: Segment) -> None:
         """Stores a segment; the first has the token's place found, the last completes it."""
-        pair, now_ps = copy.pair, self.clock.now_ps
+        pair, dispatch = copy.pair, self.world.dispatch
         assert pair is not None
         is_first = pair.segments_left == self.costs.dispatch_segments
         pair.segments_left -= 1
-        if self.world.dispatch.reads:
-            # The reader has what it asked for; nobody is told.
-            if pair.segments_left == 0:
+        if not dispatch.reads:
+            self._acknowledge(copy)
+        if dispatch.names_targets and is_first:
+            pair.translated_ps = self.clock.now_ps + self.memory.translate(pair)
+        if pair.segments_left == 0:
+            if not pair.experts:
+                self.memory.use_hbm(self.costs.token_bytes[0])
+            elif dispatch.names_targets:
+                self.clock.at(max(self.clock.now_ps, pair.translated_ps), layout.EV_ARRIVE, self.gemm.arrive, pair)
+            else:
                 self.gemm.arrive(pair)
+        if dispatch.reads:
+            # The reader has what it asked for; nobody is told.
             self._end_segment(copy)
-            return
-        self._acknowledge(copy)
-        if self.world.dispatch.names_targets and is_first:
-            pair.translated_ps = now_ps + self.memory.translate(pair)
-        if pair.segments_left > 0:
-            return
-        if not pair.experts:
-            self.memory.use_hbm(self.costs.token_bytes[0])
-        elif self.world.dispatch.names_targets:
-            self.clock.at(max(now_ps, pair.translated_ps), EV_ARRIVE, self.gemm.arrive, pair)
-        else:
-            self.gemm.arrive(pair)
 
     def _acknowledge(self, copy: Segment) -> None:
         """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
-        self.ports.uplinks[copy.plane].charge(copy.packets * self.costs.packet.ack_flits, DISPATCH_ACK)
+        acked_ps = self.ports.acknowledge(copy, layout.DISPATCH_ACK)
         whole = copy.carrier or copy
         whole.acks_left -= 1
         if whole.acks_left == 0:
-            home = self.peers[copy.token.home]
-            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, EV_ACK, home.acknowledged, whole)
+            self.clock.at(acked_ps, layout.EV_ACK, whole.acknowledged, whole)
 
-    def acknowledged(self, whole: Segment) -> None:
+    def _acknowledged(self, whole: Segment) -> None:
         """Counts a segment that is stored."""
-        self.ports.downlinks[whole.plane].charge(whole.packets * self.costs.packet.ack_flits, DISPATCH_ACK)
+        self.ports.be_acknowledged(whole, layout.DISPATCH_ACK)
         self._end_segment(whole)
 
     def _end_segment(self, segment: Segment) -> None:

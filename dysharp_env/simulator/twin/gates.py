@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from dysharp_env.simulator.layout import EV_GATE, GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.twin.world import World
 
 EVERYTHING, GEMM1, GEMM2, COMBINING = range(4)  # what a gate opens
-
-
-class Opener(Protocol):
-    """What is told that a gate is open."""
-
-    def opened(self, stage: int, part: int) -> None:
-        """Goes on with a stage of a part."""
 
 
 class Progress:
@@ -49,13 +42,13 @@ class Gates:
 
     Attributes:
         progress: Of each GPU.
-        openers: The GPUs, which are added once they are there.
+        opened: What of each GPU goes on with a (stage, part); they are added once they are there.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.progress = [Progress(world) for _ in range(world.num_gpus)]
-        self.openers: list[Opener] = []
+        self.opened: list[Callable[[int, int], None]] = []
 
     def pay(self, stage: int, part: int, gpus: list[int]) -> None:
         """Opens a stage of a part on some GPUs once it is paid for."""
@@ -65,7 +58,7 @@ class Gates:
     def _open(self, stage: int, part: int, gpus: list[int]) -> None:
         for gpu in gpus:
             self.progress[gpu].is_open[stage, part] = True
-            self.openers[gpu].opened(stage, part)
+            self.opened[gpu](stage, part)
 
     def after_arrival(self, gpu: int, part: int) -> None:
         """Opens GEMM-1 if an arrival was the last."""

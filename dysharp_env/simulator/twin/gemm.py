@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dysharp_env.simulator.layout import EV_BLOCKS, EV_NOTIFY, EV_TILE, GEMM, LOG_SM, NO_TIME, NOTIFY, NOTIFY_FLITS
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.layout import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
-from dysharp_env.simulator.twin.gates import GEMM1, GEMM2, Gates
+from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.memory import Memory
 from dysharp_env.simulator.twin.parts import Candidate, Expert, Hold, Options, Pair, Row, Tile
-from dysharp_env.simulator.twin.ports import GpuPorts
-from dysharp_env.simulator.twin.staffing import Staff
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.site import Site, SmGroup
 
 
-class GemmGroup(Group):
+class GemmGroup(SmGroup):
     """The GEMM group of one GPU and its experts.
 
     Attributes:
@@ -24,23 +22,10 @@ class GemmGroup(Group):
         busy_ps: Time of all SMs in thread blocks so far.
     """
 
-    def __init__(
-        self,
-        world: World,
-        gpu: int,
-        ports: GpuPorts,
-        memory: Memory,
-        staff: Staff,
-        gates: Gates,
-        combine: CombineGroup,
-        experts: dict[tuple[int, int], Expert],
-    ) -> None:
-        super().__init__(world, GEMM, gpu)
-        self.clock, self.costs = world.clock, world.costs
-        self.ports, self.memory, self.staff, self.gates, self.combine = ports, memory, staff, gates, combine
+    def __init__(self, site: Site, combine: CombineGroup, experts: dict[tuple[int, int], Expert]) -> None:
+        super().__init__(site, layout.GEMM)
+        self.combine, self.experts = combine, experts
         self.staff.gemm = self
-        self.progress = gates.progress[gpu]
-        self.experts = experts
         self.slots = sum(expert.total for expert in experts.values())
         for expert in experts.values():
             for left in (self.progress.arrivals_left, *self.progress.slots_left):
@@ -84,7 +69,7 @@ class GemmGroup(Group):
         if expert.ready_ps == now_ps:
             self._tile_ready(tile)
         else:
-            self.clock.at(expert.ready_ps, EV_TILE, self._tile_ready, tile)
+            self.clock.at(expert.ready_ps, layout.EV_TILE, self._tile_ready, tile)
 
     def _tile_ready(self, tile: Tile) -> None:
         """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
@@ -163,9 +148,9 @@ class GemmGroup(Group):
         tile.blocks_left -= count
         tile.blocks_running += count
         self.world.use(
-            LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
+            layout.LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
         )
-        self.clock.at(end_ps, EV_BLOCKS, self._blocks_end, tile, stage, count)
+        self.clock.at(end_ps, layout.EV_BLOCKS, self._blocks_end, tile, stage, count)
         if tile.blocks_left == 0:
             self.row = None
 
@@ -201,20 +186,20 @@ class GemmGroup(Group):
             else:
                 self.combine.peers[pair.token.home].expert_done(pair.token)
         if told:
-            self._charge_updates(self.ports.uplinks, told, NOTIFY_FLITS)
-            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, EV_NOTIFY, self._notified, told)
+            self._charge_updates(self.ports.uplinks, told, layout.NOTIFY_FLITS)
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, layout.EV_NOTIFY, self._notified, told)
 
     def _charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
         """Charges ``flits`` for each token's counter update, all those of a plane together."""
         for plane, link in enumerate(links):
-            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, NOTIFY)
+            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, layout.NOTIFY)
 
     def _notified(self, told: list[Pair]) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.costs.packet.ack_flits
         for pair in told:
             home, plane = self.combine.peers[pair.token.home], pair.token.combine_planes[0]
-            home.ports.downlinks[plane].charge(NOTIFY_FLITS, NOTIFY)
-            home.ports.uplinks[plane].charge(ack_flits, NOTIFY)
+            home.ports.downlinks[plane].charge(layout.NOTIFY_FLITS, layout.NOTIFY)
+            home.ports.uplinks[plane].charge(ack_flits, layout.NOTIFY)
             home.expert_done(pair.token)
         self._charge_updates(self.ports.downlinks, told, ack_flits)

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import PS_PER_S
-from dysharp_env.simulator.layout import EV_CREDIT, EV_INPUT_NEXT, EV_SWITCH, EV_UPLINK, LOG_UP, UP
 from dysharp_env.simulator.twin.parts import Segment
 from dysharp_env.simulator.twin.world import World
 
@@ -48,7 +48,7 @@ class Link:
         raise NotImplementedError
 
     def pump(self) -> None:
-        """Starts the next segment if it can."""
+        """Serves the next segment if it can."""
         raise NotImplementedError
 
     def wake(self, time_ps: int, kind: int) -> None:
@@ -76,13 +76,13 @@ class Uplink(Link):
 
     def __init__(self, world: World, gpu: int, plane: int, expose: Callable[[Segment], None]) -> None:
         """Takes what is told of a segment that the switch's outputs may see."""
-        super().__init__(world, gpu, plane, UP)
+        super().__init__(world, gpu, plane, layout.UP)
         self.lanes = (Lane(), Lane())
         self._expose = expose
 
     def queued_flits(self) -> int:
         """Returns the flits of all segments that wait at the GPU."""
-        return sum(segment.flits_up for lane in self.lanes for segment in lane.waiting)
+        return sum(segment.flits for lane in self.lanes for segment in lane.waiting)
 
     def enqueue(self, segment: Segment) -> None:
         """Puts a segment behind the others of its class."""
@@ -98,7 +98,7 @@ class Uplink(Link):
             lane = self.lanes[vc]
             if not lane.waiting:
                 continue
-            flits = lane.waiting[0].flits_up
+            flits = lane.waiting[0].flits
             if self.costs.queueing != "output_queued":
                 # A segment larger than the buffer passes alone: its packets stream through.
                 if lane.used_flits > 0 and lane.used_flits + flits > self.costs.credit_flits:
@@ -111,18 +111,18 @@ class Uplink(Link):
     def _send(self, segment: Segment) -> None:
         """Puts a segment on the wire; its head, or with store-and-forward its tail, comes to the switch."""
         now_ps = self.clock.now_ps
-        segment.tail_ps = now_ps + self.delivery_ps(segment.flits_up)
+        segment.tail_ps = now_ps + self.delivery_ps(segment.flits)
         head_ps = segment.tail_ps if self.costs.store_and_forward else now_ps + self.costs.hop_ps
-        self.clock.at(head_ps, EV_SWITCH, self._reach_switch, segment)
-        self.free_ps = now_ps + self.costs.wire_ps(segment.flits_up)
-        self.count(segment.flits_up, segment.purpose)
-        self.world.use(LOG_UP, self.gpu, segment.purpose, segment.name, segment.flits_up, self.free_ps)
+        self.clock.at(head_ps, layout.EV_SWITCH, self._reach_switch, segment)
+        self.free_ps = now_ps + self.costs.wire_ps(segment.flits)
+        self.count(segment.flits, segment.purpose)
+        self.world.use(layout.LOG_UP, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         self._wake_if_any()
 
     def _wake_if_any(self) -> None:
         """Makes sure the uplink looks again when the wire falls free, if anything waits."""
         if any(lane.waiting for lane in self.lanes):
-            self.wake(self.free_ps, EV_UPLINK)
+            self.wake(self.free_ps, layout.EV_UPLINK)
 
     def _reach_switch(self, segment: Segment) -> None:
         """Shows a segment to the outputs, or puts it behind the others of an input FIFO."""
@@ -144,9 +144,9 @@ class Uplink(Link):
         if whole.replicas_left > 0:
             return
         known_ps = whole.free_ps + self.costs.hop_ps
-        self.clock.at(self._credit_ps(whole, known_ps), EV_CREDIT, self._credit, whole.vc, whole.flits_up)
+        self.clock.at(self._credit_ps(whole, known_ps), layout.EV_CREDIT, self._credit, whole.vc, whole.flits)
         if self.costs.queueing == "input_fifo":
-            self.clock.at(whole.end_ps, EV_INPUT_NEXT, self._input_next, whole.vc)
+            self.clock.at(whole.end_ps, layout.EV_INPUT_NEXT, self._input_next, whole.vc)
 
     def _credit(self, vc: int, flits: int) -> None:
         """Takes input buffer space back."""
@@ -167,7 +167,7 @@ class Uplink(Link):
         """
         if self.costs.store_and_forward:
             return 0
-        packets, entering_ps = segment.packets, self.costs.wire_ps(segment.flits_down)
+        packets, entering_ps = segment.packets, self.costs.wire_ps(segment.flits)
         return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
 
     def _credit_ps(self, whole: Segment, free_ps: int) -> int:
@@ -175,7 +175,7 @@ class Uplink(Link):
 
         Whole segments leave a rest of the buffer that packets would fill; they hold what they have for less instead.
         """
-        costs, flits = self.costs, whole.flits_up
+        costs, flits = self.costs, whole.flits
         if costs.store_and_forward or whole.packets == 1:
             return free_ps
         held_ps = free_ps - (whole.tail_ps - self.delivery_ps(flits))

@@ -6,7 +6,6 @@ from collections import Counter
 from math import isqrt
 
 from dysharp_env.simulator.twin.parts import Chunk, Expert, Pair, Token
-from dysharp_env.simulator.twin.vectors import is_summed
 from dysharp_env.simulator.twin.world import World
 from dysharp_env.workload.workload import Workload
 
@@ -38,6 +37,14 @@ def plane_of(address: int, planes: int) -> int:
     return (place + (run * GOLDEN % 2**64 >> 40)) % planes
 
 
+def part_of(world: World, token: Token, gpu: int) -> int:
+    """Returns the part of a token at one GPU: its share of its home GPU's chunks, or the GPU's of its peers."""
+    program = world.program
+    if program.by_peers:
+        return (gpu - token.home) % world.num_gpus * program.parts // world.num_gpus
+    return token.place * program.parts // -(-world.workload.tokens_per_gpu // program.chunk_tokens)
+
+
 class Routing:
     """Who is to be sent where.
 
@@ -49,11 +56,9 @@ class Routing:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        workload, parts = world.workload, range(world.program.parts)
-        self.experts = {
-            (number, part): Expert(number, part) for number in range(workload.layer.experts) for part in parts
-        }
-        order = token_order(workload, world.program.waves)
+        numbers, parts = range(world.workload.layer.experts), range(world.program.parts)
+        self.experts = {(number, part): Expert(number, part) for number in numbers for part in parts}
+        order = token_order(world.workload, world.program.waves)
         self.tokens = sorted(map(self._make_token, order, range(len(order))), key=lambda token: token.number)
         self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]
         for home in range(world.num_gpus):
@@ -63,37 +68,42 @@ class Routing:
 
     def _make_token(self, number: int, position: int) -> Token:
         """Returns a token with a pair for every GPU that any primitive of the program addresses for it."""
-        costs, program, workload = self.world.costs, self.world.program, self.world.workload
-        dispatched, summed = costs.dispatch_segments, costs.combine_segments
-        sums_at = workload.num_tokens * dispatched  # the dispatch region of addresses comes first
-        home, place = number // workload.tokens_per_gpu, position % workload.tokens_per_gpu // program.chunk_tokens
+        world, costs, workload = self.world, self.world.costs, self.world.workload
+        home, place = divmod(position, workload.tokens_per_gpu)
+        # Addresses count segments; the region of dispatched vectors comes first.
+        first = number * costs.dispatch_segments
+        first_sum = workload.num_tokens * costs.dispatch_segments + number * costs.combine_segments
         token = Token(
             number,
             home,
-            place,
-            [plane_of(number * dispatched + segment, costs.planes) for segment in range(dispatched)],
-            [plane_of(sums_at + number * summed + segment, costs.planes) for segment in range(summed)],
+            place // world.program.chunk_tokens,
+            [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
+            [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
         )
-        ids = sorted(workload.topk_ids[number].tolist())
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
-        for offset in range(self.world.num_gpus):
-            gpu = (home + offset) % self.world.num_gpus
-            is_remote = gpu != home or program.loopback
-            here = [expert for expert in ids if workload.gpu_of_expert[expert] == gpu]
-            part = part_of(self.world, token, gpu)
-            for expert in here:
-                self.experts[expert, part].total += 1
-            if program.copies_per_expert:
-                groups = [[expert] for expert in here]
-            else:
-                groups = [here] if here or self.world.dispatch.to_all or self.world.combine.to_all else []
-            token.pairs.extend(Pair(token, gpu, group, is_remote, part, dispatched) for group in groups)
-        sums = sum(is_summed(self.world, pair) for pair in token.pairs)
-        token.contributions_left = [sums] * summed
+        for offset in range(world.num_gpus):
+            self._add_pairs(token, (home + offset) % world.num_gpus)
+        sums = sum(pair.is_summed for pair in token.pairs)
+        token.contributions_left = [sums] * costs.combine_segments
         # Where sums are asked for, the local partial sum is added while the others are on their way.
-        pieces = sums if self.world.combine.reads else sum(bool(pair.experts) for pair in token.pairs)
-        token.pieces_left = [pieces] * summed
+        pieces = sums if world.combine.reads else sum(bool(pair.experts) for pair in token.pairs)
+        token.pieces_left = [pieces] * costs.combine_segments
         return token
+
+    def _add_pairs(self, token: Token, gpu: int) -> None:
+        world, workload = self.world, self.world.workload
+        part, is_remote = part_of(world, token, gpu), gpu != token.home or world.program.loopback
+        ids = sorted(workload.topk_ids[token.number].tolist())
+        here = [expert for expert in ids if workload.gpu_of_expert[expert] == gpu]
+        for expert in here:
+            self.experts[expert, part].total += 1
+        groups = [[expert] for expert in here] if world.program.copies_per_expert else [here]
+        for experts in groups:
+            is_sent = is_remote and (bool(experts) or world.dispatch.to_all)
+            is_summed = is_remote and (bool(experts) or world.combine.to_all)
+            if experts or world.dispatch.to_all or world.combine.to_all:
+                segments = world.costs.dispatch_segments
+                token.pairs.append(Pair(token, gpu, experts, part, is_remote, is_sent, is_summed, segments))
 
     def _cut(self, home: int, tokens: list[Token]) -> None:
         """Cuts a home GPU's tokens into chunks, for itself or for all who read them."""
@@ -103,11 +113,3 @@ class Routing:
             parts = range(program.parts) if program.by_peers else [part_of(self.world, members[0], home)]
             for gpu in range(self.world.num_gpus) if self.world.dispatch.reads else [home]:
                 self.chunks[gpu].extend(Chunk(gpu, home, place, part, members) for part in parts)
-
-
-def part_of(world: World, token: Token, gpu: int) -> int:
-    """Returns the part of a token at one GPU: its share of its home GPU's chunks, or the GPU's of its peers."""
-    program = world.program
-    if program.by_peers:
-        return (gpu - token.home) % world.num_gpus * program.parts // world.num_gpus
-    return token.place * program.parts // -(-world.workload.tokens_per_gpu // program.chunk_tokens)

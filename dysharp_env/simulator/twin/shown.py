@@ -15,7 +15,6 @@ import numpy as np
 from dysharp_env.simulator.layout import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Expert, Hold, Pair, Row, Split, Unit
-from dysharp_env.simulator.twin.vectors import named_by_store
 from dysharp_env.simulator.twin.world import World
 
 
@@ -79,7 +78,8 @@ def link_ps(view: View, chunk: Chunk) -> int:
     """Returns how long a chunk keeps the links of the GPU busy that sends it."""
     world, costs = view.world, view.world.costs
     if world.dispatch.in_switch:
-        flits = sum(costs.dispatch_flits(named_by_store(world, token)) for token in chunk.tokens)
+        named = [token.remote_experts if world.dispatch.names_targets else 0 for token in chunk.tokens]
+        flits = sum(map(costs.dispatch_flits, named))
     else:
         flits = len(remote_pairs(view, chunk)) * costs.dispatch_flits()
     return costs.spread_ps(flits)
@@ -87,7 +87,7 @@ def link_ps(view: View, chunk: Chunk) -> int:
 
 def is_resident(view: View, row: Row) -> bool:
     """Returns whether a row's matrix is in L2."""
-    return view.gpu.memory.has_weights(row.tile.expert.number, row.stage)
+    return view.gpu.site.memory.has_weights(row.tile.expert.number, row.stage)
 
 
 def num_finished(view: View, row: Row) -> int:
@@ -102,7 +102,7 @@ def row_ps(view: View, row: Row) -> int:
     costs, stage = view.world.costs, row.stage
     block_ps = costs.block_ps(stage, len(row.tile.pairs), view.gpu.number)
     fetch_ps = 0 if is_resident(view, row) else costs.hbm_ps(costs.weight_bytes[stage - 1])
-    return max(costs.blocks[stage - 1] * block_ps // view.gpu.staff.gemm_sms, fetch_ps)
+    return max(costs.blocks[stage - 1] * block_ps // view.gpu.site.staff.gemm_sms, fetch_ps)
 
 
 def backlogs_ps(view: View, unit: Unit) -> list[int]:
@@ -110,16 +110,16 @@ def backlogs_ps(view: View, unit: Unit) -> list[int]:
     found = []
     for item in unit.items:
         if isinstance(item, Pair):
-            found.append(view.gpus[unit.home].ports.downlink_backlog_ps())
+            found.append(view.gpus[unit.home].site.ports.down_ps())
         else:
             sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
-            found.extend(view.gpus[pair.gpu].ports.uplink_backlog_ps() for pair in sources)
+            found.extend(view.gpus[pair.gpu].site.ports.up_ps() for pair in sources)
     return found
 
 
 def in_flight(view: View, kind: int) -> float:
     """Returns the vectors of a communication group in flight over those that its SMs' windows allow."""
-    crew = view.gpu.staff.crews[kind]
+    crew = view.gpu.site.staff.crews[kind]
     return fraction(crew.in_flight, crew.size * crew.window.slots)
 
 
@@ -138,7 +138,7 @@ OF_CHUNK: Formulas = OF_ANY | {
     "expert_progress": lambda view, chunk: mean([expert.arrived / expert.total for expert in experts_of(view, chunk)]),
     "fan_out": lambda view, chunk: view.fan_out(len(remote_pairs(view, chunk)), len(chunk.tokens)),
     "backlog": lambda view, chunk: view.root(
-        max([view.gpus[pair.gpu].ports.downlink_backlog_ps() for pair in remote_pairs(view, chunk)], default=0)
+        max([view.gpus[pair.gpu].site.ports.down_ps() for pair in remote_pairs(view, chunk)], default=0)
     ),
     "cost": lambda view, chunk: view.root(link_ps(view, chunk)),
 }
@@ -150,7 +150,7 @@ OF_ROW: Formulas = OF_ANY | {
     "waiting": lambda view, row: view.root(0 if row.is_open else view.now_ps - row.tile.ready_ps[row.stage - 1]),
     "expert_left": lambda view, row: (row.tile.expert.total - row.tile.expert.arrived) / row.tile.expert.total,
     "finishes": lambda view, row: num_finished(view, row) / len(row.tile.pairs),
-    "backlog": lambda view, row: view.root(view.gpu.memory.hbm_free_ps - view.now_ps),
+    "backlog": lambda view, row: view.root(view.gpu.site.memory.hbm_free_ps - view.now_ps),
     "cost": lambda view, row: view.root(row_ps(view, row)),
 }
 OF_UNIT: Formulas = OF_ANY | {
@@ -176,16 +176,16 @@ OF_CONTEXT: Formulas = {
     "elapsed": lambda view, _: min(1.0, view.now_ps / (4 * view.world.scale_ps)),
     "sent": lambda view, _: view.gpu.dispatch.tokens_sent / view.gpu.dispatch.tokens_to_send,
     "received": lambda view, _: fraction(
-        view.gpu.gemm.slots - sum(view.gpu.gemm.progress.arrivals_left), view.gpu.gemm.slots
+        view.gpu.gemm.slots - sum(view.gpu.site.progress.arrivals_left), view.gpu.gemm.slots
     ),
     "gemm_done": lambda view, _: fraction(
-        2 * view.gpu.gemm.slots - sum(map(sum, view.gpu.gemm.progress.slots_left)), 2 * view.gpu.gemm.slots
+        2 * view.gpu.gemm.slots - sum(map(sum, view.gpu.site.progress.slots_left)), 2 * view.gpu.gemm.slots
     ),
     "combined": lambda view, _: view.gpu.combine.combined / view.world.workload.tokens_per_gpu,
-    "uplink_backlog": lambda view, _: view.root(view.gpu.ports.uplink_backlog_ps()),
-    "downlink_backlog": lambda view, _: view.root(view.gpu.ports.downlink_backlog_ps()),
-    "hbm_backlog": lambda view, _: view.root(view.gpu.memory.hbm_free_ps - view.now_ps),
-    "free_sms": lambda view, _: view.gpu.staff.free_sms / max(view.gpu.staff.gemm_sms, 1),
+    "uplink_backlog": lambda view, _: view.root(view.gpu.site.ports.up_ps()),
+    "downlink_backlog": lambda view, _: view.root(view.gpu.site.ports.down_ps()),
+    "hbm_backlog": lambda view, _: view.root(view.gpu.site.memory.hbm_free_ps - view.now_ps),
+    "free_sms": lambda view, _: view.gpu.site.staff.free_sms / max(view.gpu.site.staff.gemm_sms, 1),
     "dispatch_in_flight": lambda view, _: in_flight(view, DISPATCH),
     "combine_in_flight": lambda view, _: in_flight(view, COMBINE),
     "all_combined": lambda view, _: (

@@ -1,4 +1,4 @@
-"""The SMs of one of the twin's GPUs: who is in which group, and how they change over; the rules of staffing.py.
+"""The SMs of one of the twin's GPUs: who is in which group, and how they change over.
 
 An SM of a communication group is at a *place*. Its group may have fewer SMs than places, and SMs that are to leave once
 they have nothing to do; all others compute.
@@ -7,7 +7,7 @@ they have nothing to do; all others compute.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
 
 from dysharp_env.simulator.costs import Window
 from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, EV_SLOT, LEAVING, ON_DUTY, SPLIT
@@ -15,31 +15,21 @@ from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options
 from dysharp_env.simulator.twin.world import Group, World
 
 
-class Owner(Protocol):
-    """The communication group that a crew belongs to."""
-
-    def mark(self) -> None:
-        """Has the group act: an SM may take something."""
-
-    def go_on(self, sm: CommunicationSm) -> None:
-        """Issues more of what an SM is at."""
-
-
 class Crew:
     """The SMs of one communication group and what they have in flight.
 
     Attributes:
-        owner: The group.
-        size: How many SMs it is to have.
-        here: How many it has.
+        group, go_on: The group, and what of it issues more of what an SM is at; set by the group.
+        size, here: How many SMs it is to have, and how many it has.
         free: SMs that may take something, first come first served.
         in_flight: Vectors whose round trip is not over.
     """
 
-    owner: Owner
+    group: Group
+    go_on: Callable[[CommunicationSm], None]
 
-    def __init__(self, world: World, staff: Staff, window: Window, size: int, most: int) -> None:
-        self.world, self.staff, self.window = world, staff, window
+    def __init__(self, staff: Staff, window: Window, segments: int, size: int, most: int) -> None:
+        self.staff, self.clock, self.window, self.segments = staff, staff.world.clock, window, segments
         self.size = self.here = size
         self.places = [CommunicationSm(duty=AWAY) for _ in range(most)]
         self.free: deque[CommunicationSm] = deque()
@@ -55,13 +45,13 @@ class Crew:
     def enlist(self, sm: CommunicationSm) -> None:
         """Puts an SM behind the others that may take something."""
         self.free.append(sm)
-        self.owner.mark()
+        self.group.mark()
 
-    def begin_trip(self, sm: CommunicationSm, segments: int) -> Trip:
-        """Counts a vector of so many segments that an SM puts in flight."""
+    def begin_trip(self, sm: CommunicationSm) -> Trip:
+        """Counts a vector that an SM puts in flight."""
         self.in_flight += 1
         sm.in_flight += 1
-        return Trip(sm, self.world.clock.now_ps, segments)
+        return Trip(sm, self.clock.now_ps, self.segments)
 
     def end_segment(self, trip: Trip | None) -> bool:
         """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
@@ -73,18 +63,17 @@ class Crew:
         if trip.segments_left > 0:
             return False
         self.in_flight -= 1
-        now_ps = self.world.clock.now_ps
-        held_ps = (now_ps - trip.issued_ps) // 1000 * self.window.hold_permille
-        self.world.clock.at(now_ps + held_ps, EV_SLOT, self._free_slot, trip.sm)
+        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.window.hold_permille
+        self.clock.at(self.clock.now_ps + held_ps, EV_SLOT, self._free_slot, trip.sm)
         return True
 
     def _free_slot(self, sm: CommunicationSm) -> None:
         """Lets an SM put another vector in flight: of the token it is at, or else of a new one."""
         sm.in_flight -= 1
         if sm.left is not None:
-            self.owner.go_on(sm)
+            self.go_on(sm)
         elif sm.duty != ON_DUTY:
-            self.leave_if_idle(sm)
+            self._leave_if_idle(sm)
         elif sm.in_flight == self.window.slots - 1:
             self.enlist(sm)
 
@@ -92,7 +81,7 @@ class Crew:
         """Takes an SM from a token of which nothing is left; it leaves, or may take another if its window allows."""
         sm.left = None
         if sm.duty != ON_DUTY:
-            self.leave_if_idle(sm)
+            self._leave_if_idle(sm)
         elif sm.in_flight < self.window.slots:
             self.enlist(sm)
 
@@ -122,9 +111,9 @@ class Crew:
             if sm.duty == ON_DUTY:
                 self.enlist(sm)
         for sm in self.places:
-            self.leave_if_idle(sm)
+            self._leave_if_idle(sm)
 
-    def leave_if_idle(self, sm: CommunicationSm) -> None:
+    def _leave_if_idle(self, sm: CommunicationSm) -> None:
         """Lets an SM that is to leave go, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
@@ -144,7 +133,7 @@ class Staff:
 
     Attributes:
         crews: Of the communication groups, in the order in which they get SMs.
-        gemm: The GEMM group, once it is there.
+        gemm: The GEMM group, set by itself.
         gemm_sms, free_sms: SMs that the GEMM group has, and those of them that run no thread block.
         split: The split in force, if any was chosen.
         early_tokens: The fewest tokens of an open tile that may be closed early.
@@ -154,13 +143,13 @@ class Staff:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        program, costs, splits = world.program, world.costs, world.splits
-        most_dispatch = max([program.dispatch_sms, *(split.dispatch_sms for split in splits)])
-        most_combine = max([program.combine_sms, *(split.combine_sms for split in splits)])
+        program, costs = world.program, world.costs
         dispatch, combine = costs.dispatch_window(world.dispatch.name), costs.combine_window(world.combine.name)
+        most_dispatch = max([program.dispatch_sms, *(split.dispatch_sms for split in world.splits)])
+        most_combine = max([program.combine_sms, *(split.combine_sms for split in world.splits)])
         self.crews = {
-            DISPATCH: Crew(world, self, dispatch, program.dispatch_sms, most_dispatch),
-            COMBINE: Crew(world, self, combine, program.combine_sms, most_combine),
+            DISPATCH: Crew(self, dispatch, costs.dispatch_segments, program.dispatch_sms, most_dispatch),
+            COMBINE: Crew(self, combine, costs.combine_segments, program.combine_sms, most_combine),
         }
         self.gemm_sms = self.free_sms = program.gemm_sms
         self.split: Split | None = None
@@ -169,8 +158,7 @@ class Staff:
     def adopt(self, split: Split) -> None:
         """Makes a split the one in force."""
         self.split = split
-        self.crews[DISPATCH].size = split.dispatch_sms
-        self.crews[COMBINE].size = split.combine_sms
+        self.crews[DISPATCH].size, self.crews[COMBINE].size = split.dispatch_sms, split.combine_sms
         self.early_tokens = split.early_tokens
 
     def start(self) -> None:
@@ -220,14 +208,14 @@ class Sizes(Group):
             self.wake()
 
     def act(self) -> Options | None:
-        """Offers the present split first, so that a rule without weights keeps it."""
+        """Offers the present split first, so that a rule without weights keeps it; holds once it is answered."""
         if self.holds or not self.world.splits:
             return None
-        self.holds = True
         return Options(sorted(self.world.splits, key=lambda split: split != self.staff.split))
 
     def take(self, candidate: Candidate) -> None:
         """Changes the sizes."""
         assert isinstance(candidate, Split)
+        self.holds = True
         if candidate != self.staff.split:
             self.staff.resize(candidate)

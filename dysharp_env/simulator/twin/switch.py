@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-from dysharp_env.simulator.layout import (
-    COMBINE_DATA,
-    DISPATCH_DATA,
-    DOWN,
-    EV_ACK,
-    EV_PORT,
-    EV_REACH,
-    EVICTION,
-    LOG_DOWN,
-    LOG_REDUCE,
-    RESPONSE,
-)
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.twin.links import Link, Uplink
-from dysharp_env.simulator.twin.parts import Name, Pair, Segment, Token
-from dysharp_env.simulator.twin.vectors import combine_flits
+from dysharp_env.simulator.twin.parts import Segment, Token
 from dysharp_env.simulator.twin.world import World
 
 
-class Receiver(Protocol):
-    """What the switch tells a GPU."""
-
-    def reach(self, segment: Segment) -> None:
-        """Takes a segment in."""
-
-    def acknowledged(self, segment: Segment) -> None:
-        """Learns that a segment it sent is stored, or in the switch."""
-
-
 class Switch:
-    """All links and what lies between them, by GPU and plane.
-
-    Attributes:
-        uplinks, downlinks: The GPUs' links.
-        reducers: The reduction units before the downlinks.
-        receivers: The GPUs, which are added once they are there.
-    """
+    """All uplinks, downlinks and reduction units, by GPU and plane."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -49,18 +20,18 @@ class Switch:
         self.uplinks = [[Uplink(world, gpu, plane, self._expose) for plane in planes] for gpu in gpus]
         self.downlinks = [[Downlink(world, gpu, plane, self) for plane in planes] for gpu in gpus]
         self.reducers = [[Reducer(world, gpu, plane, self) for plane in planes] for gpu in gpus]
-        self.receivers: list[Receiver] = []
 
     def _expose(self, segment: Segment) -> None:
         """Queues a segment, or each replica of a store by itself, at the output it goes to."""
         for replica in segment.replicas or [segment]:
             replica.tail_ps = segment.tail_ps
-            self._output(replica).enqueue(replica)
+            output = self._output(replica)
+            output.append(replica, replica.origin)
+            output.pump()
 
     def _output(self, segment: Segment) -> Port:
-        """Returns the output a segment from an uplink goes to."""
-        if segment.purpose == DISPATCH_DATA:
-            assert segment.pair is not None
+        assert segment.pair is not None
+        if segment.purpose == layout.DISPATCH_DATA:
             return self.downlinks[segment.pair.gpu][segment.plane]
         outputs = self.reducers if self.world.combine.in_switch else self.downlinks
         return outputs[segment.token.home][segment.plane]
@@ -70,7 +41,7 @@ class Port(Link):
     """An output of the switch: a queue for each class and input; classes take turns, then inputs."""
 
     def __init__(self, world: World, gpu: int, plane: int, switch: Switch) -> None:
-        super().__init__(world, gpu, plane, DOWN)
+        super().__init__(world, gpu, plane, layout.DOWN)
         self.switch = switch
         # The first input is the next one served; one that still has segments goes to the end.
         self.queues: tuple[OrderedDict[int, deque[Segment]], ...] = (OrderedDict(), OrderedDict())
@@ -78,7 +49,7 @@ class Port(Link):
 
     def queued_flits(self) -> int:
         """Returns the flits of all segments that wait at the switch for this output."""
-        return sum(s.flits_down for inputs in self.queues for queue in inputs.values() for s in queue)
+        return sum(segment.flits for inputs in self.queues for queue in inputs.values() for segment in queue)
 
     def append(self, segment: Segment, source: int) -> None:
         """Queues a segment from an input without looking at the output yet."""
@@ -86,21 +57,16 @@ class Port(Link):
             source = 0
         self.queues[segment.vc].setdefault(source, deque()).append(segment)
 
-    def enqueue(self, segment: Segment) -> None:
-        """Queues a segment from its GPU; the output takes it at once if it can."""
-        self.append(segment, segment.origin)
-        self.pump()
-
     def pump(self) -> None:
         """Starts the next segment if the output is free."""
         if self.stalled is None and not any(self.queues):
             return
         if self.free_ps > self.clock.now_ps:
-            self.wake(self.free_ps, EV_PORT)
+            self.wake(self.free_ps, layout.EV_PORT)
             return
         self.start(self.stalled or self._take())
         if self.stalled is None and any(self.queues):
-            self.wake(self.free_ps, EV_PORT)
+            self.wake(self.free_ps, layout.EV_PORT)
 
     def _take(self) -> Segment:
         """Removes and returns the segment whose turn it is."""
@@ -123,14 +89,13 @@ class Downlink(Port):
 
     def start(self, segment: Segment) -> None:
         """Sends a segment down; one that cuts through cannot leave before its own tail has come."""
-        flits = segment.flits_down
-        serial_ps = self.costs.wire_ps(flits)
+        serial_ps = self.costs.wire_ps(segment.flits)
         self.free_ps = max(self.clock.now_ps + serial_ps, segment.tail_ps)
-        self.count(flits, segment.purpose)
-        self.world.use(LOG_DOWN, self.gpu, segment.purpose, segment.name, flits, self.free_ps)
-        reach_ps = self.free_ps - serial_ps + self.delivery_ps(flits)
-        self.clock.at(reach_ps, EV_REACH, self.switch.receivers[self.gpu].reach, segment)
-        if segment.name[0] == "sum" or segment.purpose == EVICTION:
+        self.count(segment.flits, segment.purpose)
+        self.world.use(layout.LOG_DOWN, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
+        reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits)
+        self.clock.at(reach_ps, layout.EV_REACH, segment.reach, segment)
+        if segment.pair is None:
             self.switch.reducers[self.gpu][self.plane].drain()
         else:
             self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
@@ -140,8 +105,8 @@ class Downlink(Port):
 class Accumulator:
     """The open sum of one token, or of one packet of it, in a reduction unit."""
 
+    last: Segment  # that came
     pieces: int = 0
-    last: Pair | None = None  # whose contribution came last
     ready_ps: int = 0
 
 
@@ -162,61 +127,98 @@ class Reducer(Port):
         if (token, place) not in self.open and not self._make_room():
             self.stalled = segment
             return
-        accumulator = self.open.setdefault((token, place), Accumulator())
-        self.free_ps = max(self.clock.now_ps + self.costs.reduce_ps(segment.flits_down), segment.tail_ps)
-        self.world.use(LOG_REDUCE, self.gpu, COMBINE_DATA, segment.name, segment.flits_down, self.free_ps)
+        accumulator = self.open.setdefault((token, place), Accumulator(segment))
+        self.free_ps = max(self.clock.now_ps + self.costs.reduce_ps(segment.flits), segment.tail_ps)
+        self.world.use(layout.LOG_REDUCE, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
         if not self.world.combine.reads:
             # The switch holds the contribution now, so it acknowledges the store itself.
-            sender = self.switch.receivers[segment.origin]
-            self.clock.at(self.free_ps + self.costs.hop_ps, EV_ACK, sender.acknowledged, segment)
+            self.clock.at(self.free_ps + self.costs.hop_ps, layout.EV_ACK, segment.acknowledged, segment)
+        accumulator.last = segment
         accumulator.pieces += 1
-        accumulator.last = segment.pair
         accumulator.ready_ps = self.free_ps + self.costs.cycle_ps
         token.contributions_left[place] -= 1
         if token.contributions_left[place] == 0:
-            self._close(token, place, ("sum", token.number, self.gpu, place), COMBINE_DATA)
+            self._close(token, place, is_whole=True)
 
     def _make_room(self) -> bool:
         """Claims slots for one more sum, evicting the oldest if it must; False if slots must drain first."""
         slots = self.costs.reduction_slots
         while self.open and self.slots_used - self.slots_draining + self.need > slots:
-            (oldest, place), accumulator = next(iter(self.open.items()))
-            assert accumulator.last is not None
             self.world.evictions += 1
-            self._close(oldest, place, ("partial", oldest.number, accumulator.last.gpu, place), EVICTION)
+            self._close(*next(iter(self.open)), is_whole=False)
         # A sum larger than the whole buffer passes alone: its packets stream through.
         if self.slots_used > 0 and self.slots_used + self.need > slots:
             return False
         self.slots_used += self.need
         return True
 
-    def _close(self, token: Token, place: int, name: Name, purpose: int) -> None:
-        """Sends a sum, complete or not, to the downlink; its slots drain with it."""
+    def _close(self, token: Token, place: int, is_whole: bool) -> None:
+        """Sends a sum, whole or evicted, to the downlink; its slots drain with it."""
         accumulator = self.open.pop((token, place))
-        segment = Segment(
-            name=name,
-            place=place,
-            plane=self.plane,
-            purpose=purpose,
-            token=token,
+        last = accumulator.last
+        segment = replace(
+            last,
+            # What is evicted has the name of the contribution that came last.
+            name=("sum", token.number, self.gpu, place) if is_whole else last.name,
+            purpose=layout.COMBINE_DATA if is_whole else layout.EVICTION,
             pair=None,
             origin=self.gpu,
-            flits_up=0,
-            flits_down=combine_flits(self.world)[place],
-            packets=self.need,
-            vc=RESPONSE,
+            vc=layout.RESPONSE,
             tail_ps=accumulator.ready_ps,
             pieces=accumulator.pieces,
         )
         self.slots_draining += self.need
         downlink = self.switch.downlinks[self.gpu][self.plane]
         downlink.append(segment, self.world.num_gpus)
-        downlink.wake(max(self.clock.now_ps, downlink.free_ps), EV_PORT)
+        downlink.wake(max(self.clock.now_ps, downlink.free_ps), layout.EV_PORT)
 
     def drain(self) -> None:
         """Gets the slots of one sum back, which the downlink has begun to send."""
         self.slots_used -= self.need
         self.slots_draining -= self.need
         if self.stalled is not None:
-            self.wake(max(self.clock.now_ps, self.free_ps), EV_PORT)
+            self.wake(max(self.clock.now_ps, self.free_ps), layout.EV_PORT)
+
+
+class Ports:
+    """The uplinks and downlinks of one GPU, by plane, as its groups use them."""
+
+    def __init__(self, switch: Switch, gpu: int) -> None:
+        self.clock, self.costs = switch.world.clock, switch.world.costs
+        self.uplinks, self.downlinks = switch.uplinks[gpu], switch.downlinks[gpu]
+
+    def send(self, vector: list[Segment]) -> None:
+        """Puts the segments of a vector at the uplinks."""
+        for segment in vector:
+            self.uplinks[segment.plane].enqueue(segment)
+
+    def ask(self, planes: list[int], flits: int, purpose: int) -> int:
+        """Sends requests, one for each segment's plane; returns when all of them are at the GPU that is asked."""
+        crossed_ps = self.clock.now_ps
+        for plane in planes:
+            self.uplinks[plane].charge(flits, purpose)
+            crossed_ps = max(crossed_ps, self.uplinks[plane].free_ps)
+        return crossed_ps + 2 * self.costs.hop_ps
+
+    def be_asked(self, planes: list[int], flits: int, purpose: int) -> None:
+        """Takes such requests in."""
+        for plane in planes:
+            self.downlinks[plane].charge(flits, purpose)
+
+    def acknowledge(self, segment: Segment, purpose: int) -> int:
+        """Sends a segment's acknowledgement; returns when its sender learns of it."""
+        self.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, purpose)
+        return self.clock.now_ps + 2 * self.costs.hop_ps
+
+    def be_acknowledged(self, segment: Segment, purpose: int) -> None:
+        """Takes such an acknowledgement in."""
+        self.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, purpose)
+
+    def up_ps(self) -> int:
+        """Returns how long what is queued and being sent keeps the busiest uplink busy."""
+        return max(link.backlog_ps() for link in self.uplinks)
+
+    def down_ps(self) -> int:
+        """Returns the same of the busiest downlink, queued at the switch."""
+        return max(link.backlog_ps() for link in self.downlinks)

@@ -74,9 +74,9 @@ class Twin:
             split = yield from self._choose(SPLIT, self.gpus[0], Options(world.splits))
             assert isinstance(split, Split)
             for gpu in self.gpus:
-                gpu.staff.adopt(split)
+                gpu.site.staff.adopt(split)
         for gpu in self.gpus:
-            gpu.staff.start()
+            gpu.site.staff.start()
         while True:
             while world.marked:
                 group = world.marked.popleft()

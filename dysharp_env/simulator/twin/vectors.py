@@ -1,105 +1,80 @@
-"""Vectors as the segments that cross links: copies, stores that the switch replicates, partial sums and sums."""
+"""Vectors as the segments that cross links, and how many flits those and the requests for them have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from dysharp_env.simulator.layout import COMBINE_DATA, DISPATCH_DATA, REQUEST, RESPONSE
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.twin.parts import Pair, Segment, Token
 from dysharp_env.simulator.twin.world import World
 
-
-def is_target(world: World, pair: Pair) -> bool:
-    """Returns whether dispatch sends this pair over links."""
-    return pair.is_remote and (bool(pair.experts) or world.dispatch.to_all)
+Effect = Callable[[Segment], None]
 
 
-def is_summed(world: World, pair: Pair) -> bool:
-    """Returns whether combine sends this pair over links."""
-    return pair.is_remote and (bool(pair.experts) or world.combine.to_all)
-
-
-def named_by_store(world: World, token: Token) -> int:
-    """Returns how many experts a vector names that is dispatched to all its targets at once."""
-    return sum(len(pair.experts) for pair in token.pairs if pair.is_remote) if world.dispatch.names_targets else 0
-
-
-def copy_of(world: World, pair: Pair) -> list[Segment]:
+def copy_of(world: World, pair: Pair, reach: Effect, acknowledged: Effect) -> list[Segment]:
     """Returns a dispatched vector for one GPU; a multicast replica names only the experts behind that port."""
-    token, vc = pair.token, RESPONSE if world.dispatch.reads else REQUEST
-    flits = dispatch_flits(world, len(pair.experts) if world.dispatch.names_targets else 0)
-    return [
-        Segment(
-            name=("copy", token.number, pair.gpu, place),
-            place=place,
-            plane=token.dispatch_planes[place],
-            purpose=DISPATCH_DATA,
-            token=token,
-            pair=pair,
-            origin=token.home,
-            flits_up=flits[place],
-            flits_down=flits[place],
-            packets=world.costs.dispatch_packets // len(flits),
-            vc=vc,
-        )
-        for place in range(len(flits))
-    ]
+    flits = _token_flits(world, len(pair.experts))
+    return _segments(world, "copy", layout.DISPATCH_DATA, pair.token, pair, flits, reach, acknowledged)
 
 
 def store_of(world: World, token: Token, copies: list[list[Segment]]) -> list[Segment]:
     """Returns a vector dispatched to all its targets at once, of which the switch makes the copies."""
-    flits = dispatch_flits(world, named_by_store(world, token))
-    segments = []
-    for place, replicas in enumerate(zip(*copies, strict=True)):
-        whole = Segment(
-            name=("store", token.number, token.home, place),
-            place=place,
-            plane=token.dispatch_planes[place],
-            purpose=DISPATCH_DATA,
-            token=token,
-            pair=None,
-            origin=token.home,
-            flits_up=flits[place],
-            flits_down=0,
-            packets=world.costs.dispatch_packets // len(flits),
-            replicas=list(replicas),
-            replicas_left=len(replicas),
-            acks_left=len(replicas),
-        )
+    flits, first = _token_flits(world, token.remote_experts), copies[0][0]
+    store = _segments(world, "store", layout.DISPATCH_DATA, token, None, flits, first.reach, first.acknowledged)
+    for whole, *replicas in zip(store, *copies, strict=True):
+        whole.replicas = replicas
+        whole.replicas_left = whole.acks_left = len(replicas)
         for replica in replicas:
             replica.carrier = whole
-        segments.append(whole)
-    return segments
+    return store
 
 
-def partial_of(world: World, pair: Pair) -> list[Segment]:
+def partial_of(world: World, pair: Pair, reach: Effect, acknowledged: Effect) -> list[Segment]:
     """Returns one GPU's partial sum of a token on its way home: a read response or a store."""
-    token, vc = pair.token, RESPONSE if world.combine.reads else REQUEST
-    flits = combine_flits(world)
+    return _segments(world, "partial", layout.COMBINE_DATA, pair.token, pair, sum_flits(world), reach, acknowledged)
+
+
+def _segments(
+    world: World,
+    what: str,
+    purpose: int,
+    token: Token,
+    pair: Pair | None,
+    flits: list[int],
+    reach: Effect,
+    acknowledged: Effect,
+) -> list[Segment]:
+    is_dispatched = purpose == layout.DISPATCH_DATA
+    planes, packets, reads = (
+        (token.dispatch_planes, world.costs.dispatch_packets, world.dispatch.reads)
+        if is_dispatched
+        else (token.combine_planes, world.costs.combine_packets, world.combine.reads)
+    )
+    gpu = pair.gpu if pair else token.home
     return [
         Segment(
-            name=("partial", token.number, pair.gpu, place),
-            place=place,
-            plane=token.combine_planes[place],
-            purpose=COMBINE_DATA,
+            name=(what, token.number, gpu, place),
+            purpose=purpose,
             token=token,
             pair=pair,
-            origin=pair.gpu,
-            flits_up=flits[place],
-            flits_down=flits[place],
-            packets=world.costs.combine_packets // len(flits),
-            vc=vc,
+            place=place,
+            plane=planes[place],
+            origin=token.home if is_dispatched else gpu,
+            flits=flits[place],
+            packets=packets // len(flits),
+            vc=layout.RESPONSE if reads else layout.REQUEST,
+            reach=reach,
+            acknowledged=acknowledged,
         )
         for place in range(len(flits))
     ]
 
 
-def dispatch_flits(world: World, targets: int) -> list[int]:
-    """Returns the flits of the segments of a dispatched vector that names so many experts."""
-    return _segment_flits(world, world.costs.dispatch_bytes, targets)
+def _token_flits(world: World, experts: int) -> list[int]:
+    return _segment_flits(world, world.costs.dispatch_bytes, experts if world.dispatch.names_targets else 0)
 
 
-def combine_flits(world: World) -> list[int]:
+def sum_flits(world: World) -> list[int]:
     """Returns the flits of the segments of a partial or reduced sum."""
     return _segment_flits(world, world.costs.combine_bytes, 0)
 
@@ -117,7 +92,7 @@ def token_request_flits(world: World) -> int:
     return world.costs.packet.ask_flits(world.costs.dispatch_bytes) // world.costs.dispatch_segments
 
 
-def sum_request_flits(world: World, pairs: Sequence[Pair]) -> int:
-    """Returns the flits that ask for a segment of a sum, naming the pairs' experts unless the sum is static."""
-    named = sum(len(pair.experts) for pair in pairs) if world.combine.names_targets else 0
+def sum_request_flits(world: World, experts: int) -> int:
+    """Returns the flits that ask for a segment of a sum, naming so many experts unless the sum is static."""
+    named = experts if world.combine.names_targets else 0
     return world.costs.packet.ask_flits(world.costs.combine_bytes, named) // world.costs.combine_segments

@@ -6,8 +6,8 @@ from collections import deque
 
 import numpy as np
 
+from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Bound, Costs
-from dysharp_env.simulator.layout import GATE_FINE, NUM_PURPOSES
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin.clock import Clock
 from dysharp_env.simulator.twin.parts import Candidate, Name, Options, Split, Use
@@ -47,10 +47,8 @@ class World:
     """One layer's inputs, clock and records.
 
     Attributes:
-        workload, costs, program, num_sms, bound: The inputs; see ``Twin``.
         dispatch, combine: The primitives in use.
         notifies: Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary.
-        splits: What the split decision offers.
         may_close_early: Whether any split, or the program, lets an open tile be closed early.
         scale_ps: What times are compared with in what decisions show.
         marked: Groups that are to act, first come first served.
@@ -59,7 +57,6 @@ class World:
         decisions: Decisions between two or more legal candidates so far.
         evictions: Partial sums sent home for want of accumulator slots.
         traffic: (GPU, direction, purpose) int64 flits on the wire.
-        log: Every use of a link, reduction unit and SM group.
     """
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
@@ -67,7 +64,7 @@ class World:
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
         self.dispatch = DISPATCH_PRIMITIVES[program.dispatch_primitive]
         self.combine = COMBINE_PRIMITIVES[program.combine_primitive]
-        self.notifies = self.combine.reads and program.gates[2] == GATE_FINE
+        self.notifies = self.combine.reads and program.gates[2] == layout.GATE_FINE
         self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
         tile_tokens = workload.layer.tile_tokens
         self.may_close_early = program.allow_partial or any(split.early_tokens < tile_tokens for split in self.splits)
@@ -76,7 +73,7 @@ class World:
         self.marked: deque[Group] = deque()
         self.tokens_left = workload.num_tokens
         self.rows_ready = self.decisions = self.evictions = 0
-        self.traffic = np.zeros((self.num_gpus, 2, NUM_PURPOSES), np.int64)
+        self.traffic = np.zeros((self.num_gpus, 2, layout.NUM_PURPOSES), np.int64)
         self.log: list[Use] = []
 
     def use(self, resource: int, gpu: int, purpose: int, item: Name, amount: int, end_ps: int) -> None:
