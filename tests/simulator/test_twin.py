@@ -7,7 +7,6 @@ import pytest
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.result import segment_name
-from dysharp_env.simulator.twin import shown
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 
 GROUPS, CASES_PER_GROUP = 20, 10
@@ -124,10 +123,20 @@ def play(case, seed: int) -> tuple:
         twin.decide(choice)
 
 
-def test_the_twin_knows_every_feature_and_context_value():
-    known = {name for formulas in shown.OF_CANDIDATE.values() for name in formulas}
-    assert known == set(layout.FEATURES)
-    assert set(shown.OF_CONTEXT) == set(layout.CONTEXT)
+def test_the_twin_knows_every_feature_and_context_value(random_case):
+    features, context = set(), set()
+    for seed in range(8):
+        kinds = frozenset(range(len(layout.DECISION_KINDS)))
+        asking = {"hold_gemm": True, "splits": ((1, 1, 3), (1, 2, 3)), "exposed": kinds, "max_candidates": 32}
+        twin = random_case(seed).with_program(**asking, network=None, networked=frozenset()).twin()
+        while (decision := twin.advance()) is not None:
+            gpu = twin.gpus[decision.gpu]
+            for candidate in decision.candidates:
+                features |= set(twin.shown.values_of(gpu, candidate, 0))
+            context |= set(twin.shown.context_of(gpu, decision.kind))
+            twin.decide(0)
+    assert features == set(layout.FEATURES)
+    assert context == set(layout.CONTEXT)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

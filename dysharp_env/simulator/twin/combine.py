@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.layout import NO_TIME
 from dysharp_env.simulator.twin.gates import COMBINING
-from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Hold, Options, Pair, Segment, Token, Trip, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Hold, Options, Pair, Segment, Token, Trip, Unit
 from dysharp_env.simulator.twin.routing import part_of
 from dysharp_env.simulator.twin.site import Site, SmGroup
 from dysharp_env.simulator.twin.vectors import partial_of, sum_request_flits
@@ -28,7 +29,7 @@ class CombineGroup(SmGroup):
         self.peers = peers
         peers.append(self)
         self.crew = site.staff.crews[layout.COMBINE]
-        self.crew.group, self.crew.go_on = self, self._issue_loads
+        self.crew.group = self
         self.units: dict[tuple[int, int], Unit] = {}
         self.ready: list[Unit] = []
         self.issuing: deque[Token | Pair] = deque()
@@ -114,48 +115,35 @@ class CombineGroup(SmGroup):
         token = item.token if isinstance(item, Pair) else item
         if token.combine_start == NO_TIME:
             token.combine_start = self.clock.now_ps
-        if isinstance(item, Pair):
-            self._push(item)
-            return
         sources = [pair for pair in token.pairs if pair.is_summed]
-        if not sources:
+        if isinstance(item, Pair):
+            self.crew.give([partial(self._push, item)])
+        elif not sources:
             self._complete(token)
         elif self.world.combine.in_switch:
             # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
-            token.trip = self._take_slot()
-            self._request(sources, token.remote_experts)
+            self.crew.give([partial(self._read_sum, token, sources)])
         else:
-            sm = self.crew.free.popleft()
-            sm.left = [*sources]
-            self._issue_loads(sm)
+            self.crew.give([partial(self._read, pair) for pair in sources])
 
-    def _push(self, pair: Pair) -> None:
+    def token_issued(self) -> None:
+        """See ``IssuingGroup``; nobody asks."""
+
+    def _push(self, pair: Pair, trip: Trip) -> None:
         """Stores a partial sum at home, or in the switch."""
-        partial = self._partial(pair)
-        trip = self._take_slot()
-        for segment in partial:
+        vector = self._partial(pair)
+        for segment in vector:
             segment.trip = trip
         self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[3])
-        self.ports.send(partial)
+        self.ports.send(vector)
 
-    def _take_slot(self) -> Trip:
-        """Puts a vector in flight at the first SM that may."""
-        sm = self.crew.free.popleft()
-        trip = self.crew.begin_trip(sm)
-        if sm.in_flight < self.crew.window.slots:
-            self.crew.enlist(sm)
-        return trip
+    def _read_sum(self, token: Token, sources: list[Pair], trip: Trip) -> None:
+        token.trip = trip
+        self._request(sources, token.remote_experts)
 
-    def _issue_loads(self, sm: CommunicationSm) -> None:
-        """Asks for what an SM's token still lacks as far as its window allows; then it may take another."""
-        while sm.left:
-            if sm.in_flight == self.crew.window.slots:
-                return
-            pair = sm.left.pop(0)
-            assert isinstance(pair, Pair)
-            pair.trip = self.crew.begin_trip(sm)
-            self._request([pair], len(pair.experts))
-        self.crew.put_down(sm)
+    def _read(self, pair: Pair, trip: Trip) -> None:
+        pair.trip = trip
+        self._request([pair], len(pair.experts))
 
     def _request(self, pairs: list[Pair], experts: int) -> None:
         """Asks for partial sums of a token, naming so many experts in a request for each segment."""

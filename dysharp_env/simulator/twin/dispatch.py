@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.layout import NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, CommunicationSm, Options, Pair, Segment, Token
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Options, Pair, Segment, Token, Trip
 from dysharp_env.simulator.twin.site import Site, SmGroup
 from dysharp_env.simulator.twin.vectors import copy_of, store_of, token_request_flits
 
@@ -24,7 +26,7 @@ class DispatchGroup(SmGroup):
         self.gemm, self.unsent, self.peers = gemm, chunks, peers
         peers.append(self)
         self.crew = site.staff.crews[layout.DISPATCH]
-        self.crew.group, self.crew.go_on = self, self._issue
+        self.crew.group = self
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
             self.progress.sends_left[chunk.part] += len(chunk.tokens)
@@ -46,7 +48,7 @@ class DispatchGroup(SmGroup):
             if not self.in_chunk:
                 chunks = [chunk for chunk in self.unsent if chunk.part == self.progress.part]
                 return Options(chunks) if chunks else None
-            self._take_token(self.crew.free.popleft(), self.in_chunk.pop(0))
+            self._take_token(self.in_chunk.pop(0))
 
     def take(self, candidate: Candidate) -> None:
         """Begins a chunk."""
@@ -63,7 +65,7 @@ class DispatchGroup(SmGroup):
             if self.world.program.exclusive and progress.part == parts:
                 self.gemm.combine.mark()
 
-    def _take_token(self, sm: CommunicationSm, token: Token) -> None:
+    def _take_token(self, token: Token) -> None:
         """Gives a token to an SM; its home GPU's own experts get it at once."""
         if token.dispatch_start == NO_TIME:
             token.dispatch_start = self.clock.now_ps
@@ -74,36 +76,27 @@ class DispatchGroup(SmGroup):
         copies = [self._copy(pair) for pair in pairs if pair.is_sent]
         if copies and self.world.dispatch.in_switch:
             copies = [store_of(self.world, token, copies)]
-        sm.left = [*copies]
-        self._issue(sm)
+        self.crew.give([partial(self._issue, vector) for vector in copies])
 
-    def _issue(self, sm: CommunicationSm) -> None:
-        """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
-        while sm.left:
-            if sm.in_flight == self.crew.window.slots:
-                return
-            vector = sm.left.pop(0)
-            assert isinstance(vector, list)
-            trip = self.crew.begin_trip(sm)
-            for segment in vector:
-                segment.trip = trip
-            if self.world.dispatch.reads:
-                self._request(vector)
-            else:
-                self.ports.send(vector)
-        self.tokens_sent += 1
-        self.sizes.count(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)
-        self.progress.sends_left[self.progress.part] -= 1
-        self.crew.put_down(sm)
-
-    def _copy(self, pair: Pair) -> list[Segment]:
-        return copy_of(self.world, pair, self.peers[pair.gpu]._reach, self._acknowledged)
-
-    def _request(self, vector: list[Segment]) -> None:
-        """Reads a token's vector from its home GPU."""
+    def _issue(self, vector: list[Segment], trip: Trip) -> None:
+        """Stores a vector, or reads it from its home GPU."""
+        for segment in vector:
+            segment.trip = trip
+        if not self.world.dispatch.reads:
+            self.ports.send(vector)
+            return
         home, planes = self.peers[vector[0].origin], vector[0].token.dispatch_planes
         asked_ps = self.ports.ask(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
         self.clock.at(asked_ps, layout.EV_REQUEST, home._requested, vector)
+
+    def token_issued(self) -> None:
+        """Counts a token of which nothing is left to issue."""
+        self.tokens_sent += 1
+        self.sizes.count(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)
+        self.progress.sends_left[self.progress.part] -= 1
+
+    def _copy(self, pair: Pair) -> list[Segment]:
+        return copy_of(self.world, pair, self.peers[pair.gpu]._reach, self._acknowledged)
 
     def _requested(self, vector: list[Segment]) -> None:
         """Reads a token's vector of this GPU for another one, and responds with it."""

@@ -17,8 +17,7 @@ Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, pla
 class CommunicationSm:
     """A place for one SM of a communication group: what its token still lacks, and its vectors in flight."""
 
-    # Vectors to issue, or partial sums to read; None if it is at no token.
-    left: list[list[Segment] | Pair] | None = None
+    left: list[Vector] | None = None  # None if it is at no token
     in_flight: int = 0
     duty: int = ON_DUTY
 
@@ -35,6 +34,9 @@ class Trip:
     sm: CommunicationSm
     issued_ps: int
     segments_left: int  # that have not made it yet
+
+
+Vector = Callable[[Trip], None]  # puts a vector in flight
 
 
 @dataclass(eq=False)

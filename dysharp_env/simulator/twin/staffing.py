@@ -7,26 +7,35 @@ they have nothing to do; all others compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from dysharp_env.simulator.costs import Window
 from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, EV_SLOT, LEAVING, ON_DUTY, SPLIT
-from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options, Split, Trip
+from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options, Split, Trip, Vector
 from dysharp_env.simulator.twin.world import Group, World
+
+
+class IssuingGroup(Protocol):
+    """What a crew tells its group."""
+
+    def mark(self) -> None:
+        """Has the group act: an SM may take something."""
+
+    def token_issued(self) -> None:
+        """Counts a token of which nothing is left to issue."""
 
 
 class Crew:
     """The SMs of one communication group and what they have in flight.
 
     Attributes:
-        group, go_on: The group, and what of it issues more of what an SM is at; set by the group.
+        group: The group, set by itself.
         size, here: How many SMs it is to have, and how many it has.
         free: SMs that may take something, first come first served.
         in_flight: Vectors whose round trip is not over.
     """
 
-    group: Group
-    go_on: Callable[[CommunicationSm], None]
+    group: IssuingGroup
 
     def __init__(self, staff: Staff, window: Window, segments: int, size: int, most: int) -> None:
         self.staff, self.clock, self.window, self.segments = staff, staff.world.clock, window, segments
@@ -47,11 +56,29 @@ class Crew:
         self.free.append(sm)
         self.group.mark()
 
-    def begin_trip(self, sm: CommunicationSm) -> Trip:
-        """Counts a vector that an SM puts in flight."""
-        self.in_flight += 1
-        sm.in_flight += 1
-        return Trip(sm, self.clock.now_ps, self.segments)
+    def give(self, vectors: list[Vector]) -> None:
+        """Gives vectors of one token to the first SM that may take something."""
+        sm = self.free.popleft()
+        sm.left = vectors
+        self._issue(sm)
+
+    def _issue(self, sm: CommunicationSm) -> None:
+        """Puts what is left of an SM's token in flight as far as its window allows.
+
+        With nothing left it leaves if it is to, or may take another if its window has room.
+        """
+        while sm.left:
+            if sm.in_flight == self.window.slots:
+                return
+            self.in_flight += 1
+            sm.in_flight += 1
+            sm.left.pop(0)(Trip(sm, self.clock.now_ps, self.segments))
+        sm.left = None
+        self.group.token_issued()
+        if sm.duty != ON_DUTY:
+            self._leave_if_idle(sm)
+        elif sm.in_flight < self.window.slots:
+            self.enlist(sm)
 
     def end_segment(self, trip: Trip | None) -> bool:
         """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
@@ -71,18 +98,10 @@ class Crew:
         """Lets an SM put another vector in flight: of the token it is at, or else of a new one."""
         sm.in_flight -= 1
         if sm.left is not None:
-            self.go_on(sm)
+            self._issue(sm)
         elif sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
         elif sm.in_flight == self.window.slots - 1:
-            self.enlist(sm)
-
-    def put_down(self, sm: CommunicationSm) -> None:
-        """Takes an SM from a token of which nothing is left; it leaves, or may take another if its window allows."""
-        sm.left = None
-        if sm.duty != ON_DUTY:
-            self._leave_if_idle(sm)
-        elif sm.in_flight < self.window.slots:
             self.enlist(sm)
 
     def lacking(self) -> int:

@@ -16,7 +16,7 @@ from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold, Options, Split
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.scores import scores_of
-from dysharp_env.simulator.twin.shown import context_of, features_of
+from dysharp_env.simulator.twin.shown import Shown
 from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.world import Group, World
 from dysharp_env.workload.workload import Workload
@@ -28,6 +28,7 @@ class Twin:
     Attributes:
         world: Inputs, clock and counters.
         tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
+        shown: What decisions show.
         log: Every use of a link, reduction unit and SM group.
         done: Whether the layer is.
     """
@@ -50,6 +51,7 @@ class Twin:
         self.gpus = [
             Gpu(world, number, switch, gates, routing, dispatches, combines) for number in range(world.num_gpus)
         ]
+        self.shown = Shown(world, self.gpus)
         for token in self.tokens:
             if world.combine.reads:
                 self.gpus[token.home].combine.expect(1)
@@ -105,8 +107,7 @@ class Twin:
             candidates.append(Hold())
         if num_legal == 1:
             return candidates[0]
-        features = features_of(self.world, self.gpus, gpu, candidates)
-        context = context_of(self.world, self.gpus, gpu, kind)
+        features, context = self.shown.features(gpu, candidates), self.shown.context(gpu, kind)
         if kind in program.exposed:
             mask = np.arange(program.max_candidates) < num_legal  # hold comes last
             row = yield Decision(kind, gpu.number, len(candidates), features, context, mask, candidates)
