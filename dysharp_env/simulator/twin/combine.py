@@ -126,9 +126,6 @@ class CombineGroup(SmGroup):
         else:
             self.crew.give([partial(self._read, pair) for pair in sources])
 
-    def token_issued(self) -> None:
-        """See ``IssuingGroup``; nobody asks."""
-
     def _push(self, pair: Pair, trip: Trip) -> None:
         """Stores a partial sum at home, or in the switch."""
         vector = self._partial(pair)

@@ -26,7 +26,7 @@ class DispatchGroup(SmGroup):
         self.gemm, self.unsent, self.peers = gemm, chunks, peers
         peers.append(self)
         self.crew = site.staff.crews[layout.DISPATCH]
-        self.crew.group = self
+        self.crew.group, self.crew.on_issued = self, self._count_token
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
             self.progress.sends_left[chunk.part] += len(chunk.tokens)
@@ -89,7 +89,7 @@ class DispatchGroup(SmGroup):
         asked_ps = self.ports.ask(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
         self.clock.at(asked_ps, layout.EV_REQUEST, home._requested, vector)
 
-    def token_issued(self) -> None:
+    def _count_token(self) -> None:
         """Counts a token of which nothing is left to issue."""
         self.tokens_sent += 1
         self.sizes.count(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)

@@ -7,7 +7,7 @@ they have nothing to do; all others compute.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
 
 from dysharp_env.simulator.costs import Window
 from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, EV_SLOT, LEAVING, ON_DUTY, SPLIT
@@ -15,27 +15,18 @@ from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options
 from dysharp_env.simulator.twin.world import Group, World
 
 
-class IssuingGroup(Protocol):
-    """What a crew tells its group."""
-
-    def mark(self) -> None:
-        """Has the group act: an SM may take something."""
-
-    def token_issued(self) -> None:
-        """Counts a token of which nothing is left to issue."""
-
-
 class Crew:
     """The SMs of one communication group and what they have in flight.
 
     Attributes:
         group: The group, set by itself.
+        on_issued: What is to be done when nothing is left to issue of a token.
         size, here: How many SMs it is to have, and how many it has.
         free: SMs that may take something, first come first served.
         in_flight: Vectors whose round trip is not over.
     """
 
-    group: IssuingGroup
+    group: Group
 
     def __init__(self, staff: Staff, window: Window, segments: int, size: int, most: int) -> None:
         self.staff, self.clock, self.window, self.segments = staff, staff.world.clock, window, segments
@@ -43,6 +34,7 @@ class Crew:
         self.places = [CommunicationSm(duty=AWAY) for _ in range(most)]
         self.free: deque[CommunicationSm] = deque()
         self.in_flight = 0
+        self.on_issued: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Fills as many places as the group is to have SMs."""
@@ -74,7 +66,7 @@ class Crew:
             sm.in_flight += 1
             sm.left.pop(0)(Trip(sm, self.clock.now_ps, self.segments))
         sm.left = None
-        self.group.token_issued()
+        self.on_issued()
         if sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
         elif sm.in_flight < self.window.slots:
