@@ -1,5 +1,6 @@
 """Random small layers, machines and programs that together reach every branch of the model."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
@@ -47,160 +49,206 @@ class Case(NamedTuple):
         return self._replace(program=Program(**{**values, **changes}))
 
 
-def draw_system(rng: np.random.Generator, num_gpus: int) -> SystemSpec:
-    def pick(*values):
-        return values[rng.integers(len(values))]
+class Draw:
+    """Random options of one case, each from a stream of its own name: a new option leaves all others as they are."""
 
-    payload_bytes = pick(128, 256)
-    header_flits = pick(0, 1, 2)
-    packet_flits = header_flits + payload_bytes // 16
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def number(self, name: str) -> int:
+        """Returns 64 random bits."""
+        digest = hashlib.blake2b(f"{self.seed} {name}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def stream(self, name: str) -> np.random.Generator:
+        """Returns a stream for arrays."""
+        return np.random.default_rng(self.number(name))
+
+    def pick(self, name: str, *values):
+        """Returns one of some values."""
+        return values[self.number(name) % len(values)]
+
+    def between(self, name: str, first: int, last: int) -> int:
+        """Returns a whole number from ``first`` to ``last``."""
+        return first + self.number(name) % (last - first + 1)
+
+    def chance(self, name: str, probability: float) -> bool:
+        """Returns whether something as likely as that is so."""
+        return self.number(name) < probability * 2**64
+
+
+def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
+    payload_bytes, header_flits = draw.pick("payload_bytes", 128, 256), draw.pick("header_flits", 0, 1, 2)
     return SystemSpec(
         name="random",
         num_gpus=num_gpus,
-        gpu={
-            "num_sms": int(rng.integers(4, 24)),
-            "bf16_tflops": pick(0.1, 1.0, 20.0),
-            "fp8_tflops": pick(0.2, 2.0, 40.0),
-            "gemm_efficiency": 0.7,
-            "block_overhead_ns": pick(0, 300),
-            "hbm_efficiency": pick(0.5, 1.0),
-            "cold_exposure": pick(0.0, 0.6),
-            "store_in_flight_bytes": pick(0, 100, 3000, 24000),
-            "load_in_flight_bytes": pick(0, 100, 3000, 24000),
-            "hbm_gbps": pick(20.0, 333.3, 3350.0),
-            "l2_mb": pick(0.01, 0.1, 50.0),
-            "memory_latency_ns": pick(0, 1, 400),
-            "multimem_queue_entries": pick(0, 1, 4, 32),
-            "multimem_access_bytes": pick(128, 512),
-            "al_tlb_entries": pick(1, 2, 5, 512),
-            "tile_status_entries": pick(1, 2, 1024),
-            "output_readiness_entries": pick(1, 3, 1024),
-            "block_n": pick(64, 128),
-            "row_granularity": pick(1, 4, 64),
-        },
+        gpu=draw_gpu(draw),
         link={
-            "gbps": pick(25.0, 333.3, 450.0),
-            "planes": pick(1, 3, 4),
-            "latency_ns": pick(0, 0.5, 250),
+            "gbps": draw.pick("link_gbps", 25.0, 333.3, 450.0),
+            "planes": draw.pick("planes", 1, 3, 4),
+            "latency_ns": draw.pick("latency_ns", 0, 0.5, 250),
             "payload_bytes": payload_bytes,
             "header_flits": header_flits,
-            "ack_flits": pick(0, 1, 3),
-            "request_flits": pick(0, 1),
-            "store_and_forward": pick(False, False, True),
-            "time_quantum_ps": pick(1, 1, 1, 1000),
+            "ack_flits": draw.pick("ack_flits", 0, 1, 3),
+            "request_flits": draw.pick("request_flits", 0, 1),
+            "store_and_forward": draw.chance("store_and_forward", 1 / 3),
+            "time_quantum_ps": draw.pick("time_quantum_ps", 1, 1, 1, 1000),
         },
         switch={
-            "queueing": pick("output_queued", "voq", "input_fifo"),
-            "vcs_per_class": pick(1, 1, 8),
-            "vc_depth_flits": pick(packet_flits, 64, 256),
-            "reduction_buffer_bytes": pick(payload_bytes, 4 * payload_bytes, 65536),
-            "reduction_cycle_ps": pick(0, 640),
-            "reduction_rate": pick(0.5, 0.85, 1.0),
+            "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
+            "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
+            "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + payload_bytes // 16, 64, 256),
+            "reduction_buffer_bytes": draw.pick("reduction_buffer", payload_bytes, 4 * payload_bytes, 65536),
+            "reduction_cycle_ps": draw.pick("reduction_cycle_ps", 0, 640),
+            "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),
         },
         overheads={"launch_us": 1, "barrier_us": 1, "count_exchange_us": 1},
     )
 
 
-def draw_case(seed: int) -> Case:
-    rng = np.random.default_rng(seed)
+def draw_gpu(draw: Draw) -> dict[str, object]:
+    return {
+        "num_sms": draw.between("num_sms", 4, 23),
+        "bf16_tflops": draw.pick("bf16_tflops", 0.1, 1.0, 20.0),
+        "fp8_tflops": draw.pick("fp8_tflops", 0.2, 2.0, 40.0),
+        "gemm_efficiency": 0.7,
+        "block_overhead_ns": draw.pick("block_overhead_ns", 0, 300),
+        "hbm_efficiency": draw.pick("hbm_efficiency", 0.5, 1.0),
+        "cold_exposure": draw.pick("cold_exposure", 0.0, 0.6),
+        "store_in_flight_bytes": draw.pick("store_in_flight_bytes", 0, 100, 3000, 24000),
+        "load_in_flight_bytes": draw.pick("load_in_flight_bytes", 0, 100, 3000, 24000),
+        "hbm_gbps": draw.pick("hbm_gbps", 20.0, 333.3, 3350.0),
+        "l2_mb": draw.pick("l2_mb", 0.01, 0.1, 50.0),
+        "memory_latency_ns": draw.pick("memory_latency_ns", 0, 1, 400),
+        "multimem_queue_entries": draw.pick("multimem_queue_entries", 0, 1, 4, 32),
+        "multimem_access_bytes": draw.pick("multimem_access_bytes", 128, 512),
+        "al_tlb_entries": draw.pick("al_tlb_entries", 1, 2, 5, 512),
+        "tile_status_entries": draw.pick("tile_status_entries", 1, 2, 1024),
+        "output_readiness_entries": draw.pick("output_readiness_entries", 1, 3, 1024),
+        "block_n": draw.pick("block_n", 64, 128),
+        "row_granularity": draw.pick("row_granularity", 1, 4, 64),
+    }
 
-    def pick(*values):
-        return values[rng.integers(len(values))]
 
-    num_gpus = int(rng.integers(2, 7))
-    tokens_per_gpu = int(rng.integers(1, pick(4, 12, 25)))
-    experts = num_gpus * int(rng.integers(1, 5))
-    layer = LayerSpec(
+def draw_layer(draw: Draw, num_gpus: int) -> LayerSpec:
+    experts = num_gpus * draw.between("experts_per_gpu", 1, 4)
+    return LayerSpec(
         name="random",
-        hidden=int(pick(16, 64, 200, 2048)),
-        moe_ff=int(pick(32, 256, 1000)),
+        hidden=draw.pick("hidden", 16, 64, 200, 2048),
+        moe_ff=draw.pick("moe_ff", 32, 256, 1000),
         experts=experts,
-        top_k=int(rng.integers(1, min(experts, 6) + 1)),
-        ffn_matrices=pick(2, 3),
-        dispatch_dtype=pick("bf16", "fp8"),
-        compute_dtype=pick("bf16", "fp8"),
-        direction=pick("forward", "backward"),
-        tile_tokens=int(pick(1, 2, 4, 8, 128)),
+        top_k=draw.between("top_k", 1, min(experts, 6)),
+        ffn_matrices=draw.pick("ffn_matrices", 2, 3),
+        dispatch_dtype=draw.pick("dispatch_dtype", "bf16", "fp8"),
+        compute_dtype=draw.pick("compute_dtype", "bf16", "fp8"),
+        direction=draw.pick("direction", "forward", "backward"),
+        tile_tokens=draw.pick("tile_tokens", 1, 2, 4, 8, 128),
         source="test",
     )
+
+
+def draw_workload(draw: Draw, layer: LayerSpec, num_gpus: int) -> Workload:
+    tokens_per_gpu = draw.between("tokens_per_gpu", 1, draw.pick("most_tokens_per_gpu", 3, 11, 24))
     # A skewed choice of experts leaves some GPUs idle and makes others the bottleneck.
-    popularity = rng.random(experts) * pick(0.0, 1.0) + rng.random((num_gpus * tokens_per_gpu, experts))
-    workload = Workload(
+    popularity = draw.stream("popularity").random(layer.experts) * draw.pick("skew", 0.0, 1.0)
+    liking = popularity + draw.stream("routing").random((num_gpus * tokens_per_gpu, layer.experts))
+    return Workload(
         layer=layer,
         num_gpus=num_gpus,
         tokens_per_gpu=tokens_per_gpu,
-        topk_ids=np.argsort(-popularity, axis=1)[:, : layer.top_k],
-        gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
+        topk_ids=np.argsort(-liking, axis=1)[:, : layer.top_k],
+        gpu_of_expert=draw.stream("placement").permutation(np.arange(layer.experts) % num_gpus),
         name="random",
     )
-    system = draw_system(rng, num_gpus)
-    num_sms = system.gpu.num_sms
-    dispatch_sms, combine_sms = int(rng.integers(1, num_sms // 4 + 1)), int(rng.integers(1, num_sms // 4 + 1))
-    kinds = len(layout.DECISION_KINDS)
-    weights = rng.normal(size=(kinds, len(layout.FEATURES))) * (
-        rng.random((kinds, len(layout.FEATURES))) < pick(0.2, 1)
-    )
-    dispatch, combine = int(rng.integers(4)), int(rng.integers(5))
-    is_plain = dispatch in (layout.UNICAST, layout.PULL) and combine in (layout.PUSH_UNICAST, layout.PULL_UNICAST)
-    is_push = combine in (layout.PUSH_UNICAST, layout.PUSH_REDUCE)
-    gates = (int(rng.integers(3)), int(rng.integers(2)), int(rng.integers(3 if is_push else 2)))
-    is_unicast = dispatch == layout.UNICAST and combine == layout.PUSH_UNICAST
-    is_static = dispatch == layout.BROADCAST and combine == layout.REDUCE_SCATTER
-    program = Program(
-        dispatch_primitive=dispatch,
-        combine_primitive=combine,
-        copies_per_expert=is_plain and bool(pick(False, True)),
-        loopback=is_static and bool(pick(False, True)),
-        parts=int(pick(1, 1, 2, 3)),
-        by_peers=is_unicast and bool(pick(False, True)),
-        exclusive=bool(pick(False, False, True)),
-        gates=gates,
-        pays_ps=tuple(int(pick(0, 1_000_000, rng.integers(10**6))) for _ in range(4)),
-        pay_end_ps=int(pick(0, 0, 1_000_000)),
-        dispatch_sms=dispatch_sms,
-        gemm_sms=num_sms - dispatch_sms - combine_sms if rng.random() < 0.5 else num_sms,
-        combine_sms=combine_sms,
-        chunk_tokens=int(rng.integers(1, 9)),
-        allow_partial=bool(pick(False, True)),
-        min_partial_tokens=int(rng.integers(1, 5)),
-        hold_gemm=bool(pick(False, True)),
-        hold_combine=bool(pick(False, True)),
-        weights=weights * pick(0.0, 1.0, 1.0),
-        splits=pick((), (), ((1, 1, 3),), ((1, 2, 3), (2, 1, 2), (1, 1, 200))),
-        exposed=frozenset(int(kind) for kind in np.flatnonzero(rng.random(kinds) < pick(0.0, 0.5, 1.0))),
-        max_candidates=int(pick(2, 3, 32)),
-    )
+
+
+def draw_costs(draw: Draw, system: SystemSpec, workload: Workload) -> Costs:
     # Long vectors are many packets, and the twin is slow.
-    is_small = layer.hidden <= 200 or workload.num_tokens <= 40
-    resolution = pick("token", "packet", "chunk") if is_small else pick("token", "token", "chunk")
-    costs = Costs.of(system, layer, resolution=resolution)
-    bound = Bound(int(rng.integers(10**5, 10**8)), 0, 0, 0)
-    case = Case(workload, costs, program, num_sms, bound)
-    # Drawn last, so that the layers are what they were before there were networks, orders of tokens and shares.
-    networked = frozenset(range(kinds)) - program.exposed
-    if networked and rng.random() >= 0.7:
-        case = case.with_program(network=draw_network(rng, int(rng.integers(1, 10))), networked=networked)
-    case = case.with_program(waves=bool(rng.random() < 0.4))
-    case = case._replace(costs=replace(costs, slow_permille=int(pick(1000, 1000, 1300, 5000))))
-    # Shares of resources: none, some, and (which no bound says, but shares are cut) more than all.
-    total_ps = bound.total_ps
-    links_ps, gemms_ps, hbm_ps = (int(pick(0, rng.integers(total_ps), rng.integers(10**8))) for _ in range(3))
-    case = case._replace(bound=Bound(total_ps, links_ps, gemms_ps, hbm_ps))
-    if rng.random() < 0.6:
-        splits = tuple(draw_split(rng, num_sms) for _ in range(int(pick(2, 3, 5))))
-        case = case.with_program(splits=splits, split_moments=int(rng.integers(6)))
-    if (network := case.program.network) is not None and rng.random() < 0.5:
-        case = case.with_program(network=draw_network(rng, network.width, attends=True))
-    return case
+    is_small = workload.layer.hidden <= 200 or workload.num_tokens <= 40
+    resolution = draw.pick("resolution", "token", "packet") if is_small else "token"
+    costs = Costs.of(system, workload.layer, resolution=resolution)
+    return replace(costs, slow_permille=draw.pick("slow_permille", 1000, 1000, 1300, 5000))
 
 
-def draw_split(rng: np.random.Generator, num_sms: int) -> tuple[int, int, int]:
+def draw_bound(draw: Draw) -> Bound:
+    """Returns a bound with shares of resources: none, some, and (which is cut) more than all."""
+    total_ps = draw.between("bound", 10**5, 10**8)
+    shares = (
+        draw.pick(f"{name}_share", 0, draw.between(name, 0, total_ps), 2 * total_ps) for name in Bound._fields[1:]
+    )
+    return Bound(total_ps, *shares)
+
+
+def draw_movement(draw: Draw) -> dict[str, object]:
+    """Returns primitives, and what fits them."""
+    dispatch, combine = draw.pick("dispatch", *DISPATCH_PRIMITIVES), draw.pick("combine", *COMBINE_PRIMITIVES)
+    is_plain = not dispatch.in_switch and not combine.in_switch
+    gates = (
+        draw.pick("gate1", layout.GATE_FINE, layout.GATE_PHASE, layout.GATE_GPU),
+        draw.pick("gate2", layout.GATE_FINE, layout.GATE_PHASE),
+        draw.pick("gate3", layout.GATE_FINE, layout.GATE_PHASE, *(() if combine.reads else (layout.GATE_GPU,))),
+    )
+    pays_ps = (draw.pick(f"pays{i}", 0, 1_000_000, draw.between(f"pay{i}", 0, 10**6)) for i in range(4))
+    return {
+        "dispatch_primitive": DISPATCH_PRIMITIVES.index(dispatch),
+        "combine_primitive": COMBINE_PRIMITIVES.index(combine),
+        "copies_per_expert": is_plain and draw.chance("copies_per_expert", 0.5),
+        "loopback": dispatch.to_all and combine.to_all and draw.chance("loopback", 0.5),
+        "parts": draw.pick("parts", 1, 1, 2, 3),
+        "by_peers": is_plain and not (dispatch.reads or combine.reads) and draw.chance("by_peers", 0.5),
+        "exclusive": draw.chance("exclusive", 1 / 3),
+        "gates": gates,
+        "pays_ps": tuple(pays_ps),
+        "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),
+        "chunk_tokens": draw.between("chunk_tokens", 1, 8),
+        "waves": draw.chance("waves", 0.4),
+    }
+
+
+def draw_sms(draw: Draw, num_sms: int) -> dict[str, object]:
+    """Returns the SM groups, and what they may be changed to."""
+    dispatch_sms, combine_sms = (draw.between(name, 1, num_sms // 4) for name in ("dispatch_sms", "combine_sms"))
+    sizes = {
+        "dispatch_sms": dispatch_sms,
+        "gemm_sms": num_sms - dispatch_sms - combine_sms if draw.chance("apart", 0.5) else num_sms,
+        "combine_sms": combine_sms,
+    }
+    if draw.chance("resized", 0.6):
+        splits = tuple(draw_split(draw, i, num_sms) for i in range(draw.pick("num_splits", 2, 3, 5)))
+        return {**sizes, "splits": splits, "split_moments": draw.between("split_moments", 0, 5)}
+    return {**sizes, "splits": draw.pick("splits", (), (), ((1, 1, 3),), ((1, 2, 3), (2, 1, 2), (1, 1, 200)))}
+
+
+def draw_split(draw: Draw, row: int, num_sms: int) -> tuple[int, int, int]:
     """Returns group sizes of all kinds, and the fewest tokens of a tile closed early, more than any tile has or few."""
-    dispatch_sms = int(rng.integers(1, num_sms - 1))
-    return dispatch_sms, int(rng.integers(1, num_sms - dispatch_sms)), int(rng.choice([1, 2, 5, 200]))
+    dispatch_sms = draw.between(f"split_dispatch{row}", 1, num_sms - 2)
+    combine_sms = draw.between(f"split_combine{row}", 1, num_sms - dispatch_sms - 1)
+    return dispatch_sms, combine_sms, draw.pick(f"split_early{row}", 1, 2, 5, 200)
 
 
-def draw_network(rng: np.random.Generator, width: int, attends: bool = False) -> Network:
+def draw_rules(draw: Draw) -> dict[str, object]:
+    """Returns what is asked, and what answers the rest."""
+    shape = (len(layout.DECISION_KINDS), len(layout.FEATURES))
+    weights = draw.stream("weights").normal(size=shape) * draw.pick("ruled", 0.0, 1.0, 1.0)
+    weights *= draw.stream("weighed").random(shape) < draw.pick("features_weighed", 0.2, 1)
+    asked = draw.pick("asked", 0.0, 0.5, 1.0)
+    exposed = frozenset(kind for kind, name in enumerate(layout.DECISION_KINDS) if draw.chance(f"asks {name}", asked))
+    rules = {
+        "allow_partial": draw.chance("allow_partial", 0.5),
+        "min_partial_tokens": draw.between("min_partial_tokens", 1, 4),
+        "hold_gemm": draw.chance("hold_gemm", 0.5),
+        "hold_combine": draw.chance("hold_combine", 0.5),
+        "weights": weights,
+        "exposed": exposed,
+        "max_candidates": draw.pick("max_candidates", 2, 3, 32),
+    }
+    networked = frozenset(range(len(layout.DECISION_KINDS))) - exposed
+    if networked and draw.chance("networked", 0.4):
+        rules |= {"network": draw_network(draw, draw.between("width", 1, 9)), "networked": networked}
+    return rules
+
+
+def draw_network(draw: Draw, width: int) -> Network:
     shapes = {
         "row": (len(layout.FEATURES), width),
         "row_bias": (width,),
@@ -213,9 +261,18 @@ def draw_network(rng: np.random.Generator, width: int, attends: bool = False) ->
         "score": (width,),
         "linear": (len(layout.CONTEXT), len(layout.FEATURES)),
     }
-    if attends:
-        shapes |= {"query": (width, width), "value": (width, width)}
-    return Network(**{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    arrays = {name: draw.stream(f"network {name}").normal(size=shape) for name, shape in shapes.items()}
+    return Network(**{name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def draw_case(seed: int) -> Case:
+    draw = Draw(seed)
+    num_gpus = draw.between("num_gpus", 2, 6)
+    system, layer = draw_system(draw, num_gpus), draw_layer(draw, num_gpus)
+    workload = draw_workload(draw, layer, num_gpus)
+    num_sms = system.gpu.num_sms
+    program = Program(**draw_movement(draw), **draw_sms(draw, num_sms), **draw_rules(draw))
+    return Case(workload, draw_costs(draw, system, workload), program, num_sms, draw_bound(draw))
 
 
 def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:

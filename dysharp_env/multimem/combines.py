@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.switch import ReplyKey
 from dysharp_env.multimem.tokens import Tokens
-from dysharp_env.multimem.wire import Stage
+from dysharp_env.system.primitives import Primitive
 
 
 class Combine(Protocol):
@@ -162,10 +163,12 @@ class ReduceScatter:
         )
 
 
-COMBINE: dict[str, type[Combine]] = {
-    "unicast": Unicast,
-    "pull_reduce": PullReduce,
-    "push_reduce": PushReduce,
-    "reduce_scatter": ReduceScatter,
-    "pull": Pull,
-}
+def combine_by(primitive: Primitive) -> type[Combine]:
+    """Returns what brings sums home by a combine primitive."""
+    if primitive.names_targets:
+        return PullReduce
+    if primitive.to_all:
+        return ReduceScatter
+    if primitive.in_switch:
+        return PushReduce
+    return Pull if primitive.reads else Unicast

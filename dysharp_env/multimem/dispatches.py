@@ -11,8 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.tokens import Tokens
-from dysharp_env.multimem.wire import Stage
+from dysharp_env.system.primitives import Primitive
 
 
 class Dispatch(Protocol):
@@ -83,9 +84,10 @@ class Broadcast:
             tokens.scatter(gpu, token, experts, self._team.values(gpu, offset, tokens.block_bytes))
 
 
-DISPATCH: dict[str, type[Dispatch]] = {
-    "unicast": Unicast,
-    "multicast": Multicast,
-    "broadcast": Broadcast,
-    "pull": Pull,
-}
+def dispatch_by(primitive: Primitive) -> type[Dispatch]:
+    """Returns what sends tokens by a dispatch primitive."""
+    if primitive.names_targets:
+        return Multicast
+    if primitive.to_all:
+        return Broadcast
+    return Pull if primitive.reads else Unicast

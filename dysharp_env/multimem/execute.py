@@ -19,15 +19,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dysharp_env.config import require_choice
-from dysharp_env.multimem.combines import COMBINE
+from dysharp_env.multimem.combines import combine_by
 from dysharp_env.multimem.dense import MoeTensors, check_tensors
-from dysharp_env.multimem.dispatches import DISPATCH
+from dysharp_env.multimem.dispatches import dispatch_by
 from dysharp_env.multimem.fabric import FLOAT_BYTES
 from dysharp_env.multimem.faults import ScheduleFault
+from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.tokens import Tokens, plain_bytes
-from dysharp_env.multimem.wire import Stage
 from dysharp_env.system.packet import PacketFormat
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
 
 
@@ -84,7 +85,7 @@ class Schedule:
         rows: Its table.
         chunks: Token ids of each chunk.
         tiles: Token ids of each tile; one without tokens was never opened and has no rows.
-        dispatch, combine: Primitives by name; see ``dispatches`` and ``combines``.
+        dispatch, combine: Primitives by name; see ``system.primitives``.
         copy_per_expert: Whether every expert gets a copy and gives a sum of its own, rather than every GPU; of
             ``unicast`` and ``pull``.
         loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
@@ -125,8 +126,10 @@ class Execution:
             ScheduleFault: The table is unfinished, or lacks or repeats work.
         """
         check_tensors(workload, tensors)
-        require_choice("dispatch", schedule.dispatch, list(DISPATCH))
-        require_choice("combine", schedule.combine, list(COMBINE))
+        dispatches = {primitive.name: primitive for primitive in DISPATCH_PRIMITIVES}
+        combines = {primitive.name: primitive for primitive in COMBINE_PRIMITIVES}
+        require_choice("dispatch", schedule.dispatch, list(dispatches))
+        require_choice("combine", schedule.combine, list(combines))
         block_bytes = tensors.hidden * FLOAT_BYTES
         self.runtime = Runtime(
             workload.gpu_of_expert,
@@ -140,8 +143,8 @@ class Execution:
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
-        self._dispatch = DISPATCH[schedule.dispatch](tokens)
-        self._combine = COMBINE[schedule.combine](tokens)
+        self._dispatch = dispatch_by(dispatches[schedule.dispatch])(tokens)
+        self._combine = combine_by(combines[schedule.combine])(tokens)
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
         self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result

@@ -14,8 +14,8 @@ import numpy as np
 
 from dysharp_env.multimem.faults import AddressFault, CountFault
 from dysharp_env.multimem.links import Links
+from dysharp_env.multimem.packets import Kind, Packet
 from dysharp_env.multimem.switch import ReplyKey, Switch, reply_key
-from dysharp_env.multimem.wire import Kind, Packet
 
 FLOAT_BYTES = 4
 

@@ -6,10 +6,7 @@ multimem address undefined (PTX ISA, ``multimem``); here it is a fault like the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dysharp_env.multimem.wire import Packet
+from dysharp_env.multimem.packets import Packet
 
 
 class MultimemFault(RuntimeError):

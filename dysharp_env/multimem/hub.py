@@ -21,7 +21,7 @@ import numpy as np
 
 from dysharp_env.multimem.fabric import require_floats
 from dysharp_env.multimem.faults import AddressFault, BindFault, CountFault, TargetFault, UndispatchedFault
-from dysharp_env.multimem.wire import Packet, Stage
+from dysharp_env.multimem.packets import Packet, Stage
 
 VALID = np.uint32(1 << 31)
 LAYOUT_MASK = np.uint32((1 << 31) - 1)

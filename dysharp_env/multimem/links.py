@@ -10,7 +10,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from dysharp_env.multimem.faults import AddressFault, PlainAccessFault
-from dysharp_env.multimem.wire import FLIT_BYTES, Kind, Packet, Stage, decode, encode
+from dysharp_env.multimem.packets import Kind, Packet, Stage
+from dysharp_env.multimem.wire import FLIT_BYTES, decode, encode
 
 MULTIMEM_BASE = 1 << 47
 STATIC_BASE = MULTIMEM_BASE | 1 << 46

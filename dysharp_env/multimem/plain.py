@@ -13,7 +13,7 @@ import numpy as np
 from dysharp_env.multimem.fabric import Fabric, acknowledgement, require_floats
 from dysharp_env.multimem.faults import CountFault
 from dysharp_env.multimem.links import plain_place
-from dysharp_env.multimem.wire import Kind, Packet, Stage
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 
 
 class PlainMemory:

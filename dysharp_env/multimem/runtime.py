@@ -24,10 +24,11 @@ from dysharp_env.multimem.fabric import FLOAT_BYTES, Fabric
 from dysharp_env.multimem.faults import AddressFault, BindFault, CountFault, PlainAccessFault, TargetFault
 from dysharp_env.multimem.hub import Hub, Region
 from dysharp_env.multimem.links import MAX_GPUS, MULTIMEM_BASE, STATIC_BASE, WINDOW_BITS, Links
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.plain import PlainMemory
 from dysharp_env.multimem.switch import ReplyKey, Switch, reply_key
 from dysharp_env.multimem.team import Team
-from dysharp_env.multimem.wire import Kind, Packet, Stage, check_format
+from dysharp_env.multimem.wire import check_format
 from dysharp_env.system.packet import PacketFormat
 
 

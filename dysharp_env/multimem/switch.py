@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dysharp_env.multimem.faults import CountFault, TargetFault
-from dysharp_env.multimem.wire import Kind, Packet, Stage
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 
 ReplyKey = tuple[int, Stage, int, int]  # source, stage, address, tag: what a reply answers
 

@@ -16,8 +16,8 @@ from dysharp_env.config import ConfigError
 from dysharp_env.multimem.fabric import Fabric, require_floats
 from dysharp_env.multimem.faults import AddressFault, CountFault, PlainAccessFault, TargetFault
 from dysharp_env.multimem.links import MULTIMEM_BASE
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.switch import reply_key
-from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 
 class Team:

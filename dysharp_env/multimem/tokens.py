@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.multimem.links import plain_address
+from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.team import Team
-from dysharp_env.multimem.wire import Stage
 from dysharp_env.workload import Workload
 
 

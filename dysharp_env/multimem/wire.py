@@ -14,11 +14,10 @@ the tag is for those that have more, and nothing here uses it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from enum import IntEnum
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.faults import CountFault, WireFault
+from dysharp_env.multimem.packets import LISTS_TARGETS, WITH_DATA, Kind, Packet, Stage
 from dysharp_env.system.packet import PacketFormat
 
 ADDRESS_BITS = 48
@@ -28,89 +27,6 @@ FLIT_BYTES = 16
 
 # Address field, kind, one unused byte, source GPU, payload bytes, tag.
 _HEADER = struct.Struct("<QBxHHH")
-
-
-class Stage(IntEnum):
-    """Which of a region's two virtual regions a packet means: the stage bit."""
-
-    DISPATCH = 0
-    COMBINE = 1
-
-
-class Kind(IntEnum):
-    """What a packet does."""
-
-    WRITE = 0
-    """Store to one GPU's plain memory."""
-    LOAD = 1
-    """Load from plain memory."""
-    MULTIMEM_STORE = 2
-    """``multimem.st``: store at one offset in a fixed team."""
-    MULTIMEM_LOAD = 3
-    """``multimem.ld_reduce``: sum over a fixed team."""
-    MULTIMEM_RED = 4
-    """``multimem.red``: add to every replica of a fixed team."""
-    DYNAMIC_STORE = 5
-    """``dymultimem.st``: store to the experts listed."""
-    DYNAMIC_LOAD = 6
-    """``dymultimem.ld_reduce``: sum over the experts listed."""
-    ACK = 7
-    """A write is stored."""
-    RESPONSE = 8
-    """Data of a read; the count says how many contributions it sums."""
-    PARTIAL = 9
-    """A partial sum that the switch gave up before it was complete."""
-    PUSH = 10
-    """One GPU's partial sum on its way home, for the switch to merge; the count says how many GPUs push."""
-
-
-LISTS_TARGETS = frozenset({Kind.DYNAMIC_STORE, Kind.DYNAMIC_LOAD})
-_WITH_DATA = frozenset(
-    {
-        Kind.WRITE,
-        Kind.MULTIMEM_STORE,
-        Kind.MULTIMEM_RED,
-        Kind.DYNAMIC_STORE,
-        Kind.RESPONSE,
-        Kind.PARTIAL,
-        Kind.PUSH,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Packet:
-    """One packet.
-
-    Attributes:
-        kind: What it does.
-        stage: Dispatch or combine.
-        address: 48-bit address; replies repeat that of what they answer.
-        source: GPU that issued the transaction (to which replies go).
-        length: Payload bytes it carries or, without payload of its own, asks for or acknowledges.
-        count: Target experts; of a response or partial sum, contributions summed in it; of a push, all to come.
-        targets: Expert ids of a dynamic packet, else empty.
-        payload: Data, else empty.
-        tag: Tells transactions of one source apart.
-    """
-
-    kind: Kind
-    stage: Stage
-    address: int
-    source: int
-    length: int
-    count: int = 0
-    targets: tuple[int, ...] = ()
-    payload: bytes = b""
-    tag: int = 0
-
-    def describe(self) -> str:
-        """Returns the packet in one line, for people."""
-        listed = f" targets={list(self.targets)}" if self.kind in LISTS_TARGETS else ""
-        return (
-            f"{self.kind.name} stage={self.stage.name} address={self.address:#x} source=GPU {self.source}"
-            f" length={self.length} count={self.count}{listed}"
-        )
 
 
 def check_format(packet_format: PacketFormat) -> None:
@@ -132,7 +48,7 @@ def flits_of(packet: Packet) -> int:
     if packet.kind == Kind.ACK:
         return sizes.ack_flits
     named = sizes.target_flits(packet.count) if packet.kind in LISTS_TARGETS else 0
-    if packet.kind in _WITH_DATA:
+    if packet.kind in WITH_DATA:
         return sizes.header_flits + named + sizes.payload_flits(packet.length)
     return sizes.request_flits + named
 
@@ -156,7 +72,7 @@ def encode(packet: Packet) -> bytes:
             raise WireFault(f"{name} {value} does not fit {bits} bits", packet)
     if len(packet.targets) != (packet.count if packet.kind in LISTS_TARGETS else 0):
         raise CountFault(f"target count {packet.count}, but {len(packet.targets)} targets are listed", packet)
-    if len(packet.payload) != (packet.length if packet.kind in _WITH_DATA else 0):
+    if len(packet.payload) != (packet.length if packet.kind in WITH_DATA else 0):
         raise WireFault(f"{len(packet.payload)} B of payload", packet)
     field = packet.address | packet.stage << ADDRESS_BITS | packet.count << (ADDRESS_BITS + 1)
     header = _HEADER.pack(field, packet.kind, packet.source, packet.length, packet.tag)
@@ -191,7 +107,7 @@ def decode(data: bytes) -> Packet:
         raise CountFault(f"{len(data) // FLIT_BYTES} flits came, {flits_of(packet)} were announced", packet)
     num_targets = packet.count if packet.kind in LISTS_TARGETS else 0
     payload_at = FLIT_BYTES + len(_padded(bytes(2 * num_targets)))
-    payload_end = payload_at + (length if packet.kind in _WITH_DATA else 0)
+    payload_end = payload_at + (length if packet.kind in WITH_DATA else 0)
     if any(data[FLIT_BYTES + 2 * num_targets : payload_at]) or any(data[payload_end:]):
         raise WireFault("padding is not zero", packet)
     targets = struct.unpack_from(f"<{num_targets}H", data, FLIT_BYTES)

@@ -18,6 +18,13 @@ from numba import njit
 
 from dysharp_env.simulator.costs import PS_PER_S, Bound, Costs
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.primitives import (
+    COMBINE_PRIMITIVES,
+    DISPATCH_PRIMITIVES,
+    Primitive,
+    combine_code,
+    dispatch_code,
+)
 from dysharp_env.workload import Workload
 from dysharp_env.workload.demand import Demand
 from dysharp_env.workload.layer import LayerSpec
@@ -40,10 +47,11 @@ class LowerBound:
         named = range(layer.top_k + 1)
         self._store_ps = costs.wire_ps(np.array([costs.dispatch_flits(targets) for targets in named]))
         self._request_ps = costs.wire_ps(np.array([costs.request_flits(targets) for targets in named]))
-        dispatch, combine = _dispatch_needs(costs), _combine_needs(costs)
+        dispatches = [DISPATCH_PRIMITIVES[dispatch_code(name)] for name in system.switch.dispatch_primitives]
+        combines = [COMBINE_PRIMITIVES[combine_code(name)] for name in system.switch.combine_primitives]
         # (primitive, link or reduction unit, count)
-        self._dispatch = np.array([_weights(dispatch[primitive]) for primitive in system.switch.dispatch_primitives])
-        self._combine = np.array([_weights(combine[primitive]) for primitive in system.switch.combine_primitives])
+        self._dispatch = np.array([_weights(_dispatch_needs(primitive, costs)) for primitive in dispatches])
+        self._combine = np.array([_weights(_combine_needs(primitive, costs)) for primitive in combines])
         arrival_ps = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
         home_ps = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
         self._times = _Times(
@@ -200,39 +208,34 @@ def _weights(needs: Needs) -> np.ndarray:
     return weights
 
 
-def _dispatch_needs(costs: Costs) -> dict[str, Needs]:
-    """Returns the least times of dispatch by primitive, as picoseconds of each count.
+def _dispatch_needs(primitive: Primitive, costs: Costs) -> Needs:
+    """Returns the least times of dispatch by a primitive, as picoseconds of each count.
 
     Acknowledgements count where data must follow them.
     """
     data_ps = costs.wire_ps(costs.dispatch_flits())
     ask_ps = costs.wire_ps(costs.packet.ask_flits(costs.dispatch_bytes))
     ack_ps = costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes))
-    return {
-        "unicast": ({_SENT: data_ps, _RECEIVED: ack_ps}, {_RECEIVED: data_ps}, {}),
-        "multicast": ({_STORES: 1, _RECEIVED: ack_ps}, {_STORED: 1}, {}),
-        "broadcast": ({_OWN: data_ps, _RECEIVED: ack_ps}, {_OTHERS: data_ps}, {}),
-        "pull": ({_SENT: data_ps, _RECEIVED: ask_ps}, {_RECEIVED: data_ps, _SENT: ask_ps}, {}),
-    }
+    if primitive.reads:
+        return {_SENT: data_ps, _RECEIVED: ask_ps}, {_RECEIVED: data_ps, _SENT: ask_ps}, {}
+    if primitive.names_targets:
+        return {_STORES: 1, _RECEIVED: ack_ps}, {_STORED: 1}, {}
+    if primitive.to_all:
+        return {_OWN: data_ps, _RECEIVED: ack_ps}, {_OTHERS: data_ps}, {}
+    return {_SENT: data_ps, _RECEIVED: ack_ps}, {_RECEIVED: data_ps}, {}
 
 
-def _combine_needs(costs: Costs) -> dict[str, Needs]:
-    """Returns the least times of combine by primitive, as picoseconds of each count."""
+def _combine_needs(primitive: Primitive, costs: Costs) -> Needs:
+    """Returns the least times of combine by a primitive, as picoseconds of each count."""
     data_ps = costs.wire_ps(costs.combine_flits())
     ask_ps = costs.wire_ps(costs.request_flits())
     reduce_ps = costs.reduce_ps(costs.combine_flits())
-    return {
-        "unicast": ({_RECEIVED: data_ps}, {_SENT: data_ps}, {}),
-        "push_reduce": ({_RECEIVED: data_ps}, {_AWAY: data_ps}, {_SENT: reduce_ps}),
-        "pull_reduce": (
-            {_RECEIVED: data_ps, _REQUESTS: 1},
-            {_AWAY: data_ps, _REQUESTED: 1},
-            {_SENT: reduce_ps},
-        ),
-        "reduce_scatter": (
-            {_OTHERS: data_ps, _OWN: ask_ps},
-            {_OWN: data_ps, _OTHERS: ask_ps},
-            {_OTHERS: reduce_ps},
-        ),
-        "pull": ({_RECEIVED: data_ps, _SENT: ask_ps}, {_SENT: data_ps, _RECEIVED: ask_ps}, {}),
-    }
+    if primitive.to_all:
+        return {_OTHERS: data_ps, _OWN: ask_ps}, {_OWN: data_ps, _OTHERS: ask_ps}, {_OTHERS: reduce_ps}
+    if primitive.names_targets:
+        return {_RECEIVED: data_ps, _REQUESTS: 1}, {_AWAY: data_ps, _REQUESTED: 1}, {_SENT: reduce_ps}
+    if primitive.in_switch:
+        return {_RECEIVED: data_ps}, {_AWAY: data_ps}, {_SENT: reduce_ps}
+    if primitive.reads:
+        return {_RECEIVED: data_ps, _SENT: ask_ps}, {_SENT: data_ps, _RECEIVED: ask_ps}, {}
+    return {_RECEIVED: data_ps}, {_SENT: data_ps}, {}

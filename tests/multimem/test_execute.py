@@ -9,19 +9,24 @@ import pytest
 from small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.config import ConfigError
-from dysharp_env.multimem.combines import COMBINE
+from dysharp_env.multimem.combines import combine_by
 from dysharp_env.multimem.dense import MoeTensors, dense_moe, random_tensors
-from dysharp_env.multimem.dispatches import DISPATCH
+from dysharp_env.multimem.dispatches import dispatch_by
 from dysharp_env.multimem.execute import Action, Execution, Schedule, execute, steps_of
 from dysharp_env.multimem.faults import ScheduleFault
-from dysharp_env.multimem.wire import Kind, Stage
+from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
 from dysharp_env.system.packet import PacketFormat
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
-EVERY_PRIMITIVE = [{"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH for combine in COMBINE]
+EVERY_PRIMITIVE = [
+    {"dispatch": dispatch.name, "combine": combine.name}
+    for dispatch in DISPATCH_PRIMITIVES
+    for combine in COMBINE_PRIMITIVES
+]
 EVERY_PRIMITIVE += [
     {"dispatch": dispatch, "combine": combine, "copies": "expert"}
     for dispatch in ("unicast", "pull")
@@ -174,7 +179,11 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
 
 
 def test_engine_and_execution_know_the_same_primitives():
-    assert set(DISPATCH) == set(layout.DISPATCH_PRIMITIVES) and set(COMBINE) == set(layout.COMBINE_PRIMITIVES)
+    dispatches, combines = DISPATCH_PRIMITIVES, COMBINE_PRIMITIVES
+    assert tuple(primitive.name for primitive in dispatches) == layout.DISPATCH_PRIMITIVES
+    assert tuple(primitive.name for primitive in combines) == layout.COMBINE_PRIMITIVES
+    assert len(set(map(dispatch_by, dispatches))) == len(dispatches)
+    assert len(set(map(combine_by, combines))) == len(combines)
 
 
 @pytest.mark.parametrize("name", ["dysharp-basic", "push"])

@@ -16,8 +16,8 @@ from dysharp_env.multimem.faults import (
     TargetFault,
     UndispatchedFault,
 )
+from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.multimem.runtime import Runtime
-from dysharp_env.multimem.wire import Kind, Stage
 
 TOPK_IDS = np.array([[0, 3], [1, 2], [2, 5], [3, 0], [4, 1], [5, 0]])  # 3 GPUs with 2 tokens and 2 experts each
 BLOCK_BYTES = 64

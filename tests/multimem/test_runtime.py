@@ -17,8 +17,8 @@ from dysharp_env.multimem.faults import (
     UndispatchedFault,
 )
 from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE, plain_address
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.runtime import Runtime
-from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 VECTOR = np.arange(40, dtype=np.float32)  # 160 B: two packets
 

@@ -10,8 +10,8 @@ import pytest
 from dysharp_env.multimem.faults import AddressFault, BindFault, CountFault, TargetFault, UndispatchedFault
 from dysharp_env.multimem.hub import VALID, Hub, Region
 from dysharp_env.multimem.links import MULTIMEM_BASE
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.switch import Switch
-from dysharp_env.multimem.wire import Kind, Packet, Stage
 
 REGION = Region(MULTIMEM_BASE, block_bytes=32, num_tokens=10)
 

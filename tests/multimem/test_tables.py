@@ -22,8 +22,8 @@ from dysharp_env.multimem.execute import Action, Execution, Schedule
 from dysharp_env.multimem.faults import MultimemFault
 from dysharp_env.multimem.hub import VALID
 from dysharp_env.multimem.links import WINDOW_BITS
+from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.runtime import Runtime
-from dysharp_env.multimem.wire import Kind, Packet, Stage
 from dysharp_env.simulator.record import record
 from dysharp_env.workload import Workload
 

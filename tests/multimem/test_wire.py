@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.faults import CountFault, WireFault
-from dysharp_env.multimem.wire import LISTS_TARGETS, Kind, Packet, Stage, check_format, decode, encode
+from dysharp_env.multimem.packets import LISTS_TARGETS, Kind, Packet, Stage
+from dysharp_env.multimem.wire import check_format, decode, encode
 from dysharp_env.system.packet import PacketFormat
 
 WITHOUT_DATA = {Kind.LOAD, Kind.MULTIMEM_LOAD, Kind.DYNAMIC_LOAD, Kind.ACK}

@@ -7,6 +7,7 @@ import pytest
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.result import segment_name
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 
 GROUPS, CASES_PER_GROUP = 20, 10
 
@@ -41,19 +42,33 @@ def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
     return "row", *name_of_item(state, layout.LOG_SM, tile)[1:], stage
 
 
+def name_in_twin(candidate: Candidate) -> tuple:
+    """Returns the same of a candidate of the twin's."""
+    match candidate:
+        case Chunk():
+            return "chunk", candidate.gpu, candidate.home, candidate.place
+        case Unit():
+            return "unit", candidate.gpu, candidate.home, candidate.place
+        case Row(tile, stage, is_open):
+            return "open" if is_open else "row", tile.expert.number, tile.expert.part, tile.place, stage
+        case Split():
+            return "split", *candidate[1:]
+    return ("hold",)
+
+
 def assert_same_progress(engine, twin) -> None:
     root = engine.state.root[0]
     assert engine.now_ps == twin.now_ps
-    assert (root["events"], root["sequence"]) == (twin.served, twin.sequence)
-    assert (root["decisions"], root["evictions"]) == (twin.decisions, twin.evictions)
+    assert (root["events"], root["sequence"]) == (twin.world.clock.served, twin.world.clock.pushed)
+    assert (root["decisions"], root["evictions"]) == (twin.world.decisions, twin.world.evictions)
 
 
 def assert_same_groups(state, twin) -> None:
     for field, values in (
-        ("dispatch_here", [gpu.here[layout.DISPATCH] for gpu in twin.gpus]),
-        ("combine_here", [gpu.here[layout.COMBINE] for gpu in twin.gpus]),
-        ("gemm_sms", [gpu.gemm_sms for gpu in twin.gpus]),
-        ("free_sms", [gpu.free_sms for gpu in twin.gpus]),
+        ("dispatch_here", [gpu.dispatch.crew.here for gpu in twin.gpus]),
+        ("combine_here", [gpu.combine.crew.here for gpu in twin.gpus]),
+        ("gemm_sms", [gpu.site.staff.gemm_sms for gpu in twin.gpus]),
+        ("free_sms", [gpu.site.staff.free_sms for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
 
@@ -62,7 +77,7 @@ def assert_same_decision(state, asked, expected) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
     shown = state.candidates[: asked.num_candidates].tolist()
     names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
-    assert names == [candidate.name for candidate in expected.candidates]
+    assert names == [name_in_twin(candidate) for candidate in expected.candidates]
     np.testing.assert_array_equal(asked.mask, expected.mask)
     np.testing.assert_allclose(asked.features, expected.features, rtol=0, atol=1e-6)
     np.testing.assert_allclose(asked.context, expected.context, rtol=0, atol=1e-6)
@@ -77,15 +92,15 @@ def assert_same_history(state, twin) -> None:
         for stage in (0, 1):
             assert tiles[f"start{stage + 1}"].tolist() == [tile.start_ps[stage] for tile in expert.tiles]
             assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
-    np.testing.assert_array_equal(state.traffic.reshape(twin.traffic.shape), twin.traffic)
+    np.testing.assert_array_equal(state.traffic.reshape(twin.world.traffic.shape), twin.world.traffic)
     for field, values in (
-        ("hbm_free_ps", [gpu.hbm_free_ps for gpu in twin.gpus]),
-        ("sm_busy_ps", [gpu.sm_busy_ps for gpu in twin.gpus]),
+        ("hbm_free_ps", [gpu.site.memory.hbm_free_ps for gpu in twin.gpus]),
+        ("sm_busy_ps", [gpu.gemm.busy_ps for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
-    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.uplinks]
+    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.uplinks]
     downlinks = state.ports["busy_ps"][: len(state.uplinks)]
-    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.downlinks]
+    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.downlinks]
     log = state.log[: state.root["log_size"][0]].tolist()
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 
@@ -108,6 +123,22 @@ def play(case, seed: int) -> tuple:
         twin.decide(choice)
 
 
+def test_the_twin_knows_every_feature_and_context_value(random_case):
+    features, context = set(), set()
+    for seed in range(8):
+        kinds = frozenset(range(len(layout.DECISION_KINDS)))
+        asking = {"hold_gemm": True, "splits": ((1, 1, 3), (1, 2, 3)), "exposed": kinds, "max_candidates": 32}
+        twin = random_case(seed).with_program(**asking, network=None, networked=frozenset()).twin()
+        while (decision := twin.advance()) is not None:
+            gpu = twin.gpus[decision.gpu]
+            for candidate in decision.candidates:
+                features |= set(twin.shown.values_of(gpu, candidate, 0))
+            context |= set(twin.shown.context_of(gpu, decision.kind))
+            twin.decide(0)
+    assert features == set(layout.FEATURES)
+    assert context == set(layout.CONTEXT)
+
+
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_twin_and_engine_agree(random_case, group):
     for seed in range(group * CASES_PER_GROUP, (group + 1) * CASES_PER_GROUP):
@@ -115,10 +146,18 @@ def test_twin_and_engine_agree(random_case, group):
         assert_same_history(engine.state, twin)
 
 
-@pytest.mark.parametrize(("dispatch", "seed"), [(layout.BROADCAST, 923), (layout.MULTICAST, 1186)])
-def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch, seed):
-    """Cases in which a token's first sums are pushed while its store still waits for other downlinks."""
-    case = random_case(seed).with_primitives(dispatch, layout.PUSH_REDUCE, gates=(layout.GATE_FINE,) * 3)
-    case = case._replace(costs=dataclasses.replace(case.costs, queueing="input_fifo"))
-    engine, twin = play(case, seed)
+@pytest.mark.parametrize("dispatch", [layout.BROADCAST, layout.MULTICAST])
+def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch):
+    """GPUs so fast that a token's first sums are pushed while its store still waits for other downlinks."""
+    case = random_case(327).with_primitives(dispatch, layout.PUSH_REDUCE, gates=(layout.GATE_FINE,) * 3)
+    fast = {"granule_ps": (1, 1), "block_overhead_ps": 0, "memory_ps": 0, "hop_ps": 1000}
+    case = case._replace(costs=dataclasses.replace(case.costs, queueing="input_fifo", **fast))
+    engine, twin = play(case, 327)
     assert_same_history(engine.state, twin)
+    pushed_ps, last_copy_ps = {}, {}
+    for use in twin.log:
+        if use.resource == layout.LOG_REDUCE:
+            pushed_ps.setdefault(use.item[1], use.start_ps)
+        elif use.item[0] == "copy":
+            last_copy_ps[use.item[1]] = use.start_ps
+    assert any(pushed_ps[token] < last_copy_ps[token] for token in pushed_ps)

@@ -1,53 +1,51 @@
-"""The twin's GPU: SM groups as generators that run until they have to wait."""
+"""One of the twin's GPUs: its site and the groups that work there."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from dysharp_env.simulator.layout import (
-    COMBINE,
-    DISPATCH,
-    DISPATCH_DATA,
-    GEMM,
-    ON_DUTY,
-    SPLIT,
-)
-from dysharp_env.simulator.twin.core import Group
-from dysharp_env.simulator.twin.dispatching import Dispatching
-from dysharp_env.simulator.twin.parts import CommunicationSm, Segment
-
-if TYPE_CHECKING:
-    from dysharp_env.simulator.twin.twin import Twin
+from dysharp_env.simulator.twin.combine import CombineGroup
+from dysharp_env.simulator.twin.dispatch import DispatchGroup
+from dysharp_env.simulator.twin.gates import COMBINING, EVERYTHING, Gates
+from dysharp_env.simulator.twin.gemm import GemmGroup
+from dysharp_env.simulator.twin.parts import Expert
+from dysharp_env.simulator.twin.routing import Routing
+from dysharp_env.simulator.twin.site import Site
+from dysharp_env.simulator.twin.switch import Switch
+from dysharp_env.simulator.twin.world import World
 
 
-class Gpu(Dispatching):
-    """One GPU: its links, memory, Hub tables, experts, and SM groups."""
+class Gpu:
+    """One GPU; its groups join those of all GPUs."""
 
-    def __init__(self, twin: Twin, number: int) -> None:
-        super().__init__(twin, number)
-        self.groups = {
-            SPLIT: Group(self.split_group()),
-            DISPATCH: Group(self.dispatch_group()),
-            GEMM: Group(self.gemm_group()),
-            COMBINE: Group(self.combine_group()),
-        }
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        switch: Switch,
+        gates: Gates,
+        routing: Routing,
+        dispatches: list[DispatchGroup],
+        combines: list[CombineGroup],
+    ) -> None:
+        self.number = number
+        self.site = site = Site(world, number, switch, gates)
+        gpu_of = world.workload.gpu_of_expert
+        experts = {key: expert for key, expert in routing.experts.items() if gpu_of[expert.number] == number}
+        self.combine = CombineGroup(site, combines)
+        self.gemm = GemmGroup(site, self.combine, experts)
+        self.dispatch = DispatchGroup(site, self.gemm, routing.chunks[number], dispatches)
+        gates.opened.append(self._opened)
 
-    def free_slot(self, sm: CommunicationSm, slots: int) -> None:
-        """Lets an SM put another vector in flight: of the token it is at, or else of a new one."""
-        sm.in_flight -= 1
-        if sm.left is not None:
-            if sm.kind == DISPATCH:
-                self.issue_copies(sm)
-            else:
-                self.issue_loads(sm)
-        elif sm.duty != ON_DUTY:
-            self.leave_if_idle(sm)
-        elif sm.in_flight == slots - 1:
-            self.list_sm(sm)
+    @property
+    def experts(self) -> list[Expert]:
+        """The experts it holds, by number and part."""
+        return list(self.gemm.experts.values())
 
-    def reach(self, segment: Segment) -> None:
-        """Takes a segment in."""
-        if segment.purpose == DISPATCH_DATA:
-            self.reach_dispatch(segment)
+    def _opened(self, stage: int, part: int) -> None:
+        """Goes on with a stage of a part."""
+        if stage == EVERYTHING:
+            for group in (self.dispatch, self.gemm, self.combine):
+                group.mark()
+        elif stage == COMBINING:
+            self.combine.open_part(part)
         else:
-            self.reach_combine(segment)
+            self.gemm.mark()

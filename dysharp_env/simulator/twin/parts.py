@@ -1,25 +1,23 @@
-"""What the twin is made of: tokens, tiles, candidates, segments, and the logs of what was used."""
+"""What the twin is made of: tokens, tiles, segments, candidates, and the log of what was used."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator.layout import NO_TIME, ON_DUTY, REQUEST
+from dysharp_env.simulator.layout import NO_TIME, ON_DUTY
 
-Name = tuple[str | int, ...]  # what logs and decisions call a thing: ("copy", token, GPU), ("tile", expert, place), ...
+Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, place), ("tile", expert, part, place), ...
 
 
 @dataclass(eq=False)
 class CommunicationSm:
     """A place for one SM of a communication group: what its token still lacks, and its vectors in flight."""
 
-    kind: int
-    # Vectors to issue, or partial sums to read; None if it is at no token.
-    left: list[list[Segment] | Pair] | None = None
+    left: list[Vector] | None = None  # None if it is at no token
     in_flight: int = 0
     duty: int = ON_DUTY
 
@@ -38,30 +36,32 @@ class Trip:
     segments_left: int  # that have not made it yet
 
 
+Vector = Callable[[Trip], None]  # puts a vector in flight
+
+
 @dataclass(eq=False)
 class Token:
-    """One token of a home GPU, and how far it has come."""
+    """One token of a home GPU, and how far it has come; lists have an element for each segment of a vector."""
 
     number: int
     home: int
     place: int  # of its chunk among the home GPU's
+    dispatch_planes: list[int]
+    combine_planes: list[int]  # of its sum, and of the partial sums that go into it
     pairs: list[Pair] = field(default_factory=list)  # by distance of the expert GPU from the home GPU
     experts_done: int = 0  # as its home GPU knows
-    contributions_left: list[int] = field(default_factory=list)  # to each segment of its sum in the switch
-    pieces_left: list[int] = field(
-        default_factory=list
-    )  # partial or reduced sums that its home GPU waits for, likewise
+    contributions_left: list[int] = field(default_factory=list)  # to its sum in the switch
+    pieces_left: list[int] = field(default_factory=list)  # partial or reduced sums that its home GPU waits for
     dispatch_start: int = NO_TIME
     dispatch_end: int = NO_TIME
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
     trip: Trip | None = None  # of its sum, if home asks the switch for it
-    # By chunk, of the tokens whose sums are asked for with this one first:
-    bundle: list[Token] = field(default_factory=list)
-    inputs: int = 0  # vectors that go into the sums
-    heads_left: int = 0  # bundles whose head is not at the switch yet
-    begun_ps: int = NO_TIME  # when the first of them was let into the reduction unit
-    issued_ps: int = 0
+
+    @property
+    def remote_experts(self) -> int:
+        """How many experts packets name that are for all of its GPUs."""
+        return sum(len(pair.experts) for pair in self.pairs if pair.is_remote)
 
 
 @dataclass(eq=False)
@@ -71,45 +71,42 @@ class Pair:
     token: Token
     gpu: int
     experts: list[int]
-    is_remote: bool  # whether vectors cross links
     part: int
+    is_remote: bool  # whether vectors between home and this GPU cross links
+    is_sent: bool  # whether dispatch has one
+    is_summed: bool  # whether combine has one
+    segments_left: int  # of its dispatched vector, still to come
     experts_done: int = 0
-    segments_left: int = 0  # of its vector, still to come
     translated_ps: int = 0
     trip: Trip | None = None  # of its partial sum, if home reads it
 
 
 @dataclass(eq=False)
-class Chunk:
-    """Tokens of one home GPU that one GPU dispatches together: the home GPU, or a reader of them."""
+class Segment:
+    """One vector on its way through links and switch, or one packet of it."""
 
-    gpu: int
-    home: int
-    place: int
-    part: int
-    tokens: list[Token]
-
-    @property
-    def name(self) -> Name:
-        """What decisions call it."""
-        return "chunk", self.gpu, self.home, self.place
-
-
-@dataclass(eq=False)
-class Unit:
-    """What a combine decision takes: ready tokens of a chunk (pull), or a GPU's ready partial sums of one (push)."""
-
-    gpu: int
-    home: int
-    place: int
-    part: int
-    items: list[Token | Pair] = field(default_factory=list)
-    ready_ps: int = NO_TIME
-
-    @property
-    def name(self) -> Name:
-        """What decisions call it."""
-        return "unit", self.gpu, self.home, self.place
+    name: Name
+    purpose: int
+    token: Token
+    pair: Pair | None
+    place: int  # in its vector
+    plane: int
+    origin: int  # the GPU whose uplink carries it
+    flits: int
+    packets: int
+    vc: int
+    reach: Callable[[Segment], None]  # who takes it in
+    acknowledged: Callable[[Segment], None]  # who learns that it is stored, or in the switch
+    tail_ps: int = 0  # when its last flit is at the switch
+    pieces: int = 1  # partial sums it stands for
+    trip: Trip | None = None
+    replicas: list[Segment] = field(default_factory=list)  # that the switch makes of it
+    carrier: Segment | None = None  # of a replica: whose input buffer it leaves
+    # What counts replicas is 1 where there are none, and the times are of the last that has left.
+    replicas_left: int = 1  # in the switch
+    acks_left: int = 1
+    end_ps: int = 0
+    free_ps: int = 0  # when its share of the input buffer is free
 
 
 @dataclass(eq=False)
@@ -148,18 +145,35 @@ class Expert:
         return len(self.open.pairs) if self.open else 0
 
 
+@dataclass(eq=False)
+class Chunk:
+    """A dispatch candidate: tokens of one home GPU that it, or a reader of them, dispatches together."""
+
+    gpu: int
+    home: int
+    place: int
+    part: int
+    tokens: list[Token]
+
+
+@dataclass(eq=False)
+class Unit:
+    """A combine candidate: ready tokens of a chunk (pull), or a GPU's ready partial sums of one (push)."""
+
+    gpu: int
+    home: int
+    place: int
+    part: int
+    items: list[Token | Pair] = field(default_factory=list)
+    ready_ps: int = NO_TIME
+
+
 class Row(NamedTuple):
     """A GEMM candidate: one tile in one GEMM; ``is_open`` if it would be closed early."""
 
     tile: Tile
     stage: int
     is_open: bool = False
-
-    @property
-    def name(self) -> Name:
-        """What decisions call it."""
-        tile = self.tile
-        return ("open" if self.is_open else "row"), tile.expert.number, tile.expert.part, tile.place, self.stage
 
 
 class Split(NamedTuple):
@@ -170,19 +184,20 @@ class Split(NamedTuple):
     combine_sms: int
     early_tokens: int  # the fewest of an open tile that may be closed early
 
-    @property
-    def name(self) -> Name:
-        """What decisions call it."""
-        return "split", self.dispatch_sms, self.combine_sms, self.early_tokens
-
 
 class Hold(NamedTuple):
     """The candidate that does nothing until something new concerns the group."""
 
-    name: Name = ("hold",)
-
 
 Candidate = Chunk | Row | Unit | Split | Hold
+
+
+class Options(NamedTuple):
+    """What a group has to choose from, at least one candidate; whether hold is shown as well, and may be taken."""
+
+    candidates: Sequence[Candidate]
+    shows_hold: bool = False
+    may_hold: bool = False
 
 
 class Use(NamedTuple):
@@ -208,35 +223,3 @@ class Decision:
     context: np.ndarray  # (context,) float32
     mask: np.ndarray  # (max_candidates,) bool
     candidates: list[Candidate]
-
-
-@dataclass(eq=False)
-class Segment:
-    """One vector on its way through links and switch, or one packet of it."""
-
-    name: Name
-    place: int  # in its vector
-    plane: int
-    purpose: int
-    token: Token
-    pair: Pair | None
-    origin: int  # the GPU whose uplink carries it
-    flits_up: int
-    flits_down: int
-    vc: int = REQUEST
-    tail_ps: int = 0  # when its last flit is at the switch
-    pieces: int = 1  # partial sums it stands for
-    replicas: list[Segment] = field(default_factory=list)  # of a multicast store
-    carrier: Segment | None = None  # of a replica: the store whose input buffer it leaves
-    replicas_left: int = 1
-    end_ps: int = 0  # when the last replica has left the switch
-    free_ps: int = 0  # when the last replica's buffer is free
-    acks_left: int = 1
-    trip: Trip | None = None
-    vectors: int = 1  # more by chunk
-    pairs: list[Pair] = field(default_factory=list)  # by chunk, whose copies or partial sums these are
-    issued_ps: int = 0
-
-
-# An SM group's life: yields a decision to have it answered with a row, or None when it has to wait.
-Process = Generator[Decision | None, int, None]

@@ -1,131 +1,151 @@
-"""What the twin's decisions show: the features of candidates and the context, computed afresh from the objects."""
+"""What the twin's decisions show: the features of candidates and the context, computed afresh from the objects.
+
+Every kind of candidate has the values that its function names, and 0 for all other features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
-from dysharp_env.simulator.layout import BROADCAST, COMBINE, DECISION_KINDS, DISPATCH, MULTICAST
-from dysharp_env.simulator.twin.fabric import Link
+import numpy as np
+
+from dysharp_env.simulator.layout import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Pair, Row, Split, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
+from dysharp_env.simulator.twin.world import World
 
 
-def features_of(gpu: Gpu, candidate: Candidate) -> dict[str, float]:
-    """Returns the features of a candidate that are not 0, except its place in the list."""
-    if isinstance(candidate, Chunk):
-        return chunk_features(gpu, candidate)
-    if isinstance(candidate, Row):
-        return row_features(gpu, candidate)
-    if isinstance(candidate, Unit):
-        return unit_features(gpu, candidate)
-    if isinstance(candidate, Split):
+class Shown:
+    """What the decisions of a world's GPUs show."""
+
+    def __init__(self, world: World, gpus: list[Gpu]) -> None:
+        self.world, self.gpus = world, gpus
+
+    def features(self, gpu: Gpu, candidates: list[Candidate]) -> np.ndarray:
+        """Returns the features of a decision's candidates, (max_candidates, feature) float32; empty rows are 0."""
+        features = np.zeros((self.world.program.max_candidates, len(FEATURES)), np.float32)
+        for place, candidate in enumerate(candidates):
+            values = self.values_of(gpu, candidate, place)
+            features[place] = [values.get(name, 0.0) for name in FEATURES]
+        return features
+
+    def context(self, gpu: Gpu, kind: int) -> np.ndarray:
+        """Returns what a decision shows of its GPU and of the layer, (context,) float32."""
+        values = self.context_of(gpu, kind)
+        return np.array([values[name] for name in CONTEXT], np.float32)
+
+    def values_of(self, gpu: Gpu, candidate: Candidate, place: int) -> dict[str, float]:
+        """Returns the features of a candidate in its place in the list."""
+        if isinstance(candidate, Hold):
+            return {"is_hold": 1.0}
+        order = {"order": place / self.world.program.max_candidates}
+        if isinstance(candidate, Chunk):
+            return order | self._of_chunk(gpu, candidate)
+        if isinstance(candidate, Row):
+            return order | self._of_row(gpu, candidate)
+        if isinstance(candidate, Unit):
+            return order | self._of_unit(candidate)
+        return order | self._of_split(candidate)
+
+    def _of_split(self, split: Split) -> dict[str, float]:
         return {
-            "split_dispatch": candidate.dispatch_sms / gpu.twin.num_sms,
-            "split_combine": candidate.combine_sms / gpu.twin.num_sms,
-            "split_early": max(0.0, 1 - candidate.early_tokens / gpu.twin.workload.layer.tile_tokens),
+            "split_dispatch": split.dispatch_sms / self.world.num_sms,
+            "split_combine": split.combine_sms / self.world.num_sms,
+            "split_early": max(0.0, 1 - split.early_tokens / self.world.workload.layer.tile_tokens),
         }
-    return {"is_hold": 1.0}
 
-
-def chunk_features(gpu: Gpu, chunk: Chunk) -> dict[str, float]:
-    """Describes an unsent token chunk."""
-    twin, count = gpu.twin, len(chunk.tokens)
-    pairs = [pair for token in chunk.tokens for pair in gpu.in_turn(token)]
-    experts = [twin.experts[number, pair.part] for pair in pairs for number in pair.experts]
-    remote = [pair for pair in pairs if pair.is_remote and pair.experts]
-    if twin.program.dispatch_primitive in (MULTICAST, BROADCAST):
-        flits = sum(twin.costs.dispatch_flits(twin.store_targets(token)) for token in chunk.tokens)
-    else:
-        flits = len(remote) * twin.costs.dispatch_flits()
-    tile_tokens = twin.workload.layer.tile_tokens
-    return {
-        "size": count / twin.program.chunk_tokens,
-        "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
-        "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
-        "fan_out": min(1.0, len(remote) / (count * (twin.num_gpus - 1))),
-        "backlog": twin.root(max((backlog_ps(twin.gpus[pair.gpu].downlinks) for pair in remote), default=0)),
-        "cost": twin.root(twin.costs.spread_ps(flits)),
-    }
-
-
-def row_features(gpu: Gpu, row: Row) -> dict[str, float]:
-    """Describes a ready row or an open tile."""
-    twin, costs, expert, pairs = gpu.twin, gpu.twin.costs, row.tile.expert, row.tile.pairs
-    if twin.program.pulls:
-        finishes = sum(pair.token.experts_done == twin.workload.layer.top_k - 1 for pair in pairs)
-    else:
-        finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
-    is_resident = (expert.number, row.stage) in gpu.l2
-    row_ps = costs.blocks[row.stage - 1] * costs.block_ps(row.stage, len(pairs), gpu.number) // gpu.gemm_sms
-    fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[row.stage - 1])
-    waiting_ps = 0 if row.is_open else twin.now_ps - row.tile.ready_ps[row.stage - 1]
-    return {
-        "size": len(pairs) / twin.workload.layer.tile_tokens,
-        "is_gemm2": float(row.stage == 2),
-        "is_partial": float(row.is_open),
-        "weights_in_l2": float(is_resident),
-        "waiting": twin.root(waiting_ps),
-        "expert_left": (expert.total - expert.arrived) / expert.total,
-        "finishes": finishes / len(pairs),
-        "backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
-        "cost": twin.root(max(row_ps, fetch_ps)),
-    }
-
-
-def unit_features(gpu: Gpu, unit: Unit) -> dict[str, float]:
-    """Describes a chunk's ready tokens, or this GPU's ready partial sums of a chunk."""
-    twin = gpu.twin
-    backlogs_ps = []
-    for item in unit.items:
-        if isinstance(item, Pair):
-            backlogs_ps.append(backlog_ps(twin.gpus[unit.home].downlinks))
+    def _of_chunk(self, gpu: Gpu, chunk: Chunk) -> dict[str, float]:
+        world, costs, count = self.world, self.world.costs, len(chunk.tokens)
+        pairs = [pair for token in chunk.tokens for pair in gpu.dispatch.in_turn(token)]
+        experts = [self.gpus[pair.gpu].gemm.experts[number, pair.part] for pair in pairs for number in pair.experts]
+        remote = [pair for pair in pairs if pair.is_remote and pair.experts]
+        if world.dispatch.in_switch:
+            named = [token.remote_experts if world.dispatch.names_targets else 0 for token in chunk.tokens]
+            flits = sum(map(costs.dispatch_flits, named))
         else:
-            sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
-            backlogs_ps.extend(backlog_ps(twin.gpus[pair.gpu].uplinks) for pair in sources)
-    return {
-        "size": len(unit.items) / twin.program.chunk_tokens,
-        "waiting": twin.root(twin.now_ps - unit.ready_ps),
-        "fan_out": min(1.0, len(backlogs_ps) / (len(unit.items) * (twin.num_gpus - 1))),
-        "backlog": twin.root(max(backlogs_ps, default=0)),
-        "cost": twin.root(twin.costs.spread_ps(len(unit.items) * twin.costs.combine_flits())),
-    }
+            flits = len(remote) * costs.dispatch_flits()
+        tile_tokens = world.workload.layer.tile_tokens
+        return {
+            "size": count / world.program.chunk_tokens,
+            "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
+            "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
+            "fan_out": min(1.0, len(remote) / (count * (world.num_gpus - 1))),
+            "backlog": self._root(max([self.gpus[pair.gpu].site.ports.down_ps() for pair in remote], default=0)),
+            "cost": self._root(costs.spread_ps(flits)),
+        }
 
+    def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
+        world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs
+        now_ps, memory = world.clock.now_ps, gpu.site.memory
+        if world.combine.reads:
+            finishes = sum(pair.token.experts_done == world.workload.layer.top_k - 1 for pair in pairs)
+        else:
+            finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
+        is_resident = memory.has_weights(expert.number, stage)
+        block_ps = costs.block_ps(stage, len(pairs), gpu.number)
+        fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[stage - 1])
+        return {
+            "size": len(pairs) / world.workload.layer.tile_tokens,
+            "is_gemm2": float(stage == 2),
+            "is_partial": float(row.is_open),
+            "weights_in_l2": float(is_resident),
+            "waiting": self._root(0 if row.is_open else now_ps - row.tile.ready_ps[stage - 1]),
+            "expert_left": (expert.total - expert.arrived) / expert.total,
+            "finishes": finishes / len(pairs),
+            "backlog": self._root(memory.hbm_free_ps - now_ps),
+            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.site.staff.gemm_sms, fetch_ps)),
+        }
 
-def context_of(gpu: Gpu, kind: int) -> dict[str, float]:
-    """Returns what a decision shows of this GPU and of the layer."""
-    twin, of_gpu, of_all = gpu.twin, gpu.twin.workload.tokens_per_gpu, len(gpu.twin.tokens)
-    costs, layer = twin.costs, twin.workload.layer
-    experts_per_gpu = layer.experts // twin.num_gpus
-    matrix_bytes = experts_per_gpu * sum(costs.matrix_bytes)
-    ready = gpu.items - gpu.items_waiting if gpu.items else 0
-    return {
-        f"is_{DECISION_KINDS[kind]}": 1.0,
-        "elapsed": min(1.0, twin.now_ps / (4 * twin.scale_ps)),
-        "sent": gpu.tokens_sent / gpu.tokens_to_send,
-        "received": fraction(gpu.slots - sum(gpu.arrivals_left), gpu.slots),
-        "gemm_done": fraction(2 * gpu.slots - sum(map(sum, gpu.slots_left)), 2 * gpu.slots),
-        "combined": gpu.combined / of_gpu,
-        "uplink_backlog": twin.root(backlog_ps(gpu.uplinks)),
-        "downlink_backlog": twin.root(backlog_ps(gpu.downlinks)),
-        "hbm_backlog": twin.root(gpu.hbm_free_ps - twin.now_ps),
-        "free_sms": gpu.free_sms / max(gpu.gemm_sms, 1),
-        "dispatch_in_flight": fraction(gpu.dispatch_in_flight, gpu.sizes[DISPATCH] * twin.dispatch_window.slots),
-        "combine_in_flight": fraction(gpu.combine_in_flight, gpu.sizes[COMBINE] * twin.combine_window.slots),
-        "all_combined": (of_all - twin.tokens_left) / of_all,
-        "link_share": fraction(twin.bound.links_ps, twin.scale_ps),
-        "gemm_share": fraction(twin.bound.gemms_ps, twin.scale_ps),
-        "hbm_share": fraction(twin.bound.hbm_ps, twin.scale_ps),
-        "tokens_per_expert": gpu.slots / (gpu.slots + experts_per_gpu * layer.tile_tokens),
-        "l2_room": costs.l2_bytes / (costs.l2_bytes + matrix_bytes),
-        "ready": ready / max(gpu.items, 1),
-        "any_ready": float(ready > 0),
-        "all_sent": float(gpu.tokens_sent == gpu.tokens_to_send),
-    }
+    def _of_unit(self, unit: Unit) -> dict[str, float]:
+        world, count = self.world, len(unit.items)
+        backlogs_ps = []
+        for item in unit.items:
+            if isinstance(item, Pair):
+                backlogs_ps.append(self.gpus[unit.home].site.ports.down_ps())
+            else:
+                sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
+                backlogs_ps.extend(self.gpus[pair.gpu].site.ports.up_ps() for pair in sources)
+        return {
+            "size": count / world.program.chunk_tokens,
+            "waiting": self._root(world.clock.now_ps - unit.ready_ps),
+            "fan_out": min(1.0, len(backlogs_ps) / (count * (world.num_gpus - 1))),
+            "backlog": self._root(max(backlogs_ps, default=0)),
+            "cost": self._root(world.costs.spread_ps(count * world.costs.combine_flits())),
+        }
 
+    def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
+        """Returns the context of a decision."""
+        world, costs, bound, site = self.world, self.world.costs, self.world.bound, gpu.site
+        workload, progress, staff, slots = world.workload, gpu.site.progress, gpu.site.staff, gpu.gemm.slots
+        dispatch, combine = staff.crews[DISPATCH], staff.crews[COMBINE]
+        ready = gpu.combine.items - gpu.combine.items_waiting
+        return {
+            **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
+            "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
+            "sent": gpu.dispatch.tokens_sent / gpu.dispatch.tokens_to_send,
+            "received": fraction(slots - sum(progress.arrivals_left), slots),
+            "gemm_done": fraction(2 * slots - sum(map(sum, progress.slots_left)), 2 * slots),
+            "combined": gpu.combine.combined / workload.tokens_per_gpu,
+            "uplink_backlog": self._root(site.ports.up_ps()),
+            "downlink_backlog": self._root(site.ports.down_ps()),
+            "hbm_backlog": self._root(site.memory.hbm_free_ps - world.clock.now_ps),
+            "free_sms": staff.free_sms / max(staff.gemm_sms, 1),
+            "dispatch_in_flight": fraction(dispatch.in_flight, dispatch.size * dispatch.window.slots),
+            "combine_in_flight": fraction(combine.in_flight, combine.size * combine.window.slots),
+            "all_combined": (workload.num_tokens - world.tokens_left) / workload.num_tokens,
+            "link_share": fraction(bound.links_ps, world.scale_ps),
+            "gemm_share": fraction(bound.gemms_ps, world.scale_ps),
+            "hbm_share": fraction(bound.hbm_ps, world.scale_ps),
+            "tokens_per_expert": slots / (slots + workload.experts_per_gpu * workload.layer.tile_tokens),
+            "l2_room": costs.l2_bytes / (costs.l2_bytes + workload.experts_per_gpu * sum(costs.matrix_bytes)),
+            "ready": ready / max(gpu.combine.items, 1),
+            "any_ready": float(ready > 0),
+            "all_sent": float(gpu.dispatch.tokens_sent == gpu.dispatch.tokens_to_send),
+        }
 
-def backlog_ps(links: Sequence[Link]) -> int:
-    """Returns how long what is queued and being sent keeps the busiest of a GPU's links busy."""
-    return max(link.backlog_ps() for link in links)
+    def _root(self, ps: int) -> float:
+        """Returns the square root of a time over the lower bound, cut to [0, 1]."""
+        return min(1.0, math.sqrt(max(ps, 0) / self.world.scale_ps))
 
 
 def mean(values: list[float]) -> float:

@@ -1,0 +1,205 @@
+"""GEMM on one of the twin's GPUs: arrivals, the tiles they fill, rows of thread blocks, and who learns of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dysharp_env.simulator import layout
+from dysharp_env.simulator.layout import NO_TIME
+from dysharp_env.simulator.twin.combine import CombineGroup
+from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
+from dysharp_env.simulator.twin.links import Link
+from dysharp_env.simulator.twin.parts import Candidate, Expert, Hold, Options, Pair, Row, Tile
+from dysharp_env.simulator.twin.site import Site, SmGroup
+
+
+class GemmGroup(SmGroup):
+    """The GEMM group of one GPU and its experts.
+
+    Attributes:
+        experts: Of this GPU, by number and part.
+        slots: (token, expert)s of all of them.
+        busy_ps: Time of all SMs in thread blocks so far.
+    """
+
+    def __init__(self, site: Site, combine: CombineGroup, experts: dict[tuple[int, int], Expert]) -> None:
+        super().__init__(site, layout.GEMM)
+        self.combine, self.experts = combine, experts
+        self.staff.gemm = self
+        self.slots = sum(expert.total for expert in experts.values())
+        for expert in experts.values():
+            for left in (self.progress.arrivals_left, *self.progress.slots_left):
+                left[expert.part] += expert.total
+        self.tiles_live = 0
+        self.row: Row | None = None  # whose blocks are being started
+        self.busy_ps = 0
+
+    def arrive(self, pair: Pair) -> None:
+        """Makes a token visible to its experts here, filling their tiles."""
+        pair.token.dispatch_end = self.clock.now_ps
+        self.progress.arrivals_left[pair.part] -= len(pair.experts)
+        self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[0])
+        for number in pair.experts:
+            self._fill(self.experts[number, pair.part], pair)
+        if self.world.may_close_early:
+            self.mark()
+        self.gates.after_arrival(self.gpu, pair.part)
+        if self.world.program.exclusive and not any(self.progress.arrivals_left):
+            self.combine.mark()
+
+    def _fill(self, expert: Expert, pair: Pair) -> None:
+        """Adds a token to an expert's open tile."""
+        if expert.open is None:
+            expert.open = Tile(expert, len(expert.tiles))
+            expert.tiles.append(expert.open)
+            self.tiles_live += 1
+        expert.open.pairs.append(pair)
+        expert.arrived += 1
+        if expert.open_count == self.world.workload.layer.tile_tokens or expert.arrived == expert.total:
+            self._close_tile(expert)
+
+    def _close_tile(self, expert: Expert) -> None:
+        """Ends an expert's open tile; it is ready a memory latency later if its status entry has spilled."""
+        now_ps, tile = self.clock.now_ps, expert.open
+        assert tile is not None
+        expert.open = None
+        is_spilled = self.tiles_live > self.costs.tile_status_entries
+        # Tiles of one expert become ready in the order in which they closed.
+        expert.ready_ps = max(expert.ready_ps, now_ps + (self.costs.memory_ps if is_spilled else 0))
+        if expert.ready_ps == now_ps:
+            self._tile_ready(tile)
+        else:
+            self.clock.at(expert.ready_ps, layout.EV_TILE, self._tile_ready, tile)
+
+    def _tile_ready(self, tile: Tile) -> None:
+        """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
+        if tile.start_ps[0] == NO_TIME:
+            tile.expert.rows[0].append(tile)
+        self._row_ready(tile, 1)
+
+    def _row_ready(self, tile: Tile, stage: int) -> None:
+        """Notes that a row is ready, and when in the order of all rows."""
+        self.world.rows_ready += 1
+        tile.ready_order[stage - 1] = self.world.rows_ready
+        tile.ready_ps[stage - 1] = self.clock.now_ps
+        self.wake()
+
+    def act(self) -> Options | None:
+        """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
+        while self.staff.free_sms > 0:
+            if self.row is not None:
+                self._start_blocks(self.row)
+                continue
+            rows = [] if self.holds else self._list_rows()
+            if not rows:
+                return None
+            # Something must still come to this GPU, or hold would wait for ever.
+            may_hold = any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
+            return Options(rows, self.world.program.hold_gemm, may_hold)
+        return None
+
+    def take(self, candidate: Candidate) -> None:
+        """Makes a row the current one, or holds."""
+        if isinstance(candidate, Hold):
+            self.holds = True
+            return
+        assert isinstance(candidate, Row)
+        if candidate.is_open:
+            self._close_tile(candidate.tile.expert)
+        self._start_row(candidate)
+
+    def _list_rows(self) -> list[Row]:
+        """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
+        ready, early = [], []
+        for expert in self.experts.values():
+            for stage in (GEMM2, GEMM1):
+                if self.progress.is_open[stage, expert.part] and expert.rows[stage - 1]:
+                    ready.append(Row(expert.rows[stage - 1][0], stage))
+            is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
+            may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
+            if may_close and is_next and expert.open_count >= self.staff.early_tokens:
+                early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
+        ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
+        early.sort(key=lambda row: -len(row.tile.pairs))
+        return ready + early
+
+    def _start_row(self, row: Row) -> None:
+        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
+        tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
+        self.row = row
+        if tile in tile.expert.rows[stage - 1]:
+            tile.expert.rows[stage - 1].remove(tile)
+        tile.start_ps[stage - 1] = self.clock.now_ps
+        tile.blocks_left = self.costs.blocks[stage - 1]
+        read_bytes, write_bytes = self.costs.token_bytes[:2] if stage == GEMM1 else self.costs.token_bytes[2:]
+        tile.weights_ps = self.memory.fetch_weights(tile.expert.number, stage)
+        tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
+        self.memory.use_hbm(count * write_bytes)
+
+    def _start_blocks(self, row: Row) -> None:
+        """Puts thread blocks of a row on all free SMs; none ends before the row's inputs are there."""
+        tile, stage, now_ps = row.tile, row.stage, self.clock.now_ps
+        count = min(self.staff.free_sms, tile.blocks_left)
+        cold_ps = max(tile.weights_ps - now_ps, 0) // 1000 * self.costs.cold_exposure_permille
+        block_ps = self.costs.block_ps(stage, len(tile.pairs), self.gpu)
+        end_ps = max(now_ps + block_ps + cold_ps, tile.inputs_ps)
+        self.staff.free_sms -= count
+        self.busy_ps += count * (end_ps - now_ps)
+        tile.blocks_left -= count
+        tile.blocks_running += count
+        self.world.use(
+            layout.LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
+        )
+        self.clock.at(end_ps, layout.EV_BLOCKS, self._blocks_end, tile, stage, count)
+        if tile.blocks_left == 0:
+            self.row = None
+
+    def _blocks_end(self, tile: Tile, stage: int, count: int) -> None:
+        """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
+        self.staff.free_sms += count
+        self.staff.fill_crews()
+        tile.blocks_running -= count
+        self.wake()
+        if tile.blocks_running == 0 and tile.blocks_left == 0:
+            part = tile.expert.part
+            tile.end_ps[stage - 1] = self.clock.now_ps
+            self.progress.slots_left[stage - 1][part] -= len(tile.pairs)
+            if stage == GEMM1:
+                tile.expert.rows[1].append(tile)
+                self._row_ready(tile, GEMM2)
+                self.gates.end_first_kernel(self.gpu, part)
+            else:
+                self._finish(tile)
+                self.gates.after_gemm2(self.gpu, part)
+
+    def _finish(self, tile: Tile) -> None:
+        """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
+        self.tiles_live -= 1
+        told = []
+        for pair in tile.pairs:
+            pair.experts_done += 1
+            if not self.world.combine.reads:
+                if pair.experts_done == len(pair.experts):
+                    self.combine.partial_ready(pair)
+            elif self.world.notifies and pair.token.home != self.gpu:
+                told.append(pair)
+            else:
+                self.combine.peers[pair.token.home].expert_done(pair.token)
+        if told:
+            self._charge_updates(self.ports.uplinks, told, layout.NOTIFY_FLITS)
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, layout.EV_NOTIFY, self._notified, told)
+
+    def _charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
+        """Charges ``flits`` for each token's counter update, all those of a plane together."""
+        for plane, link in enumerate(links):
+            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, layout.NOTIFY)
+
+    def _notified(self, told: list[Pair]) -> None:
+        """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
+        ack_flits = self.costs.packet.ack_flits
+        for pair in told:
+            home, plane = self.combine.peers[pair.token.home], pair.token.combine_planes[0]
+            home.ports.downlinks[plane].charge(layout.NOTIFY_FLITS, layout.NOTIFY)
+            home.ports.uplinks[plane].charge(ack_flits, layout.NOTIFY)
+            home.expert_done(pair.token)
+        self._charge_updates(self.ports.downlinks, told, ack_flits)
