@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from dysharp_env.simulator.lowering import Lowering
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.lowering import Lowering
+from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
@@ -37,12 +38,13 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
-    def with_primitives(self, dispatch: int, combine: int, **changes) -> "Case":
-        """Returns the case with other primitives, without what only its own ones allow."""
+    def with_primitives(self, dispatch: str, combine: str, **changes) -> "Case":
+        """Returns the case with other primitives, by name, without what only its own ones allow."""
         fits = {"copies_per_expert": False, "loopback": False, "by_peers": False}
-        gates = tuple(min(gate, layout.GATE_PHASE) for gate in self.program.gates)
+        gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
         changes = {"gates": gates, **fits, **changes}
-        return self.with_program(dispatch_primitive=dispatch, combine_primitive=combine, **changes)
+        primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
+        return self.with_program(**primitives, **changes)
 
     def with_program(self, **changes) -> "Case":
         values = {name: getattr(self.program, name) for name in Program.__dataclass_fields__}
@@ -181,17 +183,18 @@ def draw_bound(draw: Draw) -> Bound:
 
 def draw_movement(draw: Draw) -> dict[str, object]:
     """Returns primitives, and what fits them."""
-    dispatch, combine = draw.pick("dispatch", *DISPATCH_PRIMITIVES), draw.pick("combine", *COMBINE_PRIMITIVES)
+    dispatch = draw.pick("dispatch", *DISPATCH_PRIMITIVES.values())
+    combine = draw.pick("combine", *COMBINE_PRIMITIVES.values())
     is_plain = not dispatch.in_switch and not combine.in_switch
     gates = (
-        draw.pick("gate1", layout.GATE_FINE, layout.GATE_PHASE, layout.GATE_GPU),
-        draw.pick("gate2", layout.GATE_FINE, layout.GATE_PHASE),
-        draw.pick("gate3", layout.GATE_FINE, layout.GATE_PHASE, *(() if combine.reads else (layout.GATE_GPU,))),
+        draw.pick("gate1", codes.GATE_FINE, codes.GATE_PHASE, codes.GATE_GPU),
+        draw.pick("gate2", codes.GATE_FINE, codes.GATE_PHASE),
+        draw.pick("gate3", codes.GATE_FINE, codes.GATE_PHASE, *(() if combine.reads else (codes.GATE_GPU,))),
     )
     pays_ps = (draw.pick(f"pays{i}", 0, 1_000_000, draw.between(f"pay{i}", 0, 10**6)) for i in range(4))
     return {
-        "dispatch_primitive": DISPATCH_PRIMITIVES.index(dispatch),
-        "combine_primitive": COMBINE_PRIMITIVES.index(combine),
+        "dispatch": dispatch,
+        "combine": combine,
         "copies_per_expert": is_plain and draw.chance("copies_per_expert", 0.5),
         "loopback": dispatch.to_all and combine.to_all and draw.chance("loopback", 0.5),
         "parts": draw.pick("parts", 1, 1, 2, 3),
@@ -228,40 +231,28 @@ def draw_split(draw: Draw, row: int, num_sms: int) -> tuple[int, int, int]:
 
 def draw_rules(draw: Draw) -> dict[str, object]:
     """Returns what is asked, and what answers the rest."""
-    shape = (len(layout.DECISION_KINDS), len(layout.FEATURES))
+    shape = (len(observation.DECISION_KINDS), len(observation.FEATURES))
     weights = draw.stream("weights").normal(size=shape) * draw.pick("ruled", 0.0, 1.0, 1.0)
     weights *= draw.stream("weighed").random(shape) < draw.pick("features_weighed", 0.2, 1)
     asked = draw.pick("asked", 0.0, 0.5, 1.0)
-    exposed = frozenset(kind for kind, name in enumerate(layout.DECISION_KINDS) if draw.chance(f"asks {name}", asked))
+    kinds = enumerate(observation.DECISION_KINDS)
+    exposed = frozenset(kind for kind, name in kinds if draw.chance(f"asks {name}", asked))
     rules = {
-        "allow_partial": draw.chance("allow_partial", 0.5),
+        "partial_tiles": draw.chance("allow_partial", 0.5),
         "min_partial_tokens": draw.between("min_partial_tokens", 1, 4),
-        "hold_gemm": draw.chance("hold_gemm", 0.5),
-        "hold_combine": draw.chance("hold_combine", 0.5),
+        "may_hold": frozenset(kind for kind in (GEMM, COMBINE) if draw.chance(f"hold_{DECISION_KINDS[kind]}", 0.5)),
         "weights": weights,
         "exposed": exposed,
         "max_candidates": draw.pick("max_candidates", 2, 3, 32),
     }
-    networked = frozenset(range(len(layout.DECISION_KINDS))) - exposed
+    networked = frozenset(range(len(observation.DECISION_KINDS))) - exposed
     if networked and draw.chance("networked", 0.4):
         rules |= {"network": draw_network(draw, draw.between("width", 1, 9)), "networked": networked}
     return rules
 
 
 def draw_network(draw: Draw, width: int) -> Network:
-    shapes = {
-        "row": (len(layout.FEATURES), width),
-        "row_bias": (width,),
-        "context": (len(layout.CONTEXT), width),
-        "embed": (width, width),
-        "embed_bias": (width,),
-        "score_row": (width, width),
-        "score_bias": (width,),
-        "score_pool": (2 * width, width),
-        "score": (width,),
-        "linear": (len(layout.CONTEXT), len(layout.FEATURES)),
-    }
-    arrays = {name: draw.stream(f"network {name}").normal(size=shape) for name, shape in shapes.items()}
+    arrays = {name: draw.stream(f"network {name}").normal(size=shape) for name, shape in Network.shapes(width).items()}
     return Network(**{name: array.astype(np.float32) for name, array in arrays.items()})
 
 

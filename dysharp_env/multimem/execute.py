@@ -126,10 +126,8 @@ class Execution:
             ScheduleFault: The table is unfinished, or lacks or repeats work.
         """
         check_tensors(workload, tensors)
-        dispatches = {primitive.name: primitive for primitive in DISPATCH_PRIMITIVES}
-        combines = {primitive.name: primitive for primitive in COMBINE_PRIMITIVES}
-        require_choice("dispatch", schedule.dispatch, list(dispatches))
-        require_choice("combine", schedule.combine, list(combines))
+        require_choice("dispatch", schedule.dispatch, list(DISPATCH_PRIMITIVES))
+        require_choice("combine", schedule.combine, list(COMBINE_PRIMITIVES))
         block_bytes = tensors.hidden * FLOAT_BYTES
         self.runtime = Runtime(
             workload.gpu_of_expert,
@@ -143,8 +141,8 @@ class Execution:
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
-        self._dispatch = dispatch_by(dispatches[schedule.dispatch])(tokens)
-        self._combine = combine_by(combines[schedule.combine])(tokens)
+        self._dispatch = dispatch_by(DISPATCH_PRIMITIVES[schedule.dispatch])(tokens)
+        self._combine = combine_by(COMBINE_PRIMITIVES[schedule.combine])(tokens)
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
         self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result

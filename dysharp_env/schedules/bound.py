@@ -22,8 +22,6 @@ from dysharp_env.system.primitives import (
     COMBINE_PRIMITIVES,
     DISPATCH_PRIMITIVES,
     Primitive,
-    combine_code,
-    dispatch_code,
 )
 from dysharp_env.workload import Workload
 from dysharp_env.workload.demand import Demand
@@ -47,8 +45,8 @@ class LowerBound:
         named = range(layer.top_k + 1)
         self._store_ps = costs.wire_ps(np.array([costs.dispatch_flits(targets) for targets in named]))
         self._request_ps = costs.wire_ps(np.array([costs.request_flits(targets) for targets in named]))
-        dispatches = [DISPATCH_PRIMITIVES[dispatch_code(name)] for name in system.switch.dispatch_primitives]
-        combines = [COMBINE_PRIMITIVES[combine_code(name)] for name in system.switch.combine_primitives]
+        dispatches = [DISPATCH_PRIMITIVES[name] for name in system.switch.dispatch_primitives]
+        combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combine_primitives]
         # (primitive, link or reduction unit, count)
         self._dispatch = np.array([_weights(_dispatch_needs(primitive, costs)) for primitive in dispatches])
         self._combine = np.array([_weights(_combine_needs(primitive, costs)) for primitive in combines])

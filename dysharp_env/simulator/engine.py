@@ -146,8 +146,7 @@ class Engine:
         Costs a copy of the arrays that change, some hundred bytes for every (token, expert).
         """
         copies = {
-            name: array if name in CONSTANT_ARRAYS else _copied(array)
-            for name, array in self.state._asdict().items()
+            name: array if name in CONSTANT_ARRAYS else _copied(array) for name, array in self.state._asdict().items()
         }
         copy = object.__new__(Engine)
         copy.workload, copy.costs, copy.program = self.workload, self.costs, self.program

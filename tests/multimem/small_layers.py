@@ -10,8 +10,8 @@ import numpy as np
 from dysharp_env.multimem.dense import MoeTensors, dense_moe
 from dysharp_env.schedules.run import Starter
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.state import observation
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, Workload
 
@@ -20,7 +20,7 @@ SHIPPED = sorted(path.stem for path in (CONFIGS / "schedules").glob("*.yaml"))
 SYSTEMS = sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
 HIDDEN, INNER = 40, 24  # 160 B: a full packet and a part-filled one
 EVERYTHING = Exposure(
-    kinds=layout.DECISION_KINDS,
+    kinds=observation.DECISION_KINDS,
     hold=True,
     partial_tiles=True,
     splits=((1, 1), (4, 8, 3), (16, 16)),

@@ -16,16 +16,14 @@ from dysharp_env.multimem.execute import Action, Execution, Schedule, execute, s
 from dysharp_env.multimem.faults import ScheduleFault
 from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
+from dysharp_env.simulator.state import codes, observation
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
 EVERY_PRIMITIVE = [
-    {"dispatch": dispatch.name, "combine": combine.name}
-    for dispatch in DISPATCH_PRIMITIVES
-    for combine in COMBINE_PRIMITIVES
+    {"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH_PRIMITIVES for combine in COMBINE_PRIMITIVES
 ]
 EVERY_PRIMITIVE += [
     {"dispatch": dispatch, "combine": combine, "copies": "expert"}
@@ -101,8 +99,8 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
     decide = Engine.decide
 
     def recording(engine, choice):
-        is_hold = engine.state.candidates[choice] == layout.NOTHING
-        taken.add((layout.DECISION_KINDS[engine.state.root["pending_kind"][0]], bool(is_hold)))
+        is_hold = engine.state.candidates["item"][choice] == codes.NOTHING
+        taken.add((observation.DECISION_KINDS[engine.state.root["pending_kind"][0]], bool(is_hold)))
         decide(engine, choice)
 
     monkeypatch.setattr(Engine, "decide", recording)
@@ -113,7 +111,7 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
         tiles = state.tiles["expert"][state.tiles["count"] > 0]
         needed = -(-state.experts["total"] // workload.layer.tile_tokens)
         closed_early += np.maximum(np.bincount(tiles, minlength=len(needed)) - needed, 0).sum()
-    assert taken == {(kind, False) for kind in layout.DECISION_KINDS} | {("gemm", True), ("combine", True)}
+    assert taken == {(kind, False) for kind in observation.DECISION_KINDS} | {("gemm", True), ("combine", True)}
     assert closed_early > 0
 
 
@@ -136,23 +134,23 @@ def flits_of(execution: Execution, stage: Stage, direction: str, *kinds: Kind) -
 
 def assert_flits_are_charged(engine: Engine, execution: Execution) -> None:
     num_gpus = engine.workload.num_gpus
-    charged = engine.state.traffic.reshape(num_gpus, 2, layout.NUM_PURPOSES)
+    charged = engine.state.traffic.reshape(num_gpus, 2, codes.NUM_PURPOSES)
     stores = (Kind.WRITE, Kind.MULTIMEM_STORE, Kind.DYNAMIC_STORE, Kind.RESPONSE)
     sums = (Kind.WRITE, Kind.RESPONSE, Kind.PUSH)
     reads = (Kind.LOAD, Kind.MULTIMEM_LOAD, Kind.DYNAMIC_LOAD)
     for purpose, stage, kinds in (
-        (layout.DISPATCH_REQUEST, Stage.DISPATCH, reads),
-        (layout.DISPATCH_DATA, Stage.DISPATCH, stores),
-        (layout.DISPATCH_ACK, Stage.DISPATCH, (Kind.ACK,)),
-        (layout.COMBINE_REQUEST, Stage.COMBINE, reads),
-        (layout.COMBINE_DATA, Stage.COMBINE, sums),
-        (layout.COMBINE_ACK, Stage.COMBINE, (Kind.ACK,)),
+        (codes.DISPATCH_REQUEST, Stage.DISPATCH, reads),
+        (codes.DISPATCH_DATA, Stage.DISPATCH, stores),
+        (codes.DISPATCH_ACK, Stage.DISPATCH, (Kind.ACK,)),
+        (codes.COMBINE_REQUEST, Stage.COMBINE, reads),
+        (codes.COMBINE_DATA, Stage.COMBINE, sums),
+        (codes.COMBINE_ACK, Stage.COMBINE, (Kind.ACK,)),
     ):
-        for way, direction in ((layout.UP, "up"), (layout.DOWN, "down")):
+        for way, direction in ((codes.UP, "up"), (codes.DOWN, "down")):
             found, carried = charged[:, way, purpose], flits_of(execution, stage, direction, *kinds)
             # The engine stops when the last sum is home, with acknowledgements still on their way.
-            may_be_short = purpose == layout.COMBINE_ACK and way == layout.DOWN
-            name = layout.PURPOSES[purpose], direction
+            may_be_short = purpose == codes.COMBINE_ACK and way == codes.DOWN
+            name = codes.PURPOSES[purpose], direction
             assert (found <= carried).all() if may_be_short else (found == carried).all(), name
 
 
@@ -178,10 +176,8 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
     assert_flits_are_charged(engine, execution)
 
 
-def test_engine_and_execution_know_the_same_primitives():
-    dispatches, combines = DISPATCH_PRIMITIVES, COMBINE_PRIMITIVES
-    assert tuple(primitive.name for primitive in dispatches) == layout.DISPATCH_PRIMITIVES
-    assert tuple(primitive.name for primitive in combines) == layout.COMBINE_PRIMITIVES
+def test_execution_has_a_way_of_its_own_for_every_primitive():
+    dispatches, combines = DISPATCH_PRIMITIVES.values(), COMBINE_PRIMITIVES.values()
     assert len(set(map(dispatch_by, dispatches))) == len(dispatches)
     assert len(set(map(combine_by, combines))) == len(combines)
 

@@ -11,7 +11,6 @@ from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule, simulate
 from dysharp_env.simulator.costs import RESOLUTIONS, Costs
 from dysharp_env.system import load_system
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
 
 
@@ -116,8 +115,8 @@ def test_it_counts_every_vector_request_and_acknowledgement(random_case):
     seen = set()
     for seed in range(150):
         case = random_case(seed)
-        dispatch = DISPATCH_PRIMITIVES[case.program.dispatch_primitive]
-        combine = COMBINE_PRIMITIVES[case.program.combine_primitive]
+        dispatch = case.program.dispatch.name
+        combine = case.program.combine.name
         switch = {"switch.dispatch_primitives": [dispatch], "switch.combine_primitives": [combine]}
         # Next to nothing is computed, and hops take no time, so that nothing but the links matters.
         free = {"granule_ps": (1, 1), "block_overhead_ps": 0, "hbm_bytes_per_s": 10**18, "memory_ps": 0, "hop_ps": 0}

@@ -8,7 +8,7 @@ import pytest
 from numba import njit
 
 from dysharp_env.simulator.jit.rows import rows
-from dysharp_env.simulator.kernel.loop import events
+from dysharp_env.simulator.kernel import events
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.lowering import WHEEL_SPAN_PS
 from dysharp_env.simulator.state.records import ROOT

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from dysharp_env.simulator.ordering import token_order
 from run_log import Use, play, uses, vector_uses
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.ordering import token_order
 
 GROUPS, CASES_PER_GROUP = 10, 12
 # Primitives whose vectors cross the switch as they are.
@@ -64,8 +64,8 @@ def check_every_expert_computes_its_tokens_once(case, state) -> None:
         assert (tiles["first"] == slot0 + ends - tiles["count"]).all()
         assert tiles["count"].sum() == len(chosen) and (tiles["count"] >= 1).all()
         assert (tiles["count"] <= case.workload.layer.tile_tokens).all()
-        assert (0 <= tiles["start1"]).all() and (tiles["start1"] < tiles["end1"]).all()
-        assert (tiles["end1"] <= tiles["start2"]).all() and (tiles["start2"] < tiles["end2"]).all()
+        assert (0 <= tiles["rows"]["start_ps"][..., 0]).all() and (tiles["rows"]["start_ps"][..., 0] < tiles["rows"]["end_ps"][..., 0]).all()
+        assert (tiles["rows"]["end_ps"][..., 0] <= tiles["rows"]["start_ps"][..., 1]).all() and (tiles["rows"]["start_ps"][..., 1] < tiles["rows"]["end_ps"][..., 1]).all()
 
 
 def check_everything_moves_once(case, state, log) -> None:
@@ -74,10 +74,10 @@ def check_everything_moves_once(case, state, log) -> None:
     tokens, gpus = range(case.workload.num_tokens), range(case.workload.num_gpus)
     needed = {(token, gpu) for token, gpu in experts_at(case) if gpu != token // per_gpu}
     everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu or program.loopback}
-    sent = everywhere if program.dispatch_primitive == layout.BROADCAST else needed
-    summed = everywhere if program.combine_primitive == layout.REDUCE_SCATTER else needed
+    sent = everywhere if program.dispatch.to_all else needed
+    summed = everywhere if program.combine.to_all else needed
     counts = Counter(
-        (use.resource, *use[3:7]) for use in log if use.purpose != layout.EVICTION and use.resource != layout.LOG_SM
+        (use.resource, *use[3:7]) for use in log if use.purpose != codes.EVICTION and use.resource != codes.LOG_SM
     )
     for (_, what, token, peer, _), count in counts.items():
         is_per_expert = program.copies_per_expert and what in ("copy", "partial")
@@ -90,25 +90,25 @@ def check_everything_moves_once(case, state, log) -> None:
             for token, peer, _ in {
                 (use.token, use.peer, use.place)
                 for use in log
-                if (use.resource, use.what) == (resource, what) and use.purpose != layout.EVICTION
+                if (use.resource, use.what) == (resource, what) and use.purpose != codes.EVICTION
             }
         )
         whole = case.costs.dispatch_segments if what in ("copy", "store") else case.costs.combine_segments
-        assert (resource, what) == (layout.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
+        assert (resource, what) == (codes.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
         return {vector for vector, count in segments.items() if count == whole}
 
     stores = {(token, token // per_gpu) for token, _ in sent}
-    is_unicast = program.dispatch_primitive in PLAIN_DISPATCH
-    assert moved(layout.LOG_UP, "store") == (set() if is_unicast else stores)
-    assert moved(layout.LOG_UP, "copy") == (sent if is_unicast else set())
+    is_unicast = not program.dispatch.in_switch
+    assert moved(codes.LOG_UP, "store") == (set() if is_unicast else stores)
+    assert moved(codes.LOG_UP, "copy") == (sent if is_unicast else set())
     # A static store also goes where nobody waits for it, so the layer may be over first.
-    assert needed <= moved(layout.LOG_DOWN, "copy") <= sent
-    assert moved(layout.LOG_UP, "partial") == summed
+    assert needed <= moved(codes.LOG_DOWN, "copy") <= sent
+    assert moved(codes.LOG_UP, "partial") == summed
     in_switch = program.combine_primitive not in PLAIN_COMBINE
-    assert moved(layout.LOG_REDUCE, "partial") == (summed if in_switch else set())
-    assert moved(layout.LOG_DOWN, "partial") == (set() if in_switch else summed)
-    assert moved(layout.LOG_DOWN, "sum") == ({(token, token // per_gpu) for token, _ in summed} if in_switch else set())
-    evicted = sum(use.purpose == layout.EVICTION for use in log)
+    assert moved(codes.LOG_REDUCE, "partial") == (summed if in_switch else set())
+    assert moved(codes.LOG_DOWN, "partial") == (set() if in_switch else summed)
+    assert moved(codes.LOG_DOWN, "sum") == ({(token, token // per_gpu) for token, _ in summed} if in_switch else set())
+    evicted = sum(use.purpose == codes.EVICTION for use in log)
     assert evicted == state.root["evictions"][0]
 
 
@@ -117,7 +117,7 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
     hop_ps = case.costs.hop_ps if case.costs.quantum_ps == 1 else 0
     by_name = {}  # the first of its name, where every expert has a copy of its own
     for use in log:
-        if use.purpose != layout.EVICTION:
+        if use.purpose != codes.EVICTION:
             by_name.setdefault((use.resource, *use[3:7]), use)
     costs = case.costs
     tokens, tiles, per_gpu = state.tokens, tile_of(state), case.workload.tokens_per_gpu
@@ -125,11 +125,11 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
         home, first_ps = token // per_gpu, tokens["dispatch_start"][token] + case.costs.memory_ps
         assert case.program.pays_ps[0] <= tokens["dispatch_start"][token]
         if gpu != home or case.program.loopback:
-            is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
+            is_unicast = not case.program.dispatch.in_switch
             first_ps = 0
             for place in range(costs.dispatch_segments):
-                up = by_name[layout.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home)), place]
-                down = by_name[layout.LOG_DOWN, "copy", token, gpu, place]
+                up = by_name[codes.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home)), place]
+                down = by_name[codes.LOG_DOWN, "copy", token, gpu, place]
                 assert up.plane == down.plane
                 assert up.start_ps >= tokens["dispatch_start"][token]
                 assert down.start_ps >= up.start_ps + hop_ps
@@ -138,23 +138,23 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
                 first_ps = max(first_ps, down.end_ps + hop_ps)
         for expert in experts:
             tile = tiles[token, expert]
-            assert tile["start1"] >= first_ps
-            assert tokens["combine_end"][token] >= tile["end2"]
-            if case.program.pulls:
-                assert tokens["combine_start"][token] >= tile["end2"]
+            assert tile["rows"]["start_ps"][..., 0] >= first_ps
+            assert tokens["combine_end"][token] >= tile["rows"]["end_ps"][..., 1]
+            if case.program.combine.reads:
+                assert tokens["combine_start"][token] >= tile["rows"]["end_ps"][..., 1]
         for place in range(costs.combine_segments if gpu != home else 0):
-            partial = by_name[layout.LOG_UP, "partial", token, gpu, place]
-            ends_ps = [tiles[token, expert]["end2"] for expert in experts]
+            partial = by_name[codes.LOG_UP, "partial", token, gpu, place]
+            ends_ps = [tiles[token, expert]["rows"]["end_ps"][..., 1] for expert in experts]
             assert partial.start_ps >= (min if case.program.copies_per_expert else max)(ends_ps)
     for use in log:
-        if use.what == "partial" and use.resource in (layout.LOG_REDUCE, layout.LOG_DOWN):
-            if use.purpose != layout.EVICTION:
-                up = by_name[layout.LOG_UP, "partial", use.token, use.peer, use.place]
+        if use.what == "partial" and use.resource in (codes.LOG_REDUCE, codes.LOG_DOWN):
+            if use.purpose != codes.EVICTION:
+                up = by_name[codes.LOG_UP, "partial", use.token, use.peer, use.place]
                 assert up.plane == use.plane
                 assert use.start_ps >= up.start_ps + hop_ps and use.end_ps >= up.end_ps + hop_ps
             assert tokens["combine_end"][use.token] >= use.end_ps + hop_ps
-        if use.resource == layout.LOG_REDUCE:
-            total = by_name[layout.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place]
+        if use.resource == codes.LOG_REDUCE:
+            total = by_name[codes.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place]
             assert total.end_ps >= use.end_ps or costs.resolution == "chunk"
     assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
@@ -162,29 +162,29 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
 def check_gates_are_kept(case, state, log) -> None:
     """A part's stage starts when its gate says: the stage before it is over on all GPUs, or on its own."""
     gates, pays_ps = case.program.gates, case.program.pays_ps
-    tiles = state.tiles[state.tiles["start1"] >= 0]
+    tiles = state.tiles[state.tiles["rows"]["start_ps"][..., 0] >= 0]
     gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
     if not case.program.by_peers:
         per_gpu = case.workload.tokens_per_gpu
         of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
         for tile, its_part in zip(tiles, part, strict=True):
-            if gates[0] == layout.GATE_PHASE:
-                assert tile["start1"] >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
-            if gates[2] == layout.GATE_PHASE and case.program.pulls:
-                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= tile["end2"] + pays_ps[3]
+            if gates[0] == codes.GATE_PHASE:
+                assert tile["rows"]["start_ps"][..., 0] >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
+            if gates[2] == codes.GATE_PHASE and case.program.combine.reads:
+                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= tile["rows"]["end_ps"][..., 1] + pays_ps[3]
     for tile, its_gpu, its_part in zip(tiles, gpu, part, strict=True):
-        if gates[1] == layout.GATE_PHASE:
-            assert tile["start2"] >= tiles["end1"][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
-    pushed = [use for use in log if use.what == "partial" and use.resource == layout.LOG_UP and not case.program.pulls]
+        if gates[1] == codes.GATE_PHASE:
+            assert tile["rows"]["start_ps"][..., 1] >= tiles["rows"]["end_ps"][..., 0][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
+    pushed = [use for use in log if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads]
     for use in pushed:
         its_part = part_of(case, use.token, use.gpu)
-        here = (part == its_part) & (gpu == use.gpu if gates[2] == layout.GATE_GPU else True)
-        if gates[2] != layout.GATE_FINE:
-            assert use.start_ps >= tiles["end2"][here].max() + pays_ps[3]
-    if case.program.exclusive and not case.program.reads_tokens:
+        here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
+        if gates[2] != codes.GATE_FINE:
+            assert use.start_ps >= tiles["rows"]["end_ps"][..., 1][here].max() + pays_ps[3]
+    if case.program.exclusive and not case.program.dispatch.reads:
         for use in log:
-            if use.what == "partial" and use.resource == layout.LOG_UP and not case.program.pulls:
-                own = [copy for copy in log if copy.resource == layout.LOG_UP and copy.gpu == use.gpu]
+            if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads:
+                own = [copy for copy in log if copy.resource == codes.LOG_UP and copy.gpu == use.gpu]
                 assert all(copy.end_ps <= use.start_ps for copy in own if copy.what in ("copy", "store"))
 
 
@@ -203,7 +203,7 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
     for use in log:
         by_resource[use.resource, use.gpu, use.plane].append(use)
     for (resource, *_), found in by_resource.items():
-        if resource == layout.LOG_SM:
+        if resource == codes.LOG_SM:
             # At equal times what ends comes first: (time, change) sorts so.
             changes = sorted(
                 [(use.start_ps, use.amount) for use in found] + [(use.end_ps, -use.amount) for use in found]
@@ -212,9 +212,9 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
         else:
             assert all(before.end_ps <= after.start_ps for before, after in zip(found, found[1:], strict=False))
     num_links = case.workload.num_gpus * case.costs.planes
-    for way, links in ((layout.UP, state.uplinks), (layout.DOWN, state.ports[:num_links])):
+    for way, links in ((codes.UP, state.uplinks), (codes.DOWN, state.ports[:num_links])):
         # A wire carries one thing at a time, so it has been busy no longer than until it falls free.
-        control = state.traffic.reshape(-1, 2, layout.NUM_PURPOSES)[:, way].sum(axis=1).repeat(case.costs.planes)
+        control = state.traffic.reshape(-1, 2, codes.NUM_PURPOSES)[:, way].sum(axis=1).repeat(case.costs.planes)
         for busy_ps, free_ps, flits in zip(links["busy_ps"], links["free_ps"], control, strict=True):
             assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
 
@@ -254,17 +254,17 @@ def check_buffers_hold_their_credits(case, state, log) -> None:
     if case.costs.queueing == "output_queued" or case.program.copies_per_expert:
         return  # copies to one GPU share a name, so which of them has left is not in the log
     leaving = defaultdict(list)  # by (what, token, peer, place) of what went up: how it leaves the switch
-    is_unicast = case.program.dispatch_primitive in PLAIN_DISPATCH
+    is_unicast = not case.program.dispatch.in_switch
     for use in log:
-        leaves = use.resource == layout.LOG_REDUCE or (use.resource == layout.LOG_DOWN and use.what != "sum")
-        if leaves and use.purpose != layout.EVICTION:
+        leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
+        if leaves and use.purpose != codes.EVICTION:
             token = int(state.stores["carrier"][use.token]) if case.costs.resolution == "chunk" else use.token
             whole = "store", token, token // case.workload.tokens_per_gpu, use.place
             leaving[use[3:7] if use.what == "partial" or is_unicast else whole].append(use)
     sent = defaultdict(list)
     for use in log:
-        if use.resource == layout.LOG_UP:
-            is_response = case.program.pulls if use.what == "partial" else case.program.reads_tokens
+        if use.resource == codes.LOG_UP:
+            is_response = case.program.combine.reads if use.what == "partial" else case.program.dispatch.reads
             sent[use.gpu, use.plane, is_response].append(use)
     for found in sent.values():
         held = []  # (when its space is back, flits)
@@ -282,78 +282,78 @@ def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
     program, costs, packet, num_gpus = case.program, case.costs, case.costs.packet, case.workload.num_gpus
     flits = defaultdict(lambda: np.zeros(num_gpus, np.int64))
     needed = experts_at(case)
-    is_named = program.dispatch_primitive == layout.MULTICAST
-    is_unicast = program.dispatch_primitive in PLAIN_DISPATCH
+    is_named = program.dispatch.names_targets
+    is_unicast = not program.dispatch.in_switch
     for token in range(case.workload.num_tokens):
         home = token // case.workload.tokens_per_gpu
         others = [gpu for gpu in range(num_gpus) if gpu != home]
         remote = {gpu: len(needed[token, gpu]) for gpu in others if (token, gpu) in needed}
         copies = [gpu for gpu, experts in remote.items() for _ in range(experts if program.copies_per_expert else 1)]
         everyone = list(range(num_gpus)) if program.loopback else others
-        sent = everyone if program.dispatch_primitive == layout.BROADCAST else copies
+        sent = everyone if program.dispatch.to_all else copies
         if is_unicast:
-            flits[layout.UP, layout.DISPATCH_DATA][home] += len(sent) * costs.dispatch_flits()
+            flits[codes.UP, codes.DISPATCH_DATA][home] += len(sent) * costs.dispatch_flits()
         elif sent:
-            flits[layout.UP, layout.DISPATCH_DATA][home] += costs.dispatch_flits(sum(remote.values()) * is_named)
+            flits[codes.UP, codes.DISPATCH_DATA][home] += costs.dispatch_flits(sum(remote.values()) * is_named)
         for gpu in sent:
-            flits[layout.DOWN, layout.DISPATCH_DATA][gpu] += costs.dispatch_flits(remote.get(gpu, 0) * is_named)
-            if program.reads_tokens:
+            flits[codes.DOWN, codes.DISPATCH_DATA][gpu] += costs.dispatch_flits(remote.get(gpu, 0) * is_named)
+            if program.dispatch.reads:
                 asked_flits = packet.ask_flits(costs.dispatch_bytes)
-                flits[layout.UP, layout.DISPATCH_REQUEST][gpu] += asked_flits
-                flits[layout.DOWN, layout.DISPATCH_REQUEST][home] += asked_flits
+                flits[codes.UP, codes.DISPATCH_REQUEST][gpu] += asked_flits
+                flits[codes.DOWN, codes.DISPATCH_REQUEST][home] += asked_flits
             else:
-                flits[layout.UP, layout.DISPATCH_ACK][gpu] += costs.dispatch_packets * packet.ack_flits
+                flits[codes.UP, codes.DISPATCH_ACK][gpu] += costs.dispatch_packets * packet.ack_flits
         # One acknowledgement comes back for a store of any width.
-        acks = 0 if program.reads_tokens else len(sent) if is_unicast else min(len(sent), 1)
-        flits[layout.DOWN, layout.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
-        summed = everyone if program.combine_primitive == layout.REDUCE_SCATTER else copies
+        acks = 0 if program.dispatch.reads else len(sent) if is_unicast else min(len(sent), 1)
+        flits[codes.DOWN, codes.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
+        summed = everyone if program.combine.to_all else copies
         comes_once = program.combine_primitive not in PLAIN_COMBINE
         results = min(len(summed), 1) if comes_once else len(summed)
-        flits[layout.DOWN, layout.COMBINE_DATA][home] += results * costs.combine_flits()
+        flits[codes.DOWN, codes.COMBINE_DATA][home] += results * costs.combine_flits()
         for gpu in summed:
-            flits[layout.UP, layout.COMBINE_DATA][gpu] += costs.combine_flits()
-        if program.pulls and summed:
-            names = program.combine_primitive == layout.PULL_REDUCE
+            flits[codes.UP, codes.COMBINE_DATA][gpu] += costs.combine_flits()
+        if program.combine.reads and summed:
+            names = program.combine.names_targets
             asked_flits = costs.request_flits(sum(remote.values()) * names)
-            flits[layout.UP, layout.COMBINE_REQUEST][home] += asked_flits * (1 if comes_once else len(summed))
+            flits[codes.UP, codes.COMBINE_REQUEST][home] += asked_flits * (1 if comes_once else len(summed))
             for gpu in summed:
-                flits[layout.DOWN, layout.COMBINE_REQUEST][gpu] += costs.request_flits(remote.get(gpu, 0) * names)
-        if not program.pulls:
+                flits[codes.DOWN, codes.COMBINE_REQUEST][gpu] += costs.request_flits(remote.get(gpu, 0) * names)
+        if not program.combine.reads:
             ack_flits = costs.combine_packets * packet.ack_flits
-            flits[layout.UP, layout.COMBINE_ACK][home] += results * ack_flits
+            flits[codes.UP, codes.COMBINE_ACK][home] += results * ack_flits
             for gpu in summed:
-                flits[layout.DOWN, layout.COMBINE_ACK][gpu] += ack_flits
+                flits[codes.DOWN, codes.COMBINE_ACK][gpu] += ack_flits
         if program.notifies:
             for gpu, experts in remote.items():
                 # A counter update is a header and a flit of data, each way acknowledged by the other side.
-                flits[layout.UP, layout.NOTIFY][gpu] += 2 * experts
-                flits[layout.DOWN, layout.NOTIFY][home] += 2 * experts
-                flits[layout.UP, layout.NOTIFY][home] += experts * packet.ack_flits
-                flits[layout.DOWN, layout.NOTIFY][gpu] += experts * packet.ack_flits
+                flits[codes.UP, codes.NOTIFY][gpu] += 2 * experts
+                flits[codes.DOWN, codes.NOTIFY][home] += 2 * experts
+                flits[codes.UP, codes.NOTIFY][home] += experts * packet.ack_flits
+                flits[codes.DOWN, codes.NOTIFY][gpu] += experts * packet.ack_flits
     return flits
 
 
 def check_traffic_is_packet_arithmetic(case, state, log) -> None:
     expected = expected_traffic(case)
-    counted = state.traffic.reshape(case.workload.num_gpus, 2, layout.NUM_PURPOSES)
-    evicted = counted[:, layout.DOWN, layout.EVICTION]
+    counted = state.traffic.reshape(case.workload.num_gpus, 2, codes.NUM_PURPOSES)
+    evicted = counted[:, codes.DOWN, codes.EVICTION]
     evictions = np.bincount(
-        [use.gpu for use in log if use.purpose == layout.EVICTION], minlength=case.workload.num_gpus
+        [use.gpu for use in log if use.purpose == codes.EVICTION], minlength=case.workload.num_gpus
     )
-    assert evicted.sum() == sum(use.amount for use in log if use.purpose == layout.EVICTION)
+    assert evicted.sum() == sum(use.amount for use in log if use.purpose == codes.EVICTION)
     if case.costs.resolution == "token":
         assert evicted.tolist() == (evictions * case.costs.combine_flits()).tolist()
-    is_broadcast = case.program.dispatch_primitive == layout.BROADCAST
-    for way in (layout.UP, layout.DOWN):
-        for purpose, name in enumerate(layout.PURPOSES):
+    is_broadcast = case.program.dispatch.to_all
+    for way in (codes.UP, codes.DOWN):
+        for purpose, name in enumerate(codes.PURPOSES):
             found, wanted = counted[:, way, purpose], expected[way, purpose]
             # The layer is over when its tokens are home; what is still on its way then is not counted any more.
-            may_be_short = (way == layout.DOWN and name.endswith("_ack")) or (is_broadcast and "dispatch" in name)
-            if name == "combine_ack" and way == layout.UP:
+            may_be_short = (way == codes.DOWN and name.endswith("_ack")) or (is_broadcast and "dispatch" in name)
+            if name == "combine_ack" and way == codes.UP:
                 # Sums that came in parts are acknowledged in parts.
                 ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets // case.costs.combine_segments
-                found = found - evictions * ack_flits * (not case.program.pulls)
-            if purpose != layout.EVICTION:
+                found = found - evictions * ack_flits * (not case.program.combine.reads)
+            if purpose != codes.EVICTION:
                 assert (found <= wanted).all() if may_be_short else (found == wanted).all(), (way, name)
 
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from run_log import ended, started
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.result import segment_name
+from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 
 GROUPS, CASES_PER_GROUP = 20, 10
@@ -14,32 +15,30 @@ GROUPS, CASES_PER_GROUP = 20, 10
 
 def name_of_item(state, resource: int, item: int) -> tuple:
     """Returns what the twin's log calls an item of the engine's."""
-    if resource == layout.LOG_SM:
+    if resource == codes.LOG_SM:
         expert = state.experts[int(state.tiles["expert"][item])]
         return "tile", int(expert["number"]), int(expert["part"]), item - int(expert["tile0"])
     return tuple(segment_name(state, item)[:4])
 
 
-def name_of_candidate(state, kind: int, gpu: int, candidate: int) -> tuple:
+def name_of_candidate(state, kind: int, gpu: int, record: np.void) -> tuple:
     """Returns what the twin calls a candidate of the engine's."""
+    candidate = int(record["item"])
     place = candidate % int(state.root["chunks_per_gpu"][0])
     home = candidate // int(state.root["chunks_per_gpu"][0]) % len(state.gpus)
-    if candidate == layout.NOTHING:
+    if candidate == codes.NOTHING:
         return ("hold",)
-    if kind == layout.SPLIT:
+    if kind == observation.SPLIT:
         return "split", *state.splits[candidate].tolist()
-    if kind == layout.DISPATCH:
+    if kind == observation.DISPATCH:
         tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
         first = int(state.chunks["first"][candidate])
         place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
         return "chunk", gpu, first // tokens_per_gpu, place
-    if kind == layout.COMBINE:
+    if kind == observation.COMBINE:
         return "unit", gpu, home, place
-    tile, stage = candidate // 2, candidate % 2 + 1
-    if tile >= len(state.tiles):
-        expert = state.experts[tile - len(state.tiles)]
-        return "open", int(expert["number"]), int(expert["part"]), int(expert["tiles_open"]) - 1, stage
-    return "row", *name_of_item(state, layout.LOG_SM, tile)[1:], stage
+    what = "open" if state.tiles["count"][candidate] == 0 else "row"
+    return what, *name_of_item(state, codes.LOG_SM, candidate)[1:], int(record["gemm"]) + 1
 
 
 def name_in_twin(candidate: Candidate) -> tuple:
@@ -64,18 +63,18 @@ def assert_same_progress(engine, twin) -> None:
 
 
 def assert_same_groups(state, twin) -> None:
-    for field, values in (
-        ("dispatch_here", [gpu.dispatch.crew.here for gpu in twin.gpus]),
-        ("combine_here", [gpu.combine.crew.here for gpu in twin.gpus]),
-        ("gemm_sms", [gpu.site.staff.gemm_sms for gpu in twin.gpus]),
-        ("free_sms", [gpu.site.staff.free_sms for gpu in twin.gpus]),
+    for kind, values in (
+        (observation.DISPATCH, [gpu.dispatch.crew.here for gpu in twin.gpus]),
+        (observation.COMBINE, [gpu.combine.crew.here for gpu in twin.gpus]),
+        (observation.GEMM, [gpu.site.staff.gemm_sms for gpu in twin.gpus]),
     ):
-        assert state.gpus[field].tolist() == values, field
+        assert state.gpus["groups"]["sms"][:, kind].tolist() == values, kind
+    assert state.gpus["free_sms"].tolist() == [gpu.site.staff.free_sms for gpu in twin.gpus]
 
 
 def assert_same_decision(state, asked, expected) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
-    shown = state.candidates[: asked.num_candidates].tolist()
+    shown = state.candidates[: asked.num_candidates]
     names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
     assert names == [name_in_twin(candidate) for candidate in expected.candidates]
     np.testing.assert_array_equal(asked.mask, expected.mask)
@@ -90,8 +89,8 @@ def assert_same_history(state, twin) -> None:
         assert (record["number"], record["part"]) == (expert.number, expert.part)
         tiles = state.tiles[record["tile0"] : record["tile0"] + record["tiles_open"]]
         for stage in (0, 1):
-            assert tiles[f"start{stage + 1}"].tolist() == [tile.start_ps[stage] for tile in expert.tiles]
-            assert tiles[f"end{stage + 1}"].tolist() == [tile.end_ps[stage] for tile in expert.tiles]
+            assert started(tiles, stage).tolist() == [tile.start_ps[stage] for tile in expert.tiles]
+            assert ended(tiles, stage).tolist() == [tile.end_ps[stage] for tile in expert.tiles]
     np.testing.assert_array_equal(state.traffic.reshape(twin.world.traffic.shape), twin.world.traffic)
     for field, values in (
         ("hbm_free_ps", [gpu.site.memory.hbm_free_ps for gpu in twin.gpus]),
@@ -126,8 +125,13 @@ def play(case, seed: int) -> tuple:
 def test_the_twin_knows_every_feature_and_context_value(random_case):
     features, context = set(), set()
     for seed in range(8):
-        kinds = frozenset(range(len(layout.DECISION_KINDS)))
-        asking = {"hold_gemm": True, "splits": ((1, 1, 3), (1, 2, 3)), "exposed": kinds, "max_candidates": 32}
+        kinds = frozenset(range(len(observation.DECISION_KINDS)))
+        asking = {
+            "may_hold": frozenset([observation.GEMM]),
+            "splits": ((1, 1, 3), (1, 2, 3)),
+            "exposed": kinds,
+            "max_candidates": 32,
+        }
         twin = random_case(seed).with_program(**asking, network=None, networked=frozenset()).twin()
         while (decision := twin.advance()) is not None:
             gpu = twin.gpus[decision.gpu]
@@ -135,8 +139,8 @@ def test_the_twin_knows_every_feature_and_context_value(random_case):
                 features |= set(twin.shown.values_of(gpu, candidate, 0))
             context |= set(twin.shown.context_of(gpu, decision.kind))
             twin.decide(0)
-    assert features == set(layout.FEATURES)
-    assert context == set(layout.CONTEXT)
+    assert features == set(observation.FEATURES)
+    assert context == set(observation.CONTEXT)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
@@ -146,17 +150,17 @@ def test_twin_and_engine_agree(random_case, group):
         assert_same_history(engine.state, twin)
 
 
-@pytest.mark.parametrize("dispatch", [layout.BROADCAST, layout.MULTICAST])
+@pytest.mark.parametrize("dispatch", ["broadcast", "multicast"])
 def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch):
     """GPUs so fast that a token's first sums are pushed while its store still waits for other downlinks."""
-    case = random_case(327).with_primitives(dispatch, layout.PUSH_REDUCE, gates=(layout.GATE_FINE,) * 3)
+    case = random_case(327).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3)
     fast = {"granule_ps": (1, 1), "block_overhead_ps": 0, "memory_ps": 0, "hop_ps": 1000}
     case = case._replace(costs=dataclasses.replace(case.costs, queueing="input_fifo", **fast))
     engine, twin = play(case, 327)
     assert_same_history(engine.state, twin)
     pushed_ps, last_copy_ps = {}, {}
     for use in twin.log:
-        if use.resource == layout.LOG_REDUCE:
+        if use.resource == codes.LOG_REDUCE:
             pushed_ps.setdefault(use.item[1], use.start_ps)
         elif use.item[0] == "copy":
             last_copy_ps[use.item[1]] = use.start_ps

@@ -23,7 +23,7 @@ def test_only_a_long_compilation_is_announced(monkeypatch):
 
 
 def test_it_compiles_what_the_engine_calls():
-    from dysharp_env.simulator.kernel import advance
+    from dysharp_env.simulator.kernel.loop import advance
 
     warmup.ensure_compiled(print)
     signatures = len(advance.signatures)

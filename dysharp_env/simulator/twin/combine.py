@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 
-from dysharp_env.simulator import layout
-from dysharp_env.simulator.layout import NO_TIME
+from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.gates import COMBINING
 from dysharp_env.simulator.twin.parts import Candidate, Hold, Options, Pair, Segment, Token, Trip, Unit
 from dysharp_env.simulator.twin.routing import part_of
@@ -25,10 +25,10 @@ class CombineGroup(SmGroup):
     """
 
     def __init__(self, site: Site, peers: list[CombineGroup]) -> None:
-        super().__init__(site, layout.COMBINE)
+        super().__init__(site, observation.COMBINE)
         self.peers = peers
         peers.append(self)
-        self.crew = site.staff.crews[layout.COMBINE]
+        self.crew = site.staff.crews[observation.COMBINE]
         self.crew.group = self
         self.units: dict[tuple[int, int], Unit] = {}
         self.ready: list[Unit] = []
@@ -49,7 +49,7 @@ class CombineGroup(SmGroup):
         if token.experts_done == self.world.workload.layer.top_k:
             if self.world.notifies and self.outputs_live > self.costs.output_readiness_entries:
                 spilled_ps = self.clock.now_ps + self.costs.memory_ps
-                self.clock.at(spilled_ps, layout.EV_READY, self._item_ready, token, token)
+                self.clock.at(spilled_ps, codes.EV_READY, self._item_ready, token, token)
             else:
                 self._item_ready(token, token)
 
@@ -94,7 +94,9 @@ class CombineGroup(SmGroup):
             elif self.holds or not self.ready:
                 return None
             else:
-                return Options(self.ready, self.world.program.hold_combine, may_hold=self.items_waiting > 0)
+                return Options(
+                    self.ready, observation.COMBINE in self.world.program.may_hold, may_hold=self.items_waiting > 0
+                )
         return None
 
     def take(self, candidate: Candidate) -> None:
@@ -145,9 +147,9 @@ class CombineGroup(SmGroup):
     def _request(self, pairs: list[Pair], experts: int) -> None:
         """Asks for partial sums of a token, naming so many experts in a request for each segment."""
         flits = sum_request_flits(self.world, experts)
-        asked_ps = self.ports.ask(pairs[0].token.combine_planes, flits, layout.COMBINE_REQUEST)
+        asked_ps = self.ports.ask(pairs[0].token.combine_planes, flits, codes.COMBINE_REQUEST)
         for pair in pairs:
-            self.clock.at(asked_ps, layout.EV_REQUEST, self.peers[pair.gpu]._requested, pair)
+            self.clock.at(asked_ps, codes.EV_REQUEST, self.peers[pair.gpu]._requested, pair)
 
     def _requested(self, pair: Pair) -> None:
         """Reads a partial sum that its home GPU has asked for, and responds with it."""
@@ -155,10 +157,10 @@ class CombineGroup(SmGroup):
         if self.world.combine.names_targets:
             delay_ps += self.memory.translate(pair)
         flits = sum_request_flits(self.world, len(pair.experts))
-        self.ports.be_asked(pair.token.combine_planes, flits, layout.COMBINE_REQUEST)
+        self.ports.be_asked(pair.token.combine_planes, flits, codes.COMBINE_REQUEST)
         # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
         self.memory.use_hbm(max(len(pair.experts), 1) * self.costs.token_bytes[3])
-        self.clock.at(self.clock.now_ps + delay_ps, layout.EV_RESPOND, self.ports.send, self._partial(pair))
+        self.clock.at(self.clock.now_ps + delay_ps, codes.EV_RESPOND, self.ports.send, self._partial(pair))
 
     def _partial(self, pair: Pair) -> list[Segment]:
         return partial_of(self.world, pair, self.peers[pair.token.home]._reach, self._acknowledged)
@@ -167,9 +169,9 @@ class CombineGroup(SmGroup):
         """Takes a segment of a partial or reduced sum in at its home GPU."""
         combine = self.world.combine
         if not combine.reads:
-            acked_ps = self.ports.acknowledge(segment, layout.COMBINE_ACK)
+            acked_ps = self.ports.acknowledge(segment, codes.COMBINE_ACK)
             if not combine.in_switch:
-                self.clock.at(acked_ps, layout.EV_ACK, segment.acknowledged, segment)
+                self.clock.at(acked_ps, codes.EV_ACK, segment.acknowledged, segment)
         elif not combine.in_switch:
             assert segment.pair is not None
             self.crew.end_segment(segment.pair.trip)
@@ -177,7 +179,7 @@ class CombineGroup(SmGroup):
 
     def _acknowledged(self, segment: Segment) -> None:
         """Counts a pushed segment that is stored, or in the switch."""
-        self.ports.be_acknowledged(segment, layout.COMBINE_ACK)
+        self.ports.be_acknowledged(segment, codes.COMBINE_ACK)
         self.crew.end_segment(segment.trip)
 
     def _deliver(self, token: Token, place: int, pieces: int) -> None:

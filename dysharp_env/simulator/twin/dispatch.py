@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from dysharp_env.simulator import layout
-from dysharp_env.simulator.layout import NO_TIME
+from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Options, Pair, Segment, Token, Trip
 from dysharp_env.simulator.twin.site import Site, SmGroup
@@ -22,10 +22,10 @@ class DispatchGroup(SmGroup):
     """
 
     def __init__(self, site: Site, gemm: GemmGroup, chunks: list[Chunk], peers: list[DispatchGroup]) -> None:
-        super().__init__(site, layout.DISPATCH)
+        super().__init__(site, observation.DISPATCH)
         self.gemm, self.unsent, self.peers = gemm, chunks, peers
         peers.append(self)
-        self.crew = site.staff.crews[layout.DISPATCH]
+        self.crew = site.staff.crews[observation.DISPATCH]
         self.crew.group, self.crew.on_issued = self, self._count_token
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
@@ -72,7 +72,7 @@ class DispatchGroup(SmGroup):
         pairs = self.in_turn(token)
         for pair in pairs:
             if not pair.is_remote and pair.experts:
-                self.clock.at(self.clock.now_ps + self.costs.memory_ps, layout.EV_ARRIVE, self.gemm.arrive, pair)
+                self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_ARRIVE, self.gemm.arrive, pair)
         copies = [self._copy(pair) for pair in pairs if pair.is_sent]
         if copies and self.world.dispatch.in_switch:
             copies = [store_of(self.world, token, copies)]
@@ -86,8 +86,8 @@ class DispatchGroup(SmGroup):
             self.ports.send(vector)
             return
         home, planes = self.peers[vector[0].origin], vector[0].token.dispatch_planes
-        asked_ps = self.ports.ask(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
-        self.clock.at(asked_ps, layout.EV_REQUEST, home._requested, vector)
+        asked_ps = self.ports.ask(planes, token_request_flits(self.world), codes.DISPATCH_REQUEST)
+        self.clock.at(asked_ps, codes.EV_REQUEST, home._requested, vector)
 
     def _count_token(self) -> None:
         """Counts a token of which nothing is left to issue."""
@@ -101,8 +101,8 @@ class DispatchGroup(SmGroup):
     def _requested(self, vector: list[Segment]) -> None:
         """Reads a token's vector of this GPU for another one, and responds with it."""
         planes = vector[0].token.dispatch_planes
-        self.ports.be_asked(planes, token_request_flits(self.world), layout.DISPATCH_REQUEST)
-        self.clock.at(self.clock.now_ps + self.costs.memory_ps, layout.EV_RESPOND, self.ports.send, vector)
+        self.ports.be_asked(planes, token_request_flits(self.world), codes.DISPATCH_REQUEST)
+        self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_RESPOND, self.ports.send, vector)
 
     def _reach(self, copy: Segment) -> None:
         """Stores a segment; the first has the token's place found, the last completes it."""
@@ -118,7 +118,7 @@ class DispatchGroup(SmGroup):
             if not pair.experts:
                 self.memory.use_hbm(self.costs.token_bytes[0])
             elif dispatch.names_targets:
-                self.clock.at(max(self.clock.now_ps, pair.translated_ps), layout.EV_ARRIVE, self.gemm.arrive, pair)
+                self.clock.at(max(self.clock.now_ps, pair.translated_ps), codes.EV_ARRIVE, self.gemm.arrive, pair)
             else:
                 self.gemm.arrive(pair)
         if dispatch.reads:
@@ -127,15 +127,15 @@ class DispatchGroup(SmGroup):
 
     def _acknowledge(self, copy: Segment) -> None:
         """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
-        acked_ps = self.ports.acknowledge(copy, layout.DISPATCH_ACK)
+        acked_ps = self.ports.acknowledge(copy, codes.DISPATCH_ACK)
         whole = copy.carrier or copy
         whole.acks_left -= 1
         if whole.acks_left == 0:
-            self.clock.at(acked_ps, layout.EV_ACK, whole.acknowledged, whole)
+            self.clock.at(acked_ps, codes.EV_ACK, whole.acknowledged, whole)
 
     def _acknowledged(self, whole: Segment) -> None:
         """Counts a segment that is stored."""
-        self.ports.be_acknowledged(whole, layout.DISPATCH_ACK)
+        self.ports.be_acknowledged(whole, codes.DISPATCH_ACK)
         self._end_segment(whole)
 
     def _end_segment(self, segment: Segment) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dysharp_env.simulator.layout import EV_GATE, GATE_FINE, GATE_GPU, GATE_PHASE
+from dysharp_env.simulator.state.codes import EV_GATE, GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.twin.world import World
 
 EVERYTHING, GEMM1, GEMM2, COMBINING = range(4)  # what a gate opens

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dysharp_env.simulator import layout
-from dysharp_env.simulator.layout import NO_TIME
+from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
@@ -23,7 +23,7 @@ class GemmGroup(SmGroup):
     """
 
     def __init__(self, site: Site, combine: CombineGroup, experts: dict[tuple[int, int], Expert]) -> None:
-        super().__init__(site, layout.GEMM)
+        super().__init__(site, observation.GEMM)
         self.combine, self.experts = combine, experts
         self.staff.gemm = self
         self.slots = sum(expert.total for expert in experts.values())
@@ -69,7 +69,7 @@ class GemmGroup(SmGroup):
         if expert.ready_ps == now_ps:
             self._tile_ready(tile)
         else:
-            self.clock.at(expert.ready_ps, layout.EV_TILE, self._tile_ready, tile)
+            self.clock.at(expert.ready_ps, codes.EV_TILE, self._tile_ready, tile)
 
     def _tile_ready(self, tile: Tile) -> None:
         """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
@@ -95,7 +95,7 @@ class GemmGroup(SmGroup):
                 return None
             # Something must still come to this GPU, or hold would wait for ever.
             may_hold = any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
-            return Options(rows, self.world.program.hold_gemm, may_hold)
+            return Options(rows, observation.GEMM in self.world.program.may_hold, may_hold)
         return None
 
     def take(self, candidate: Candidate) -> None:
@@ -148,9 +148,9 @@ class GemmGroup(SmGroup):
         tile.blocks_left -= count
         tile.blocks_running += count
         self.world.use(
-            layout.LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
+            codes.LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
         )
-        self.clock.at(end_ps, layout.EV_BLOCKS, self._blocks_end, tile, stage, count)
+        self.clock.at(end_ps, codes.EV_BLOCKS, self._blocks_end, tile, stage, count)
         if tile.blocks_left == 0:
             self.row = None
 
@@ -186,20 +186,20 @@ class GemmGroup(SmGroup):
             else:
                 self.combine.peers[pair.token.home].expert_done(pair.token)
         if told:
-            self._charge_updates(self.ports.uplinks, told, layout.NOTIFY_FLITS)
-            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, layout.EV_NOTIFY, self._notified, told)
+            self._charge_updates(self.ports.uplinks, told, codes.NOTIFY_FLITS)
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_NOTIFY, self._notified, told)
 
     def _charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
         """Charges ``flits`` for each token's counter update, all those of a plane together."""
         for plane, link in enumerate(links):
-            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, layout.NOTIFY)
+            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, codes.NOTIFY)
 
     def _notified(self, told: list[Pair]) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.costs.packet.ack_flits
         for pair in told:
             home, plane = self.combine.peers[pair.token.home], pair.token.combine_planes[0]
-            home.ports.downlinks[plane].charge(layout.NOTIFY_FLITS, layout.NOTIFY)
-            home.ports.uplinks[plane].charge(ack_flits, layout.NOTIFY)
+            home.ports.downlinks[plane].charge(codes.NOTIFY_FLITS, codes.NOTIFY)
+            home.ports.uplinks[plane].charge(ack_flits, codes.NOTIFY)
             home.expert_done(pair.token)
         self._charge_updates(self.ports.downlinks, told, ack_flits)

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import PS_PER_S
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.parts import Segment
 from dysharp_env.simulator.twin.world import World
 
@@ -76,7 +76,7 @@ class Uplink(Link):
 
     def __init__(self, world: World, gpu: int, plane: int, expose: Callable[[Segment], None]) -> None:
         """Takes what is told of a segment that the switch's outputs may see."""
-        super().__init__(world, gpu, plane, layout.UP)
+        super().__init__(world, gpu, plane, codes.UP)
         self.lanes = (Lane(), Lane())
         self._expose = expose
 
@@ -113,16 +113,16 @@ class Uplink(Link):
         now_ps = self.clock.now_ps
         segment.tail_ps = now_ps + self.delivery_ps(segment.flits)
         head_ps = segment.tail_ps if self.costs.store_and_forward else now_ps + self.costs.hop_ps
-        self.clock.at(head_ps, layout.EV_SWITCH, self._reach_switch, segment)
+        self.clock.at(head_ps, codes.EV_SWITCH, self._reach_switch, segment)
         self.free_ps = now_ps + self.costs.wire_ps(segment.flits)
         self.count(segment.flits, segment.purpose)
-        self.world.use(layout.LOG_UP, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
+        self.world.use(codes.LOG_UP, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         self._wake_if_any()
 
     def _wake_if_any(self) -> None:
         """Makes sure the uplink looks again when the wire falls free, if anything waits."""
         if any(lane.waiting for lane in self.lanes):
-            self.wake(self.free_ps, layout.EV_UPLINK)
+            self.wake(self.free_ps, codes.EV_UPLINK)
 
     def _reach_switch(self, segment: Segment) -> None:
         """Shows a segment to the outputs, or puts it behind the others of an input FIFO."""
@@ -144,9 +144,9 @@ class Uplink(Link):
         if whole.replicas_left > 0:
             return
         known_ps = whole.free_ps + self.costs.hop_ps
-        self.clock.at(self._credit_ps(whole, known_ps), layout.EV_CREDIT, self._credit, whole.vc, whole.flits)
+        self.clock.at(self._credit_ps(whole, known_ps), codes.EV_CREDIT, self._credit, whole.vc, whole.flits)
         if self.costs.queueing == "input_fifo":
-            self.clock.at(whole.end_ps, layout.EV_INPUT_NEXT, self._input_next, whole.vc)
+            self.clock.at(whole.end_ps, codes.EV_INPUT_NEXT, self._input_next, whole.vc)
 
     def _credit(self, vc: int, flits: int) -> None:
         """Takes input buffer space back."""

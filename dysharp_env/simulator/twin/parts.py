@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator.layout import NO_TIME, ON_DUTY
+from dysharp_env.simulator.state.codes import NO_TIME, ON_DUTY
 
 Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, place), ("tile", expert, part, place), ...
 

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from dysharp_env.simulator.layout import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
+from dysharp_env.simulator.state.observation import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
 from dysharp_env.simulator.twin.world import World

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 from dysharp_env.simulator.costs import Window
-from dysharp_env.simulator.layout import AWAY, COMBINE, DISPATCH, EV_SLOT, LEAVING, ON_DUTY, SPLIT
+from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
+from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, SPLIT
 from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options, Split, Trip, Vector
 from dysharp_env.simulator.twin.world import Group, World
 
@@ -82,7 +83,7 @@ class Crew:
         if trip.segments_left > 0:
             return False
         self.in_flight -= 1
-        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.window.hold_permille
+        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.window.linger_permille
         self.clock.at(self.clock.now_ps + held_ps, EV_SLOT, self._free_slot, trip.sm)
         return True
 

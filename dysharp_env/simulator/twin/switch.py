@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.links import Link, Uplink
 from dysharp_env.simulator.twin.parts import Segment, Token
 from dysharp_env.simulator.twin.world import World
@@ -31,7 +31,7 @@ class Switch:
 
     def _output(self, segment: Segment) -> Port:
         assert segment.pair is not None
-        if segment.purpose == layout.DISPATCH_DATA:
+        if segment.purpose == codes.DISPATCH_DATA:
             return self.downlinks[segment.pair.gpu][segment.plane]
         outputs = self.reducers if self.world.combine.in_switch else self.downlinks
         return outputs[segment.token.home][segment.plane]
@@ -41,7 +41,7 @@ class Port(Link):
     """An output of the switch: a queue for each class and input; classes take turns, then inputs."""
 
     def __init__(self, world: World, gpu: int, plane: int, switch: Switch) -> None:
-        super().__init__(world, gpu, plane, layout.DOWN)
+        super().__init__(world, gpu, plane, codes.DOWN)
         self.switch = switch
         # The first input is the next one served; one that still has segments goes to the end.
         self.queues: tuple[OrderedDict[int, deque[Segment]], ...] = (OrderedDict(), OrderedDict())
@@ -62,11 +62,11 @@ class Port(Link):
         if self.stalled is None and not any(self.queues):
             return
         if self.free_ps > self.clock.now_ps:
-            self.wake(self.free_ps, layout.EV_PORT)
+            self.wake(self.free_ps, codes.EV_PORT)
             return
         self.start(self.stalled or self._take())
         if self.stalled is None and any(self.queues):
-            self.wake(self.free_ps, layout.EV_PORT)
+            self.wake(self.free_ps, codes.EV_PORT)
 
     def _take(self) -> Segment:
         """Removes and returns the segment whose turn it is."""
@@ -92,9 +92,9 @@ class Downlink(Port):
         serial_ps = self.costs.wire_ps(segment.flits)
         self.free_ps = max(self.clock.now_ps + serial_ps, segment.tail_ps)
         self.count(segment.flits, segment.purpose)
-        self.world.use(layout.LOG_DOWN, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
+        self.world.use(codes.LOG_DOWN, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits)
-        self.clock.at(reach_ps, layout.EV_REACH, segment.reach, segment)
+        self.clock.at(reach_ps, codes.EV_REACH, segment.reach, segment)
         if segment.pair is None:
             self.switch.reducers[self.gpu][self.plane].drain()
         else:
@@ -129,11 +129,11 @@ class Reducer(Port):
             return
         accumulator = self.open.setdefault((token, place), Accumulator(segment))
         self.free_ps = max(self.clock.now_ps + self.costs.reduce_ps(segment.flits), segment.tail_ps)
-        self.world.use(layout.LOG_REDUCE, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
+        self.world.use(codes.LOG_REDUCE, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
         if not self.world.combine.reads:
             # The switch holds the contribution now, so it acknowledges the store itself.
-            self.clock.at(self.free_ps + self.costs.hop_ps, layout.EV_ACK, segment.acknowledged, segment)
+            self.clock.at(self.free_ps + self.costs.hop_ps, codes.EV_ACK, segment.acknowledged, segment)
         accumulator.last = segment
         accumulator.pieces += 1
         accumulator.ready_ps = self.free_ps + self.costs.cycle_ps
@@ -161,24 +161,24 @@ class Reducer(Port):
             last,
             # What is evicted has the name of the contribution that came last.
             name=("sum", token.number, self.gpu, place) if is_whole else last.name,
-            purpose=layout.COMBINE_DATA if is_whole else layout.EVICTION,
+            purpose=codes.COMBINE_DATA if is_whole else codes.EVICTION,
             pair=None,
             origin=self.gpu,
-            vc=layout.RESPONSE,
+            vc=codes.RESPONSE,
             tail_ps=accumulator.ready_ps,
             pieces=accumulator.pieces,
         )
         self.slots_draining += self.need
         downlink = self.switch.downlinks[self.gpu][self.plane]
         downlink.append(segment, self.world.num_gpus)
-        downlink.wake(max(self.clock.now_ps, downlink.free_ps), layout.EV_PORT)
+        downlink.wake(max(self.clock.now_ps, downlink.free_ps), codes.EV_PORT)
 
     def drain(self) -> None:
         """Gets the slots of one sum back, which the downlink has begun to send."""
         self.slots_used -= self.need
         self.slots_draining -= self.need
         if self.stalled is not None:
-            self.wake(max(self.clock.now_ps, self.free_ps), layout.EV_PORT)
+            self.wake(max(self.clock.now_ps, self.free_ps), codes.EV_PORT)
 
 
 class Ports:

@@ -7,8 +7,8 @@ from collections.abc import Generator
 import numpy as np
 
 from dysharp_env.simulator.costs import Bound, Costs
-from dysharp_env.simulator.layout import SPLIT
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gates import EVERYTHING, Gates

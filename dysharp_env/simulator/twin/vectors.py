@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.parts import Pair, Segment, Token
 from dysharp_env.simulator.twin.world import World
 
@@ -14,13 +14,13 @@ Effect = Callable[[Segment], None]
 def copy_of(world: World, pair: Pair, reach: Effect, acknowledged: Effect) -> list[Segment]:
     """Returns a dispatched vector for one GPU; a multicast replica names only the experts behind that port."""
     flits = _token_flits(world, len(pair.experts))
-    return _segments(world, "copy", layout.DISPATCH_DATA, pair.token, pair, flits, reach, acknowledged)
+    return _segments(world, "copy", codes.DISPATCH_DATA, pair.token, pair, flits, reach, acknowledged)
 
 
 def store_of(world: World, token: Token, copies: list[list[Segment]]) -> list[Segment]:
     """Returns a vector dispatched to all its targets at once, of which the switch makes the copies."""
     flits, first = _token_flits(world, token.remote_experts), copies[0][0]
-    store = _segments(world, "store", layout.DISPATCH_DATA, token, None, flits, first.reach, first.acknowledged)
+    store = _segments(world, "store", codes.DISPATCH_DATA, token, None, flits, first.reach, first.acknowledged)
     for whole, *replicas in zip(store, *copies, strict=True):
         whole.replicas = replicas
         whole.replicas_left = whole.acks_left = len(replicas)
@@ -31,7 +31,7 @@ def store_of(world: World, token: Token, copies: list[list[Segment]]) -> list[Se
 
 def partial_of(world: World, pair: Pair, reach: Effect, acknowledged: Effect) -> list[Segment]:
     """Returns one GPU's partial sum of a token on its way home: a read response or a store."""
-    return _segments(world, "partial", layout.COMBINE_DATA, pair.token, pair, sum_flits(world), reach, acknowledged)
+    return _segments(world, "partial", codes.COMBINE_DATA, pair.token, pair, sum_flits(world), reach, acknowledged)
 
 
 def _segments(
@@ -44,7 +44,7 @@ def _segments(
     reach: Effect,
     acknowledged: Effect,
 ) -> list[Segment]:
-    is_dispatched = purpose == layout.DISPATCH_DATA
+    is_dispatched = purpose == codes.DISPATCH_DATA
     planes, packets, reads = (
         (token.dispatch_planes, world.costs.dispatch_packets, world.dispatch.reads)
         if is_dispatched
@@ -62,7 +62,7 @@ def _segments(
             origin=token.home if is_dispatched else gpu,
             flits=flits[place],
             packets=packets // len(flits),
-            vc=layout.RESPONSE if reads else layout.REQUEST,
+            vc=codes.RESPONSE if reads else codes.REQUEST,
             reach=reach,
             acknowledged=acknowledged,
         )

@@ -6,12 +6,11 @@ from collections import deque
 
 import numpy as np
 
-from dysharp_env.simulator import layout
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.clock import Clock
 from dysharp_env.simulator.twin.parts import Candidate, Name, Options, Split, Use
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.workload import Workload
 
 
@@ -62,18 +61,18 @@ class World:
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         self.workload, self.costs, self.program = workload, costs, program
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
-        self.dispatch = DISPATCH_PRIMITIVES[program.dispatch_primitive]
-        self.combine = COMBINE_PRIMITIVES[program.combine_primitive]
-        self.notifies = self.combine.reads and program.gates[2] == layout.GATE_FINE
+        self.dispatch = program.dispatch
+        self.combine = program.combine
+        self.notifies = self.combine.reads and program.gates[2] == codes.GATE_FINE
         self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
         tile_tokens = workload.layer.tile_tokens
-        self.may_close_early = program.allow_partial or any(split.early_tokens < tile_tokens for split in self.splits)
+        self.may_close_early = program.partial_tiles or any(split.early_tokens < tile_tokens for split in self.splits)
         self.scale_ps = max(1, bound.total_ps)
         self.clock = Clock()
         self.marked: deque[Group] = deque()
         self.tokens_left = workload.num_tokens
         self.rows_ready = self.decisions = self.evictions = 0
-        self.traffic = np.zeros((self.num_gpus, 2, layout.NUM_PURPOSES), np.int64)
+        self.traffic = np.zeros((self.num_gpus, 2, codes.NUM_PURPOSES), np.int64)
         self.log: list[Use] = []
 
     def use(self, resource: int, gpu: int, purpose: int, item: Name, amount: int, end_ps: int) -> None:
