@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from agents.contender import Learned, read_contender
-from agents.contexts import record_decisions
-from agents.evaluation import as_rows, json_content, play_learned, summarise
-from agents.late import play_late
-from agents.report import summary_table
+from agents.evaluation.contexts import record_decisions
+from agents.evaluation.late import play_late
+from agents.evaluation.report import summary_table
+from agents.evaluation.table import as_rows, json_content, play_learned, summarise
+from agents.opponents.contender import Learned, read_contender
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
+from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules.bound import LowerBound

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.contender import Contender, read_contender
-from agents.evaluation import beats_on_every_workload, evaluate, json_content, summarise
-from agents.play import RANDOM, play_policy
-from agents.report import plot_summary, summary_table
-from agents.run_folder import RunFolder
+from agents.evaluation.report import plot_summary, summary_table
+from agents.evaluation.table import beats_on_every_workload, evaluate, json_content, summarise
+from agents.opponents.contender import Contender, read_contender
+from agents.opponents.play import RANDOM, play_policy
+from agents.policies.files import load_policy
 from agents.train import normalise_config, read_run_dir, start_run, train_with_progress
-from agents.train_spec import TrainSpec, describe_result, read_spec
-from agents.weights import load_policy
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec, describe_result, read_spec
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.output import json_document, results_console
 from dysharp_env.config import ConfigError, load_spec, preset_names

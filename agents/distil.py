@@ -22,16 +22,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.contender import Learned, read_runs
-from agents.contexts import Decisions, record_decisions
-from agents.distillation import FORMS, MOST_VALUES, choose_names, explained, fit, fit_rows, row_weights
-from agents.play import play_network
-from agents.recording import check_folder
-from agents.rollouts import makespans_ps, prepare
-from agents.rule import RowRule, Rule, definition
-from agents.rule_header import header
-from agents.steering import INPUTS
-from agents.train_spec import read_spec
+from agents.distillation.fitting import FORMS, MOST_VALUES, choose_names, explained, fit, fit_rows, row_weights
+from agents.distillation.header import header
+from agents.evaluation.contexts import Decisions, record_decisions
+from agents.evaluation.recording import check_folder
+from agents.opponents.contender import Learned, read_runs
+from agents.opponents.play import play_network
+from agents.opponents.rollouts import makespans_ps, prepare
+from agents.policies.rule import RowRule, Rule, definition
+from agents.policies.steering import INPUTS
+from agents.training.spec import read_spec
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from agents.breakdown import GROUPINGS, break_down, breakdown_content, breakdown_table, read_groupings
-from agents.charging import MOST_DECISION_US, charge, charged_rows
-from agents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
-from agents.evaluation import evaluate, json_content, summarise, with_references
-from agents.recording import check_folder, write_rows
-from agents.report import plot_summary, summary_table
+from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_content, breakdown_table, read_groupings
+from agents.evaluation.charging import MOST_DECISION_US, charge, charged_rows
+from agents.evaluation.recording import check_folder, write_rows
+from agents.evaluation.report import plot_summary, summary_table
+from agents.evaluation.table import evaluate, json_content, summarise, with_references
+from agents.opponents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json

@@ -16,9 +16,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.cma_search import Budget, search
-from agents.lookahead import LookAhead, look_ahead
-from agents.rollouts import Prepared, makespans_ps, prepare
+from agents.opponents.lookahead import LookAhead, look_ahead
+from agents.opponents.rollouts import Prepared, makespans_ps, prepare
+from agents.training.cma_search import Budget, search
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json

@@ -1,7 +1,7 @@
 """``python -m agents.latency``: what one decision of a policy costs, and would cost a kernel.
 
 Measured are answers through Stable-Baselines3, in torch, and of the network alone inside the engine; estimated is one
-warp of a GPU (``agents.kernel_cost``), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
+warp of a GPU (kernel_cost.py), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
 the default size with random weights. ``python -m dysharp_env bench`` measures everything that needs no agent.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numba import njit
 
-from agents.contender import Learned, read_contender
-from agents.kernel_cost import decision_us, multiply_adds
-from agents.policy import CandidatePolicy
-from agents.weights import load_policy
+from agents.evaluation.kernel_cost import decision_us, multiply_adds
+from agents.opponents.contender import Learned, read_contender
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import load_policy
 from dysharp_env.bench.layers import network_rows
 from dysharp_env.bench.timing import Row, Seconds, least, timed
 from dysharp_env.commands import CommandParser, run_main

@@ -9,8 +9,8 @@ from functools import partial
 
 import yaml
 
-from agents.cma_search import Budget, Found, search
-from agents.rollouts import prepare
+from agents.opponents.rollouts import prepare
+from agents.training.cma_search import Budget, Found, search
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.output import check_targets, results_console
 from dysharp_env.config import ConfigError, preset_names

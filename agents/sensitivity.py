@@ -18,11 +18,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
-from agents.evaluation import evaluate_on, makespans, summarise, with_references
-from agents.play import FIRST, RANDOM
-from agents.statistics import geometric_mean
-from agents.variations import VARIATIONS, Variation, read_variations
+from agents.evaluation.statistics import geometric_mean
+from agents.evaluation.table import evaluate_on, makespans, summarise, with_references
+from agents.evaluation.variations import VARIATIONS, Variation, read_variations
+from agents.opponents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
+from agents.opponents.play import FIRST, RANDOM
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
 from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from agents.play import environments
-from agents.run_folder import RunFolder
-from agents.run_loop import Progress
-from agents.train_spec import TrainSpec, describe_result, read_spec
-from agents.training import train
+from agents.opponents.play import environments
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import Progress
+from agents.training.spec import TrainSpec, describe_result, read_spec
+from agents.training.start import train
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.policy import CandidatePolicy
-from agents.rule import WISHES, Linear, linear_network
-from agents.run_folder import RunFolder
-from agents.steering import INPUTS
-from agents.train_spec import TrainSpec
-from agents.weights import save_policy
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import save_policy
+from agents.policies.rule import WISHES, Linear, linear_network
+from agents.policies.steering import INPUTS
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 from dysharp_env.simulator.network import Network

@@ -9,10 +9,10 @@ import pytest
 
 from agents import ablate as command
 from agents.ablate import GROUPS, WHOLE, ablations, hold
-from agents.contender import Learned, read_contender
-from agents.evaluation import evaluate, play_learned
-from agents.late import play_late
-from agents.rule import Linear, linear_network
+from agents.evaluation.late import play_late
+from agents.evaluation.table import evaluate, play_learned
+from agents.opponents.contender import Learned, read_contender
+from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from agents import latency
-from agents.kernel_cost import decision_us, multiply_adds
-from agents.recording import best_row
-from agents.rule import Linear, linear_network
+from agents.evaluation.kernel_cost import decision_us, multiply_adds
+from agents.evaluation.recording import best_row
+from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.schedules import Starter, load_schedule
 from dysharp_env.workload import ScenarioSpec

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.contender import read_contender
-from agents.evaluation import evaluate
-from agents.exact import INSTANCES, play_on
+from agents.evaluation.table import evaluate
+from agents.exact.__main__ import INSTANCES, play_on
+from agents.opponents.contender import read_contender
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import load_suite
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agents import sensitivity as command
+from agents.evaluation.variations import BASE, VARIATIONS, read_variations
 from agents.sensitivity import Ranking
-from agents.variations import BASE, VARIATIONS, read_variations
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.system import load_system
 from dysharp_env.workload.suite import load_suite

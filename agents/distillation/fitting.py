@@ -1,0 +1,92 @@
+"""Fits small rules to a policy: wishes for splits to what it chose, weights of rows to what it weighs them with.
+
+Wishes are linear in a few context values, or shallow trees over them; weights of rows are linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from agents.distillation.cart import grow
+from agents.evaluation.contexts import Decisions
+from agents.policies.rule import WISHES, Branch, Leaf, Linear
+from agents.policies.steering import INPUTS
+from agents.training.genome import ROW_FEATURES
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.network import Network
+
+Form = Literal["linear", "tree"]
+FORMS: tuple[Form, ...] = ("linear", "tree")
+TREE_DEPTH = 3
+# Ridge of the least squares, relative to the variance of a context value between 0 and 1: columns that hardly vary
+# would get weights far beyond what the training suite can tell.
+_RIDGE = 1e-6
+_CANDIDATES = INPUTS[:-1]  # the last is the constant
+MOST_VALUES = len(_CANDIDATES)
+
+
+def choose_names(decisions: Decisions, count: int) -> list[str]:
+    """Returns context values in the order in which they explain what was chosen: each adds most to those before it."""
+    names: list[str] = []
+    while len(names) < min(count, len(_CANDIDATES)):
+        left = [name for name in _CANDIDATES if name not in names]
+        names.append(min(left, key=lambda name: _squared_error(decisions, [*names, name])))
+    return names
+
+
+def explained(decisions: Decisions, names: Sequence[str]) -> float:
+    """Returns which part of the variance of what was chosen, in squared distance, a linear rule explains; 1 is all."""
+    spread = _squared_error(decisions, [])
+    return 1 - _squared_error(decisions, names) / spread if spread > 0 else 1.0
+
+
+def fit(decisions: Decisions, names: Sequence[str], form: Form) -> dict[str, Linear | Branch | Leaf]:
+    """Returns the wishes of one form that are nearest to what was chosen."""
+    if form == "linear":
+        solution = _solve(decisions, names)
+        return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
+    return {
+        wish: grow(decisions.contexts, decisions.chosen[:, column].astype(float), decisions.weights, names, TREE_DEPTH)
+        for column, wish in enumerate(WISHES)
+    }
+
+
+def row_weights(network: Network, rows: Decisions) -> Decisions:
+    """Returns decisions on rows with what a network's rule weighs each of ``ROW_FEATURES`` with as what was chosen."""
+    weighed = rows.contexts @ network.linear[:, [FEATURES.index(name) for name in ROW_FEATURES]]
+    return replace(rows, chosen=weighed, distances=np.ones(len(ROW_FEATURES)))
+
+
+def fit_rows(rows: Decisions, names: Sequence[str]) -> dict[str, Linear]:
+    """Returns the weights of ``ROW_FEATURES`` that are nearest to those of ``row_weights``; those of 0 are left out."""
+    solution = _solve(rows, names)
+    weights = {feature: _linear(names, column) for feature, column in zip(ROW_FEATURES, solution.T, strict=True)}
+    return {feature: weight for feature, weight in weights.items() if weight.constant or any(weight.weights.values())}
+
+
+def _linear(names: Sequence[str], column: np.ndarray) -> Linear:
+    rounded = [round(float(weight), 6) for weight in column]
+    return Linear(constant=rounded[-1], weights=dict(zip(names, rounded[:-1], strict=True)))
+
+
+def _solve(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
+    """Returns the (name + 1, column) weights of least squares; the constants come last."""
+    inputs, weights = _inputs(decisions, names), decisions.weights[:, None]
+    ridge = _RIDGE * np.eye(len(names) + 1)
+    ridge[-1, -1] = 0.0
+    return np.linalg.solve(inputs.T @ (weights * inputs) + ridge, inputs.T @ (weights * decisions.chosen))
+
+
+def _squared_error(decisions: Decisions, names: Sequence[str]) -> float:
+    """Returns the mean squared distance of what was chosen from what a linear rule wants, or weighs."""
+    away = decisions.chosen - _inputs(decisions, names) @ _solve(decisions, names)
+    return float(decisions.weights @ ((away * decisions.distances) ** 2).sum(axis=1))
+
+
+def _inputs(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
+    columns = decisions.contexts[:, [CONTEXT.index(name) for name in names]].astype(np.float64)
+    return np.concatenate([columns, np.ones((len(columns), 1))], axis=1)

@@ -1,0 +1,325 @@
+"""A distilled rule for splits and GEMM rows: what is wanted and what counts, from a handful of context values.
+
+For each number of a split the rule says what it wants, as a sum of weighted context values or by a small tree of
+thresholds; the split on offer nearest to that, by the sum of weighted distances, is taken, the first of equals. For a
+row it weighs features, with weights that are sums of weighted context values; the highest sum is taken, the first of
+equals. All of it is a network of the engine as well, so that whatever plays a policy plays a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from agents.policies.files import read_json
+from agents.policies.steering import INPUTS, STEERED, network_of
+from agents.training.genome import ROW_FEATURES
+from dysharp_env.config import Spec, parse_spec
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules.spec import NEVER_EARLY
+from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, FEATURES, GEMM
+from dysharp_env.simulator.network import Network
+
+WISHES = {
+    FEATURES[feature]: weight for feature, weight in STEERED.items()
+}  # feature of a split: weight of its distance
+TIE = "the first of the nearest splits"
+# Thresholds are multiples of 1 / STEEPNESS: as a network, a branch goes from one side to the other over that much of a
+# context value. More would cost the float32 sums behind it their precision.
+STEEPNESS = 4096
+
+
+def definition(name: str) -> str:
+    """Returns what a context value is, so that it can stand alone."""
+    meaning, before = CONTEXT_MEANINGS[name], [*CONTEXT[: CONTEXT.index(name)]]
+    if not meaning.startswith("the same"):
+        return meaning
+    last = next(other for other in reversed(before) if not CONTEXT_MEANINGS[other].startswith("the same"))
+    return f"{meaning} as {last}: {CONTEXT_MEANINGS[last]}"
+
+
+class Linear(Spec):
+    """A wish that is a sum of weighted context values."""
+
+    constant: float = Field(allow_inf_nan=False)
+    """What is wanted where all of them are 0."""
+    weights: dict[str, float]
+    """Weight of each context value, by name."""
+
+    def values(self, contexts: np.ndarray) -> np.ndarray:
+        """Returns what is wanted in (decision, context) float32, summed in order in float32 as in C."""
+        total: np.ndarray = np.full(len(contexts), self.constant, np.float32)
+        for name, weight in self.weights.items():
+            total = total + np.float32(weight) * contexts[:, CONTEXT.index(name)]
+        return total
+
+    def names(self) -> list[str]:
+        """Returns the context values that it looks at."""
+        return [*self.weights]
+
+
+class Leaf(Spec):
+    """The end of a tree."""
+
+    value: float = Field(allow_inf_nan=False)
+    """What is wanted."""
+
+    def values(self, contexts: np.ndarray) -> np.ndarray:
+        """Returns what is wanted in (decision, context)."""
+        return np.full(len(contexts), self.value, np.float32)
+
+    def names(self) -> list[str]:
+        """Returns nothing: no context value is looked at."""
+        return []
+
+
+class Branch(Spec):
+    """A question that a tree asks."""
+
+    context: str
+    """The context value asked about."""
+    threshold: float = Field(ge=0, le=1)
+    """What it is compared with."""
+    at_most: Branch | Leaf
+    """What holds where it is not above the threshold."""
+    above: Branch | Leaf
+    """What holds where it is."""
+
+    def values(self, contexts: np.ndarray) -> np.ndarray:
+        """Returns what is wanted in (decision, context) float32."""
+        above = contexts[:, CONTEXT.index(self.context)] > np.float32(self.threshold)
+        return np.where(above, self.above.values(contexts), self.at_most.values(contexts))
+
+    def names(self) -> list[str]:
+        """Returns the context values that it and those below it look at."""
+        return [self.context, *self.at_most.names(), *self.above.names()]
+
+
+Tree = Branch | Leaf
+Wish = Linear | Branch | Leaf
+Way = tuple[tuple[Branch, bool], ...]  # branches from a tree's root on, each with whether its threshold is passed
+
+
+class RowRule(Spec):
+    """What counts in a GEMM row, and which rows there are."""
+
+    hold: bool
+    """Whether to wait is one of them."""
+    partial_tiles: bool
+    """Whether open tiles are among them."""
+    features: dict[str, str]
+    """The features of a row that are weighed, and what each is."""
+    weights: dict[str, Linear]
+    """Weight of each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RowRule:
+        if unknown := self.weights.keys() - {*ROW_FEATURES}:
+            raise ValueError(f"weights name {sorted(unknown)}, no feature of a row; choose from {[*ROW_FEATURES]}")
+        if missing := sorted(self.weights.keys() - self.features.keys()):
+            raise ValueError(f"features says nothing of {missing}, which weights name")
+        return self
+
+    def scores(self, features: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """Returns the (row,) float32 scores, summed in order in float32 as in C.
+
+        Args:
+            features: (row, feature) float32.
+            contexts: (row, context) float32: what each row is chosen in.
+        """
+        total: np.ndarray = np.zeros(len(features), np.float32)
+        for name, weight in self.weights.items():
+            total = total + weight.values(contexts) * features[:, FEATURES.index(name)]
+        return total
+
+
+class Rule(Spec):
+    """A rule with all that is needed to play it."""
+
+    format: Literal["dysharp/rule/2"] = "dysharp/rule/2"
+    """What the file is."""
+    name: str = Field(min_length=1)
+    """Name shown in results."""
+    description: str = ""
+    """Where it comes from."""
+    schedule: str
+    """The schedule beneath: a preset or YAML file."""
+    splits: tuple[tuple[int, ...], ...] = Field(min_length=2)
+    """Splits on offer; see ``EnvSpec``."""
+    split_moments: int = Field(ge=0, le=64)
+    """How often each GPU decides again; see ``EnvSpec``."""
+    context: dict[str, str]
+    """The context values that the rule looks at, and what each is."""
+    wishes: dict[str, Wish]
+    """What is wanted of each feature of a split."""
+    rows: RowRule | None = None
+    """What counts in a row; none leaves rows to the schedule."""
+    distance: dict[str, float] = WISHES
+    """What the distance in each of these features is multiplied with."""
+    tie: str = TIE
+    """What is taken where several splits are nearest."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        for key, fixed, given in (("distance", WISHES, self.distance), ("tie", TIE, self.tie)):
+            if given != fixed:
+                raise ValueError(f"{key}={given} must be {fixed}")
+        if [*self.wishes] != [*WISHES]:
+            raise ValueError(f"wishes={[*self.wishes]} must be {[*WISHES]}, in that order")
+        parts = [*self.wishes.values(), *(self.rows.weights.values() if self.rows else ())]
+        named = {name for part in parts for name in part.names()}
+        unknown = (named | self.context.keys()) - {*INPUTS[:-1]}
+        if unknown:
+            raise ValueError(
+                f"the rule looks at {sorted(unknown)}, which is no context value; choose from {[*INPUTS[:-1]]}"
+            )
+        if missing := sorted(named - self.context.keys()):
+            raise ValueError(f"context says nothing of {missing}, which the rule looks at")
+        if len({isinstance(wish, Linear) for wish in self.wishes.values()}) > 1:
+            raise ValueError("wishes must all be sums or all be trees")
+        return self
+
+    def env(self) -> EnvSpec:
+        """Returns the environment that asks what the rule answers."""
+        return EnvSpec(
+            schedule=self.schedule,
+            exposed=("split", "gemm") if self.rows else ("split",),
+            hold=self.rows is not None and self.rows.hold,
+            partial_tiles=self.rows is not None and self.rows.partial_tiles,
+            splits=self.splits,
+            split_moments=self.split_moments,
+            max_candidates=max(2, len(self.splits)),
+        )
+
+    def triples(self) -> list[tuple[int, int, int]]:
+        """Returns dispatch SMs, combine SMs and fewest tokens of a tile closed early of every split on offer."""
+        schedule = load_schedule(self.schedule)
+        fewest = schedule.min_partial_tokens if schedule.partial_tiles else NEVER_EARLY
+        return [(split[0], split[1], (*split, fewest)[2]) for split in self.splits]
+
+    def offered(self, num_sms: int, tile_tokens: int) -> np.ndarray:
+        """Returns the (split, wish) float32 features of the splits on offer on a machine with so many SMs."""
+        rows = [
+            (dispatch / num_sms, combine / num_sms, max(0.0, 1 - fewest / tile_tokens))
+            for dispatch, combine, fewest in self.triples()
+        ]
+        return np.array(rows, np.float32)
+
+    def choose(self, contexts: np.ndarray, offered: np.ndarray) -> np.ndarray:
+        """Returns the (decision,) rows taken, in the float32 arithmetic of the C header.
+
+        Args:
+            contexts: (decision, context) float32.
+            offered: (split, wish) float32: the features of the splits on offer.
+        """
+        total = np.zeros((len(contexts), len(offered)), np.float32)
+        for column, (name, wish) in enumerate(self.wishes.items()):
+            away = np.abs(offered[None, :, column] - wish.values(contexts)[:, None])
+            total = total + np.float32(self.distance[name]) * away
+        return total.argmin(axis=1)
+
+    def network(self) -> Network:
+        """Returns the rule as the engine plays it.
+
+        It chooses what ``choose`` does, but where two splits are as near up to rounding, or where a context value lies
+        above a threshold by less than 1 / STEEPNESS.
+        """
+        wishes = [*self.wishes.values()]
+        linear = [wish for wish in wishes if isinstance(wish, Linear)]
+        if len(linear) == len(wishes):
+            network = linear_network(linear)
+        else:
+            network = _tree_network([_as_tree(wish) for wish in wishes])
+        return replace(network, linear=_row_weights(self.rows)) if self.rows else network
+
+
+def _as_tree(wish: Wish) -> Tree:
+    assert not isinstance(wish, Linear), "all wishes of a rule have one form"
+    return wish
+
+
+def read_rule(path: Path) -> Rule:
+    """Returns the rule of a JSON file.
+
+    Raises:
+        ConfigError: It is missing, damaged, or no rule.
+    """
+    return parse_spec(Rule, read_json(path), source=str(path))
+
+
+def linear_network(wishes: Sequence[Linear]) -> Network:
+    """Returns sums, one for each of ``WISHES``, as the network that takes the nearest split."""
+    weights = np.zeros((len(WISHES), len(INPUTS)))
+    for row, (wish, distance) in enumerate(zip(wishes, WISHES.values(), strict=True)):
+        weights[row, -1] = distance * wish.constant
+        for name, weight in wish.weights.items():
+            weights[row, INPUTS.index(name)] = distance * weight
+    return network_of(weights.ravel())
+
+
+def _row_weights(rows: RowRule) -> np.ndarray:
+    """Returns the (context, feature) float32 weights of a rule for rows."""
+    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    for name, weight in rows.weights.items():
+        column = linear[:, FEATURES.index(name)]
+        column[GEMM] = weight.constant
+        for value, factor in weight.weights.items():
+            column[CONTEXT.index(value)] = factor
+    return linear
+
+
+def _paths(tree: Tree, path: Way = ()) -> Iterator[tuple[Way, Leaf]]:
+    """Yields every leaf behind its way."""
+    if isinstance(tree, Leaf):
+        yield path, tree
+        return
+    yield from _paths(tree.at_most, (*path, (tree, False)))
+    yield from _paths(tree.above, (*path, (tree, True)))
+
+
+def _tree_network(trees: list[Tree]) -> Network:
+    """Returns trees as a network: steps of thresholds, then which leaf holds, then distances from its value."""
+    leaves = [(wish, path, leaf) for wish, tree in enumerate(trees) for path, leaf in _paths(tree)]
+    branches = list({id(branch): branch for _, path, _ in leaves for branch, _ in path}.values())
+    offered = len(WISHES)  # the first units carry what is offered
+    width = offered + max(2 * len(branches), len(leaves), offered)
+    row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)
+    embed, embed_bias = np.zeros((width, width)), np.zeros(width)
+    score_row, score = np.zeros((width, width)), np.zeros(width)
+    unit_of = {id(branch): offered + 2 * place for place, branch in enumerate(branches)}
+    for branch in branches:
+        # Two rectified ramps, one a step behind the other: their difference is 0 up to the threshold, then 1.
+        for late in (0, 1):
+            context[CONTEXT.index(branch.context), unit_of[id(branch)] + late] = STEEPNESS
+            row_bias[unit_of[id(branch)] + late] = -STEEPNESS * branch.threshold - late
+    for place, (_, path, _) in enumerate(leaves):
+        unit = offered + place
+        embed_bias[unit] = 1 - sum(above for _, above in path)
+        for branch, above in path:
+            sign = 1.0 if above else -1.0
+            embed[unit_of[id(branch)], unit], embed[unit_of[id(branch)] + 1, unit] = sign, -sign
+    for wish, (name, distance) in enumerate(WISHES.items()):
+        row[FEATURES.index(name), wish], embed[wish, wish] = distance, 1.0
+        for sign, unit in ((1.0, 2 * wish), (-1.0, 2 * wish + 1)):
+            score_row[wish, unit], score[unit] = sign, -1.0
+            for place, (owner, _, leaf) in enumerate(leaves):
+                score_row[offered + place, unit] = -sign * distance * leaf.value * (owner == wish)
+    numbers = {
+        "row": row,
+        "row_bias": row_bias,
+        "context": context,
+        "embed": embed,
+        "embed_bias": embed_bias,
+        "score_row": score_row,
+        "score_bias": np.zeros(width),
+        "score_pool": np.zeros((2 * width, width)),
+        "score": score,
+        "linear": np.zeros((len(CONTEXT), len(FEATURES))),
+    }
+    return Network(**{name: np.ascontiguousarray(array, np.float32) for name, array in numbers.items()})
