@@ -1,27 +1,22 @@
 """Fits small rules to a policy: wishes for splits to what it chose, weights of rows to what it weighs them with.
 
-Wishes are linear in a few context values, or shallow trees over them; weights of rows are linear.
+Both are linear in a few context values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
-from agents.distillation.cart import grow
 from agents.evaluation.contexts import Decisions
-from agents.policies.rule import WISHES, Branch, Leaf, Linear
+from agents.policies.linear import ROW_FEATURES
+from agents.policies.rule import WISHES, Linear
 from agents.policies.steering import INPUTS
-from agents.training.genome import ROW_FEATURES
 from dysharp_env.simulator.layout import CONTEXT, FEATURES
 from dysharp_env.simulator.network import Network
 
-Form = Literal["linear", "tree"]
-FORMS: tuple[Form, ...] = ("linear", "tree")
-TREE_DEPTH = 3
 # Ridge of the least squares, relative to the variance of a context value between 0 and 1: columns that hardly vary
 # would get weights far beyond what the training suite can tell.
 _RIDGE = 1e-6
@@ -44,15 +39,10 @@ def explained(decisions: Decisions, names: Sequence[str]) -> float:
     return 1 - _squared_error(decisions, names) / spread if spread > 0 else 1.0
 
 
-def fit(decisions: Decisions, names: Sequence[str], form: Form) -> dict[str, Linear | Branch | Leaf]:
-    """Returns the wishes of one form that are nearest to what was chosen."""
-    if form == "linear":
-        solution = _solve(decisions, names)
-        return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
-    return {
-        wish: grow(decisions.contexts, decisions.chosen[:, column].astype(float), decisions.weights, names, TREE_DEPTH)
-        for column, wish in enumerate(WISHES)
-    }
+def fit(decisions: Decisions, names: Sequence[str]) -> dict[str, Linear]:
+    """Returns the wishes that are nearest to what was chosen."""
+    solution = _solve(decisions, names)
+    return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
 
 
 def row_weights(network: Network, rows: Decisions) -> Decisions:

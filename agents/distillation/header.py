@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.policies.rule import WISHES, Leaf, Linear, RowRule, Rule, Wish
+from agents.policies.rule import WISHES, Linear, RowRule, Rule
 from dysharp_env.schedules.spec import NEVER_EARLY
 
 _MEMBER = "c->"  # how the function reaches a context value
@@ -110,21 +110,10 @@ def _distance() -> list[str]:
     return [f"        float away = {terms[0]};", *(f"        away += {term};" for term in terms[1:])]
 
 
-def _wish(name: str, wish: Wish, depth: int = 1) -> list[str]:
+def _wish(name: str, wish: Linear) -> list[str]:
     """Returns the statements that set a wish."""
-    indent = "    " * depth
-    if isinstance(wish, Linear):
-        sums = [f"{indent}{name} += {_float(weight)} * {_MEMBER}{of};" for of, weight in wish.weights.items()]
-        return [f"{indent}{name} = {_float(wish.constant)};", *sums]
-    if isinstance(wish, Leaf):
-        return [f"{indent}{name} = {_float(wish.value)};"]
-    return [
-        f"{indent}if ({_MEMBER}{wish.context} > {_float(wish.threshold)}) {{",
-        *_wish(name, wish.above, depth + 1),
-        f"{indent}}} else {{",
-        *_wish(name, wish.at_most, depth + 1),
-        f"{indent}}}",
-    ]
+    sums = [f"    {name} += {_float(weight)} * {_MEMBER}{of};" for of, weight in wish.weights.items()]
+    return [f"    {name} = {_float(wish.constant)};", *sums]
 
 
 def _float(value: float) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
 from agents.evaluation.table import EvaluationRow, makespans
 from dysharp_env.config import ConfigError, did_you_mean
@@ -130,13 +129,7 @@ def break_down(
 def breakdown_table(results: Sequence[GroupResult]) -> Table:
     """Returns a line for each group and policy of one grouping; the groups follow each other."""
     first = results[0]
-    table = Table(
-        title=Text(f"By {first.by}: time / {first.against} on the same workload", "bold"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table(f"By {first.by}: time / {first.against} on the same workload")
     table.add_column("group", overflow="fold")
     table.add_column("policy", overflow="fold")
     for column in ("ratio", "95 %", "wins"):
@@ -154,8 +147,3 @@ def breakdown_table(results: Sequence[GroupResult]) -> Table:
             )
         table.add_section()
     return table
-
-
-def breakdown_content(results: Sequence[GroupResult]) -> list[dict[str, Any]]:
-    """Returns the results as the evaluate command's JSON holds them."""
-    return [asdict(result) for result in results]

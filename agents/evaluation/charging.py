@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.evaluation.recording import Player, player_of
-from agents.evaluation.table import EvaluationRow, env_of_random
-from agents.opponents.contender import Contender
+from agents.evaluation.table import EvaluationRow, opponents_of
+from agents.opponents.opponent import Contender, Opponent
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.layout import DECISION_KINDS, SPLIT
-from dysharp_env.workload.suite import SuiteWorkload
 
 MOST_DECISION_US = 1000.0
 
@@ -26,7 +25,7 @@ MOST_DECISION_US = 1000.0
 def charge(
     rows: Sequence[EvaluationRow],
     contenders: Sequence[Contender],
-    workloads: Sequence[SuiteWorkload],
+    problems: Sequence[Problem],
     decision_us: float,
     kinds: Sequence[str] = DECISION_KINDS,
 ) -> list[EvaluationRow]:
@@ -35,29 +34,25 @@ def charge(
     Args:
         rows: An evaluation's rows.
         contenders: Whose rows they are, the reference among them.
-        workloads: The suite's workloads.
+        problems: The suite's workloads.
         decision_us: What one decision takes, microseconds.
         kinds: Kinds of decision that are charged.
     """
-    by_name = {contender.name: contender for contender in contenders}
-    places = {item.name: place for place, item in enumerate(workloads)}
-    players: dict[tuple[str, int | None], Player] = {}
+    players = opponents_of(contenders)
+    places = {problem.name: place for place, problem in enumerate(problems)}
     charged = []
     for row in rows:
-        contender, key = by_name[row.policy], (row.policy, row.seed)
-        if key not in players:
-            players[key] = player_of(contender, row.seed, env_of_random(contenders), workloads)
-        place = places[row.workload]
-        count = 0 if contender.schedule else busiest_decisions(players[key], workloads[place], place, kinds)
+        opponent, place = players[row.policy, row.seed], places[row.workload]
+        count = busiest_decisions(opponent, problems[place], place, kinds) if opponent.exposure.kinds else 0
         charged_us = row.makespan_us + count * decision_us
         charged.append(replace(row, busiest_decisions=count, charged_us=charged_us))
     return charged
 
 
-def busiest_decisions(player: Player, item: SuiteWorkload, place: int, kinds: Sequence[str] = DECISION_KINDS) -> int:
+def busiest_decisions(opponent: Opponent, problem: Problem, place: int, kinds: Sequence[str] = DECISION_KINDS) -> int:
     """Returns how many decisions of these kinds the GPU takes that takes most, those for all GPUs included."""
     numbers = {DECISION_KINDS.index(kind) for kind in kinds}
-    played = player.play(item, place)
+    played = opponent.replay(problem, place)
     asked = [(decision.kind, decision.gpu) for decision, _ in played if decision.kind in numbers]
     # The first split is that of all GPUs.
     for_all = next((number for number, (kind, _) in enumerate(asked) if kind == SPLIT), None)

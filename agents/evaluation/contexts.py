@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.evaluation.recording import best_row
-from agents.opponents.contender import Learned
+from agents.opponents.players import Learned
 from agents.policies.steering import STEERED
-from dysharp_env.schedules import Starter, load_schedule
-from dysharp_env.workload.suite import SuiteWorkload
+from dysharp_env.schedules import Problem
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,21 @@ class Decisions:
         return self.weights @ self.contexts
 
 
-def record_decisions(policy: Learned, workloads: Sequence[SuiteWorkload]) -> Decisions:
-    """Returns what a policy sees and takes on each workload.
+def record_decisions(policy: Learned, problems: Sequence[Problem]) -> Decisions:
+    """Returns what a policy sees and takes on each problem.
 
     Raises:
-        ConfigError: The schedule beneath does not fit a scenario.
+        ConfigError: The schedule beneath does not fit a system.
     """
-    schedule, steered = load_schedule(policy.env.schedule), [*STEERED]
+    steered = [*STEERED]
     contexts: list[np.ndarray] = []
     chosen: list[np.ndarray] = []
     weights: list[float] = []
-    for item in workloads:
-        system, layer, scale = item.scenario.system, item.scenario.layer, item.entry.compute_scale
-        starter = Starter(system, layer, schedule, exposure=policy.env.exposure(), compute_scale=scale)
-        engine = starter.start(item.workload).engine
+    for place, problem in enumerate(problems):
         before = len(contexts)
-        while (decision := engine.advance()) is not None:
-            row = best_row(policy.network, decision)
+        for decision, row in policy.replay(problem, place):
             contexts.append(decision.context.copy())
             chosen.append(decision.features[row, steered])
-            engine.decide(row)
         asked = len(contexts) - before
-        weights += [1 / (asked * len(workloads))] * asked
+        weights += [1 / (asked * len(problems))] * asked
     return Decisions(np.array(contexts), np.array(chosen), np.array(weights), np.array([*STEERED.values()]))

@@ -24,7 +24,7 @@ _SHUFFLES = 5  # steps in which 32 lanes find their best
 def multiply_adds(network: Network, candidates: int) -> int:
     """Returns the multiply-adds of one decision among so many candidates, those with a weight of 0 left out."""
     once = np.count_nonzero(network.context) + np.count_nonzero(network.score_pool) + _of_rule(network)
-    return int(once + candidates * _per_candidate(network, candidates))
+    return int(once + candidates * _per_candidate(network))
 
 
 def decision_us(network: Network, candidates: int) -> float:
@@ -32,7 +32,7 @@ def decision_us(network: Network, candidates: int) -> float:
     # Lanes take turns: every lane is as slow as the one with most to add.
     turns = -(-network.width // LANES)
     deepest = np.count_nonzero(network.context, axis=0).max() + np.count_nonzero(network.score_pool, axis=0).max()
-    scores = -(-candidates // LANES) * _per_candidate(network, candidates)
+    scores = -(-candidates // LANES) * _per_candidate(network)
     # A rule's weights are worked out by a lane each, for all candidates.
     rule = np.count_nonzero(network.linear[len(DECISION_KINDS) :], axis=0).max()
     arithmetic = MULTIPLY_ADD_CYCLES * (turns * int(deepest) + int(rule) + scores)
@@ -41,15 +41,12 @@ def decision_us(network: Network, candidates: int) -> float:
     return (L2_CYCLES + arithmetic + SHUFFLE_CYCLES * (exchanged + _SHUFFLES)) / CLOCK_GHZ / 1e3
 
 
-def _per_candidate(network: Network, candidates: int) -> int:
-    """Returns the multiply-adds of one of so many candidates; of the rule those of the kind with most weights."""
+def _per_candidate(network: Network) -> int:
+    """Returns the multiply-adds of one candidate; of the rule those of the kind with most weights."""
     layers = (network.row, network.embed, network.score_row, network.score)
     kinds, rest = network.linear[: len(DECISION_KINDS)], network.linear[len(DECISION_KINDS) :]
     weighed = np.count_nonzero(kinds.astype(bool) | rest.any(axis=0), axis=1).max()
     total = sum(np.count_nonzero(layer) for layer in layers) + weighed
-    if network.query is not None and network.value is not None:
-        # Each candidate's embedding is matched with every other's, and their mean is taken by how well they match.
-        total += np.count_nonzero(network.query) + np.count_nonzero(network.value) + 2 * candidates * network.width
     return int(total)
 
 

@@ -17,20 +17,27 @@ from agents.evaluation.table import EvaluationRow, Summary, makespans
 _INK = "#0072B2"
 
 
-def summary_table(summaries: Sequence[Summary], suite: str, note: str = "") -> Table:
-    """Returns one line per policy, fastest first; ``note`` says more of the suite."""
-    against = summaries[0].against
-    workloads = summaries[0].workloads
-    table = Table(
-        # Names are the user's: as ``Text`` their brackets are not read as markup.
-        title=Text(f"Suite {suite}{note}: {workloads} workloads, time / {against} on the same workload", "bold"),
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """Returns an empty table without lines between its columns; brackets in the user's names are not read as markup."""
+    return Table(
+        title=Text(title, "bold"),
         title_justify="left",
-        caption="bound: time / lower bound. ratio: geometric mean. IQM: mean of the middle half. P: share of workloads"
-        " and seeds it is faster on. 95 %: bootstrap over workloads, and over seeds where there are several",
+        caption=caption,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+    )
+
+
+def summary_table(summaries: Sequence[Summary], suite: str, note: str = "") -> Table:
+    """Returns one line per policy, fastest first; ``note`` says more of the suite."""
+    against = summaries[0].against
+    workloads = summaries[0].workloads
+    table = plain_table(
+        f"Suite {suite}{note}: {workloads} workloads, time / {against} on the same workload",
+        "bound: time / lower bound. ratio: geometric mean. IQM: mean of the middle half. P: share of workloads"
+        " and seeds it is faster on. 95 %: bootstrap over workloads, and over seeds where there are several",
     )
     table.add_column("policy", overflow="fold", min_width=8)
     for column in ("bound", "ratio", "95 %", "IQM", "95 %", "P", "95 %", "wins"):

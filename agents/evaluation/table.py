@@ -13,24 +13,9 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, interquartile_mean
-from agents.opponents.contender import Contender, Learned
-from agents.opponents.lookahead import LookAhead, look_ahead
-from agents.opponents.play import (
-    FIRST,
-    RANDOM,
-    Played,
-    choose_first,
-    environments,
-    play,
-    play_network,
-    play_schedule,
-    played,
-    random_chooser,
-)
-from agents.opponents.rollouts import prepare
+from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.config import ConfigError
-from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload
+from dysharp_env.schedules import Problem
 
 
 @dataclass(frozen=True)
@@ -43,7 +28,8 @@ class EvaluationRow:
         workload: The workload's name in its suite.
         makespan_us: Until its last token was combined; decisions take no time.
         lower_bound_us: What no schedule can beat.
-        decisions: Decisions with more than one legal answer, of all GPUs.
+        decisions: Decisions with more than one legal answer, of all GPUs, whoever took them.
+        asked: Those of them that were not taken by the schedule's own rule.
         busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
         charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
     """
@@ -54,6 +40,7 @@ class EvaluationRow:
     makespan_us: float
     lower_bound_us: float
     decisions: int
+    asked: int
     busiest_decisions: int | None = None
     charged_us: float | None = None
 
@@ -95,61 +82,28 @@ class Summary:
 
 
 def evaluate(
-    suite: SuiteSpec, contenders: Sequence[Contender], *references: Contender, random_seeds: int = 3, seed: int = 0
+    problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender
 ) -> list[EvaluationRow]:
-    """Returns a row for every contender, workload and seed, of the references as well.
-
-    ``random`` and ``first`` choose in the environment of the first trained run among the contenders, or in the default
-    one, so that they face the same decisions as the policy they are compared with.
+    """Returns a row for every contender, seed and problem, those of the references as well.
 
     Raises:
-        ConfigError: Two contenders have one name, the suite names something unknown, or a policy does not fit.
+        ConfigError: Two contenders have one name, or a schedule does not fit a system.
     """
-    return evaluate_on(suite.draw(), contenders, *references, random_seeds=random_seeds, seed=seed)
+    return [
+        row
+        for contender in with_references(contenders, references)
+        for row in as_rows(contender.name, contender.play(problems))
+    ]
 
 
-def evaluate_on(
-    workloads: Sequence[SuiteWorkload],
-    contenders: Sequence[Contender],
-    *references: Contender,
-    random_seeds: int = 3,
-    seed: int = 0,
-) -> list[EvaluationRow]:
-    """Returns what ``evaluate`` does, on workloads that need not be those of a suite.
-
-    ``random`` and ``first`` play machines as their entries name them, the others those of the scenarios.
-
-    Raises:
-        ConfigError: Two contenders have one name, or a policy does not fit.
-    """
-    contenders = with_references(contenders, references)
-    default_env = env_of_random(contenders)
-    rows: list[EvaluationRow] = []
-    for contender in contenders:
-        learned = contender.learned()
-        if contender.schedule is not None:
-            rows += as_rows(contender.name, None, play_schedule(contender.schedule, workloads))
-        elif contender.ahead is not None:
-            rows += as_rows(contender.name, None, _play_ahead(contender.ahead, workloads))
-        elif contender.name == FIRST:
-            rows += as_rows(FIRST, None, play(environments(default_env, workloads), workloads, choose_first))
-        elif not learned:
-            for index in range(random_seeds):
-                stream = seed + index
-                rows += as_rows(RANDOM, stream, _play_random(default_env, workloads, stream))
-        for policy in learned:
-            rows += as_rows(contender.name, policy.seed, play_learned(policy, workloads))
-    return rows
+def as_rows(policy: str, played: Sequence[Played]) -> list[EvaluationRow]:
+    """Returns the rows of a policy from what became of the workloads."""
+    return [EvaluationRow(policy, **asdict(item)) for item in played]
 
 
-def env_of_random(contenders: Sequence[Contender]) -> EnvSpec:
-    """Returns the environment in which ``random`` and ``first`` choose beside these contenders."""
-    return next((policy.env for contender in contenders for policy in contender.learned()), EnvSpec())
-
-
-def as_rows(policy: str, seed: int | None, played: Sequence[Played]) -> list[EvaluationRow]:
-    """Returns the rows of a policy and seed from what became of the workloads."""
-    return [EvaluationRow(policy, seed, *asdict(item).values()) for item in played]
+def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:
+    """Returns all opponents by the policy and seed of their rows."""
+    return {(contender.name, opponent.seed): opponent for contender in contenders for opponent in contender.opponents}
 
 
 def with_references(contenders: Sequence[Contender], references: Sequence[Contender]) -> list[Contender]:
@@ -172,32 +126,10 @@ def with_references(contenders: Sequence[Contender], references: Sequence[Conten
 def _same_name(contender: Contender, option: str, other: Contender) -> ConfigError:
     if contender.is_same_as(other):
         return ConfigError(f"policy='{contender.given}' is given twice")
-    joined = ", or join run folders of one policy with commas" if contender.runs and other.runs else ""
+    joined = ", or join run folders of one policy with commas" if contender.sort == other.sort == "runs" else ""
     return ConfigError(
         f"policy='{contender.given}' is named '{contender.name}' like {option}='{other.given}'; rename it{joined}"
     )
-
-
-def play_learned(policy: Learned, workloads: Sequence[SuiteWorkload]) -> list[Played]:
-    """Returns what becomes of workloads under a learned policy.
-
-    Raises:
-        ConfigError: The schedule beneath does not fit a scenario.
-    """
-    return played(play_network(policy.network, policy.env, workloads), workloads)
-
-
-def _play_ahead(ahead: LookAhead, workloads: Sequence[SuiteWorkload]) -> list[Played]:
-    rows = []
-    for workload in prepare(workloads):
-        end = look_ahead(workload, ahead)
-        rows.append(Played(workload.name, end.makespan_ps / 1e6, workload.bound.total_ps / 1e6, end.decisions))
-    return rows
-
-
-def _play_random(env_spec: EnvSpec, workloads: Sequence[SuiteWorkload], seed: int) -> list[Played]:
-    envs = environments(env_spec, workloads)
-    return play(envs, workloads, random_chooser(seed, len(envs)))
 
 
 def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> list[Summary]:
@@ -260,12 +192,8 @@ def json_content(
     rows: Sequence[EvaluationRow],
     summaries: Sequence[Summary],
     charged: Sequence[Summary] = (),
-    breakdown: Sequence[dict[str, Any]] = (),
+    groups: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Returns what the evaluate command's JSON holds: rows, summaries, those of charged makespans, and groups."""
-    return {
-        "rows": [asdict(row) for row in rows],
-        "summary": [asdict(summary) for summary in summaries],
-        "charged": [asdict(summary) for summary in charged],
-        "breakdown": list(breakdown),
-    }
+    parts = {"rows": rows, "summary": summaries, "charged": charged, "breakdown": groups}
+    return {key: [asdict(line) for line in lines] for key, lines in parts.items()}

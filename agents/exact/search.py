@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -46,25 +45,6 @@ def fix_times(model: ExactModel, times: Times) -> None:
     """Leaves one schedule: everything happens when it does there."""
     for variable, value in _timed(model, times):
         model.model.add(variable == value)
-
-
-def fix_orders(model: ExactModel, times: Times) -> None:
-    """Leaves the schedules in which everything happens in the order in which it does there."""
-    for (expert, token, tile), is_inside in model.in_tile.items():
-        model.model.add(is_inside == int(times.tiles[expert, token] == tile))
-    for gpu in model.gpus:
-        mine = (row for row in times.rows if model.gpu_of_expert[row[0]] == gpu)
-        for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
-            model.model.add(model.row_ends[first] <= model.rows[second])
-        here = [name for name, segment in model.segments.items() if segment.target == gpu]
-        for before, after in pairwise(sorted(here, key=times.arrivals.__getitem__)):
-            model.model.add(model.segments[before].free <= model.segments[after].start)
-        sends = [token for token in model.sends if model.home(token) == gpu]
-        for send, next_send in pairwise(sorted(sends, key=times.sends.__getitem__)):
-            model.model.add(model.sends[send] < model.sends[next_send])
-        pushes = [pair for pair in model.pushes if pair[1] == gpu]
-        for push, next_push in pairwise(sorted(pushes, key=times.pushes.__getitem__)):
-            model.model.add(model.pushes[push] < model.pushes[next_push])
 
 
 def hint(model: ExactModel, times: Times) -> None:

@@ -17,14 +17,11 @@ from typing import Literal
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Exposure, LowerBound, ScheduleSpec
+from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
 from dysharp_env.simulator import layout
-from dysharp_env.simulator.costs import Bound, Costs
-from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.lowering import Lowering
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Decision
-from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.system import load_system
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
@@ -107,8 +104,8 @@ class TinyInstance:
             name=f"tiny, seed {self.seed}",
         )
         system = load_system("dgx-h100", self.num_gpus).with_changes(_STRIPPED)
-        costs = Costs.of(system, layer, self.compute_scale)
-        return TinyLayer(self, system, workload, costs, LowerBound(system, layer, costs).of(workload))
+        plain = Problem.of(system, workload, compute_scale=self.compute_scale)
+        return TinyLayer(self.name, system, workload, plain.costs, plain.bound, self)
 
 
 def tiny_layers(seed: int, count: int) -> list[TinyLayer]:
@@ -131,15 +128,11 @@ def tiny_layers(seed: int, count: int) -> list[TinyLayer]:
     return layers
 
 
-@dataclass(frozen=True)
-class TinyLayer:
-    """A tiny instance with all that follows from it."""
+@dataclass(frozen=True, eq=False)
+class TinyLayer(Problem):
+    """A tiny instance with all that follows from it; every schedule is fitted to its machine before it runs."""
 
     instance: TinyInstance
-    system: SystemSpec
-    workload: Workload
-    costs: Costs
-    bound: Bound
 
     def fit(self, schedule: ScheduleSpec) -> ScheduleSpec:
         """Returns a schedule with this machine's primitives and one SM; its gates and rule stay.
@@ -164,11 +157,6 @@ class TinyLayer:
             }
         )
 
-    @property
-    def name(self) -> str:
-        """The instance's name."""
-        return self.instance.name
-
     def fit_exposure(self, exposure: Exposure) -> Exposure:
         """Returns what of an exposure can be asked here: one SM cannot be split, and not all tiles are closed early."""
         kinds = tuple(kind for kind in exposure.kinds if kind != "split")
@@ -179,17 +167,22 @@ class TinyLayer:
         """Returns the exposure of all that can be decided on this layer."""
         return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
 
-    def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
-        """Returns the engine at time zero under a schedule, fitted as ``fit`` does it.
+    def start(
+        self,
+        schedule: ScheduleSpec,
+        exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
+        *,
+        logging: bool = False,
+    ) -> LayerRun:
+        """Returns the layer at time zero under a schedule, fitted as ``fit`` does it.
 
         Raises:
             ConfigError: It does what is not modelled.
         """
-        program = self.fit(schedule).program(self.system, self.fit_exposure(exposure))
-        return Engine(Lowering(self.costs, program, self.system.gpu.num_sms), self.workload, self.bound)
+        return super().start(self.fit(schedule), self.fit_exposure(exposure), logging=logging)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
-        """Returns the twin at time zero, as ``engine`` does the engine."""
+        """Returns the twin at time zero, as ``start`` does the engine."""
         program = self.fit(schedule).program(self.system, self.fit_exposure(exposure))
         return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agents.opponents.rollouts import Playable
-from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.layout import ASK, GEMM
@@ -65,13 +64,13 @@ class Ahead:
     choices: list[int] = field(repr=False)
 
 
-def look_ahead(workload: Playable, ahead: LookAhead) -> Ahead:
-    """Returns a workload played with look-ahead.
+def look_ahead(problem: Problem, ahead: LookAhead) -> Ahead:
+    """Returns a problem played with look-ahead.
 
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    return play_ahead(workload.engine(ahead.schedule, ahead.exposure()), ahead)
+    return play_ahead(problem.engine(ahead.schedule, ahead.exposure()), ahead)
 
 
 def play_ahead(

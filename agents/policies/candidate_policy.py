@@ -2,9 +2,8 @@
 
 Every candidate row goes through one shared network together with the context of its decision. The mean and maximum of
 the embeddings tell each candidate what it competes with, and a second shared network turns embedding and pool into one
-logit. With attention, that also sees a mean of the embeddings that match the candidate's. Nothing has a size that
-depends on how many candidates there are: weights trained at 32 candidates act at 64. The value comes from a network of
-its own over the context and the pooled features.
+logit. Nothing has a size that depends on how many candidates there are: weights trained at 32 candidates act at 64. The
+value comes from a network of its own over the context and the pooled features.
 """
 
 from __future__ import annotations
@@ -26,6 +25,19 @@ from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, F_HOLD, F_ORDE
 from dysharp_env.simulator.network import Network
 
 Observation = dict[str, Tensor]
+# By the engine's name for weights, what the scorer calls them; all but ``linear`` lie (output, input) in torch.
+_PARAMETERS = {
+    "row": "embed_row.weight",
+    "row_bias": "embed_row.bias",
+    "context": "embed_context.weight",
+    "embed": "embed.weight",
+    "embed_bias": "embed.bias",
+    "score_row": "score_row.weight",
+    "score_bias": "score_row.bias",
+    "score_pool": "score_pool.weight",
+    "score": "score.weight",
+    "linear": "linear",
+}
 
 
 class PolicySpec(Spec):
@@ -43,8 +55,6 @@ class PolicySpec(Spec):
     the place of ``hold_reluctance``. Empty starts at no preference."""
     rule_scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """What the rule's weights are multiplied with to be logits: the higher, the less is tried beside its choice."""
-    attention: bool = False
-    """Whether candidates attend to each other; see network.py. A decision then costs as much as pairs of them."""
 
     def linear(self) -> np.ndarray:
         """Returns the (context, feature) weights that scores start at: one rule for each kind of decision.
@@ -67,7 +77,7 @@ class PolicySpec(Spec):
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray, attention: bool = False):
+    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
         """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
         super().__init__()
         self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
@@ -83,12 +93,6 @@ class CandidateScorer(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(self.score.weight, 0.01)
-        # Made last, so that without them a seed gives the weights that it always gave.
-        self.query = nn.Linear(hidden, hidden, bias=False) if attention else None
-        self.value = nn.Linear(hidden, hidden, bias=False) if attention else None
-        for more in (self.query, self.value):
-            if more is not None:
-                nn.init.orthogonal_(more.weight, np.sqrt(2))
 
     def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
         """Returns (batch, candidate) logits.
@@ -107,11 +111,6 @@ class CandidateScorer(nn.Module):
         count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
         pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
         seen = self.score_row(embedded) + self.score_pool(pool)[decision]
-        if self.query is not None and self.value is not None:
-            # Empty rows match nothing.
-            matches = torch.relu(self.query(table) @ table.transpose(1, 2))
-            attended = (matches @ table) / (1 + matches.sum(dim=2, keepdim=True))
-            seen = seen + self.value(attended[decision, row])
         scores = self.score(torch.relu(seen)).squeeze(1)
         rule = context @ self.linear
         scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
@@ -166,27 +165,13 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
     @classmethod
     def of_network(cls, network: Network, env: EnvSpec) -> CandidatePolicy:
         """Returns a policy whose scorer is a network of the engine; its critic knows nothing."""
-        spec = PolicySpec(hidden=network.width, value_hidden=1, attention=network.attends)
+        spec = PolicySpec(hidden=network.width, value_hidden=1)
         policy = cls(env.observation_space(), env.action_space(), lambda _: 0.0, spec)
-        scorer = policy.scorer
-        tensors = {
-            scorer.embed_row.weight: network.row.T,
-            scorer.embed_row.bias: network.row_bias,
-            scorer.embed_context.weight: network.context.T,
-            scorer.embed.weight: network.embed.T,
-            scorer.embed.bias: network.embed_bias,
-            scorer.score_row.weight: network.score_row.T,
-            scorer.score_row.bias: network.score_bias,
-            scorer.score_pool.weight: network.score_pool.T,
-            scorer.score.weight: network.score[None],
-            scorer.linear: network.linear,
-        }
-        for layer, weights in ((scorer.query, network.query), (scorer.value, network.value)):
-            if layer is not None and weights is not None:
-                tensors[layer.weight] = weights.T
         with torch.no_grad():
-            for tensor, numbers in tensors.items():
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(numbers)))
+            for name, path in _PARAMETERS.items():
+                parameter, array = policy.scorer.get_parameter(path), getattr(network, name)
+                numbers = array if name == "linear" else array.T
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(parameter.shape))
             for parameter in policy.critic.parameters():
                 parameter.zero_()
         policy.set_training_mode(False)
@@ -198,10 +183,8 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         self.num_features = sizes["candidates"] // int(self.action_space.n)
         self.num_context = sizes["context"]
         spec = self.spec
-        self.scorer = CandidateScorer(
-            self.num_features, self.num_context, spec.hidden, spec.linear(), attention=spec.attention
-        )
-        self.critic = ValueNetwork(self.num_features, self.num_context, self.spec.value_hidden)
+        self.scorer = CandidateScorer(self.num_features, self.num_context, spec.hidden, spec.linear())
+        self.critic = ValueNetwork(self.num_features, self.num_context, spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def forward(  # type: ignore[override]
@@ -240,26 +223,12 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
 
     def scoring_network(self) -> Network:
         """Returns the scorer's weights as the engine plays them; it chooses what ``choose`` does, up to rounding."""
-
-        def numbers(tensor: Tensor) -> np.ndarray:
+        arrays = {}
+        for name, path in _PARAMETERS.items():
+            numbers = self.scorer.get_parameter(path).detach().numpy()
             # A copy, (input, output) and in order: training goes on with the tensor itself.
-            return np.array(tensor.detach().numpy().T, np.float32, order="C")
-
-        scorer = self.scorer
-        return Network(
-            row=numbers(scorer.embed_row.weight),
-            row_bias=numbers(scorer.embed_row.bias),
-            context=numbers(scorer.embed_context.weight),
-            embed=numbers(scorer.embed.weight),
-            embed_bias=numbers(scorer.embed.bias),
-            score_row=numbers(scorer.score_row.weight),
-            score_bias=numbers(scorer.score_row.bias),
-            score_pool=numbers(scorer.score_pool.weight),
-            score=numbers(scorer.score.weight)[:, 0],
-            linear=np.array(scorer.linear.detach().numpy(), np.float32, order="C"),
-            query=None if scorer.query is None else numbers(scorer.query.weight),
-            value=None if scorer.value is None else numbers(scorer.value.weight),
-        )
+            arrays[name] = np.array(numbers if name == "linear" else numbers.T, np.float32, order="C")
+        return Network(**{**arrays, "score": arrays["score"][:, 0]})
 
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""

@@ -2,116 +2,108 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
-from dysharp_env.config import ConfigError, Spec, parse_spec
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.card import PolicyCard, read_card
+from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.warmup import notice
 
-_POLICY_SCHEMA = "dysharp/policy/2"
-
-
-class PolicyCard(Spec):
-    """What ``policy.json`` says of the weights beside it."""
-
-    format: str = _POLICY_SCHEMA
-    """Version of this file."""
-    features: int = Field(ge=1)
-    """Features of a candidate."""
-    context: int = Field(ge=1)
-    """Values of the context."""
-    policy: PolicySpec
-    """Size of the networks."""
-    decisions: int = Field(ge=0)
-    """Training decisions behind the weights."""
-    validation_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Mean makespan over lower bound on the validation suite, where it was measured."""
+# By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "scorer.embed_row.weight": ("features",),
+    "scorer.embed_context.weight": ("context",),
+    "scorer.linear": ("features",),
+    "critic.layers.0.weight": ("context", "features", "features"),
+}
+_ROWS = {"scorer.linear": ("context",)}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the mapping a JSON file holds.
-
-    Raises:
-        ConfigError: It is missing, damaged, or not a mapping.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"'{path}' is damaged: it is not JSON") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
-    return data
-
-
-def save_policy(folder: Path, policy: CandidatePolicy, decisions: int, validation_ratio: float | None) -> None:
+def save_policy(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
     """Writes ``policy.safetensors`` and ``policy.json`` into ``folder``."""
-    card = PolicyCard(
-        features=policy.num_features,
-        context=policy.num_context,
-        # Weights hold what they started at.
-        policy=policy.spec.model_copy(update={"rule": ""}),
-        decisions=decisions,
-        validation_ratio=validation_ratio,
-    )
+    # Weights hold what they started at.
+    spec = policy.spec.model_copy(update={"rule": ""})
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
     write_bytes(folder / "policy.safetensors", save(weights))
-    write_text(folder / "policy.json", card.model_dump_json(indent=2) + "\n")
+    write_text(folder / "policy.json", card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n")
 
 
-def load_policy(folder: Path, env: EnvSpec) -> CandidatePolicy:
-    """Returns the policy in ``folder`` for environments, which may show more or fewer candidates than in training.
+def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
+    """Returns the policy in ``folder``.
+
+    Args:
+        folder: A run's ``best``, or a checkpoint.
+        env: What it is to act in, which may show more or fewer candidates than in training; None is what it was
+            trained in.
 
     Raises:
-        ConfigError: A file is missing or damaged, or the features differ.
+        ConfigError: A file is missing or damaged, or the policy looks at what there is no more.
     """
     card = read_card(folder)
+    env = env or card.env
     policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
     load_weights(folder, policy, card)
     policy.set_training_mode(False)
     return policy
 
 
-def read_card(folder: Path) -> PolicyCard:
-    """Returns what ``policy.json`` says.
-
-    Raises:
-        ConfigError: It is missing or damaged, or of another version.
-    """
-    card = parse_spec(PolicyCard, read_json(folder / "policy.json"), source=str(folder / "policy.json"))
-    if card.format != _POLICY_SCHEMA:
-        raise ConfigError(f"'{folder}/policy.json' has format '{card.format}'; this version reads '{_POLICY_SCHEMA}'")
-    return card
-
-
 def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
-    """Loads ``policy.safetensors`` into a policy of the same shape; ``card`` is what lies beside it.
+    """Loads ``policy.safetensors`` into a policy of the same width; ``card`` is what lies beside it.
+
+    Columns are put where their names are now. Names that are new get weights of 0, and a line says so.
 
     Raises:
-        ConfigError: The file is missing or damaged, the shapes differ, or the card is of other observations.
+        ConfigError: The file is missing or damaged, the shapes differ, or the policy looks at what there is no more.
     """
-    for key, said, actual in (
-        ("features", card.features, policy.num_features),
-        ("context", card.context, policy.num_context),
-    ):
-        if said != actual:
-            raise ConfigError(f"'{folder}/policy.json' does not fit this environment: {key} is {said}, not {actual}")
+    for kind, known in (("features", FEATURES), ("context", CONTEXT)):
+        named = getattr(card, kind)
+        if missing := [name for name in named if name not in known]:
+            raise ConfigError(f"'{folder}/policy.json' does not fit this version: {kind} has no {', '.join(missing)}")
+        if new := [name for name in known if name not in named]:
+            notice(f"'{folder}/policy.json' does not know {', '.join(new)} ({kind}): weights of 0")
     path = folder / "policy.safetensors"
     tensors = read_tensors(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
     _check_tensors(tensors, shapes, path, fits="this environment")
-    policy.load_state_dict(tensors)
+    policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
+
+
+def _blocks(table: Mapping[str, Sequence[str]], name: str, card: PolicyCard) -> tuple[list[str], list[str]]:
+    """Returns what the columns (or rows) of a tensor belong to, as in the file and as now; each is KIND.BLOCK.NAME."""
+    now = {"features": FEATURES, "context": CONTEXT}
+    blocks = [*enumerate(table.get(name, ()))]
+    filed = [f"{kind}.{number}.{each}" for number, kind in blocks for each in getattr(card, kind)]
+    return filed, [f"{kind}.{number}.{each}" for number, kind in blocks for each in now[kind]]
+
+
+def _shape_in_file(name: str, tensor: torch.Tensor, card: PolicyCard) -> tuple[int, ...]:
+    """Returns the shape that one of a policy's tensors has in the file of a card."""
+    shape = [*tensor.shape]
+    for axis, table in ((0, _ROWS), (1, _COLUMNS)):
+        if name in table:
+            shape[axis] = len(_blocks(table, name, card)[0])
+    return tuple(shape)
+
+
+def _placed(name: str, tensor: torch.Tensor, card: PolicyCard) -> torch.Tensor:
+    """Returns a tensor of a file with its rows and columns where their names are now, and 0 in those that are new."""
+    for axis, table in ((0, _ROWS), (1, _COLUMNS)):
+        filed, now = _blocks(table, name, card)
+        if filed != now:
+            shape = [*tensor.shape]
+            shape[axis] = len(now)
+            there = torch.tensor([now.index(each) for each in filed])
+            tensor = tensor.new_zeros(shape).index_copy(axis, there, tensor)
+    return tensor
 
 
 def _check_tensors(
@@ -172,7 +164,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def load_optimizer(folder: Path, policy: CandidatePolicy) -> None:
+def load_optimizer(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
     """Loads what ``optimizer_tensors`` returned from ``optimizer.safetensors`` into the policy's optimiser.
 
     Raises:
@@ -180,16 +172,16 @@ def load_optimizer(folder: Path, policy: CandidatePolicy) -> None:
     """
     path = folder / "optimizer.safetensors"
     tensors = read_tensors(path)
-    sizes = [tuple(parameter.shape) for parameter in policy.parameters()]
-    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(sizes)}
-    for moment in ("exp_avg", "exp_avg_sq"):
-        shapes |= {f"{index}.{moment}": size for index, size in enumerate(sizes)}
+    names = [name for name, _ in policy.named_parameters()]
+    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(names)}
+    for index, (name, parameter) in enumerate(policy.named_parameters()):
+        shapes |= {f"{index}.{of}": _shape_in_file(name, parameter, card) for of in ("exp_avg", "exp_avg_sq")}
     _check_tensors(tensors, shapes, path, fits="the policy")
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, torch.Tensor]] = {index: {} for index, _ in enumerate(names)}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        if name != "exp_avg" and bool((tensor < 0).any()):  # counts and squares
+        place, of = key.split(".", 1)
+        if of != "exp_avg" and bool((tensor < 0).any()):  # counts and squares
             raise ConfigError(f"'{path}' is damaged: '{key}' holds negative numbers")
-        state.setdefault(int(index), {})[name] = tensor
+        state[int(place)][of] = tensor if of == "step" else _placed(names[int(place)], tensor, card)
     optimizer = policy.optimizer
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

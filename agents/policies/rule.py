@@ -1,14 +1,14 @@
 """A distilled rule for splits and GEMM rows: what is wanted and what counts, from a handful of context values.
 
-For each number of a split the rule says what it wants, as a sum of weighted context values or by a small tree of
-thresholds; the split on offer nearest to that, by the sum of weighted distances, is taken, the first of equals. For a
-row it weighs features, with weights that are sums of weighted context values; the highest sum is taken, the first of
-equals. All of it is a network of the engine as well, so that whatever plays a policy plays a rule.
+For each number of a split the rule says what it wants, as a sum of weighted context values; the split on offer nearest
+to that, by the sum of weighted distances, is taken, the first of equals. For a row it weighs features, with weights
+that are sums of weighted context values; the highest sum is taken, the first of equals. All of it is a network of the
+engine as well, so that whatever plays a policy plays a rule. Its file names values and features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agents.policies.files import read_json
+from agents.policies.card import read_json
+from agents.policies.linear import ROW_FEATURES
 from agents.policies.steering import INPUTS, STEERED, network_of
-from agents.training.genome import ROW_FEATURES
 from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
@@ -30,9 +30,6 @@ WISHES = {
     FEATURES[feature]: weight for feature, weight in STEERED.items()
 }  # feature of a split: weight of its distance
 TIE = "the first of the nearest splits"
-# Thresholds are multiples of 1 / STEEPNESS: as a network, a branch goes from one side to the other over that much of a
-# context value. More would cost the float32 sums behind it their precision.
-STEEPNESS = 4096
 
 
 def definition(name: str) -> str:
@@ -62,48 +59,6 @@ class Linear(Spec):
     def names(self) -> list[str]:
         """Returns the context values that it looks at."""
         return [*self.weights]
-
-
-class Leaf(Spec):
-    """The end of a tree."""
-
-    value: float = Field(allow_inf_nan=False)
-    """What is wanted."""
-
-    def values(self, contexts: np.ndarray) -> np.ndarray:
-        """Returns what is wanted in (decision, context)."""
-        return np.full(len(contexts), self.value, np.float32)
-
-    def names(self) -> list[str]:
-        """Returns nothing: no context value is looked at."""
-        return []
-
-
-class Branch(Spec):
-    """A question that a tree asks."""
-
-    context: str
-    """The context value asked about."""
-    threshold: float = Field(ge=0, le=1)
-    """What it is compared with."""
-    at_most: Branch | Leaf
-    """What holds where it is not above the threshold."""
-    above: Branch | Leaf
-    """What holds where it is."""
-
-    def values(self, contexts: np.ndarray) -> np.ndarray:
-        """Returns what is wanted in (decision, context) float32."""
-        above = contexts[:, CONTEXT.index(self.context)] > np.float32(self.threshold)
-        return np.where(above, self.above.values(contexts), self.at_most.values(contexts))
-
-    def names(self) -> list[str]:
-        """Returns the context values that it and those below it look at."""
-        return [self.context, *self.at_most.names(), *self.above.names()]
-
-
-Tree = Branch | Leaf
-Wish = Linear | Branch | Leaf
-Way = tuple[tuple[Branch, bool], ...]  # branches from a tree's root on, each with whether its threshold is passed
 
 
 class RowRule(Spec):
@@ -156,7 +111,7 @@ class Rule(Spec):
     """How often each GPU decides again; see ``EnvSpec``."""
     context: dict[str, str]
     """The context values that the rule looks at, and what each is."""
-    wishes: dict[str, Wish]
+    wishes: dict[str, Linear]
     """What is wanted of each feature of a split."""
     rows: RowRule | None = None
     """What counts in a row; none leaves rows to the schedule."""
@@ -181,8 +136,6 @@ class Rule(Spec):
             )
         if missing := sorted(named - self.context.keys()):
             raise ValueError(f"context says nothing of {missing}, which the rule looks at")
-        if len({isinstance(wish, Linear) for wish in self.wishes.values()}) > 1:
-            raise ValueError("wishes must all be sums or all be trees")
         return self
 
     def env(self) -> EnvSpec:
@@ -227,21 +180,10 @@ class Rule(Spec):
     def network(self) -> Network:
         """Returns the rule as the engine plays it.
 
-        It chooses what ``choose`` does, but where two splits are as near up to rounding, or where a context value lies
-        above a threshold by less than 1 / STEEPNESS.
+        It chooses what ``choose`` does, but where two splits are as near up to rounding.
         """
-        wishes = [*self.wishes.values()]
-        linear = [wish for wish in wishes if isinstance(wish, Linear)]
-        if len(linear) == len(wishes):
-            network = linear_network(linear)
-        else:
-            network = _tree_network([_as_tree(wish) for wish in wishes])
+        network = linear_network([*self.wishes.values()])
         return replace(network, linear=_row_weights(self.rows)) if self.rows else network
-
-
-def _as_tree(wish: Wish) -> Tree:
-    assert not isinstance(wish, Linear), "all wishes of a rule have one form"
-    return wish
 
 
 def read_rule(path: Path) -> Rule:
@@ -272,54 +214,3 @@ def _row_weights(rows: RowRule) -> np.ndarray:
         for value, factor in weight.weights.items():
             column[CONTEXT.index(value)] = factor
     return linear
-
-
-def _paths(tree: Tree, path: Way = ()) -> Iterator[tuple[Way, Leaf]]:
-    """Yields every leaf behind its way."""
-    if isinstance(tree, Leaf):
-        yield path, tree
-        return
-    yield from _paths(tree.at_most, (*path, (tree, False)))
-    yield from _paths(tree.above, (*path, (tree, True)))
-
-
-def _tree_network(trees: list[Tree]) -> Network:
-    """Returns trees as a network: steps of thresholds, then which leaf holds, then distances from its value."""
-    leaves = [(wish, path, leaf) for wish, tree in enumerate(trees) for path, leaf in _paths(tree)]
-    branches = list({id(branch): branch for _, path, _ in leaves for branch, _ in path}.values())
-    offered = len(WISHES)  # the first units carry what is offered
-    width = offered + max(2 * len(branches), len(leaves), offered)
-    row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)
-    embed, embed_bias = np.zeros((width, width)), np.zeros(width)
-    score_row, score = np.zeros((width, width)), np.zeros(width)
-    unit_of = {id(branch): offered + 2 * place for place, branch in enumerate(branches)}
-    for branch in branches:
-        # Two rectified ramps, one a step behind the other: their difference is 0 up to the threshold, then 1.
-        for late in (0, 1):
-            context[CONTEXT.index(branch.context), unit_of[id(branch)] + late] = STEEPNESS
-            row_bias[unit_of[id(branch)] + late] = -STEEPNESS * branch.threshold - late
-    for place, (_, path, _) in enumerate(leaves):
-        unit = offered + place
-        embed_bias[unit] = 1 - sum(above for _, above in path)
-        for branch, above in path:
-            sign = 1.0 if above else -1.0
-            embed[unit_of[id(branch)], unit], embed[unit_of[id(branch)] + 1, unit] = sign, -sign
-    for wish, (name, distance) in enumerate(WISHES.items()):
-        row[FEATURES.index(name), wish], embed[wish, wish] = distance, 1.0
-        for sign, unit in ((1.0, 2 * wish), (-1.0, 2 * wish + 1)):
-            score_row[wish, unit], score[unit] = sign, -1.0
-            for place, (owner, _, leaf) in enumerate(leaves):
-                score_row[offered + place, unit] = -sign * distance * leaf.value * (owner == wish)
-    numbers = {
-        "row": row,
-        "row_bias": row_bias,
-        "context": context,
-        "embed": embed,
-        "embed_bias": embed_bias,
-        "score_row": score_row,
-        "score_bias": np.zeros(width),
-        "score_pool": np.zeros((2 * width, width)),
-        "score": score,
-        "linear": np.zeros((len(CONTEXT), len(FEATURES))),
-    }
-    return Network(**{name: np.ascontiguousarray(array, np.float32) for name, array in numbers.items()})

@@ -55,17 +55,6 @@ def constant(wanted: dict[int, float]) -> np.ndarray:
     return wishes.ravel()
 
 
-def inputs_of(contexts: np.ndarray) -> np.ndarray:
-    """Returns the (decision, input) values behind (decision, context) ones."""
-    return np.column_stack([contexts[:, len(DECISION_KINDS) :], np.ones(len(contexts))])
-
-
-def wishes_of(weights: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """Returns the (decision, wish) values of the features of ``STEERED`` that are wanted in (decision, context)."""
-    wishes = weights.reshape(-1, len(INPUTS))
-    return inputs_of(contexts) @ wishes.T / np.array(list(STEERED.values())[: len(wishes)])
-
-
 def network_of(weights: np.ndarray) -> Network:
     """Returns the network that takes the split nearest to the wishes of these (weight,)."""
     wishes = weights.reshape(-1, len(INPUTS))

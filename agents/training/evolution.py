@@ -6,72 +6,120 @@ opposite random nudges say in which direction makespans fall (antithetic evoluti
 share in it is to change follows from the layers' shapes by the chain rule: so what is estimated from makespans stays
 small however many shapes there are. Adam makes the steps; the policy is an average of where they have been.
 
-All episodes run inside the engine; layers share nothing, so threads change no result.
+All episodes run inside the engine; layers share nothing, so threads change no result. ``EvolutionRun`` is a run;
+``Evolution`` the strategy, one generation at a time; what the weights are is told in genome.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from safetensors.numpy import save
 
-from agents.opponents.rollouts import Playable, makespans_ps, play_networks
-from agents.training.genome import GATED, GATES, SHAPES, Genome, Scale
-from dysharp_env.config import Spec
-from dysharp_env.schedules import Exposure, ScheduleSpec
+from agents.exact.tiny import TRAINING_SEED, tiny_layers
+from agents.opponents.rollouts import makespans_ps, play_networks
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import read_numbers
+from agents.training.genome import Genome, Scale
+from agents.training.metrics import TensorBoard
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.spec import EvolutionSpec, TrainSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.layout import CONTEXT
 from dysharp_env.simulator.network import Network
+from dysharp_env.workload.suite import load_suite
 
+GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
 _LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
 _LAST_RATE = 0.1  # of the learning rate at the end of a cycle
 
 
-class EvolutionSpec(Spec):
-    """Hyper-parameters of the evolution of a policy of few weights; see genome.py."""
+class EvolutionRun(TrainingRun):
+    """A run of an evolution strategy."""
 
-    start: Literal["constant", "hand_written"] = "constant"
-    """The splits it begins at: the schedule's own always, or the policy of that name in steering.py. Other kinds begin
-    at the schedule's own rules."""
-    shapes: tuple[str, ...] = SHAPES
-    """What of a layer's shape weights may depend on."""
-    gated: tuple[str, ...] = ("is_gemm2", "is_partial", "is_hold")
-    """Features whose weights depend on ``gates``, where other kinds than splits are decided on."""
-    gates: tuple[str, ...] = ("all_sent", "free_sms")
-    """Context values that those weights are linear in: how far a GPU is."""
-    pairs: int = Field(default=10, ge=1, le=1024)
-    """Pairs of opposite nudges on each workload of a generation."""
-    sigma: float = Field(default=0.12, gt=0, le=10)
-    """Standard deviation of a nudge to a weight."""
-    learning_rate: float = Field(default=0.03, gt=0, le=1)
-    """Step of a weight in one generation; it falls to a tenth over a cycle."""
-    cycles: int = Field(default=1, ge=1, le=1024)
-    """Parts of the run, each of which begins at the learning rate again (warm restarts, arXiv 1608.03983)."""
-    clip: float = Field(default=0.06, gt=0, le=10)
-    """Most that one pair's difference in log makespan counts, so that a nudge that ruins a layer decides nothing."""
-    average: float = Field(default=0.9, ge=0, lt=1)
-    """What the policy keeps of itself in one generation; the rest is where the steps are."""
-    batch: int = Field(default=16, ge=1)
-    """Workloads of a generation, in a random order of all, then another; all if there are no more."""
-    tiny: int = Field(default=0, ge=0)
-    """Plays so many tiny layers on the stripped machine of tiny.py in place of a suite, and chooses the best policy on
-    as many others; ``env.suite`` and ``validation`` then do not matter."""
-    threads: int = Field(default=2, ge=1, le=256)
-    """Workloads played at a time."""
+    tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
 
-    @field_validator("shapes", "gated", "gates")
-    @classmethod
-    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = {"shapes": SHAPES, "gated": GATED, "gates": GATES}[str(info.field_name)]
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{unknown} cannot be {info.field_name}; choose from {[*known]}")
-        if len({*names}) < len(names):
-            raise ValueError(f"{[*names]} names one twice")
-        return names
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+        """Draws what is trained on and plays the reference on it.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        super().__init__(spec, folder, watch)
+        assert spec.evolution is not None
+        self._evolution = Evolution(
+            spec.evolution,
+            load_schedule(spec.env.schedule),
+            spec.env.exposure(),
+            _problems(spec),
+            load_schedule(spec.reference),
+        )
+        self._board: TensorBoard | None = None
+        self._latest: Generation | None = None
+
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy."""
+        return CandidatePolicy.of_network(self._evolution.network(), self.spec.env)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes the weights out of a checkpoint."""
+        evolution = self._evolution
+        shape = evolution.weights.shape
+        numbers = read_numbers(checkpoint / "evolution.safetensors", {"average": shape, "weights": shape})
+        evolution.weights, evolution.average = numbers["weights"], numbers["average"]
+
+    def save_state(self, counters: Counters) -> None:
+        """Saves weights and counters."""
+        numbers = save({"average": self._evolution.average, "weights": self._evolution.weights})
+        self.folder.save_checkpoint({"evolution.safetensors": numbers}, counters, self.decisions)
+
+    def begin(self, board: TensorBoard) -> None:
+        """Goes on at the present weights."""
+        self._board = board
+        self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
+
+    def learn(self) -> dict[str, float]:
+        """Plays one generation."""
+        latest = self._latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        self.decisions += latest.decisions
+        self.updates += 1
+        row = (self.decisions, self.updates, latest.ratio, latest.worst)
+        self.folder.append_rows("generations.csv", GENERATION_COLUMNS, [(*row, round(self.elapsed_s(), 3))])
+        return {
+            f"rollout/ratio_to_{self.spec.reference}": latest.ratio,
+            "evolution/worst_ratio": latest.worst,
+            "evolution/generation": self.updates,
+            "time/decisions_per_second": self.rate(),
+        }
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Writes a record."""
+        assert self._board is not None
+        self._board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+    def progress(self) -> Progress:
+        """Returns where the run is."""
+        assert self._latest is not None
+        ratio = self._latest.ratio
+        return Progress(self.decisions, self.spec.total_decisions, float("nan"), ratio, self.rate(), self.best)
+
+
+def _problems(spec: TrainSpec) -> Sequence[Problem]:
+    """Returns what a policy is evolved on."""
+    assert spec.evolution is not None
+    if spec.evolution.tiny:
+        return tiny_layers(TRAINING_SEED, spec.evolution.tiny)
+    assert spec.env.suite is not None
+    return Problem.of_suite(load_suite(spec.env.suite).draw())
 
 
 @dataclass(frozen=True)
@@ -102,7 +150,7 @@ class Evolution:
         spec: EvolutionSpec,
         base: ScheduleSpec,
         exposure: Exposure,
-        workloads: Sequence[Playable],
+        problems: Sequence[Problem],
         reference: ScheduleSpec,
     ):
         """Plays the reference and takes a place to begin at.
@@ -110,11 +158,11 @@ class Evolution:
         Raises:
             ConfigError: A schedule does not fit a system.
         """
-        self._spec, self._base, self._exposure, self._workloads = spec, base, exposure, workloads
-        self._reference_ps = makespans_ps([reference], workloads)[0]
-        first = workloads[0]
+        self._spec, self._base, self._exposure, self._problems = spec, base, exposure, problems
+        self._reference_ps = makespans_ps([reference], problems)[0]
+        first = problems[0]
         sizes = first.system.gpu.num_sms, first.workload.layer.tile_tokens
-        contexts = np.array([self._first_context(workload) for workload in workloads])
+        contexts = np.array([self._first_context(problem) for problem in problems])
         scale = Scale.of(spec.shapes, contexts)
         self._shapes = scale.rows(contexts)  # (workload, 1 + shape)
         own = sizes if spec.start == "constant" else None
@@ -151,7 +199,7 @@ class Evolution:
         """Returns makespans and decisions under (pair, weight) nudges, then under the opposite ones."""
         networks = [self._genome.network(self.weights, nudge) for nudge in (*nudges, *-nudges)]
         exposures = [replace(self._exposure, network=network) for network in networks]
-        return play_networks(self._base, exposures, self._workloads[workload])
+        return play_networks(self._base, exposures, self._problems[workload])
 
     def _move(self, gradient: np.ndarray, rate: float) -> None:
         """Makes a step of Adam."""
@@ -166,11 +214,11 @@ class Evolution:
     def _draw(self) -> np.ndarray:
         """Returns the (workload,) next ones of a random order of all; a new one begins where too few are left."""
         if len(self._order) < self._spec.batch:
-            self._order = self._rng.permutation(len(self._workloads))
+            self._order = self._rng.permutation(len(self._problems))
         drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
         return drawn
 
-    def _first_context(self, workload: Playable) -> np.ndarray:
+    def _first_context(self, problem: Problem) -> np.ndarray:
         """Returns the (context,) of a layer's first decision; zeros if there is none."""
-        decision = workload.engine(self._base, self._exposure).advance()
+        decision = problem.engine(self._base, self._exposure).advance()
         return np.zeros(len(CONTEXT)) if decision is None else decision.context.astype(float)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agents.policies.linear import FEATURES_OF_KIND, start_weights
 from agents.policies.steering import INPUTS, STEERED, constant, hand_written, network_of, size
-from agents.training.search_space import FEATURES_OF_KIND, start_weights
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.layout import (
     CONTEXT,
@@ -33,8 +33,6 @@ SHAPES = ("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room
 """Context values that are the same all through a layer."""
 PROGRESS = ("sent", "all_sent", "gemm_done", "ready", "any_ready")
 """Context values that wishes are moved by."""
-ROW_FEATURES = FEATURES_OF_KIND["gemm"]
-"""Features that a rule for rows weighs."""
 GATED = tuple(dict.fromkeys(name for features in FEATURES_OF_KIND.values() for name in features))
 """Features whose weights may depend on the context; where several kinds have one, gates add the same in all of them."""
 GATES = tuple(name for name in INPUTS[:-1] if name not in SHAPES)

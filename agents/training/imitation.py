@@ -11,31 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from agents.opponents.lookahead import KINDS, LookAhead, play_ahead
+from agents.opponents.lookahead import play_ahead
 from agents.policies.candidate_policy import CandidatePolicy
-from dysharp_env.config import ConfigError, Spec
+from agents.training.spec import ImitationSpec
+from dysharp_env.config import ConfigError
 from dysharp_env.envs.episodes import Episodes
-from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.engine import Decision
-
-
-class ImitationSpec(Spec):
-    """What is imitated, and how long."""
-
-    layers: int = Field(default=32, ge=1)
-    """Layers that look-ahead plays, drawn as training draws them."""
-    rollouts: int = Field(default=200, ge=1)
-    """Simulations that look-ahead may spend on each."""
-    epochs: int = Field(default=8, ge=1)
-    """Passes over all their decisions."""
-    batch_size: int = Field(default=256, ge=1)
-    """Decisions in one gradient step."""
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    """Step size of Adam, one of its own; reinforcement learning starts another."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +49,13 @@ class Fit:
     accuracy: float
 
 
-def teacher(env: EnvSpec, spec: ImitationSpec) -> LookAhead:
-    """Returns look-ahead with the environment's base schedule, which plays on with its rule, and exposed decisions.
-
-    Raises:
-        ConfigError: Look-ahead does not know an exposed kind, or its rule would not see what decisions show.
-    """
-    if unknown := [kind for kind in env.exposed if kind not in KINDS]:
-        raise ConfigError(
-            f"imitation: env.exposed={list(env.exposed)} must leave out {unknown}: look-ahead is of {list(KINDS)}"
-        )
-    schedule = load_schedule(env.schedule)
-    for name in ("hold", "partial_tiles") if "gemm" in env.exposed else ():
-        shown, own = getattr(env, name), getattr(schedule, name)
-        if shown != own:
-            raise ConfigError(
-                f"imitation: env.{name}={shown} must be {own}, which look-ahead's rule '{schedule.name}' has"
-            )
-    return LookAhead(schedule, spec.rollouts, kinds=env.exposed)
-
-
 def draw_lessons(episodes: Episodes, spec: ImitationSpec, seed: int) -> Lessons:
     """Returns all decisions of layers that look-ahead has played, drawn as episodes draw theirs.
 
     Raises:
-        ConfigError: See ``teacher``.
+        ConfigError: See ``ImitationSpec.teacher``.
     """
-    ahead = teacher(episodes.settings, spec)
+    ahead = spec.teacher(episodes.settings)
     stream = np.random.default_rng(seed)
     candidates, contexts, masks, choices = [], [], [], []
 

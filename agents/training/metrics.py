@@ -1,4 +1,4 @@
-"""What is recorded while training: finished episodes, each kind of decision, wall time, and TensorBoard files."""
+"""What is recorded while training: finished episodes, and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from torch.utils.tensorboard import SummaryWriter
-
-from agents.training.learner import Learner
-from dysharp_env.simulator.layout import DECISION_KINDS
 
 EPISODE_COLUMNS = (
     "decisions",
@@ -27,7 +23,6 @@ EPISODE_COLUMNS = (
     "wall_s",
 )
 _RECENT_EPISODES = 32
-_SAMPLED_DECISIONS = 1024
 
 
 class EpisodeRecorder(BaseCallback):
@@ -76,54 +71,6 @@ class EpisodeRecorder(BaseCallback):
             "rollout/episode_decisions": self.recent("length"),
             f"rollout/ratio_to_{self._reference}": float(np.exp(self.recent("log_relative"))),
         }
-
-
-def kind_statistics(learner: Learner) -> dict[str, float]:
-    """Returns, for each kind of decision in the rollout just collected: its share, entropy, and mean chosen place.
-
-    The place is the chosen row over the number of legal ones: 0 is always the first, near 1 always the last. A sample
-    of evenly spaced decisions is enough and cheap.
-    """
-    buffer = learner.rollout_buffer
-    contexts = buffer.observations["context"]  # type: ignore[index, call-overload]
-    steps, copies = contexts.shape[:2]
-    picked = np.linspace(0, steps * copies - 1, min(_SAMPLED_DECISIONS, steps * copies)).astype(np.int64)
-    step, copy = np.divmod(picked, copies)
-    observation = {
-        name: torch.from_numpy(array[step, copy])
-        for name, array in buffer.observations.items()  # type: ignore[attr-defined]
-    }
-    masks = buffer.action_masks[step, copy]  # type: ignore[union-attr]
-    with torch.no_grad():
-        entropy = learner.network.get_distribution(observation, masks).entropy()
-    assert entropy is not None
-    place = buffer.actions[step, copy].reshape(-1) / np.maximum(masks.sum(axis=1), 1)
-    kinds = contexts[step, copy, : len(DECISION_KINDS)].argmax(axis=1)
-    statistics = {"rollout/entropy": float(entropy.mean())}
-    for index, kind in enumerate(DECISION_KINDS):
-        chosen = kinds == index
-        if chosen.any():
-            statistics[f"kinds/{kind}_share"] = float(chosen.mean())
-            statistics[f"kinds/{kind}_entropy"] = float(entropy.numpy()[chosen].mean())
-            statistics[f"kinds/{kind}_place"] = float(place[chosen].mean())
-    return statistics
-
-
-def time_shares(learner: Learner, elapsed_s: float, rate: float) -> dict[str, float]:
-    """Returns decisions a second and the share of each part, as TensorBoard records them.
-
-    Args:
-        learner: What was timed.
-        elapsed_s: Seconds since it began.
-        rate: Its decisions a second.
-    """
-    env_s = learner.vec_env.env_seconds
-    return {
-        "time/decisions_per_second": rate,
-        "time/env_share": env_s / elapsed_s,
-        "time/policy_share": (learner.rollout_seconds - env_s) / elapsed_s,
-        "time/update_share": learner.update_seconds / elapsed_s,
-    }
 
 
 class TensorBoard(KVWriter):

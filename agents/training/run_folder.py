@@ -33,17 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save
 
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import (
-    load_optimizer,
-    load_weights,
-    optimizer_tensors,
-    read_card,
-    read_json,
-    save_policy,
-)
+from agents.policies.card import PolicyCard, read_json
+from agents.policies.files import save_policy
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec, read_yaml
 from dysharp_env.report.files import write_bytes, write_text
@@ -201,7 +194,7 @@ class RunFolder:
         found = (path for path in (self.path / "checkpoints").glob("*") if path.name.isdecimal())
         return sorted(found, key=lambda path: int(path.name))
 
-    def save_best(self, policy: CandidatePolicy, decisions: int, validation_ratio: float) -> None:
+    def save_best(self, policy: CandidatePolicy, card: PolicyCard) -> None:
         """Replaces the best policy.
 
         Raises:
@@ -209,20 +202,15 @@ class RunFolder:
         """
         with _writing(self.best):
             self.best.mkdir(exist_ok=True)
-        save_policy(self.best, policy, decisions, validation_ratio)
+        save_policy(self.best, policy, card)
 
-    def save_checkpoint(self, policy: CandidatePolicy, counters: Spec, decisions: int, keep: int = 2) -> None:
-        """Saves policy and optimiser; see ``save_files``."""
-        files = {"optimizer.safetensors": save(optimizer_tensors(policy.optimizer))}
-        self.save_files(files, counters, decisions, keep, policy)
-
-    def save_files(
+    def save_checkpoint(
         self,
         files: Mapping[str, bytes],
         counters: Spec,
         decisions: int,
+        policy: tuple[CandidatePolicy, PolicyCard] | None = None,
         keep: int = 2,
-        policy: CandidatePolicy | None = None,
     ) -> None:
         """Saves all that continues training, under the number of decisions; only the ``keep`` newest stay.
 
@@ -230,8 +218,8 @@ class RunFolder:
             files: Contents by name.
             counters: What goes into ``counters.json``.
             decisions: Decisions so far.
+            policy: A policy that is saved as well, and its card.
             keep: Checkpoints that stay.
-            policy: A policy that is saved as well.
 
         Raises:
             ConfigError: It cannot be written.
@@ -242,7 +230,7 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             if policy is not None:
-                save_policy(partial, policy, decisions, None)
+                save_policy(partial, *policy)
             for name, content in files.items():
                 write_bytes(partial / name, content)
             write_text(partial / "counters.json", counters.model_dump_json(indent=2) + "\n")
@@ -261,16 +249,6 @@ class RunFolder:
         if not folders:
             raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
         return folders[-1]
-
-    def restore_checkpoint(self, policy: CandidatePolicy) -> None:
-        """Loads the newest checkpoint into ``policy`` and its optimiser.
-
-        Raises:
-            ConfigError: There is no checkpoint, or it is damaged or of another shape.
-        """
-        folder = self.newest_checkpoint()
-        load_weights(folder, policy, read_card(folder))
-        load_optimizer(folder, policy)
 
     def read_counters(self, checkpoint: Path) -> dict[str, Any]:
         """Returns the counters of a checkpoint.

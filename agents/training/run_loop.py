@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.card import PolicyCard
 from agents.policies.files import load_policy
 from agents.training.metrics import TensorBoard
 from agents.training.run_folder import RunFolder
@@ -117,9 +118,17 @@ class TrainingRun(ABC):
     def close(self) -> None:
         """Ends what ``begin`` started."""
 
-    def save_best(self, ratio: float) -> None:
-        """Replaces the best policy by the present one."""
-        self.folder.save_best(self.policy(), self.decisions, ratio)
+    def card(self, policy: CandidatePolicy, ratio: float | None = None) -> PolicyCard:
+        """Returns what is to be told of the present policy, of that validation ratio."""
+        spec = self.spec
+        return PolicyCard(
+            name=spec.name,
+            seed=spec.seed,
+            env=spec.env,
+            policy=policy.spec,
+            decisions=self.decisions,
+            validation_ratio=ratio,
+        )
 
     def elapsed_s(self) -> float:
         """Returns seconds since this process began."""
@@ -143,7 +152,7 @@ class TrainingRun(ABC):
         self.decisions, self.updates = counters.decisions, counters.updates
         self.best = counters.best_validation_ratio
         if self.best is not None:
-            load_policy(self.folder.best, self.spec.env)  # it may stay the best, so it must be whole
+            load_policy(self.folder.best)  # it may stay the best, so it must be whole
         for table, columns in self.tables.items():
             rows = self.folder.read_rows(table, columns)
             self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
@@ -194,10 +203,11 @@ class TrainingRun(ABC):
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""
-        validation = self._validator(self.policy(), self.decisions, self.folder)
+        policy = self.policy()
+        validation = self._validator(policy, self.decisions, self.folder)
         if self.best is None or validation.ratio_to_bound < self.best:
             self.best = validation.ratio_to_bound
-            self.save_best(self.best)
+            self.folder.save_best(policy, self.card(policy, self.best))
         return {
             "eval/ratio_to_bound": validation.ratio_to_bound,
             f"eval/ratio_to_{self.spec.reference}": validation.ratio_to_reference,

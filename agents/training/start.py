@@ -1,24 +1,111 @@
-"""Training by MaskablePPO, collect and update in turn, and the door to every kind of training."""
+"""Starts, continues and shows training runs, by whichever algorithm they ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from stable_baselines3.common.logger import Logger
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.training.evolving import EvolutionRun
-from agents.training.imitation import draw_lessons, imitate
-from agents.training.learner import Learner
-from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder, TensorBoard, kind_statistics, time_shares
+from agents.training.evolution import EvolutionRun
+from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.run_loop import Progress
 from agents.training.spec import TrainSpec
-from agents.training.validation import EVALUATION_COLUMNS
-from agents.training.vec_env import ScheduleVecEnv
+from dysharp_env.config import ConfigError, load_spec, preset_names
+from dysharp_env.envs.episodes import Episodes
+from dysharp_env.schedules import load_schedule
+from dysharp_env.workload.suite import load_suite
+
+
+def read_run_dir(given: str) -> Path:
+    """Returns the folder that ``--run-dir`` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if not given:
+        raise ConfigError("run-dir='' must name a folder, such as 'runs'")
+    return Path(given)
+
+
+def load_config(name: str) -> TrainSpec:
+    """Returns the settings of a preset or a .yaml file.
+
+    Raises:
+        ConfigError: There are none of that name, or one is wrong.
+    """
+    return load_spec(TrainSpec, "train", _normalised(name))
+
+
+def _normalised(name: str) -> str:
+    """Returns a preset name for a path into ``configs/train``, so that it works from any folder; else ``name``."""
+    path = Path(name)
+    if not path.is_file() and path.parent.as_posix() == "configs/train" and path.stem in preset_names("train"):
+        return path.stem
+    return name
+
+
+def start_run(spec: TrainSpec, root: Path) -> RunFolder:
+    """Returns a new run folder, after checking that the spec's names can be read: a mistake leaves nothing behind.
+
+    Raises:
+        ConfigError: A name in the spec is unknown, or the folder cannot be made.
+    """
+    check_names(spec)
+    folder = RunFolder.create(root, spec.name, spec.seed)
+    folder.write_config(spec)
+    return folder
+
+
+def check_names(spec: TrainSpec) -> None:
+    """Reads everything that the spec names.
+
+    Raises:
+        ConfigError: A scenario, schedule or suite is unknown or does not fit.
+    """
+    reference = load_schedule(spec.reference)
+    for source in Episodes(spec.env, 1).sources:
+        reference.program(source.scenario.system)
+    first = load_suite(spec.validation).draw()[0]
+    load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
+
+
+def train_with_progress(
+    spec: TrainSpec, folder: RunFolder, command: Sequence[str], *, resume: bool = False, quiet: bool = False
+) -> float:
+    """Trains under a progress bar on standard error and returns the best validation ratio."""
+    if quiet:
+        return train(spec, folder, resume=resume, command=command)
+    # Short texts: a bar that does not fit in 80 columns is cut at both ends.
+    columns = (
+        BarColumn(bar_width=10),
+        TextColumn("{task.completed:,.0f} decisions {task.fields[rate]:,.0f}/s"),
+        TextColumn("return {task.fields[gain]:.2f} ratio {task.fields[ratio]:.3f} val {task.fields[best]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
+        nan = float("nan")
+        task = bar.add_task("", total=spec.total_decisions, rate=0.0, gain=nan, ratio=nan, best="-")
+        return train(spec, folder, resume=resume, command=command, watch=_show(bar, task))
+
+
+def _show(bar: ProgressBar, task: TaskID) -> Callable[[Progress], None]:
+    def show(progress: Progress) -> None:
+        best = "-" if progress.validation_ratio is None else f"{progress.validation_ratio:.3f}"
+        bar.update(
+            task,
+            completed=min(progress.decisions, progress.total),
+            rate=progress.decisions_per_second,
+            gain=progress.mean_return,
+            ratio=progress.ratio,
+            best=best,
+        )
+
+    return show
 
 
 def train(
@@ -46,79 +133,3 @@ def train(
     if resume:
         run.restore()
     return run.run(command)
-
-
-class PpoRun(TrainingRun):
-    """A run of MaskablePPO."""
-
-    tables = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
-
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
-        """Makes environments and networks.
-
-        Raises:
-            ConfigError: A name in the spec is unknown, or does not fit.
-        """
-        super().__init__(spec, folder, watch)
-        self._episodes = EpisodeRecorder(spec.reference)
-        vec_env = ScheduleVecEnv(spec.env, spec.num_envs, spec.reference, spec.baseline)
-        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed)
-
-    def policy(self) -> CandidatePolicy:
-        """Returns the policy as it is now."""
-        return self._learner.network
-
-    def load_state(self, checkpoint: Path) -> None:
-        """Takes policy and optimiser out of a checkpoint."""
-        self.folder.restore_checkpoint(self._learner.network)
-
-    def save_state(self, counters: Counters) -> None:
-        """Saves policy, optimiser and counters."""
-        self.folder.save_checkpoint(self._learner.network, counters, self.decisions)
-
-    def begin(self, board: TensorBoard) -> None:
-        """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
-        learner = self._learner
-        learner.num_timesteps, learner._n_updates = self.decisions, self.updates
-        learner.set_logger(Logger(None, [board]))
-        if self.spec.imitation is not None and self.decisions == 0:
-            self._imitate(board)
-        # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
-        seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
-        learner.begin(self._episodes, seed)
-
-    def _imitate(self, board: TensorBoard) -> None:
-        """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
-        spec, learner = self.spec, self._learner
-        assert spec.imitation is not None
-        draws, order = np.random.SeedSequence(spec.seed).spawn(1)[0].generate_state(2).tolist()
-        lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
-        for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
-            record = {"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}
-            board.write(record, dict.fromkeys(record, ()), epoch)
-        self.log(self._validate())
-
-    def learn(self) -> dict[str, float]:
-        """Collects a rollout and improves the policy on it."""
-        learner, episodes = self._learner, self._episodes
-        learner.collect(episodes)
-        statistics = kind_statistics(learner)
-        learner.update(1.0 - learner.num_timesteps / self.spec.total_decisions)
-        self.decisions, self.updates = learner.num_timesteps, learner._n_updates
-        self.folder.append_rows("episodes.csv", EPISODE_COLUMNS, episodes.take_rows())
-        return {**episodes.means(), **statistics, **time_shares(learner, self.elapsed_s(), self.rate())}
-
-    def log(self, record: Mapping[str, float]) -> None:
-        """Writes a record together with what the learner has logged of its update."""
-        for name, value in record.items():
-            self._learner.logger.record(name, value)
-        self._learner.logger.dump(self.decisions)
-
-    def progress(self) -> Progress:
-        """Returns where the run is."""
-        means = self._episodes.recent("return"), self._episodes.recent("ratio")
-        return Progress(self.decisions, self.spec.total_decisions, *means, self.rate(), self.best)
-
-    def close(self) -> None:
-        """Closes the environments."""
-        self._learner.vec_env.close()

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from agents.exact.tiny import VALIDATION_SEED, tiny_layers
-from agents.opponents.rollouts import Playable, makespans_ps, play_networks, prepare
+from agents.opponents.rollouts import makespans_ps, play_networks
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import load_suite
 
@@ -27,7 +27,7 @@ class Validation:
     ratio_to_reference: float
 
 
-def validation_workloads(spec: TrainSpec) -> Sequence[Playable]:
+def validation_problems(spec: TrainSpec) -> Sequence[Problem]:
     """Returns what chooses the best policy of a run.
 
     Raises:
@@ -35,7 +35,7 @@ def validation_workloads(spec: TrainSpec) -> Sequence[Playable]:
     """
     if spec.evolution is not None and spec.evolution.tiny:
         return tiny_layers(VALIDATION_SEED, spec.evolution.tiny)
-    return prepare(load_suite(spec.validation).draw())
+    return Problem.of_suite(load_suite(spec.validation).draw())
 
 
 class Validator:
@@ -47,19 +47,19 @@ class Validator:
         Raises:
             ConfigError: The suite or the reference is unknown or does not fit.
         """
-        self._workloads = validation_workloads(spec)
+        self._problems = validation_problems(spec)
         self._schedule, self._exposure = load_schedule(spec.env.schedule), spec.env.exposure()
-        self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._workloads)[0]
+        self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._problems)[0]
 
     def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
         """Returns how good the policy is, and adds a line for each workload to the run's ``evaluations.csv``."""
         exposure = replace(self._exposure, network=policy.scoring_network())
-        mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._workloads])
-        bounds_ps = np.array([each.bound.total_ps for each in self._workloads])
+        mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
+        bounds_ps = np.array([each.bound.total_ps for each in self._problems])
         to_bound, to_reference = mine_ps / bounds_ps, mine_ps / self._reference_ps
         rows = zip(
-            [decisions] * len(self._workloads),
-            [each.name for each in self._workloads],
+            [decisions] * len(self._problems),
+            [each.name for each in self._problems],
             (mine_ps / PS_PER_US).tolist(),
             (bounds_ps / PS_PER_US).tolist(),
             to_bound.tolist(),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from agents import distil as command
-from agents.distillation.cart import grow
 from agents.distillation.fitting import MOST_VALUES, choose_names, explained, fit
 from agents.evaluation.contexts import Decisions, record_decisions
-from agents.opponents.contender import read_contender
-from agents.policies.rule import WISHES, Branch, Leaf, Linear
+from agents.opponents.read import learned_of, read_contender
+from agents.policies.rule import WISHES, Linear, Rule
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.layout import CONTEXT, GEMM
 from dysharp_env.workload.suite import load_suite
 
@@ -28,7 +28,7 @@ def test_a_linear_policy_is_found_again():
     seen = decisions(lambda c: (0.1 - 0.05 * c["sent"], 0.02 + 0.1 * c["gemm_done"], 0 * c["sent"]))
     names = choose_names(seen, 2)
     assert names == ["gemm_done", "sent"]  # 11 * 0.1 moves further than 16 * 0.05
-    wishes = fit(seen, names, "linear")
+    wishes = fit(seen, names)
     dispatch = wishes["split_dispatch"]
     assert isinstance(dispatch, Linear) and dispatch.constant == pytest.approx(0.1, abs=1e-4)
     assert dispatch.weights == pytest.approx({"gemm_done": 0.0, "sent": -0.05}, abs=1e-4)
@@ -36,27 +36,13 @@ def test_a_linear_policy_is_found_again():
     assert explained(seen, names[:1]) < 0.9
 
 
-def test_a_tree_is_found_again():
-    def wanted(c):
-        return (
-            np.where(c["sent"] > 0.5, np.where(c["received"] > 0.25, 0.12, 0.1), 0.02),
-            c["sent"] * 0,
-            c["sent"] * 0,
-        )
-
-    seen = decisions(wanted)
-    tree = grow(seen.contexts, seen.chosen[:, 0], seen.weights, ["received", "sent", "elapsed"], 3)
-    assert np.abs(tree.values(seen.contexts) - seen.chosen[:, 0]).max() < 1e-6
-    assert isinstance(tree, Branch) and {tree.context, *tree.names()} == {"sent", "received"}
-    assert isinstance(grow(seen.contexts, seen.chosen[:, 1], seen.weights, ["sent"], 3), Leaf)
-
-
 def test_every_workload_counts_the_same(steered_run: str):
-    workloads = load_suite("smoke").draw()
-    seen = record_decisions(read_contender(steered_run).learned()[0], workloads)
+    problems = Problem.of_suite(load_suite("smoke").draw())
+    (policy,) = learned_of(read_contender(steered_run))
+    seen = record_decisions(policy, problems)
     assert seen.weights.sum() == pytest.approx(1)
     assert len(np.unique(seen.chosen, axis=0)) > 2
-    alone = [record_decisions(read_contender(steered_run).learned()[0], [item]) for item in workloads]
+    alone = [record_decisions(policy, [problem]) for problem in problems]
     assert seen.mean_context == pytest.approx(np.mean([one.mean_context for one in alone], axis=0))
 
 
@@ -65,24 +51,24 @@ def test_it_writes_a_rule_that_plays(linear_run: str, tmp_path: Path, capsys: py
     suites = ["--suite", "smoke", "--validation", "smoke"]
     assert command.main([linear_run, *suites, "--values", "4", "--out", str(out), "--json", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "linear" in shown and "tree" in shown and "CPU seconds" in shown
+    assert "explained" in shown and "CPU seconds" in shown
     rows = json.loads(file.read_text())["rows"]
-    assert [row["form"] for row in rows] == ["linear", "tree"] * 4 and sum(row["chosen"] for row in rows) == 1
+    assert len(rows) == 4 and sum(row["chosen"] for row in rows) == 1
     best = min(rows, key=lambda row: row["rule_ratio"])
-    assert best["chosen"] and [len(row["names"]) for row in rows if row["form"] == "linear"] == [1, 2, 3, 4]
-    rule = read_contender(str(out / "rule.json")).rule
-    assert rule is not None and [*rule.wishes] == [*WISHES] and rule.name == "steered-rule"
+    assert best["chosen"] and [len(row["names"]) for row in rows] == [1, 2, 3, 4]
+    rule = read_contender(str(out / "rule.json")).identity
+    assert isinstance(rule, Rule) and [*rule.wishes] == [*WISHES] and rule.name == "steered-rule"
     assert "dysharp_split(" in (out / "rule.h").read_text()
 
 
 def test_rows_are_weighed_as_the_policy_weighs_them(row_run: str, tmp_path: Path):
     out, suites = tmp_path / "rule", ["--suite", "smoke", "--validation", "smoke"]
     assert command.main([row_run, *suites, "--values", "2", "--out", str(out)]) == 0
-    (policy,) = read_contender(row_run).learned()
-    rule = read_contender(str(out / "rule.json")).rule
-    assert rule is not None and rule.rows is not None and rule.rows.hold and rule.rows.partial_tiles
+    (policy,) = learned_of(read_contender(row_run))
+    rule = read_contender(str(out / "rule.json")).identity
+    assert isinstance(rule, Rule) and rule.rows is not None and rule.rows.hold and rule.rows.partial_tiles
     assert [*rule.rows.weights] == ["size", "is_hold"]
-    contexts = record_decisions(policy, load_suite("smoke").draw()).of_kind(GEMM).contexts
+    contexts = record_decisions(policy, Problem.of_suite(load_suite("smoke").draw())).of_kind(GEMM).contexts
     np.testing.assert_allclose(contexts @ rule.network().linear, contexts @ policy.network.linear, atol=1e-3)
     assert "dysharp_row_score(" in (out / "rule.h").read_text()
 

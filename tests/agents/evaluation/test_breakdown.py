@@ -10,7 +10,7 @@ from dysharp_env.workload.suite import load_suite
 
 
 def row(policy, item, makespan_us, seed=None):
-    return EvaluationRow(policy, seed, item.name, makespan_us, 10.0, 1)
+    return EvaluationRow(policy, seed, item.name, makespan_us, 10.0, 1, 1)
 
 
 def test_groups_of_the_held_out_suite():

@@ -14,9 +14,9 @@ from agents import evaluate as command
 from agents import train as training
 from agents.evaluation.statistics import bootstrap_interval
 from agents.evaluation.table import EvaluationRow, beats_on_every_workload, summarise
-from agents.opponents.play import choose_first, environments, play, play_schedule, random_chooser
+from agents.opponents.players import Chooser, ScheduleOpponent
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.workload.suite import load_suite
 
 
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def row(policy: str, workload: str, makespan_us: float, seed: int | None = None) -> EvaluationRow:
-    return EvaluationRow(policy, seed, workload, makespan_us, 10.0, 1)
+    return EvaluationRow(policy, seed, workload, makespan_us, 10.0, 1, 1)
 
 
 def test_summary_of_hand_worked_rows() -> None:
@@ -58,27 +58,18 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_choices_do_not_depend_on_what_is_played_beside_them() -> None:
-    workloads = load_suite("smoke").draw()
+    problems = Problem.of_suite(load_suite("smoke").draw())
     spec = EnvSpec(max_candidates=16)
-    together = play(environments(spec, workloads), workloads, random_chooser(5, 4))
-    first_two = play(environments(spec, workloads[:2]), workloads[:2], random_chooser(5, 4))
-    assert together[:2] == first_two
-    assert play(environments(spec, workloads), workloads, random_chooser(6, 4)) != together
+    together = Chooser(spec, 5).play(problems)
+    assert together[:2] == Chooser(spec, 5).play(problems[:2])
+    assert [item.ratio for item in Chooser(spec, 6).play(problems)] != [item.ratio for item in together]
 
 
 def test_first_choices_with_only_dispatch_exposed_are_the_base_schedule() -> None:
     """The paper's dispatch rule is natural token order, so always taking the first chunk is its schedule."""
-    workloads = load_suite("smoke").draw()
-    played = play(environments(EnvSpec(exposed=("dispatch",)), workloads), workloads, choose_first)
-    expected = play_schedule(load_schedule("dysharp"), workloads)
-    assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
-
-
-def test_what_was_trained_by_chunk_is_played_by_token() -> None:
-    workloads = load_suite("smoke").draw()
-    by_chunk = environments(EnvSpec(exposed=("dispatch",), resolution="chunk"), workloads)
-    played = play(by_chunk, workloads, choose_first)
-    expected = play_schedule(load_schedule("dysharp"), workloads)
+    problems = Problem.of_suite(load_suite("smoke").draw())
+    played = Chooser(EnvSpec(exposed=("dispatch",))).play(problems)
+    expected = ScheduleOpponent(load_schedule("dysharp")).play(problems)
     assert [item.makespan_us for item in played] == [item.makespan_us for item in expected]
 
 
@@ -95,7 +86,7 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
     workloads = [item.name for item in load_suite("smoke").draw()]
     seeds: dict[str, list[Any]] = {}
     for line in result["rows"]:
-        names = ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions"]
+        names = ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions", "asked"]
         assert list(line) == [*names, "busiest_decisions", "charged_us"] and line["charged_us"] is None
         assert line["makespan_us"] >= line["lower_bound_us"] > 0
         seeds.setdefault(line["policy"], []).append((line["seed"], line["workload"]))

@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 pytest.importorskip("ortools")
 
 from agents import train
-from agents.exact import __main__ as exact
+from agents.exact import __main__ as command
+from agents.exact import results as exact
 from agents.exact import search as exact_search
 from agents.exact.follow import play_solved
 from agents.exact.model import ExactModel
 from agents.exact.tiny import Times, TinyInstance, TinyLayer
-from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule
+from dysharp_env.schedules import Exposure, LowerBound, load_schedule
 from dysharp_env.workload import Workload
 
 
@@ -40,10 +42,7 @@ def play_randomly(tiny: TinyLayer, hold: bool, seed: int) -> Times:
     rng = np.random.default_rng(seed)
     schedule, exposure = tiny.fit(load_schedule("dysharp")), tiny.asked(hold)
     twin = tiny.twin(schedule, exposure)
-    starter = Starter(
-        tiny.system, tiny.workload.layer, schedule, exposure=exposure, compute_scale=tiny.instance.compute_scale
-    )
-    engine = starter.start(tiny.workload).engine
+    engine = tiny.engine(schedule, exposure)
     while (decision := twin.advance()) is not None:
         assert engine.advance() is not None
         choice = int(rng.choice(np.flatnonzero(decision.mask)))
@@ -53,9 +52,31 @@ def play_randomly(tiny: TinyLayer, hold: bool, seed: int) -> Times:
     return Times.of(twin)
 
 
-def makespan_ps(tiny: TinyLayer, times: Times, fix: str) -> int | None:
+Fix = Callable[[ExactModel, Times], None]
+
+
+def fix_orders(model: ExactModel, times: Times) -> None:
+    """Leaves the schedules in which everything happens in the order in which it does there."""
+    for (expert, token, tile), is_inside in model.in_tile.items():
+        model.model.add(is_inside == int(times.tiles[expert, token] == tile))
+    for gpu in model.gpus:
+        mine = (row for row in times.rows if model.gpu_of_expert[row[0]] == gpu)
+        for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
+            model.model.add(model.row_ends[first] <= model.rows[second])
+        here = [name for name, segment in model.segments.items() if segment.target == gpu]
+        for before, after in pairwise(sorted(here, key=times.arrivals.__getitem__)):
+            model.model.add(model.segments[before].free <= model.segments[after].start)
+        sends = [token for token in model.sends if model.home(token) == gpu]
+        for send, next_send in pairwise(sorted(sends, key=times.sends.__getitem__)):
+            model.model.add(model.sends[send] < model.sends[next_send])
+        pushes = [pair for pair in model.pushes if pair[1] == gpu]
+        for push, next_push in pairwise(sorted(pushes, key=times.pushes.__getitem__)):
+            model.model.add(model.pushes[push] < model.pushes[next_push])
+
+
+def makespan_ps(tiny: TinyLayer, times: Times, fix: Fix) -> int | None:
     model = ExactModel(tiny, 2 * times.makespan_ps)
-    getattr(exact_search, fix)(model, times)
+    fix(model, times)
     solved = exact_search.search(model, effort=10.0)
     assert solved is None or solved.is_proved
     return None if solved is None else solved.times.makespan_ps
@@ -66,12 +87,12 @@ def test_what_the_engine_plays_is_a_solution_with_the_same_times(group: int) -> 
     for seed in range(group * 10, group * 10 + 10):
         tiny = draw_instance(seed).build()
         with_hold = play_randomly(tiny, True, seed)
-        assert makespan_ps(tiny, with_hold, "fix_times") == with_hold.makespan_ps
-        assert makespan_ps(tiny, with_hold, "fix_orders") <= with_hold.makespan_ps
+        assert makespan_ps(tiny, with_hold, exact_search.fix_times) == with_hold.makespan_ps
+        assert makespan_ps(tiny, with_hold, fix_orders) <= with_hold.makespan_ps
         # Groups that never hold start whatever comes next in their order as soon as it is ready.
         without = play_randomly(tiny, False, seed)
-        assert makespan_ps(tiny, without, "fix_times") == without.makespan_ps
-        assert makespan_ps(tiny, without, "fix_orders") == without.makespan_ps
+        assert makespan_ps(tiny, without, exact_search.fix_times) == without.makespan_ps
+        assert makespan_ps(tiny, without, fix_orders) == without.makespan_ps
 
 
 @pytest.mark.parametrize("name", ["sends", "pushes", "rows", "arrivals"])
@@ -82,7 +103,7 @@ def test_anything_a_picosecond_early_is_no_solution(name: str) -> None:
     events = getattr(times, name)
     first = min(events, key=events.__getitem__)
     changed = replace(times, **{name: {**events, first: events[first] - 1}})
-    assert makespan_ps(tiny, changed, "fix_times") is None
+    assert makespan_ps(tiny, changed, exact_search.fix_times) is None
 
 
 def test_a_hand_worked_optimum() -> None:
@@ -107,13 +128,10 @@ def test_a_hand_worked_optimum() -> None:
 def all_ends_ps(tiny: TinyLayer) -> Iterator[int]:
     """Yields the makespan of every schedule that the engine can play: of every answer to every decision."""
     schedule = tiny.fit(load_schedule("dysharp"))
-    starter = Starter(
-        tiny.system, tiny.workload.layer, schedule, exposure=tiny.asked(), compute_scale=tiny.instance.compute_scale
-    )
     prefixes: list[list[int]] = [[]]
     while prefixes:
         prefix = prefixes.pop()
-        engine = starter.start(tiny.workload).engine
+        engine = tiny.engine(schedule, tiny.asked())
         for choice in prefix:
             engine.advance()
             engine.decide(choice)
@@ -151,7 +169,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
         option for name in (str(run), "look-ahead:dysharp-tuned", "random", "first") for option in ("--policy", name)
     ]
     capsys.readouterr()
-    assert exact.main(["--instances", "2", *policies, "--json", "-"]) == 0
+    assert command.main(["--instances", "2", *policies, "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["schema"] == "dysharp/exact/1"
     for row in result["rows"]:
@@ -162,7 +180,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
         for policy in row["rows"]:
             assert row["lower_bound_us"] <= row["optimum_us"] <= policy["makespan_us"]
             assert policy["gap"] == pytest.approx(policy["makespan_us"] / row["optimum_us"] - 1)
-    assert exact.main(["--instances", "1"]) == 0
+    assert command.main(["--instances", "1"]) == 0
     assert "dysharp" in capsys.readouterr().out
 
 
@@ -177,7 +195,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exact.main(argv) == 2
+    assert command.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
 
@@ -186,7 +204,7 @@ def test_without_the_solver_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ortools.sat.python", None)
-    assert exact.main([]) == 2
+    assert command.main([]) == 2
     assert "pip install 'dysharp-env[exact]'" in capsys.readouterr().err
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from agents import evaluate as command
 from agents.opponents.lookahead import LookAhead, look_ahead, rank
-from agents.opponents.rollouts import makespans_ps, prepare
-from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule
+from agents.opponents.rollouts import makespans_ps
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.spec import RuleSpec
 from dysharp_env.simulator.layout import FEATURES
 from dysharp_env.workload.suite import SuiteSpec
@@ -15,7 +15,7 @@ ENTRIES = [
     {"model": "olmoe", "gpus": 4, "tokens": 40, "routing": "dsv2-lite", "seeds": [0, 2]},
     {"model": "deepseek-v2-lite", "gpus": 8, "tokens": 48, "routing": "uniform", "seeds": [0, 1]},
 ]
-WORKLOADS = prepare(SuiteSpec(name="tiny", workloads=ENTRIES).draw())
+WORKLOADS = Problem.of_suite(SuiteSpec(name="tiny", workloads=ENTRIES).draw())
 
 
 def random_rule(seed: int) -> ScheduleSpec:

@@ -1,29 +1,29 @@
 """Policies played inside the engine choose what the same weights choose through torch."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from agents.opponents.play import Played, environments, play, play_policy, played
+from agents.opponents.opponent import Answer, Opponent, Played
+from agents.opponents.players import Learned, ScheduleOpponent
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
-from agents.policies.files import load_policy, save_policy
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule, simulate
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.simulator.engine import Decision
+from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
 
-WORKLOADS = load_suite("smoke").draw()
+PROBLEMS = Problem.of_suite(load_suite("smoke").draw())
 ALL_KINDS = EnvSpec(exposed=("split", "dispatch", "gemm", "combine"), split_moments=2, max_candidates=16)
 
 
-def random_policy(spec: EnvSpec, seed: int, hidden: int = 32, attention: bool = False) -> CandidatePolicy:
+def random_policy(spec: EnvSpec, seed: int, hidden: int = 32) -> CandidatePolicy:
     """Returns a policy whose preferences are pronounced: at its start a policy finds all candidates about equal."""
     torch.manual_seed(seed)
-    sizes = PolicySpec(hidden=hidden, hold_reluctance=0.3, attention=attention)
+    sizes = PolicySpec(hidden=hidden, hold_reluctance=0.3)
     policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0, sizes)
     with torch.no_grad():
         policy.scorer.score.weight.normal_()
@@ -32,23 +32,38 @@ def random_policy(spec: EnvSpec, seed: int, hidden: int = 32, attention: bool = 
     return policy
 
 
+class ThroughTorch(Learned):
+    """Answers decisions one by one, through the policy that the network is of."""
+
+    run = Opponent.run
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        policy = CandidatePolicy.of_network(self.network, self.env)
+
+        def answer(decision: Decision) -> int:
+            shown = {"candidates": decision.features.reshape(1, -1), "context": decision.context[None]}
+            return int(policy.choose(shown, decision.mask[None])[0])
+
+        return answer
+
+
 def play_through_torch(policy: CandidatePolicy, spec: EnvSpec) -> list[Played]:
-    return play(environments(spec, WORKLOADS), WORKLOADS, lambda shown, masks, _: policy.choose(shown, masks))
+    return ThroughTorch(None, spec, policy.scoring_network()).play(PROBLEMS)
 
 
-@pytest.mark.parametrize("attention", [False, True])
+def play_in_the_engine(policy: CandidatePolicy, spec: EnvSpec) -> list[Played]:
+    return Learned(None, spec, policy.scoring_network()).play(PROBLEMS)
+
+
 @pytest.mark.parametrize("spec", [ALL_KINDS, EnvSpec(exposed=("gemm",), hold=False, partial_tiles=False)])
-def test_the_engine_chooses_what_torch_chooses(spec: EnvSpec, attention: bool) -> None:
+def test_the_engine_chooses_what_torch_chooses(spec: EnvSpec) -> None:
     for seed in range(3):
-        policy = random_policy(spec, seed, attention=attention)
-        through_torch = play_through_torch(policy, spec)
-        runs = play_policy(policy, spec, WORKLOADS)
-        assert played(runs, WORKLOADS) == through_torch
+        policy = random_policy(spec, seed)
+        assert play_in_the_engine(policy, spec) == play_through_torch(policy, spec)
 
 
-@pytest.mark.parametrize("attention", [False, True])
-def test_scores_are_torch_s_up_to_rounding(attention: bool) -> None:
-    policy = random_policy(ALL_KINDS, 7, hidden=64, attention=attention)
+def test_scores_are_torch_s_up_to_rounding() -> None:
+    policy = random_policy(ALL_KINDS, 7, hidden=64)
     network = policy.scoring_network()
     rng = np.random.default_rng(0)
     for count in (1, 2, 9, 16):
@@ -69,9 +84,11 @@ def test_a_policy_that_starts_at_a_rule_plays_it() -> None:
     policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0, sizes)
     with torch.no_grad():
         policy.scorer.score.weight.zero_()  # a fresh network's small scores settle ties
-    for workload, run in zip(WORKLOADS, play_policy(policy, spec, WORKLOADS), strict=True):
-        ruled = simulate(workload.scenario.system, workload.workload, load_schedule("dysharp-l2"))
-        assert run.result().makespan_us == ruled.result().makespan_us
+    ruled = ScheduleOpponent(load_schedule("dysharp-l2")).play(PROBLEMS)
+    for mine, expected in zip(play_in_the_engine(policy, spec), ruled, strict=True):
+        assert mine.makespan_us == expected.makespan_us
+        assert mine.decisions == mine.asked > 0
+        assert (expected.decisions, expected.asked) == (mine.decisions, 0)
 
 
 def test_equal_scores_take_the_first_candidate_as_torch_does() -> None:
@@ -79,8 +96,7 @@ def test_equal_scores_take_the_first_candidate_as_torch_does() -> None:
     with torch.no_grad():
         policy.scorer.score.weight.zero_()
         policy.scorer.linear.zero_()
-    through_torch = play_through_torch(policy, ALL_KINDS)
-    assert played(play_policy(policy, ALL_KINDS, WORKLOADS), WORKLOADS) == through_torch
+    assert play_in_the_engine(policy, ALL_KINDS) == play_through_torch(policy, ALL_KINDS)
 
 
 def test_training_on_does_not_change_a_network_already_taken() -> None:
@@ -92,41 +108,6 @@ def test_training_on_does_not_change_a_network_already_taken() -> None:
             parameter.add_(1.0)
     assert all(np.array_equal(a, b) for a, b in zip(network, Network(**vars_of(network)), strict=True))
     np.testing.assert_array_equal(np.concatenate([array.reshape(-1) for array in network]), before)
-
-
-def test_attention_is_a_mean_of_those_that_match_with_one_more_that_is_nothing() -> None:
-    network = random_policy(ALL_KINDS, 0, hidden=2, attention=True).scoring_network()
-    weights = {name: array * 0 for name, array in vars_of(network).items()}
-    # Embeddings are a candidate's first two features; the first of a candidate is matched with the second of others.
-    weights |= {"row": np.eye(len(FEATURES), 2), "embed": np.eye(2), "query": np.array([[0.0, 1.0], [0.0, 0.0]])}
-    weights |= {"value": np.eye(2), "score": np.array([1.0, 10.0])}
-    attentive = Network(**{name: array.astype(np.float32) for name, array in weights.items()})
-    features = np.zeros((3, len(FEATURES)), np.float32)
-    features[:, :2] = (1.0, 0.0), (0.5, 1.0), (0.0, 0.5)
-    # Matches of the first are 0, 1 and 0.5, those of the second half as much, and the third matches nothing.
-    expected = [(0.5 + 10 * 1.25) / 2.5, (0.25 + 10 * 0.625) / 1.75, 0.0]
-    scores = attentive.scores(features, np.ones(len(CONTEXT), np.float32))
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
-
-
-def test_without_attention_a_seed_gives_the_weights_that_it_gave_before_there_was_any() -> None:
-    plain, attentive = (random_policy(ALL_KINDS, 0, attention=attention) for attention in (False, True))
-    assert not [name for name in plain.state_dict() if name.startswith(("scorer.query", "scorer.value"))]
-    network = attentive.scoring_network()
-    without = Network(**{**vars_of(network), "query": None, "value": None})
-    assert network.attends and not without.attends
-    assert without.numbers.shape == plain.scoring_network().numbers.shape
-
-
-def test_a_policy_with_attention_is_saved_loaded_and_remade_from_its_network(tmp_path: Path) -> None:
-    policy = random_policy(ALL_KINDS, 1, attention=True)
-    save_policy(tmp_path, policy, 0, None)
-    network = policy.scoring_network()
-    loaded = load_policy(tmp_path, ALL_KINDS)
-    for again in (loaded, CandidatePolicy.of_network(network, ALL_KINDS)):
-        assert np.array_equal(again.scoring_network().numbers, network.numbers)
-    with pytest.raises(ValueError, match="network: attention takes both 'query' and 'value'"):
-        Network(**{**vars_of(network), "value": None})
 
 
 def vars_of(network: Network) -> dict[str, np.ndarray]:

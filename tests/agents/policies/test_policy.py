@@ -12,12 +12,6 @@ from dysharp_env.simulator.layout import F_HOLD
 FEATURES, CONTEXT, KINDS = len(layout.FEATURES), len(layout.CONTEXT), len(layout.DECISION_KINDS)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "attention"], autouse=True)
-def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has every test here hold with and without attention."""
-    monkeypatch.setattr(f"{__name__}.SIZES", PolicySpec(hidden=24, attention=request.param))
-
-
 SIZES = PolicySpec(hidden=24)
 
 

@@ -10,21 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.exact.__main__ import INSTANCES, play_on
+from agents.exact.results import INSTANCES, play_on
 from agents.exact.tiny import VALIDATION_SEED, tiny_layers
-from agents.opponents.contender import read_contender
-from agents.opponents.rollouts import play_networks, prepare
+from agents.opponents.read import read_contender
+from agents.opponents.rollouts import play_networks
 from agents.policies import steering
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_policy
-from agents.training.evolution import Evolution, EvolutionSpec
-from agents.training.genome import PROGRESS, ROW_FEATURES, Genome, Scale
+from agents.policies.linear import ROW_FEATURES
+from agents.training.evolution import Evolution
+from agents.training.genome import PROGRESS, Genome, Scale
 from agents.training.run_folder import RunFolder
-from agents.training.spec import TrainSpec, read_spec
+from agents.training.spec import EvolutionSpec, TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import Exposure, load_schedule
+from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.simulator.layout import (
     CONTEXT,
     DECISION_KINDS,
@@ -49,6 +50,13 @@ SUITE = SuiteSpec.model_validate(
 )
 
 
+def wishes_of(weights: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    """Returns the (decision, wish) values of the features of ``STEERED`` that are wanted in (decision, context)."""
+    wishes = weights.reshape(-1, len(steering.INPUTS))
+    inputs = np.column_stack([contexts[:, len(DECISION_KINDS) :], np.ones(len(contexts))])
+    return inputs @ wishes.T / np.array(list(steering.STEERED.values())[: len(wishes)])
+
+
 def exposure(weights: np.ndarray, moments: int = 2) -> Exposure:
     network = steering.network_of(weights)
     return Exposure(kinds=("split",), splits=SPLITS, split_moments=moments, network=network)
@@ -64,7 +72,7 @@ def test_the_network_takes_the_split_nearest_to_the_wishes() -> None:
     for _ in range(200):
         weights = steering.hand_written() + rng.normal(0, 0.3, steering.size(3))
         context = rng.random(len(CONTEXT)).astype(np.float32)
-        wanted = steering.wishes_of(weights, context[None].astype(float))[0]
+        wanted = wishes_of(weights, context[None].astype(float))[0]
         distance = np.abs(offered - wanted) @ np.array(list(steering.STEERED.values()))
         scores = steering.network_of(weights).scores(features, context)
         np.testing.assert_allclose(scores, -distance, atol=1e-4)
@@ -74,12 +82,12 @@ def test_hand_written_wishes_follow_the_phases() -> None:
     context = np.zeros((3, len(CONTEXT)))
     context[1:, CONTEXT.index("any_ready")] = 1
     context[2, CONTEXT.index("all_sent")] = 1
-    wanted = steering.wishes_of(steering.hand_written(), context)[:, :2] * 132
+    wanted = wishes_of(steering.hand_written(), context)[:, :2] * 132
     np.testing.assert_allclose(wanted, [[16, 1], [16, 16], [1, 16]])
 
 
 def test_a_constant_wish_plays_that_split() -> None:
-    workload = prepare(SUITE.draw())[0]
+    workload = Problem.of_suite(SUITE.draw())[0]
     base = load_schedule("dysharp")
     wanted = {F_SPLIT_DISPATCH: 16 / 132, F_SPLIT_COMBINE: 1 / 132, F_SPLIT_EARLY: 0.0}
     steered, _ = play_networks(base, [exposure(steering.constant(wanted))], workload)
@@ -91,7 +99,7 @@ def test_a_constant_wish_plays_that_split() -> None:
 def evolution(threads: int) -> Evolution:
     spec = EvolutionSpec(pairs=2, batch=2, threads=threads)
     base = load_schedule("dysharp")
-    made = Evolution(spec, base, exposure(steering.hand_written()), prepare(SUITE.draw()), base)
+    made = Evolution(spec, base, exposure(steering.hand_written()), Problem.of_suite(SUITE.draw()), base)
     made.restart(3)
     return made
 
@@ -197,7 +205,7 @@ def level(*names: str) -> Scale:
 
 
 def test_rows_begin_at_the_schedule_s_own_rule() -> None:
-    base, workload = load_schedule("dysharp-tuned"), prepare(SUITE.draw())[1]
+    base, workload = load_schedule("dysharp-tuned"), Problem.of_suite(SUITE.draw())[1]
     for kinds in (("gemm",), ("split", "dispatch", "gemm", "combine")):
         genome = Genome(base, rows(kinds), level("l2_room"), ("size",), ("sent",), own_split=(132, 128))
         network = genome.network(genome.start)
@@ -259,7 +267,7 @@ def test_makespans_fall_where_a_weight_matters() -> None:
     """Rows taken the wrong way round are put right again in a few generations."""
     base = load_schedule("dysharp-l2")
     wrong = base.model_copy(update={"rule": base.rule.model_copy(update={"gemm": {"weights_in_l2": -0.2}})})
-    suite = [workload for workload in prepare(SUITE.draw()) if "deepseek" in workload.name]
+    suite = [workload for workload in Problem.of_suite(SUITE.draw()) if "deepseek" in workload.name]
     spec = EvolutionSpec(shapes=(), gated=(), pairs=4, batch=1, learning_rate=0.1, average=0.0, threads=1)
     mine = Evolution(spec, wrong, Exposure(kinds=("gemm",)), suite, base)
     mine.restart(0)

@@ -10,17 +10,17 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.opponents.lookahead import look_ahead
-from agents.opponents.rollouts import prepare
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.train import main
-from agents.training.imitation import Fit, ImitationSpec, Lessons, draw_lessons, imitate, teacher
+from agents.training.imitation import Fit, Lessons, draw_lessons, imitate
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import Progress
-from agents.training.spec import TrainSpec, read_spec
+from agents.training.spec import ImitationSpec, TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import ConfigError, load_spec
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import Problem
 from dysharp_env.workload.suite import load_suite
 
 SPEC = ImitationSpec(layers=2, rollouts=30, epochs=12, batch_size=64, learning_rate=5e-3)
@@ -42,8 +42,8 @@ def test_lessons_are_what_look_ahead_chose_in_the_environment_s_own_decisions() 
     items = [item for item in load_suite("smoke").draw() if item.entry.tokens == 16][:1]
     env = EnvSpec(**items[0].entry.scenario_fields(), **{**ROWS.model_dump(include=SHOWN), "seeds": (0, 1)})
     lessons = lessons_of(env)
-    (workload,) = prepare(items)
-    choices = look_ahead(workload, teacher(env, SPEC)).choices
+    (problem,) = Problem.of_suite(items)
+    choices = look_ahead(problem, SPEC.teacher(env)).choices
     # Both layers are the only one of its seeds.
     assert lessons.choices.tolist() == choices + choices
     assert bool(lessons.masks[torch.arange(len(lessons.choices)), lessons.choices].all())
@@ -146,7 +146,7 @@ PLAIN = {"schedule": "dysharp-l2", "exposed": "[gemm]", "hold": "false", "partia
 
 def test_hold_and_open_tiles_do_not_matter_where_no_rows_are_asked() -> None:
     env = EnvSpec(schedule="dysharp-l2", exposed=("dispatch",))
-    assert teacher(env, SPEC).kinds == ("dispatch",)
+    assert SPEC.teacher(env).kinds == ("dispatch",)
 
 
 def test_evolution_does_not_imitate() -> None:

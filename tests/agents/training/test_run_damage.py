@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from agents import demo, evaluate
 from agents.train import main
 from agents.training.run_folder import RunFolder
+from agents.training.spec import read_spec
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.layout import FEATURES
 
@@ -90,8 +91,17 @@ POLICY_DAMAGE: list[tuple[str, Damage, str]] = [
     ("policy.safetensors", change_tensor("critic.value.bias", lambda _: None), "'critic.value.bias' has shape None"),
     ("policy.json", write(b"{"), "policy.json' is damaged: it is not JSON"),
     ("policy.json", write(DEEP), "policy.json' is damaged: it is not JSON"),
-    ("policy.json", set_keys(features=15), "policy.json' does not fit this environment: features is 15, not "),
-    ("policy.json", set_keys(context=3), "policy.json' does not fit this environment: context is 3, not "),
+    ("policy.json", set_keys(features=["size", "size"]), "policy.json: features=['size', 'size']: names one twice"),
+    ("policy.json", set_keys(context=["sennt"]), "policy.json' does not fit this version: context has no sennt"),
+    (
+        "policy.json",
+        set_keys(format="dysharp/policy/2", features=15),
+        "policy.json' is damaged: features is 15, not 17",
+    ),
+    ("policy.json", set_keys(format="dysharp/policy/9"), "has format 'dysharp/policy/9'; this version reads"),
+    ("policy.json", set_keys(name="deepep"), "name='deepep': a run must have a name of its own"),
+    ("policy.json", set_keys(env={"exposed": []}), "policy.json: env: exposed must name at least one decision kind"),
+    ("policy.json", set_keys(env=None), "policy.json: env"),
     ("policy.json", set_hidden(100_000), "policy.hidden=100000"),
     ("policy.json", set_keys(validation_ratio=float("nan")), "validation_ratio"),
 ]
@@ -112,8 +122,8 @@ CHECKPOINT_DAMAGE: list[tuple[str, Damage, str]] = [
 CONFIG_DAMAGE: list[tuple[str, Damage, str]] = [
     ("config.yaml", write(b"{}"), "config.yaml: key 'name' is missing"),
     ("config.yaml", drop_setting("seed"), "config.yaml: key 'seed' is missing"),
-    ("config.yaml", drop_setting("env"), "config.yaml: key 'env.system' is missing"),
-    ("config.yaml", drop_setting("env.hold"), "config.yaml: key 'env.hold' is missing"),
+    ("config.yaml", drop_setting("env"), "config.yaml: key 'env' is missing"),
+    ("config.yaml", replace("hidden:", "attention: true\n  hidden:"), "policy.attention=True is of an earlier version"),
     ("config.yaml", replace("smoke", "deepep"), "name='deepep': a run must have a name of its own"),
 ]
 RUN_DAMAGE: list[tuple[str, Damage, str]] = [
@@ -156,7 +166,7 @@ def test_a_damaged_run_is_not_resumed_and_stays_as_it_is(
 
 @pytest.mark.parametrize(
     ("place", "name", "damage", "message"),
-    [("best", *case) for case in POLICY_DAMAGE] + [("", *case) for case in CONFIG_DAMAGE],
+    [("best", *case) for case in POLICY_DAMAGE],
 )
 def test_a_damaged_run_is_not_evaluated(
     run: Path, place: str, name: str, damage: Damage, message: str, capsys: pytest.CaptureFixture[str]
@@ -166,6 +176,15 @@ def test_a_damaged_run_is_not_evaluated(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_defaults_for_what_is_new(run: Path) -> None:
+    spec = read_spec(RunFolder(run))
+    drop_setting("env.invalid_penalty")(run / "config.yaml")
+    drop_setting("imitation")(run / "config.yaml")
+    replace("hidden:", "attention: false\n  hidden:")(run / "config.yaml")
+    assert read_spec(RunFolder(run)) == spec
+    assert main(["--resume", str(run), "--quiet", "--set", "total_decisions=2048"]) == 0
 
 
 def test_the_demo_refuses_a_finished_run_whose_result_is_damaged(

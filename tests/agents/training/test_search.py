@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from agents import search as command
-from agents.opponents.rollouts import makespans_ps, prepare
-from agents.training.cma_search import Budget, search
-from agents.training.search_space import SearchSpace
-from dysharp_env.schedules import load_schedule, simulate
+from agents.opponents.rollouts import makespans_ps
+from agents.training.cma_search import Budget, SearchSpace, search
+from dysharp_env.schedules import Problem, load_schedule, simulate
 from dysharp_env.workload.suite import SuiteSpec, load_suite
 
 SUITE = {
@@ -34,7 +33,7 @@ def suite(tmp_path: Path) -> str:
 def test_a_search_begins_at_the_schedule_itself(name):
     base = load_schedule(name)
     space = SearchSpace(base)
-    workloads = prepare([*load_suite("smoke").draw(), *SuiteSpec.model_validate(SUITE).draw()])
+    workloads = Problem.of_suite([*load_suite("smoke").draw(), *SuiteSpec.model_validate(SUITE).draw()])
     started, given = makespans_ps([space.schedule(space.start, "start"), base], workloads)
     assert started.tolist() == given.tolist()
 
@@ -42,7 +41,7 @@ def test_a_search_begins_at_the_schedule_itself(name):
 def test_makespans_are_those_of_single_runs():
     items = load_suite("smoke").draw()
     schedules = [load_schedule(name) for name in ("dysharp", "comet", "dysharp-waves")]
-    found = makespans_ps(schedules, prepare(items))
+    found = makespans_ps(schedules, Problem.of_suite(items))
     alone = [[simulate(item.scenario.system, item.workload, schedule) for item in items] for schedule in schedules]
     assert found.tolist() == [[run.engine.now_ps for run in row] for row in alone]
 
@@ -57,7 +56,7 @@ def test_settings_are_whole_numbers_in_their_ranges():
 
 
 def test_it_improves_on_its_start_and_says_what_it_found(suite):
-    workloads = prepare(load_suite(suite).draw())
+    workloads = Problem.of_suite(load_suite(suite).draw())
     reference = load_schedule("dysharp")
     found = search(load_schedule("dysharp-l2"), workloads, reference, Budget(500, 60.0), name="found", seed=3)
     assert found.ratio < found.start_ratio - 0.01

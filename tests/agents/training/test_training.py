@@ -13,7 +13,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.opponents.play import environments, play, random_chooser
+from agents.opponents.players import Chooser
 from agents.policies.files import load_policy
 from agents.train import main
 from agents.training.run_folder import RunFolder
@@ -22,6 +22,7 @@ from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import load_spec, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
+from dysharp_env.schedules import Problem
 from dysharp_env.workload.suite import load_suite
 
 SMALL = ["--set", "total_decisions=2048", "--set", "eval_every_decisions=1024", "--quiet"]
@@ -171,8 +172,8 @@ def test_training_learns(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "learns", 0)
     folder.write_config(spec)
     trained = train(spec, folder)
-    workloads = load_suite(str(suite)).draw()
-    rolls = [play(environments(spec.env, workloads), workloads, random_chooser(seed, 4)) for seed in range(4)]
+    problems = Problem.of_suite(load_suite(str(suite)).draw())
+    rolls = [Chooser(spec.env, seed).play(problems) for seed in range(4)]
     random = np.mean([item.ratio for roll in rolls for item in roll])
     assert trained < 0.9 * random
 
