@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.opponents.players import Chooser
 from agents.policies.files import load_policy
 from agents.train import main
+from agents.training import metrics
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import Progress
 from agents.training.spec import TrainSpec, read_spec
@@ -112,6 +113,15 @@ def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
                 by_step[event.step] = by_step.get(event.step, 0.0) + event.value
     assert len(by_step) == 4
     assert list(by_step.values()) == pytest.approx([1.0] * 4)
+
+
+def test_every_curve_is_explained(trained: RunFolder) -> None:
+    events = EventAccumulator(str(trained.path))
+    events.Reload()
+    told = (Path(metrics.__file__).parent / "README.md").read_text()
+    for tag in events.Tags()["scalars"]:
+        general = re.sub(r"kinds/[a-z]+_", "kinds/KIND_", tag).replace("ratio_to_dysharp", "ratio_to_REF")
+        assert f"`{general}`" in told, tag
 
 
 def test_a_policy_loads_without_pickle_and_at_another_size(trained: RunFolder, no_pickle: None) -> None:
