@@ -13,8 +13,8 @@ _MEMBER = "c->"  # how the function reaches a context value
 def header(rule: Rule) -> str:
     """Returns the header: a function that returns the split to take, and one that scores a GEMM row if the rule does.
 
-    They do what ``Rule.choose`` and ``RowRule.scores`` do, to the bit where the compiler does not fuse multiplications
-    and additions (``-ffp-contract=off``); fused, a tie could fall to the other.
+    Sums run in order in float32, to the bit where the compiler does not fuse multiplications and additions
+    (``-ffp-contract=off``); fused, a tie could fall to the other.
     """
     members = [f"    float {name}; /* {meaning} */" for name, meaning in rule.context.items()]
     splits = [f"    {{{dispatch}, {combine}, {fewest}}}," for dispatch, combine, fewest in rule.triples()]

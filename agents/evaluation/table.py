@@ -54,11 +54,11 @@ class Summary:
         against: The policy its makespans are divided by.
         geomean_ratio: Geometric mean of makespan over that of ``against``.
         ci_low, ci_high: 95 % bootstrap interval of ``geomean_ratio``.
-        mean_ratio_to_bound: Mean makespan over lower bound.
         iqm_ratio: Mean of the middle half of all ratios, seeds and workloads together.
         iqm_low, iqm_high: Its interval.
         improvement: Fraction of (seed, workload) on which the policy is faster, as fast counting half.
         improvement_low, improvement_high: Its interval.
+        mean_ratio_to_bound: Mean makespan over lower bound.
         wins: Workloads on which the policy (geometric mean of its seeds) is faster than ``against``.
         workloads: Workloads compared.
         seeds: Training seeds, or seeds of random choices.
@@ -148,28 +148,11 @@ def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> lis
     summaries = []
     for policy in policies:
         relative = np.log(tables[policy]) - reference  # (seed, workload)
-        mean, middle = geometric_mean(relative, seed), interquartile_mean(relative, seed)
-        faster = improvement(relative, seed)
+        to_bound = float((tables[policy] / bound_us).mean())
+        wins = int((relative.mean(axis=0) < -EQUAL).sum())
         seeds, workloads = relative.shape
-        summaries.append(
-            Summary(
-                policy=policy,
-                against=against,
-                geomean_ratio=mean.value,
-                ci_low=mean.low,
-                ci_high=mean.high,
-                iqm_ratio=middle.value,
-                iqm_low=middle.low,
-                iqm_high=middle.high,
-                improvement=faster.value,
-                improvement_low=faster.low,
-                improvement_high=faster.high,
-                mean_ratio_to_bound=float((tables[policy] / bound_us).mean()),
-                wins=int((relative.mean(axis=0) < -EQUAL).sum()),
-                workloads=workloads,
-                seeds=seeds,
-            )
-        )
+        means = (*geometric_mean(relative, seed), *interquartile_mean(relative, seed), *improvement(relative, seed))
+        summaries.append(Summary(policy, against, *means, to_bound, wins, workloads, seeds))
     return summaries
 
 

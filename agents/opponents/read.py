@@ -8,7 +8,7 @@ from pathlib import Path
 from agents.opponents.lookahead import LookAhead
 from agents.opponents.opponent import Contender
 from agents.opponents.players import Chooser, Learned, LookAheadOpponent, ScheduleOpponent
-from agents.policies.card import FIRST, RANDOM, PolicyCard, read_card
+from agents.policies.card import FIRST, RANDOM, PolicyCard, read_card, run_path
 from agents.policies.files import load_policy
 from agents.policies.rule import read_rule
 from dysharp_env.config import ConfigError, did_you_mean, preset_names
@@ -92,11 +92,7 @@ def best_of(given: str) -> tuple[Path, PolicyCard]:
     Raises:
         ConfigError: There is no such folder, it has no policy yet, or the card is damaged.
     """
-    path = Path(given)
-    if not given or not path.is_dir():
-        raise ConfigError(f"run folder '{given}' does not exist")
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(f"'{given}' is not a run folder: it has no config.yaml")
+    path = run_path(given)
     if not (path / "best" / "policy.json").is_file():
         raise ConfigError(f"run folder '{path}' has no policy yet: best/ is empty")
     return path / "best", read_card(path / "best")

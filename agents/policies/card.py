@@ -83,6 +83,20 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def run_path(given: str | Path) -> Path:
+    """Returns the path of an existing run folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = Path(given)
+    if not str(given) or not path.is_dir():
+        raise ConfigError(f"run folder '{given}' does not exist")
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"'{given}' is not a run folder: it has no config.yaml")
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the mapping a JSON file holds.
 

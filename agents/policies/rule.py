@@ -49,13 +49,6 @@ class Linear(Spec):
     weights: dict[str, float]
     """Weight of each context value, by name."""
 
-    def values(self, contexts: np.ndarray) -> np.ndarray:
-        """Returns what is wanted in (decision, context) float32, summed in order in float32 as in C."""
-        total: np.ndarray = np.full(len(contexts), self.constant, np.float32)
-        for name, weight in self.weights.items():
-            total = total + np.float32(weight) * contexts[:, CONTEXT.index(name)]
-        return total
-
     def names(self) -> list[str]:
         """Returns the context values that it looks at."""
         return [*self.weights]
@@ -80,18 +73,6 @@ class RowRule(Spec):
         if missing := sorted(self.weights.keys() - self.features.keys()):
             raise ValueError(f"features says nothing of {missing}, which weights name")
         return self
-
-    def scores(self, features: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """Returns the (row,) float32 scores, summed in order in float32 as in C.
-
-        Args:
-            features: (row, feature) float32.
-            contexts: (row, context) float32: what each row is chosen in.
-        """
-        total: np.ndarray = np.zeros(len(features), np.float32)
-        for name, weight in self.weights.items():
-            total = total + weight.values(contexts) * features[:, FEATURES.index(name)]
-        return total
 
 
 class Rule(Spec):
@@ -156,32 +137,8 @@ class Rule(Spec):
         fewest = schedule.min_partial_tokens if schedule.partial_tiles else NEVER_EARLY
         return [(split[0], split[1], (*split, fewest)[2]) for split in self.splits]
 
-    def offered(self, num_sms: int, tile_tokens: int) -> np.ndarray:
-        """Returns the (split, wish) float32 features of the splits on offer on a machine with so many SMs."""
-        rows = [
-            (dispatch / num_sms, combine / num_sms, max(0.0, 1 - fewest / tile_tokens))
-            for dispatch, combine, fewest in self.triples()
-        ]
-        return np.array(rows, np.float32)
-
-    def choose(self, contexts: np.ndarray, offered: np.ndarray) -> np.ndarray:
-        """Returns the (decision,) rows taken, in the float32 arithmetic of the C header.
-
-        Args:
-            contexts: (decision, context) float32.
-            offered: (split, wish) float32: the features of the splits on offer.
-        """
-        total = np.zeros((len(contexts), len(offered)), np.float32)
-        for column, (name, wish) in enumerate(self.wishes.items()):
-            away = np.abs(offered[None, :, column] - wish.values(contexts)[:, None])
-            total = total + np.float32(self.distance[name]) * away
-        return total.argmin(axis=1)
-
     def network(self) -> Network:
-        """Returns the rule as the engine plays it.
-
-        It chooses what ``choose`` does, but where two splits are as near up to rounding.
-        """
+        """Returns the rule as the engine plays it, which differs from the header where two are alike up to rounding."""
         network = linear_network([*self.wishes.values()])
         return replace(network, linear=_row_weights(self.rows)) if self.rows else network
 

@@ -12,7 +12,7 @@ All episodes run inside the engine; layers share nothing, so threads change no r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from agents.opponents.rollouts import makespans_ps, play_networks
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import read_numbers
 from agents.training.genome import Genome, Scale
-from agents.training.metrics import TensorBoard
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import Counters, Progress, TrainingRun
 from agents.training.spec import EvolutionSpec, TrainSpec
@@ -60,8 +59,7 @@ class EvolutionRun(TrainingRun):
             _problems(spec),
             load_schedule(spec.reference),
         )
-        self._board: TensorBoard | None = None
-        self._latest: Generation | None = None
+        self._latest = float("nan")
 
     def policy(self) -> CandidatePolicy:
         """Returns the policy."""
@@ -79,14 +77,14 @@ class EvolutionRun(TrainingRun):
         numbers = save({"average": self._evolution.average, "weights": self._evolution.weights})
         self.folder.save_checkpoint({"evolution.safetensors": numbers}, counters, self.decisions)
 
-    def begin(self, board: TensorBoard) -> None:
+    def begin(self) -> None:
         """Goes on at the present weights."""
-        self._board = board
         self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
 
     def learn(self) -> dict[str, float]:
         """Plays one generation."""
-        latest = self._latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        self._latest = latest.ratio
         self.decisions += latest.decisions
         self.updates += 1
         row = (self.decisions, self.updates, latest.ratio, latest.worst)
@@ -98,19 +96,9 @@ class EvolutionRun(TrainingRun):
             "time/decisions_per_second": self.rate(),
         }
 
-    def log(self, record: Mapping[str, float]) -> None:
-        """Writes a record."""
-        assert self._board is not None
-        self._board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
-
-    def close(self) -> None:
-        """Has nothing to end."""
-
-    def progress(self) -> Progress:
-        """Returns where the run is."""
-        assert self._latest is not None
-        ratio = self._latest.ratio
-        return Progress(self.decisions, self.spec.total_decisions, float("nan"), ratio, self.rate(), self.best)
+    def recent(self) -> tuple[float, float]:
+        """Returns no return, and the last generation's ratio."""
+        return float("nan"), self._latest
 
 
 def _problems(spec: TrainSpec) -> Sequence[Problem]:

@@ -25,7 +25,7 @@ from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.policies.card import read_card
 from agents.policies.files import load_optimizer, load_weights, optimizer_tensors
 from agents.training.imitation import draw_lessons, imitate
-from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder, TensorBoard
+from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import Counters, Progress, TrainingRun
 from agents.training.spec import PpoSpec, TrainSpec
@@ -68,18 +68,18 @@ class PpoRun(TrainingRun):
         optimizer = {"optimizer.safetensors": save(optimizer_tensors(policy.optimizer))}
         self.folder.save_checkpoint(optimizer, counters, self.decisions, (policy, self.card(policy)))
 
-    def begin(self, board: TensorBoard) -> None:
+    def begin(self) -> None:
         """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
         learner = self._learner
         learner.num_timesteps, learner._n_updates = self.decisions, self.updates
-        learner.set_logger(Logger(None, [board]))
+        learner.set_logger(Logger(None, [self.board]))
         if self.spec.imitation is not None and self.decisions == 0:
-            self._imitate(board)
+            self._imitate()
         # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
         seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
         learner.begin(self._episodes, seed)
 
-    def _imitate(self, board: TensorBoard) -> None:
+    def _imitate(self) -> None:
         """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
         spec, learner = self.spec, self._learner
         assert spec.imitation is not None
@@ -87,7 +87,7 @@ class PpoRun(TrainingRun):
         lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
         for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
             record = {"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}
-            board.write(record, dict.fromkeys(record, ()), epoch)
+            self.board.write(record, dict.fromkeys(record, ()), epoch)
         self.log(self._validate())
 
     def learn(self) -> dict[str, float]:
@@ -106,14 +106,9 @@ class PpoRun(TrainingRun):
             self._learner.logger.record(name, value)
         self._learner.logger.dump(self.decisions)
 
-    def progress(self) -> Progress:
-        """Returns where the run is."""
-        means = self._episodes.recent("return"), self._episodes.recent("ratio")
-        return Progress(self.decisions, self.spec.total_decisions, *means, self.rate(), self.best)
-
-    def close(self) -> None:
-        """Closes the environments."""
-        self._learner.vec_env.close()
+    def recent(self) -> tuple[float, float]:
+        """Returns mean return and makespan over lower bound of the last episodes."""
+        return self._episodes.recent("return"), self._episodes.recent("ratio")
 
 
 class Learner(MaskablePPO):

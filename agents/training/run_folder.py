@@ -35,10 +35,10 @@ from typing import Any
 import yaml
 
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard, read_json
+from agents.policies.card import PolicyCard, read_json, run_path
 from agents.policies.files import save_policy
 from dysharp_env import __version__
-from dysharp_env.config import ConfigError, Spec, read_yaml
+from dysharp_env.config import ConfigError, Spec
 from dysharp_env.report.files import write_bytes, write_text
 
 _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "numba", "safetensors")
@@ -78,12 +78,7 @@ class RunFolder:
         Raises:
             ConfigError: There is no run at ``path``.
         """
-        folder = cls(Path(path))
-        if not str(path) or not folder.path.is_dir():
-            raise ConfigError(f"run folder '{path}' does not exist")
-        if not (folder.path / "config.yaml").is_file():
-            raise ConfigError(f"'{path}' is not a run folder: it has no config.yaml")
-        return folder
+        return cls(run_path(path))
 
     # Configuration and provenance.
 
@@ -91,14 +86,6 @@ class RunFolder:
         """Writes ``config.yaml``."""
         text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
         write_text(self.path / "config.yaml", text)
-
-    def read_config(self) -> dict[str, Any]:
-        """Returns the content of ``config.yaml``.
-
-        Raises:
-            ConfigError: It cannot be read.
-        """
-        return read_yaml(self.path / "config.yaml")
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Adds a command line to ``command.txt``.
@@ -133,14 +120,9 @@ class RunFolder:
             ConfigError: It cannot be written.
         """
         path = self.path / name
-        new = not path.is_file()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if new:
-            writer.writerow(header)
-        writer.writerows(rows)
+        text = _csv_text(rows if path.is_file() else [header, *rows])
         with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
+            file.write(text)
 
     def read_rows(self, name: str, header: Sequence[str]) -> list[list[str]]:
         """Returns the lines of a CSV below its header; there are none if there is no such file.
@@ -178,9 +160,7 @@ class RunFolder:
         Raises:
             ConfigError: It cannot be written.
         """
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        write_text(self.path / name, text.getvalue())
+        write_text(self.path / name, _csv_text([header, *rows]))
 
     # Policies and checkpoints.
 
@@ -250,13 +230,11 @@ class RunFolder:
             raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
         return folders[-1]
 
-    def read_counters(self, checkpoint: Path) -> dict[str, Any]:
-        """Returns the counters of a checkpoint.
 
-        Raises:
-            ConfigError: They are damaged.
-        """
-        return read_json(checkpoint / "counters.json")
+def _csv_text(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _read_text(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard
+from agents.policies.card import PolicyCard, read_json
 from agents.policies.files import load_policy
 from agents.training.metrics import TensorBoard
 from agents.training.run_folder import RunFolder
@@ -63,8 +63,10 @@ class TrainingRun(ABC):
         decisions: Decisions so far.
         updates: Steps of the learner so far.
         best: Lowest mean makespan over lower bound on the validation suite so far.
+        board: Where curves go, from ``begin`` on.
     """
 
+    board: TensorBoard
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
 
@@ -99,7 +101,7 @@ class TrainingRun(ABC):
         """Saves a checkpoint."""
 
     @abstractmethod
-    def begin(self, board: TensorBoard) -> None:
+    def begin(self) -> None:
         """Starts learning, or goes on after a checkpoint: what follows depends on no more than that holds."""
 
     @abstractmethod
@@ -107,16 +109,12 @@ class TrainingRun(ABC):
         """Learns for a while, counts decisions and updates, and returns what TensorBoard shows of it."""
 
     @abstractmethod
+    def recent(self) -> tuple[float, float]:
+        """Returns what ``Progress`` calls mean return and ratio."""
+
     def log(self, record: Mapping[str, float]) -> None:
         """Writes a record at the present number of decisions."""
-
-    @abstractmethod
-    def progress(self) -> Progress:
-        """Returns where the run is."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends what ``begin`` started."""
+        self.board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
 
     def card(self, policy: CandidatePolicy, ratio: float | None = None) -> PolicyCard:
         """Returns what is to be told of the present policy, of that validation ratio."""
@@ -146,7 +144,7 @@ class TrainingRun(ABC):
         checkpoint = self.folder.newest_checkpoint()
         self.load_state(checkpoint)
         source = f"{checkpoint}/counters.json"
-        counters = parse_spec(Counters, self.folder.read_counters(checkpoint), source=source)
+        counters = parse_spec(Counters, read_json(Path(source)), source=source)
         if counters.decisions != int(checkpoint.name):
             raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
         self.decisions, self.updates = counters.decisions, counters.updates
@@ -168,20 +166,19 @@ class TrainingRun(ABC):
             folder.replace_rows(table, self.tables[table], rows)
         folder.write_config(spec)
         folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
-        board = TensorBoard(folder.path, self.decisions or None)
-        self.begin(board)
+        self.board = TensorBoard(folder.path, self.decisions or None)
+        self.begin()
         while self.decisions < spec.total_decisions:
-            self._iterate(board)
+            self._iterate()
         if self.best is None:  # a checkpoint from before the first validation already had all decisions
             self._validate()
         assert self.best is not None
-        self.close()
-        board.close()
+        self.board.close()
         result = {"decisions": self.decisions, "validation_ratio": self.best, "wall_s": self._wall_s()}
         folder.write_meta({"finished": _now(), **result})
         return self.best
 
-    def _iterate(self, board: TensorBoard) -> None:
+    def _iterate(self) -> None:
         """Learns, and where it is time validates and saves."""
         spec, before = self.spec, self.decisions
         record = self.learn()
@@ -198,8 +195,8 @@ class TrainingRun(ABC):
             )
             self.save_state(counters)
             if not last:
-                self.begin(board)
-        self.watch(self.progress())
+                self.begin()
+        self.watch(Progress(self.decisions, spec.total_decisions, *self.recent(), self.rate(), self.best))
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -11,7 +12,7 @@ from agents.policies.candidate_policy import PolicySpec
 from agents.policies.card import check_run_name, without_gone
 from agents.training.genome import GATED, GATES, SHAPES
 from agents.training.run_folder import RunFolder
-from dysharp_env.config import ConfigError, Spec, parse_spec
+from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 
@@ -217,7 +218,7 @@ def read_spec(folder: RunFolder) -> TrainSpec:
         ConfigError: Its ``config.yaml`` is damaged, or asks for what there is no more.
     """
     source = f"{folder.path}/config.yaml"
-    data = without_gone(folder.read_config(), source)
+    data = without_gone(read_yaml(Path(source)), source)
     if missing := [key for key in _ALWAYS if key not in data]:
         raise ConfigError(f"{source}: key '{missing[0]}' is missing")
     return parse_spec(TrainSpec, data, source=source)

@@ -57,14 +57,8 @@ class Validator:
         mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
         bounds_ps = np.array([each.bound.total_ps for each in self._problems])
         to_bound, to_reference = mine_ps / bounds_ps, mine_ps / self._reference_ps
-        rows = zip(
-            [decisions] * len(self._problems),
-            [each.name for each in self._problems],
-            (mine_ps / PS_PER_US).tolist(),
-            (bounds_ps / PS_PER_US).tolist(),
-            to_bound.tolist(),
-            to_reference.tolist(),
-            strict=True,
-        )
+        names = [each.name for each in self._problems]
+        columns = (mine_ps / PS_PER_US, bounds_ps / PS_PER_US, to_bound, to_reference)
+        rows = zip([decisions] * len(names), names, *(column.tolist() for column in columns), strict=True)
         folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, list(rows))
         return Validation(float(to_bound.mean()), float(np.exp(np.log(to_reference).mean())))

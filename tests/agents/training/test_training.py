@@ -48,7 +48,7 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_folder_says_what_was_run_and_how_it_went(trained: RunFolder) -> None:
     assert re.fullmatch(r"smoke__3__\d{8}-\d{6}", trained.path.name)
-    config = trained.read_config()
+    config = yaml.safe_load((trained.path / "config.yaml").read_text())
     assert (config["seed"], config["total_decisions"]) == (3, 2048)
     assert TrainSpec.model_validate(config).env.model == "olmoe"
     assert "python -m agents.train --config smoke" in (trained.path / "command.txt").read_text()
