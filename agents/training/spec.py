@@ -18,7 +18,7 @@ from dysharp_env.schedules import load_schedule
 
 
 class PpoSpec(Spec):
-    """Hyper-parameters of proximal policy optimisation."""
+    """Hyper-parameters of proximal policy optimisation, by the names that Stable-Baselines3 gives them."""
 
     n_steps: int = Field(default=256, ge=2)
     """Decisions of each environment copy between updates; about an episode, so that an update sees all of it."""
