@@ -59,7 +59,7 @@ def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
 
 
 def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
-    """Returns the policy under ``WHOLE``, and what is left of it without each thing that it has, by name.
+    """Returns the policy under ``WHOLE``, and by name the policy without each of the things that it sees or may do.
 
     Args:
         policy: What is taken apart.

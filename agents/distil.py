@@ -74,7 +74,7 @@ def _kept(policy_ratio: float, rule_ratio: float) -> float | None:
 def distil(
     policy: Learned, watched: Sequence[Problem], validation: Sequence[Problem], count: int, name: str
 ) -> list[tuple[Distilled, Rule]]:
-    """Returns rules for one policy, over one context value and more, those first that explain most.
+    """Returns a rule over one context value, a rule over two and so on, those values first that explain most choices.
 
     Args:
         policy: What is imitated.
@@ -123,7 +123,7 @@ def distil(
 
 
 def _row_rule(policy: Learned, rows: Decisions, names: Sequence[str]) -> RowRule:
-    """Returns what rows are weighed with, from a few context values."""
+    """Returns the weights of a GEMM row's features, linear in a few context values."""
     weights = fit_rows(rows, names)
     return RowRule(
         hold=policy.env.hold,
@@ -134,7 +134,7 @@ def _row_rule(policy: Learned, rows: Decisions, names: Sequence[str]) -> RowRule
 
 
 def _ratios(policy: Learned, problems: Sequence[Problem], reference_ps: np.ndarray) -> list[float]:
-    """Returns the geometric mean of makespan over that of each of (reference, problem)."""
+    """Returns for each reference the geometric mean of makespan over its (reference, problem) ones."""
     times_ps = np.array([policy.run(problem, place).engine.now_ps for place, problem in enumerate(problems)])
     return np.exp(np.log(times_ps / reference_ps).mean(axis=1)).tolist()
 

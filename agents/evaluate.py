@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _charged_kinds(args: argparse.Namespace) -> list[str]:
-    """Returns the kinds of decision that take time.
+    """Returns the kinds of decision that ``--decision-us`` is charged for.
 
     Raises:
         ConfigError: There is no such kind, or they take no time that a decision could take.
@@ -117,7 +117,7 @@ def _charged_kinds(args: argparse.Namespace) -> list[str]:
 
 
 def _described(contender: Contender) -> dict[str, object]:
-    """Returns what the JSON says of a contender: its name, and how it was given."""
+    """Returns a contender's entry in the JSON: its name, and under its sort how it was given."""
     by_sort = {sort: contender.given if contender.sort == sort else None for sort in ("schedule", "rule")}
     return {"name": contender.name, **by_sort, "runs": [str(path) for path in run_folders(contender)]}
 

@@ -19,6 +19,7 @@ from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 _WIDTH = 120
+_STARTS = ("dysharp-l2", "dysharp-waves")
 
 
 def build() -> Command:
@@ -31,7 +32,7 @@ def build() -> Command:
         action="append",
         metavar="NAME",
         help="a schedule to begin at; each gets an equal share of the budget and the best end is written;"
-        " repeatable (default: dysharp-l2 and dysharp-waves)",
+        f" repeatable (default: {' and '.join(_STARTS)})",
     )
     command.add("--against", default="dysharp", metavar="NAME", help="what ratios are relative to")
     command.add("--episodes", type=int, default=40_000, metavar="N", help="layers to play in all")
@@ -45,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, ("out", args.out, ".yaml"))
     if not args.cpu_seconds > 0:
         raise ConfigError(f"cpu-seconds={args.cpu_seconds} must be above 0")
-    starts = [load_schedule(name) for name in args.start or ("dysharp-l2", "dysharp-waves")]
+    starts = [load_schedule(name) for name in args.start or _STARTS]
     reference = load_schedule(args.against)
     problems = Problem.of_suite(load_suite(args.suite).draw())
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
     for start in starts:
-        tell = _silent if args.quiet else partial(_tell, start.name)
+        tell = partial(_tell, start.name, args.quiet)
         ends.append(
             search(start, problems, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
         )
@@ -65,17 +66,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(start: str, line: str) -> None:
-    notice(f"from {start}, {line}")
-
-
-def _silent(line: str) -> None:
-    """Says nothing."""
+def _tell(start: str, quiet: bool, line: str) -> None:
+    if not quiet:
+        notice(f"from {start}, {line}")
 
 
 def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> str:
     """Returns the schedule's YAML with a header that says what made it."""
-    starts = " ".join(f"--start {name}" for name in args.start or ("dysharp-l2", "dysharp-waves"))
+    starts = " ".join(f"--start {name}" for name in args.start or _STARTS)
     episodes = sum(found.episodes for found in ends)
     lines = [
         "A rule tuned by CMA-ES: its weights, SM groups, chunk size and early closing of tiles. Made by",

@@ -34,25 +34,25 @@ def choose_names(decisions: Decisions, count: int) -> list[str]:
 
 
 def explained(decisions: Decisions, names: Sequence[str]) -> float:
-    """Returns which part of the variance of what was chosen, in squared distance, a linear rule explains; 1 is all."""
+    """Returns the part of the variance of the choices, in squared distance, that a linear rule explains; 1 is all."""
     spread = _squared_error(decisions, [])
     return 1 - _squared_error(decisions, names) / spread if spread > 0 else 1.0
 
 
 def fit(decisions: Decisions, names: Sequence[str]) -> dict[str, Linear]:
-    """Returns the wishes that are nearest to what was chosen."""
+    """Returns for each number of a split the linear function of context values that is nearest to the splits chosen."""
     solution = _solve(decisions, names)
     return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
 
 
 def row_weights(network: Network, rows: Decisions) -> Decisions:
-    """Returns decisions on rows with what a network's rule weighs each of ``ROW_FEATURES`` with as what was chosen."""
+    """Returns decisions on GEMM rows whose ``chosen`` are the (decision, row feature) weights of a network's rule."""
     weighed = rows.contexts @ network.linear[:, [FEATURES.index(name) for name in ROW_FEATURES]]
     return replace(rows, chosen=weighed, distances=np.ones(len(ROW_FEATURES)))
 
 
 def fit_rows(rows: Decisions, names: Sequence[str]) -> dict[str, Linear]:
-    """Returns the weights of ``ROW_FEATURES`` that are nearest to those of ``row_weights``; those of 0 are left out."""
+    """Returns the linear functions nearest to the weights of ``row_weights``; features that weigh 0 are left out."""
     solution = _solve(rows, names)
     weights = {feature: _linear(names, column) for feature, column in zip(ROW_FEATURES, solution.T, strict=True)}
     return {feature: weight for feature, weight in weights.items() if weight.constant or any(weight.weights.values())}
@@ -72,7 +72,7 @@ def _solve(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
 
 
 def _squared_error(decisions: Decisions, names: Sequence[str]) -> float:
-    """Returns the mean squared distance of what was chosen from what a linear rule wants, or weighs."""
+    """Returns the mean squared distance of the choices from the best linear function of these context values."""
     away = decisions.chosen - _inputs(decisions, names) @ _solve(decisions, names)
     return float(decisions.weights @ ((away * decisions.distances) ** 2).sum(axis=1))
 

@@ -111,7 +111,7 @@ def _distance() -> list[str]:
 
 
 def _wish(name: str, wish: Linear) -> list[str]:
-    """Returns the statements that set a wish."""
+    """Returns the C statements that set a variable to a linear function of context values."""
     sums = [f"    {name} += {_float(weight)} * {_MEMBER}{of};" for of, weight in wish.weights.items()]
     return [f"    {name} = {_float(wish.constant)};", *sums]
 

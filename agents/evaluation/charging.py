@@ -29,7 +29,7 @@ def charge(
     decision_us: float,
     kinds: Sequence[str] = DECISION_KINDS,
 ) -> list[EvaluationRow]:
-    """Returns the rows with what is charged; everything that decides is played again, to count by GPU.
+    """Returns the rows with charged makespans beside the others; policies are played again, to count decisions by GPU.
 
     Args:
         rows: An evaluation's rows.
@@ -50,7 +50,7 @@ def charge(
 
 
 def busiest_decisions(opponent: Opponent, problem: Problem, place: int, kinds: Sequence[str] = DECISION_KINDS) -> int:
-    """Returns how many decisions of these kinds the GPU takes that takes most, those for all GPUs included."""
+    """Returns the decisions of these kinds of the GPU that takes most of them, those for all GPUs included."""
     numbers = {DECISION_KINDS.index(kind) for kind in kinds}
     played = opponent.replay(problem, place)
     asked = [(decision.kind, decision.gpu) for decision, _ in played if decision.kind in numbers]

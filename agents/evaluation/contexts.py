@@ -14,7 +14,7 @@ from dysharp_env.schedules import Problem
 
 @dataclass(frozen=True)
 class Decisions:
-    """Every decision of some plays.
+    """Every decision of a policy on some problems.
 
     Attributes:
         contexts: (decision, context) float32.
@@ -29,19 +29,19 @@ class Decisions:
     distances: np.ndarray
 
     def of_kind(self, kind: int) -> Decisions:
-        """Returns those of a kind of decision, every workload counting as much as it does here."""
+        """Returns the decisions of one kind, every workload counting as much as it does here."""
         mine = self.contexts[:, kind] > 0
         weights = self.weights[mine]
         return replace(self, contexts=self.contexts[mine], chosen=self.chosen[mine], weights=weights / weights.sum())
 
     @property
     def mean_context(self) -> np.ndarray:
-        """The (context,) mean, every workload counting the same."""
+        """The (context,) mean of contexts, every workload counting the same."""
         return self.weights @ self.contexts
 
 
 def record_decisions(policy: Learned, problems: Sequence[Problem]) -> Decisions:
-    """Returns what a policy sees and takes on each problem.
+    """Returns the contexts that a policy decides in on each problem, and the features of the rows that it takes.
 
     Raises:
         ConfigError: The schedule beneath does not fit a system.

@@ -53,7 +53,7 @@ class Variation:
 
 
 def _times(factor: float, most: float = float("inf")) -> Change:
-    """Returns what multiplies a number and cuts it; whole numbers stay whole."""
+    """Returns a function that multiplies a number and cuts it; whole numbers stay whole."""
     return lambda value: type(value)(min(value * factor, most))
 
 

@@ -23,13 +23,13 @@ Key = TypeVar("Key")
 
 
 def play_solved(tiny: TinyLayer, solved: Solved, schedule: ScheduleSpec) -> Times:
-    """Returns what comes of playing a solution in its order on top of a fitted schedule."""
+    """Returns the times of the twin when it plays a solution's order on top of a fitted schedule."""
     twin = tiny.twin(schedule, tiny.asked())
     return play(twin, follower(twin, solved))
 
 
 def follower(twin: Twin, solved: Solved) -> Callable[[Decision], int]:
-    """Returns who answers the twin's decisions in the solution's order."""
+    """Returns a function that answers the twin's decisions in the solution's order."""
     pushed: set[tuple[int, int]] = set()
 
     def choose(decision: Decision) -> int:

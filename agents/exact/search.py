@@ -29,7 +29,7 @@ class Solved:
 
 
 def _timed(model: ExactModel, times: Times) -> Iterator[tuple[Variable, int]]:
-    """Returns all that is decided with its value in a schedule."""
+    """Yields every variable that the model decides about, with its value in a schedule."""
     yield model.makespan, times.makespan_ps
     for mine, theirs in ((model.sends, times.sends), (model.pushes, times.pushes), (model.rows, times.rows)):
         yield from ((mine[key], theirs[key]) for key in theirs)  # type: ignore[index]

@@ -158,7 +158,7 @@ class TinyLayer(Problem):
         )
 
     def fit_exposure(self, exposure: Exposure) -> Exposure:
-        """Returns what of an exposure can be asked here: one SM cannot be split, and not all tiles are closed early."""
+        """Returns an exposure without what cannot be asked here: splits of one SM, and open tiles on some instances."""
         kinds = tuple(kind for kind in exposure.kinds if kind != "split")
         early = exposure.partial_tiles and self.instance.is_early
         return replace(exposure, kinds=kinds, splits=(), split_moments=0, partial_tiles=early)

@@ -34,12 +34,12 @@ _SENDING, _TAKING, _FEWEST = 16 / 132, 16 / 132, 1 / 132
 
 
 def size(wishes: int) -> int:
-    """Returns how many weights so many wishes have."""
+    """Returns the number of weights of so many wishes."""
     return wishes * len(INPUTS)
 
 
 def hand_written() -> np.ndarray:
-    """Returns the (weight,) of all wishes of a policy that lends SMs to the GEMMs before and after they are needed."""
+    """Returns the (weight,) array of a policy that lends SMs to the GEMMs before and after communication needs them."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     dispatch, combine = list(STEERED).index(F_SPLIT_DISPATCH), list(STEERED).index(F_SPLIT_COMBINE)
     wishes[dispatch, -1], wishes[combine, -1] = _SENDING, _FEWEST
@@ -49,14 +49,14 @@ def hand_written() -> np.ndarray:
 
 
 def constant(wanted: dict[int, float]) -> np.ndarray:
-    """Returns the (weight,) of all wishes of a policy that wants one value of each feature of ``STEERED`` always."""
+    """Returns the (weight,) array of a policy that always wants one value of each feature of ``STEERED``."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     wishes[:, -1] = [weight * wanted[feature] for feature, weight in STEERED.items()]
     return wishes.ravel()
 
 
 def network_of(weights: np.ndarray) -> Network:
-    """Returns the network that takes the split nearest to the wishes of these (weight,)."""
+    """Returns the network that takes the split nearest to the wishes of a (weight,) array."""
     wishes = weights.reshape(-1, len(INPUTS))
     width = 2 * len(wishes)
     row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)

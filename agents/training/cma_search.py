@@ -37,7 +37,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
         schedule: The best schedule measured.

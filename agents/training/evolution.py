@@ -102,7 +102,7 @@ class EvolutionRun(TrainingRun):
 
 
 def _problems(spec: TrainSpec) -> Sequence[Problem]:
-    """Returns what a policy is evolved on."""
+    """Returns the problems that a policy is evolved on."""
     assert spec.evolution is not None
     if spec.evolution.tiny:
         return tiny_layers(TRAINING_SEED, spec.evolution.tiny)
@@ -112,7 +112,7 @@ def _problems(spec: TrainSpec) -> Sequence[Problem]:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one generation came to.
+    """The result of one generation.
 
     Attributes:
         ratio: Geometric mean of makespan over the reference's, over all nudges and workloads.

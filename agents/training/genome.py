@@ -60,13 +60,13 @@ class Scale:
 
     @classmethod
     def of(cls, names: Sequence[str], contexts: np.ndarray) -> Scale:
-        """Returns the scale on which these (layer, context) have mean 0 and deviation 1."""
+        """Returns the scale on which the shapes in (layer, context) contexts have mean 0 and deviation 1."""
         values = contexts[:, [CONTEXT.index(name) for name in names]]
         deviations = values.std(axis=0)
         return cls(tuple(names), values.mean(axis=0), np.where(deviations > _ROUNDING, deviations, 1.0))
 
     def rows(self, contexts: np.ndarray) -> np.ndarray:
-        """Returns what each column counts in (layer, context): (layer, 1 + shape), a 1 first."""
+        """Returns the (layer, 1 + shape) factors of the columns in (layer, context) contexts; the first is 1."""
         values = contexts[:, [CONTEXT.index(name) for name in self.names]]
         return np.column_stack([np.ones(len(contexts)), (values - self.means) / self.deviations])
 
@@ -82,7 +82,7 @@ class _Place:
 
 
 class Genome:
-    """(weight, 1 + shape) arrays for one schedule and what is asked of it.
+    """The layout of (weight, 1 + shape) arrays for one schedule and the decisions that are asked.
 
     Attributes:
         start: The schedule's own rules and, for splits, where the search is to begin; all shapes alike.
@@ -132,7 +132,7 @@ class Genome:
         self.start[:, 0] = start
 
     def network(self, weights: np.ndarray, more: np.ndarray | float = 0.0) -> Network:
-        """Returns the policy of (weight, 1 + shape), with (weight,) ``more`` of each whatever the shape."""
+        """Returns the network of a (weight, 1 + shape) array, with a (weight,) array added to its first column."""
         scale = self._scale
         of_shapes = weights[:, 1:] / scale.deviations
         constants = weights[:, 0] - of_shapes @ scale.means + more

@@ -74,7 +74,7 @@ class EpisodeRecorder(BaseCallback):
 
 
 class TensorBoard(KVWriter):
-    """Writes what is logged as TensorBoard scalars."""
+    """Writes records as TensorBoard scalars."""
 
     def __init__(self, folder: Path, forget_after: int | None = None):
         """Starts an event file in ``folder``.

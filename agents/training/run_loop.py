@@ -110,14 +110,14 @@ class TrainingRun(ABC):
 
     @abstractmethod
     def recent(self) -> tuple[float, float]:
-        """Returns what ``Progress`` calls mean return and ratio."""
+        """Returns the mean return and the ratio of ``Progress``."""
 
     def log(self, record: Mapping[str, float]) -> None:
         """Writes a record at the present number of decisions."""
         self.board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
 
     def card(self, policy: CandidatePolicy, ratio: float | None = None) -> PolicyCard:
-        """Returns what is to be told of the present policy, of that validation ratio."""
+        """Returns the card of the present policy, which has that validation ratio."""
         spec = self.spec
         return PolicyCard(
             name=spec.name,

@@ -100,7 +100,7 @@ class EvolutionSpec(Spec):
 
 
 class ImitationSpec(Spec):
-    """What is imitated, and how long."""
+    """Hyper-parameters of the warm start at look-ahead's choices."""
 
     layers: int = Field(default=32, ge=1)
     """Layers that look-ahead plays, drawn as training draws them."""

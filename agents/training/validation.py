@@ -28,7 +28,7 @@ class Validation:
 
 
 def validation_problems(spec: TrainSpec) -> Sequence[Problem]:
-    """Returns what chooses the best policy of a run.
+    """Returns the problems on which the best policy of a run is chosen.
 
     Raises:
         ConfigError: The suite is unknown.
@@ -52,7 +52,7 @@ class Validator:
         self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._problems)[0]
 
     def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
-        """Returns how good the policy is, and adds a line for each workload to the run's ``evaluations.csv``."""
+        """Returns the policy's ratios, and adds a line for each workload to the run's ``evaluations.csv``."""
         exposure = replace(self._exposure, network=policy.scoring_network())
         mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
         bounds_ps = np.array([each.bound.total_ps for each in self._problems])

@@ -93,7 +93,7 @@ class ScheduleVecEnv(VecEnv):
         return observations, rewards, dones, infos
 
     def _finish(self, index: int) -> dict[str, Any]:
-        """Returns what is told of an episode that is over, and begins the next one's count."""
+        """Returns the info of an episode that is over, and begins the count of the next one."""
         info = {
             "final_info": self.episodes.info_of(index),
             "reference_us": self._simulate_reference(index),
@@ -120,7 +120,7 @@ class ScheduleVecEnv(VecEnv):
         return self._reference_us[name]
 
     def _name(self, index: int) -> str:
-        """Returns the name of the workload that a copy has, no other's in a suite."""
+        """Returns the name of a copy's workload, which no other workload of a suite has."""
         return self.episodes.source(index).name(self.episodes.run(index).engine.workload)
 
     def close(self) -> None:
