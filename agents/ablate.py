@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from agents.contender import Learned, read_contender
-from agents.contexts import record_decisions
-from agents.evaluation import as_rows, json_content, play_learned, summarise
-from agents.late import play_late
-from agents.report import summary_table
-from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
-from dysharp_env.config import ConfigError, preset_names
+from agents.evaluation.contexts import record_decisions
+from agents.evaluation.report import summary_table
+from agents.evaluation.table import as_rows, json_content, summarise
+from agents.kit import Command, check_options, deliver, entry
+from agents.opponents.players import LateLearned, Learned
+from agents.opponents.read import learned_of, read_contender
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS
 from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
@@ -61,7 +59,7 @@ def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
 
 
 def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
-    """Returns the policy under ``WHOLE``, and what is left of it without each thing that it has, by name.
+    """Returns the policy under ``WHOLE``, and by name the policy without each of the things that it sees or may do.
 
     Args:
         policy: What is taken apart.
@@ -89,57 +87,37 @@ def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
     return found
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.ablate", description=__doc__)
-    parser.add_argument("policy", metavar="RUN", help="run folders of one policy, joined by commas, or rule.json")
-    suites = ", ".join(preset_names("suites"))
-    parser.add_argument(
-        "--suite", default="held-out", metavar="NAME", help=f"a preset ({suites}) or a .yaml (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--means", default="training", metavar="NAME", help="the suite that means are over (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of intervals (default: %(default)s)")
-    add_json_option(parser)
-    parser.set_defaults(run=run)
-    return parser
+    command = Command("ablate", __doc__, run)
+    command.add("policy", metavar="RUN", help="run folders of one policy, joined by commas, or rule.json")
+    command.add_suite("held-out").add_suite("training", "--means", "the suite that means are over")
+    return command.add_seed("intervals").add_json()
 
 
 def run(args: argparse.Namespace) -> int:
     """Takes a policy apart as the options say and prints the table."""
-    started = time.process_time()
-    if args.seed < 0:
-        raise ConfigError(f"seed={args.seed} must not be negative")
-    check_targets(("json", args.json, None))
-    policies = read_contender(args.policy).learned()
+    check_options(args)
+    policies = learned_of(read_contender(args.policy))
     if not policies:
         raise ConfigError(f"policy='{args.policy}' has not learned; name a run folder or a rule's .json")
     suite, means = load_suite(args.suite), load_suite(args.means)
-    workloads, watched = suite.draw(), means.draw()
+    problems, watched = Problem.of_suite(suite.draw()), Problem.of_suite(means.draw())
     rows = []
     for policy in policies:
         mean_context = record_decisions(policy, watched).mean_context
-        for name, ablated in ablations(policy, mean_context).items():
-            rows += as_rows(name, policy.seed, play_learned(ablated, workloads))
+        found = ablations(policy, mean_context)
         if "split" in policy.env.exposed and policy.env.split_moments:
-            rows += as_rows("one moment late", policy.seed, play_late(policy, workloads))
+            found["one moment late"] = LateLearned(policy.seed, policy.env, policy.network)
+        for name, ablated in found.items():
+            rows += as_rows(name, ablated.play(problems))
     summaries = summarise(rows, WHOLE, args.seed)
-    cpu_s = time.process_time() - started
-    if args.json:
-        config = {"policy": args.policy, "suite": suite.model_dump(mode="json"), "means": args.means}
-        write_json(args.json, json_document("ablate", args.seed, config, **json_content(rows, summaries)))
-    if args.json != STANDARD_OUTPUT:
-        console = results_console()
-        console.print(summary_table(summaries, suite.name))
-        console.print(f"{cpu_s:.0f} CPU seconds")
+    config = {"policy": args.policy, "suite": suite.model_dump(mode="json"), "means": args.means}
+    deliver(args, config, json_content(rows, summaries), summary_table(summaries, suite.name), timed=True)
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from agents.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
-from dysharp_env.commands import CommandParser, run_main
+from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
+from agents.kit import Command, entry
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules.bound import LowerBound
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.twin import Twin
 
 NOT_CONFIRMED = 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.check", description=__doc__)
-    parser.add_argument("path", nargs="+", help=f"a decision list (*{SUFFIX}), or a folder of them")
-    parser.set_defaults(run=run)
-    return parser
+    command = Command("check", __doc__, run)
+    return command.add("path", nargs="+", help=f"a decision list (*{SUFFIX}), or a folder of them")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,10 +61,9 @@ def fault_of(decisions: DecisionList) -> str | None:
     system, workload = scenario.system, scenario.draw(decisions.workload_seed)
     if routing_digest(workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
-    costs = Costs.of(system, workload.layer, decisions.scenario.compute_scale)
+    problem = Problem.of(system, workload, compute_scale=decisions.scenario.compute_scale)
     program = decisions.schedule.program(system, decisions.asked.exposure())
-    bound = LowerBound(system, workload.layer, costs).of(workload)
-    return _replay(Twin(workload, costs, program, system.gpu.num_sms, bound), decisions)
+    return _replay(Twin(workload, problem.costs, program, system.gpu.num_sms, problem.bound), decisions)
 
 
 def _replay(twin: Twin, decisions: DecisionList) -> str | None:
@@ -86,10 +81,7 @@ def _replay(twin: Twin, decisions: DecisionList) -> str | None:
     return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

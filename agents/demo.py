@@ -9,56 +9,52 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from agents.contender import Contender, read_contender
-from agents.evaluation import beats_on_every_workload, evaluate, json_content, summarise
-from agents.play import RANDOM, play_policy
-from agents.report import plot_summary, summary_table
-from agents.run_folder import RunFolder
-from agents.train import normalise_config, read_run_dir, start_run, train_with_progress
-from agents.train_spec import TrainSpec, describe_result, read_spec
-from agents.weights import load_policy
-from dysharp_env.commands import CommandParser, run_main
+from agents.evaluation.report import plot_summary, summary_table
+from agents.evaluation.table import beats_on_every_workload, evaluate, json_content, summarise
+from agents.kit import Command, entry
+from agents.opponents.opponent import Contender
+from agents.opponents.read import read_contender, read_contenders
+from agents.policies.card import RANDOM
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec, describe_result, read_spec
+from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
 from dysharp_env.commands.output import json_document, results_console
-from dysharp_env.config import ConfigError, load_spec, preset_names
+from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.gantt import encode_png, render
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
-from dysharp_env.schedules import load_schedule, simulate
-from dysharp_env.workload.suite import SuiteSpec, load_suite
+from dysharp_env.schedules import Problem
+from dysharp_env.workload.suite import load_suite
 
 REFERENCE = "dysharp"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.demo", description=__doc__)
-    parser.add_argument("--config", default="demo", metavar="NAME", help="training settings (default: %(default)s)")
-    parser.add_argument(
-        "--suite", default="demo-heldout", metavar="NAME", help="what to compare on (default: %(default)s)"
-    )
-    parser.add_argument("--run-dir", default="runs", metavar="DIR", help="where run folders go (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="train again even if a finished run is there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
-    return parser
+    command = Command("demo", __doc__, run)
+    command.add("--config", default="demo", metavar="NAME", help="training settings")
+    command.add("--suite", default="demo-heldout", metavar="NAME", help="what to compare on")
+    command.add("--run-dir", default="runs", metavar="DIR", help="where run folders go")
+    command.parser.add_argument("--fresh", action="store_true", help="train again even if a finished run is there")
+    return command.add_quiet("no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains or finds the agent, evaluates it, and says what to look at."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    spec = load_spec(TrainSpec, "train", normalise_config(args.config))
+    spec = load_config(args.config)
     suite = load_suite(args.suite)
     folder = _trained(spec, read_run_dir(args.run_dir), args.fresh, args.quiet, console)
-    agent = read_contender(str(folder.path))
-    baselines = [read_contender(name) for name in (RANDOM, *preset_names("schedules"))]
+    everyone = read_contenders([str(folder.path), RANDOM, *preset_names("schedules")])
+    agent = everyone[0]
     console.print(f"Evaluating on suite {suite.name}: {suite.description}")
-    rows = evaluate(suite, [agent, *baselines], read_contender(REFERENCE))
+    problems = Problem.of_suite(suite.draw())
+    rows = evaluate(problems, everyone, read_contender(REFERENCE))
     summaries = summarise(rows, REFERENCE)
     console.print()
     results_console().print(summary_table(summaries, suite.name))
@@ -76,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": [REFERENCE]}
     document = json_document("evaluate", 0, config, **json_content(rows, summaries))
     write_text(folder.path / "evaluation.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
-    _show_schedules(folder, agent, suite)
+    _show_schedules(folder, agent, problems[0])
     console.print(
         f"\nLook at:\n"
         f"  {folder.path}/schedule.png       the agent's schedule above {REFERENCE}'s, for the first workload\n"
@@ -125,27 +121,19 @@ def _holds(folder: RunFolder, spec: TrainSpec) -> bool:
         return False  # a run of another version: leave it alone
 
 
-def _show_schedules(folder: RunFolder, agent: Contender, suite: SuiteSpec) -> None:
-    """Writes the first workload's schedule under the agent, beside the reference's, into the run folder."""
-    shown = suite.draw()[:1]
-    env = read_spec(folder).env
-    run = play_policy(load_policy(folder.best, env), env, shown, logging=True)[0]
-    item, engine = shown[0], run.engine
-    schedule = load_schedule(REFERENCE)
-    other = simulate(
-        item.scenario.system, item.workload, schedule, compute_scale=item.entry.compute_scale, logging=True
+def _show_schedules(folder: RunFolder, agent: Contender, problem: Problem) -> None:
+    """Writes a problem's schedule under the agent, beside the reference's, into the run folder."""
+    mine, other = (
+        contender.opponents[0].run(problem, 0, logging=True) for contender in (agent, read_contender(REFERENCE))
     )
-    ScheduleTable.of(engine).to_csv(folder.path / "schedule.csv")
-    write_bytes(folder.path / "timeline.json", chrome_trace(engine, f"{agent.name}: {item.name}"))
-    bound_us = run.lower_bound_ps / 1e6
-    picture = render((agent.name, engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
+    ScheduleTable.of(mine.engine).to_csv(folder.path / "schedule.csv")
+    write_bytes(folder.path / "timeline.json", chrome_trace(mine.engine, f"{agent.name}: {problem.name}"))
+    bound_us = mine.lower_bound_ps / 1e6
+    picture = render((agent.name, mine.engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
     write_bytes(folder.path / "schedule.png", encode_png(picture))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

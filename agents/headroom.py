@@ -16,18 +16,17 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.cma_search import Budget, search
-from agents.lookahead import LookAhead, look_ahead
-from agents.rollouts import Prepared, makespans_ps, prepare
-from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
-from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import ScheduleSpec, load_schedule
+from agents.kit import Command, check_options, deliver, entry
+from agents.opponents.lookahead import LookAhead, look_ahead
+from agents.opponents.rollouts import makespans_ps
+from agents.training.cma_search import Budget, search
+from dysharp_env.config import preset_names
+from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 REFERENCE, WAVES, TUNED = "dysharp", "dysharp-waves", "dysharp-tuned"
+OTHERS = ("rival", "waves", "tuned", "own", "ahead", "own_ahead")  # whose makespans are measured beside the paper's
 HEADLINE = 0.97  # best known over the paper's: at or below it there is room
 # Shipped schedules that need hardware of other proposals: pushed sums merged in the switch (CAIS, arXiv 2605.05628),
 # and a Hub that allocates rows as tokens come, so that nobody exchanges counts (MoE-Hub, arXiv 2605.05888).
@@ -64,8 +63,7 @@ class Headroom:
     @property
     def best_us(self) -> float:
         """The shortest makespan known."""
-        times = (self.rival_us, self.waves_us, self.tuned_us, self.own_us, self.ahead_us, self.own_ahead_us)
-        return min(self.dysharp_us, *times)
+        return min(self.dysharp_us, *(getattr(self, f"{name}_us") for name in OTHERS))
 
     @property
     def is_headline(self) -> bool:
@@ -83,17 +81,17 @@ def shipped_rivals() -> list[ScheduleSpec]:
     return [load_schedule(name) for name in preset_names("schedules") if name not in left_out]
 
 
-def measure(workload: Prepared, tuned: ScheduleSpec, episodes: int, rollouts: int, seed: int) -> Headroom:
-    """Returns what is known of a workload after so many episodes of search and rollouts of each look-ahead."""
+def measure(problem: Problem, tuned: ScheduleSpec, episodes: int, rollouts: int, seed: int) -> Headroom:
+    """Returns what is known of a problem after so many episodes of search and rollouts of each look-ahead."""
     reference, rivals = load_schedule(REFERENCE), shipped_rivals()
     schedules = [reference, load_schedule(WAVES), tuned, *rivals]
-    reference_us, waves_us, tuned_us, *rivals_us = (makespans_ps(schedules, [workload])[:, 0] / 1e6).tolist()
+    reference_us, waves_us, tuned_us, *rivals_us = (makespans_ps(schedules, [problem])[:, 0] / 1e6).tolist()
     best = int(np.argmin(rivals_us))
-    own = search(tuned, [workload], reference, Budget(episodes, np.inf), name="own", seed=seed).schedule
-    ahead, own_ahead = (look_ahead(workload, LookAhead(schedule, rollouts)) for schedule in (tuned, own))
+    own = search(tuned, [problem], reference, Budget(episodes, np.inf), name="own", seed=seed).schedule
+    ahead, own_ahead = (look_ahead(problem, LookAhead(schedule, rollouts)) for schedule in (tuned, own))
     return Headroom(
-        workload=workload.name,
-        lower_bound_us=workload.bound.total_ps / 1e6,
+        workload=problem.name,
+        lower_bound_us=problem.bound.total_ps / 1e6,
         dysharp_us=reference_us,
         rival=rivals[best].name,
         rival_us=rivals_us[best],
@@ -107,10 +105,9 @@ def measure(workload: Prepared, tuned: ScheduleSpec, episodes: int, rollouts: in
 
 def geomeans(rows: Sequence[Headroom]) -> dict[str, float]:
     """Returns the geometric mean over workloads of every time over the paper's."""
-    names = ("lower_bound_us", "rival_us", "waves_us", "tuned_us", "own_us", "ahead_us", "own_ahead_us", "best_us")
     return {
-        name.removesuffix("_us"): float(np.exp(np.mean([np.log(getattr(row, name) / row.dysharp_us) for row in rows])))
-        for name in names
+        name: float(np.exp(np.mean([np.log(getattr(row, f"{name}_us") / row.dysharp_us) for row in rows])))
+        for name in ("lower_bound", *OTHERS, "best")
     }
 
 
@@ -128,7 +125,7 @@ def table(rows: Sequence[Headroom], suite: str) -> Table:
     for column in (f"{REFERENCE} {columns[0]}", *columns[1:]):
         shown.add_column(Text(column), justify="right")
     for row in rows:
-        times = (row.waves_us, row.tuned_us, row.own_us, row.ahead_us, row.own_ahead_us, row.best_us)
+        times = [getattr(row, f"{name}_us") for name in (*OTHERS[1:], "best")]
         shown.add_row(
             Text(row.workload),
             f"{row.dysharp_us / row.lower_bound_us:.3f}",
@@ -142,69 +139,46 @@ def table(rows: Sequence[Headroom], suite: str) -> Table:
         "geometric mean",
         f"{1 / means['lower_bound']:.3f}",
         f"{means['rival']:.3f}",
-        *(f"{means[name]:.3f}" for name in ("waves", "tuned", "own", "ahead", "own_ahead", "best")),
+        *(f"{means[name]:.3f}" for name in (*OTHERS[1:], "best")),
         f"{sum(row.is_headline for row in rows)}/{len(rows)}",
     )
     return shown
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.headroom", description=__doc__)
-    suites = ", ".join(preset_names("suites"))
-    parser.add_argument("--suite", required=True, metavar="NAME", help=f"a preset ({suites}) or a .yaml")
-    parser.add_argument(
-        "--tuned", default=TUNED, metavar="NAME", help="the tuned rule, a schedule (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--episodes",
-        type=int,
-        default=400,
-        metavar="N",
-        help="layers played to tune it further on each workload (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rollouts", type=int, default=400, metavar="N", help="simulations of each look-ahead (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the searches (default: %(default)s)")
-    add_json_option(parser)
-    parser.set_defaults(run=run)
-    return parser
+    command = Command("headroom", __doc__, run).add_suite()
+    command.add("--tuned", default=TUNED, metavar="NAME", help="the tuned rule, a schedule")
+    text = "layers played to tune it further on each workload"
+    command.add("--episodes", type=int, default=400, metavar="N", help=text)
+    command.add("--rollouts", type=int, default=400, metavar="N", help="simulations of each look-ahead")
+    return command.add_seed("the searches").add_json()
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures a suite as the options say."""
-    for option, least in (("episodes", 1), ("rollouts", 1), ("seed", 0)):
-        if (value := getattr(args, option)) < least:
-            raise ConfigError(f"{option}={value} must be at least {least}")
-    check_targets(("json", args.json, None))
+    check_options(args)
     suite, tuned = load_suite(args.suite), load_schedule(args.tuned)
     rows = []
-    for workload in prepare(suite.draw()):
-        rows.append(measure(workload, tuned, args.episodes, args.rollouts, args.seed))
+    for problem in Problem.of_suite(suite.draw()):
+        rows.append(measure(problem, tuned, args.episodes, args.rollouts, args.seed))
         row = rows[-1]
         notice(
             f"{row.workload}: {REFERENCE} {row.dysharp_us / row.lower_bound_us:.3f} of the bound, tuned"
             f" {row.tuned_us / row.dysharp_us:.3f}, best {row.best_us / row.dysharp_us:.3f} of {REFERENCE}"
         )
-    if args.json:
-        config = {
-            "suite": suite.model_dump(mode="json"),
-            "tuned": tuned.model_dump(mode="json"),
-            "episodes": args.episodes,
-            "rollouts": args.rollouts,
-        }
-        content = {"rows": [row.row() for row in rows], "geomean": geomeans(rows)}
-        write_json(args.json, json_document("headroom", args.seed, config, **content))
-    if args.json != STANDARD_OUTPUT:
-        results_console().print(table(rows, suite.name))
+    config = {
+        "suite": suite.model_dump(mode="json"),
+        "tuned": tuned.model_dump(mode="json"),
+        "episodes": args.episodes,
+        "rollouts": args.rollouts,
+    }
+    content = {"rows": [row.row() for row in rows], "geomean": geomeans(rows)}
+    deliver(args, config, content, table(rows, suite.name))
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

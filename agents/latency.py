@@ -1,7 +1,7 @@
 """``python -m agents.latency``: what one decision of a policy costs, and would cost a kernel.
 
 Measured are answers through Stable-Baselines3, in torch, and of the network alone inside the engine; estimated is one
-warp of a GPU (``agents.kernel_cost``), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
+warp of a GPU (kernel_cost.py), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
 the default size with random weights. ``python -m dysharp_env bench`` measures everything that needs no agent.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,20 +17,19 @@ import numpy as np
 import torch
 from numba import njit
 
-from agents.contender import Learned, read_contender
-from agents.kernel_cost import decision_us, multiply_adds
-from agents.policy import CandidatePolicy
-from agents.weights import load_policy
+from agents.evaluation.kernel_cost import decision_us, multiply_adds
+from agents.kit import Command, check_options, deliver, entry
+from agents.opponents.players import Learned
+from agents.opponents.read import learned_of, read_contender, run_folders
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import load_policy
 from dysharp_env.bench.layers import network_rows
 from dysharp_env.bench.timing import Row, Seconds, least, timed
-from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.bench import bench_table
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.schedules import Starter, load_schedule
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.layout import FEATURES
 from dysharp_env.simulator.network import Network, best_scored
 from dysharp_env.simulator.views import root_of
@@ -42,39 +41,34 @@ _SHOWN = 500  # decisions that are answered
 _TIMES = 20  # times the engine answers each: once is near the resolution of a clock
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.latency", description=__doc__)
-    parser.add_argument("--policy", metavar="NAME", help="a run folder or a distilled rule's .json")
-    add_json_option(parser)
-    parser.set_defaults(run=run)
-    return parser
+    command = Command("latency", __doc__, run)
+    return command.add("--policy", metavar="NAME", help="a run folder or a distilled rule's .json").add_json()
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
-    check_targets(("json", args.json, None))
+    check_options(args)
     ensure_compiled()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    rows: list[Row] = []
     if args.policy is None:
         spec = EnvSpec()
         policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)  # type: ignore[arg-type]
         learned = Learned(None, spec, policy.scoring_network())
-        rows = [*policy_rows(policy, spec, _SHOWN), *network_rows(learned.network, _REPEATS)]
+        rows += [*policy_rows(policy, spec, _SHOWN), *network_rows(learned.network, _REPEATS)]
     else:
         contender = read_contender(args.policy)
-        if len(contender.learned()) != 1:
+        if len(learned_of(contender)) != 1:
             raise ConfigError(f"policy='{args.policy}' must be one run folder or a rule's .json")
-        (learned,) = contender.learned()
-        runs = [(load_policy(run.best, learned.env), learned.env) for run in contender.runs]
-        rows = [row for policy, spec in runs for row in policy_rows(policy, spec, _SHOWN)]
+        (learned,) = learned_of(contender)
+        for folder in run_folders(contender):
+            rows += policy_rows(load_policy(folder / "best"), learned.env, _SHOWN)
     rows += engine_rows(learned, _SHOWN)
-    if args.json:
-        records = [row.record() for row in rows]
-        write_json(args.json, json_document("latency", 0, {"torch_threads": 1, "policy": args.policy}, rows=records))
-    if args.json != STANDARD_OUTPUT:
-        results_console().print(bench_table(rows))
+    config = {"torch_threads": 1, "policy": args.policy}
+    deliver(args, config, {"rows": [row.record() for row in rows]}, bench_table(rows))
     return 0
 
 
@@ -111,10 +105,9 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
     network, env = learned.network, learned.env
     shown = [*_decisions(network, env, decisions)]
     scenario = ScenarioSpec().build()
-    exposure = replace(env.exposure(), network=network)
-    starter = Starter(scenario.system, scenario.layer, load_schedule(env.schedule), exposure=exposure)
+    problem = Problem.of(scenario.system, scenario.draw(0))
     # A layer that only lends the network its place: what it shows is overwritten.
-    state = starter.start(scenario.draw(0)).engine.state
+    state = problem.engine(learned.base, replace(learned.exposure, network=network)).state
     took = Seconds(0.0, 0.0)
     for step in shown:
         state.features[:], state.context[:] = step.observation["candidates"].reshape(-1, len(FEATURES)), step.context
@@ -172,10 +165,7 @@ def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[_Ste
         done = terminated or truncated
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

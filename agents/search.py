@@ -9,68 +9,52 @@ from functools import partial
 
 import yaml
 
-from agents.cma_search import Budget, Found, search
-from agents.rollouts import prepare
-from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.output import check_targets, results_console
-from dysharp_env.config import ConfigError, preset_names
+from agents.kit import Command, check_options, entry
+from agents.training.cma_search import Budget, Found, search
+from dysharp_env.commands.output import results_console
+from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 _WIDTH = 120
+_STARTS = ("dysharp-l2", "dysharp-waves")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.search", description=__doc__)
-    suites = ", ".join(preset_names("suites"))
-    parser.add_argument("--suite", required=True, metavar="NAME", help=f"a preset ({suites}) or a .yaml")
-    parser.add_argument("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
-    parser.add_argument("--name", default="dysharp-tuned", metavar="NAME", help="its name (default: %(default)s)")
-    parser.add_argument(
+    command = Command("search", __doc__, run).add_suite()
+    command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
+    command.add("--name", default="dysharp-tuned", metavar="NAME", help="its name")
+    command.add(
         "--start",
         action="append",
         metavar="NAME",
         help="a schedule to begin at; each gets an equal share of the budget and the best end is written;"
-        " repeatable (default: dysharp-l2 and dysharp-waves)",
+        f" repeatable (default: {' and '.join(_STARTS)})",
     )
-    parser.add_argument(
-        "--against", default="dysharp", metavar="NAME", help="what ratios are relative to (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--episodes", type=int, default=40_000, metavar="N", help="layers to play in all (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cpu-seconds", type=float, default=3600.0, metavar="S", help="end earlier after these (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch", type=int, default=12, metavar="N", help="workloads that compare a generation (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no line at each measurement")
-    parser.set_defaults(run=run)
-    return parser
+    command.add("--against", default="dysharp", metavar="NAME", help="what ratios are relative to")
+    command.add("--episodes", type=int, default=40_000, metavar="N", help="layers to play in all")
+    command.add("--cpu-seconds", type=float, default=3600.0, metavar="S", help="end earlier after these")
+    command.add("--batch", type=int, default=12, metavar="N", help="workloads that compare a generation")
+    return command.add_seed("the search").add_quiet("no line at each measurement")
 
 
 def run(args: argparse.Namespace) -> int:
     """Searches as the options say and writes the schedule."""
-    for option, value, least in (("episodes", args.episodes, 1), ("batch", args.batch, 1), ("seed", args.seed, 0)):
-        if value < least:
-            raise ConfigError(f"{option}={value} must be at least {least}")
+    check_options(args, ("out", args.out, ".yaml"))
     if not args.cpu_seconds > 0:
         raise ConfigError(f"cpu-seconds={args.cpu_seconds} must be above 0")
-    check_targets(("out", args.out, ".yaml"))
-    starts = [load_schedule(name) for name in args.start or ("dysharp-l2", "dysharp-waves")]
+    starts = [load_schedule(name) for name in args.start or _STARTS]
     reference = load_schedule(args.against)
-    workloads = prepare(load_suite(args.suite).draw())
+    problems = Problem.of_suite(load_suite(args.suite).draw())
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
     for start in starts:
-        tell = _silent if args.quiet else partial(_tell, start.name)
+        tell = partial(_tell, start.name, args.quiet)
         ends.append(
-            search(start, workloads, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
+            search(start, problems, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
         )
     best = min(ends, key=lambda found: found.ratio)
     write_text(args.out, _document(args, best, ends))
@@ -82,17 +66,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(start: str, line: str) -> None:
-    notice(f"from {start}, {line}")
-
-
-def _silent(line: str) -> None:
-    """Says nothing."""
+def _tell(start: str, quiet: bool, line: str) -> None:
+    if not quiet:
+        notice(f"from {start}, {line}")
 
 
 def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> str:
     """Returns the schedule's YAML with a header that says what made it."""
-    starts = " ".join(f"--start {name}" for name in args.start or ("dysharp-l2", "dysharp-waves"))
+    starts = " ".join(f"--start {name}" for name in args.start or _STARTS)
     episodes = sum(found.episodes for found in ends)
     lines = [
         "A rule tuned by CMA-ES: its weights, SM groups, chunk size and early closing of tiles. Made by",
@@ -108,10 +89,7 @@ def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> s
     return "".join(f"# {line}\n" for line in lines) + body
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,19 +14,17 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.contender import POLICY_HELP, Contender, add_rollouts_option, read_contender
-from agents.evaluation import evaluate_on, makespans, summarise, with_references
-from agents.play import FIRST, RANDOM
-from agents.statistics import geometric_mean
-from agents.variations import VARIATIONS, Variation, read_variations
-from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
-from dysharp_env.config import ConfigError, preset_names
+from agents.evaluation.report import plain_table
+from agents.evaluation.statistics import geometric_mean
+from agents.evaluation.table import evaluate, makespans, summarise
+from agents.evaluation.variations import VARIATIONS, Variation, read_variations
+from agents.kit import Command, check_options, deliver, entry
+from agents.opponents.opponent import Contender
+from agents.opponents.read import read_contenders
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
@@ -59,7 +57,7 @@ class Ranking:
 
 def rank(
     variation: Variation,
-    workloads: Sequence[SuiteWorkload],
+    items: Sequence[SuiteWorkload],
     contenders: Sequence[Contender],
     against: Contender,
     seed: int,
@@ -68,12 +66,12 @@ def rank(
 
     Args:
         variation: What is different.
-        workloads: A suite's workloads, on machines as configured.
+        items: A suite's workloads, on machines as configured.
         contenders: Who is compared.
         against: What ratios are relative to.
         seed: Seed of intervals.
     """
-    rows = evaluate_on(variation.apply(workloads), contenders, against)
+    rows = evaluate(Problem.of_suite(variation.apply(items)), contenders, against)
     summaries = sorted(summarise(rows, against.name, seed), key=lambda summary: summary.geomean_ratio)
     ratios = {summary.policy: (summary.geomean_ratio, summary.ci_low, summary.ci_high) for summary in summaries}
     logs = {policy: np.log(makespans(rows, policy)) for policy in ratios}
@@ -88,14 +86,9 @@ def rank(
 def ranking_table(rankings: Sequence[Ranking], against: str, suite: str) -> Table:
     """Returns a line for each variation: every policy's ratio, and which pairs change places."""
     base = rankings[0]
-    table = Table(
-        title=Text(f"Suite {suite}: time / {against} under other models, geometric means", "bold"),
-        title_justify="left",
-        caption="order: A < B: A has become faster than B; !: and neither now nor before is it a tie (95 %)",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+    table = plain_table(
+        f"Suite {suite}: time / {against} under other models, geometric means",
+        "order: A < B: A has become faster than B; !: and neither now nor before is it a tie (95 %)",
     )
     table.add_column("variation")
     for policy in base.order:
@@ -110,71 +103,44 @@ def ranking_table(rankings: Sequence[Ranking], against: str, suite: str) -> Tabl
     return table
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build() -> Command:
     """Returns the options of the command."""
-    parser = CommandParser(prog="python -m agents.sensitivity", description=__doc__)
-    parser.add_argument("--policy", action="append", required=True, metavar="NAME", help=f"{POLICY_HELP}; no choosers")
-    suites = ", ".join(preset_names("suites"))
-    parser.add_argument(
-        "--suite", default="held-out", metavar="NAME", help=f"a preset ({suites}) or a .yaml (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--against", default="dysharp", metavar="NAME", help="what ratios are relative to (default: %(default)s)"
-    )
-    parser.add_argument(
+    command = Command("sensitivity", __doc__, run).add_policies(required=True).add_suite("held-out")
+    command.add("--against", default="dysharp", metavar="NAME", help="what ratios are relative to")
+    command.add(
         "--vary",
         action="append",
         default=[],
         metavar="NAME",
         help=f"only this, repeatable (default: all of {', '.join(variation.name for variation in VARIATIONS)})",
     )
-    add_rollouts_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of intervals (default: %(default)s)")
-    add_json_option(parser)
-    parser.set_defaults(run=run)
-    return parser
+    return command.add_seed("intervals").add_json()
 
 
 def run(args: argparse.Namespace) -> int:
     """Compares as the options say and prints the table."""
-    started = time.process_time()
-    for option, least in (("rollouts", 1), ("seed", 0)):
-        if (value := getattr(args, option)) < least:
-            raise ConfigError(f"{option}={value} must be at least {least}")
-    check_targets(("json", args.json, None))
+    check_options(args)
     variations = read_variations(args.vary)
     suite = load_suite(args.suite)
-    contenders = [read_contender(given, args.rollouts) for given in args.policy]
-    against = read_contender(args.against, args.rollouts)
-    for contender in with_references(contenders, [against]):
-        if contender.name in (RANDOM, FIRST):
-            raise ConfigError(f"policy='{contender.name}' plays machines as configured only; name another")
-    workloads = suite.draw()
+    *contenders, against = read_contenders([*args.policy, args.against], rollouts=args.rollouts)
+    items = suite.draw()
     rankings = []
     for variation in variations:
-        rankings.append(rank(variation, workloads, contenders, against, args.seed))
+        rankings.append(rank(variation, items, contenders, against, args.seed))
         notice(f"{variation.name}: {' < '.join(rankings[-1].order)}")
-    cpu_s = time.process_time() - started
-    if args.json:
-        config = {
-            "suite": suite.model_dump(mode="json"),
-            "policies": args.policy,
-            "against": args.against,
-            "rollouts": args.rollouts,
-        }
-        rows = [_record(ranking, rankings[0]) for ranking in rankings]
-        write_json(args.json, json_document("sensitivity", args.seed, config, rows=rows))
-    if args.json != STANDARD_OUTPUT:
-        console = results_console()
-        console.print(ranking_table(rankings, against.name, suite.name))
-        changed, clear = (
-            sum(bool(swaps(ranking, rankings[0])) for ranking in rankings)
-            for swaps in (Ranking.swaps, Ranking.clear_swaps)
-        )
-        console.print(
-            f"Of {len(rankings) - 1} variations {changed} change the order, {clear} by more than a tie."
-            f" {cpu_s:.0f} CPU seconds"
-        )
+    base = rankings[0]
+    changed = sum(bool(ranking.swaps(base)) for ranking in rankings)
+    clear = sum(bool(ranking.clear_swaps(base)) for ranking in rankings)
+    cpu_s = time.process_time() - args.started
+    config = {
+        "suite": suite.model_dump(mode="json"),
+        "policies": args.policy,
+        "against": args.against,
+        "rollouts": args.rollouts,
+    }
+    text = f"Of {len(rankings) - 1} variations {changed} change the order, {clear} by more than a tie."
+    shown = ranking_table(rankings, against.name, suite.name), f"{text} {cpu_s:.0f} CPU seconds"
+    deliver(args, config, {"rows": [_record(ranking, base) for ranking in rankings]}, *shown)
     return 0
 
 
@@ -183,10 +149,7 @@ def _record(ranking: Ranking, base: Ranking) -> dict[str, object]:
     return {**found, "swaps": ranking.swaps(base), "clear_swaps": ranking.clear_swaps(base)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_main(build_parser, argv)
-
+main = entry(build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Who decides: schedules and rules as data the engine can run, and the bound none of them can beat."""
 
 from dysharp_env.schedules.bound import LowerBound
-from dysharp_env.schedules.run import LayerRun, Starter, simulate
+from dysharp_env.schedules.run import LayerRun, Problem, Starter, simulate
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
 
-__all__ = ["Exposure", "LayerRun", "LowerBound", "ScheduleSpec", "Starter", "load_schedule", "simulate"]
+__all__ = ["Exposure", "LayerRun", "LowerBound", "Problem", "ScheduleSpec", "Starter", "load_schedule", "simulate"]

@@ -1,18 +1,20 @@
-"""Runs one workload under one schedule."""
+"""Runs workloads under schedules: a ``Problem`` is what is scheduled, a ``LayerRun`` one try at it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
-from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.suite import SuiteWorkload
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,75 @@ class LayerRun:
     def result(self) -> LayerResult:
         """Returns the result; the engine must be done."""
         return summarise(self.engine, self.lower_bound_ps)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A workload on a machine, with all that does not depend on who schedules it.
+
+    Attributes:
+        name: The workload's name in its suite, or its own.
+        system: The machine.
+        workload: The layer and its routing.
+        costs: What things take there, at the resolution that is simulated.
+        bound: What no schedule can beat, the same at every resolution.
+    """
+
+    name: str
+    system: SystemSpec
+    workload: Workload
+    costs: Costs
+    bound: Bound
+
+    @classmethod
+    def of(
+        cls,
+        system: SystemSpec,
+        workload: Workload,
+        *,
+        compute_scale: float = 1.0,
+        resolution: str = "token",
+        name: str = "",
+    ) -> Problem:
+        """Returns the problem of a workload; see ``Starter`` for the arguments.
+
+        Raises:
+            ConfigError: There is no such resolution, or the workload is too large for exact integer time.
+        """
+        costs, bound = _costs_and_bound(system, workload.layer, compute_scale, resolution)
+        return cls(name or workload.name, system, workload, costs, bound.of(workload))
+
+    @classmethod
+    def of_suite(cls, items: Iterable[SuiteWorkload]) -> list[Problem]:
+        """Returns the problems of a suite's workloads, under their names there.
+
+        Raises:
+            ConfigError: A workload is too large for exact integer time.
+        """
+        return [
+            cls.of(item.scenario.system, item.workload, compute_scale=item.entry.compute_scale, name=item.name)
+            for item in items
+        ]
+
+    def start(
+        self,
+        schedule: ScheduleSpec,
+        exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
+        *,
+        logging: bool = False,
+    ) -> LayerRun:
+        """Returns the layer at time zero under a schedule; see ``Starter`` for the arguments.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        program = schedule.program(self.system, exposure)
+        lowering = Lowering(self.costs, program, self.system.gpu.num_sms, logging)
+        return LayerRun(Engine(lowering, self.workload, self.bound), self.bound.total_ps)
+
+    def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
+        """Returns the engine of ``start``."""
+        return self.start(schedule, exposure).engine
 
 
 class Starter:
@@ -50,15 +121,13 @@ class Starter:
             exposure: Which decisions are asked rather than ruled.
             compute_scale: Multiplies GEMM and HBM time.
             resolution: What moves as one segment: ``token``, a vector on all planes together; ``packet``, a packet on
-                the plane its address hashes to, some hundred times slower; ``chunk``, a token chunk's vectors for one
-                destination, which is for training. The lower bound is the same for all.
+                the plane its address hashes to, some hundred times slower. The lower bound is the same for both.
             logging: Whether every use of a link, reduction unit and SM group is recorded (``engine.state.log``).
 
         Raises:
             ConfigError: The schedule does not fit the system, or there is no such resolution.
         """
-        costs = Costs.of(system, layer, compute_scale, resolution)
-        self._bound = LowerBound(system, layer, Costs.of(system, layer, compute_scale))
+        costs, self._bound = _costs_and_bound(system, layer, compute_scale, resolution)
         self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
 
     def start(self, workload: Workload) -> LayerRun:
@@ -71,6 +140,15 @@ class Starter:
         return LayerRun(Engine(self._lowering, workload, bound), bound.total_ps)
 
 
+def _costs_and_bound(
+    system: SystemSpec, layer: LayerSpec, compute_scale: float, resolution: str
+) -> tuple[Costs, LowerBound]:
+    """Returns costs at a resolution, and what bounds workloads of the layer, which is worked out by the token."""
+    costs = Costs.of(system, layer, compute_scale, resolution)
+    by_token = costs if resolution == "token" else Costs.of(system, layer, compute_scale)
+    return costs, LowerBound(system, layer, by_token)
+
+
 def simulate(
     system: SystemSpec,
     workload: Workload,
@@ -81,9 +159,7 @@ def simulate(
     logging: bool = False,
 ) -> LayerRun:
     """Returns a layer run to its end under the schedule's own rule; see ``Starter``."""
-    starter = Starter(
-        system, workload.layer, schedule, compute_scale=compute_scale, resolution=resolution, logging=logging
-    )
-    run = starter.start(workload)
+    problem = Problem.of(system, workload, compute_scale=compute_scale, resolution=resolution)
+    run = problem.start(schedule, logging=logging)
     run.engine.run()
     return run

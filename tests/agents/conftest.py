@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 
-from agents.policy import CandidatePolicy
-from agents.rule import WISHES, Linear, linear_network
-from agents.run_folder import RunFolder
-from agents.steering import INPUTS
-from agents.train_spec import TrainSpec
-from agents.weights import save_policy
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.card import PolicyCard
+from agents.policies.files import save_policy
+from agents.policies.rule import WISHES, Linear, linear_network
+from agents.policies.steering import INPUTS
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.network import Network
 
@@ -45,7 +46,7 @@ def write_run(path: Path, network: Network, seed: int = 0, env: EnvSpec = ENV) -
     folder = RunFolder(path)
     folder.best.mkdir(parents=True)
     folder.write_config(spec)
-    save_policy(folder.best, policy, 0, None)
+    save_policy(folder.best, policy, PolicyCard(name="steered", seed=seed, env=env, policy=policy.spec, decisions=0))
     return str(path)
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 
 from agents import ablate as command
 from agents.ablate import GROUPS, WHOLE, ablations, hold
-from agents.contender import Learned, read_contender
-from agents.evaluation import evaluate, play_learned
-from agents.late import play_late
-from agents.rule import Linear, linear_network
+from agents.evaluation.table import evaluate
+from agents.opponents.players import LateLearned, Learned
+from agents.opponents.read import read_contender
+from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import Problem
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 
@@ -69,9 +70,9 @@ def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.Capture
     assert played["progress held"] != played[WHOLE] != played["first split only"]
     # The whole policy is the policy, and one that is asked once for all GPUs answers once.
     contender = read_contender(steered_run)
-    rows = evaluate(load_suite("smoke"), [contender], read_contender("dysharp"))
+    rows = evaluate(Problem.of_suite(load_suite("smoke").draw()), [contender], read_contender("dysharp"))
     assert played[WHOLE] == [row.makespan_us for row in rows if row.policy == contender.name]
-    assert {row["decisions"] for row in document["rows"] if row["policy"] == "first split only"} == {1}
+    assert {row["asked"] for row in document["rows"] if row["policy"] == "first split only"} == {1}
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
@@ -82,10 +83,11 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
 
 def test_late_splits_are_those_of_the_moment_before():
     """A policy that always wants one split is never late; one that wants another at each moment is."""
-    workloads = load_suite("smoke").draw()[:1]
+    problems = Problem.of_suite(load_suite("smoke").draw()[:1])
     env = EnvSpec(exposed=("split",), splits=((8, 11), (2, 2)), split_moments=2)
     always = [Linear(constant=0.1, weights={})] * 3
     changing = [Linear(constant=0.1, weights={"sent": -0.1})] * 2 + always[:1]
     for wishes, is_late in ((always, False), (changing, True)):
         policy = Learned(None, env, linear_network(wishes))
-        assert (play_late(policy, workloads) != play_learned(policy, workloads)) == is_late
+        late = LateLearned(None, env, policy.network)
+        assert (late.play(problems) != policy.play(problems)) == is_late

@@ -1,13 +1,11 @@
 import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from agents import latency
-from agents.kernel_cost import decision_us, multiply_adds
-from agents.recording import best_row
-from agents.rule import Linear, linear_network
+from agents.evaluation.kernel_cost import decision_us, multiply_adds
+from agents.opponents.players import best_row
+from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.schedules import Starter, load_schedule
 from dysharp_env.workload import ScenarioSpec
@@ -63,9 +61,3 @@ def test_an_estimate_counts_what_is_not_zero():
     # A read, one addition of the context, 24 of a candidate in each of two turns of lanes, and six shuffles.
     assert decision_us(network, 33) == pytest.approx((270 + 4 * (1 + 2 * 24) + 6 * 30) / 1.7e3)
     assert decision_us(network, 33) < decision_us(random_network(64), 33)
-
-
-def test_attention_costs_its_matches():
-    network, weights = random_network(8), np.ones((8, 8), np.float32)
-    attends = replace(network, query=weights, value=weights)
-    assert multiply_adds(attends, 5) - multiply_adds(network, 5) == 5 * (2 * 8 * 8 + 2 * 5 * 8)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.contender import read_contender
-from agents.evaluation import evaluate
-from agents.exact import INSTANCES, play_on
+from agents.evaluation.table import evaluate
+from agents.exact.results import INSTANCES, play_on
+from agents.opponents.read import read_contender
+from dysharp_env.schedules import Problem
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import load_suite
 
@@ -22,7 +23,7 @@ def test_makespans_are_those_of_the_table(policy):
     suite = load_suite("held-out")
     suite = suite.model_copy(update={"workloads": suite.workloads[:FEW]})
     contender = read_contender(policy)
-    rows = evaluate(suite, [contender], contender)
+    rows = evaluate(Problem.of_suite(suite.draw()), [contender], contender)
     assert len({row.workload for row in rows}) > FEW
     told = {(row["policy"], row["seed"], row["workload"]): row["makespan_us"] for row in table}
     for row in rows:

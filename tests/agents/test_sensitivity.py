@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agents import sensitivity as command
+from agents.evaluation.variations import BASE, VARIATIONS, read_variations
 from agents.sensitivity import Ranking
-from agents.variations import BASE, VARIATIONS, read_variations
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.system import load_system
 from dysharp_env.workload.suite import load_suite
@@ -80,8 +80,7 @@ def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
-    assert command.main(["--policy", "random", "--suite", "smoke"]) == 2
-    expected = "error: policy='random' plays machines as configured only; name another\n"
-    assert capsys.readouterr().err == expected
+    assert command.main(["--policy", "nvls", "--suite", "smoke", "--rollouts", "0"]) == 2
+    assert capsys.readouterr().err == "error: rollouts=0 must be at least 1\n"
     with pytest.raises(ConfigError, match=r"vary='link latency x 3' is unknown; .*did you mean 'link latency x 2'"):
         read_variations(["link latency x 3"])

@@ -1,0 +1,1 @@
+"""Distillation: small rules that are fitted to policies."""

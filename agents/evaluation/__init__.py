@@ -1,0 +1,1 @@
+"""Evaluation: paired comparisons, intervals, and what results are taken apart by."""

@@ -1,0 +1,58 @@
+"""Stores the rows of an evaluation as decision lists: every row is played again with all its decisions asked.
+
+Choices that a network or a random stream takes are repeated here one by one, so that the file holds them and the
+checker needs neither weights nor random numbers. The makespan stored is the one the table shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
+from agents.evaluation.table import EvaluationRow, opponents_of
+from agents.opponents.opponent import Contender, Opponent
+from dysharp_env.schedules import Problem
+from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.workload.suite import SuiteWorkload
+
+
+def write_rows(
+    folder: str, rows: Sequence[EvaluationRow], contenders: Sequence[Contender], items: Sequence[SuiteWorkload]
+) -> None:
+    """Writes a decision list for every row.
+
+    Args:
+        folder: Where to; it exists.
+        rows: An evaluation's rows.
+        contenders: Whose rows they are, the reference among them.
+        items: The suite's workloads.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    players = opponents_of(contenders)
+    places = {item.name: place for place, item in enumerate(items)}
+    problems = Problem.of_suite(items)
+    for row in rows:
+        place = places[row.workload]
+        decisions = _record(row, players[row.policy, row.seed], items[place], problems[place], place)
+        label = re.sub(r"[^A-Za-z0-9.+-]+", "-", row.policy) + ("" if row.seed is None else f"-seed{row.seed}")
+        write_decisions(Path(folder) / f"{label}-{place:03}{SUFFIX}", decisions)
+
+
+def _record(row: EvaluationRow, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
+    """Returns the decision list of a row."""
+    return DecisionList(
+        policy=row.policy,
+        seed=row.seed,
+        workload=row.workload,
+        scenario=item.scenario.spec.model_validate(item.entry.scenario_fields()),
+        workload_seed=item.seed,
+        routing_sha256=routing_digest(item.workload),
+        schedule=opponent.base,
+        asked=AskedSpec.of(opponent.exposure),
+        choices=tuple(row_taken for _, row_taken in opponent.replay(problem, place)),
+        makespan_ps=round(row.makespan_us * PS_PER_US),
+    )

@@ -1,0 +1,182 @@
+"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload.
+
+Ratios are of makespan over the reference's makespan on the same workload. Intervals are 95 % percentile bootstraps over
+workloads and, where a policy has several training seeds, over seeds as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, interquartile_mean
+from agents.opponents.opponent import Contender, Opponent, Played
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import Problem
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One workload under one policy.
+
+    Attributes:
+        policy: Its name.
+        seed: Training seed of a run, seed of random choices, or None.
+        workload: The workload's name in its suite.
+        makespan_us: Until its last token was combined; decisions take no time.
+        lower_bound_us: What no schedule can beat.
+        decisions: Decisions with more than one legal answer, of all GPUs, whoever took them.
+        asked: Those of them that were not taken by the schedule's own rule.
+        busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
+        charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
+    """
+
+    policy: str
+    seed: int | None
+    workload: str
+    makespan_us: float
+    lower_bound_us: float
+    decisions: int
+    asked: int
+    busiest_decisions: int | None = None
+    charged_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A policy over a suite.
+
+    Attributes:
+        policy: Its name.
+        against: The policy its makespans are divided by.
+        geomean_ratio: Geometric mean of makespan over that of ``against``.
+        ci_low, ci_high: 95 % bootstrap interval of ``geomean_ratio``.
+        iqm_ratio: Mean of the middle half of all ratios, seeds and workloads together.
+        iqm_low, iqm_high: Its interval.
+        improvement: Fraction of (seed, workload) on which the policy is faster, as fast counting half.
+        improvement_low, improvement_high: Its interval.
+        mean_ratio_to_bound: Mean makespan over lower bound.
+        wins: Workloads on which the policy (geometric mean of its seeds) is faster than ``against``.
+        workloads: Workloads compared.
+        seeds: Training seeds, or seeds of random choices.
+    """
+
+    policy: str
+    against: str
+    geomean_ratio: float
+    ci_low: float
+    ci_high: float
+    iqm_ratio: float
+    iqm_low: float
+    iqm_high: float
+    improvement: float
+    improvement_low: float
+    improvement_high: float
+    mean_ratio_to_bound: float
+    wins: int
+    workloads: int
+    seeds: int
+
+
+def evaluate(
+    problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender
+) -> list[EvaluationRow]:
+    """Returns a row for every contender, seed and problem, those of the references as well.
+
+    Raises:
+        ConfigError: Two contenders have one name, or a schedule does not fit a system.
+    """
+    return [
+        row
+        for contender in with_references(contenders, references)
+        for row in as_rows(contender.name, contender.play(problems))
+    ]
+
+
+def as_rows(policy: str, played: Sequence[Played]) -> list[EvaluationRow]:
+    """Returns the rows of a policy from what became of the workloads."""
+    return [EvaluationRow(policy, **asdict(item)) for item in played]
+
+
+def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:
+    """Returns all opponents by the policy and seed of their rows."""
+    return {(contender.name, opponent.seed): opponent for contender in contenders for opponent in contender.opponents}
+
+
+def with_references(contenders: Sequence[Contender], references: Sequence[Contender]) -> list[Contender]:
+    """Returns the contenders and those references that are not among them.
+
+    Raises:
+        ConfigError: Two of them have one name, by which their rows would be confused.
+    """
+    chosen: dict[str, Contender] = {}
+    for contender in contenders:
+        if contender.name in chosen:
+            raise _same_name(contender, "policy", chosen[contender.name])
+        chosen[contender.name] = contender
+    for against in references:
+        if not chosen.setdefault(against.name, against).is_same_as(against):
+            raise _same_name(chosen[against.name], "against", against)
+    return list(chosen.values())
+
+
+def _same_name(contender: Contender, option: str, other: Contender) -> ConfigError:
+    if contender.is_same_as(other):
+        return ConfigError(f"policy='{contender.given}' is given twice")
+    joined = ", or join run folders of one policy with commas" if contender.sort == other.sort == "runs" else ""
+    return ConfigError(
+        f"policy='{contender.given}' is named '{contender.name}' like {option}='{other.given}'; rename it{joined}"
+    )
+
+
+def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> list[Summary]:
+    """Returns a summary of every policy in ``rows``, in their order.
+
+    Raises:
+        ConfigError: ``against`` is not among them.
+    """
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    if against not in policies:
+        raise ConfigError(f"against='{against}' was not evaluated; choose from {policies}")
+    tables = {policy: makespans(rows, policy) for policy in policies}
+    reference = np.log(tables[against]).mean(axis=0)  # (workload,)
+    bounds = {row.workload: row.lower_bound_us for row in rows}
+    bound_us = np.array(list(bounds.values()))
+    summaries = []
+    for policy in policies:
+        relative = np.log(tables[policy]) - reference  # (seed, workload)
+        to_bound = float((tables[policy] / bound_us).mean())
+        wins = int((relative.mean(axis=0) < -EQUAL).sum())
+        seeds, workloads = relative.shape
+        means = (*geometric_mean(relative, seed), *interquartile_mean(relative, seed), *improvement(relative, seed))
+        summaries.append(Summary(policy, against, *means, to_bound, wins, workloads, seeds))
+    return summaries
+
+
+def makespans(rows: Sequence[EvaluationRow], policy: str) -> np.ndarray:
+    """Returns the (seed, workload) makespans of a policy; every seed played the same workloads in the same order."""
+    by_seed: dict[int | None, list[float]] = {}
+    for row in rows:
+        if row.policy == policy:
+            by_seed.setdefault(row.seed, []).append(row.makespan_us)
+    return np.array(list(by_seed.values()))
+
+
+def beats_on_every_workload(rows: Sequence[EvaluationRow], policy: str, other: str) -> tuple[int, int]:
+    """Returns on how many workloads ``policy`` is faster than the mean of ``other``'s seeds, and how many there are."""
+    mine, theirs = makespans(rows, policy).mean(axis=0), makespans(rows, other).mean(axis=0)
+    return int((mine < theirs).sum()), len(mine)
+
+
+def json_content(
+    rows: Sequence[EvaluationRow],
+    summaries: Sequence[Summary],
+    charged: Sequence[Summary] = (),
+    groups: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Returns what the evaluate command's JSON holds: rows, summaries, those of charged makespans, and groups."""
+    parts = {"rows": rows, "summary": summaries, "charged": charged, "breakdown": groups}
+    return {key: [asdict(line) for line in lines] for key, lines in parts.items()}

@@ -1,0 +1,1 @@
+"""Tiny layers that are solved exactly."""

@@ -1,0 +1,149 @@
+"""What the commands of ``agents`` share: options with the checks of their values, and where results go.
+
+Mistakes become one line and exit status 2 in ``dysharp_env.commands``, as for every command of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agents.opponents.lookahead import LookAhead
+from dysharp_env.commands import CommandParser, run_main
+from dysharp_env.commands.options import add_json_option
+from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.config import ConfigError, preset_names
+
+POLICY_HELP = (
+    "random, first, a schedule's name or .yaml, look-ahead:SCHEDULE, a distilled rule's .json, or a run folder;"
+    " RUN,RUN,... are training seeds of one policy; repeatable"
+)
+# Options of whole numbers that any command may have, and the least of each.
+_LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
+
+
+class Command:
+    """A command line with the options that many commands have.
+
+    Attributes:
+        name: What ``python -m agents.NAME`` and the schema of its JSON call it.
+        parser: The options.
+    """
+
+    def __init__(self, name: str, description: str | None, run: Callable[[argparse.Namespace], int]):
+        """Begins without options; ``run`` is called with those that were given."""
+        self.name = name
+        self.parser = CommandParser(prog=f"python -m agents.{name}", description=description)
+        self.parser.set_defaults(run=run, command=name, started=time.process_time())
+
+    def add(self, *names: str, **settings: Any) -> Command:
+        """Adds an option, as argparse does; what it takes by default ends the help of one that takes something."""
+        if settings.get("default") not in (None, []):
+            settings["help"] += " (default: %(default)s)"
+        self.parser.add_argument(*names, **settings)
+        return self
+
+    def add_suite(self, default: str | None = None, option: str = "--suite", what: str = "") -> Command:
+        """Adds the name of a suite, which must be given if there is no default."""
+        kinds = f"a preset ({', '.join(preset_names('suites'))}) or a .yaml"
+        text = f"{what}: {kinds}" if what else kinds
+        return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
+
+    def add_policies(self, note: str = "", **settings: Any) -> Command:
+        """Adds the repeatable ``--policy`` and what look-ahead may spend."""
+        self.add("--policy", action="append", metavar="NAME", help=POLICY_HELP + note, **settings)
+        text = "simulations that look-ahead may spend on a workload"
+        return self.add("--rollouts", type=int, default=LookAhead.rollouts, metavar="N", help=text)
+
+    def add_seed(self, of_what: str) -> Command:
+        """Adds ``--seed``."""
+        return self.add("--seed", type=int, default=0, help=f"seed of {of_what}")
+
+    def add_quiet(self, text: str) -> Command:
+        """Adds ``--quiet``."""
+        self.parser.add_argument("--quiet", action="store_true", help=text)
+        return self
+
+    def add_json(self) -> Command:
+        """Adds ``--json``."""
+        add_json_option(self.parser)
+        return self
+
+
+def entry(build: Callable[[], Command]) -> Callable[..., int]:
+    """Returns the ``main`` of a command: it runs the arguments given, or the process's own, and returns exit status."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        given = list(sys.argv[1:] if argv is None else argv)
+
+        def parser() -> argparse.ArgumentParser:
+            made = build().parser
+            made.set_defaults(argv=given)
+            return made
+
+        return run_main(parser, given)
+
+    return main
+
+
+def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str | None]) -> None:
+    """Checks the numbers that many commands take, and that results can be written, before anything long is started.
+
+    Args:
+        args: What was given.
+        targets: Files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
+
+    Raises:
+        ConfigError: A number is too small, or a file cannot be written.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(args, name, least)
+        if value is not None and value < least:
+            limit = "not be negative" if name == "seed" else f"be at least {least}"
+            raise ConfigError(f"{name.replace('_', '-')}={value} must {limit}")
+    check_targets(("json", getattr(args, "json", None), None), *targets)
+
+
+def check_folder(option: str, folder: str | None) -> None:
+    """Checks that files can be written to a folder, which is made if only it is missing; None is no folder.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {option}='{folder}': {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write {option}='{folder}': the folder is not writable")
+
+
+def deliver(
+    args: argparse.Namespace, config: dict[str, Any], content: dict[str, Any], *shown: Table | str, timed: bool = False
+) -> None:
+    """Writes results where ``--json`` says, and shows tables and lines unless that is standard output.
+
+    Args:
+        args: What was given.
+        config: What the results depend on.
+        content: The results, as JSON holds them.
+        shown: The results, as people read them.
+        timed: Whether the processor time that the command has taken ends the last line.
+    """
+    if args.json:
+        write_json(args.json, json_document(args.command, getattr(args, "seed", 0), config, **content))
+    if args.json != STANDARD_OUTPUT:
+        console = results_console()
+        for each in shown:
+            console.print(each)
+        if timed:
+            console.print(f"{time.process_time() - args.started:.0f} CPU seconds")

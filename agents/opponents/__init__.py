@@ -1,0 +1,1 @@
+"""Opponents: whoever plays a layer, from hand-designed schedules to trained runs."""

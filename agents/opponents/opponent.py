@@ -1,0 +1,149 @@
+"""Who can play a layer: what every sort of opponent has in common, and what becomes of a layer that it plays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
+from dysharp_env.simulator.engine import Decision, Engine
+
+Answer = Callable[[Decision], int]  # what waits -> the row of the candidate taken
+
+
+@dataclass(frozen=True)
+class Played:
+    """One workload played to its end.
+
+    Attributes:
+        seed: Training seed of a policy, seed of random choices, or None.
+        workload: Its name in the suite.
+        makespan_us: Until its last token was combined.
+        lower_bound_us: What no schedule can beat.
+        decisions: Decisions with more than one legal answer, whoever took them.
+        asked: Those of them that were not taken by the schedule's own rule.
+    """
+
+    seed: int | None
+    workload: str
+    makespan_us: float
+    lower_bound_us: float
+    decisions: int
+    asked: int
+
+    @classmethod
+    def of(cls, run: LayerRun, workload: str, seed: int | None = None) -> Played:
+        """Returns what became of a layer that is at its end."""
+        result = run.result()
+        numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
+        return cls(seed, workload, *numbers)
+
+    @property
+    def ratio(self) -> float:
+        """Makespan over lower bound."""
+        return self.makespan_us / self.lower_bound_us
+
+
+class Opponent(ABC):
+    """One schedule or policy with one seed: the schedule beneath, which decisions are asked, and who answers them.
+
+    Attributes:
+        seed: Training seed of a policy, seed of random choices, or None.
+    """
+
+    seed: int | None
+
+    @property
+    @abstractmethod
+    def base(self) -> ScheduleSpec:
+        """The schedule beneath, whose rule takes what is not asked."""
+
+    @property
+    @abstractmethod
+    def exposure(self) -> Exposure:
+        """Which decisions are asked when they are answered one by one; none of a schedule's own rule."""
+
+    @abstractmethod
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what answers the decisions of one layer, asked in order.
+
+        Args:
+            problem: What is played.
+            place: Its place among all that are played; random choices have a stream for each.
+        """
+
+    def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
+        """Returns a layer at time zero whose decisions are asked.
+
+        Raises:
+            ConfigError: The schedule beneath does not fit the system.
+        """
+        return problem.start(self.base, self.exposure, logging=logging)
+
+    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+        """Returns a layer played to its end.
+
+        Args:
+            problem: What is played.
+            place: See ``answers``.
+            logging: Whether every use of a link and SM group is recorded, as pictures and timelines need.
+
+        Raises:
+            ConfigError: The schedule beneath does not fit the system.
+        """
+        run = self.start(problem, logging=logging)
+        for _ in stepwise(run.engine, self.answers(problem, place)):
+            pass
+        return run
+
+    def play(self, problems: Sequence[Problem]) -> list[Played]:
+        """Returns what becomes of each problem.
+
+        Raises:
+            ConfigError: The schedule beneath does not fit a system.
+        """
+        return [Played.of(self.run(problem, place), problem.name, self.seed) for place, problem in enumerate(problems)]
+
+    def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
+        """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""
+        return stepwise(self.start(problem).engine, self.answers(problem, place))
+
+
+def stepwise(engine: Engine, answer: Answer) -> Iterator[tuple[Decision, int]]:
+    """Yields every decision that a layer asks with the row taken, before it is taken, until the layer is done."""
+    while (decision := engine.advance()) is not None:
+        row = answer(decision)
+        yield decision, row
+        engine.decide(row)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What one ``--policy`` names: opponents of one name that differ in their seed.
+
+    Attributes:
+        given: How it was named.
+        name: What rows call it.
+        sort: Under which key the JSON of results shows how it was named.
+        identity: What it is made of; equal for the same thing under two names.
+        opponents: One for each training seed or seed of random choices, mostly one.
+    """
+
+    given: str
+    name: str
+    sort: str
+    identity: object
+    opponents: tuple[Opponent, ...]
+
+    def is_same_as(self, other: Contender) -> bool:
+        """Returns whether both are one thing, perhaps named in two ways."""
+        return (self.name, self.identity) == (other.name, other.identity)
+
+    def play(self, problems: Sequence[Problem]) -> list[Played]:
+        """Returns what becomes of each problem under each of the opponents.
+
+        Raises:
+            ConfigError: A schedule does not fit a system.
+        """
+        return [played for opponent in self.opponents for played in opponent.play(problems)]

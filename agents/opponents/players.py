@@ -1,0 +1,168 @@
+"""The sorts of opponent: a schedule, one with look-ahead, random or first choices, and whatever a network chooses.
+
+A distilled rule and a trained run are both networks on top of a schedule; see ``Learned``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead
+from agents.opponents.opponent import Answer, Opponent
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
+from dysharp_env.simulator.engine import Decision
+from dysharp_env.simulator.layout import SPLIT
+from dysharp_env.simulator.network import Network
+
+
+@dataclass(frozen=True)
+class ScheduleOpponent(Opponent):
+    """A schedule, which takes all decisions by its own rule."""
+
+    schedule: ScheduleSpec
+    seed = None
+    exposure = Exposure()
+
+    @property
+    def base(self) -> ScheduleSpec:
+        """The schedule."""
+        return self.schedule
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what is never called."""
+        return _nobody
+
+
+def _nobody(_: Decision) -> int:
+    raise AssertionError("a schedule's own rule takes all its decisions")
+
+
+@dataclass(frozen=True)
+class LookAheadOpponent(Opponent):
+    """A schedule's rule with look-ahead."""
+
+    ahead: LookAhead
+    seed = None
+
+    @property
+    def base(self) -> ScheduleSpec:
+        """The schedule whose rule plays on."""
+        return self.ahead.schedule
+
+    @property
+    def exposure(self) -> Exposure:
+        """The decisions that are looked at."""
+        return self.ahead.exposure()
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what repeats the choices that look-ahead has made."""
+        choices = iter(look_ahead(problem, self.ahead).choices)
+        return lambda _: next(choices)
+
+    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+        """Returns a layer played with look-ahead."""
+        run = self.start(problem, logging=logging)
+        play_ahead(run.engine, self.ahead)
+        return run
+
+
+@dataclass(frozen=True)
+class Chooser(Opponent):
+    """Uniformly random legal candidates, or without a seed the first: natural token order, first ready first."""
+
+    env: EnvSpec
+    seed: int | None = None
+
+    @property
+    def base(self) -> ScheduleSpec:
+        """The environment's base schedule."""
+        return load_schedule(self.env.schedule)
+
+    @property
+    def exposure(self) -> Exposure:
+        """The environment's decisions."""
+        return self.env.exposure()
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what draws from the stream of a place, whatever is played beside it."""
+        if self.seed is None:
+            return lambda decision: int(decision.mask.argmax())
+        # The same as the child that spawning one for every place gives.
+        stream = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(place,)))
+        return lambda decision: int(stream.choice(np.flatnonzero(decision.mask)))
+
+
+@dataclass(frozen=True, eq=False)
+class Learned(Opponent):
+    """A network that answers decisions, inside the engine where it can.
+
+    Attributes:
+        seed: Training seed of its run; None for a distilled rule.
+        env: The schedule beneath and what is asked.
+        network: What answers.
+    """
+
+    seed: int | None
+    env: EnvSpec
+    network: Network
+
+    @cached_property
+    def base(self) -> ScheduleSpec:  # type: ignore[override]
+        """The environment's base schedule."""
+        return load_schedule(self.env.schedule)
+
+    @property
+    def exposure(self) -> Exposure:
+        """The environment's decisions."""
+        return self.env.exposure()
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what takes the row that the network scores highest."""
+        return lambda decision: best_row(self.network, decision)
+
+    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+        """Returns a layer that the network has played inside the engine."""
+        run = problem.start(self.base, replace(self.exposure, network=self.network), logging=logging)
+        run.engine.run()
+        return run
+
+
+class LateLearned(Learned):
+    """A policy whose splits come late: each takes effect only when the next one on its GPU is asked.
+
+    In the engine a decision takes no time. A GPU would decide on its split while it works on with the one it has, so
+    what deciding costs is that a split comes late. Here it comes late by a whole moment, mostly tens of microseconds,
+    where a warp needs less than one: it shows how much hangs on deciding at the right time, and is no estimate of a
+    kernel's loss.
+    """
+
+    run = Opponent.run
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what takes every split but the first one moment late on its GPU."""
+        first: int | None = None
+        decided: dict[int, int] = {}  # by GPU: what comes into effect at its next moment
+
+        def answer(decision: Decision) -> int:
+            nonlocal first
+            row = best_row(self.network, decision)
+            if decision.kind != SPLIT:
+                return row  # it cannot be taken later: what it chose from would be gone
+            if first is None:
+                first = row  # the one for all GPUs is decided before the layer starts
+                return row
+            late, decided[decision.gpu] = decided.get(decision.gpu, first), row
+            return late
+
+        return answer
+
+
+def best_row(network: Network, decision: Decision) -> int:
+    """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
+    scores = network.scores(decision.features[: decision.num_candidates], decision.context)
+    legal = decision.mask[: decision.num_candidates]
+    return int(np.where(legal, scores, -np.inf).argmax())

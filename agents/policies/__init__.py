@@ -1,0 +1,1 @@
+"""Policies: what chooses among candidates, and how weights are stored."""

@@ -1,0 +1,236 @@
+"""A policy that scores candidates one by one, so the number of candidates and of GPUs does not matter.
+
+Every candidate row goes through one shared network together with the context of its decision. The mean and maximum of
+the embeddings tell each candidate what it competes with, and a second shared network turns embedding and pool into one
+logit. Nothing has a size that depends on how many candidates there are: weights trained at 32 candidates act at 64. The
+value comes from a network of its own over the context and the pooled features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
+from torch import Tensor, nn
+
+from dysharp_env.config import Spec
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
+from dysharp_env.simulator.network import Network
+
+Observation = dict[str, Tensor]
+# By the engine's name for weights, what the scorer calls them; all but ``linear`` lie (output, input) in torch.
+_PARAMETERS = {
+    "row": "embed_row.weight",
+    "row_bias": "embed_row.bias",
+    "context": "embed_context.weight",
+    "embed": "embed.weight",
+    "embed_bias": "embed.bias",
+    "score_row": "score_row.weight",
+    "score_bias": "score_row.bias",
+    "score_pool": "score_pool.weight",
+    "score": "score.weight",
+    "linear": "linear",
+}
+
+
+class PolicySpec(Spec):
+    """Size of the networks."""
+
+    hidden: int = Field(default=64, ge=1, le=4096)
+    """Width of the candidate embedding and of the scoring layer."""
+    value_hidden: int = Field(default=64, ge=1, le=4096)
+    """Width of both layers of the value network."""
+    hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """What hold's logit starts below the others'; it is learned from there. A group that holds half of the time makes
+    an episode several times longer, and what its other choices are worth is lost in that noise."""
+    rule: str = ""
+    """A schedule whose rule the scorer starts at, and learns to refine; its weight for hold, where it has one, takes
+    the place of ``hold_reluctance``. Empty starts at no preference."""
+    rule_scale: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    """What the rule's weights are multiplied with to be logits: the higher, the less is tried beside its choice."""
+
+    def linear(self) -> np.ndarray:
+        """Returns the (context, feature) weights that scores start at: one rule for each kind of decision.
+
+        Raises:
+            ConfigError: There is no such schedule.
+        """
+        weights = np.zeros((len(CONTEXT), len(FEATURES)))
+        rules = weights[: len(DECISION_KINDS)]
+        if self.rule:
+            rules[:] = load_schedule(self.rule).rule.matrix()
+            # A kind without weights takes the first candidate.
+            rules[~rules.any(axis=1), F_ORDER] = -1.0
+            rules *= self.rule_scale
+        unwilling = rules[:, F_HOLD] == 0
+        rules[unwilling, F_HOLD] = -self.hold_reluctance
+        return weights
+
+
+class CandidateScorer(nn.Module):
+    """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
+
+    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
+        """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
+        super().__init__()
+        self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
+        # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
+        self.embed_row = nn.Linear(num_features, hidden)
+        self.embed_context = nn.Linear(num_context, hidden, bias=False)
+        self.embed = nn.Linear(hidden, hidden)
+        self.score_row = nn.Linear(hidden, hidden)
+        self.score_pool = nn.Linear(2 * hidden, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1, bias=False)
+        for layer in (self.embed_row, self.embed_context, self.embed, self.score_row, self.score_pool):
+            nn.init.orthogonal_(layer.weight, np.sqrt(2))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.orthogonal_(self.score.weight, 0.01)
+
+    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
+        """Returns (batch, candidate) logits.
+
+        Args:
+            candidates: (batch, candidate, feature); a row of zeros holds no candidate.
+            context: (batch, context).
+        """
+        batch, size, _ = candidates.shape
+        # Most decisions fill few rows: only those are computed.
+        decision, row = torch.nonzero(candidates.amax(dim=2) > 0, as_tuple=True)
+        hidden = torch.relu(self.embed_row(candidates[decision, row]) + self.embed_context(context)[decision])
+        embedded = torch.relu(self.embed(hidden))
+        # Embeddings are not negative, so the zeros of empty rows change neither sum nor maximum.
+        table = embedded.new_zeros(batch, size, embedded.shape[1]).index_put((decision, row), embedded)
+        count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
+        pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
+        seen = self.score_row(embedded) + self.score_pool(pool)[decision]
+        scores = self.score(torch.relu(seen)).squeeze(1)
+        rule = context @ self.linear
+        scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
+        return scores.new_zeros(batch, size).index_put((decision, row), scores)
+
+
+class ValueNetwork(nn.Module):
+    """Maps an observation to the expected return from there on."""
+
+    def __init__(self, num_features: int, num_context: int, hidden: int):
+        """Makes the layers."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * num_features + num_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+        )
+        self.value = nn.Linear(hidden, 1)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, np.sqrt(2))
+        nn.init.orthogonal_(self.value.weight, 1.0)
+
+    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
+        """Returns (batch, 1) values; arguments as in ``CandidateScorer``."""
+        count = (candidates.amax(dim=2) > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        pool = [context, candidates.sum(dim=1) / count, candidates.amax(dim=1)]
+        return self.value(self.layers(torch.cat(pool, dim=1)))
+
+
+class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
+    """The actor and critic above, as MaskablePPO drives them."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Discrete,
+        lr_schedule: Any,
+        spec: PolicySpec = PolicySpec(),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ):
+        """Makes a policy for the observation and action spaces of ``TokenScheduleEnv``.
+
+        Args:
+            observation_space: ``candidates`` and ``context``.
+            action_space: One action a candidate row.
+            lr_schedule: Learning rate by remaining progress; its value at 1 starts the optimiser.
+            spec: Size of the networks.
+            **kwargs: What MaskablePPO passes to every policy.
+        """
+        self.spec = spec
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    @classmethod
+    def of_network(cls, network: Network, env: EnvSpec) -> CandidatePolicy:
+        """Returns a policy whose scorer is a network of the engine; its critic knows nothing."""
+        spec = PolicySpec(hidden=network.width, value_hidden=1)
+        policy = cls(env.observation_space(), env.action_space(), lambda _: 0.0, spec)
+        with torch.no_grad():
+            for name, path in _PARAMETERS.items():
+                parameter, array = policy.scorer.get_parameter(path), getattr(network, name)
+                numbers = array if name == "linear" else array.T
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(parameter.shape))
+            for parameter in policy.critic.parameters():
+                parameter.zero_()
+        policy.set_training_mode(False)
+        return policy
+
+    def _build(self, lr_schedule: Any) -> None:
+        assert isinstance(self.observation_space, spaces.Dict) and isinstance(self.action_space, spaces.Discrete)
+        sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
+        self.num_features = sizes["candidates"] // int(self.action_space.n)
+        self.num_context = sizes["context"]
+        spec = self.spec
+        self.scorer = CandidateScorer(self.num_features, self.num_context, spec.hidden, spec.linear())
+        self.critic = ValueNetwork(self.num_features, self.num_context, spec.value_hidden)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def forward(  # type: ignore[override]
+        self, obs: Observation, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns actions, their values (batch, 1) and their log probabilities."""
+        distribution = self.get_distribution(obs, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observation, actions: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns values (batch, 1), log probabilities of ``actions``, and entropies."""
+        distribution = self.get_distribution(obs, action_masks)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Observation, action_masks: np.ndarray | Tensor | None = None
+    ) -> MaskableDistribution:
+        """Returns the distribution over candidates; masked ones have probability 0."""
+        distribution = self.action_dist.proba_distribution(action_logits=self.scorer(*self._tables(obs)))
+        if action_masks is not None:
+            distribution.apply_masking(action_masks)
+        return distribution
+
+    def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
+        """Returns the (batch, 1) expected returns."""
+        return self.critic(*self._tables(obs))
+
+    def choose(self, observations: dict[str, np.ndarray], masks: np.ndarray) -> np.ndarray:
+        """Returns the most likely legal candidate of each decision in a batch, (batch,) int64."""
+        with torch.no_grad():
+            logits = self.scorer(*self._tables({name: torch.from_numpy(array) for name, array in observations.items()}))
+            return logits.masked_fill(~torch.from_numpy(masks), -torch.inf).argmax(dim=1).numpy()
+
+    def scoring_network(self) -> Network:
+        """Returns the scorer's weights as the engine plays them; it chooses what ``choose`` does, up to rounding."""
+        arrays = {}
+        for name, path in _PARAMETERS.items():
+            numbers = self.scorer.get_parameter(path).detach().numpy()
+            # A copy, (input, output) and in order: training goes on with the tensor itself.
+            arrays[name] = np.array(numbers if name == "linear" else numbers.T, np.float32, order="C")
+        return Network(**{**arrays, "score": arrays["score"][:, 0]})
+
+    def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
+        """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""
+        candidates = obs["candidates"]
+        return candidates.reshape(len(candidates), -1, self.num_features), obs["context"]

@@ -1,0 +1,187 @@
+"""Weights on disk: safetensors with a JSON card beside them, so that loading a policy executes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.card import PolicyCard, read_card
+from dysharp_env.config import ConfigError
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.warmup import notice
+
+# By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "scorer.embed_row.weight": ("features",),
+    "scorer.embed_context.weight": ("context",),
+    "scorer.linear": ("features",),
+    "critic.layers.0.weight": ("context", "features", "features"),
+}
+_ROWS = {"scorer.linear": ("context",)}
+
+
+def save_policy(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
+    """Writes ``policy.safetensors`` and ``policy.json`` into ``folder``."""
+    # Weights hold what they started at.
+    spec = policy.spec.model_copy(update={"rule": ""})
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
+    write_bytes(folder / "policy.safetensors", save(weights))
+    write_text(folder / "policy.json", card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n")
+
+
+def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
+    """Returns the policy in ``folder``.
+
+    Args:
+        folder: A run's ``best``, or a checkpoint.
+        env: What it is to act in, which may show more or fewer candidates than in training; None is what it was
+            trained in.
+
+    Raises:
+        ConfigError: A file is missing or damaged, or the policy looks at what there is no more.
+    """
+    card = read_card(folder)
+    env = env or card.env
+    policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
+    load_weights(folder, policy, card)
+    policy.set_training_mode(False)
+    return policy
+
+
+def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
+    """Loads ``policy.safetensors`` into a policy of the same width; ``card`` is what lies beside it.
+
+    Columns are put where their names are now. Names that are new get weights of 0, and a line says so.
+
+    Raises:
+        ConfigError: The file is missing or damaged, the shapes differ, or the policy looks at what there is no more.
+    """
+    for kind, known in (("features", FEATURES), ("context", CONTEXT)):
+        named = getattr(card, kind)
+        if missing := [name for name in named if name not in known]:
+            raise ConfigError(f"'{folder}/policy.json' does not fit this version: {kind} has no {', '.join(missing)}")
+        if new := [name for name in known if name not in named]:
+            notice(f"'{folder}/policy.json' does not know {', '.join(new)} ({kind}): weights of 0")
+    path = folder / "policy.safetensors"
+    tensors = read_tensors(path)
+    shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
+    _check_tensors(tensors, shapes, path, fits="this environment")
+    policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
+
+
+def _blocks(table: Mapping[str, Sequence[str]], name: str, card: PolicyCard) -> tuple[list[str], list[str]]:
+    """Returns what the columns (or rows) of a tensor belong to, as in the file and as now; each is KIND.BLOCK.NAME."""
+    now = {"features": FEATURES, "context": CONTEXT}
+    blocks = [*enumerate(table.get(name, ()))]
+    filed = [f"{kind}.{number}.{each}" for number, kind in blocks for each in getattr(card, kind)]
+    return filed, [f"{kind}.{number}.{each}" for number, kind in blocks for each in now[kind]]
+
+
+def _shape_in_file(name: str, tensor: torch.Tensor, card: PolicyCard) -> tuple[int, ...]:
+    """Returns the shape that one of a policy's tensors has in the file of a card."""
+    shape = [*tensor.shape]
+    for axis, table in ((0, _ROWS), (1, _COLUMNS)):
+        if name in table:
+            shape[axis] = len(_blocks(table, name, card)[0])
+    return tuple(shape)
+
+
+def _placed(name: str, tensor: torch.Tensor, card: PolicyCard) -> torch.Tensor:
+    """Returns a tensor of a file with its rows and columns where their names are now, and 0 in those that are new."""
+    for axis, table in ((0, _ROWS), (1, _COLUMNS)):
+        filed, now = _blocks(table, name, card)
+        if filed != now:
+            shape = [*tensor.shape]
+            shape[axis] = len(now)
+            there = torch.tensor([now.index(each) for each in filed])
+            tensor = tensor.new_zeros(shape).index_copy(axis, there, tensor)
+    return tensor
+
+
+def _check_tensors(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path, fits: str
+) -> None:
+    """Checks that a file holds exactly the tensors of these shapes, as finite float32 numbers.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    for name in sorted(shapes.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else None
+        wanted = shapes.get(name)
+        if found != wanted:
+            raise ConfigError(f"'{path}' does not fit {fits}: '{name}' has shape {found}, not {wanted}")
+        if tensors[name].dtype != torch.float32:
+            raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {torch.float32}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ConfigError(f"'{path}' is damaged: '{name}' holds numbers that are not finite")
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file by name.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"'{path}' is damaged: {error}") from None
+
+
+def read_numbers(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns the float64 arrays of a safetensors file, which must have these shapes.
+
+    Raises:
+        ConfigError: It is missing or damaged, or holds something else.
+    """
+    arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+    if {name: array.shape for name, array in arrays.items()} != dict(shapes):
+        raise ConfigError(f"'{path}' does not fit: it must hold {sorted(shapes)} of shapes {list(shapes.values())}")
+    for name, array in arrays.items():
+        if array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ConfigError(f"'{path}' is damaged: '{name}' must hold finite float64 numbers")
+    return arrays
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Returns Adam's moments and step counts as ``INDEX.NAME`` tensors; the learning rate follows from the schedule."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).clone().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
+    """Loads what ``optimizer_tensors`` returned from ``optimizer.safetensors`` into the policy's optimiser.
+
+    Raises:
+        ConfigError: The file is missing or damaged, or is of other networks.
+    """
+    path = folder / "optimizer.safetensors"
+    tensors = read_tensors(path)
+    names = [name for name, _ in policy.named_parameters()]
+    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(names)}
+    for index, (name, parameter) in enumerate(policy.named_parameters()):
+        shapes |= {f"{index}.{of}": _shape_in_file(name, parameter, card) for of in ("exp_avg", "exp_avg_sq")}
+    _check_tensors(tensors, shapes, path, fits="the policy")
+    state: dict[int, dict[str, torch.Tensor]] = {index: {} for index, _ in enumerate(names)}
+    for key, tensor in tensors.items():
+        place, of = key.split(".", 1)
+        if of != "exp_avg" and bool((tensor < 0).any()):  # counts and squares
+            raise ConfigError(f"'{path}' is damaged: '{key}' holds negative numbers")
+        state[int(place)][of] = tensor if of == "step" else _placed(names[int(place)], tensor, card)
+    optimizer = policy.optimizer
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

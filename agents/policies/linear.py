@@ -1,0 +1,32 @@
+"""The features that a linear rule weighs, for each kind of decision, and a schedule's own weights of them."""
+
+from __future__ import annotations
+
+from dysharp_env.schedules import ScheduleSpec
+
+# Features that differ among the candidates of a decision and matter. Left out: what is the same for all of them or 0,
+# and what chunks of one size hardly differ in.
+FEATURES_OF_KIND = {
+    "dispatch": ("order", "tile_fill", "expert_progress", "fan_out", "backlog"),
+    "gemm": (
+        *("is_gemm2", "weights_in_l2", "order", "size", "is_partial"),
+        *("waiting", "expert_left", "finishes", "cost", "is_hold"),
+    ),
+    "combine": ("order", "size", "waiting", "fan_out", "is_hold"),
+}
+ROW_FEATURES = FEATURES_OF_KIND["gemm"]
+_RELUCTANCE = -2.0  # of hold, where the start never waits: below every score of the start
+
+
+def start_weights(base: ScheduleSpec, kind: str, below_hold: float) -> list[float]:
+    """Returns a schedule's weights of a kind; one that has none takes the first candidate, as it does without.
+
+    Args:
+        base: The schedule.
+        kind: Of ``FEATURES_OF_KIND``, whose features the weights belong to.
+        below_hold: What an open tile has less than hold, where the schedule closes none early.
+    """
+    given = {"is_hold": 0.0 if base.hold else _RELUCTANCE, **(getattr(base.rule, kind) or {"order": -1.0})}
+    if not base.partial_tiles:
+        given["is_partial"] = given["is_hold"] + below_hold
+    return [given.get(feature, 0.0) for feature in FEATURES_OF_KIND[kind]]

@@ -1,0 +1,212 @@
+"""Evolution of a policy of few weights: every generation nudges them and plays a batch of workloads either way.
+
+What is made small is the mean log of makespan over the reference's on the same workload. On each workload pairs of
+opposite random nudges say in which direction makespans fall (antithetic evolution strategies, Salimans et al., arXiv
+1703.03864). A weight that depends on what shapes a layer is nudged as one number on each layer, and how each shape's
+share in it is to change follows from the layers' shapes by the chain rule: so what is estimated from makespans stays
+small however many shapes there are. Adam makes the steps; the policy is an average of where they have been.
+
+All episodes run inside the engine; layers share nothing, so threads change no result. ``EvolutionRun`` is a run;
+``Evolution`` the strategy, one generation at a time; what the weights are is told in genome.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from agents.exact.tiny import TRAINING_SEED, tiny_layers
+from agents.opponents.rollouts import makespans_ps, play_networks
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import read_numbers
+from agents.training.genome import Genome, Scale
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.spec import EvolutionSpec, TrainSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.simulator.layout import CONTEXT
+from dysharp_env.simulator.network import Network
+from dysharp_env.workload.suite import load_suite
+
+GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
+_MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
+_LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
+_LAST_RATE = 0.1  # of the learning rate at the end of a cycle
+
+
+class EvolutionRun(TrainingRun):
+    """A run of an evolution strategy."""
+
+    tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
+
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+        """Draws what is trained on and plays the reference on it.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        super().__init__(spec, folder, watch)
+        assert spec.evolution is not None
+        self._evolution = Evolution(
+            spec.evolution,
+            load_schedule(spec.env.schedule),
+            spec.env.exposure(),
+            _problems(spec),
+            load_schedule(spec.reference),
+        )
+        self._latest = float("nan")
+
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy."""
+        return CandidatePolicy.of_network(self._evolution.network(), self.spec.env)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes the weights out of a checkpoint."""
+        evolution = self._evolution
+        shape = evolution.weights.shape
+        numbers = read_numbers(checkpoint / "evolution.safetensors", {"average": shape, "weights": shape})
+        evolution.weights, evolution.average = numbers["weights"], numbers["average"]
+
+    def save_state(self, counters: Counters) -> None:
+        """Saves weights and counters."""
+        numbers = save({"average": self._evolution.average, "weights": self._evolution.weights})
+        self.folder.save_checkpoint({"evolution.safetensors": numbers}, counters, self.decisions)
+
+    def begin(self) -> None:
+        """Goes on at the present weights."""
+        self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
+
+    def learn(self) -> dict[str, float]:
+        """Plays one generation."""
+        latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        self._latest = latest.ratio
+        self.decisions += latest.decisions
+        self.updates += 1
+        row = (self.decisions, self.updates, latest.ratio, latest.worst)
+        self.folder.append_rows("generations.csv", GENERATION_COLUMNS, [(*row, round(self.elapsed_s(), 3))])
+        return {
+            f"rollout/ratio_to_{self.spec.reference}": latest.ratio,
+            "evolution/worst_ratio": latest.worst,
+            "evolution/generation": self.updates,
+            "time/decisions_per_second": self.rate(),
+        }
+
+    def recent(self) -> tuple[float, float]:
+        """Returns no return, and the last generation's ratio."""
+        return float("nan"), self._latest
+
+
+def _problems(spec: TrainSpec) -> Sequence[Problem]:
+    """Returns the problems that a policy is evolved on."""
+    assert spec.evolution is not None
+    if spec.evolution.tiny:
+        return tiny_layers(TRAINING_SEED, spec.evolution.tiny)
+    assert spec.env.suite is not None
+    return Problem.of_suite(load_suite(spec.env.suite).draw())
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result of one generation.
+
+    Attributes:
+        ratio: Geometric mean of makespan over the reference's, over all nudges and workloads.
+        worst: Largest ratio on a workload, as the geometric mean over its nudges.
+        decisions: Decisions that the policies took.
+    """
+
+    ratio: float
+    worst: float
+    decisions: int
+
+
+class Evolution:
+    """Weights on their way, and what they play; what follows ``restart`` depends on them and the seed alone.
+
+    Attributes:
+        weights: (weight, 1 + shape) float64, where the steps are.
+        average: The same, the policy.
+    """
+
+    def __init__(
+        self,
+        spec: EvolutionSpec,
+        base: ScheduleSpec,
+        exposure: Exposure,
+        problems: Sequence[Problem],
+        reference: ScheduleSpec,
+    ):
+        """Plays the reference and takes a place to begin at.
+
+        Raises:
+            ConfigError: A schedule does not fit a system.
+        """
+        self._spec, self._base, self._exposure, self._problems = spec, base, exposure, problems
+        self._reference_ps = makespans_ps([reference], problems)[0]
+        first = problems[0]
+        sizes = first.system.gpu.num_sms, first.workload.layer.tile_tokens
+        contexts = np.array([self._first_context(problem) for problem in problems])
+        scale = Scale.of(spec.shapes, contexts)
+        self._shapes = scale.rows(contexts)  # (workload, 1 + shape)
+        own = sizes if spec.start == "constant" else None
+        self._genome = Genome(base, exposure, scale, spec.gated, spec.gates, own_split=own)
+        self.weights, self.average = self._genome.start.copy(), self._genome.start.copy()
+
+    def restart(self, seed: int) -> None:
+        """Goes on at the present weights; the averages of gradients begin anew."""
+        self._rng = np.random.default_rng(seed)
+        self._order = np.empty(0, np.int64)
+        self._steps, self._mean, self._square = 0, np.zeros_like(self.weights), np.zeros_like(self.weights)
+
+    def network(self) -> Network:
+        """Returns the policy."""
+        return self._genome.network(self.average)
+
+    def step(self, progress: float) -> Generation:
+        """Plays a generation and moves the weights; ``progress`` is which part of the run is over."""
+        spec, drawn = self._spec, self._draw()
+        nudges = self._rng.normal(0, spec.sigma, (len(drawn), spec.pairs, len(self.weights)))
+        with ThreadPoolExecutor(spec.threads) as pool:
+            ends = pool.map(self._play, drawn, nudges)
+        makespans, decisions = (np.array(numbers) for numbers in zip(*ends, strict=True))
+        logs = np.log(makespans / self._reference_ps[drawn, None])  # (workload, nudge): those one way, those the other
+        gained = np.clip(logs[:, : spec.pairs] - logs[:, spec.pairs :], -spec.clip, spec.clip) / 2
+        slopes = np.einsum("wp,wpd->wd", gained, nudges) / (spec.pairs * spec.sigma**2)  # (workload, weight)
+        gradient = slopes.T @ self._shapes[drawn] / len(drawn)
+        gradient[~self._genome.depends, 1:] = 0.0
+        self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0)))
+        worst = float(np.exp(logs.mean(axis=1).max()))
+        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
+
+    def _play(self, workload: int, nudges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns makespans and decisions under (pair, weight) nudges, then under the opposite ones."""
+        networks = [self._genome.network(self.weights, nudge) for nudge in (*nudges, *-nudges)]
+        exposures = [replace(self._exposure, network=network) for network in networks]
+        return play_networks(self._base, exposures, self._problems[workload])
+
+    def _move(self, gradient: np.ndarray, rate: float) -> None:
+        """Makes a step of Adam."""
+        self._steps += 1
+        self._mean = _MEAN_KEPT * self._mean + (1 - _MEAN_KEPT) * gradient
+        self._square = _SQUARE_KEPT * self._square + (1 - _SQUARE_KEPT) * gradient**2
+        mean = self._mean / (1 - _MEAN_KEPT**self._steps)
+        root = np.sqrt(self._square / (1 - _SQUARE_KEPT**self._steps))
+        self.weights = self.weights - rate * mean / (root + _LEAST)
+        self.average = self._spec.average * self.average + (1 - self._spec.average) * self.weights
+
+    def _draw(self) -> np.ndarray:
+        """Returns the (workload,) next ones of a random order of all; a new one begins where too few are left."""
+        if len(self._order) < self._spec.batch:
+            self._order = self._rng.permutation(len(self._problems))
+        drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
+        return drawn
+
+    def _first_context(self, problem: Problem) -> np.ndarray:
+        """Returns the (context,) of a layer's first decision; zeros if there is none."""
+        decision = problem.engine(self._base, self._exposure).advance()
+        return np.zeros(len(CONTEXT)) if decision is None else decision.context.astype(float)

@@ -1,0 +1,99 @@
+"""What is recorded while training: finished episodes, and TensorBoard files."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+from torch.utils.tensorboard import SummaryWriter
+
+EPISODE_COLUMNS = (
+    "decisions",
+    "workload",
+    "return",
+    "episode_decisions",
+    "makespan_us",
+    "ratio_to_bound",
+    "ratio_to_reference",
+    "wall_s",
+)
+_RECENT_EPISODES = 32
+
+
+class EpisodeRecorder(BaseCallback):
+    """Notes every finished episode."""
+
+    def __init__(self, reference: str):
+        """``reference`` is the name under which ratios to the environments' reference schedule are recorded."""
+        super().__init__()
+        self._reference = reference
+        self._rows: list[tuple[object, ...]] = []
+        self._recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
+        self._started = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if info:
+                self._add(info)
+        return True
+
+    def _add(self, info: dict[str, Any]) -> None:
+        final, episode = info["final_info"], info["episode"]
+        relative = final["makespan_us"] / info["reference_us"]
+        self._recent.append(
+            {"return": episode["r"], "ratio": final["ratio"], "length": episode["l"], "log_relative": np.log(relative)}
+        )
+        wall_s = round(time.perf_counter() - self._started, 3)
+        row = (self.num_timesteps, info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"])
+        self._rows.append((*row, relative, wall_s))
+
+    def take_rows(self) -> list[tuple[object, ...]]:
+        """Returns the episodes since the last call, as lines of ``episodes.csv``."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def recent(self, name: str) -> float:
+        """Returns the mean of a number over the last episodes; nan before the first."""
+        return float(np.mean([episode[name] for episode in self._recent])) if self._recent else float("nan")
+
+    def means(self) -> dict[str, float]:
+        """Returns means over the last episodes under their TensorBoard names; empty before the first."""
+        if not self._recent:
+            return {}
+        return {
+            "rollout/return": self.recent("return"),
+            "rollout/ratio_to_bound": self.recent("ratio"),
+            "rollout/episode_decisions": self.recent("length"),
+            f"rollout/ratio_to_{self._reference}": float(np.exp(self.recent("log_relative"))),
+        }
+
+
+class TensorBoard(KVWriter):
+    """Writes records as TensorBoard scalars."""
+
+    def __init__(self, folder: Path, forget_after: int | None = None):
+        """Starts an event file in ``folder``.
+
+        Args:
+            folder: The run folder.
+            forget_after: Makes TensorBoard hide earlier values beyond so many decisions: a resumed run writes them
+                again.
+        """
+        purge_step = None if forget_after is None else forget_after + 1
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Writes scalars at a step."""
+        for name, value in key_values.items():
+            if isinstance(value, (int, float, np.number)) and "tensorboard" not in (key_excluded[name] or ()):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()

@@ -1,0 +1,210 @@
+"""Training by MaskablePPO, from top to bottom.
+
+A run (``PpoRun``) goes in updates: every environment copy plays ``ppo.n_steps`` decisions under the present policy,
+then the policy makes some epochs of clipped gradient steps on them. Between updates it is validated and saved, see
+run_loop.py. Stable-Baselines3's ``learn`` owns its loop; here training needs to stop between updates and to continue
+later as if nothing had happened. So the loop is outside, and ``Learner`` offers its two halves. What an update is is
+Stable-Baselines3's ``train``; the networks are those of candidate_policy.py; README.md beside this file says what is
+logged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
+from agents.policies.card import read_card
+from agents.policies.files import load_optimizer, load_weights, optimizer_tensors
+from agents.training.imitation import draw_lessons, imitate
+from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.spec import PpoSpec, TrainSpec
+from agents.training.validation import EVALUATION_COLUMNS
+from agents.training.vec_env import ScheduleVecEnv
+from dysharp_env.simulator.layout import DECISION_KINDS
+
+_SAMPLED_DECISIONS = 1024
+
+
+class PpoRun(TrainingRun):
+    """A run of MaskablePPO."""
+
+    tables = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
+
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+        """Makes environments and networks.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        super().__init__(spec, folder, watch)
+        self._episodes = EpisodeRecorder(spec.reference)
+        vec_env = ScheduleVecEnv(spec.env, spec.num_envs, spec.reference, spec.baseline)
+        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed)
+
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy as it is now."""
+        return self._learner.network
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes policy and optimiser out of a checkpoint."""
+        card = read_card(checkpoint)
+        load_weights(checkpoint, self._learner.network, card)
+        load_optimizer(checkpoint, self._learner.network, card)
+
+    def save_state(self, counters: Counters) -> None:
+        """Saves policy, optimiser and counters."""
+        policy = self._learner.network
+        optimizer = {"optimizer.safetensors": save(optimizer_tensors(policy.optimizer))}
+        self.folder.save_checkpoint(optimizer, counters, self.decisions, (policy, self.card(policy)))
+
+    def begin(self) -> None:
+        """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
+        learner = self._learner
+        learner.num_timesteps, learner._n_updates = self.decisions, self.updates
+        learner.set_logger(Logger(None, [self.board]))
+        if self.spec.imitation is not None and self.decisions == 0:
+            self._imitate()
+        # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
+        seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
+        learner.begin(self._episodes, seed)
+
+    def _imitate(self) -> None:
+        """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
+        spec, learner = self.spec, self._learner
+        assert spec.imitation is not None
+        draws, order = np.random.SeedSequence(spec.seed).spawn(1)[0].generate_state(2).tolist()
+        lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
+        for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
+            record = {"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}
+            self.board.write(record, dict.fromkeys(record, ()), epoch)
+        self.log(self._validate())
+
+    def learn(self) -> dict[str, float]:
+        """Collects a rollout and improves the policy on it."""
+        learner, episodes = self._learner, self._episodes
+        learner.collect(episodes)
+        statistics = kind_statistics(learner)
+        learner.update(1.0 - learner.num_timesteps / self.spec.total_decisions)
+        self.decisions, self.updates = learner.num_timesteps, learner._n_updates
+        self.folder.append_rows("episodes.csv", EPISODE_COLUMNS, episodes.take_rows())
+        return {**episodes.means(), **statistics, **time_shares(learner, self.elapsed_s(), self.rate())}
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Writes a record together with what the learner has logged of its update."""
+        for name, value in record.items():
+            self._learner.logger.record(name, value)
+        self._learner.logger.dump(self.decisions)
+
+    def recent(self) -> tuple[float, float]:
+        """Returns mean return and makespan over lower bound of the last episodes."""
+        return self._episodes.recent("return"), self._episodes.recent("ratio")
+
+
+class Learner(MaskablePPO):
+    """MaskablePPO over ``CandidatePolicy``, driven one rollout and one update at a time."""
+
+    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int):
+        """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments."""
+        super().__init__(
+            CandidatePolicy,  # type: ignore[arg-type]
+            vec_env,
+            learning_rate=spec.rate,
+            **spec.model_dump(exclude={"learning_rate", "learning_rate_schedule"}),
+            policy_kwargs={"spec": policy},
+            seed=seed,
+            device="cpu",
+        )
+        self.vec_env = vec_env
+        self.update_seconds = 0.0
+        self.rollout_seconds = 0.0
+
+    @property
+    def network(self) -> CandidatePolicy:
+        """The policy being trained."""
+        assert isinstance(self.policy, CandidatePolicy)
+        return self.policy
+
+    def begin(self, callback: BaseCallback, seed: int) -> None:
+        """Starts fresh episodes and random streams from ``seed``.
+
+        What follows depends only on the weights, the optimiser, the number of decisions so far and this seed. Training
+        calls it at every checkpoint, which is why a resumed run is the same as one that was never stopped.
+        """
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - Stable-Baselines3 shuffles its buffers with the global stream
+        self.vec_env.seed(seed)
+        self._last_obs = None
+        self._setup_learn(0, callback, reset_num_timesteps=False)
+
+    def collect(self, callback: BaseCallback) -> None:
+        """Fills the rollout buffer: ``n_steps`` decisions of every copy."""
+        started = time.perf_counter()
+        assert self.env is not None
+        self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps)
+        self.rollout_seconds += time.perf_counter() - started
+
+    def update(self, progress_remaining: float) -> None:
+        """Improves the policy on the rollout buffer."""
+        started = time.perf_counter()
+        self._current_progress_remaining = progress_remaining
+        self.train()
+        self.update_seconds += time.perf_counter() - started
+
+
+def kind_statistics(learner: Learner) -> dict[str, float]:
+    """Returns, for each kind of decision in the rollout just collected: its share, entropy, and mean chosen place.
+
+    The place is the chosen row over the number of legal ones: 0 is always the first, near 1 always the last. A sample
+    of evenly spaced decisions is enough and cheap.
+    """
+    buffer = learner.rollout_buffer
+    contexts = buffer.observations["context"]  # type: ignore[index, call-overload]
+    steps, copies = contexts.shape[:2]
+    picked = np.linspace(0, steps * copies - 1, min(_SAMPLED_DECISIONS, steps * copies)).astype(np.int64)
+    step, copy = np.divmod(picked, copies)
+    observation = {
+        name: torch.from_numpy(array[step, copy])
+        for name, array in buffer.observations.items()  # type: ignore[attr-defined]
+    }
+    masks = buffer.action_masks[step, copy]  # type: ignore[union-attr]
+    with torch.no_grad():
+        entropy = learner.network.get_distribution(observation, masks).entropy()
+    assert entropy is not None
+    place = buffer.actions[step, copy].reshape(-1) / np.maximum(masks.sum(axis=1), 1)
+    kinds = contexts[step, copy, : len(DECISION_KINDS)].argmax(axis=1)
+    statistics = {"rollout/entropy": float(entropy.mean())}
+    for index, kind in enumerate(DECISION_KINDS):
+        chosen = kinds == index
+        if chosen.any():
+            statistics[f"kinds/{kind}_share"] = float(chosen.mean())
+            statistics[f"kinds/{kind}_entropy"] = float(entropy.numpy()[chosen].mean())
+            statistics[f"kinds/{kind}_place"] = float(place[chosen].mean())
+    return statistics
+
+
+def time_shares(learner: Learner, elapsed_s: float, rate: float) -> dict[str, float]:
+    """Returns decisions a second and the share of each part, as TensorBoard records them.
+
+    Args:
+        learner: What was timed.
+        elapsed_s: Seconds since it began.
+        rate: Its decisions a second.
+    """
+    env_s = learner.vec_env.env_seconds
+    return {
+        "time/decisions_per_second": rate,
+        "time/env_share": env_s / elapsed_s,
+        "time/policy_share": (learner.rollout_seconds - env_s) / elapsed_s,
+        "time/update_share": learner.update_seconds / elapsed_s,
+    }

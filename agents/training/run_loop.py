@@ -1,0 +1,223 @@
+"""What every training run does, however it learns: resume, validate, keep the best policy, write its folder."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.card import PolicyCard, read_json
+from agents.policies.files import load_policy
+from agents.training.metrics import TensorBoard
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec
+from agents.training.validation import EVALUATION_COLUMNS, Validator
+from dysharp_env.config import ConfigError, Spec, parse_spec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, for people who watch.
+
+    Attributes:
+        decisions: Decisions so far, of ``total``.
+        total: Decisions in all.
+        mean_return: Mean return of the last episodes; nan before the first, and under evolution.
+        ratio: Mean makespan over lower bound of the last episodes, or under evolution over the reference's; nan before
+            the first.
+        decisions_per_second: Over this process so far, everything included.
+        validation_ratio: Best on the validation suite so far; None before the first validation.
+    """
+
+    decisions: int
+    total: int
+    mean_return: float
+    ratio: float
+    decisions_per_second: float
+    validation_ratio: float | None
+
+
+class Counters(Spec):
+    """What a checkpoint remembers besides weights and optimiser."""
+
+    decisions: int = Field(ge=0)
+    """Decisions so far."""
+    updates: int = Field(ge=0)
+    """Passes of the learner over its rollouts so far."""
+    best_validation_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    """Lowest mean makespan over lower bound on the validation suite so far."""
+    wall_s: float = Field(ge=0, allow_inf_nan=False)
+    """Seconds of training so far."""
+
+
+class TrainingRun(ABC):
+    """A run under way; subclasses learn, and say what else a checkpoint holds.
+
+    Attributes:
+        decisions: Decisions so far.
+        updates: Steps of the learner so far.
+        best: Lowest mean makespan over lower bound on the validation suite so far.
+        board: Where curves go, from ``begin`` on.
+    """
+
+    board: TensorBoard
+    tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
+    """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
+
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+        """Draws the validation suite.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        self.spec, self.folder, self.watch = spec, folder, watch
+        self.decisions = self.updates = 0
+        self.best: float | None = None
+        self._validator = Validator(spec)
+        self._kept: dict[str, list[list[str]]] = {}  # lines of the tables that a resumed run keeps
+        self._earlier_s, self._began = 0.0, time.perf_counter()
+        self._first = 0
+
+    @abstractmethod
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy as it is now."""
+
+    @abstractmethod
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes weights, and all that learning goes on from, out of a checkpoint.
+
+        Raises:
+            ConfigError: It is damaged or does not fit.
+        """
+
+    @abstractmethod
+    def save_state(self, counters: Counters) -> None:
+        """Saves a checkpoint."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Starts learning, or goes on after a checkpoint: what follows depends on no more than that holds."""
+
+    @abstractmethod
+    def learn(self) -> dict[str, float]:
+        """Learns for a while, counts decisions and updates, and returns what TensorBoard shows of it."""
+
+    @abstractmethod
+    def recent(self) -> tuple[float, float]:
+        """Returns the mean return and the ratio of ``Progress``."""
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Writes a record at the present number of decisions."""
+        self.board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
+
+    def card(self, policy: CandidatePolicy, ratio: float | None = None) -> PolicyCard:
+        """Returns the card of the present policy, which has that validation ratio."""
+        spec = self.spec
+        return PolicyCard(
+            name=spec.name,
+            seed=spec.seed,
+            env=spec.env,
+            policy=policy.spec,
+            decisions=self.decisions,
+            validation_ratio=ratio,
+        )
+
+    def elapsed_s(self) -> float:
+        """Returns seconds since this process began."""
+        return time.perf_counter() - self._began
+
+    def rate(self) -> float:
+        """Returns decisions a second since this process began, everything included."""
+        return (self.decisions - self._first) / self.elapsed_s()
+
+    def restore(self) -> None:
+        """Goes back to the newest checkpoint; what was recorded after it will be recorded again.
+
+        It only reads: a run that cannot be resumed stays as it is.
+        """
+        checkpoint = self.folder.newest_checkpoint()
+        self.load_state(checkpoint)
+        source = f"{checkpoint}/counters.json"
+        counters = parse_spec(Counters, read_json(Path(source)), source=source)
+        if counters.decisions != int(checkpoint.name):
+            raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
+        self.decisions, self.updates = counters.decisions, counters.updates
+        self.best = counters.best_validation_ratio
+        if self.best is not None:
+            load_policy(self.folder.best)  # it may stay the best, so it must be whole
+        for table, columns in self.tables.items():
+            rows = self.folder.read_rows(table, columns)
+            self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
+        self._earlier_s, self._first = counters.wall_s, counters.decisions
+
+    def run(self, command: Sequence[str]) -> float:
+        """Trains to the end and returns the best validation ratio."""
+        spec, folder = self.spec, self.folder
+        meta = folder.read_meta()
+        if command:
+            folder.add_command(command)
+        for table, rows in self._kept.items():
+            folder.replace_rows(table, self.tables[table], rows)
+        folder.write_config(spec)
+        folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
+        self.board = TensorBoard(folder.path, self.decisions or None)
+        self.begin()
+        while self.decisions < spec.total_decisions:
+            self._iterate()
+        if self.best is None:  # a checkpoint from before the first validation already had all decisions
+            self._validate()
+        assert self.best is not None
+        self.board.close()
+        result = {"decisions": self.decisions, "validation_ratio": self.best, "wall_s": self._wall_s()}
+        folder.write_meta({"finished": _now(), **result})
+        return self.best
+
+    def _iterate(self) -> None:
+        """Learns, and where it is time validates and saves."""
+        spec, before = self.spec, self.decisions
+        record = self.learn()
+        last = self.decisions >= spec.total_decisions
+        if last or _crossed(before, self.decisions, spec.eval_every_decisions):
+            record |= self._validate()
+        self.log(record)
+        if last or _crossed(before, self.decisions, spec.checkpoint_every_decisions):
+            counters = Counters(
+                decisions=self.decisions,
+                updates=self.updates,
+                best_validation_ratio=self.best,
+                wall_s=self._wall_s(),
+            )
+            self.save_state(counters)
+            if not last:
+                self.begin()
+        self.watch(Progress(self.decisions, spec.total_decisions, *self.recent(), self.rate(), self.best))
+
+    def _validate(self) -> dict[str, float]:
+        """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""
+        policy = self.policy()
+        validation = self._validator(policy, self.decisions, self.folder)
+        if self.best is None or validation.ratio_to_bound < self.best:
+            self.best = validation.ratio_to_bound
+            self.folder.save_best(policy, self.card(policy, self.best))
+        return {
+            "eval/ratio_to_bound": validation.ratio_to_bound,
+            f"eval/ratio_to_{self.spec.reference}": validation.ratio_to_reference,
+        }
+
+    def _wall_s(self) -> float:
+        """Returns seconds of training, those before the checkpoint this process continued from included."""
+        return round(self._earlier_s + self.elapsed_s(), 1)
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return before // every != after // every
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,135 @@
+"""Starts, continues and shows training runs, by whichever algorithm they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from agents.training.evolution import EvolutionRun
+from agents.training.ppo import PpoRun
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import Progress
+from agents.training.spec import TrainSpec
+from dysharp_env.config import ConfigError, load_spec, preset_names
+from dysharp_env.envs.episodes import Episodes
+from dysharp_env.schedules import load_schedule
+from dysharp_env.workload.suite import load_suite
+
+
+def read_run_dir(given: str) -> Path:
+    """Returns the folder that ``--run-dir`` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if not given:
+        raise ConfigError("run-dir='' must name a folder, such as 'runs'")
+    return Path(given)
+
+
+def load_config(name: str) -> TrainSpec:
+    """Returns the settings of a preset or a .yaml file.
+
+    Raises:
+        ConfigError: There are none of that name, or one is wrong.
+    """
+    return load_spec(TrainSpec, "train", _normalised(name))
+
+
+def _normalised(name: str) -> str:
+    """Returns a preset name for a path into ``configs/train``, so that it works from any folder; else ``name``."""
+    path = Path(name)
+    if not path.is_file() and path.parent.as_posix() == "configs/train" and path.stem in preset_names("train"):
+        return path.stem
+    return name
+
+
+def start_run(spec: TrainSpec, root: Path) -> RunFolder:
+    """Returns a new run folder, after checking that the spec's names can be read: a mistake leaves nothing behind.
+
+    Raises:
+        ConfigError: A name in the spec is unknown, or the folder cannot be made.
+    """
+    check_names(spec)
+    folder = RunFolder.create(root, spec.name, spec.seed)
+    folder.write_config(spec)
+    return folder
+
+
+def check_names(spec: TrainSpec) -> None:
+    """Reads everything that the spec names.
+
+    Raises:
+        ConfigError: A scenario, schedule or suite is unknown or does not fit.
+    """
+    reference = load_schedule(spec.reference)
+    for source in Episodes(spec.env, 1).sources:
+        reference.program(source.scenario.system)
+    first = load_suite(spec.validation).draw()[0]
+    load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
+
+
+def train_with_progress(
+    spec: TrainSpec, folder: RunFolder, command: Sequence[str], *, resume: bool = False, quiet: bool = False
+) -> float:
+    """Trains under a progress bar on standard error and returns the best validation ratio."""
+    if quiet:
+        return train(spec, folder, resume=resume, command=command)
+    # Short texts: a bar that does not fit in 80 columns is cut at both ends.
+    columns = (
+        BarColumn(bar_width=10),
+        TextColumn("{task.completed:,.0f} decisions {task.fields[rate]:,.0f}/s"),
+        TextColumn("return {task.fields[gain]:.2f} ratio {task.fields[ratio]:.3f} val {task.fields[best]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
+        nan = float("nan")
+        task = bar.add_task("", total=spec.total_decisions, rate=0.0, gain=nan, ratio=nan, best="-")
+        return train(spec, folder, resume=resume, command=command, watch=_show(bar, task))
+
+
+def _show(bar: ProgressBar, task: TaskID) -> Callable[[Progress], None]:
+    def show(progress: Progress) -> None:
+        best = "-" if progress.validation_ratio is None else f"{progress.validation_ratio:.3f}"
+        bar.update(
+            task,
+            completed=min(progress.decisions, progress.total),
+            rate=progress.decisions_per_second,
+            gain=progress.mean_return,
+            ratio=progress.ratio,
+            best=best,
+        )
+
+    return show
+
+
+def train(
+    spec: TrainSpec,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> float:
+    """Trains into a run folder and returns the best validation ratio.
+
+    Args:
+        spec: The run.
+        folder: Where everything is written, ``config.yaml`` included.
+        resume: Whether to continue from the folder's newest checkpoint. Nothing is written before it is read.
+        command: The command line, for ``command.txt``.
+        watch: Called after every update.
+
+    Raises:
+        ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
+    """
+    torch.set_num_threads(spec.torch_threads)
+    run = (PpoRun if spec.evolution is None else EvolutionRun)(spec, folder, watch)
+    if resume:
+        run.restore()
+    return run.run(command)

@@ -1,0 +1,64 @@
+"""How good a policy is on the workloads that choose the best one of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from agents.exact.tiny import VALIDATION_SEED, tiny_layers
+from agents.opponents.rollouts import makespans_ps, play_networks
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.training.run_folder import RunFolder
+from agents.training.spec import TrainSpec
+from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.workload.suite import load_suite
+
+EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A policy on the validation workloads: mean makespan over lower bound, geometric mean over the reference."""
+
+    ratio_to_bound: float
+    ratio_to_reference: float
+
+
+def validation_problems(spec: TrainSpec) -> Sequence[Problem]:
+    """Returns the problems on which the best policy of a run is chosen.
+
+    Raises:
+        ConfigError: The suite is unknown.
+    """
+    if spec.evolution is not None and spec.evolution.tiny:
+        return tiny_layers(VALIDATION_SEED, spec.evolution.tiny)
+    return Problem.of_suite(load_suite(spec.validation).draw())
+
+
+class Validator:
+    """Plays the validation workloads with the policy's most likely choices."""
+
+    def __init__(self, spec: TrainSpec):
+        """Draws the workloads and simulates the reference on them.
+
+        Raises:
+            ConfigError: The suite or the reference is unknown or does not fit.
+        """
+        self._problems = validation_problems(spec)
+        self._schedule, self._exposure = load_schedule(spec.env.schedule), spec.env.exposure()
+        self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._problems)[0]
+
+    def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
+        """Returns the policy's ratios, and adds a line for each workload to the run's ``evaluations.csv``."""
+        exposure = replace(self._exposure, network=policy.scoring_network())
+        mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
+        bounds_ps = np.array([each.bound.total_ps for each in self._problems])
+        to_bound, to_reference = mine_ps / bounds_ps, mine_ps / self._reference_ps
+        names = [each.name for each in self._problems]
+        columns = (mine_ps / PS_PER_US, bounds_ps / PS_PER_US, to_bound, to_reference)
+        rows = zip([decisions] * len(names), names, *(column.tolist() for column in columns), strict=True)
+        folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, list(rows))
+        return Validation(float(to_bound.mean()), float(np.exp(np.log(to_reference).mean())))

@@ -1,0 +1,164 @@
+"""Many copies of the environment as one Stable-Baselines3 ``VecEnv``, in one process and without pickling.
+
+Copies that finish are reset in the same step, as Stable-Baselines3 expects; what the episode ended with is in the info
+of that step under ``final_info``. Masks always describe the observation returned last.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from dysharp_env.envs.episodes import Episodes
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import load_schedule, simulate
+
+_MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
+
+
+class ScheduleVecEnv(VecEnv):
+    """``num_envs`` copies of ``TokenScheduleEnv`` that draw workloads from streams of their own.
+
+    Observations are copied once, out of the arrays that the engine writes to: Stable-Baselines3 keeps what it was given
+    until after the next step.
+
+    Attributes:
+        episodes: The copies.
+        env_seconds: Wall time spent inside the environments so far.
+    """
+
+    def __init__(self, spec: EnvSpec, num_envs: int, reference: str | None = None, baseline: bool = False):
+        """Makes the copies; ``seed`` and ``reset`` start them.
+
+        Args:
+            spec: What every copy is.
+            num_envs: Copies.
+            reference: A schedule that is simulated once on every workload; the info of a finished episode says its
+                makespan as ``reference_us``.
+            baseline: Whether the reference's makespan over the lower bound is added to the last reward. It is constant
+                for a workload, so it changes no preference, and learning sees what choices did rather than how hard
+                the workload was. The return in ``episode`` is without it.
+
+        Raises:
+            ConfigError: A setting is wrong, or there is no such schedule.
+        """
+        self.episodes = Episodes(spec, num_envs)
+        super().__init__(num_envs, self.episodes.observation_space, self.episodes.action_space)
+        self._actions = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._nothing: dict[str, Any] = {}
+        self._reference = load_schedule(reference) if reference else None
+        self._reference_us: dict[str, float] = {}  # by workload
+        self._baseline = baseline
+        self.env_seconds = 0.0
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts an episode in every copy, with the seeds given to ``seed`` if they are new."""
+        for index in range(self.num_envs):
+            self.episodes.restart(index, self._seeds[index], self._options[index])
+        self.episodes.advance()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._reset_seeds()
+        self._reset_options()
+        return self._copied()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions for ``step_wait``."""
+        self._actions = np.asarray(actions)
+
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Steps every copy; the arrays returned are the caller's own."""
+        started = time.perf_counter()
+        infos = [self._nothing] * self.num_envs
+        exact_rewards, terminated, truncated = self.episodes.step(self._actions)
+        rewards = exact_rewards.astype(np.float32)
+        self._returns += exact_rewards
+        self._lengths += 1
+        dones = terminated | truncated
+        if dones.any():
+            for index in np.flatnonzero(dones).tolist():
+                infos[index] = self._finish(index)
+                if self._baseline and terminated[index]:
+                    rewards[index] += infos[index]["reference_us"] / infos[index]["final_info"]["lower_bound_us"]
+                self.episodes.restart(index)
+            self.episodes.advance()
+        observations = self._copied()
+        self.env_seconds += time.perf_counter() - started
+        return observations, rewards, dones, infos
+
+    def _finish(self, index: int) -> dict[str, Any]:
+        """Returns the info of an episode that is over, and begins the count of the next one."""
+        info = {
+            "final_info": self.episodes.info_of(index),
+            "reference_us": self._simulate_reference(index),
+            "workload": self._name(index),
+            "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
+            "terminal_observation": {name: array[index].copy() for name, array in self.episodes.observations.items()},
+            "TimeLimit.truncated": not self.episodes.is_over[index],
+        }
+        self._returns[index], self._lengths[index] = 0.0, 0
+        return info
+
+    def _simulate_reference(self, index: int) -> float:
+        """Returns the reference's makespan on the workload that a copy has finished, 0 without a reference."""
+        if self._reference is None:
+            return 0.0
+        name = self._name(index)
+        if name not in self._reference_us:
+            if len(self._reference_us) >= _MOST_REFERENCES:
+                self._reference_us.clear()
+            scenario, workload = self.episodes.source(index).scenario, self.episodes.run(index).engine.workload
+            scale = scenario.spec.compute_scale
+            done = simulate(scenario.system, workload, self._reference, compute_scale=scale)
+            self._reference_us[name] = done.result().makespan_us
+        return self._reference_us[name]
+
+    def _name(self, index: int) -> str:
+        """Returns the name of a copy's workload, which no other workload of a suite has."""
+        return self.episodes.source(index).name(self.episodes.run(index).engine.workload)
+
+    def close(self) -> None:
+        """Does nothing: there are neither windows nor processes."""
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Returns whether ``get_attr`` or ``env_method`` knows an attribute of a copy."""
+        return attr_name in ("render_mode", "action_masks")
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Returns ``render_mode`` of each copy: None.
+
+        Raises:
+            AttributeError: It is something else.
+        """
+        if attr_name != "render_mode":
+            raise AttributeError(f"copies have no attribute '{attr_name}'")
+        return [None for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Raises AttributeError: copies have nothing to set."""
+        raise AttributeError(f"copies have no attribute '{attr_name}' to set")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        """Returns ``action_masks`` of the copies as one (copy, action) bool array, the caller's own.
+
+        Raises:
+            AttributeError: It is another method.
+        """
+        if method_name != "action_masks":
+            raise AttributeError(f"copies have no method '{method_name}'")
+        return self.episodes.batch.mask[list(self._get_indices(indices))]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """Returns False for each copy: none is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _copied(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self.episodes.observations.items()}

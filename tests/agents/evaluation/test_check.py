@@ -1,0 +1,190 @@
+"""Stored decision lists are confirmed by the twin, and what was changed in them is noticed."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents import check, evaluate, train
+from agents.evaluation.decision_list import AskedSpec, DecisionList, read_decisions, routing_digest, write_decisions
+from dysharp_env.schedules import Exposure, Starter, load_schedule
+from dysharp_env.simulator import engine as engine_module
+from dysharp_env.workload import ScenarioSpec
+
+SUITE = """
+name: tiny
+workloads:
+  - {model: olmoe, gpus: 2, tokens: 5, routing: uniform, seeds: [3, 2], compute_scale: 0.5}
+"""
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the rows of a learned policy, random and first choices, look-ahead, and two schedules."""
+    root = tmp_path_factory.mktemp("check")
+    (root / "tiny.yaml").write_text(SUITE)
+    settings = ["--set", "total_decisions=512", "--quiet", "--seed", "2"]
+    assert train.main(["--config", "smoke", "--run-dir", str(root / "runs"), *settings]) == 0
+    (run,) = (root / "runs").iterdir()
+    policies = [
+        option
+        for name in (str(run), "random", "first", "deepep", "look-ahead:dysharp")
+        for option in ("--policy", name)
+    ]
+    argv = ["--suite", str(root / "tiny.yaml"), *policies, "--seeds-of-random", "1", "--rollouts", "50", "--seed", "4"]
+    assert evaluate.main([*argv, "--decisions", str(root / "lists"), "--json", str(root / "rows.json")]) == 0
+    return root / "lists"
+
+
+def rows_of(lists: Path) -> list[dict[str, Any]]:
+    return json.loads((lists.parent / "rows.json").read_text())["rows"]
+
+
+def test_every_row_of_the_table_is_stored_and_confirmed(
+    lists: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = [read_decisions(path) for path in lists.iterdir()]
+    rows = rows_of(lists)
+    assert len(stored) == len(rows) == 12
+    for row in rows:
+        (match,) = [
+            d for d in stored if (d.policy, d.seed, d.workload) == (row["policy"], row["seed"], row["workload"])
+        ]
+        assert match.makespan_ps == round(row["makespan_us"] * 1e6)
+        assert len(match.choices) == (row["asked"])
+        assert row["asked"] <= row["decisions"]
+    assert sum(bool(d.choices) for d in stored) == 8  # all but those of the two schedules
+
+    def must_not_run(_: Any) -> None:
+        raise AssertionError("the checker uses the engine")
+
+    monkeypatch.setattr(engine_module, "advance", must_not_run)
+    assert check.main([str(lists)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "12 of 12 rows confirmed"
+    assert all(line.startswith("confirmed") for line in lines[:-1])
+
+
+def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
+    exposure = Exposure(("split", "combine"), True, splits=((8, 11), (1, 1, 40), (40, 8, 2)), split_moments=5)
+    schedule, scenario = (
+        load_schedule("dysharp-tuned"),
+        ScenarioSpec(model="olmoe", gpus=2, tokens=9, routing="uniform"),
+    )
+    built = scenario.build()
+    workload = built.draw(5)
+    engine = Starter(built.system, workload.layer, schedule, exposure=exposure).start(workload).engine
+    rng, choices, resized = np.random.default_rng(1), [], 0
+    while (asked := engine.advance()) is not None:
+        choices.append(int(rng.choice(np.flatnonzero(asked.mask))))
+        resized += asked.kind == 0 and len(choices) > 1 and choices[-1] > 0
+        engine.decide(choices[-1])
+    stored = DecisionList(
+        policy="random",
+        seed=1,
+        workload="one",
+        scenario=scenario,
+        workload_seed=5,
+        routing_sha256=routing_digest(workload),
+        schedule=schedule,
+        asked=AskedSpec.of(exposure),
+        choices=tuple(choices),
+        makespan_ps=engine.now_ps,
+    )
+    write_decisions(tmp_path / "list.json.gz", stored)
+    read = read_decisions(tmp_path / "list.json.gz")
+    assert resized > 3 and read.asked.exposure() == exposure
+    assert check.fault_of(read) is None
+    first = 1 - choices[0] if choices[0] < 2 else 0
+    assert check.fault_of(read.model_copy(update={"choices": (first, *choices[1:])})) is not None
+
+
+def change(lists: Path, tmp_path: Path, policy: str, edit: Callable[[DecisionList], dict[str, Any]]) -> Path:
+    """Returns a file that holds the first list of a policy with some fields edited."""
+    original = next(d for d in map(read_decisions, sorted(lists.iterdir())) if d.policy == policy)
+    path = tmp_path / "changed.json.gz"
+    write_decisions(path, original.model_copy(update=edit(original)))
+    return path
+
+
+def longer(decisions: DecisionList) -> dict[str, Any]:
+    return {"choices": (*decisions.choices, 0)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "edit", "expected"),
+    [
+        ("deepep", lambda d: {"makespan_ps": d.makespan_ps + 1}, "the stored makespan is"),
+        ("random", lambda d: {"makespan_ps": d.makespan_ps - 1}, "the stored makespan is"),
+        ("random", lambda d: {"choices": (31, *d.choices[1:])}, "choice 0 takes row 31, which is not legal"),
+        ("random", lambda d: {"choices": (9999, *d.choices[1:])}, "choice 0 takes row 9999, which is not legal"),
+        ("random", longer, "it is over after"),
+        ("deepep", longer, "it is over after 0 choices, but 1 are stored"),
+        ("random", lambda d: {"choices": d.choices[:-1]}, "it goes on after all"),
+        ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
+        ("first", lambda d: {"schedule": d.schedule.with_changes({"sms.combine": 1})}, "the stored makespan is"),
+    ],
+)
+def test_what_was_changed_is_noticed(
+    lists: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    policy: str,
+    edit: Callable[[DecisionList], dict[str, Any]],
+    expected: str,
+) -> None:
+    path = change(lists, tmp_path, policy, edit)
+    assert check.main([str(path)]) == 1
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"NOT CONFIRMED  {path}: {policy}") and expected in line
+    assert total == "0 of 1 rows confirmed"
+
+
+def test_other_choices_do_not_pass(lists: Path) -> None:
+    """Many a choice of a random row, changed by itself, ends at another time; the others change no makespan."""
+    original = next(d for d in map(read_decisions, sorted(lists.iterdir())) if d.policy == "random")
+    changed = [
+        original.model_copy(update={"choices": (*original.choices[:at], 1 - choice, *original.choices[at + 1 :])})
+        for at, choice in enumerate(original.choices)
+        if choice < 2
+    ]
+    faults = [check.fault_of(decisions) for decisions in changed]
+    assert sum(fault is not None for fault in faults) >= 10
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"not gzip", "is not a whole decision list: it is no gzip file"),
+        (gzip.compress(b"{}" * 100)[:-9], "is not a whole decision list: its end is missing or damaged"),
+        (gzip.compress(b"[1]"), "is not a decision list: it holds no JSON object"),
+        (gzip.compress(b'{"choices": [1'), "is not a decision list: it holds no JSON object"),
+        (gzip.compress(b"\xff\xfe\xfa"), "is not a decision list: it holds no JSON object"),
+        (gzip.compress(b'{"format": "other/1"}'), "format='other/1'"),
+        (gzip.compress(b"{}"), "is missing"),
+    ],
+)
+def test_damaged_files_give_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, expected: str
+) -> None:
+    path = tmp_path / "damaged.json.gz"
+    path.write_bytes(content)
+    assert check.main([str(path)]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_missing_files_and_folders_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(tmp_path / "none.json.gz")]) == 2
+    assert check.main([str(tmp_path)]) == 2
+    assert evaluate.main(["--policy", "first", "--decisions", str(tmp_path / "a" / "b")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        f"error: cannot read '{tmp_path / 'none.json.gz'}': No such file or directory",
+        f"error: folder '{tmp_path}' holds no decision list (*.json.gz)",
+        f"error: cannot write decisions='{tmp_path / 'a' / 'b'}': No such file or directory",
+    ]
