@@ -23,8 +23,8 @@ from agents.opponents.players import LateLearned, Learned
 from agents.opponents.read import learned_of, read_contender
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
 WHOLE = "whole policy"

@@ -30,7 +30,7 @@ from agents.policies.steering import INPUTS
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
-from dysharp_env.simulator.layout import FEATURE_MEANINGS, GEMM, SPLIT
+from dysharp_env.simulator.state.observation import FEATURE_MEANINGS, GEMM, SPLIT
 from dysharp_env.workload.suite import load_suite
 
 REFERENCE = "dysharp"  # the gain that a rule keeps is that over the paper's schedule

@@ -16,7 +16,7 @@ from agents.opponents.read import read_contenders, run_folders
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import DECISION_KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
 AGAINST = "dysharp"

@@ -30,9 +30,11 @@ from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import FEATURES
-from dysharp_env.simulator.network import Network, best_scored
-from dysharp_env.simulator.views import root_of
+from dysharp_env.simulator.jit.rows import rows
+from dysharp_env.simulator.kernel.network import best_scored
+from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import FEATURES
+from dysharp_env.simulator.state.records import ROOT
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import ScenarioSpec
 
@@ -134,7 +136,7 @@ def answer_often(roots: np.ndarray, times: int) -> int:
     """Returns the sum of the rows that a layer's network takes when it is asked so many times."""
     total = 0
     for _ in range(times):
-        total += best_scored(root_of(roots, 0))
+        total += best_scored(rows(roots.ctypes.data, ROOT)[0])
     return total
 
 

@@ -14,8 +14,8 @@ from agents.evaluation.contexts import Decisions
 from agents.policies.linear import ROW_FEATURES
 from agents.policies.rule import WISHES, Linear
 from agents.policies.steering import INPUTS
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 # Ridge of the least squares, relative to the variance of a context value between 0 and 1: columns that hardly vary
 # would get weights far beyond what the training suite can tell.

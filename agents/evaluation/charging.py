@@ -17,7 +17,7 @@ from dataclasses import replace
 from agents.evaluation.table import EvaluationRow, opponents_of
 from agents.opponents.opponent import Contender, Opponent
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import DECISION_KINDS, SPLIT
+from dysharp_env.simulator.state.observation import DECISION_KINDS, SPLIT
 
 MOST_DECISION_US = 1000.0
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import DECISION_KINDS
 
 CLOCK_GHZ = 1.7  # below the boost clock of an H100 SXM, 1.98 GHz (data sheet)
 LANES = 32

@@ -14,7 +14,8 @@ from typing import TypeVar
 from agents.exact.search import Solved
 from agents.exact.tiny import Times, TinyLayer, play
 from dysharp_env.schedules import ScheduleSpec
-from dysharp_env.simulator.layout import COMBINE, DISPATCH, NO_TIME, NOTHING
+from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
+from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Chunk, Decision, Pair, Row, Unit
 

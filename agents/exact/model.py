@@ -21,7 +21,7 @@ from typing import Any
 
 from agents.exact.tiny import TinyLayer
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.layout import COMBINE_DATA, DISPATCH_DATA
+from dysharp_env.simulator.state.codes import COMBINE_DATA, DISPATCH_DATA
 
 Variable = Any  # of CP-SAT, which is imported only where it is used
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Decision
 from dysharp_env.system import load_system
@@ -214,11 +214,11 @@ class Times:
         pushes, arrivals, rows = {}, {}, {}
         for use in twin.log:
             _, first, second, *_ = (*use.item, 0)
-            if use.resource == layout.LOG_SM:
+            if use.resource == codes.LOG_SM:
                 rows[int(first), int(use.item[3]), use.purpose] = use.start_ps
-            elif use.resource == layout.LOG_DOWN:
+            elif use.resource == codes.LOG_DOWN:
                 arrivals[use.purpose, int(first), int(second)] = use.start_ps
-            elif use.purpose == layout.COMBINE_DATA:
+            elif use.purpose == codes.COMBINE_DATA:
                 pushes[int(first), int(second)] = use.start_ps
             else:
                 sends.setdefault(int(first), use.start_ps)  # the first of a token's copies

@@ -17,7 +17,8 @@ import numpy as np
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Decision, Engine
-from dysharp_env.simulator.layout import ASK, GEMM
+from dysharp_env.simulator.state.codes import ASK
+from dysharp_env.simulator.state.observation import GEMM
 
 KINDS = ("dispatch", "gemm")
 
@@ -89,7 +90,7 @@ def play_ahead(
     plan.follow_rule()
     plan.advance()
     rule_ps = plan_ps = plan.now_ps
-    last_gpu, total = _last_gpu(plan), int(plan.state.root["decisions"][0])
+    last_gpu, total = _last_gpu(plan), plan.decisions
     spent, improvements, choices = 0, 0, list[int]()
     while (decision := engine.advance()) is not None:
         ranked = rank(weights, decision)
@@ -109,7 +110,7 @@ def play_ahead(
         note(decision, choice)
         engine.decide(choice)
     assert engine.now_ps == plan_ps, (engine.now_ps, plan_ps)
-    decisions = int(engine.state.root["decisions"][0])
+    decisions = engine.decisions
     return Ahead(engine.now_ps, rule_ps, decisions, spent, improvements, choices)
 
 
@@ -131,7 +132,7 @@ def rank(weights: np.ndarray, decision: Decision) -> np.ndarray:
 def _last_gpu(engine: Engine) -> int:
     """Returns the GPU that was the last to finish a GEMM-2 row in a finished layer."""
     tiles = engine.state.tiles
-    return int(engine.state.experts["gpu"][tiles["expert"][tiles["end2"].argmax()]])
+    return int(engine.state.experts["gpu"][tiles["expert"][tiles["rows"]["end_ps"][..., 1].argmax()]])
 
 
 def _try(engine: Engine, choices: np.ndarray, batch: Batch) -> list[Engine]:

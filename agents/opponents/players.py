@@ -15,8 +15,8 @@ from agents.opponents.opponent import Answer, Opponent
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.engine import Decision
-from dysharp_env.simulator.layout import SPLIT
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import SPLIT
 
 
 @dataclass(frozen=True)

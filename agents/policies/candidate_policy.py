@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, F_HOLD, F_ORDER, FEATURES
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 
 Observation = dict[str, Tensor]
 # By the engine's name for weights, what the scorer calls them; all but ``linear`` lie (output, input) in torch.
@@ -64,13 +64,14 @@ class PolicySpec(Spec):
         """
         weights = np.zeros((len(CONTEXT), len(FEATURES)))
         rules = weights[: len(DECISION_KINDS)]
+        order, hold = FEATURES.index("order"), FEATURES.index("is_hold")
         if self.rule:
             rules[:] = load_schedule(self.rule).rule.matrix()
             # A kind without weights takes the first candidate.
-            rules[~rules.any(axis=1), F_ORDER] = -1.0
+            rules[~rules.any(axis=1), order] = -1.0
             rules *= self.rule_scale
-        unwilling = rules[:, F_HOLD] == 0
-        rules[unwilling, F_HOLD] = -self.hold_reluctance
+        unwilling = rules[:, hold] == 0
+        rules[unwilling, hold] = -self.hold_reluctance
         return weights
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from agents.policies.candidate_policy import PolicySpec
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names, read_yaml
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 RANDOM, FIRST = "random", "first"  # the names under which choices without a policy are shown
 _SCHEMA, _COUNTING = "dysharp/policy/3", "dysharp/policy/2"

@@ -15,7 +15,7 @@ from agents.policies.card import PolicyCard, read_card
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_bytes, write_text
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.

@@ -23,8 +23,8 @@ from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.spec import NEVER_EARLY
-from dysharp_env.simulator.layout import CONTEXT, CONTEXT_MEANINGS, FEATURES, GEMM
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, CONTEXT_MEANINGS, FEATURES, GEMM
 
 WISHES = {
     FEATURES[feature]: weight for feature, weight in STEERED.items()

@@ -13,19 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dysharp_env.simulator.layout import (
-    CONTEXT,
-    DECISION_KINDS,
-    F_SPLIT_COMBINE,
-    F_SPLIT_DISPATCH,
-    F_SPLIT_EARLY,
-    FEATURES,
-)
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 
+SPLIT_DISPATCH, SPLIT_COMBINE, SPLIT_EARLY = map(FEATURES.index, ("split_dispatch", "split_combine", "split_early"))
 # What of a split is wanted, and what a distance weighs: 1 for a change of 8 dispatch SMs or of 12 combine SMs of 132,
 # or between no early closing and all.
-STEERED = {F_SPLIT_DISPATCH: 16.0, F_SPLIT_COMBINE: 11.0, F_SPLIT_EARLY: 1.0}
+STEERED = {SPLIT_DISPATCH: 16.0, SPLIT_COMBINE: 11.0, SPLIT_EARLY: 1.0}
 # What wishes are linear in; the last is a constant. Left out: which kind of decision it is.
 INPUTS = (*CONTEXT[len(DECISION_KINDS) :], "1")
 # Hand-written wishes that a search may begin at: many SMs dispatch until all tokens are sent, and many combine from the
@@ -41,7 +35,7 @@ def size(wishes: int) -> int:
 def hand_written() -> np.ndarray:
     """Returns the (weight,) array of a policy that lends SMs to the GEMMs before and after communication needs them."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
-    dispatch, combine = list(STEERED).index(F_SPLIT_DISPATCH), list(STEERED).index(F_SPLIT_COMBINE)
+    dispatch, combine = list(STEERED).index(SPLIT_DISPATCH), list(STEERED).index(SPLIT_COMBINE)
     wishes[dispatch, -1], wishes[combine, -1] = _SENDING, _FEWEST
     wishes[dispatch, INPUTS.index("all_sent")] = _FEWEST - _SENDING
     wishes[combine, INPUTS.index("any_ready")] = _TAKING - _FEWEST

@@ -29,8 +29,8 @@ from agents.training.run_folder import RunFolder
 from agents.training.run_loop import Counters, Progress, TrainingRun
 from agents.training.spec import EvolutionSpec, TrainSpec
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
-from dysharp_env.simulator.layout import CONTEXT
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT
 from dysharp_env.workload.suite import load_suite
 
 GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")

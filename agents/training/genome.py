@@ -17,17 +17,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from agents.policies.linear import FEATURES_OF_KIND, start_weights
-from agents.policies.steering import INPUTS, STEERED, constant, hand_written, network_of, size
-from dysharp_env.schedules import Exposure, ScheduleSpec
-from dysharp_env.simulator.layout import (
-    CONTEXT,
-    DECISION_KINDS,
-    F_SPLIT_COMBINE,
-    F_SPLIT_DISPATCH,
-    F_SPLIT_EARLY,
-    FEATURES,
+from agents.policies.steering import (
+    INPUTS,
+    SPLIT_COMBINE,
+    SPLIT_DISPATCH,
+    SPLIT_EARLY,
+    STEERED,
+    constant,
+    hand_written,
+    network_of,
+    size,
 )
+from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 
 SHAPES = ("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room")
 """Context values that are the same all through a layer."""
@@ -154,9 +157,9 @@ def _features_of(base: ScheduleSpec, num_sms: int, tile_tokens: int) -> dict[int
     """Returns the features of a schedule's own split."""
     early = max(0.0, 1 - base.min_partial_tokens / tile_tokens) if base.partial_tiles else 0.0
     own = {
-        F_SPLIT_DISPATCH: base.sms.dispatch / num_sms,
-        F_SPLIT_COMBINE: base.sms.combine / num_sms,
-        F_SPLIT_EARLY: early,
+        SPLIT_DISPATCH: base.sms.dispatch / num_sms,
+        SPLIT_COMBINE: base.sms.combine / num_sms,
+        SPLIT_EARLY: early,
     }
     assert own.keys() == STEERED.keys()
     return own

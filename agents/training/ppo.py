@@ -31,7 +31,7 @@ from agents.training.run_loop import Counters, Progress, TrainingRun
 from agents.training.spec import PpoSpec, TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS
 from agents.training.vec_env import ScheduleVecEnv
-from dysharp_env.simulator.layout import DECISION_KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS
 
 _SAMPLED_DECISIONS = 1024
 

@@ -72,6 +72,11 @@ class Engine:
         return int(self.state.root["now_ps"][0])
 
     @property
+    def decisions(self) -> int:
+        """Decisions with more than one legal answer so far, whoever took them."""
+        return int(self.state.root["decisions"][0])
+
+    @property
     def asked(self) -> int:
         """Decisions answered from outside, or by the program's network, so far."""
         return int(self.state.root["asked"][0])

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dysharp_env.simulator.layout import CONTEXT, FEATURES, GEMM
 
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard
@@ -16,6 +15,7 @@ from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, GEMM
 
 SPLITS = ((8, 11), (1, 1), (1, 11), (4, 4), (16, 1), (16, 20), (4, 20, 32), (16, 4, 32))
 ENV = EnvSpec(

@@ -16,7 +16,7 @@ from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 

@@ -64,8 +64,12 @@ def check_every_expert_computes_its_tokens_once(case, state) -> None:
         assert (tiles["first"] == slot0 + ends - tiles["count"]).all()
         assert tiles["count"].sum() == len(chosen) and (tiles["count"] >= 1).all()
         assert (tiles["count"] <= case.workload.layer.tile_tokens).all()
-        assert (0 <= tiles["rows"]["start_ps"][..., 0]).all() and (tiles["rows"]["start_ps"][..., 0] < tiles["rows"]["end_ps"][..., 0]).all()
-        assert (tiles["rows"]["end_ps"][..., 0] <= tiles["rows"]["start_ps"][..., 1]).all() and (tiles["rows"]["start_ps"][..., 1] < tiles["rows"]["end_ps"][..., 1]).all()
+        assert (0 <= tiles["rows"]["start_ps"][..., 0]).all() and (
+            tiles["rows"]["start_ps"][..., 0] < tiles["rows"]["end_ps"][..., 0]
+        ).all()
+        assert (tiles["rows"]["end_ps"][..., 0] <= tiles["rows"]["start_ps"][..., 1]).all() and (
+            tiles["rows"]["start_ps"][..., 1] < tiles["rows"]["end_ps"][..., 1]
+        ).all()
 
 
 def check_everything_moves_once(case, state, log) -> None:
@@ -169,13 +173,24 @@ def check_gates_are_kept(case, state, log) -> None:
         of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
         for tile, its_part in zip(tiles, part, strict=True):
             if gates[0] == codes.GATE_PHASE:
-                assert tile["rows"]["start_ps"][..., 0] >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
+                assert (
+                    tile["rows"]["start_ps"][..., 0]
+                    >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
+                )
             if gates[2] == codes.GATE_PHASE and case.program.combine.reads:
-                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= tile["rows"]["end_ps"][..., 1] + pays_ps[3]
+                assert (
+                    state.tokens["combine_start"][:-1][of_token == its_part].min()
+                    >= tile["rows"]["end_ps"][..., 1] + pays_ps[3]
+                )
     for tile, its_gpu, its_part in zip(tiles, gpu, part, strict=True):
         if gates[1] == codes.GATE_PHASE:
-            assert tile["rows"]["start_ps"][..., 1] >= tiles["rows"]["end_ps"][..., 0][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
-    pushed = [use for use in log if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads]
+            assert (
+                tile["rows"]["start_ps"][..., 1]
+                >= tiles["rows"]["end_ps"][..., 0][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
+            )
+    pushed = [
+        use for use in log if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads
+    ]
     for use in pushed:
         its_part = part_of(case, use.token, use.gpu)
         here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
@@ -337,9 +352,7 @@ def check_traffic_is_packet_arithmetic(case, state, log) -> None:
     expected = expected_traffic(case)
     counted = state.traffic.reshape(case.workload.num_gpus, 2, codes.NUM_PURPOSES)
     evicted = counted[:, codes.DOWN, codes.EVICTION]
-    evictions = np.bincount(
-        [use.gpu for use in log if use.purpose == codes.EVICTION], minlength=case.workload.num_gpus
-    )
+    evictions = np.bincount([use.gpu for use in log if use.purpose == codes.EVICTION], minlength=case.workload.num_gpus)
     assert evicted.sum() == sum(use.amount for use in log if use.purpose == codes.EVICTION)
     if case.costs.resolution == "token":
         assert evicted.tolist() == (evictions * case.costs.combine_flits()).tolist()

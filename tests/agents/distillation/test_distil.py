@@ -12,7 +12,7 @@ from agents.evaluation.contexts import Decisions, record_decisions
 from agents.opponents.read import learned_of, read_contender
 from agents.policies.rule import WISHES, Linear, Rule
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import CONTEXT, GEMM
+from dysharp_env.simulator.state.observation import CONTEXT, GEMM
 from dysharp_env.workload.suite import load_suite
 
 

@@ -9,7 +9,7 @@ from agents.opponents.players import Chooser
 from agents.opponents.read import read_contender
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import GEMM
+from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.workload.suite import load_suite
 
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from dysharp_env.simulator.layout import FEATURES
 
 from agents import evaluate as command
 from agents.opponents.lookahead import LookAhead, look_ahead, rank
 from agents.opponents.rollouts import makespans_ps
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.spec import RuleSpec
+from dysharp_env.simulator.state.observation import FEATURES
 from dysharp_env.workload.suite import SuiteSpec
 
 ENTRIES = [
@@ -48,7 +48,7 @@ def test_without_alternatives_it_is_the_rule_bit_for_bit(seed):
     for workload in WORKLOADS:
         engine = workload.engine(schedule).run()
         end = look_ahead(workload, LookAhead(schedule, candidates=1))
-        assert (end.makespan_ps, end.decisions) == (engine.now_ps, engine.state.root["decisions"][0])
+        assert (end.makespan_ps, end.decisions) == (engine.now_ps, engine.decisions)
         assert end.rollouts == end.improvements == 0
 
 

@@ -12,8 +12,8 @@ from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.engine import Decision
-from dysharp_env.simulator.layout import DECISION_KINDS
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
 PROBLEMS = Problem.of_suite(load_suite("smoke").draw())

@@ -14,7 +14,7 @@ from agents.policies.card import PolicyCard, read_card
 from agents.policies.files import load_optimizer, load_policy, optimizer_tensors, save_policy
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.simulator.layout import CONTEXT, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 ENV = EnvSpec(exposed=("gemm",), max_candidates=16)
 F, C = len(FEATURES), len(CONTEXT)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from dysharp_env.simulator.layout import F_HOLD
 from gymnasium import spaces
 
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
-from dysharp_env.simulator import layout
+from dysharp_env.simulator.state import observation
 
-FEATURES, CONTEXT, KINDS = len(layout.FEATURES), len(layout.CONTEXT), len(layout.DECISION_KINDS)
+HOLD = observation.FEATURES.index("is_hold")
+FEATURES, CONTEXT, KINDS = len(observation.FEATURES), len(observation.CONTEXT), len(observation.DECISION_KINDS)
 
 
 SIZES = PolicySpec(hidden=24)
@@ -107,11 +107,11 @@ def test_a_fresh_policy_chooses_nearly_at_random_but_seldom_holds() -> None:
     policy = CandidatePolicy(spaces.Dict(boxes), spaces.Discrete(8), lambda _: 1e-3)
     observation = observe(8, [8])
     rows = observation["candidates"].reshape(8, FEATURES)
-    rows[:, F_HOLD] = 0.0
+    rows[:, HOLD] = 0.0
     with torch.no_grad():
         entropy = policy.get_distribution(observation).entropy()
         rows[7] = 0.0
-        rows[7, F_HOLD] = 1.0
+        rows[7, HOLD] = 1.0
         hold = policy.get_distribution(observation).distribution.probs[0, 7]
     assert entropy is not None and float(entropy) > 0.999 * np.log(8)
     assert float(hold) == pytest.approx(np.exp(-4) / (7 + np.exp(-4)), rel=0.05)

@@ -16,7 +16,7 @@ from agents.opponents.read import learned_of, read_contender
 from agents.policies.rule import WISHES, Linear, RowRule, Rule, definition, read_rule
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
-from dysharp_env.simulator.layout import CONTEXT, DECISION_KINDS, FEATURES, GEMM
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import load_suite
 
 # One of them twice: of equals the first is taken.

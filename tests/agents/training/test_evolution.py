@@ -18,6 +18,7 @@ from agents.policies import steering
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_policy
 from agents.policies.linear import ROW_FEATURES
+from agents.policies.steering import SPLIT_COMBINE, SPLIT_DISPATCH, SPLIT_EARLY
 from agents.training.evolution import Evolution
 from agents.training.genome import PROGRESS, Genome, Scale
 from agents.training.run_folder import RunFolder
@@ -26,15 +27,7 @@ from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
-from dysharp_env.simulator.layout import (
-    CONTEXT,
-    DECISION_KINDS,
-    F_SPLIT_COMBINE,
-    F_SPLIT_DISPATCH,
-    F_SPLIT_EARLY,
-    FEATURES,
-    GEMM,
-)
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import SuiteSpec
 
 SPLITS = ((8, 8), (1, 1), (16, 1), (1, 16), (16, 16), (4, 8, 32))
@@ -66,8 +59,8 @@ def test_the_network_takes_the_split_nearest_to_the_wishes() -> None:
     rng = np.random.default_rng(0)
     splits = np.array([(*split, 128)[:3] for split in SPLITS])
     features = np.zeros((len(SPLITS), len(FEATURES)), np.float32)
-    features[:, F_SPLIT_DISPATCH], features[:, F_SPLIT_COMBINE] = splits[:, 0] / 132, splits[:, 1] / 132
-    features[:, F_SPLIT_EARLY] = 1 - splits[:, 2] / 128
+    features[:, SPLIT_DISPATCH], features[:, SPLIT_COMBINE] = splits[:, 0] / 132, splits[:, 1] / 132
+    features[:, SPLIT_EARLY] = 1 - splits[:, 2] / 128
     offered = features[:, list(steering.STEERED)]
     for _ in range(200):
         weights = steering.hand_written() + rng.normal(0, 0.3, steering.size(3))
@@ -89,7 +82,7 @@ def test_hand_written_wishes_follow_the_phases() -> None:
 def test_a_constant_wish_plays_that_split() -> None:
     workload = Problem.of_suite(SUITE.draw())[0]
     base = load_schedule("dysharp")
-    wanted = {F_SPLIT_DISPATCH: 16 / 132, F_SPLIT_COMBINE: 1 / 132, F_SPLIT_EARLY: 0.0}
+    wanted = {SPLIT_DISPATCH: 16 / 132, SPLIT_COMBINE: 1 / 132, SPLIT_EARLY: 0.0}
     steered, _ = play_networks(base, [exposure(steering.constant(wanted))], workload)
     sms = {"dispatch": 16, "combine": 1}
     fixed = workload.engine(base.model_copy(update={"sms": base.sms.model_copy(update=sms)})).run().now_ps
@@ -249,8 +242,8 @@ def test_wishes_are_what_the_columns_say() -> None:
     moved = np.array([1.0, *(told[name] for name in PROGRESS)])
     wanted = weights[:, 0].reshape(2, -1) @ moved + weights[constants, 1] * (told["gemm_share"] - 0.5) / 0.25
     splits = np.zeros((4, len(FEATURES)), np.float32)
-    splits[:, [F_SPLIT_DISPATCH, F_SPLIT_COMBINE]] = rng.random((4, 2))
-    distance = np.abs(np.array([16, 11]) * splits[:, [F_SPLIT_DISPATCH, F_SPLIT_COMBINE]] - wanted).sum(axis=1)
+    splits[:, [SPLIT_DISPATCH, SPLIT_COMBINE]] = rng.random((4, 2))
+    distance = np.abs(np.array([16, 11]) * splits[:, [SPLIT_DISPATCH, SPLIT_COMBINE]] - wanted).sum(axis=1)
     scores = genome.network(weights).scores(splits, contexts[0].astype(np.float32))
     np.testing.assert_allclose(scores, -distance, atol=1e-4)
 

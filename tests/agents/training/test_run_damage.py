@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from dysharp_env.simulator.layout import FEATURES
 from safetensors.torch import load_file, save_file
 
 from agents import demo, evaluate
@@ -16,6 +15,7 @@ from agents.train import main
 from agents.training.run_folder import RunFolder
 from agents.training.spec import read_spec
 from dysharp_env.config import ConfigError
+from dysharp_env.simulator.state.observation import FEATURES
 
 Damage = Callable[[Path], object]
 
