@@ -10,7 +10,7 @@ import numpy as np
 from dysharp_env.bench.timing import Row, Seconds, least, per_second, power_law, timed
 from dysharp_env.schedules import Exposure, LayerRun, Starter, load_schedule
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.program import NUM_CONTEXT, NUM_FEATURES
+from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 
 SCHEDULE = "dysharp"
@@ -75,7 +75,7 @@ def layer_rows(sizes: Sequence[tuple[int, int]], repeats: int) -> Iterator[Row]:
 
 def state_bytes(run: LayerRun) -> int:
     """Returns the size of all arrays that a layer's state is made of."""
-    return sum(array.nbytes for array in run.engine.state)
+    return sum(array.nbytes for array in vars(run.engine.state).values())
 
 
 def growth_rows(repeats: int) -> Iterator[Row]:

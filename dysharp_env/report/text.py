@@ -6,6 +6,7 @@ import numpy as np
 
 from dysharp_env.schedules import LayerRun
 from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2
 
 _BAR_WIDTH = 10
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -28,8 +29,8 @@ def describe_state(run: LayerRun) -> str:
     done = {
         "sent": gpus["tokens_sent"] / tokens_per_gpu,
         "received": _fraction(slots, gpus["arrivals_left"]),
-        "GEMM-1": _fraction(slots, gpus["slots1_left"]),
-        "GEMM-2": _fraction(slots, gpus["slots2_left"]),
+        "GEMM-1": _fraction(slots, gpus["slots_left"][:, GEMM1]),
+        "GEMM-2": _fraction(slots, gpus["slots_left"][:, GEMM2]),
         "combined": gpus["combined"] / tokens_per_gpu,
     }
     uplink_us, downlink_us = (
@@ -39,7 +40,7 @@ def describe_state(run: LayerRun) -> str:
         / 1e6
         for links in (state.uplinks, state.ports[: len(state.uplinks)])
     )
-    busy_sms = gpus["gemm_sms"] - gpus["free_sms"]
+    busy_sms = gpus["groups"]["sms"][:, observation.GEMM] - gpus["free_sms"]
 
     columns = " ".join(f"{name:<{_BAR_WIDTH + 5}}" for name in done)
     lines = [_headline(run), f"{'':7}{columns} {'uplink':>8} {'downlink':>8} {'SMs':>4}"]

@@ -151,7 +151,7 @@ class Engine:
         Costs a copy of the arrays that change, some hundred bytes for every (token, expert).
         """
         copies = {
-            name: array if name in CONSTANT_ARRAYS else _copied(array) for name, array in self.state._asdict().items()
+            name: array if name in CONSTANT_ARRAYS else _copied(array) for name, array in vars(self.state).items()
         }
         copy = object.__new__(Engine)
         copy.workload, copy.costs, copy.program = self.workload, self.costs, self.program
@@ -169,7 +169,7 @@ class Engine:
         """Returns what is pickled: the arrays, but not where they lie."""
         root = _copied(self.state.root)
         point(root, [0] * len(ARRAYS))
-        arrays = self.state._replace(root=root)._asdict()
+        arrays = vars(self.state.having(root=root))
         return {**self.__dict__, "state": arrays, "format": state_format()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ def _copied(array: np.ndarray) -> np.ndarray:
 def _with_room(state: State) -> State:
     """Returns the state with room for twice as many events and log rows; everything else is shared."""
     log = _twice(state.log) if state.root["logging"][0] else state.log
-    return bind(state._replace(heap=_twice(state.heap), pool=_twice(state.pool), log=log))
+    return bind(state.having(heap=_twice(state.heap), pool=_twice(state.pool), log=log))
 
 
 def _twice(array: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_layers_report_what_they_moved():
     for what, count in (("transfers", result.transfers), ("decisions by rule", result.decisions)):
         assert rows[f"layer, 4 GPUs x 8 tokens: {what}"].value * took.wall_s == pytest.approx(count)
     state = run.engine.state
-    assert state_bytes(run) == sum(np.asarray(array).nbytes for array in state) > state.nodes.nbytes > 0
+    assert state_bytes(run) == sum(np.asarray(array).nbytes for array in vars(state).values()) > state.nodes.nbytes > 0
 
 
 def test_a_recorded_episode_replays_to_its_end():

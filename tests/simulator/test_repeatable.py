@@ -10,6 +10,7 @@ from run_log import play
 
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator.state import records
+from dysharp_env.simulator.state.state import bind
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES
 
 FIRST_SEED = 10_000
@@ -18,7 +19,9 @@ FIRST_SEED = 10_000
 def content(state) -> list[bytes]:
     """Returns all that a finished state holds but where it lies in memory."""
     names = [name for name in records.ROOT.names if not name.endswith("_at")]
-    return [state.root[name].tobytes() for name in names] + [array.tobytes() for array in state[1:]]
+    return [state.root[name].tobytes() for name in names] + [
+        array.tobytes() for name, array in vars(state).items() if name != "root"
+    ]
 
 
 def test_a_run_repeated_alone_or_beside_others_gives_the_same_bytes(random_case):
@@ -50,7 +53,7 @@ class TightArrays:
         heap = self._array(state.heap, int(root["heap_size"]), int(root["heap_margin"]))
         pool = self._array(state.pool, int(root["pool_used"]), int(root["heap_margin"]))
         log = self._array(state.log, int(root["log_size"]), int(root["log_margin"]))
-        return state.bind(state._replace(heap=heap, pool=pool, log=log))
+        return bind(state.having(heap=heap, pool=pool, log=log))
 
     def _array(self, old: np.ndarray, size: int, margin: int) -> np.ndarray:
         assert size <= len(old), "a step wrote beyond the room it was promised"

@@ -112,7 +112,7 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.elapsed = min(1.0, s.now_ps / (4.0 * s.scale_ps))
     x.sent = fraction(g.tokens_sent, s.sends_per_gpu)
     x.received = fraction(g.slots - g.arrivals_left, g.slots)
-    x.gemm_done = fraction(2 * g.slots - g.work_left, 2 * g.slots)
+    x.gemm_done = fraction(2 * g.slots - g.slots_left[GEMM1] - g.slots_left[GEMM2], 2 * g.slots)
     x.combined = fraction(g.combined, s.tokens_per_gpu)
     x.uplink_backlog = rooted(s, backlog_ps(s, s.uplinks, gpu))
     x.downlink_backlog = rooted(s, backlog_ps(s, s.ports, gpu))

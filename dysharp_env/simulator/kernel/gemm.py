@@ -138,7 +138,7 @@ def blocks_end(s: Root, tile: int, gemm: int, count: int) -> None:
     if t.running > 0 or t.left > 0:
         return
     t.rows[gemm].end_ps = s.now_ps
-    g.work_left -= t.count
+    g.slots_left[gemm] -= t.count
     if gemm == GEMM1:
         s.gemm1_last = s.now_ps
         finish_gemm1(s, tile, gpu)

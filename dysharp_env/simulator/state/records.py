@@ -96,12 +96,13 @@ GPU = _record(
     "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
     # dispatch: the chunk at hand, the token in it that is next, tokens sent, the part at hand, unsent chunks
     "chunk- chunk_pos tokens_sent part "
-    # GEMM: free SMs, the row at hand, slots there are, that are to come, and whose GEMM-1 and GEMM-2 are to be done
-    "free_sms row_tile- row_gemm slots arrivals_left work_left sm_busy_ps "
+    # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do
+    "free_sms row_tile- row_gemm slots arrivals_left sm_busy_ps "
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
     "split- early_tokens",
+    slots_left=(np.int64, 2),
     unsent=FIFO,
     ready=FIFO,
     issue=FIFO,

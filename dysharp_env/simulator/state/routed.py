@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
-from dysharp_env.simulator.state.codes import NOTHING
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
 
 # A token's expert and, above it, how far its GPU is from the token's home.
 _EXPERT_BITS = 32
@@ -256,7 +256,8 @@ def _count_work(
         own = gpus[x.gpu]
         own.slots += x.total
         own.arrivals_left += x.total
-        own.work_left += 2 * x.total
+        own.slots_left[GEMM1] += x.total
+        own.slots_left[GEMM2] += x.total
         stages = parts[x.gpu * paths.parts + x.part].stages
         for stage in range(len(stages)):
             gate = stages[stage].gate

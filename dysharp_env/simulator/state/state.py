@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dysharp_env.simulator.state.records import ARRAYS, ROOT
 
-# Everything a layer is: ``root`` (1,) ROOT with parameters, counters and the addresses of the others, which are the
-# arrays of ``ARRAYS``. What decisions show is plain numbers here, for those who learn from it: ``features``
-# (max_candidates, feature) float32, ``context`` (context,) float32, ``mask`` (max_candidates,) bool.
-State = namedtuple("State", ["root", *ARRAYS])  # type: ignore[misc]
+
+class State:
+    """Everything a layer is: ``root``, (1,) ROOT with parameters, counters and addresses, and the arrays of ``ARRAYS``.
+
+    ``vars(state)`` are the arrays by name. What decisions show is plain numbers here, for those who learn from it:
+    ``features`` (max_candidates, feature) float32, ``context`` (context,) float32, ``mask`` (max_candidates,) bool.
+    """
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        """Takes the root and all arrays, in any order."""
+        vars(self).update({name: arrays[name] for name in ("root", *ARRAYS)})
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> np.ndarray: ...
+
+    def having(self, **arrays: np.ndarray) -> State:
+        """Returns the state with some other arrays; the rest is shared."""
+        return State(**{**vars(self), **arrays})
+
 
 # Arrays that nothing writes once they are there, so that copies of a layer may share them.
 CONSTANT_ARRAYS = frozenset(
@@ -38,7 +53,7 @@ def point(root: np.ndarray, addresses: list[int]) -> None:
 
 def bind(state: State) -> State:
     """Writes the arrays' addresses and lengths that can change into the root, and returns the state."""
-    root, *arrays = state
+    root, *arrays = vars(state).values()
     assert all(array.flags.c_contiguous for array in arrays)
     point(root, [array.ctypes.data for array in arrays])
     root["num_tiles"] = len(state.tiles)
@@ -55,4 +70,4 @@ def reseat(state: State, seat: Seat) -> State:
         array[...] = getattr(state, name)
         if name != "root":
             seat.root[f"{name}_at"] = array.ctypes.data
-    return state._replace(**seat._asdict())
+    return state.having(**seat._asdict())
