@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.combines import COMBINE
@@ -20,6 +19,7 @@ from dysharp_env.simulator import layout
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
 from dysharp_env.system.packet import PacketFormat
+from tests.multimem.small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 EVERY_PRIMITIVE = [{"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH for combine in COMBINE]
 EVERY_PRIMITIVE += [

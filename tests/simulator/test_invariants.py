@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from run_log import Use, play, uses, vector_uses
 
 from dysharp_env.simulator import layout
 from dysharp_env.simulator.ordering import token_order
+from tests.simulator.run_log import Use, play, uses, vector_uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
 # Primitives whose vectors cross the switch as they are.

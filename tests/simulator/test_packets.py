@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
@@ -13,6 +12,7 @@ from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.planes import plane_of, vector_planes
 from dysharp_env.simulator.result import SegmentName, segment_name, summarise
 from dysharp_env.workload import ScenarioSpec
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 
 @pytest.mark.parametrize("planes", [1, 2, 4, 9, 18])

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
-from run_log import play
 
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator import layout
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
+from tests.simulator.run_log import play
 
 FIRST_SEED = 10_000
 

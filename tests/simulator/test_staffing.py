@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.simulator import layout
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 GROUPS, CASES_PER_GROUP = 10, 20
 FIRST_SEED = 70_000

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.simulator import layout
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 
 def times(state) -> dict[str, list[int]]:
