@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # In one process, so that no test is timed beside another.
 slowest: $(VENV)/.installed
