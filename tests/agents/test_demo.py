@@ -1,6 +1,7 @@
 """The demo: trains once, then starts at once."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ def test_the_demo_trains_once_and_says_where_to_look(tmp_path: Path, capsys: pyt
     (run,) = tmp_path.iterdir()
     first = capsys.readouterr().out
     assert "Training for 4,096 decisions" in first and "held-out workloads" in first
-    for name in ("schedule.png", "timeline.json", "schedule.csv", "evaluation.png", "evaluation.json"):
-        assert f"{run}/{name}" in first or name in first
-        assert (run / name).stat().st_size > 0
+    shown = set(re.findall(rf"{re.escape(str(run))}/(\S+)", first.partition("Look at:")[2]))
+    assert shown == {"schedule.png", "timeline.json", "schedule.csv", "evaluation.png"}
+    assert "evaluation.png     every workload's ratio, and evaluation.json the numbers" in first
+    assert all((run / name).stat().st_size > 0 for name in (*shown, "evaluation.json"))
     assert json.loads((run / "evaluation.json").read_text())["schema"] == "dysharp/evaluate/1"
     weights = (run / "best" / "policy.safetensors").read_bytes()
     assert main(argv) == 0

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.combines import combine_by
@@ -21,6 +20,7 @@ from dysharp_env.simulator.record import record
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from tests.multimem.small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 EVERY_PRIMITIVE = [
     {"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH_PRIMITIVES for combine in COMBINE_PRIMITIVES

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from small_layers import INNER, draw_workload, is_dense, played, spec_of
 
 from dysharp_env.multimem.dense import MoeTensors, random_tensors
 from dysharp_env.multimem.execute import Action, Execution, Schedule
@@ -26,6 +25,7 @@ from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.simulator.record import record
 from dysharp_env.workload import Workload
+from tests.multimem.small_layers import INNER, draw_workload, is_dense, played, spec_of
 
 NUM_GPUS = 3
 VALUES = 16  # of a vector: one packet, since every packet is changed in turn

@@ -17,19 +17,7 @@ from dysharp_env.workload import ScenarioSpec
 BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispatch": 8, "combine": 8}}
 
 
-PRESETS = {
-    *("nccl", "nvls", "deepep", "deepep-ll", "tutel-2", "tutel-4", "tutel-8", "fastermoe", "comet", "ccfuser"),
-    *("flashdmoe", "trtllm-one-sided", "dual-batch", "mega-moe", "triton-distributed", "moe-hub"),
-    *("dysharp-basic", "dysharp-comet", "fused-unicast", "dysharp", "dysharp-l2", "dysharp-waves", "dysharp-tuned"),
-    *("dysharp-two-chunks", "mega-moe-multimem", "dysharp-push"),
-}
-
-
-def test_presets_are_the_system_its_rivals_and_untested_ideas():
-    assert set(preset_names("schedules")) == PRESETS
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", preset_names("schedules"))
 def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name):
     schedule = load_schedule(name)
     assert schedule.name == name and schedule.description
@@ -137,7 +125,6 @@ def test_phases_do_not_overlap_and_fusion_does():
     assert fused["combine"][0] < fused["gemm1"][1]
 
 
-@pytest.mark.slow
 def test_the_paper_s_story_when_communication_binds():
     """Saved bytes become saved time only under fusion (gh200-nvl32, large, top-8, GEMM time near zero)."""
     scenario = ScenarioSpec(

@@ -53,6 +53,5 @@ def test_smallest_buffers_never_deadlock(random_case, queueing, group):
 
 def test_random_layers_use_every_pair_of_primitives(random_case):
     programs = [random_case(seed).program for seed in range(FIRST_SEED, FIRST_SEED + GROUPS * CASES_PER_GROUP)]
-    found = {(program.dispatch_primitive, program.combine_primitive) for program in programs}
-    dispatches, combines = range(len(DISPATCH_PRIMITIVES)), range(len(COMBINE_PRIMITIVES))
-    assert found == {(dispatch, combine) for dispatch in dispatches for combine in combines}
+    found = {(program.dispatch.name, program.combine.name) for program in programs}
+    assert found == {(dispatch, combine) for dispatch in DISPATCH_PRIMITIVES for combine in COMBINE_PRIMITIVES}

@@ -4,15 +4,13 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from run_log import Use, play, uses, vector_uses
 
 from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.simulator.state.ordering import token_order
+from tests.simulator.run_log import Use, ended, play, started, uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
-# Primitives whose vectors cross the switch as they are.
-PLAIN_DISPATCH = (layout.UNICAST, layout.PULL)
-PLAIN_COMBINE = (layout.PUSH_UNICAST, layout.PULL_UNICAST)
 FIRST_SEED = 10_000
 
 
@@ -64,12 +62,8 @@ def check_every_expert_computes_its_tokens_once(case, state) -> None:
         assert (tiles["first"] == slot0 + ends - tiles["count"]).all()
         assert tiles["count"].sum() == len(chosen) and (tiles["count"] >= 1).all()
         assert (tiles["count"] <= case.workload.layer.tile_tokens).all()
-        assert (0 <= tiles["rows"]["start_ps"][..., 0]).all() and (
-            tiles["rows"]["start_ps"][..., 0] < tiles["rows"]["end_ps"][..., 0]
-        ).all()
-        assert (tiles["rows"]["end_ps"][..., 0] <= tiles["rows"]["start_ps"][..., 1]).all() and (
-            tiles["rows"]["start_ps"][..., 1] < tiles["rows"]["end_ps"][..., 1]
-        ).all()
+        assert (0 <= started(tiles, 0)).all() and (started(tiles, 0) < ended(tiles, 0)).all()
+        assert (ended(tiles, 0) <= started(tiles, 1)).all() and (started(tiles, 1) < ended(tiles, 1)).all()
 
 
 def check_everything_moves_once(case, state, log) -> None:
@@ -108,7 +102,7 @@ def check_everything_moves_once(case, state, log) -> None:
     # A static store also goes where nobody waits for it, so the layer may be over first.
     assert needed <= moved(codes.LOG_DOWN, "copy") <= sent
     assert moved(codes.LOG_UP, "partial") == summed
-    in_switch = program.combine_primitive not in PLAIN_COMBINE
+    in_switch = program.combine.in_switch
     assert moved(codes.LOG_REDUCE, "partial") == (summed if in_switch else set())
     assert moved(codes.LOG_DOWN, "partial") == (set() if in_switch else summed)
     assert moved(codes.LOG_DOWN, "sum") == ({(token, token // per_gpu) for token, _ in summed} if in_switch else set())
@@ -137,15 +131,14 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
                 assert up.plane == down.plane
                 assert up.start_ps >= tokens["dispatch_start"][token]
                 assert down.start_ps >= up.start_ps + hop_ps
-                # A bundle is on the wire less than it waits for the rest of its store.
-                assert down.end_ps >= up.end_ps + hop_ps or costs.resolution == "chunk"
+                assert down.end_ps >= up.end_ps + hop_ps
                 first_ps = max(first_ps, down.end_ps + hop_ps)
         for expert in experts:
             tile = tiles[token, expert]
-            assert tile["rows"]["start_ps"][..., 0] >= first_ps
-            assert tokens["combine_end"][token] >= tile["rows"]["end_ps"][..., 1]
+            assert started(tile, 0) >= first_ps
+            assert tokens["combine_end"][token] >= ended(tile, 1)
             if case.program.combine.reads:
-                assert tokens["combine_start"][token] >= tile["rows"]["end_ps"][..., 1]
+                assert tokens["combine_start"][token] >= ended(tile, 1)
         for place in range(costs.combine_segments if gpu != home else 0):
             partial = by_name[codes.LOG_UP, "partial", token, gpu, place]
             ends_ps = [tiles[token, expert]["rows"]["end_ps"][..., 1] for expert in experts]
@@ -159,43 +152,32 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
             assert tokens["combine_end"][use.token] >= use.end_ps + hop_ps
         if use.resource == codes.LOG_REDUCE:
             total = by_name[codes.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place]
-            assert total.end_ps >= use.end_ps or costs.resolution == "chunk"
+            assert total.end_ps >= use.end_ps
     assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
 
 def check_gates_are_kept(case, state, log) -> None:
     """A part's stage starts when its gate says: the stage before it is over on all GPUs, or on its own."""
     gates, pays_ps = case.program.gates, case.program.pays_ps
-    tiles = state.tiles[state.tiles["rows"]["start_ps"][..., 0] >= 0]
+    tiles = state.tiles[started(state.tiles, 0) >= 0]
     gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
     if not case.program.by_peers:
         per_gpu = case.workload.tokens_per_gpu
         of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
         for tile, its_part in zip(tiles, part, strict=True):
             if gates[0] == codes.GATE_PHASE:
-                assert (
-                    tile["rows"]["start_ps"][..., 0]
-                    >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
-                )
+                assert started(tile, 0) >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
             if gates[2] == codes.GATE_PHASE and case.program.combine.reads:
-                assert (
-                    state.tokens["combine_start"][:-1][of_token == its_part].min()
-                    >= tile["rows"]["end_ps"][..., 1] + pays_ps[3]
-                )
+                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= ended(tile, 1) + pays_ps[3]
     for tile, its_gpu, its_part in zip(tiles, gpu, part, strict=True):
         if gates[1] == codes.GATE_PHASE:
-            assert (
-                tile["rows"]["start_ps"][..., 1]
-                >= tiles["rows"]["end_ps"][..., 0][(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
-            )
-    pushed = [
-        use for use in log if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads
-    ]
-    for use in pushed:
+            assert started(tile, 1) >= ended(tiles, 0)[(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
+    sent = [use for use in log if use.what == "partial" and use.resource == codes.LOG_UP]
+    for use in [] if case.program.combine.reads else sent:
         its_part = part_of(case, use.token, use.gpu)
         here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
         if gates[2] != codes.GATE_FINE:
-            assert use.start_ps >= tiles["rows"]["end_ps"][..., 1][here].max() + pays_ps[3]
+            assert use.start_ps >= ended(tiles, 1)[here].max() + pays_ps[3]
     if case.program.exclusive and not case.program.dispatch.reads:
         for use in log:
             if use.what == "partial" and use.resource == codes.LOG_UP and not case.program.combine.reads:
@@ -208,8 +190,7 @@ def engine_end(state) -> int:
 
 
 def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
-    root = state.root[0]
-    most_gemm_sms = int(root["gemm_sms"])
+    most_gemm_sms = int(state.gpus["groups"]["sms"][:, GEMM].max())
     assert most_gemm_sms <= case.num_sms
     if case.program.split_moments > 0 and case.program.splits:
         fewest = [min(sms) for sms in zip(*case.program.splits, strict=True)]
@@ -234,62 +215,49 @@ def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
             assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
 
 
-def space_back_ps(costs, up: Use, leaving: list[Use]) -> int:
-    """Returns when the buffer space of a segment is back at the GPU that sent it, from when its replicas leave."""
-    per_vector = costs.dispatch_packets // costs.dispatch_segments
-    if up.what == "partial":
-        per_vector = costs.combine_packets // costs.combine_segments
-    packets, flits, enter_ps = per_vector * up.vectors, up.amount, up.start_ps
-    if costs.resolution == "chunk":
-        # The log has how long the output is busy with a bundle; its tail may still be on its way then.
-        flit_ps, per = costs.flit_ps
-        tail_ps = enter_ps + (costs.hop_ps + flits * flit_ps // per) // costs.quantum_ps * costs.quantum_ps
-        leaving = [use._replace(end_ps=max(use.end_ps, tail_ps)) for use in leaving]
-    if packets == 1 or costs.store_and_forward:
-        return max(use.end_ps for use in leaving) + costs.hop_ps
-    # A vector stands for packets that enter and leave one by one, each on average with the vector's middle.
-    middle_ps = max(
-        max(
-            use.start_ps,
-            use.end_ps
-            - (per_vector * use.vectors - 1)
-            * (costs.wire_ps(use.amount) + use.end_ps - use.start_ps)
-            // (2 * per_vector * use.vectors),
-        )
-        for use in leaving
-    )
-    # As many whole vectors as fit pass as much as the packets that would fill the buffer.
-    free_ps = middle_ps + costs.hop_ps
-    rest_flits = costs.credit_flits - max(costs.credit_flits // flits, 1) * flits
-    return max(max(use.start_ps for use in leaving), free_ps - (free_ps - enter_ps) * rest_flits // costs.credit_flits)
+def share_past(first_ps: int, last_ps: int, at_ps: np.ndarray) -> np.ndarray:
+    """Returns which share of what passes evenly between two times has passed at others."""
+    return np.where(at_ps >= last_ps, 1.0, np.clip((at_ps - first_ps) / max(last_ps - first_ps, 1), 0.0, 1.0))
+
+
+def flits_in_buffer(costs, up: Use, leaving: list[Use], at_ps: np.ndarray) -> np.ndarray:
+    """Returns how many flits of a segment are at the switch: arrived, and not gone yet by its last way out."""
+    first_ps, last_ps = up.start_ps + costs.hop_ps, up.end_ps + costs.hop_ps
+    segments = costs.combine_segments if up.what == "partial" else costs.dispatch_segments
+    packets = costs.combine_packets if up.what == "partial" else costs.dispatch_packets
+    if packets == segments or costs.store_and_forward:
+        # One packet, or what waits for its tail, has its space from its head's arrival until all of it is gone.
+        return up.amount * ((first_ps <= at_ps) & (at_ps < max(use.end_ps for use in leaving)))
+    gone = np.min([share_past(use.start_ps, use.end_ps, at_ps) for use in leaving], axis=0)
+    return up.amount * np.maximum(share_past(first_ps, last_ps, at_ps) - gone, 0.0)
 
 
 def check_buffers_hold_their_credits(case, state, log) -> None:
-    """Flits between leaving a GPU and the return of their credit never exceed a class's buffer, one segment apart."""
-    if case.costs.queueing == "output_queued" or case.program.copies_per_expert:
-        return  # copies to one GPU share a name, so which of them has left is not in the log
+    """The flits of a class that are in the switch's buffer behind a link are never more than it holds."""
+    costs = case.costs
+    if costs.queueing == "output_queued" or case.program.copies_per_expert:
+        return  # no buffers; or copies to one GPU share a name, so which of them has left is not in the log
     leaving = defaultdict(list)  # by (what, token, peer, place) of what went up: how it leaves the switch
     is_unicast = not case.program.dispatch.in_switch
     for use in log:
         leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != codes.EVICTION:
-            token = int(state.stores["carrier"][use.token]) if case.costs.resolution == "chunk" else use.token
-            whole = "store", token, token // case.workload.tokens_per_gpu, use.place
+            whole = "store", use.token, use.token // case.workload.tokens_per_gpu, use.place
             leaving[use[3:7] if use.what == "partial" or is_unicast else whole].append(use)
     sent = defaultdict(list)
     for use in log:
-        if use.resource == codes.LOG_UP:
+        if use.resource == codes.LOG_UP and use[3:7] in leaving:
             is_response = case.program.combine.reads if use.what == "partial" else case.program.dispatch.reads
             sent[use.gpu, use.plane, is_response].append(use)
     for found in sent.values():
-        held = []  # (when its space is back, flits)
-        for use in found:
-            held = [(back_ps, flits) for back_ps, flits in held if back_ps > use.start_ps]
-            used = sum(flits for _, flits in held)
-            assert used == 0 or used + use.amount <= case.costs.credit_flits
-            if leaving[use[3:7]]:
-                back_ps = space_back_ps(case.costs, use, leaving[use[3:7]])
-                held.append((back_ps, use.amount))
+        # Between these times flits arrive and leave evenly, so there are most of them at one of them.
+        moments = {(use.start_ps + costs.hop_ps, use.end_ps + costs.hop_ps) for use in found}
+        moments |= {(use.start_ps, use.end_ps) for up in found for use in leaving[up[3:7]]}
+        at_ps = np.unique(list(moments))
+        flits = sum(flits_in_buffer(costs, up, leaving[up[3:7]], at_ps) for up in found)
+        # A vector that is larger than the buffer passes alone, but the next one may follow before its last packet left.
+        largest = max(up.amount for up in found)
+        assert flits.max() <= costs.credit_flits + largest * (largest > costs.credit_flits) + 1e-6
 
 
 def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
@@ -322,7 +290,7 @@ def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
         acks = 0 if program.dispatch.reads else len(sent) if is_unicast else min(len(sent), 1)
         flits[codes.DOWN, codes.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
         summed = everyone if program.combine.to_all else copies
-        comes_once = program.combine_primitive not in PLAIN_COMBINE
+        comes_once = program.combine.in_switch
         results = min(len(summed), 1) if comes_once else len(summed)
         flits[codes.DOWN, codes.COMBINE_DATA][home] += results * costs.combine_flits()
         for gpu in summed:
@@ -375,11 +343,11 @@ def test_random_runs_keep_the_laws(random_case, group):
     for seed in range(FIRST_SEED + group * CASES_PER_GROUP, FIRST_SEED + (group + 1) * CASES_PER_GROUP):
         case = random_case(seed)
         state = play(case, seed).state
-        log, vectors = uses(state), vector_uses(state)
+        log = uses(state)
         check_every_expert_computes_its_tokens_once(case, state)
-        check_everything_moves_once(case, state, vectors)
-        check_nothing_starts_before_its_inputs(case, state, vectors)
+        check_everything_moves_once(case, state, log)
+        check_nothing_starts_before_its_inputs(case, state, log)
         check_nothing_is_used_beyond_capacity(case, state, log)
-        check_gates_are_kept(case, state, vectors)
+        check_gates_are_kept(case, state, log)
         check_buffers_hold_their_credits(case, state, log)
         check_traffic_is_packet_arithmetic(case, state, log)

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
@@ -13,6 +12,7 @@ from dysharp_env.simulator.result import SegmentName, segment_name, summarise
 from dysharp_env.simulator.state.planes import plane_of, vector_planes
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import ScenarioSpec
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 
 @pytest.mark.parametrize("planes", [1, 2, 4, 9, 18])
@@ -41,7 +41,7 @@ def test_vectors_follow_each_other_and_sums_follow_tokens():
 
 
 def test_unknown_resolution_is_refused():
-    with pytest.raises(ConfigError, match="^resolution='flit' is unknown; choose from .'token', 'packet', 'chunk'.$"):
+    with pytest.raises(ConfigError, match="^resolution='flit' is unknown; choose from .'token', 'packet'.$"):
         round_costs("flit")
 
 

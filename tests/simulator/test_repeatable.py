@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
-from run_log import play
 
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator.state import records
 from dysharp_env.simulator.state.state import bind
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
+from tests.simulator.run_log import play
 
 FIRST_SEED = 10_000
 

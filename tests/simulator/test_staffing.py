@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, DISPATCH, GEMM, SPLIT
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 GROUPS, CASES_PER_GROUP = 10, 20
 FIRST_SEED = 70_000

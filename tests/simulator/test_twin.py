@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from run_log import ended, started
 
 from dysharp_env.simulator.result import segment_name
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
+from tests.simulator.run_log import ended, started
 
 GROUPS, CASES_PER_GROUP = 20, 10
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from run_log import ended, started
 
 from dysharp_env.simulator.costs import UNLIMITED, Costs, Window
 from dysharp_env.simulator.program import Program
@@ -12,6 +11,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, load_model
+from tests.simulator.run_log import ended, started
 
 # Vectors of 128 B: a packet of 9 flits. A flit takes 1000 ps, a hop 100,000 ps; nothing else takes time.
 LAYER = LayerSpec(

@@ -3,11 +3,10 @@
 import dataclasses
 
 import numpy as np
-import pytest
-from round_machine import ROUND_PROGRAM, round_layer, round_system
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 
 def times(state) -> dict[str, list[int]]:
@@ -125,18 +124,10 @@ def test_too_few_slots_evict_the_oldest_sum(make_case):
     assert down[codes.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()
 
 
-@pytest.mark.parametrize(
-    ("resolution", "starts", "ends"),
-    [
-        # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
-        ("token", [10_000, 10_000, 419_000, 428_000], [219_000, 228_000, 628_000, 637_000]),
-        # Two vectors are here when the second is; their room is free when the first is acknowledged.
-        ("chunk", [10_000, 10_000, 419_000, 419_000], [228_000, 228_000, 637_000, 637_000]),
-    ],
-)
-def test_a_bundle_arrives_with_its_last_vector_and_makes_room_with_its_first(make_case, resolution, starts, ends):
+def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(make_case):
     case = make_case(round_system(2), round_layer(2), np.array([[0, 1]] * 8), ROUND_PROGRAM)
-    costs = dataclasses.replace(case.costs, resolution=resolution, store_bytes=128)
+    costs = dataclasses.replace(case.costs, store_bytes=128)
     tokens = case._replace(costs=costs).with_program(dispatch_sms=2, chunk_tokens=2).engine().run().state.tokens
-    assert tokens["dispatch_start"][:4].tolist() == starts
-    assert tokens["dispatch_end"][:4].tolist() == ends
+    # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
+    assert tokens["dispatch_start"][:4].tolist() == [10_000, 10_000, 419_000, 428_000]
+    assert tokens["dispatch_end"][:4].tolist() == [219_000, 228_000, 628_000, 637_000]
