@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from numba import config
 
-from dysharp_env.simulator import cache, kernel
+from dysharp_env.simulator.jit import cache
+from dysharp_env.simulator.kernel import loop
 
 
 def test_any_changed_source_gives_another_folder(tmp_path, monkeypatch):
-    (tmp_path / "one.py").write_text("@compiled\n")
-    (tmp_path / "two.py").write_text("@njit\n")
-    (tmp_path / "plain.py").write_text("x = 1\n")
+    kernel, records = tmp_path / "kernel" / "choices", tmp_path / "state"
+    for folder in (kernel, records, tmp_path / "twin"):
+        folder.mkdir(parents=True)
+    (kernel / "one.py").write_text("@compiled\n")
+    (records / "two.py").write_text("@njit\n")
+    (tmp_path / "twin" / "plain.py").write_text("x = 1\n")
     monkeypatch.setattr(cache, "_ROOM", tmp_path)
     before = cache.cache_folder()
-    (tmp_path / "plain.py").write_text("x = 2\n")
+    (tmp_path / "twin" / "plain.py").write_text("x = 2\n")
     assert cache.cache_folder() == before
-    (tmp_path / "one.py").write_text("@compiled\nx = 3\n")
+    (kernel / "one.py").write_text("@compiled\nx = 3\n")
     assert cache.cache_folder() != before
     before = cache.cache_folder()
-    (tmp_path / "two.py").write_text("@njit\nx = 3\n")
+    (records / "two.py").write_text("@njit\nx = 3\n")
     assert cache.cache_folder() != before
 
 
@@ -32,4 +36,4 @@ def test_the_user_s_folder_goes_first_and_their_setting_is_kept(tmp_path, monkey
 
 
 def test_the_kernel_is_cached_there():
-    assert "kernel-" in kernel.advance.stats.cache_path
+    assert "kernel-" in loop.advance.stats.cache_path

@@ -34,7 +34,7 @@ def assert_same_state(mine, other):
     addresses = [name for name in records.ROOT.names if name.endswith("_at")]
     for name in records.ROOT.names:
         if name not in addresses:
-            assert mine.state.root[name] == other.state.root[name], name
+            assert mine.state.root[name].tobytes() == other.state.root[name].tobytes(), name
 
 
 @pytest.mark.parametrize("group", range(6))

@@ -73,5 +73,5 @@ def test_events_come_in_order(roots, seed):
 def test_equal_times_are_served_by_kind_and_then_in_turn(roots):
     now_ps = int(roots["now_ps"][0])
     for kind, a in ((5, 0), (2, 1), (5, 2), (2, 3), (9, 4)):
-        push_event(roots, now_ps + 10, kind, a, 0)
+        push_event(roots, now_ps + 10, kind, a, 0, 0)
     assert [pop_event(roots)[1:3] for _ in range(5)] == [(2, 1), (2, 3), (5, 0), (5, 2), (9, 4)]

@@ -66,7 +66,8 @@ class TightArrays:
         engine = case.engine()
         engine.state = self(engine.state)
         engine.run()
-        assert all((guard == UNTOUCHED).all() for guard in self.guards), "a step wrote beyond the room it was promised"
+        untouched = [guard == np.full_like(guard, UNTOUCHED) for guard in self.guards]
+        assert all(same.all() for same in untouched), "a step wrote beyond the room it was promised"
         return engine
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from dysharp_env.simulator.state import codes
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
+from tests.simulator.run_log import ended, started
 
 
 def times(state) -> dict[str, list[int]]:
@@ -16,7 +17,8 @@ def times(state) -> dict[str, list[int]]:
     return {
         **tokens,
         "combine_end": state.tokens["combine_end"][:-1].tolist(),
-        **{name: tiles[name].tolist() for name in ("start1", "end1", "start2", "end2")},
+        **{f"start{gemm + 1}": started(tiles, gemm).tolist() for gemm in (0, 1)},
+        **{f"end{gemm + 1}": ended(tiles, gemm).tolist() for gemm in (0, 1)},
     }
 
 

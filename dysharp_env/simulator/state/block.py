@@ -49,36 +49,37 @@ class Block:
         self._shared = shared
         self._addresses = {name: array.ctypes.data for name, array in shared.items()}
         self._places: dict[str, Place] = {}
-        self._given_end = self._lay_out({name: (array.shape, array.dtype) for name, array in given.items()}, 0)
-        self._nothing_end = self._lay_out(_of_records(nothing), self._given_end)
-        self._fixed_end = self._lay_out(_of_records(zeros), self._nothing_end)
+        places = self._places
+        self._given_end = self._lay_out({name: (array.shape, array.dtype) for name, array in given.items()}, 0, places)
+        self._nothing_end = self._lay_out(_of_records(nothing), self._given_end, places)
+        self._fixed_end = self._lay_out(_of_records(zeros), self._nothing_end, places)
         self._given = np.zeros(self._given_end, np.uint8)
         for name, array in given.items():
             _array(self._given, self._places[name])[...] = array
 
-    def _lay_out(self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], end: int) -> int:
+    @staticmethod
+    def _lay_out(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], end: int, places: dict[str, Place]) -> int:
+        """Adds the places of arrays that follow each other from ``end`` on, and returns where the last one ends."""
         for name, (shape, dtype) in arrays.items():
-            self._places[name] = Place(end, shape, dtype)
-            end = self._places[name].end
+            places[name] = Place(end, shape, dtype)
+            end = places[name].end
         return end
 
-    def build(self, *, trips: int, **counts: int) -> State:
+    def build(self, zeros: dict[str, int], unwritten: dict[str, int]) -> State:
         """Returns a new state whose root knows where the arrays are.
 
         Args:
-            trips: Nodes that may have a round trip; zeros.
-            **counts: Lengths of the other arrays that follow the routing, which hold anything.
+            zeros: Lengths of those arrays of zeros that follow the routing.
+            unwritten: Lengths of arrays that hold anything: whoever follows the routing writes all of them.
         """
         places = {**self._places}
-        end = self._fixed_end
-        for name, (shape, dtype) in _of_records({"trips": trips, **counts}).items():
-            places[name] = Place(end, shape, dtype)
-            end = places[name].end
+        zeros_end = self._lay_out(_of_records(zeros), self._fixed_end, places)
+        end = self._lay_out(_of_records(unwritten), zeros_end, places)
         memory = np.empty(end, np.uint8)
         memory[: self._given_end] = self._given
         # Every byte of NOTHING, which is -1, is 255.
         memory[self._given_end : self._nothing_end] = 255
-        memory[self._nothing_end : places["trips"].end] = 0
+        memory[self._nothing_end : zeros_end] = 0
         base = memory.ctypes.data
         arrays, addresses = {**self._shared}, {**self._addresses}
         for name, (offset, shape, dtype) in places.items():

@@ -86,12 +86,10 @@ class Lowering:
         asks_for_sums = program.combine.reads and program.combine.in_switch
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
+        num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
         state = frame.block.build(
-            trips=trips_end - trip0,
-            pairs=num_pairs,
-            nodes=num_nodes,
-            item_links=num_pairs,
-            input_links=num_nodes if costs.queueing == "input_fifo" else 0,
+            zeros={"trips": trips_end - trip0, "item_links": num_pairs, "input_links": num_input_links},
+            unwritten={"pairs": num_pairs, "nodes": num_nodes},
         )
         fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
         times = {"links_ps": bound.links_ps, "gemms_ps": bound.gemms_ps, "hbm_ps": bound.hbm_ps}
