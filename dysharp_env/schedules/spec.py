@@ -7,7 +7,7 @@ never learns its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -209,6 +209,32 @@ class ScheduleSpec(Spec):
         Raises:
             ConfigError: The system lacks a primitive or the SMs.
         """
+        self._check_system(system)
+        if "split" in exposure.kinds:
+            self._check_splits(exposure, system)
+        dispatch_ps, gemm1_ps, gemm2_ps, combine_ps, end_ps = self._pays_ps(system)
+        return Program(
+            dispatch=DISPATCH_PRIMITIVES[self.dispatch],
+            combine=COMBINE_PRIMITIVES[self.combine],
+            copies_per_expert=self.copies == "expert",
+            loopback=self.loopback,
+            gates=(_gate(self.readiness.gemm1), _gate(self.readiness.gemm2), _gate(self.readiness.combine)),
+            parts=self.parts.count,
+            by_peers=self.parts.by == "peers",
+            exclusive=self.communication == "exclusive",
+            pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
+            pay_end_ps=end_ps,
+            dispatch_sms=self.sms.dispatch,
+            gemm_sms=self.gemm_sms(system.gpu.num_sms),
+            combine_sms=self.sms.combine,
+            chunk_tokens=self.chunk_tokens,
+            waves=self.token_order == "expert_waves",
+            min_partial_tokens=self.min_partial_tokens,
+            weights=self.rule.matrix(),
+            **self._answers(exposure),
+        )
+
+    def _check_system(self, system: SystemSpec) -> None:
         for kind, primitive, known in (
             ("dispatch", self.dispatch, system.switch.dispatch_primitives),
             ("combine", self.combine, system.switch.combine_primitives),
@@ -216,62 +242,40 @@ class ScheduleSpec(Spec):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
         num_sms = system.gpu.num_sms
-        gemm_sms = self.gemm_sms(num_sms)
-        if gemm_sms < 1 or max(self.sms.dispatch, self.sms.combine) > num_sms:
+        if self.gemm_sms(num_sms) < 1 or max(self.sms.dispatch, self.sms.combine) > num_sms:
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
             )
-        if "split" in exposure.kinds:
-            self._check_splits(exposure, system)
-        price = {
-            "launch": system.overheads.launch_us,
-            "barrier": system.overheads.barrier_us,
-            "count_exchange": system.overheads.count_exchange_us,
-        }
-        dispatch_pay, gemm1_pay, gemm2_pay, combine_pay, end_pay = (
-            round(sum(price[cost] for cost in getattr(self.pays, stage)) * 1e6)
-            for stage in ("dispatch", "gemm1", "gemm2", "combine", "end")
-        )
+
+    def _pays_ps(self, system: SystemSpec) -> list[int]:
+        """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
+        return [
+            round(sum(getattr(system.overheads, f"{cost}_us") for cost in getattr(self.pays, stage)) * 1e6)
+            for stage in PaysSpec.model_fields
+        ]
+
+    def _answers(self, exposure: Exposure) -> dict[str, Any]:
+        """Returns the fields of a program that say who answers which decisions, and what those offer."""
         partial_tiles = exposure.partial_tiles if "gemm" in exposure.kinds else self.partial_tiles
         early_tokens = self.min_partial_tokens if partial_tiles else NEVER_EARLY
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
+        decides_splits = "split" in exposure.kinds
         kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds)
-        return Program(
-            dispatch=DISPATCH_PRIMITIVES[self.dispatch],
-            combine=COMBINE_PRIMITIVES[self.combine],
-            copies_per_expert=self.copies == "expert",
-            loopback=self.loopback,
-            gates=(
-                _gate(self.readiness.gemm1),
-                _gate(self.readiness.gemm2),
-                _gate(self.readiness.combine),
-            ),
-            parts=self.parts.count,
-            by_peers=self.parts.by == "peers",
-            exclusive=self.communication == "exclusive",
-            pays_ps=(dispatch_pay, gemm1_pay, gemm2_pay, combine_pay),
-            pay_end_ps=end_pay,
-            dispatch_sms=self.sms.dispatch,
-            gemm_sms=gemm_sms,
-            combine_sms=self.sms.combine,
-            chunk_tokens=self.chunk_tokens,
-            waves=self.token_order == "expert_waves",
-            partial_tiles=partial_tiles,
-            min_partial_tokens=self.min_partial_tokens,
-            may_hold=frozenset(
+        return {
+            "partial_tiles": partial_tiles,
+            "may_hold": frozenset(
                 code
                 for code, kind in enumerate(DECISION_KINDS)
                 if KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
             ),
-            weights=self.rule.matrix(),
-            splits=splits if "split" in exposure.kinds else (),
-            split_moments=exposure.split_moments if "split" in exposure.kinds else 0,
-            exposed=frozenset() if exposure.network else kinds,
-            network=exposure.network if kinds else None,
-            networked=kinds if exposure.network else frozenset(),
-            max_candidates=exposure.max_candidates,
-        )
+            "splits": splits if decides_splits else (),
+            "split_moments": exposure.split_moments if decides_splits else 0,
+            "exposed": frozenset() if exposure.network else kinds,
+            "network": exposure.network if kinds else None,
+            "networked": kinds if exposure.network else frozenset(),
+            "max_candidates": exposure.max_candidates,
+        }
 
 
 def _gate(readiness: str) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
-from dysharp_env.system import SystemSpec
+from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
@@ -155,76 +155,19 @@ class Costs:
             ConfigError: No such resolution.
         """
         require_choice("resolution", resolution, RESOLUTIONS)
-        gpu, link, switch = system.gpu, system.link, system.switch
-        asked_bytes = link.multimem_request_bytes
-        if resolution == "packet" and asked_bytes > link.payload_bytes:
-            raise ConfigError(
-                f"link.multimem_request_bytes={asked_bytes} asks for several packets at once; resolution=packet allows"
-                f" 0 or payload_bytes={link.payload_bytes}"
-            )
-        packet = PacketFormat(
-            link.flit_bytes,
-            link.payload_bytes,
-            link.header_flits,
-            link.ack_flits,
-            link.request_flits,
-            link.target_bytes,
-            asked_bytes or None,
-        )
-        block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
-        blocks, granule_ps = [], []
-        for columns, depth in ((layer.gemm1_n, layer.gemm1_k), (layer.gemm2_n, layer.gemm2_k)):
-            count = -(-columns // gpu.block_n)
-            # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
-            flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
-            blocks.append(count)
-            granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
-        # Planes that move as one have the buffers of all ports; a plane of its own has its share.
-        planes = link.planes if resolution == "packet" else 1
-        element = 1 if layer.compute_dtype == "fp8" else 2
+        overheads = system.overheads
         return cls(
-            packet=packet,
             resolution=resolution,
-            planes=planes,
-            link_bytes_per_s=round(link.gbps * 1e9),
-            quantum_ps=link.time_quantum_ps,
-            hop_ps=link.latency_ps,
-            store_and_forward=link.store_and_forward,
+            compute_scale=compute_scale,
             dispatch_bytes=layer.dispatch_bytes,
             combine_bytes=layer.combine_bytes,
-            credit_flits=switch.vcs_per_class * switch.vc_depth_flits * link.switch_ports // planes,
-            reduction_slots=switch.reduction_buffer_bytes // link.payload_bytes * link.switch_ports // planes,
-            cycle_ps=switch.reduction_cycle_ps,
-            reduction_ppm=round(switch.reduction_rate * 1e6),
-            queueing=switch.queueing,
-            store_bytes=gpu.store_in_flight_bytes,
-            load_bytes=gpu.load_in_flight_bytes,
-            multimem_bytes=gpu.multimem_queue_entries * gpu.multimem_access_bytes,
-            al_tlb_entries=gpu.al_tlb_entries,
-            tile_status_entries=gpu.tile_status_entries,
-            output_readiness_entries=gpu.output_readiness_entries,
-            memory_ps=round(gpu.memory_latency_ns * 1000),
-            # Whole MB/s, so that exact picoseconds of any transfer stay inside int64.
-            hbm_bytes_per_s=max(1, round(gpu.hbm_gbps * gpu.hbm_efficiency * 1e3 / compute_scale)) * 10**6,
-            l2_bytes=gpu.l2_bytes,
-            blocks=(blocks[0], blocks[1]),
-            granule_ps=(granule_ps[0], granule_ps[1]),
-            block_overhead_ps=round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
-            cold_exposure_permille=round(gpu.cold_exposure * 1000),
-            row_granularity=gpu.row_granularity,
-            matrix_bytes=(layer.gemm1_weight_bytes, layer.gemm2_weight_bytes),
-            weight_bytes=(layer.gemm1_weight_bytes * layer.work_factor, layer.gemm2_weight_bytes * layer.work_factor),
-            token_bytes=(
-                layer.dispatch_bytes,
-                layer.gemm1_n * element,
-                layer.gemm2_k * element,
-                layer.combine_bytes,
-            ),
-            launch_ps=round(system.overheads.launch_us * PS_PER_US),
-            barrier_ps=round(system.overheads.barrier_us * PS_PER_US),
-            count_exchange_ps=round(system.overheads.count_exchange_us * PS_PER_US),
+            launch_ps=round(overheads.launch_us * PS_PER_US),
+            barrier_ps=round(overheads.barrier_us * PS_PER_US),
+            count_exchange_ps=round(overheads.count_exchange_us * PS_PER_US),
             slow_permille=round(system.slow_gpu * 1000),
-            compute_scale=compute_scale,
+            **_of_links(system.link, system.switch, resolution),
+            **_of_gpu(system.gpu, compute_scale),
+            **_of_gemms(system.gpu, layer, compute_scale),
         )
 
     def require_exact(self, workload: Workload) -> None:
@@ -341,3 +284,80 @@ class Costs:
     def request_flits(self, targets: int = 0) -> int:
         """Returns the flits that ask for one reduced sum, naming ``targets`` experts (0: static)."""
         return self.packet.ask_flits(self.combine_bytes, targets)
+
+
+def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:
+    """Returns costs of links and the switch.
+
+    Raises:
+        ConfigError: Requests for several packets at once, which packet resolution does not tell apart.
+    """
+    asked_bytes = link.multimem_request_bytes
+    if resolution == "packet" and asked_bytes > link.payload_bytes:
+        raise ConfigError(
+            f"link.multimem_request_bytes={asked_bytes} asks for several packets at once; resolution=packet allows"
+            f" 0 or payload_bytes={link.payload_bytes}"
+        )
+    # Planes that move as one have the buffers of all ports; a plane of its own has its share.
+    planes = link.planes if resolution == "packet" else 1
+    return {
+        "packet": PacketFormat(
+            link.flit_bytes,
+            link.payload_bytes,
+            link.header_flits,
+            link.ack_flits,
+            link.request_flits,
+            link.target_bytes,
+            asked_bytes or None,
+        ),
+        "planes": planes,
+        "link_bytes_per_s": round(link.gbps * 1e9),
+        "quantum_ps": link.time_quantum_ps,
+        "hop_ps": link.latency_ps,
+        "store_and_forward": link.store_and_forward,
+        "credit_flits": switch.vcs_per_class * switch.vc_depth_flits * link.switch_ports // planes,
+        "reduction_slots": switch.reduction_buffer_bytes // link.payload_bytes * link.switch_ports // planes,
+        "cycle_ps": switch.reduction_cycle_ps,
+        "reduction_ppm": round(switch.reduction_rate * 1e6),
+        "queueing": switch.queueing,
+    }
+
+
+def _of_gpu(gpu: GpuSpec, compute_scale: float) -> dict[str, Any]:
+    """Returns costs of a GPU's memory, tables and communication SMs."""
+    return {
+        "store_bytes": gpu.store_in_flight_bytes,
+        "load_bytes": gpu.load_in_flight_bytes,
+        "multimem_bytes": gpu.multimem_queue_entries * gpu.multimem_access_bytes,
+        "al_tlb_entries": gpu.al_tlb_entries,
+        "tile_status_entries": gpu.tile_status_entries,
+        "output_readiness_entries": gpu.output_readiness_entries,
+        "memory_ps": round(gpu.memory_latency_ns * 1000),
+        # Whole MB/s, so that exact picoseconds of any transfer stay inside int64.
+        "hbm_bytes_per_s": max(1, round(gpu.hbm_gbps * gpu.hbm_efficiency * 1e3 / compute_scale)) * 10**6,
+        "l2_bytes": gpu.l2_bytes,
+    }
+
+
+def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str, Any]:
+    """Returns costs of the two GEMMs of a layer."""
+    block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
+    blocks, granule_ps = [], []
+    for columns, depth in ((layer.gemm1_n, layer.gemm1_k), (layer.gemm2_n, layer.gemm2_k)):
+        count = -(-columns // gpu.block_n)
+        # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
+        flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
+        blocks.append(count)
+        granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
+    element = 1 if layer.compute_dtype == "fp8" else 2
+    matrix_bytes = (layer.gemm1_weight_bytes, layer.gemm2_weight_bytes)
+    return {
+        "blocks": tuple(blocks),
+        "granule_ps": tuple(granule_ps),
+        "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
+        "cold_exposure_permille": round(gpu.cold_exposure * 1000),
+        "row_granularity": gpu.row_granularity,
+        "matrix_bytes": matrix_bytes,
+        "weight_bytes": tuple(num_bytes * layer.work_factor for num_bytes in matrix_bytes),
+        "token_bytes": (layer.dispatch_bytes, layer.gemm1_n * element, layer.gemm2_k * element, layer.combine_bytes),
+    }

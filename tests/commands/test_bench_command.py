@@ -27,7 +27,7 @@ def measured(monkeypatch):
     stand_in(layers, "layer_rows", ROWS)
     for module, names in (
         (layers, ("growth_rows", "set_up_rows", "network_rows")),
-        (environments, ("single_rows", "vector_rows")),
+        (environments, ("single_rows", "vector_rows", "copy_rows")),
         (links, ("link_rows",)),
         (processes, ("start_up_rows", "cold_start_rows", "memory_rows")),
     ):

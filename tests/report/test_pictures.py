@@ -101,8 +101,8 @@ def test_strips_hold_the_time_that_links_are_busy(logged):
     rows = engine.state.log[: int(engine.state.root["log_size"][0])]
     for (_, parts), resource in ((uplink, 0), (downlink, 1)):
         for gpu in range(4):
-            mine = rows[(rows[:, 0] == resource) & (rows[:, 1] == gpu)]
-            busy = (mine[:, 6] - mine[:, 5]).sum() / engine.now_ps
+            mine = rows[(rows["resource"] == resource) & (rows["gpu"] == gpu)]
+            busy = (mine["end_ps"] - mine["start_ps"]).sum() / engine.now_ps
             assert sum(used[gpu].mean() for used in parts.values()) == pytest.approx(busy, rel=1e-6)
 
 

@@ -16,7 +16,7 @@ from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, N
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
 from dysharp_env.simulator.state.planes import vector_planes
-from dysharp_env.simulator.state.records import NARROW_LIMIT, blank
+from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, blank
 from dysharp_env.simulator.state.routed import Paths, Routed, Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
@@ -166,91 +166,97 @@ def _block(
     workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray, smallest_tile: int
 ) -> Block:
     """Returns what makes states of a workload's size; completes the root."""
-    num_gpus, num_tokens, top_k = workload.num_gpus, workload.num_tokens, workload.layer.top_k
-    num_slots, num_links = num_tokens * top_k, num_gpus * costs.planes
-    num_experts, num_expert_parts = workload.layer.experts, workload.layer.experts * program.parts
-    chunks, units = chunks_of(workload, program), units_of(workload, program)
-    parts, gates = parts_and_gates(num_gpus, chunks, program)
-    limit = program.max_candidates
-    scratch = (limit + records.NETWORK_ROWS) * int(root["network_width"][0]) + NUM_FEATURES
+    num_experts = workload.layer.experts * program.parts
+    chunks = chunks_of(workload, program)
+    parts, gates = parts_and_gates(workload.num_gpus, chunks, program)
     # Room for the events that one step can add, and some more.
     heap = blank(int(root["heap_margin"][0]) + 1024, records.EVENT)
     heap[0] = (program.pays_ps[0], EV_GATE << 48, NOTHING, 0, 0, 0)
-    log_rows = int(root["log_margin"][0]) + 1024 if root["logging"][0] else 0
-    wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
     # Every expert and part has an open tile beside those that its tokens fill.
-    tiles = blank(num_slots // smallest_tile + num_expert_parts, records.TILE)
-    fill(
-        root,
-        {
-            "num_chunks": len(chunks),
-            "wire_entries": len(wire_times),
-            "num_tiles": len(tiles),
-            "heap_capacity": len(heap),
-            "pool_capacity": len(heap),
-            "marks_capacity": NUM_KINDS * num_gpus,
-            "log_capacity": log_rows,
-            "wheel_slots": wheel_slots,
-            "wheel_shift": WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length(),
-            "heap_size": 1,
-            "sequence": 1,
-        },
-    )
+    num_tiles = workload.num_tokens * workload.layer.top_k // smallest_tile + num_experts
+    num_links = workload.num_gpus * costs.planes
+    wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
+    given = {
+        "gpus": gpus_of(workload, len(chunks), program),
+        "sms": blank(workload.num_gpus * sum(program.most_sms), records.SM),
+        "lanes": blank(2 * num_links, records.LANE),
+        "ports": blank(2 * num_links, records.PORT),
+        "queues": blank(4 * num_links * (workload.num_gpus + 1), records.QUEUE),
+        "sums": blank(workload.num_tokens * costs.combine_segments, records.SUM),
+        "experts": blank(num_experts, records.EXPERT),
+        "parts": parts,
+        "gates": gates,
+        "tiles": blank(num_tiles, records.TILE),
+        "chunks": chunks,
+        "units": units_of(workload, program),
+        "order": np.arange(workload.num_tokens, dtype=np.int32),
+        "candidates": blank(program.max_candidates, records.CANDIDATE),
+        "heap": heap,
+        "wheel": blank(wheel_slots, records.FIFO),
+    }
+    sizes = {"num_chunks": len(chunks), "num_tiles": num_tiles, "wire_entries": len(wire_times)}
+    room = {
+        "heap_capacity": len(heap),
+        "pool_capacity": len(heap),
+        "marks_capacity": NUM_KINDS * workload.num_gpus,
+        "log_capacity": int(root["log_margin"][0]) + 1024 if root["logging"][0] else 0,
+        "wheel_slots": wheel_slots,
+        "wheel_shift": WHEEL_SPAN_PS.bit_length() - wheel_slots.bit_length(),
+    }
+    fill(root, sizes | room | {"heap_size": 1, "sequence": 1})
+    num_slots = workload.num_tokens * workload.layer.top_k
     return Block(
-        given={
-            "root": root,
-            "gpus": gpus_of(workload, len(chunks), program),
-            "sms": blank(num_gpus * sum(program.most_sms), records.SM),
-            "lanes": blank(2 * num_links, records.LANE),
-            "ports": blank(2 * num_links, records.PORT),
-            "queues": blank(4 * num_links * (num_gpus + 1), records.QUEUE),
-            "sums": blank(num_tokens * costs.combine_segments, records.SUM),
-            "experts": blank(num_expert_parts, records.EXPERT),
-            "parts": parts,
-            "gates": gates,
-            "tiles": tiles,
-            "chunks": chunks,
-            "units": units,
-            "order": np.arange(num_tokens, dtype=np.int32),
-            "candidates": blank(limit, records.CANDIDATE),
-            "heap": heap,
-            "wheel": blank(wheel_slots, records.FIFO),
-        },
+        given={"root": root, **given},
         nothing={"slot_tlb": num_slots, "slot_tile": num_slots, "arrived_pair": num_slots},
-        zeros={
-            "uplinks": num_links,
-            "tokens": num_tokens + 1,
-            "stores": num_tokens * costs.dispatch_segments,
-            "matrices": 2 * num_experts,
-            "gpu_experts": num_experts,
-            "slot_expert": num_slots,
-            "chunk_experts": num_slots,
-            "chunk_targets": len(chunks) * num_gpus,
-            "unit_targets": len(units) * num_gpus,
-            "backlogs": num_gpus,
-            "shown": num_expert_parts,
-            "traffic": num_gpus * 2 * NUM_PURPOSES,
-            "payload": num_gpus * 2 * NUM_PURPOSES,
-            "pool": len(heap),
-            "slots_filled": wheel_slots // 64,
-            "marks": NUM_KINDS * num_gpus,
-            "scratch": scratch,
-            "features": (limit, NUM_FEATURES),
-            "context": (NUM_CONTEXT,),
-            "mask": limit,
-            "log": log_rows,
-        },
-        shared={
-            "wire_times": wire_times,
-            "store_flits": np.array([costs.dispatch_flits(targets) for targets in range(top_k + 1)]),
-            "ask_flits": np.array(
-                [costs.request_flits(targets) // costs.combine_segments for targets in range(top_k + 1)]
-            ),
-            "splits": np.array(list(program.splits), records.SPLIT_ROW),
-            "weights": np.ascontiguousarray(program.weights, np.float64),
-            "network": program.network.numbers if program.network else np.zeros(0, np.float32),
-        },
+        zeros=_zeros(workload, costs, program, root, len(given["units"])),
+        shared=_shared(costs, program, workload.layer.top_k, wire_times),
     )
+
+
+def _zeros(
+    workload: Workload, costs: Costs, program: Program, root: np.ndarray, num_units: int
+) -> dict[str, int | tuple[int, ...]]:
+    """Returns the lengths of arrays that begin as zeros, and the shapes of those of plain numbers."""
+    num_gpus, limit = workload.num_gpus, program.max_candidates
+    num_slots = workload.num_tokens * workload.layer.top_k
+    num_flows = num_gpus * 2 * NUM_PURPOSES
+    size = {name: int(root[name][0]) for name in PARAMETERS}
+    return {
+        "uplinks": num_gpus * costs.planes,
+        "tokens": workload.num_tokens + 1,
+        "stores": workload.num_tokens * costs.dispatch_segments,
+        "matrices": 2 * workload.layer.experts,
+        "gpu_experts": workload.layer.experts,
+        "slot_expert": num_slots,
+        "chunk_experts": num_slots,
+        "chunk_targets": size["num_chunks"] * num_gpus,
+        "unit_targets": num_units * num_gpus,
+        "backlogs": num_gpus,
+        "shown": workload.layer.experts * program.parts,
+        "traffic": num_flows,
+        "payload": num_flows,
+        "pool": size["pool_capacity"],
+        "slots_filled": size["wheel_slots"] // 64,
+        "marks": size["marks_capacity"],
+        "scratch": (limit + records.NETWORK_ROWS) * size["network_width"] + NUM_FEATURES,
+        "features": (limit, NUM_FEATURES),
+        "context": (NUM_CONTEXT,),
+        "mask": limit,
+        "log": size["log_capacity"],
+    }
+
+
+def _shared(costs: Costs, program: Program, top_k: int, wire_times: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the arrays that nothing changes."""
+    named = range(top_k + 1)
+    return {
+        "wire_times": wire_times,
+        "store_flits": np.array([costs.dispatch_flits(targets) for targets in named]),
+        "ask_flits": np.array([costs.request_flits(targets) // costs.combine_segments for targets in named]),
+        "splits": np.array(list(program.splits), records.SPLIT_ROW),
+        "weights": np.ascontiguousarray(program.weights, np.float64),
+        "network": program.network.numbers if program.network else np.zeros(0, np.float32),
+    }
 
 
 def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_per_gpu: int) -> None:

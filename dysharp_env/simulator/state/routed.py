@@ -78,75 +78,103 @@ def follow_routing(
         combine: Partial and reduced sums.
         out: What is filled in.
     """
-    tokens_per_gpu, top_k = paths.tokens_per_gpu, topk_ids.shape[1]
+    tokens_per_gpu = paths.tokens_per_gpu
     num_segments, num_sum_segments = len(dispatch.payload_flits), len(combine.payload_flits)
-    pairs, tokens, stores, sums, nodes, slot_expert, gpu_experts, expert_parts, gpus, parts, gates = out
-    store0 = len(pairs) * (num_segments + num_sum_segments)
-    copies, partials = nodes[: len(pairs) * num_segments], nodes[len(pairs) * num_segments : store0]
-    whole, reduced = nodes[store0 : store0 + len(stores)], nodes[store0 + len(stores) :]
     # Tables, because divisions are slow. Parts are of peers, by their distance from the home GPU, or of chunks.
     part_of_offset = np.arange(paths.num_gpus) * paths.parts // paths.num_gpus
     chunk_of_place = np.arange(tokens_per_gpu) // paths.chunk_tokens
     part_of_chunk = np.arange(paths.chunks_per_gpu) * paths.parts // paths.chunks_per_gpu
-    keys = np.empty(top_k, np.int64)
-    pair = slot = 0
+    keys = np.empty(topk_ids.shape[1], np.int64)
+    pair = 0
     for home in range(paths.num_gpus):
         for token in range(home * tokens_per_gpu, (home + 1) * tokens_per_gpu):
             chunk = chunk_of_place[positions[token] - home * tokens_per_gpu]
             _sort_by_gpu(topk_ids[token], gpu_of_expert, home, paths.num_gpus, keys)
-            own: Any = tokens[token]
+            own: Any = out.tokens[token]
             own.pair0 = pair
-            part = part_of_chunk[chunk]
-            if paths.static:
-                for offset in range(paths.num_gpus):
-                    _write_pair(pairs[pair + offset], token, home, offset, slot, 0, part, paths.num_gpus, num_segments)
-            # Without branches: how many experts of a token share a GPU is what a processor cannot predict.
-            targets = used = stored = count = 0
-            slot0, before, at = slot, -1, pair - 1
-            for index in range(top_k):
-                offset = keys[index] >> _EXPERT_BITS
-                begins = (offset != before) | paths.copies_per_expert
-                before = offset
-                at = pair + offset if paths.static else at + begins
-                count = 1 if begins else count + 1
-                slot0 = slot if begins else slot0
-                part = part_of_offset[offset] if paths.by_peers else part
-                _write_pair(pairs[at], token, home, offset, slot0, count, part, paths.num_gpus, num_segments)
-                crosses = (offset > 0) | paths.loopback
-                used += begins
-                targets += crosses
-                stored += begins & crosses
-                if not paths.pulls:
-                    gpus[pairs[at].gpu].items_waiting += begins & (offset > 0)
-                expert = (keys[index] & _EXPERT_MASK) * paths.parts + part
-                slot_expert[slot] = expert
-                expert_parts[expert].total += 1
-                slot += 1
-            pair = pair + paths.num_gpus if paths.static else at + 1
+            own.chunk = home * paths.chunks_per_gpu + chunk
+            own.sums_left = num_sum_segments
+            _never(own)
+            pair, own.remote_targets, used, stored = _write_pairs(
+                token, home, pair, part_of_chunk[chunk], keys, part_of_offset, paths, num_segments, out
+            )
             everywhere = paths.num_gpus - 1 + paths.loopback
             summed = everywhere if paths.scatters else stored
             stored = everywhere if paths.broadcasts else stored
-            own.remote_targets = targets
-            own.sums_left = num_sum_segments
-            own.chunk = home * paths.chunks_per_gpu + chunk
-            _never(own)
             for segment in range(token * num_segments, (token + 1) * num_segments):
-                stores[segment].acks_left = stored
-                stores[segment].replicas_left = stored
+                out.stores[segment].acks_left = stored
+                out.stores[segment].replicas_left = stored
             for segment in range(token * num_sum_segments, (token + 1) * num_sum_segments):
-                total = sums[segment]
+                total = out.sums[segment]
                 total.contributions_left = summed
                 # A pull adds the local partial sum while it waits; a push counts it like the others.
                 total.pieces_left = summed if paths.pulls else used
-    own = tokens[len(topk_ids)]
+    own = out.tokens[len(topk_ids)]
     own.pair0 = pair
     _never(own)
-    _write_for_pairs(copies, pairs, dispatch)
-    _write_for_pairs(partials, pairs, combine)
-    _write_for_tokens(whole, tokens, dispatch)
-    _write_for_tokens(reduced, tokens, combine)
-    _group_experts(gpu_of_expert, gpu_experts, paths.num_gpus)
-    _count_work(gpu_of_expert, expert_parts, gpus, parts, gates, paths)
+    _write_nodes(dispatch, combine, out)
+    _group_experts(gpu_of_expert, out.gpu_experts, paths.num_gpus)
+    _count_work(gpu_of_expert, out.experts, out.gpus, out.parts, out.gates, paths)
+
+
+@compiled_in_place
+def _write_pairs(
+    token: int,
+    home: int,
+    pair: int,
+    part: int,
+    keys: np.ndarray,
+    part_of_offset: np.ndarray,
+    paths: Paths,
+    num_segments: int,
+    out: Routed,
+) -> tuple[int, int, int, int]:
+    """Writes a token's pairs and slots from ``pair`` on, and counts them for its experts.
+
+    Returns:
+        Where the next token's pairs begin; its experts on other GPUs; its pairs; and those of other GPUs.
+    """
+    if paths.static:
+        for offset in range(paths.num_gpus):
+            _write_pair(
+                out.pairs[pair + offset], token, home, offset, token * len(keys), 0, part, paths.num_gpus, num_segments
+            )
+    # Without branches: how many experts of a token share a GPU is what a processor cannot predict.
+    targets = used = stored = count = 0
+    slot = slot0 = token * len(keys)
+    before, at = -1, pair - 1
+    for index in range(len(keys)):
+        offset = keys[index] >> _EXPERT_BITS
+        begins = (offset != before) | paths.copies_per_expert
+        before = offset
+        at = pair + offset if paths.static else at + begins
+        count = 1 if begins else count + 1
+        slot0 = slot if begins else slot0
+        part = part_of_offset[offset] if paths.by_peers else part
+        _write_pair(out.pairs[at], token, home, offset, slot0, count, part, paths.num_gpus, num_segments)
+        crosses = (offset > 0) | paths.loopback
+        used += begins
+        targets += crosses
+        stored += begins & crosses
+        if not paths.pulls:
+            out.gpus[out.pairs[at].gpu].items_waiting += begins & (offset > 0)
+        expert = (keys[index] & _EXPERT_MASK) * paths.parts + part
+        out.slot_expert[slot] = expert
+        out.experts[expert].total += 1
+        slot += 1
+    return pair + paths.num_gpus if paths.static else at + 1, targets, used, stored
+
+
+@compiled
+def _write_nodes(dispatch: Vectors, combine: Vectors, out: Routed) -> None:
+    """Writes every segment there can be: copies, partial sums, stores and reduced sums."""
+    num_copies = len(out.pairs) * len(dispatch.payload_flits)
+    store0 = num_copies + len(out.pairs) * len(combine.payload_flits)
+    sum0 = store0 + len(out.stores)
+    _write_for_pairs(out.nodes[:num_copies], out.pairs, dispatch)
+    _write_for_pairs(out.nodes[num_copies:store0], out.pairs, combine)
+    _write_for_tokens(out.nodes[store0:sum0], out.tokens, dispatch)
+    _write_for_tokens(out.nodes[sum0:], out.tokens, combine)
 
 
 @compiled_in_place
