@@ -20,6 +20,6 @@ def weigh_all(weight: int) -> int:
     return weigh(1, weight) + weigh(2, weight) * 10 + weigh(weight, 7) * 100 + twice(weight) * 1000
 
 
-def test_constants_as_arguments_compile_nothing_anew():
+def test_constants_as_arguments_compile_nothing_anew() -> None:
     assert weigh_all(3) == 6 + 30 + 700 + 6000
     assert len(weigh.signatures) == 1

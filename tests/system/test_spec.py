@@ -9,7 +9,7 @@ from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload import load_model
 
-SYSTEMS = {
+PUBLISHED = {
     # name: (GPUs, planes, GB/s per direction, HBM GB/s)
     "dgx-h100": (8, 4, 450, 3350),
     "dgx-h200": (8, 4, 450, 4800),
@@ -35,15 +35,10 @@ def edit(path: Path, old: str, new: str) -> str:
     return str(path)
 
 
-def test_every_preset_is_listed_here():
-    assert set(preset_names("systems")) == set(SYSTEMS)
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_preset_has_the_published_numbers(name):
     system = load_system(name)
-    assert system.name == name
-    assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == SYSTEMS[name]
+    assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == PUBLISHED[name]
     assert system.link.latency_ps == 250_000
     assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "pull")
     assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
@@ -52,13 +47,14 @@ def test_preset_has_the_published_numbers(name):
     assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * links / system.link.gbps
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_every_value_of_a_preset_is_annotated(name):
+@pytest.mark.parametrize("name", preset_names("systems"))
+def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name):
+    assert load_system(name).name == name
     lines = (config_root() / "systems" / f"{name}.yaml").read_text().splitlines()
     explained_by_block = {"payload_bytes", "header_flits", "ack_flits", "request_flits"}
     explained_by_block |= {"dispatch_primitives", "combine_primitives"}
     bare = {line.split(":")[0].strip() for line in lines if line.startswith("  ") and "#" not in line}
-    assert bare == explained_by_block
+    assert bare <= explained_by_block
 
 
 def test_derived_rates_of_h200():
