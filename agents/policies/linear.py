@@ -26,7 +26,7 @@ def start_weights(base: ScheduleSpec, kind: str, below_hold: float) -> list[floa
         kind: Of ``FEATURES_OF_KIND``, whose features the weights belong to.
         below_hold: What an open tile has less than hold, where the schedule closes none early.
     """
-    given = {"is_hold": 0.0 if base.hold else _RELUCTANCE, **(getattr(base.rule, kind) or {"order": -1.0})}
+    given = {"is_hold": 0.0 if base.hold else _RELUCTANCE, **(base.rule.root.get(kind) or {"order": -1.0})}
     if not base.partial_tiles:
         given["is_partial"] = given["is_hold"] + below_hold
     return [given.get(feature, 0.0) for feature in FEATURES_OF_KIND[kind]]

@@ -6,17 +6,18 @@ never learns its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, RootModel, model_validator
 
 from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
-from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 
@@ -72,29 +73,30 @@ class PaysSpec(Spec):
     """After the last token is home."""
 
 
-class RuleSpec(Spec):
-    """Scoring rule of each decision kind: weights by feature name; the highest score is taken, the first of equals."""
+def _require_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"'{name}' is not a {what}; choose from {list(known)}{did_you_mean(name, known)}")
 
-    split: Weights = {}
-    dispatch: Weights = {}
-    gemm: Weights = {}
-    combine: Weights = {}
+
+class RuleSpec(RootModel[dict[str, Weights]]):
+    """Scoring rule: for kinds of decision, weights by feature name; the highest score is taken, the first of equals."""
+
+    model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="after")
-    def _check_features(self) -> RuleSpec:
-        for kind in DECISION_KINDS:
-            for name in getattr(self, kind):
-                if name not in FEATURES:
-                    hint = did_you_mean(name, FEATURES)
-                    raise ValueError(f"'{name}' is not a feature; choose from {list(FEATURES)}{hint}")
+    def _check_names(self) -> RuleSpec:
+        for kind, weights in self.root.items():
+            _require_known("kind of decision", kind, DECISION_KINDS)
+            for name in weights:
+                _require_known("feature", name, FEATURES)
         return self
 
     def matrix(self) -> np.ndarray:
         """Returns the (kind, feature) weights."""
-        weights = np.zeros((len(DECISION_KINDS), len(FEATURES)))
-        for row, kind in enumerate(DECISION_KINDS):
-            for name, weight in getattr(self, kind).items():
-                weights[row, FEATURES.index(name)] = weight
+        weights = np.zeros((NUM_KINDS, NUM_FEATURES))
+        for kind, named in self.root.items():
+            for name, weight in named.items():
+                weights[DECISION_KINDS.index(kind), FEATURES.index(name)] = weight
         return weights
 
 
@@ -153,7 +155,7 @@ class ScheduleSpec(Spec):
     """The fewest tokens of a tile closed early."""
     hold: bool = False
     """Whether the rule may let a group wait."""
-    rule: RuleSpec = RuleSpec()
+    rule: RuleSpec = RuleSpec({})
 
     @model_validator(mode="after")
     def _check_parts_fit(self) -> ScheduleSpec:

@@ -1,22 +1,14 @@
-"""Decision points: the candidates of an SM group, what is shown of them, and who chooses.
+"""Decision points: the candidates of an SM group, what is shown of them, who chooses, and who acts when.
 
-What each kind of decision lists and shows is in ``choices/``. Building a list twice for one state gives the same list,
-so a decision that had to be asked is simply built again when the answer is there.
+What each kind of decision lists, shows and does is in ``choices/``. Building a list twice for one state gives the same
+list, so a decision that had to be asked is simply built again when the answer is there.
 """
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
+from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.jit.pointers import doubles, float_rows, floats
-from dysharp_env.simulator.kernel.choices.combine import (
-    describe_unit,
-    list_units,
-    may_hold_combine,
-    measure_uplinks,
-)
-from dysharp_env.simulator.kernel.choices.dispatch import describe_chunk, list_chunks, measure_downlinks
-from dysharp_env.simulator.kernel.choices.gemm import describe_row, list_rows, may_hold_gemm
-from dysharp_env.simulator.kernel.choices.split import describe_split, list_splits
+from dysharp_env.simulator.kernel.kinds import act, describe_of_kind, list_of_kind, may_hold, measure_backlogs, take
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.network import best_scored
 from dysharp_env.simulator.kernel.shares import backlog_ps, fraction, hbm_backlog_ps, rooted
@@ -31,38 +23,6 @@ from dysharp_env.simulator.state.observation import (
 
 # ``decide`` returns this when the answer has to come from outside.
 WAIT = -2
-
-
-@compiled_in_place
-def list_of_kind(s: Root, kind: int, gpu: int, limit: int) -> int:
-    """Fills ``candidates`` but for hold, at most ``limit``, and returns how many there are."""
-    if kind == DISPATCH:
-        return list_chunks(s, gpu, limit)
-    if kind == GEMM:
-        return list_rows(s, gpu, limit)
-    if kind == COMBINE:
-        return list_units(s, gpu, limit)
-    return list_splits(s, gpu, limit)
-
-
-@compiled
-def may_hold(s: Root, kind: int, gpu: int) -> bool:
-    """Returns whether a group that is offered hold may take it now."""
-    return may_hold_gemm(s, gpu) if kind == GEMM else may_hold_combine(s, gpu)
-
-
-@compiled
-def describe_of_kind(s: Root, kind: int, gpu: int, row: int, walks: bool) -> None:
-    """Fills in what is shown of a candidate that is not hold."""
-    item = s.candidates[row].item
-    if kind == DISPATCH:
-        describe_chunk(s, item, row, walks)
-    elif kind == GEMM:
-        describe_row(s, gpu, row, walks)
-    elif kind == COMBINE:
-        describe_unit(s, item, row, walks)
-    else:
-        describe_split(s, item, row)
 
 
 @compiled
@@ -88,10 +48,8 @@ def list_candidates(s: Root, kind: int, gpu: int) -> int:
 def describe(s: Root, kind: int, gpu: int, walks: bool) -> None:
     """Fills ``features`` for the listed candidates; rows beyond them are 0."""
     float_rows(s.features_at, s.max_candidates, NUM_FEATURES)[:, :] = 0.0
-    if walks and kind == COMBINE and s.combine.reads:
-        measure_uplinks(s)
-    elif walks and (kind == DISPATCH or kind == COMBINE):
-        measure_downlinks(s)
+    if walks:
+        measure_backlogs(s, kind)
     for row in range(s.num_candidates):
         if s.candidates[row].item == NOTHING:
             s.features[row].is_hold = 1.0
@@ -186,3 +144,15 @@ def decide(s: Root, kind: int, gpu: int) -> int:
     s.asked += 1
     s.decisions += 1
     return choice
+
+
+@compiled
+def pump(s: Root, kind: int, gpu: int) -> bool:
+    """Lets one SM group act, or a GPU choose the sizes of its groups, as long as it can; True if it has to ask."""
+    while act(s, kind, gpu):
+        row = decide(s, kind, gpu)
+        if row == WAIT:
+            return True
+        if row == NOTHING or not take(s, kind, gpu, row):
+            return False
+    return False

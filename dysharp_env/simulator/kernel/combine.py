@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
-from dysharp_env.simulator.kernel.fifo import append, append_both_ways, join, remove, take
+from dysharp_env.simulator.kernel.fifo import append, append_both_ways, take
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.groups import begin_trip, end_segment, list_sm, mark
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
@@ -17,19 +17,8 @@ from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_remote, is_summed
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, sum_ready
-from dysharp_env.simulator.state.codes import (
-    COMBINE_ACK,
-    COMBINE_REQUEST,
-    EV_ACK,
-    EV_READY,
-    EV_REQUEST,
-    EV_RESPOND,
-    GEMM2,
-    NO_TIME,
-    NOTHING,
-    ON_DUTY,
-    OPENS_COMBINE,
-)
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.codes import GEMM2, NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE
 
 
@@ -44,7 +33,7 @@ def expert_done(s: Root, token: int, tile: int) -> None:
         g.outputs_live += 1
     if tok.experts_done == s.top_k:
         if s.notifies and g.outputs_live > s.output_readiness_entries:
-            push(s, s.now_ps + s.memory_ps, EV_READY, token, 0, 0)
+            push(s, s.now_ps + s.memory_ps, codes.EV_READY, token, 0, 0)
         else:
             item_ready(s, tok.chunk, token, token // s.tokens_per_gpu)
 
@@ -104,7 +93,7 @@ def item_ready(s: Root, unit: int, item: int, gpu: int) -> None:
         add_targets(s, unit, item)
     if u.count == 1:
         u.ready_ps = s.now_ps
-    if u.listed == 0 and part_of(s, gpu, u.part).stages[OPENS_COMBINE].open:
+    if u.listed == 0 and part_of(s, gpu, u.part).stages[codes.OPENS_COMBINE].open:
         list_unit(s, gpu, unit)
     sum_ready(s, gpu)
     s.gpus[gpu].groups[COMBINE].holding = 0
@@ -118,20 +107,6 @@ def add_targets(s: Root, unit: int, token: int) -> None:
         if is_remote(s, pair) and s.pairs[pair].num_experts > 0:
             s.units[unit].copies += 1
             s.unit_targets[unit * s.num_gpus + s.pairs[pair].gpu] = True
-
-
-@compiled
-def take_unit(s: Root, gpu: int, unit: int) -> None:
-    """Moves everything that is ready in a unit to the combine group's queue, and unlists it."""
-    g = s.gpus[gpu]
-    u = s.units[unit]
-    join(g.issue, s.item_links, u.items)
-    remove(g.ready, s.units, unit)
-    u.count = 0
-    u.listed = 0
-    u.copies = 0
-    for target in range(unit * s.num_gpus, (unit + 1) * s.num_gpus):
-        s.unit_targets[target] = False
 
 
 @compiled
@@ -157,11 +132,11 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
             first = s.partial0 + m.pair * s.combine.segments
             s.gpus[gpu].groups[COMBINE].in_flight += 1
             begin_trip(s, sm, first, s.combine.segments)
-            crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], COMBINE_REQUEST)
-            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, first, 0, 0)
+            crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], codes.COMBINE_REQUEST)
+            push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, first, 0, 0)
         m.pair += 1
     m.token = NOTHING
-    if m.duty != ON_DUTY:
+    if m.duty != codes.ON_DUTY:
         leave_if_idle(s, COMBINE, gpu, sm)
     elif m.in_flight < s.combine.slots:
         list_sm(s, COMBINE, gpu, sm)
@@ -198,10 +173,10 @@ def ask_for_sum(s: Root, gpu: int, token: int) -> None:
     first = s.sum0 + token * s.combine.segments
     take_slot(s, gpu, first)
     targets = s.tokens[token].remote_targets if s.combine.names_targets else 0
-    crossed_ps = ask_up(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
+    crossed_ps = ask_up(s, gpu, first, s.ask_flits[targets], codes.COMBINE_REQUEST)
     for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
         if is_summed(s, pair):
-            push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, s.partial0 + pair * s.combine.segments, 0, 0)
+            push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, s.partial0 + pair * s.combine.segments, 0, 0)
 
 
 @compiled
@@ -214,10 +189,10 @@ def requested(s: Root, pair: int) -> None:
         targets = s.pairs[pair].num_experts
         delay_ps += translate(s, pair)
     first = s.partial0 + pair * s.combine.segments
-    ask_down(s, gpu, first, s.ask_flits[targets], COMBINE_REQUEST)
+    ask_down(s, gpu, first, s.ask_flits[targets], codes.COMBINE_REQUEST)
     # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
     use_hbm(s, gpu, max(s.pairs[pair].num_experts, 1) * s.gemms[GEMM2].token_out_bytes)
-    push(s, s.now_ps + delay_ps, EV_RESPOND, first, gpu, 0)
+    push(s, s.now_ps + delay_ps, codes.EV_RESPOND, first, gpu, 0)
 
 
 @compiled
@@ -258,9 +233,9 @@ def reach_combine(s: Root, node: int) -> None:
         segment = node - s.sum0 - owner * s.combine.segments
     home = token // s.tokens_per_gpu
     if not s.combine.reads:
-        charge_up(s, home, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, COMBINE_ACK)
+        charge_up(s, home, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, codes.COMBINE_ACK)
         if not s.combine.in_switch:
-            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0, 0)
+            push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, node, 0, 0)
     elif not s.combine.in_switch:
         end_segment(s, COMBINE, home, s.partial0 + owner * s.combine.segments)
     deliver(s, token, segment, s.nodes[node].pieces)
@@ -271,5 +246,5 @@ def push_acknowledged(s: Root, node: int) -> None:
     """Counts a segment of a partial sum that is stored, or in the switch, as its sender learns it."""
     owner = s.nodes[node].owner
     gpu = s.pairs[owner].gpu
-    charge_down(s, gpu, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, COMBINE_ACK)
+    charge_down(s, gpu, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, codes.COMBINE_ACK)
     end_segment(s, COMBINE, gpu, s.partial0 + owner * s.combine.segments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
-from dysharp_env.simulator.kernel.fifo import remove, take
+from dysharp_env.simulator.kernel.fifo import take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
 from dysharp_env.simulator.kernel.gemm import close_tile
 from dysharp_env.simulator.kernel.groups import begin_trip, end_segment, list_sm, mark
@@ -13,30 +13,9 @@ from dysharp_env.simulator.kernel.memory import translate, use_hbm
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, share_done
-from dysharp_env.simulator.state.codes import (
-    DISPATCH_ACK,
-    DISPATCH_REQUEST,
-    EV_ACK,
-    EV_ARRIVE,
-    EV_REQUEST,
-    EV_RESPOND,
-    GEMM1,
-    NO_TIME,
-    NOTHING,
-    ON_DUTY,
-    OPENS_GEMM1,
-    OPENS_GEMM2,
-)
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.codes import GEMM1, NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
-
-
-@compiled
-def take_chunk(s: Root, gpu: int, chunk: int) -> None:
-    """Makes a chunk the one its GPU dispatches and takes it off the unsent list."""
-    g = s.gpus[gpu]
-    g.chunk = chunk
-    g.chunk_pos = s.chunks[chunk].first
-    remove(g.unsent, s.chunks, chunk)
 
 
 @compiled
@@ -58,7 +37,7 @@ def issue_local(s: Root, token: int) -> None:
     # The home GPU's own pairs come first.
     while pair < end and not is_remote(s, pair):
         if s.pairs[pair].num_experts > 0:
-            push(s, s.now_ps + s.memory_ps, EV_ARRIVE, pair, 0, 0)
+            push(s, s.now_ps + s.memory_ps, codes.EV_ARRIVE, pair, 0, 0)
         pair += 1
 
 
@@ -71,8 +50,8 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
     s.gpus[gpu].groups[DISPATCH].in_flight += 1
     begin_trip(s, sm, node, s.dispatch.segments)
     if s.dispatch.reads:
-        crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, DISPATCH_REQUEST)
-        push(s, crossed_ps + 2 * s.hop_ps, EV_REQUEST, node, 0, 0)
+        crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, codes.DISPATCH_REQUEST)
+        push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, node, 0, 0)
     else:
         send_vector(s, gpu, node)
 
@@ -97,7 +76,7 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
     g.tokens_sent += 1
     share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, s.sends_per_gpu)
     part_of(s, gpu, g.part).sends_left -= 1
-    if m.duty != ON_DUTY:
+    if m.duty != codes.ON_DUTY:
         leave_if_idle(s, DISPATCH, gpu, sm)
     elif m.in_flight < s.dispatch.slots:
         list_sm(s, DISPATCH, gpu, sm)
@@ -125,8 +104,8 @@ def asked_for_token(s: Root, pair: int) -> None:
     """Reads a token that an expert GPU has asked its home GPU for."""
     home = s.pairs[pair].home
     first = pair * s.dispatch.segments
-    ask_down(s, home, first, s.dispatch_ask_flits, DISPATCH_REQUEST)
-    push(s, s.now_ps + s.memory_ps, EV_RESPOND, first, home, 0)
+    ask_down(s, home, first, s.dispatch_ask_flits, codes.DISPATCH_REQUEST)
+    push(s, s.now_ps + s.memory_ps, codes.EV_RESPOND, first, home, 0)
 
 
 @compiled
@@ -147,7 +126,7 @@ def arrive(s: Root, pair: int) -> None:
         join_tile(s, slot, pair, done == needed - 1)
     if s.partial_tiles:
         mark(s, GEMM, gpu)
-    count_towards(s, gpu, p.part, OPENS_GEMM1, count)
+    count_towards(s, gpu, p.part, codes.OPENS_GEMM1, count)
     if s.exclusive and g.arrivals_left == 0:
         mark(s, COMBINE, gpu)
 
@@ -191,15 +170,15 @@ def reach_dispatch(s: Root, node: int) -> None:
             arrive(s, pair)
         end_dispatch_segment(s, p.gpu, pair * s.dispatch.segments)
         return
-    charge_up(s, p.gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, DISPATCH_ACK)
+    charge_up(s, p.gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, codes.DISPATCH_ACK)
     if not s.dispatch.in_switch:
-        push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, node, 0, 0)
+        push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, node, 0, 0)
     else:
         # The switch merges the acknowledgements of a multicast store: the last one counts.
         store = p.token * s.dispatch.segments + node - pair * s.dispatch.segments
         s.stores[store].acks_left -= 1
         if s.stores[store].acks_left == 0:
-            push(s, s.now_ps + 2 * s.hop_ps, EV_ACK, s.store0 + store, 0, 0)
+            push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, s.store0 + store, 0, 0)
     if is_first and s.dispatch.names_targets:
         p.translated_ps = s.now_ps + translate(s, pair)
     if p.segments_left > 0:
@@ -207,7 +186,7 @@ def reach_dispatch(s: Root, node: int) -> None:
     if p.num_experts == 0:
         use_hbm(s, p.gpu, s.gemms[GEMM1].token_in_bytes)
     elif s.dispatch.names_targets:
-        push(s, max(s.now_ps, p.translated_ps), EV_ARRIVE, pair, 0, 0)
+        push(s, max(s.now_ps, p.translated_ps), codes.EV_ARRIVE, pair, 0, 0)
     else:
         arrive(s, pair)
 
@@ -219,7 +198,7 @@ def end_part(s: Root, gpu: int) -> bool:
     if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0 or g.groups[DISPATCH].in_flight > 0:
         return False
     g.part += 1
-    count_towards(s, gpu, g.part - 1, OPENS_GEMM2, 1)
+    count_towards(s, gpu, g.part - 1, codes.OPENS_GEMM2, 1)
     if s.exclusive and g.part == s.num_parts:
         mark(s, COMBINE, gpu)
     return True
@@ -240,5 +219,5 @@ def store_acknowledged(s: Root, node: int) -> None:
     is_copy = node < s.partial0
     token = s.pairs[owner].token if is_copy else owner
     gpu = token // s.tokens_per_gpu
-    charge_down(s, gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, DISPATCH_ACK)
+    charge_down(s, gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, codes.DISPATCH_ACK)
     end_dispatch_segment(s, gpu, (0 if is_copy else s.store0) + owner * s.dispatch.segments)

@@ -14,20 +14,8 @@ from dysharp_env.simulator.kernel.memory import fetch_weights, use_hbm
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import fill_groups
-from dysharp_env.simulator.state.codes import (
-    EV_BLOCKS,
-    EV_NOTIFY,
-    EV_TILE,
-    GEMM1,
-    GEMM2,
-    LOG_SM,
-    NO_TIME,
-    NOTHING,
-    NOTIFY,
-    NOTIFY_FLITS,
-    OPENS_COMBINE,
-    OPENS_GEMM2,
-)
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import GEMM
 
 # Tokens that memory is asked for ahead of the one at hand: it answers in the time that a few of them take.
@@ -75,7 +63,7 @@ def close_tile(s: Root, expert: int) -> None:
     if x.ready_ps == s.now_ps:
         tile_ready(s, tile)
     else:
-        push(s, x.ready_ps, EV_TILE, tile, 0, 0)
+        push(s, x.ready_ps, codes.EV_TILE, tile, 0, 0)
 
 
 @compiled
@@ -117,8 +105,8 @@ def start_blocks(s: Root, gpu: int) -> None:
     t.left -= count
     t.running += count
     g.sm_busy_ps += count * (end_ps - s.now_ps)
-    log_row(s, LOG_SM, gpu, g.row_gemm + 1, g.row_tile, count, s.now_ps, end_ps)
-    push(s, end_ps, EV_BLOCKS, g.row_tile, g.row_gemm, count)
+    log_row(s, codes.LOG_SM, gpu, g.row_gemm + 1, g.row_tile, count, s.now_ps, end_ps)
+    push(s, end_ps, codes.EV_BLOCKS, g.row_tile, g.row_gemm, count)
     if t.left == 0:
         g.row_tile = NOTHING
 
@@ -154,7 +142,7 @@ def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
     x = s.experts[t.expert]
     append(x.second, s.tiles, tile)
     row_ready(s, gpu, tile, GEMM2)
-    count_towards(s, gpu, x.part, OPENS_GEMM2, t.count)
+    count_towards(s, gpu, x.part, codes.OPENS_GEMM2, t.count)
 
 
 @compiled
@@ -180,9 +168,9 @@ def finish_gemm2(s: Root, tile: int, gpu: int) -> None:
     if num_remote > 0:
         for plane in range(s.planes):
             count = remote_on_plane(s, tile, gpu, plane) if s.planes > 1 else num_remote
-            charge_up(s, gpu, plane, NOTIFY_FLITS * count, NOTIFY)
-        push(s, s.now_ps + 2 * s.hop_ps, EV_NOTIFY, tile, gpu, 0)
-    count_towards(s, gpu, s.experts[t.expert].part, OPENS_COMBINE, t.count)
+            charge_up(s, gpu, plane, codes.NOTIFY_FLITS * count, codes.NOTIFY)
+        push(s, s.now_ps + 2 * s.hop_ps, codes.EV_NOTIFY, tile, gpu, 0)
+    count_towards(s, gpu, s.experts[t.expert].part, codes.OPENS_COMBINE, t.count)
 
 
 @compiled
@@ -226,9 +214,9 @@ def notified(s: Root, tile: int, gpu: int) -> None:
         if home != gpu:
             num_remote += 1
             plane = update_plane(s, token)
-            charge_down(s, home, plane, NOTIFY_FLITS, NOTIFY)
-            charge_up(s, home, plane, s.ack_flits, NOTIFY)
+            charge_down(s, home, plane, codes.NOTIFY_FLITS, codes.NOTIFY)
+            charge_up(s, home, plane, s.ack_flits, codes.NOTIFY)
             expert_done(s, token, tile)
     for plane in range(s.planes):
         count = remote_on_plane(s, tile, gpu, plane) if s.planes > 1 else num_remote
-        charge_down(s, gpu, plane, count * s.ack_flits, NOTIFY)
+        charge_down(s, gpu, plane, count * s.ack_flits, codes.NOTIFY)

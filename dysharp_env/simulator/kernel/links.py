@@ -14,20 +14,8 @@ from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.names import Flow, Root
-from dysharp_env.simulator.state.codes import (
-    COMBINE_DATA,
-    DISPATCH_DATA,
-    DOWN,
-    EV_SWITCH,
-    EV_UPLINK,
-    LOG_UP,
-    NOTHING,
-    NUM_PURPOSES,
-    OUTPUT_QUEUED,
-    REQUEST,
-    RESPONSE,
-    UP,
-)
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.codes import NOTHING
 
 
 @compiled_in_place
@@ -76,25 +64,25 @@ def charge(s: Root, link: Root, gpu: int, direction: int, flits: int, purpose: i
     ps = wire_ps(s, flits)
     link.free_ps = max(link.free_ps, s.now_ps) + ps
     link.busy_ps += ps
-    s.traffic[(gpu * 2 + direction) * NUM_PURPOSES + purpose] += flits
+    s.traffic[(gpu * 2 + direction) * codes.NUM_PURPOSES + purpose] += flits
 
 
 @compiled
 def charge_up(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to an uplink."""
-    charge(s, s.uplinks[gpu * s.planes + plane], gpu, UP, flits, purpose)
+    charge(s, s.uplinks[gpu * s.planes + plane], gpu, codes.UP, flits, purpose)
 
 
 @compiled
 def charge_down(s: Root, gpu: int, plane: int, flits: int, purpose: int) -> None:
     """Charges control flits to a downlink."""
-    charge(s, s.ports[gpu * s.planes + plane], gpu, DOWN, flits, purpose)
+    charge(s, s.ports[gpu * s.planes + plane], gpu, codes.DOWN, flits, purpose)
 
 
 @compiled_in_place
 def count_data(s: Root, gpu: int, direction: int, purpose: int, node: int) -> None:
     """Counts the flits of a segment that is put on a link."""
-    place = (gpu * 2 + direction) * NUM_PURPOSES + purpose
+    place = (gpu * 2 + direction) * codes.NUM_PURPOSES + purpose
     s.traffic[place] += s.nodes[node].flits
     s.payload[place] += s.nodes[node].payload_flits
     s.transfers += 1
@@ -117,8 +105,8 @@ def update_plane(s: Root, token: int) -> int:
 def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
     if node < s.partial0:
-        return RESPONSE if s.dispatch.reads else REQUEST
-    return RESPONSE if node < s.store0 and s.combine.reads else REQUEST
+        return codes.RESPONSE if s.dispatch.reads else codes.REQUEST
+    return codes.RESPONSE if node < s.store0 and s.combine.reads else codes.REQUEST
 
 
 @compiled_in_place
@@ -172,7 +160,7 @@ def uplink_wake(s: Root, link: int) -> None:
     waits = s.lanes[link * 2].waiting.head != NOTHING or s.lanes[link * 2 + 1].waiting.head != NOTHING
     if q.wake == 0 and waits:
         q.wake = 1
-        push(s, q.free_ps, EV_UPLINK, link, 0, 0)
+        push(s, q.free_ps, codes.EV_UPLINK, link, 0, 0)
 
 
 @compiled
@@ -189,7 +177,7 @@ def uplink_pump(s: Root, link: int) -> None:
         if node == NOTHING:
             continue
         flits = s.nodes[node].flits
-        if s.queueing != OUTPUT_QUEUED:
+        if s.queueing != codes.OUTPUT_QUEUED:
             # A segment larger than the buffer passes alone: its packets stream through.
             if lane.used_flits > 0 and lane.used_flits + flits > s.credit_flits:
                 continue
@@ -212,9 +200,9 @@ def uplink_send(s: Root, link: int, node: int) -> None:
     serial_ps = wire_ps(s, flits)
     tail_ps = now + delivery_ps(s, flits, serial_ps)
     s.nodes[node].tail_ps = tail_ps
-    push(s, tail_ps if s.store_and_forward else now + s.hop_ps, EV_SWITCH, node, gpu, 0)
+    push(s, tail_ps if s.store_and_forward else now + s.hop_ps, codes.EV_SWITCH, node, gpu, 0)
     q.free_ps = now + serial_ps
     q.busy_ps += serial_ps
-    purpose = COMBINE_DATA if is_partial(s, node) else DISPATCH_DATA
-    count_data(s, gpu, UP, purpose, node)
-    log_row(s, LOG_UP, gpu, purpose, node, flits, now, now + serial_ps)
+    purpose = codes.COMBINE_DATA if is_partial(s, node) else codes.DISPATCH_DATA
+    count_data(s, gpu, codes.UP, purpose, node)
+    log_row(s, codes.LOG_UP, gpu, purpose, node, flits, now, now + serial_ps)

@@ -26,7 +26,7 @@ from numba import njit
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.kernel.choices.dispatch import weigh_chunks
-from dysharp_env.simulator.kernel.choosing import WAIT, decide
+from dysharp_env.simulator.kernel.choosing import WAIT, decide, pump
 from dysharp_env.simulator.kernel.combine import (
     issue_loads,
     item_ready,
@@ -48,7 +48,6 @@ from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_pump
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.pumps import pump
 from dysharp_env.simulator.kernel.reduction import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, staff_groups
 from dysharp_env.simulator.state import codes

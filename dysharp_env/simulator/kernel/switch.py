@@ -19,20 +19,8 @@ from dysharp_env.simulator.kernel.links import (
     wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.state.codes import (
-    COMBINE_DATA,
-    DISPATCH_DATA,
-    DOWN,
-    EV_CREDIT,
-    EV_INPUT_NEXT,
-    EV_PORT,
-    EV_REACH,
-    EVICTION,
-    INPUT_FIFO,
-    LOG_DOWN,
-    NOTHING,
-    OUTPUT_QUEUED,
-)
+from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.codes import NOTHING
 
 
 @compiled
@@ -40,7 +28,7 @@ def port_wake(s: Root, port: int, time_ps: int) -> None:
     """Makes sure a port is looked at again at the given time."""
     if s.ports[port].wake == 0:
         s.ports[port].wake = 1
-        push(s, time_ps, EV_PORT, port, 0, 0)
+        push(s, time_ps, codes.EV_PORT, port, 0, 0)
 
 
 @compiled_in_place
@@ -57,7 +45,7 @@ def port_append(s: Root, port: int, cls: int, source: int, node: int) -> None:
     An input gets its turn behind the others that have something for the port when it has something, and again after
     each segment of its that the port takes.
     """
-    if s.queueing == OUTPUT_QUEUED:
+    if s.queueing == codes.OUTPUT_QUEUED:
         source = 0
     base = (port * 2 + cls) * (s.num_gpus + 1)
     queue = s.queues[base + source]
@@ -114,7 +102,7 @@ def credit_ps(s: Root, node: int, free_ps: int) -> int:
 @compiled
 def leave_input(s: Root, node: int, end_ps: int) -> None:
     """Gives back the input buffer of a segment once its last replica has left the switch."""
-    if s.queueing == OUTPUT_QUEUED:
+    if s.queueing == codes.OUTPUT_QUEUED:
         return
     pair = s.nodes[node].owner
     whole = node
@@ -136,9 +124,9 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
             free_ps = q.free_ps
     cls = node_class(s, whole)
     link = gpu * s.planes + s.nodes[whole].plane
-    push(s, credit_ps(s, whole, free_ps + s.hop_ps), EV_CREDIT, link, cls, s.nodes[whole].flits)
-    if s.queueing == INPUT_FIFO:
-        push(s, end_ps, EV_INPUT_NEXT, link, cls, 0)
+    push(s, credit_ps(s, whole, free_ps + s.hop_ps), codes.EV_CREDIT, link, cls, s.nodes[whole].flits)
+    if s.queueing == codes.INPUT_FIFO:
+        push(s, end_ps, codes.EV_INPUT_NEXT, link, cls, 0)
 
 
 @compiled
@@ -154,15 +142,15 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     q.free_ps = end_ps
     q.busy_ps += serial_ps
     is_result = node >= s.sum0
-    purpose = DISPATCH_DATA
+    purpose = codes.DISPATCH_DATA
     if is_result:
-        purpose = COMBINE_DATA
+        purpose = codes.COMBINE_DATA
     elif node >= s.partial0:
-        purpose = EVICTION if s.combine.in_switch else COMBINE_DATA
-    count_data(s, gpu, DOWN, purpose, node)
-    log_row(s, LOG_DOWN, gpu, purpose, node, flits, now, end_ps)
-    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), EV_REACH, node, gpu, 0)
-    if is_result or purpose == EVICTION:
+        purpose = codes.EVICTION if s.combine.in_switch else codes.COMBINE_DATA
+    count_data(s, gpu, codes.DOWN, purpose, node)
+    log_row(s, codes.LOG_DOWN, gpu, purpose, node, flits, now, end_ps)
+    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), codes.EV_REACH, node, gpu, 0)
+    if is_result or purpose == codes.EVICTION:
         unit = s.ports[s.num_links + port]
         unit.slots_used -= s.combine.segment_packets
         unit.slots_draining -= s.combine.segment_packets

@@ -3,8 +3,8 @@
 Records, indices, spaces, rules, the README's tables and the twin's check are made from these. Every value lies in
 [0, 1]; the "root" of a time is sqrt(time / lower bound), cut at 1, so that small backlogs stay visible.
 
-A kind is asked by ``kernel/pumps.py``; ``kernel/choices/`` has a file a kind, which lists its candidates and describes
-them. What is not asked follows a rule: the weights of a schedule, and with none the first candidate.
+``kernel/choices/`` has a file a kind: what its SM group does without a choice, its candidates, what is shown of them,
+and what comes of one. What is not asked follows a rule: the weights of a schedule, and with none the first candidate.
 """
 
 from __future__ import annotations

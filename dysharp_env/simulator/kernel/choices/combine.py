@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.choices.dispatch import longest_backlog_ps
+from dysharp_env.simulator.kernel.combine import issue_combine
+from dysharp_env.simulator.kernel.fifo import join, remove, take
 from dysharp_env.simulator.kernel.links import spread_ps
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import backlog_ps, rooted
 from dysharp_env.simulator.state.codes import NOTHING
+from dysharp_env.simulator.state.observation import COMBINE
+
+
+@compiled
+def act_combine(s: Root, gpu: int) -> bool:
+    """Issues what is at hand while SMs may take some; True if a unit has to be chosen for them."""
+    g = s.gpus[gpu]
+    group = g.groups[COMBINE]
+    if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
+        return False
+    while group.able.head != NOTHING:
+        if g.issue.head == NOTHING:
+            return group.holding == 0
+        issue_combine(s, gpu, take(g.issue, s.item_links))
+    return False
 
 
 @compiled
@@ -53,3 +70,22 @@ def describe_unit(s: Root, unit: int, row: int, walks: bool) -> None:
     f.fan_out = min(1.0, copies / (u.count * (s.num_gpus - 1)))
     f.backlog = rooted(s, met_ps)
     f.cost = rooted(s, spread_ps(s, u.count * s.sum_flits))
+
+
+@compiled
+def take_unit(s: Root, gpu: int, row: int) -> bool:
+    """Moves everything that is ready in a unit to the group's queue, and unlists it, or lets the group wait."""
+    g = s.gpus[gpu]
+    unit = s.candidates[row].item
+    if unit == NOTHING:
+        g.groups[COMBINE].holding = 1
+        return True
+    u = s.units[unit]
+    join(g.issue, s.item_links, u.items)
+    remove(g.ready, s.units, unit)
+    u.count = 0
+    u.listed = 0
+    u.copies = 0
+    for target in range(unit * s.num_gpus, (unit + 1) * s.num_gpus):
+        s.unit_targets[target] = False
+    return True

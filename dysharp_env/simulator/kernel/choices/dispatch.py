@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.dispatch import end_part, next_token, take_token
+from dysharp_env.simulator.kernel.fifo import remove
 from dysharp_env.simulator.kernel.links import spread_ps
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote
 from dysharp_env.simulator.kernel.shares import backlog_ps, rooted
 from dysharp_env.simulator.state.codes import NOTHING
+from dysharp_env.simulator.state.observation import DISPATCH
+
+
+@compiled
+def act_dispatch(s: Root, gpu: int) -> bool:
+    """Gives tokens of the chunk at hand to SMs that may take one; True if a chunk has to be chosen for them."""
+    g = s.gpus[gpu]
+    if not g.start_open:
+        return False
+    while True:
+        if g.chunk == NOTHING:
+            while end_part(s, gpu):
+                pass
+        if g.groups[DISPATCH].able.head == NOTHING:
+            return False
+        if g.chunk == NOTHING:
+            return True
+        take_token(s, gpu, next_token(s, gpu))
 
 
 @compiled
@@ -61,6 +81,16 @@ def describe_chunk(s: Root, chunk: int, row: int, walks: bool) -> None:
     f.fan_out = min(1.0, ch.copies / (num_tokens * (s.num_gpus - 1)))
     f.backlog = rooted(s, longest_backlog_ps(s, s.chunk_targets, chunk * s.num_gpus))
     f.cost = rooted(s, spread_ps(s, ch.flits))
+
+
+@compiled
+def take_chunk(s: Root, gpu: int, row: int) -> bool:
+    """Makes a chunk the one that its GPU dispatches and takes it off the unsent list."""
+    g = s.gpus[gpu]
+    g.chunk = s.candidates[row].item
+    g.chunk_pos = s.chunks[g.chunk].first
+    remove(g.unsent, s.chunks, g.chunk)
+    return True
 
 
 @compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.gates import part_of
-from dysharp_env.simulator.kernel.gemm import block_ps
+from dysharp_env.simulator.kernel.gemm import block_ps, close_tile, start_blocks, start_row
 from dysharp_env.simulator.kernel.memory import hbm_ps
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
@@ -13,6 +13,19 @@ from dysharp_env.simulator.state.observation import GEMM
 
 # Open tiles are listed behind all ready rows, the fullest first.
 OPEN_KEY = 1 << 60
+
+
+@compiled
+def act_gemm(s: Root, gpu: int) -> bool:
+    """Keeps free SMs on thread blocks of the row at hand; True if a row has to be chosen for them."""
+    g = s.gpus[gpu]
+    if not g.start_open:
+        return False
+    while g.free_sms > 0:
+        if g.row_tile == NOTHING:
+            return g.groups[GEMM].holding == 0
+        start_blocks(s, gpu)
+    return False
 
 
 @compiled
@@ -102,3 +115,16 @@ def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
     fetch_ps = 0 if is_resident else hbm_ps(s, s.gemms[gemm].weight_bytes)
     f.backlog = rooted(s, hbm_backlog_ps(s, gpu))
     f.cost = rooted(s, max(work_ps, fetch_ps))
+
+
+@compiled
+def take_row(s: Root, gpu: int, row: int) -> bool:
+    """Gives a row to the group, closing its tile if that is open, or lets the group wait."""
+    candidate = s.candidates[row]
+    if candidate.item == NOTHING:
+        s.gpus[gpu].groups[GEMM].holding = 1
+        return True
+    if is_open(s, candidate.item):
+        close_tile(s, s.tiles[candidate.item].expert)
+    start_row(s, gpu, candidate.item, candidate.gemm)
+    return True

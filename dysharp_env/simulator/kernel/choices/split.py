@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.staffing import resize
+
+
+@compiled
+def act_split(s: Root, gpu: int) -> bool:
+    """Returns True: whenever a GPU is marked it chooses its sizes."""
+    return True
+
+
+@compiled
+def take_split(s: Root, gpu: int, row: int) -> bool:
+    """Gives the GPU's groups the sizes that were chosen, once for each mark."""
+    item = s.candidates[row].item
+    if item != s.gpus[gpu].split:
+        resize(s, gpu, item)
+    return False
 
 
 @compiled
