@@ -25,6 +25,7 @@ from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
+from dysharp_env.simulator.kernel.arrival import arrive, reach_dispatch, store_acknowledged
 from dysharp_env.simulator.kernel.choices.dispatch import weigh_chunks
 from dysharp_env.simulator.kernel.choosing import WAIT, decide, pump
 from dysharp_env.simulator.kernel.combine import (
@@ -35,13 +36,7 @@ from dysharp_env.simulator.kernel.combine import (
     reach_combine,
     requested,
 )
-from dysharp_env.simulator.kernel.dispatch import (
-    arrive,
-    asked_for_token,
-    issue_copies,
-    reach_dispatch,
-    store_acknowledged,
-)
+from dysharp_env.simulator.kernel.dispatch import asked_for_token, issue_copies
 from dysharp_env.simulator.kernel.events import next_ps, pop
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
