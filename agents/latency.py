@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     if args.policy is None:
         spec = EnvSpec()
-        policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)  # type: ignore[arg-type]
+        policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)
         learned = Learned(None, spec, policy.scoring_network())
         rows += [*policy_rows(policy, spec, _SHOWN), *network_rows(learned.network, _REPEATS)]
     else:

@@ -111,7 +111,7 @@ class Learned(Opponent):
     network: Network
 
     @cached_property
-    def base(self) -> ScheduleSpec:  # type: ignore[override]
+    def base(self) -> ScheduleSpec:
         """The environment's base schedule."""
         return load_schedule(self.env.schedule)
 

@@ -89,6 +89,6 @@ def imitate(policy: CandidatePolicy, lessons: Lessons, spec: ImitationSpec, seed
             right += int((distribution.mode() == lessons.choices[batch]).sum())
             loss_sum += float(loss.detach()) * len(batch)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         yield Fit(loss_sum / count, right / count)

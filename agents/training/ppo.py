@@ -117,7 +117,7 @@ class Learner(MaskablePPO):
     def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int):
         """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments."""
         super().__init__(
-            CandidatePolicy,  # type: ignore[arg-type]
+            CandidatePolicy,
             vec_env,
             learning_rate=spec.rate,
             **spec.model_dump(exclude={"learning_rate", "learning_rate_schedule"}),
@@ -169,7 +169,7 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
     of evenly spaced decisions is enough and cheap.
     """
     buffer = learner.rollout_buffer
-    contexts = buffer.observations["context"]  # type: ignore[index, call-overload]
+    contexts = buffer.observations["context"]
     steps, copies = contexts.shape[:2]
     picked = np.linspace(0, steps * copies - 1, min(_SAMPLED_DECISIONS, steps * copies)).astype(np.int64)
     step, copy = np.divmod(picked, copies)
@@ -177,7 +177,7 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
         name: torch.from_numpy(array[step, copy])
         for name, array in buffer.observations.items()  # type: ignore[attr-defined]
     }
-    masks = buffer.action_masks[step, copy]  # type: ignore[union-attr]
+    masks = buffer.action_masks[step, copy]
     with torch.no_grad():
         entropy = learner.network.get_distribution(observation, masks).entropy()
     assert entropy is not None

@@ -208,7 +208,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         """Returns the schedule so far as a table that saves as CSV and as a timeline."""
         return ScheduleTable.of(self.run.engine)
 
-    def render(self) -> str | np.ndarray | None:  # type: ignore[override]
+    def render(self) -> str | np.ndarray | None:
         """Returns the state as text (``ansi``) or a Gantt chart of links and SM groups (``rgb_array``, uint8)."""
         return self._episodes.render(0, self.render_mode)
 

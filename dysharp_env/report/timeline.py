@@ -43,7 +43,9 @@ def chrome_trace(engine: Engine, title: str) -> bytes:
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _span(gpu: int, lane: int, lane_name: str, name: str, start_us: float, end_us: float, args: dict) -> dict[str, Any]:
+def _span(
+    gpu: int, lane: int, lane_name: str, name: str, start_us: float, end_us: float, args: dict[str, Any]
+) -> dict[str, Any]:
     """Returns a complete event; ``lane`` is taken out again once the lanes are named."""
     # Start and duration on a grid of picoseconds: differences of floats would make neighbours overlap by a hair.
     start_us = round(start_us, 6)

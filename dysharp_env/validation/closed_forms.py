@@ -91,7 +91,7 @@ def _bytes_saved(seed: int) -> Iterator[ValidationRow]:
         for top_k in (8, 16, 32):
             remote = expected_remote_gpus(load_model(model).experts, top_k, NUM_GPUS)
             unicast, dynamic = (
-                sum(int(run.result().payload_bytes[direction]) for direction in ("up", "down"))  # type: ignore[call-overload]
+                sum(int(run.result().payload_bytes[direction]) for direction in ("up", "down"))
                 for run in _uniform_runs(model, top_k, seed, "deepep", "dysharp-basic")
             )
             expected = 100 * (1 - 2 * (1 + remote) / (4 * remote))
@@ -171,4 +171,4 @@ def _unicast_rate() -> Iterator[ValidationRow]:
     expected = system.link.gbps * 8 / 10
     name = f"unicast payload rate of {system.link.gbps:g} GB/s"
     # The engine rounds the time of a segment, some 30 ns, down to a picosecond.
-    yield _exact(name, expected, payload_bytes / 1e9 / float(busy_s), rounding=1e-4)  # type: ignore[operator]
+    yield _exact(name, expected, payload_bytes / 1e9 / float(busy_s), rounding=1e-4)
