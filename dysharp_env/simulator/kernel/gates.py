@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
-from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.names import Part, Root
 from dysharp_env.simulator.state.codes import EV_GATE, NOTHING
 
 
 @compiled_in_place
-def part_of(s: Root, gpu: int, part: int) -> Root:
+def part_of(s: Root, gpu: int, part: int) -> Part:
     """Returns what is left of a part on a GPU, and which of its stages may run there."""
     return s.parts[gpu * s.num_parts + part]
 

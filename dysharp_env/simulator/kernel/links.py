@@ -13,7 +13,7 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
-from dysharp_env.simulator.kernel.names import Flow, Root
+from dysharp_env.simulator.kernel.names import Flow, Link, Root
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NOTHING
 
@@ -59,7 +59,7 @@ def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: i
 
 
 @compiled_in_place
-def charge(s: Root, link: Root, gpu: int, direction: int, flits: int, purpose: int) -> None:
+def charge(s: Root, link: Link, gpu: int, direction: int, flits: int, purpose: int) -> None:
     """Charges control flits to a link of a GPU, an uplink or a port; what is queued there leaves that much later."""
     ps = wire_ps(s, flits)
     link.free_ps = max(link.free_ps, s.now_ps) + ps

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 Root = Any  # the record of ROOT: parameters, counters, and the arrays of the state by name
-Gpu = Any  # a record of GPU
-Group = Any  # a record of GROUP
+Part = Any  # a record of PART
 Flow = Any  # a record of FLOW
+Link = Any  # a record of UPLINK or PORT
+Flags = Any  # rows of flags
 Event = Any  # a record of EVENT
 Events = Any  # rows of EVENT

@@ -6,7 +6,7 @@ import math
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.links import wire_ps
-from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.names import Link, Root
 
 
 @compiled
@@ -22,7 +22,7 @@ def fraction(part: int, whole: int) -> float:
 
 
 @compiled
-def backlog_ps(s: Root, links: Root, gpu: int) -> int:
+def backlog_ps(s: Root, links: Link, gpu: int) -> int:
     """Returns how long what is queued and being sent will keep the busiest of a GPU's links busy.
 
     Args:

@@ -6,7 +6,7 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.dispatch import end_part, next_token, take_token
 from dysharp_env.simulator.kernel.fifo import remove
 from dysharp_env.simulator.kernel.links import spread_ps
-from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.names import Flags, Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote
 from dysharp_env.simulator.kernel.shares import backlog_ps, rooted
 from dysharp_env.simulator.state.codes import NOTHING
@@ -51,7 +51,7 @@ def measure_downlinks(s: Root) -> None:
 
 
 @compiled
-def longest_backlog_ps(s: Root, targets: Root, first: int) -> int:
+def longest_backlog_ps(s: Root, targets: Flags, first: int) -> int:
     """Returns the longest of ``backlogs`` among the GPUs that are flagged in ``targets`` from ``first`` on."""
     longest_ps = 0
     for gpu in range(s.num_gpus):
