@@ -66,8 +66,10 @@ def bind(state: State) -> State:
 
 def reseat(state: State, seat: Seat) -> State:
     """Returns the state with all that is in its seat in another one; the rest stays where it is."""
-    for name, array in seat._asdict().items():
+    # As bytes: numpy copies records field by field, ten times as slowly.
+    seat.root.view(np.uint8)[:] = state.root.view(np.uint8)
+    for name in ("features", "context", "mask"):
+        array = getattr(seat, name)
         array[...] = getattr(state, name)
-        if name != "root":
-            seat.root[f"{name}_at"] = array.ctypes.data
+        seat.root[f"{name}_at"] = array.ctypes.data
     return state.having(**seat._asdict())
