@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from dysharp_env.schedules import Exposure
 from dysharp_env.schedules.spec import SplitRow
+from dysharp_env.simulator.costs import Resolution
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, DecisionKind
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import Seeds
@@ -37,7 +38,7 @@ class EnvSpec(ScenarioSpec):
     that it may combine, and at the first of those. 0: one split for all GPUs and the whole layer."""
     max_candidates: int = Field(default=32, ge=2, le=4096)
     """Most candidates one decision shows; also the number of actions."""
-    resolution: Literal["token", "packet"] = "token"
+    resolution: Resolution = "token"
     """What moves as one: a vector, or a packet (slow). Policies are evaluated with vectors, whatever they were trained
     with."""
     log: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from dysharp_env.workload.workload import Workload
 PS_PER_S = 10**12
 PS_PER_US = 10**6
 UNLIMITED = 2**40
-RESOLUTIONS = ("token", "packet")
+Resolution = Literal["token", "packet"]
+RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
 Flits = TypeVar("Flits", int, np.ndarray)
 
 
