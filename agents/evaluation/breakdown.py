@@ -112,7 +112,7 @@ def break_down(
     """Returns every policy but ``against`` on every group of workloads."""
     group_of = GROUPINGS[by]
     groups: dict[str, list[int]] = {}
-    size = _SIZES.get(by, lambda _: 0)
+    size: Callable[[SuiteWorkload], int] = _SIZES.get(by, lambda _: 0)
     for place, item in sorted(enumerate(workloads), key=lambda pair: size(pair[1])):
         groups.setdefault(group_of(item), []).append(place)
     reference = np.log(makespans(rows, against)).mean(axis=0)

@@ -27,6 +27,7 @@ from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
+from dysharp_env.schedules.spec import RuleSpec
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import SuiteSpec
 
@@ -259,7 +260,7 @@ def test_a_scale_has_mean_0_and_deviation_1() -> None:
 def test_makespans_fall_where_a_weight_matters() -> None:
     """Rows taken the wrong way round are put right again in a few generations."""
     base = load_schedule("dysharp-l2")
-    wrong = base.model_copy(update={"rule": base.rule.model_copy(update={"gemm": {"weights_in_l2": -0.2}})})
+    wrong = base.model_copy(update={"rule": RuleSpec({**base.rule.root, "gemm": {"weights_in_l2": -0.2}})})
     suite = [workload for workload in Problem.of_suite(SUITE.draw()) if "deepseek" in workload.name]
     spec = EvolutionSpec(shapes=(), gated=(), pairs=4, batch=1, learning_rate=0.1, average=0.0, threads=1)
     mine = Evolution(spec, wrong, Exposure(kinds=("gemm",)), suite, base)
