@@ -37,7 +37,7 @@ class Command:
         parser: The options.
     """
 
-    def __init__(self, name: str, description: str | None, run: Callable[[argparse.Namespace], int]):
+    def __init__(self, name: str, description: str | None, run: Callable[[argparse.Namespace], int]) -> None:
         """Begins without options; ``run`` is called with those that were given."""
         self.name = name
         self.parser = CommandParser(prog=f"python -m agents.{name}", description=description)

@@ -1,9 +1,11 @@
 """Random small layers, machines and programs that together reach every branch of the model."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
-    def with_primitives(self, dispatch: str, combine: str, **changes) -> "Case":
+    def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
         fits = {"copies_per_expert": False, "loopback": False, "by_peers": False}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
@@ -46,7 +48,7 @@ class Case(NamedTuple):
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
         return self.with_program(**primitives, **changes)
 
-    def with_program(self, **changes) -> "Case":
+    def with_program(self, **changes: Any) -> Case:
         values = {name: getattr(self.program, name) for name in Program.__dataclass_fields__}
         return self._replace(program=Program(**{**values, **changes}))
 
@@ -66,7 +68,7 @@ class Draw:
         """Returns a stream for arrays."""
         return np.random.default_rng(self.number(name))
 
-    def pick(self, name: str, *values):
+    def pick(self, name: str, *values: Any) -> Any:
         """Returns one of some values."""
         return values[self.number(name) % len(values)]
 

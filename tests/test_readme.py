@@ -33,11 +33,11 @@ def with_tables(text: str) -> str:
     return text
 
 
-def test_tables_are_the_environment_s():
+def test_tables_are_the_environment_s() -> None:
     assert with_tables(README) == README
 
 
-def test_links_and_pictures_exist():
+def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target

@@ -72,7 +72,7 @@ class ExactModel:
         in_tile: By (expert, token, tile), whether the tile has the token.
     """
 
-    def __init__(self, tiny: TinyLayer, horizon_ps: int):
+    def __init__(self, tiny: TinyLayer, horizon_ps: int) -> None:
         """States all rules; no time is later than the horizon, which some schedule must reach."""
         self.cp = require_solver()
         self.model = self.cp.CpModel()

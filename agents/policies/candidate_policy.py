@@ -78,7 +78,7 @@ class PolicySpec(Spec):
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray):
+    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray) -> None:
         """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
         super().__init__()
         self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
@@ -121,7 +121,7 @@ class CandidateScorer(nn.Module):
 class ValueNetwork(nn.Module):
     """Maps an observation to the expected return from there on."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int):
+    def __init__(self, num_features: int, num_context: int, hidden: int) -> None:
         """Makes the layers."""
         super().__init__()
         self.layers = nn.Sequential(
@@ -150,7 +150,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         lr_schedule: Any,
         spec: PolicySpec = PolicySpec(),  # noqa: B008 (frozen)
         **kwargs: Any,
-    ):
+    ) -> None:
         """Makes a policy for the observation and action spaces of ``TokenScheduleEnv``.
 
         Args:

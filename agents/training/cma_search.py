@@ -151,7 +151,7 @@ class SearchSpace:
         start: (dimension,) float64, the base schedule.
     """
 
-    def __init__(self, base: ScheduleSpec):
+    def __init__(self, base: ScheduleSpec) -> None:
         """Begins at a schedule."""
         self._base = base
         partial = base.min_partial_tokens if base.partial_tiles else _FEWEST_TOKENS

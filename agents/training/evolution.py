@@ -44,7 +44,7 @@ class EvolutionRun(TrainingRun):
 
     tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]) -> None:
         """Draws what is trained on and plays the reference on it.
 
         Raises:
@@ -140,7 +140,7 @@ class Evolution:
         exposure: Exposure,
         problems: Sequence[Problem],
         reference: ScheduleSpec,
-    ):
+    ) -> None:
         """Plays the reference and takes a place to begin at.
 
         Raises:

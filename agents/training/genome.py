@@ -101,7 +101,7 @@ class Genome:
         gates: Sequence[str] = (),
         *,
         own_split: tuple[int, int] | None = None,
-    ):
+    ) -> None:
         """Lays out the weights.
 
         Args:

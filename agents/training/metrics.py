@@ -28,7 +28,7 @@ _RECENT_EPISODES = 32
 class EpisodeRecorder(BaseCallback):
     """Notes every finished episode."""
 
-    def __init__(self, reference: str):
+    def __init__(self, reference: str) -> None:
         """``reference`` is the name under which ratios to the environments' reference schedule are recorded."""
         super().__init__()
         self._reference = reference
@@ -76,7 +76,7 @@ class EpisodeRecorder(BaseCallback):
 class TensorBoard(KVWriter):
     """Writes records as TensorBoard scalars."""
 
-    def __init__(self, folder: Path, forget_after: int | None = None):
+    def __init__(self, folder: Path, forget_after: int | None = None) -> None:
         """Starts an event file in ``folder``.
 
         Args:

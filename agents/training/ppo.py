@@ -41,7 +41,7 @@ class PpoRun(TrainingRun):
 
     tables = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]):
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]) -> None:
         """Makes environments and networks.
 
         Raises:
@@ -114,7 +114,7 @@ class PpoRun(TrainingRun):
 class Learner(MaskablePPO):
     """MaskablePPO over ``CandidatePolicy``, driven one rollout and one update at a time."""
 
-    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int):
+    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int) -> None:
         """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments."""
         super().__init__(
             CandidatePolicy,

@@ -41,7 +41,7 @@ def validation_problems(spec: TrainSpec) -> Sequence[Problem]:
 class Validator:
     """Plays the validation workloads with the policy's most likely choices."""
 
-    def __init__(self, spec: TrainSpec):
+    def __init__(self, spec: TrainSpec) -> None:
         """Draws the workloads and simulates the reference on them.
 
         Raises:

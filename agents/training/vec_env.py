@@ -31,7 +31,7 @@ class ScheduleVecEnv(VecEnv):
         env_seconds: Wall time spent inside the environments so far.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int, reference: str | None = None, baseline: bool = False):
+    def __init__(self, spec: EnvSpec, num_envs: int, reference: str | None = None, baseline: bool = False) -> None:
         """Makes the copies; ``seed`` and ``reset`` start them.
 
         Args:

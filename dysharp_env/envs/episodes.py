@@ -50,7 +50,7 @@ class Episodes:
         is_over: (copy,) bool, whether the last token is combined and that has been told.
     """
 
-    def __init__(self, settings: EnvSpec, num_copies: int, *, threads: int = 1, logging: bool = False):
+    def __init__(self, settings: EnvSpec, num_copies: int, *, threads: int = 1, logging: bool = False) -> None:
         """Reads the scenarios and schedule, and says so if the engine must be compiled; ``place`` starts copies.
 
         Args:

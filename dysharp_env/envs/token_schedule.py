@@ -116,7 +116,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
-    def __init__(self, render_mode: str | None = None, **settings: Any):
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         """Reads the scenario and schedule.
 
         Args:

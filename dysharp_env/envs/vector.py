@@ -46,7 +46,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     def __init__(
         self, num_envs: int = 1, render_mode: str | None = None, *, threads: int = 1, copy: bool = True, **settings: Any
-    ):
+    ) -> None:
         """Reads the scenario and schedule.
 
         Args:

@@ -38,7 +38,7 @@ Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
 class LowerBound:
     """Bounds workloads of one layer on one system; times that they share are worked out once."""
 
-    def __init__(self, system: SystemSpec, layer: LayerSpec, costs: Costs):
+    def __init__(self, system: SystemSpec, layer: LayerSpec, costs: Costs) -> None:
         """Takes the costs of the layer on the system at token resolution."""
         self._launch_ps = costs.launch_ps
         # By the number of experts that a store or request names.

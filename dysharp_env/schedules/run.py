@@ -111,7 +111,7 @@ class Starter:
         compute_scale: float = 1.0,
         resolution: str = "token",
         logging: bool = False,
-    ):
+    ) -> None:
         """Works out costs and program.
 
         Args:

@@ -39,7 +39,7 @@ class Batch:
             answered from outside or by the program's network.
     """
 
-    def __init__(self, num_copies: int, max_candidates: int, threads: int = 1):
+    def __init__(self, num_copies: int, max_candidates: int, threads: int = 1) -> None:
         """Makes empty seats.
 
         Args:

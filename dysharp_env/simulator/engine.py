@@ -61,7 +61,7 @@ class Engine:
     It can be cloned, copied and pickled at any time between two calls, and a copy plays on as this one would have.
     """
 
-    def __init__(self, lowering: Lowering, workload: Workload, bound: Bound):
+    def __init__(self, lowering: Lowering, workload: Workload, bound: Bound) -> None:
         """Sets the layer up; see ``Lowering.lower``."""
         self.workload, self.costs, self.program = workload, lowering.costs, lowering.program
         self.state: State = lowering.lower(workload, bound)

@@ -1,5 +1,7 @@
 """Ablations: what is held is what is said, and the whole policy is the policy."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +22,11 @@ from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEA
 from dysharp_env.workload.suite import load_suite
 
 
-def test_groups_hold_every_context_value_once():
+def test_groups_hold_every_context_value_once() -> None:
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(CONTEXT[len(DECISION_KINDS) :])
 
 
-def test_a_held_value_is_what_it_is_held_at():
+def test_a_held_value_is_what_it_is_held_at() -> None:
     rng, network = np.random.default_rng(0), random_network(8)
     features, context = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((6, len(FEATURES)), len(CONTEXT)))
     context[: len(DECISION_KINDS)] = 1.0, 0.0, 0.0, 0.0
@@ -40,7 +42,7 @@ def test_a_held_value_is_what_it_is_held_at():
     assert network.scores(features, context) != pytest.approx(expected, rel=1e-4)
 
 
-def test_what_can_be_taken_away_is():
+def test_what_can_be_taken_away_is() -> None:
     env = EnvSpec(exposed=("split",), splits=((8, 11), (4, 4), (4, 4, 32)), split_moments=2)
     policy = Learned(None, env, random_network(8))
     names = [*ablations(policy, np.zeros(len(CONTEXT)))]
@@ -56,7 +58,7 @@ def test_what_can_be_taken_away_is():
     assert not found["no early closing"].env.partial_tiles and found["no early closing"].env.splits == ((8, 11), (4, 4))
 
 
-def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.json"
     assert command.main([steered_run, "--suite", "smoke", "--means", "smoke", "--json", str(file)]) == 0
     out = capsys.readouterr().out
@@ -75,13 +77,13 @@ def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.Capture
     assert {row["asked"] for row in document["rows"] if row["policy"] == "first split only"} == {1}
 
 
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["dysharp", "--suite", "smoke"]) == 2
     expected = "error: policy='dysharp' has not learned; name a run folder or a rule's .json\n"
     assert capsys.readouterr().err == expected
 
 
-def test_late_splits_are_those_of_the_moment_before():
+def test_late_splits_are_those_of_the_moment_before() -> None:
     """A policy that always wants one split is never late; one that wants another at each moment is."""
     problems = Problem.of_suite(load_suite("smoke").draw()[:1])
     env = EnvSpec(exposed=("split",), splits=((8, 11), (2, 2)), split_moments=2)

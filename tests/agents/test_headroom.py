@@ -1,6 +1,9 @@
 """Headroom: what is listed, that later columns are never worse than what they begin from, and the verdict."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,7 @@ def row(**times: float) -> Headroom:
     return Headroom(workload="w", rival="comet", **{**given, "lower_bound_us": 50.0, **times})
 
 
-def test_room_is_three_per_cent_of_the_paper_s_time_whoever_finds_them():
+def test_room_is_three_per_cent_of_the_paper_s_time_whoever_finds_them() -> None:
     assert not row().is_headline and not row(own_us=97.01).is_headline
     for name in ("rival_us", "waves_us", "tuned_us", "own_us", "ahead_us", "own_ahead_us"):
         assert row(**{name: 100 * HEADLINE}).is_headline
@@ -22,14 +25,14 @@ def test_room_is_three_per_cent_of_the_paper_s_time_whoever_finds_them():
     assert geomeans([row(tuned_us=50.0), row(tuned_us=200.0)])["tuned"] == pytest.approx(1.0)
 
 
-def test_rivals_are_the_shipped_schedules_of_the_same_hardware():
+def test_rivals_are_the_shipped_schedules_of_the_same_hardware() -> None:
     names = {schedule.name for schedule in shipped_rivals()}
     assert {"comet", "deepep", "mega-moe", "dysharp-l2", "dysharp-two-chunks"} <= names
     assert not names & {"dysharp", "dysharp-waves", "dysharp-tuned", "dysharp-push", "mega-moe-multimem", "moe-hub"}
     assert names < set(preset_names("schedules"))
 
 
-def test_table_and_json(tmp_path, capsys):
+def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "h.json"
     budget = ["--episodes", "40", "--rollouts", "20"]
     argv = ["--suite", "smoke", "--tuned", "dysharp-l2", *budget, "--json", str(file)]
@@ -46,6 +49,6 @@ def test_table_and_json(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["episodes", "rollouts"])
-def test_a_mistake_is_one_line(option, capsys):
+def test_a_mistake_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--suite", "smoke", "--tuned", "dysharp", f"--{option}", "0"]) == 2
     assert capsys.readouterr().err == f"error: {option}=0 must be at least 1\n"

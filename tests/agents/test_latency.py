@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 
 import pytest
@@ -12,11 +14,11 @@ from dysharp_env.workload import ScenarioSpec
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "_SHOWN", 3)
 
 
-def test_it_measures_every_way_to_answer(few, capsys):
+def test_it_measures_every_way_to_answer(few: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main(["--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "dysharp/latency/1"
@@ -27,7 +29,7 @@ def test_it_measures_every_way_to_answer(few, capsys):
     assert all(row["cpu_s"] > 0 for row in document["rows"] if "candidates" not in row["name"])
 
 
-def test_it_measures_a_trained_policy(few, steered_run, capsys):
+def test_it_measures_a_trained_policy(few: None, steered_run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main(["--policy", steered_run, "--json", "-"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert len(names) == 5 and "width 6, 8 candidates" in names[-1]
@@ -35,7 +37,7 @@ def test_it_measures_a_trained_policy(few, steered_run, capsys):
     assert capsys.readouterr().err == "error: policy='dysharp' must be one run folder or a rule's .json\n"
 
 
-def test_a_lent_network_answers_what_it_would_in_a_layer():
+def test_a_lent_network_answers_what_it_would_in_a_layer() -> None:
     """What is timed in the engine is what the slow arithmetic chooses."""
     spec, network = ScenarioSpec(tokens=32), random_network(8)
     scenario = spec.build()
@@ -54,7 +56,7 @@ def test_a_lent_network_answers_what_it_would_in_a_layer():
         asked.decide(row)
 
 
-def test_an_estimate_counts_what_is_not_zero():
+def test_an_estimate_counts_what_is_not_zero() -> None:
     network = linear_network([Linear(constant=0.1, weights={"sent": 0.5}), *[Linear(constant=0.1, weights={})] * 2])
     # One weight of the context both ways; for each candidate six features, distances both ways and their sum.
     assert multiply_adds(network, 10) == 2 + 10 * 4 * 6

@@ -1,5 +1,7 @@
 """The shipped agent is whole, and plays what its table says."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -18,7 +20,7 @@ FEW = 3  # workloads of 8 GPUs at the head of the suite
 
 
 @pytest.mark.parametrize("policy", [SEEDS, str(REFERENCE / "rule" / "rule.json"), "dysharp-tuned"])
-def test_makespans_are_those_of_the_table(policy):
+def test_makespans_are_those_of_the_table(policy: str) -> None:
     table = json.loads((REFERENCE / "held-out.json").read_text())["rows"]
     suite = load_suite("held-out")
     suite = suite.model_copy(update={"workloads": suite.workloads[:FEW]})
@@ -30,7 +32,7 @@ def test_makespans_are_those_of_the_table(policy):
         assert row.makespan_us == told[row.policy, row.seed, row.workload]
 
 
-def test_it_is_small_and_has_its_curves():
+def test_it_is_small_and_has_its_curves() -> None:
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
     runs = [path.parent for path in REFERENCE.rglob("config.yaml")]
@@ -38,7 +40,7 @@ def test_it_is_small_and_has_its_curves():
     assert {path.parent for path in files if path.name.startswith("events.")} == {*runs}
 
 
-def test_tiny_policies_end_where_the_table_says():
+def test_tiny_policies_end_where_the_table_says() -> None:
     table = json.loads((REFERENCE / "tiny" / "exact.json").read_text())["rows"]
     contender = read_contender(",".join(str(REFERENCE / "tiny" / f"seed-{seed}") for seed in range(3)))
     for instance, told in zip(INSTANCES[:3], table, strict=False):

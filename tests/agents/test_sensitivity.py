@@ -1,5 +1,7 @@
 """Sensitivity: what a variation changes, who changes places, and what the command prints."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -10,11 +12,12 @@ from agents.evaluation.variations import BASE, VARIATIONS, read_variations
 from agents.sensitivity import Ranking
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.system import load_system
+from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload.suite import load_suite
 
 
 @pytest.mark.parametrize("name", preset_names("systems"))
-def test_every_variation_fits_every_machine_and_changes_what_it_says(name: str):
+def test_every_variation_fits_every_machine_and_changes_what_it_says(name: str) -> None:
     system = load_system(name)
     assert BASE.system(system) == system
     for variation in VARIATIONS:
@@ -27,14 +30,14 @@ def test_every_variation_fits_every_machine_and_changes_what_it_says(name: str):
         )
 
 
-def vars_of(system) -> dict[str, object]:
+def vars_of(system: SystemSpec) -> dict[str, object]:
     data = system.model_dump()
     return {
         f"{part}.{key}": value for part in ("gpu", "link", "switch", "overheads") for key, value in data[part].items()
     }
 
 
-def test_workloads_keep_their_routing_and_get_the_machine():
+def test_workloads_keep_their_routing_and_get_the_machine() -> None:
     items = load_suite("smoke").draw()
     (variation,) = [variation for variation in VARIATIONS if variation.name == "link latency x 2"]
     for item, changed in zip(items, variation.apply(items), strict=True):
@@ -51,19 +54,19 @@ def ranking(*order: str, clear: tuple[str, ...] = ()) -> Ranking:
     return Ranking("v", [*order], {policy: (1.0, 1.0, 1.0) for policy in order}, pairs)
 
 
-def test_swaps_are_the_pairs_that_change_places():
+def test_swaps_are_the_pairs_that_change_places() -> None:
     assert ranking("a", "b", "c").swaps(ranking("a", "b", "c")) == []
     assert ranking("b", "a", "c").swaps(ranking("a", "b", "c")) == [("b", "a")]
     assert ranking("c", "b", "a").swaps(ranking("a", "b", "c")) == [("c", "b"), ("c", "a"), ("b", "a")]
 
 
-def test_a_swap_is_clear_if_it_is_no_tie_on_either_side():
+def test_a_swap_is_clear_if_it_is_no_tie_on_either_side() -> None:
     base = ranking("a", "b", "c", clear=("ab", "bc", "ac"))
     assert ranking("c", "b", "a", clear=("cb", "ba")).clear_swaps(base) == [("c", "b"), ("b", "a")]
     assert ranking("b", "a", "c", clear=("ba",)).clear_swaps(ranking("a", "b", "c")) == []
 
 
-def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "s.json"
     policies = ["--policy", steered_run, "--policy", "nvls"]
     vary = ["--vary", "compute time x 4", "--vary", "queueing input_fifo"]
@@ -79,7 +82,7 @@ def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.Capture
     assert rows[1]["ratios"]["nvls"][0] < rows[0]["ratios"]["nvls"][0]
 
 
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--policy", "nvls", "--suite", "smoke", "--rollouts", "0"]) == 2
     assert capsys.readouterr().err == "error: rollouts=0 must be at least 1\n"
     with pytest.raises(ConfigError, match=r"vary='link latency x 3' is unknown; .*did you mean 'link latency x 2'"):

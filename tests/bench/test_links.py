@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from dysharp_env.bench import links
@@ -37,12 +40,12 @@ BY_HAND = [
 @pytest.mark.parametrize(
     "model", [run_heap, *(pytest.param(run, marks=needs_simpy) for run in (run_simpy, run_lean_simpy))]
 )
-def test_models_by_hand(model, problem: LinkProblem, expected: Moved):
+def test_models_by_hand(model: Callable[..., Any], problem: LinkProblem, expected: Moved) -> None:
     assert model(problem) == expected
 
 
 @pytest.mark.parametrize(("num_gpus", "tokens"), [(2, 5), (4, 16), (8, 64)])
-def test_models_and_engine_move_the_same_and_end_together(num_gpus: int, tokens: int):
+def test_models_and_engine_move_the_same_and_end_together(num_gpus: int, tokens: int) -> None:
     run = start_engine(link_workload(num_gpus, tokens))
     problem = LinkProblem.of(run)
     moved = run_heap(problem)
@@ -52,7 +55,7 @@ def test_models_and_engine_move_the_same_and_end_together(num_gpus: int, tokens:
     assert run_engine(run) == moved
 
 
-def test_without_simpy_the_heap_loop_is_left(monkeypatch):
+def test_without_simpy_the_heap_loop_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "has_simpy", lambda: False)
     names = [row.name for row in link_rows(4, 16, 1)]
     assert [name.partition(": ")[2] for name in names] == [

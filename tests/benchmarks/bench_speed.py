@@ -6,6 +6,8 @@ An ordinary run does not collect this file, and nothing in it fails for being sl
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dysharp_env.bench import links
@@ -16,16 +18,16 @@ from dysharp_env.envs.vector import TokenScheduleVectorEnv
 
 
 @pytest.mark.parametrize(("gpus", "tokens"), [(8, 256), (8, 1024)])
-def test_a_layer_by_rule(benchmark, gpus: int, tokens: int):
+def test_a_layer_by_rule(benchmark: Any, gpus: int, tokens: int) -> None:
     layer = Layer.of(gpus, tokens)
     benchmark.pedantic(lambda run: run.engine.run(), setup=lambda: ((layer.start(),), {}), rounds=5, warmup_rounds=1)
 
 
-def test_starting_a_layer(benchmark):
+def test_starting_a_layer(benchmark: Any) -> None:
     benchmark(Layer.of(8, 256).start)
 
 
-def test_an_episode(benchmark):
+def test_an_episode(benchmark: Any) -> None:
     env = TokenScheduleEnv()
     actions = record_episode(env, 0)
 
@@ -40,7 +42,7 @@ def test_an_episode(benchmark):
     benchmark.pedantic(replay, setup=begin, rounds=3)
 
 
-def test_a_hundred_steps_of_many_copies(benchmark):
+def test_a_hundred_steps_of_many_copies(benchmark: Any) -> None:
     envs = TokenScheduleVectorEnv(16, copy=False)
     actions, _ = record_steps(envs, 100)
 
@@ -55,7 +57,7 @@ def test_a_hundred_steps_of_many_copies(benchmark):
 
 
 @pytest.mark.parametrize("model", ["heap", "simpy"])
-def test_the_links_alone(benchmark, model: str):
+def test_the_links_alone(benchmark: Any, model: str) -> None:
     if model == "simpy":
         pytest.importorskip("simpy")
     problem = links.LinkProblem.of(links.start_engine(links.link_workload(8, 64)))

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import json
+from typing import Any
 
 import pytest
 
@@ -13,12 +16,12 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def measured(monkeypatch):
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     """Replaces measurements by one that gives two rows; returns what was asked of it."""
     asked = {}
 
-    def stand_in(module, name, rows):
-        def measure(*arguments):
+    def stand_in(module: Any, name: str, rows: Any) -> None:
+        def measure(*arguments: Any) -> Any:
             asked[name] = arguments
             return iter(rows)
 
@@ -36,7 +39,7 @@ def measured(monkeypatch):
     return asked
 
 
-def test_it_prints_a_table(capsys):
+def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--quick"]) == 0
     printed = capsys.readouterr()
     lines = [line.split("│")[1:-1] for line in printed.out.splitlines() if line.startswith("│")]
@@ -47,7 +50,7 @@ def test_it_prints_a_table(capsys):
     assert "first: 1,234 transfers/s\n" in printed.err
 
 
-def test_json_is_all_that_is_printed(capsys):
+def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--quick", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "dysharp/bench/1"
@@ -56,7 +59,7 @@ def test_json_is_all_that_is_printed(capsys):
     assert document["rows"] == [row.record() for row in ROWS]
 
 
-def test_quick_leaves_the_large_sizes_out(measured):
+def test_quick_leaves_the_large_sizes_out(measured: dict[Any, Any]) -> None:
     main(["bench", "--quick"])
     assert measured["layer_rows"][0] == layers.QUICK_SIZES and measured["memory_rows"] == (32, 1024)
     main(["bench", "--threads", "2"])
@@ -64,6 +67,6 @@ def test_quick_leaves_the_large_sizes_out(measured):
     assert measured["memory_rows"] == (32, 8192) and measured["vector_rows"][2] == 2
 
 
-def test_a_bad_number_of_threads_is_one_line(capsys):
+def test_a_bad_number_of_threads_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--threads", "0"]) == 2
     assert capsys.readouterr().err == "error: threads=0 must be at least 1\n"

@@ -1,7 +1,11 @@
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +25,12 @@ RUN_KEYS = [
 
 
 @pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_simulate_prints_tables(capsys):
+def test_simulate_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *TINY]) == 0
     out = capsys.readouterr().out
     assert out.startswith("dysharp on 4 GPUs of dgx-h100: deepseek-v2-lite, top-6 of 64 experts, 16 tokens per GPU")
@@ -34,7 +38,7 @@ def test_simulate_prints_tables(capsys):
         assert text in out
 
 
-def test_simulate_json_is_all_that_is_printed(capsys):
+def test_simulate_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *TINY, "--seed", "3", "--schedule", "deepep", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(document) == ["schema", "version", "seed", "config", "runs"]
@@ -53,7 +57,7 @@ def test_simulate_json_is_all_that_is_printed(capsys):
     }
 
 
-def test_simulate_follows_its_seed(capsys):
+def test_simulate_follows_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
     def makespan_us(seed: int) -> float:
         main(["simulate", *TINY, "--seed", str(seed), "--json", "-"])
         return json.loads(capsys.readouterr().out)["runs"][0]["makespan_us"]
@@ -61,7 +65,7 @@ def test_simulate_follows_its_seed(capsys):
     assert makespan_us(0) == makespan_us(0) != makespan_us(1)
 
 
-def test_simulate_writes_every_file(empty_folder, capsys):
+def test_simulate_writes_every_file(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"json": "r.json", "timeline": "t.json", "csv": "s.csv", "picture": "p.png"}
     options = [part for option, name in files.items() for part in (f"--{option}", name)]
     assert main(["simulate", *TINY, *options]) == 0
@@ -74,7 +78,7 @@ def test_simulate_writes_every_file(empty_folder, capsys):
     assert "traceEvents" in json.loads((empty_folder / "t.json").read_text())
 
 
-def test_compute_scale_leaves_communication_alone(capsys):
+def test_compute_scale_leaves_communication_alone(capsys: pytest.CaptureFixture[str]) -> None:
     busy = []
     for scale in ("1", "0.001"):
         main(["simulate", *TINY, "--compute-scale", scale, "--json", "-"])
@@ -83,7 +87,7 @@ def test_compute_scale_leaves_communication_alone(capsys):
     assert busy[1] < 0.01 * busy[0]
 
 
-def test_compare_runs_every_preset_and_sorts_by_makespan(capsys):
+def test_compare_runs_every_preset_and_sorts_by_makespan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *TINY]) == 0
     out = capsys.readouterr().out
     lines = [line.split("│") for line in out.splitlines() if line.startswith("│")]
@@ -94,7 +98,7 @@ def test_compare_runs_every_preset_and_sorts_by_makespan(capsys):
     assert "vs deepep" in out and table["deepep"][2] == "1.000x"
 
 
-def test_compare_json_and_against(capsys):
+def test_compare_json_and_against(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *TINY, "--schedule", "nvls", "--schedule", "dysharp", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "dysharp/compare/1" and document["config"]["against"] == "nvls"
@@ -103,7 +107,7 @@ def test_compare_json_and_against(capsys):
 
 
 @pytest.mark.parametrize("command", ["simulate", "compare"])
-def test_resolution_is_recorded(command, capsys):
+def test_resolution_is_recorded(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     events = []
     for resolution in ("token", "packet"):
         options = ["--schedule", "deepep", "--resolution", resolution, "--json", "-"]
@@ -114,7 +118,7 @@ def test_resolution_is_recorded(command, capsys):
     assert events[1] > 5 * events[0]
 
 
-def test_packets_have_a_lane_for_every_plane(empty_folder, capsys):
+def test_packets_have_a_lane_for_every_plane(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--gpus", "2", "--tokens", "8", "--resolution", "packet", "--timeline", "t.json", "--picture", "p.png"]
     assert main(["simulate", *options]) == 0
     events = json.loads((empty_folder / "t.json").read_text())["traceEvents"]
@@ -127,7 +131,7 @@ def test_packets_have_a_lane_for_every_plane(empty_folder, capsys):
         last_us[lane] = event["ts"] + event["dur"]
 
 
-def test_compare_leaves_out_presets_without_hardware(empty_folder, capsys):
+def test_compare_leaves_out_presets_without_hardware(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 
     from dysharp_env.config import config_root
@@ -143,13 +147,13 @@ def test_compare_leaves_out_presets_without_hardware(empty_folder, capsys):
     assert main(["compare", *TINY, "--system", "plain.yaml", "--schedule", "nvls"]) == 2
 
 
-def test_compare_draws_two_schedules(empty_folder):
+def test_compare_draws_two_schedules(empty_folder: Path) -> None:
     pair = ("--schedule", "deepep", "--schedule", "dysharp")
     assert main(["compare", *TINY, *pair, "--picture", "pair.png"]) == 0
     assert (empty_folder / "pair.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
+def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     good = ValidationRow("g", "good", 2.0, 2.0, "exact", 0.0)
     bad = ValidationRow("g", "bad", 2.0, 2.5, "predicted", 0.4)
     for rows, status in (([good], 0), ([good, bad], 1)):
@@ -212,7 +216,9 @@ def test_validate_fails_if_a_row_fails(monkeypatch, capsys):
         (("trace", "info", "no.npz"), "npz file 'no.npz' does not exist"),
     ],
 )
-def test_mistakes_give_one_line_and_status_2(argv, message, empty_folder, capsys):
+def test_mistakes_give_one_line_and_status_2(
+    argv: tuple[Any, ...], message: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dysharp_env.config import config_root
 
     deepep = (config_root() / "schedules" / "deepep.yaml").read_text()
@@ -226,11 +232,13 @@ def test_mistakes_give_one_line_and_status_2(argv, message, empty_folder, capsys
     assert sorted(os.listdir()) == ["bad.yaml", "cut.npz", "twice.yaml"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(empty_folder, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = empty_folder / "r.json"
     target.write_text("old")
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", refuse)
@@ -239,7 +247,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(empty_folder, monke
     assert os.listdir() == ["r.json"] and target.read_text() == "old"
 
 
-def test_not_a_number_is_never_written(empty_folder):
+def test_not_a_number_is_never_written(empty_folder: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         output.write_json("r.json", {"ratio": float("nan")})
     assert os.listdir() == []
@@ -253,9 +261,11 @@ def test_not_a_number_is_never_written(empty_folder):
         (ConfigError("two\nlines"), 2, "error: two lines\n"),
     ],
 )
-def test_run_main_ends_quietly(failure, status, line, capsys):
-    def build_parser():
-        def fail(args):
+def test_run_main_ends_quietly(
+    failure: ConfigError | Any, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build_parser() -> Any:
+        def fail(args: Any) -> None:
             raise failure
 
         parser = CommandParser()
@@ -266,7 +276,7 @@ def test_run_main_ends_quietly(failure, status, line, capsys):
     assert capsys.readouterr().err == line
 
 
-def test_a_closed_pipe_is_not_an_error():
+def test_a_closed_pipe_is_not_an_error() -> None:
     code = "import sys; from dysharp_env.commands import *; p = CommandParser();"
     code += "p.set_defaults(run=lambda args: print('x' * 10**6) or 0); sys.exit(run_main(lambda: p, []))"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -274,14 +284,14 @@ def test_a_closed_pipe_is_not_an_error():
     assert child.stderr.read() == b"" and child.wait() == PIPE_CLOSED
 
 
-def test_help_and_version(capsys):
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, text in ((["--version"], __version__), (["simulate", "--help"], "0.001"), (["--help"], "validate")):
         with pytest.raises(SystemExit) as ended:
             main(argv)
         assert ended.value.code == 0 and text in capsys.readouterr().out
 
 
-def test_every_field_of_a_scenario_is_an_option(capsys):
+def test_every_field_of_a_scenario_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"model": "small", "top_k": 4, "layer_index": None, "direction": "backward", "compute_scale": 0.5}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items() if value is not None]
     assert main(["simulate", *TINY, "--routing", "uniform", *given, "--json", "-"]) == 0

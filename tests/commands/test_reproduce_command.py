@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +12,11 @@ QUICK = ("reproduce", "--quick", "--table", "tile", "--calibration", "paper")
 
 
 @pytest.fixture(autouse=True)
-def quicker(monkeypatch):
+def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dysharp_env.commands.reproduce.QUICK_DIVISOR", 64)
 
 
-def test_a_table_as_text(capsys):
+def test_a_table_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK]) == 0
     out = capsys.readouterr().out
     assert out.startswith("quick: 1/64 of the tokens per GPU")
@@ -21,7 +24,7 @@ def test_a_table_as_text(capsys):
         assert text in out
 
 
-def test_a_table_as_json_is_all_that_is_printed(capsys):
+def test_a_table_as_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--seed", "3", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(document) == ["schema", "version", "seed", "config", "rows"]
@@ -34,7 +37,7 @@ def test_a_table_as_json_is_all_that_is_printed(capsys):
     assert all(row["published"] is None and row["ratio"] is None and row["simulated"] > 0 for row in rows)
 
 
-def test_calibrations_are_kept_apart(capsys):
+def test_calibrations_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--calibration", "measured", "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["calibration"] for row in rows] == ["paper", "paper", "measured", "measured"]
@@ -53,7 +56,13 @@ def test_calibrations_are_kept_apart(capsys):
         (["--json", "missing/r.json"], "cannot write json='missing/r.json'"),
     ],
 )
-def test_mistakes_are_one_line(options, message, capsys, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", *options]) == 2
     captured = capsys.readouterr()

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import argparse
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +20,14 @@ def run(*argv: str) -> int:
 
 
 @pytest.fixture
-def generated(tmp_path):
+def generated(tmp_path: Path) -> Path:
     path = tmp_path / "generated.npz"
     options = ("--routing", "dsv2-lite", "--model", "deepseek-v2-lite", "--tokens", 700, "--layers", 2)
     assert run("generate", *options, "--output", path) == 0
     return path
 
 
-def test_generate_makes_a_trace_of_the_model(generated):
+def test_generate_makes_a_trace_of_the_model(generated: Path) -> None:
     trace = load_trace(str(generated))
     assert trace.topk_ids.shape == (2, 700, 6) and trace.experts == 64
     assert trace.doc_offsets.tolist() == [0, 256, 512, 700]
@@ -32,7 +35,7 @@ def test_generate_makes_a_trace_of_the_model(generated):
     assert not np.array_equal(trace.topk_ids[0], trace.topk_ids[1])
 
 
-def test_generate_follows_its_seed(tmp_path, generated):
+def test_generate_follows_its_seed(tmp_path: Path, generated: Path) -> None:
     for seed, same in ((0, True), (1, False)):
         path = tmp_path / f"{seed}.npz"
         options = ("--routing", "dsv2-lite", "--model", "deepseek-v2-lite", "--tokens", 700, "--layers", 2)
@@ -40,7 +43,7 @@ def test_generate_follows_its_seed(tmp_path, generated):
         assert np.array_equal(load_trace(str(path)).topk_ids, load_trace(str(generated)).topk_ids) == same
 
 
-def test_info_as_json_is_all_that_is_printed(generated, capsys):
+def test_info_as_json_is_all_that_is_printed(generated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("info", generated, "--gpus", "4", "8", "--json", "-")
     content = json.loads(capsys.readouterr().out)
     assert content["schema"] == "dysharp/trace/1"
@@ -50,7 +53,9 @@ def test_info_as_json_is_all_that_is_printed(generated, capsys):
     assert content["mean"]["adjacent_share"] > 1.5 * content["mean"]["adjacent_share_independent"]
 
 
-def test_info_prints_tables_and_writes_json(generated, tmp_path, capsys):
+def test_info_prints_tables_and_writes_json(
+    generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("info", generated, "--json", tmp_path / "info.json")
     out = capsys.readouterr().out
     assert "2 layers, 700 tokens, 3 documents, top-6 of 64 experts" in out
@@ -58,7 +63,7 @@ def test_info_prints_tables_and_writes_json(generated, tmp_path, capsys):
     assert [row["num_gpus"] for row in json.loads((tmp_path / "info.json").read_text())["fan_out"]] == [8, 16, 32, 64]
 
 
-def test_convert_cuts_a_trace(generated, tmp_path):
+def test_convert_cuts_a_trace(generated: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.npz"
     run("convert", generated, "--layers", 1, "--split", "test", "--window", "10:60", "--experts", 128, "--output", path)
     cut, whole = load_trace(str(path)), load_trace(str(generated))
@@ -67,13 +72,13 @@ def test_convert_cuts_a_trace(generated, tmp_path):
     assert np.array_equal(cut.topk_ids[0], whole.topk_ids[1, start + 10 : start + 60])
 
 
-def test_convert_drops_weights_on_request(tmp_path):
+def test_convert_drops_weights_on_request(tmp_path: Path) -> None:
     for options, kept in (((), True), (("--drop-weights",), False)):
         run("convert", "recorded", "--window", "0:64", *options, "--output", tmp_path / "small.npz")
         assert (load_trace(str(tmp_path / "small.npz")).topk_weights is not None) == kept
 
 
-def test_record_trains_and_records_held_out_text(tmp_path, monkeypatch):
+def test_record_trains_and_records_held_out_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dysharp_env.workload import recording
 
     files = recording.standard_library_files()
@@ -93,7 +98,7 @@ def test_record_trains_and_records_held_out_text(tmp_path, monkeypatch):
     assert np.array_equal(load_trace(str(path)).topk_ids, trace.topk_ids)
 
 
-def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes():
+def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes() -> None:
     from dysharp_env.workload.recording import Vocabulary
 
     text = "def naïve(x):\n    return x ** 2\n"
@@ -128,7 +133,9 @@ def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes():
         (("convert", "recorded", "--layers", "9", "--output", "x.npz"), "layer_index=9 is not in it"),
     ],
 )
-def test_wrong_options_give_one_line_and_write_nothing(argv, message, tmp_path, monkeypatch):
+def test_wrong_options_give_one_line_and_write_nothing(
+    argv: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as raised:
         run(*argv)

@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import gymnasium
@@ -61,7 +63,7 @@ def make_batch(moment: str) -> Batch:
     return batch
 
 
-def make_env(moment: str, wrap=lambda env: env):
+def make_env(moment: str, wrap: Callable[..., Any] = lambda env: env) -> TokenScheduleEnv | RecordEpisodeStatistics:
     env = wrap(TokenScheduleEnv(**TINY, log=True))
     env.action_space.seed(5)
     if moment != "new":
@@ -70,12 +72,12 @@ def make_env(moment: str, wrap=lambda env: env):
     return env
 
 
-def make_wrapped(moment: str):
+def make_wrapped(moment: str) -> Any:
     # Wrapped by gymnasium.make besides, which checks the order of calls.
     return make_env(moment, lambda env: RecordEpisodeStatistics(TimeLimit(gymnasium.make(ENV_ID, **TINY), 10**6)))
 
 
-def make_vector(moment: str, threads: int = 1):
+def make_vector(moment: str, threads: int = 1) -> TokenScheduleVectorEnv:
     envs = TokenScheduleVectorEnv(3, threads=threads, **TINY, copy=False)
     if moment != "new":
         envs.reset(seed=8)
@@ -125,7 +127,7 @@ def play_batch(batch: Batch, most: int = 10**9) -> list:
     return story
 
 
-def play_env(env, most: int = 10**9) -> list:
+def play_env(env: TokenScheduleEnv | RecordEpisodeStatistics, most: int = 10**9) -> list:
     story: list = []
     while len(story) < most:
         step = env.step(choose(env.unwrapped.action_masks(), len(story)))
@@ -135,7 +137,7 @@ def play_env(env, most: int = 10**9) -> list:
     return story
 
 
-def play_vector(envs, most: int, until_an_end: bool = False) -> list:
+def play_vector(envs: TokenScheduleVectorEnv | Any, most: int, until_an_end: bool = False) -> list:
     story: list = []
     ended = np.zeros(envs.num_envs, bool)
     while len(story) < most and not (until_an_end and ended.any()):
@@ -147,7 +149,7 @@ def play_vector(envs, most: int, until_an_end: bool = False) -> list:
     return story
 
 
-def plain(given):
+def plain(given: Any) -> Any:
     """Returns what an environment returned as bytes and numbers; wrappers' clocks are left out."""
     if isinstance(given, np.ndarray):
         return given.dtype.str, given.shape, given.tobytes()
@@ -162,7 +164,7 @@ def end_of(engine: Engine) -> tuple:
     return engine.now_ps, engine.asked, state.tokens.tobytes(), state.traffic.tobytes(), log.tobytes()
 
 
-def tell(thing) -> str:
+def tell(thing: Any) -> str:
     """Plays something from where it is to its end and beyond, and returns a digest of all that could be seen."""
     if isinstance(thing, Engine):
         story = [play_engine(thing), end_of(thing)]

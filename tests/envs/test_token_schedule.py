@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,11 +21,13 @@ ENV_ID = "DySHARP/TokenSchedule-v0"
 TINY = {"model": "small", "tokens": 24, "routing": "uniform", "gpus": 4}
 
 
-def make(**settings):
+def make(**settings: Any) -> TokenScheduleEnv:
     return TokenScheduleEnv(**{**TINY, **settings})
 
 
-def play(env, rng, **reset):
+def play(
+    env: TokenScheduleEnv, rng: np.random.Generator, **reset: int
+) -> tuple[list[int], float, list[dict[str, Any]]]:
     """Plays one episode with uniform legal choices; returns actions, return and every info."""
     _, info = env.reset(**reset)
     actions, total, infos, done = [], 0.0, [info], False
@@ -39,7 +43,7 @@ def play(env, rng, **reset):
 
 
 @pytest.mark.parametrize("name", [ENV_ID, f"dysharp_env:{ENV_ID}"])
-def test_it_is_made_by_name_with_the_documented_arguments(name):
+def test_it_is_made_by_name_with_the_documented_arguments(name: str) -> None:
     assert dysharp_env.__version__
     env = gymnasium.make(name, system="dgx-h100", model="small", top_k=8, tokens=64, routing="dsv2-lite")
     _, info = env.reset(seed=0)
@@ -48,7 +52,7 @@ def test_it_is_made_by_name_with_the_documented_arguments(name):
 
 
 @pytest.mark.parametrize("settings", [{}, {"exposed": ("split", "gemm")}, {"invalid_action": "penalise"}])
-def test_checkers_pass_without_a_warning(settings):
+def test_checkers_pass_without_a_warning(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # The checker wants the spec that only ``gymnasium.make`` gives; it then tries every render mode too.
@@ -57,7 +61,7 @@ def test_checkers_pass_without_a_warning(settings):
 
 
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
-def test_renderers_show_the_layer(mode):
+def test_renderers_show_the_layer(mode: str) -> None:
     env = make(render_mode=mode)
     play(env, np.random.default_rng(0), seed=1)
     picture = env.render()
@@ -68,7 +72,7 @@ def test_renderers_show_the_layer(mode):
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
-def test_same_seed_and_actions_give_the_same_bytes():
+def test_same_seed_and_actions_give_the_same_bytes() -> None:
     runs = []
     for _ in range(2):
         env = make()
@@ -77,7 +81,7 @@ def test_same_seed_and_actions_give_the_same_bytes():
     assert runs[0] == runs[1]
 
 
-def test_different_seeds_draw_different_routing():
+def test_different_seeds_draw_different_routing() -> None:
     env = make()
     env.reset(seed=1)
     first = env.run.engine.workload.topk_ids
@@ -87,7 +91,7 @@ def test_different_seeds_draw_different_routing():
     assert np.array_equal(first, env.run.engine.workload.topk_ids)
 
 
-def test_options_choose_the_workload_and_others_are_refused():
+def test_options_choose_the_workload_and_others_are_refused() -> None:
     env = make()
     env.reset(options={"workload_seed": 7})
     chosen = env.run.engine.workload
@@ -100,7 +104,7 @@ def test_options_choose_the_workload_and_others_are_refused():
         env.reset(options={"workload": other})
 
 
-def test_workload_seeds_stay_inside_their_range():
+def test_workload_seeds_stay_inside_their_range() -> None:
     env = make(seeds=(100, 2))
     names = set()
     for seed in range(8):
@@ -109,7 +113,7 @@ def test_workload_seeds_stay_inside_their_range():
     assert names == {"100", "101"}
 
 
-def test_return_is_minus_makespan_over_lower_bound():
+def test_return_is_minus_makespan_over_lower_bound() -> None:
     _, total, infos = play(make(), np.random.default_rng(0), seed=5)
     last = infos[-1]
     assert total == pytest.approx(-last["ratio"], abs=1e-9)
@@ -117,7 +121,7 @@ def test_return_is_minus_makespan_over_lower_bound():
     assert last["ratio"] >= 1.0
 
 
-def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end():
+def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end() -> None:
     _, _, infos = play(make(), np.random.default_rng(0), seed=5)
     assert all(info.keys() == infos[0].keys() for info in infos)
     assert all(info["makespan_us"] == 0.0 for info in infos[:-1])
@@ -134,7 +138,7 @@ def test_info_has_the_same_keys_at_every_step_and_metrics_only_at_the_end():
     assert last["kind"] == -1 and last["asked"] == len(infos) - 1
 
 
-def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s():
+def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s() -> None:
     env = make(exposed=("gemm",))
     _, _, infos = play(env, np.random.default_rng(0), seed=5)
     last = infos[-1]
@@ -142,12 +146,12 @@ def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s():
 
 
 @pytest.mark.parametrize("kind", DECISION_KINDS)
-def test_only_exposed_kinds_are_asked(kind):
+def test_only_exposed_kinds_are_asked(kind: str) -> None:
     _, _, infos = play(make(exposed=(kind,)), np.random.default_rng(0), seed=5)
     assert {info["kind"] for info in infos[:-1]} == {DECISION_KINDS.index(kind)}
 
 
-def test_mask_is_one_and_every_decision_has_at_least_two_legal_answers():
+def test_mask_is_one_and_every_decision_has_at_least_two_legal_answers() -> None:
     env = make()
     _, info = env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -160,7 +164,7 @@ def test_mask_is_one_and_every_decision_has_at_least_two_legal_answers():
         done = terminated or truncated
 
 
-def test_a_masked_action_changes_nothing_and_is_counted():
+def test_a_masked_action_changes_nothing_and_is_counted() -> None:
     env = make()
     before, info = env.reset(seed=0)
     masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
@@ -169,7 +173,7 @@ def test_a_masked_action_changes_nothing_and_is_counted():
     assert (reward, terminated, truncated, info["invalid_actions"]) == (0.0, False, False, 1)
 
 
-def test_a_masked_action_can_cost_or_raise():
+def test_a_masked_action_can_cost_or_raise() -> None:
     env = make(invalid_action="penalise", invalid_penalty=0.5)
     _, info = env.reset(seed=0)
     masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
@@ -181,7 +185,7 @@ def test_a_masked_action_can_cost_or_raise():
 
 
 @pytest.mark.parametrize("action", [32, -1, 10**6, 1.7, "0"])
-def test_actions_outside_the_space_raise(action):
+def test_actions_outside_the_space_raise(action: Any) -> None:
     env = make()
     env.reset(seed=0)
     with pytest.raises(ValueError, match="is not in Discrete"):
@@ -197,12 +201,12 @@ def test_actions_outside_the_space_raise(action):
         ({"workload_seed": None}, "reset option workload_seed=None must be a whole number"),
     ],
 )
-def test_bad_reset_options_give_one_clear_line(options, message):
+def test_bad_reset_options_give_one_clear_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make().reset(options=options)
 
 
-def test_a_suite_is_drawn_from_entry_by_entry_and_seed_by_seed():
+def test_a_suite_is_drawn_from_entry_by_entry_and_seed_by_seed() -> None:
     env = TokenScheduleEnv(suite="smoke")
     drawn = {}
     for episode in range(24):
@@ -212,7 +216,7 @@ def test_a_suite_is_drawn_from_entry_by_entry_and_seed_by_seed():
     assert {routing: len(names) for routing, names in drawn.items()} == {"uniform": 2, "dsv2-lite": 2}
 
 
-def test_an_entry_of_a_suite_and_a_workload_of_it_can_be_chosen():
+def test_an_entry_of_a_suite_and_a_workload_of_it_can_be_chosen() -> None:
     env = TokenScheduleEnv(suite="smoke")
     env.reset(options={"entry": 1, "workload_seed": 77})
     assert env.scenario.system.num_gpus == 4
@@ -233,7 +237,7 @@ def test_an_entry_of_a_suite_and_a_workload_of_it_can_be_chosen():
         TokenScheduleEnv(suite="smok")
 
 
-def test_the_context_says_what_binds():
+def test_the_context_says_what_binds() -> None:
     shares = {}
     for scale in (0.001, 1000.0):
         env = make(compute_scale=scale, tokens=1024)
@@ -244,19 +248,19 @@ def test_the_context_says_what_binds():
     assert max(shares[1000.0]["gemm_share"], shares[1000.0]["hbm_share"]) > 0.99
 
 
-def test_a_workload_of_another_layer_is_refused():
+def test_a_workload_of_another_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="the workload's layer 'olmoe' is not the environment's"):
         make().reset(options={"workload": make(model="olmoe").scenario.draw(0)})
 
 
-def test_masked_actions_in_a_row_truncate():
+def test_masked_actions_in_a_row_truncate() -> None:
     env = make(max_invalid_actions=3)
     _, info = env.reset(seed=0)
     masked = int(np.flatnonzero(info["action_mask"] == 0)[0])
     assert [env.step(masked)[3] for _ in range(3)] == [False, False, True]
 
 
-def test_observations_belong_to_the_caller():
+def test_observations_belong_to_the_caller() -> None:
     env = make()
     first, _ = env.reset(seed=0)
     kept = {name: array.copy() for name, array in first.items()}
@@ -264,7 +268,7 @@ def test_observations_belong_to_the_caller():
     assert all(np.array_equal(first[name], kept[name]) for name in first)
 
 
-def test_a_layer_without_decisions_still_takes_one_action():
+def test_a_layer_without_decisions_still_takes_one_action() -> None:
     env = make(gpus=2, tokens=1, exposed=("split",), splits=((8, 8), (4, 4)))
     env.reset(seed=0)
     env.step(0)
@@ -277,7 +281,7 @@ def test_a_layer_without_decisions_still_takes_one_action():
         env.step(0)
 
 
-def test_schedule_is_complete_and_saves_as_csv(tmp_path):
+def test_schedule_is_complete_and_saves_as_csv(tmp_path: Path) -> None:
     env = make()
     play(env, np.random.default_rng(0), seed=5)
     table = env.schedule()
@@ -318,13 +322,13 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path):
         ({"suite": "smoke"}, "gpus=4 has no effect with a suite, whose entries say it"),
     ],
 )
-def test_bad_settings_give_one_clear_line(settings, message):
+def test_bad_settings_give_one_clear_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         make(**settings)
     assert "\n" not in str(error.value)
 
 
-def test_docstring_tables_describe_every_feature():
+def test_docstring_tables_describe_every_feature() -> None:
     text = TokenScheduleEnv.__doc__
     assert all(f"| {index} `{name}` |" in text for index, name in enumerate(FEATURES))
     assert all(f"| {index} `{name}` |" in text for index, name in enumerate(CONTEXT))

@@ -1,11 +1,15 @@
 """The native vector environment plays what copies of the environment play in Gymnasium's own vectoriser."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.sync_vector_env import SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
@@ -20,11 +24,11 @@ ALL_KINDS = {
 }
 
 
-def native(num_envs: int, **settings):
+def native(num_envs: int, **settings: Any) -> TokenScheduleVectorEnv:
     return gymnasium.make_vec(ENV_ID, num_envs, "vector_entry_point", **{**TINY, **settings})
 
 
-def loop(num_envs: int, **settings):
+def loop(num_envs: int, **settings: Any) -> SyncVectorEnv:
     return gymnasium.make_vec(ENV_ID, num_envs, "sync", **{**TINY, **settings})
 
 
@@ -33,7 +37,7 @@ def choices(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (rng.random(masks.shape) * (masks > 0)).argmax(axis=1)
 
 
-def assert_same(got, expected) -> None:
+def assert_same(got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     """Compares what reset or step returned: values, types and shapes, infos included."""
     for mine, other in zip(got, expected, strict=True):
         if isinstance(mine, dict):
@@ -56,7 +60,7 @@ def assert_same(got, expected) -> None:
         {"schedule": "deepep", "exposed": ("dispatch", "combine")},
     ],
 )
-def test_it_is_gymnasium_s_vector_of_copies_at_engine_speed(settings):
+def test_it_is_gymnasium_s_vector_of_copies_at_engine_speed(settings: dict[str, Any]) -> None:
     mine, other = native(3, **settings), loop(3, **settings)
     rng = np.random.default_rng(0)
     got, expected = mine.reset(seed=7), other.reset(seed=7)
@@ -72,7 +76,7 @@ def test_it_is_gymnasium_s_vector_of_copies_at_engine_speed(settings):
 
 
 @pytest.mark.parametrize("outcome", ["noop", "penalise"])
-def test_masked_actions_have_the_outcome_they_have_alone(outcome):
+def test_masked_actions_have_the_outcome_they_have_alone(outcome: str) -> None:
     settings = {"invalid_action": outcome, "invalid_penalty": 0.5, "max_invalid_actions": 3}
     mine, other = native(3, **settings), loop(3, **settings)
     rng = np.random.default_rng(1)
@@ -87,7 +91,7 @@ def test_masked_actions_have_the_outcome_they_have_alone(outcome):
     assert truncations > 2
 
 
-def test_raise_leaves_every_copy_as_it_was():
+def test_raise_leaves_every_copy_as_it_was() -> None:
     envs = native(2, invalid_action="raise")
     envs.reset(seed=0)
     before = envs.action_masks()
@@ -97,7 +101,7 @@ def test_raise_leaves_every_copy_as_it_was():
     np.testing.assert_array_equal(envs.step(np.array([0, 0]))[4]["asked"], 1)
 
 
-def test_threads_change_nothing():
+def test_threads_change_nothing() -> None:
     serial, threaded = native(5), native(5, threads=2)
     rng = np.random.default_rng(2)
     assert_same(serial.reset(seed=1), threaded.reset(seed=1))
@@ -107,7 +111,7 @@ def test_threads_change_nothing():
     threaded.close()
 
 
-def test_only_masked_copies_are_reset():
+def test_only_masked_copies_are_reset() -> None:
     mine, other = native(3), loop(3)
     rng = np.random.default_rng(3)
     assert_same(mine.reset(seed=[5, 1, 9]), other.reset(seed=[5, 1, 9]))
@@ -123,7 +127,7 @@ def test_only_masked_copies_are_reset():
         assert_same(mine.step(actions), other.step(actions))
 
 
-def test_a_layer_without_decisions_takes_one_action_in_every_copy():
+def test_a_layer_without_decisions_takes_one_action_in_every_copy() -> None:
     settings = {"gpus": 2, "tokens": 1, "exposed": ("dispatch",)}
     mine, other = native(2, **settings), loop(2, **settings)
     assert_same(mine.reset(seed=0), other.reset(seed=0))
@@ -131,7 +135,7 @@ def test_a_layer_without_decisions_takes_one_action_in_every_copy():
         assert_same(mine.step(np.zeros(2, int)), other.step(np.zeros(2, int)))
 
 
-def test_reset_options_reach_every_copy():
+def test_reset_options_reach_every_copy() -> None:
     envs = native(2)
     envs.reset(options={"workload_seed": 11})
     single = TokenScheduleEnv(**TINY)
@@ -140,7 +144,7 @@ def test_reset_options_reach_every_copy():
         assert run.engine.workload.name == single.run.engine.workload.name
 
 
-def test_what_is_returned_is_the_caller_s_own_unless_asked_otherwise():
+def test_what_is_returned_is_the_caller_s_own_unless_asked_otherwise() -> None:
     for copy in (True, False):
         envs = native(2, copy=copy)
         first, _ = envs.reset(seed=0)
@@ -151,7 +155,7 @@ def test_what_is_returned_is_the_caller_s_own_unless_asked_otherwise():
         assert np.shares_memory(envs.action_masks(), envs.action_masks()) != copy
 
 
-def test_metadata_spaces_and_pictures():
+def test_metadata_spaces_and_pictures() -> None:
     envs = native(2, render_mode="ansi")
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert envs.unwrapped.spec.id == ENV_ID
@@ -171,12 +175,12 @@ def test_metadata_spaces_and_pictures():
         ({"render_mode": "human"}, "render_mode='human' is unknown"),
     ],
 )
-def test_bad_settings_give_one_clear_line(settings, message):
+def test_bad_settings_give_one_clear_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TokenScheduleVectorEnv(**{**TINY, **settings})
 
 
-def test_bad_calls_are_refused():
+def test_bad_calls_are_refused() -> None:
     envs = native(2)
     with pytest.raises(RuntimeError, match="call reset first"):
         envs.step(np.zeros(2, int))
@@ -190,7 +194,7 @@ def test_bad_calls_are_refused():
             envs.step(actions)
 
 
-def test_gymnasium_s_vector_wrappers_count_its_episodes():
+def test_gymnasium_s_vector_wrappers_count_its_episodes() -> None:
     counted = RecordEpisodeStatistics(native(2))
     envs = DictInfoToList(counted)
     envs.reset(seed=0)
@@ -205,7 +209,7 @@ def test_gymnasium_s_vector_wrappers_count_its_episodes():
     assert len(counted.return_queue) == ended
 
 
-def test_copies_of_a_suite_play_what_they_would_play_alone():
+def test_copies_of_a_suite_play_what_they_would_play_alone() -> None:
     settings = {"suite": "smoke", "max_candidates": 16}
     mine = gymnasium.make_vec(ENV_ID, 3, "vector_entry_point", **settings)
     other = gymnasium.make_vec(ENV_ID, 3, "sync", **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
+from dysharp_env.simulator.result import ScheduleRow
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.workload.workload import Workload
 from tests.multimem.small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
 
 EVERY_PRIMITIVE = [
@@ -34,7 +37,7 @@ EVERY_PRIMITIVE += [{"dispatch": "broadcast", "combine": "reduce_scatter", "loop
 SEQUENCES = 100  # random action sequences on each system
 
 
-def test_an_expert_worked_by_hand():
+def test_an_expert_worked_by_hand() -> None:
     workload = draw_workload(0, num_gpus=2, tokens_per_gpu=1, experts_per_gpu=1, top_k=1)
     vectors = {
         "tokens": np.float32([[1, 2], [3, -1]]),
@@ -52,7 +55,7 @@ def test_an_expert_worked_by_hand():
 
 @pytest.mark.parametrize("ffn_matrices", [2, 3])
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_schedule_computes_the_dense_layer(name, ffn_matrices):
+def test_every_shipped_schedule_computes_the_dense_layer(name: str, ffn_matrices: int) -> None:
     workload = draw_workload(1, num_gpus=4, tokens_per_gpu=24, ffn_matrices=ffn_matrices)
     tensors = random_tensors(workload, HIDDEN, INNER)
     assert is_dense(execute(record(played(spec_of(name), workload)), workload, tensors), workload, tensors)
@@ -69,7 +72,7 @@ def any_schedule(rng: np.random.Generator) -> ScheduleSpec:
         return spec
 
 
-def any_sequence(system: str, seed: int):
+def any_sequence(system: str, seed: int) -> tuple[Workload, Engine, np.random.Generator]:
     """Returns a workload, the engine that random legal actions led to its end, and the random generator."""
     rng = np.random.default_rng([SYSTEMS.index(system), seed])
     workload = draw_workload(
@@ -86,7 +89,7 @@ def any_sequence(system: str, seed: int):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("seed", range(SEQUENCES))
-def test_random_legal_actions_compute_the_dense_layer(system, seed):
+def test_random_legal_actions_compute_the_dense_layer(system: str, seed: int) -> None:
     workload, engine, rng = any_sequence(system, seed)
     tensors = random_tensors(workload, HIDDEN, INNER, seed)
     # Few slots and a small TLB, so that sums are evicted and mappings read again.
@@ -94,11 +97,11 @@ def test_random_legal_actions_compute_the_dense_layer(system, seed):
     assert is_dense(execute(record(engine), workload, tensors, packet=engine.costs.packet, **sizes), workload, tensors)
 
 
-def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
+def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = set()
     decide = Engine.decide
 
-    def recording(engine, choice):
+    def recording(engine: Any, choice: Any) -> None:
         is_hold = engine.state.candidates["item"][choice] == codes.NOTHING
         taken.add((observation.DECISION_KINDS[engine.state.root["pending_kind"][0]], bool(is_hold)))
         decide(engine, choice)
@@ -115,7 +118,7 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch):
     assert closed_early > 0
 
 
-def test_smaller_packets_change_nothing():
+def test_smaller_packets_change_nothing() -> None:
     workload = draw_workload(5, num_gpus=3, tokens_per_gpu=6)
     tensors = random_tensors(workload, HIDDEN, INNER)
     schedule = record(played(spec_of("dysharp"), workload))
@@ -155,7 +158,7 @@ def assert_flits_are_charged(engine: Engine, execution: Execution) -> None:
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "push"])
-def test_links_carry_exactly_the_flits_that_the_engine_charges(name):
+def test_links_carry_exactly_the_flits_that_the_engine_charges(name: str) -> None:
     workload = draw_workload(3, num_gpus=4, tokens_per_gpu=16)
     engine = played(spec_of(name), workload)
     execution = Execution(record(engine), workload, random_tensors(workload, HIDDEN, INNER))
@@ -165,7 +168,7 @@ def test_links_carry_exactly_the_flits_that_the_engine_charges(name):
 
 
 @pytest.mark.parametrize("primitives", EVERY_PRIMITIVE, ids=lambda given: "-".join(map(str, given.values())))
-def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primitives):
+def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primitives: dict[str, Any]) -> None:
     workload = draw_workload(5, num_gpus=4, tokens_per_gpu=8)
     tensors = random_tensors(workload, HIDDEN, INNER)
     engine = played(spec_of("dysharp-basic").with_changes(primitives), workload)
@@ -176,14 +179,14 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
     assert_flits_are_charged(engine, execution)
 
 
-def test_execution_has_a_way_of_its_own_for_every_primitive():
+def test_execution_has_a_way_of_its_own_for_every_primitive() -> None:
     dispatches, combines = DISPATCH_PRIMITIVES.values(), COMBINE_PRIMITIVES.values()
     assert len(set(map(dispatch_by, dispatches))) == len(dispatches)
     assert len(set(map(combine_by, combines))) == len(combines)
 
 
 @pytest.mark.parametrize("name", ["dysharp-basic", "push"])
-def test_evictions_cost_traffic_and_not_correctness(name):
+def test_evictions_cost_traffic_and_not_correctness(name: str) -> None:
     workload = draw_workload(2, num_gpus=4, tokens_per_gpu=16)
     tensors = random_tensors(workload, HIDDEN, INNER)
     schedule = record(played(spec_of(name), workload))
@@ -199,16 +202,16 @@ def test_evictions_cost_traffic_and_not_correctness(name):
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny() -> tuple[Workload, MoeTensors, Schedule]:
     workload = draw_workload(7, num_gpus=2, tokens_per_gpu=3, top_k=2)
     return workload, random_tensors(workload, HIDDEN, INNER), record(played(spec_of("dysharp-basic"), workload))
 
 
-def swapped(schedule: Schedule, **changes) -> Schedule:
+def swapped(schedule: Schedule, **changes: list[ScheduleRow] | str) -> Schedule:
     return replace(schedule, **changes)
 
 
-def test_using_data_before_it_is_there_is_a_fault(tiny):
+def test_using_data_before_it_is_there_is_a_fault(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     workload, tensors, schedule = tiny
     first = min(row.start_us for row in schedule.rows)
     last = max(row.end_us for row in schedule.rows)
@@ -227,7 +230,7 @@ def test_using_data_before_it_is_there_is_a_fault(tiny):
         execute(moved("combine", first, first), workload, tensors)
 
 
-def test_a_table_that_lacks_or_repeats_work_is_refused(tiny):
+def test_a_table_that_lacks_or_repeats_work_is_refused(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     _, _, schedule = tiny
     with pytest.raises(ScheduleFault, match="is missing, unknown, or there twice"):
         steps_of(swapped(schedule, rows=schedule.rows[1:]))
@@ -238,7 +241,7 @@ def test_a_table_that_lacks_or_repeats_work_is_refused(tiny):
         steps_of(swapped(schedule, rows=unfinished))
 
 
-def test_a_token_sent_twice_is_a_fault(tiny):
+def test_a_token_sent_twice_is_a_fault(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     workload, tensors, schedule = tiny
     execution = Execution(schedule, workload, tensors)
     dispatches = [step for step in execution.steps if step.action == Action.DISPATCH]
@@ -248,7 +251,7 @@ def test_a_token_sent_twice_is_a_fault(tiny):
         execution.finish()
 
 
-def test_a_token_that_never_came_is_a_fault(tiny):
+def test_a_token_that_never_came_is_a_fault(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     workload, tensors, schedule = tiny
     execution = Execution(schedule, workload, tensors)
     first = execution.steps[0]
@@ -258,7 +261,7 @@ def test_a_token_that_never_came_is_a_fault(tiny):
         execution.finish()
 
 
-def test_unknown_primitives_and_misshapen_tensors_are_refused(tiny):
+def test_unknown_primitives_and_misshapen_tensors_are_refused(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     workload, tensors, schedule = tiny
     with pytest.raises(ConfigError, match="combine='push' is unknown"):
         execute(swapped(schedule, combine="push"), workload, tensors)

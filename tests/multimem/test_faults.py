@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ class TokenWrittenByAPlainStore(LayerProgram):
         self.runtime.plain.st(token // 2, TOKENS[token], self.region.address(token), Stage.DISPATCH)
 
 
-def test_a_layer_without_mistakes_runs():
+def test_a_layer_without_mistakes_runs() -> None:
     np.testing.assert_array_equal(LayerProgram().run(), 4 * TOKENS)  # two experts, twice the token each
 
 
@@ -174,13 +175,13 @@ def test_a_layer_without_mistakes_runs():
         ),
     ],
 )
-def test_a_mistake_raises_its_fault_with_the_packet(program, fault, message):
+def test_a_mistake_raises_its_fault_with_the_packet(program: type[Any], fault: type[Any], message: str) -> None:
     with pytest.raises(fault, match=f"^{re.escape(message)}$") as caught:
         program().run()
     assert isinstance(caught.value, MultimemFault) and caught.value.packet.kind in Kind
 
 
-def test_an_expert_bound_for_more_tokens_than_come_is_found_at_the_end():
+def test_an_expert_bound_for_more_tokens_than_come_is_found_at_the_end() -> None:
     message = "expert 4 was bound for 2 tokens and received 1; its AL table holds 1"
     with pytest.raises(CountFault, match=f"^{message}$"):
         BoundForMore().run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ from dysharp_env.multimem.runtime import Runtime
 VECTOR = np.arange(40, dtype=np.float32)  # 160 B: two packets
 
 
-def machine(nactive: int = 2, **options) -> Runtime:
+def machine(nactive: int = 2, **options: int) -> Runtime:
     """Returns 3 GPUs with 2 experts each, 6 tokens of 160 B."""
     runtime = Runtime(np.arange(6) // 2, 3, plain_bytes=512, **options)
     runtime.create_region(160, 6)
@@ -35,7 +37,7 @@ def store(runtime: Runtime, gpu: int, token: int, *targets: int, data: np.ndarra
     runtime.dymultimem_st(gpu, data, runtime.region.address(token), len(targets), targets, Stage.DISPATCH)
 
 
-def test_store_then_sum_over_local_and_remote_experts():
+def test_store_then_sum_over_local_and_remote_experts() -> None:
     runtime = machine()
     store(runtime, 0, 1, 0, 2, 3, 4)
     total = runtime.dymultimem_ld_reduce(0, 160, runtime.region.address(1), 4, (0, 2, 3, 4), Stage.DISPATCH)
@@ -50,7 +52,7 @@ def test_store_then_sum_over_local_and_remote_experts():
     assert runtime.links.total("down", Kind.RESPONSE, Stage.DISPATCH) == 9 + 3
 
 
-def test_counts_are_exchanged_before_binding():
+def test_counts_are_exchanged_before_binding() -> None:
     runtime = machine()
     counts = runtime.exchange_counts(np.array([[0, 1], [0, 5], [0, 1]]))
     assert counts.tolist() == [3, 2, 0, 0, 0, 1]
@@ -71,7 +73,9 @@ def test_counts_are_exchanged_before_binding():
         (CountFault, "target count 0, but 0 targets", {"count": 0, "targets": ()}),
     ],
 )
-def test_wrong_operands_are_faults_that_show_the_packet(fault, message, operands):
+def test_wrong_operands_are_faults_that_show_the_packet(
+    fault: type[Any], message: str, operands: dict[str, Any]
+) -> None:
     runtime = machine()
     given = {"address": runtime.region.address(1), "count": 2, "targets": (1, 2)} | operands
     with pytest.raises(fault, match=message) as caught:
@@ -83,14 +87,14 @@ def test_wrong_operands_are_faults_that_show_the_packet(fault, message, operands
     assert not runtime.links.flits  # nothing left the GPU
 
 
-def test_more_tokens_than_bound_is_a_fault():
+def test_more_tokens_than_bound_is_a_fault() -> None:
     runtime = machine(nactive=1)
     store(runtime, 0, 0, 3)
     with pytest.raises(BindFault, match=r"expert 3 was bound for 1 tokens, not 2 \[DYNAMIC_STORE"):
         store(runtime, 0, 1, 3)
 
 
-def test_combine_of_a_token_never_dispatched_is_a_fault():
+def test_combine_of_a_token_never_dispatched_is_a_fault() -> None:
     runtime = machine()
     store(runtime, 0, 1, 3)
     with pytest.raises(UndispatchedFault, match=r"token 1 was never dispatched to expert 2 \[DYNAMIC_LOAD"):
@@ -99,7 +103,7 @@ def test_combine_of_a_token_never_dispatched_is_a_fault():
         runtime.dymultimem_st(0, VECTOR, runtime.region.address(1), 1, (2,), Stage.COMBINE)
 
 
-def test_a_sum_taken_before_all_experts_are_in_it_is_a_fault():
+def test_a_sum_taken_before_all_experts_are_in_it_is_a_fault() -> None:
     runtime = machine()
     store(runtime, 0, 1, 0, 2, 4)
     address = runtime.region.address(1)
@@ -110,7 +114,7 @@ def test_a_sum_taken_before_all_experts_are_in_it_is_a_fault():
         runtime.take_sum(keys)
 
 
-def test_pushed_sums_merge_on_their_way_home():
+def test_pushed_sums_merge_on_their_way_home() -> None:
     runtime = machine(reduction_slots=1)
     address = plain_address(0, 64)
     runtime.plain.push_sum(1, VECTOR, address, 2, Stage.COMBINE)
@@ -120,7 +124,7 @@ def test_pushed_sums_merge_on_their_way_home():
     np.testing.assert_array_equal(runtime.plain.values(0, 64, 160), 2 * VECTOR)
 
 
-def test_plain_access_to_a_multimem_address_is_a_fault():
+def test_plain_access_to_a_multimem_address_is_a_fault() -> None:
     runtime = machine()
     for address in (runtime.region.address(0), STATIC_BASE):
         with pytest.raises(PlainAccessFault, match=r"plain access to a multimem address \[LOAD .*source=GPU 1"):
@@ -129,7 +133,7 @@ def test_plain_access_to_a_multimem_address_is_a_fault():
             runtime.plain.st(1, VECTOR, address, Stage.COMBINE)
 
 
-def test_plain_loads_and_stores_reach_one_gpu():
+def test_plain_loads_and_stores_reach_one_gpu() -> None:
     runtime = machine()
     runtime.plain.st(0, VECTOR, plain_address(2, 64), Stage.DISPATCH)
     np.testing.assert_array_equal(runtime.plain.ld(1, 160, plain_address(2, 64), Stage.DISPATCH), VECTOR)
@@ -139,7 +143,7 @@ def test_plain_loads_and_stores_reach_one_gpu():
             runtime.plain.ld(0, 16, bad, Stage.DISPATCH)
 
 
-def test_regions_must_be_created_and_bound_first():
+def test_regions_must_be_created_and_bound_first() -> None:
     runtime = Runtime(np.arange(6) // 2, 3)
     with pytest.raises(BindFault, match="no dynamic multimem region has been created"):
         runtime.bind(np.ones(6))
@@ -161,7 +165,7 @@ def test_regions_must_be_created_and_bound_first():
         Runtime(np.arange(6) // 2, 3, reduction_slots=0)
 
 
-def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
+def test_static_multimem_stores_adds_and_sums_over_a_fixed_team() -> None:
     runtime = machine()
     team = runtime.create_team((0, 2), 320)
     team.st(0, VECTOR, STATIC_BASE + 160)
@@ -181,7 +185,7 @@ def test_static_multimem_stores_adds_and_sums_over_a_fixed_team():
         runtime.create_team((0, 0), 320)
 
 
-def test_teams_do_not_share_addresses():
+def test_teams_do_not_share_addresses() -> None:
     runtime = machine()
     first, second = runtime.create_team((0, 1), 160), runtime.create_team((1, 2), 160)
     first.st(0, VECTOR, first.base)
@@ -192,7 +196,7 @@ def test_teams_do_not_share_addresses():
         second.st(0, VECTOR, first.base)
 
 
-def test_a_team_s_own_replica_is_near_unless_it_loops_back():
+def test_a_team_s_own_replica_is_near_unless_it_loops_back() -> None:
     for loopback, members in ((False, 2), (True, 3)):
         runtime = machine()
         team = runtime.create_team((0, 1, 2), 160, loopback)
@@ -203,7 +207,7 @@ def test_a_team_s_own_replica_is_near_unless_it_loops_back():
         assert runtime.links.total("up", Kind.RESPONSE, Stage.COMBINE) == members * (9 + 3)
 
 
-def test_a_store_is_kept_until_it_is_acknowledged():
+def test_a_store_is_kept_until_it_is_acknowledged() -> None:
     runtime = machine()
     packet = Packet(Kind.WRITE, Stage.DISPATCH, 0, 1, 4, payload=bytes(4))
     runtime.fabric.issue(packet)
@@ -216,7 +220,7 @@ def test_a_store_is_kept_until_it_is_acknowledged():
         runtime.fabric.retire(acknowledgement(packet))
 
 
-def test_sums_that_nobody_took_are_found_at_the_end():
+def test_sums_that_nobody_took_are_found_at_the_end() -> None:
     runtime = machine(nactive=0)
     runtime.plain.push_sum(1, VECTOR, plain_address(0, 64), 1, Stage.COMBINE)
     with pytest.raises(CountFault, match="1 sums were pushed to 0x40 of GPU 0, which never took them"):
@@ -229,7 +233,7 @@ def test_sums_that_nobody_took_are_found_at_the_end():
         runtime.check_idle()
 
 
-def test_addresses_are_those_of_whole_values():
+def test_addresses_are_those_of_whole_values() -> None:
     runtime = machine()
     team = runtime.create_team((0, 1), 320)
     for access in (
@@ -242,7 +246,7 @@ def test_addresses_are_those_of_whole_values():
             access()
 
 
-def test_a_sum_still_under_way_is_found_at_the_end():
+def test_a_sum_still_under_way_is_found_at_the_end() -> None:
     runtime = machine()
     store(runtime, 0, 1, 2)
     runtime.request_sum(0, 160, runtime.region.address(1), 1, (2,), Stage.DISPATCH)
@@ -251,7 +255,7 @@ def test_a_sum_still_under_way_is_found_at_the_end():
         runtime.check_idle()
 
 
-def test_a_member_without_a_replica_is_a_fault():
+def test_a_member_without_a_replica_is_a_fault() -> None:
     runtime = machine()
     team = runtime.create_team((0, 1), 160)
     team.gpus = (0, 2)  # as a wrong entry in the switch would have it

@@ -31,13 +31,13 @@ def values(sent: Packet) -> list[float]:
     return np.frombuffer(sent.payload, "<f4").tolist()
 
 
-def test_one_replica_leaves_per_port_with_the_targets_behind_it():
+def test_one_replica_leaves_per_port_with_the_targets_behind_it() -> None:
     switch = Switch(np.array([0, 0, 1, 1, 2, 2]), 3, slots_per_port=1)
     replicas = switch.replicate(packet(0, (5, 2, 3, 4)))  # from GPU 0
     assert [(port, replica.targets, replica.count) for port, replica in replicas] == [(2, (5, 4), 2), (1, (2, 3), 2)]
 
 
-def test_bad_target_lists_are_faults():
+def test_bad_target_lists_are_faults() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
     with pytest.raises(TargetFault, match=r"target 2 is no expert; there are 2 \[DYNAMIC_STORE .*targets=\[1, 2\]\]"):
         switch.replicate(packet(0, (1, 2)))
@@ -49,7 +49,7 @@ def test_bad_target_lists_are_faults():
         switch.replicate(packet(0, ()))
 
 
-def test_acknowledgements_merge_into_one():
+def test_acknowledgements_merge_into_one() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
     ack = replace(packet(0, ()), kind=Kind.ACK, payload=b"")
     switch.expect_acks(packet(0, (0, 1)), 2)
@@ -61,7 +61,7 @@ def test_acknowledgements_merge_into_one():
         switch.merge_ack(ack)
 
 
-def test_the_last_contribution_sends_the_sum():
+def test_the_last_contribution_sends_the_sum() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
     switch.open_reduction(packet(0, (0, 1)), 2)
     with pytest.raises(CountFault, match="open already"):
@@ -73,7 +73,7 @@ def test_the_last_contribution_sends_the_sum():
         switch.reduce(response(0, 1.0))
 
 
-def test_the_oldest_partial_sum_leaves_when_slots_run_out():
+def test_the_oldest_partial_sum_leaves_when_slots_run_out() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=2)
     for token in range(3):
         switch.open_reduction(packet(token, (0, 1)), 2)
@@ -87,7 +87,7 @@ def test_the_oldest_partial_sum_leaves_when_slots_run_out():
     assert switch.evictions == 2
 
 
-def test_pushes_to_one_address_merge():
+def test_pushes_to_one_address_merge() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
     push = replace(response(0, 3.0), kind=Kind.PUSH, source=1, count=2)
     assert switch.push(push, home=0) == []
@@ -97,7 +97,7 @@ def test_pushes_to_one_address_merge():
     assert (result.kind, result.source, result.count, values(result)) == (Kind.RESPONSE, 0, 2, [6.0] * 4)
 
 
-def test_sums_are_float32():
+def test_sums_are_float32() -> None:
     switch = Switch(np.array([0, 1]), 2, slots_per_port=1)
     switch.open_reduction(packet(0, (0, 1)), 3)
     switch.reduce(response(0, 2.0**24))
@@ -105,7 +105,7 @@ def test_sums_are_float32():
     assert values(switch.reduce(response(0, 1.0))[0]) == [2.0**24] * 4
 
 
-def test_first_touch_allocates_rows_in_order_of_arrival_and_combine_finds_them():
+def test_first_touch_allocates_rows_in_order_of_arrival_and_combine_finds_them() -> None:
     hub = Hub(0, REGION, {4: 2, 6: 1}, tlb_entries=512)
     hub.store(packet(7, (4,)), 4)
     hub.store(packet(3, (4, 6)), 4)
@@ -127,7 +127,7 @@ def test_first_touch_allocates_rows_in_order_of_arrival_and_combine_finds_them()
     assert hub.read_rows(Stage.DISPATCH, 4, np.array([1]))[0, :4].tolist() == [300, 301, 302, 303]
 
 
-def test_the_tlb_is_first_in_first_out():
+def test_the_tlb_is_first_in_first_out() -> None:
     hub = Hub(0, REGION, {0: 3}, tlb_entries=2)
     for token in (1, 2, 1, 3, 1):  # a hit on 1 does not save it: 3 drops it
         hub.store(packet(token, (0,)), 0)
@@ -135,7 +135,7 @@ def test_the_tlb_is_first_in_first_out():
     assert hub.misses == 4
 
 
-def test_what_the_hub_refuses():
+def test_what_the_hub_refuses() -> None:
     hub = Hub(2, REGION, {0: 1}, tlb_entries=2)
     hub.store(packet(1, (0,)), 0)
     with pytest.raises(BindFault, match=r"expert 0 was bound for 1 tokens, not 2 \[DYNAMIC_STORE"):

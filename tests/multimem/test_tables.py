@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def watch_packets(execution: Execution, before: Callable[[int], None]) -> None:
     """Calls ``before`` with the number of each packet that is about to cross a link."""
     links, numbers = execution.runtime.links, iter(range(10**6))
 
-    def send(gpu, direction, packet, original=links._send):
+    def send(gpu: Any, direction: Any, packet: Any, original: Any = links._send) -> Any:
         before(next(numbers))
         return original(gpu, direction, packet)
 
@@ -84,7 +84,7 @@ def runs_right(execution: Execution, action: Action | None = None, change: Chang
 
 @pytest.mark.parametrize("dispatch", ["multicast", "unicast", "broadcast"])
 @pytest.mark.parametrize("combine", ["pull_reduce", "push_reduce", "unicast", "reduce_scatter"])
-def test_an_untouched_machine_runs_right(dispatch, combine):
+def test_an_untouched_machine_runs_right(dispatch: str, combine: str) -> None:
     assert runs_right(new_run(Setting(dispatch, combine)))
 
 
@@ -98,7 +98,9 @@ def al_entries(execution: Execution) -> Iterator[tuple[str, Change]]:
                 # A valid entry loses its bit, or means another row; an invalid one is taken for an old row.
                 for flipped in (VALID, np.uint32(1)) if entry & VALID else (VALID,):
 
-                    def change(run, gpu=gpu, expert=expert, token=token, flipped=flipped):
+                    def change(
+                        run: Any, gpu: Any = gpu, expert: Any = expert, token: Any = token, flipped: Any = flipped
+                    ) -> None:
                         run.runtime.hubs[gpu].al_table[expert][token] ^= flipped
                         run.runtime.hubs[gpu].tlb.clear()  # so that the entry is read
 
@@ -109,7 +111,7 @@ def tlb_entries(execution: Execution) -> Iterator[tuple[str, Change]]:
     for gpu, hub in enumerate(execution.runtime.hubs):
         for key in hub.tlb:
 
-            def change(run, gpu=gpu, key=key):
+            def change(run: Any, gpu: Any = gpu, key: Any = key) -> None:
                 run.runtime.hubs[gpu].tlb[key] ^= 1
 
             yield f"GPU {gpu} {key}", change
@@ -125,7 +127,7 @@ def counters(name: str) -> Callable[[Execution], Iterator[tuple[str, Change]]]:
                     if name == "allocated" and count + by < 0:
                         continue  # no counter holds that
 
-                    def change(run, gpu=gpu, expert=expert, by=by):
+                    def change(run: Any, gpu: Any = gpu, expert: Any = expert, by: Any = by) -> None:
                         getattr(run.runtime.hubs[gpu], name)[expert] += by
 
                     yield f"expert {expert} by {by}", change
@@ -141,7 +143,7 @@ def row_entries(name: str, by: int) -> Callable[[Execution], Iterator[tuple[str,
             for expert, table in getattr(hub, name).items():
                 for row in range(len(table)):
 
-                    def change(run, gpu=gpu, expert=expert, row=row):
+                    def change(run: Any, gpu: Any = gpu, expert: Any = expert, row: Any = row) -> None:
                         getattr(run.runtime.hubs[gpu], name)[expert][row] += by
 
                     yield f"expert {expert} row {row}", change
@@ -153,7 +155,7 @@ def routing_entries(execution: Execution) -> Iterator[tuple[str, Change]]:
     for expert, port in enumerate(execution.runtime.switch.port_of_expert):
         for other in set(range(NUM_GPUS)) - {int(port)}:
 
-            def change(run, expert=expert, other=other):
+            def change(run: Any, expert: Any = expert, other: Any = other) -> None:
                 run.runtime.switch.port_of_expert[expert] = other
 
             yield f"expert {expert} to port {other}", change
@@ -168,7 +170,7 @@ def team_entries(execution: Execution) -> Iterator[tuple[str, Change]]:
                 (*team.gpus[:place], team.gpus[place - 1], *team.gpus[place + 1 :]),
             ):
 
-                def change(run, side=side, members=members):
+                def change(run: Any, side: Any = side, members: Any = members) -> None:
                     getattr(run, side)._team.gpus = members
 
                 yield f"{side} {list(members)}", change
@@ -194,7 +196,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("table", LASTING)
-def test_every_entry_of_a_lasting_table_matters(table):
+def test_every_entry_of_a_lasting_table_matters(table: str) -> None:
     entries, action, setting = LASTING[table]
     execution = new_run(setting)
     for step in execution.steps:
@@ -215,7 +217,9 @@ def reductions(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], No
             for field in ("expected", "announced"):
                 for by in (-1, 1):
 
-                    def change(runtime, port=port, key=key, field=field, by=by):
+                    def change(
+                        runtime: Any, port: Any = port, key: Any = key, field: Any = field, by: Any = by
+                    ) -> None:
                         entry = runtime.switch.reductions[port][key]
                         setattr(entry, field, getattr(entry, field) + by)
 
@@ -226,13 +230,13 @@ def slots(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]]
     for port, table in enumerate(runtime.switch.slots):
         for key in table:
 
-            def recount(runtime, port=port, key=key):
+            def recount(runtime: Any, port: Any = port, key: Any = key) -> None:
                 runtime.switch.slots[port][key].summed += 1
 
-            def add(runtime, port=port, key=key):
+            def add(runtime: Any, port: Any = port, key: Any = key) -> None:
                 runtime.switch.slots[port][key].total[0] += 1
 
-            def lose(runtime, port=port, key=key):
+            def lose(runtime: Any, port: Any = port, key: Any = key) -> None:
                 del runtime.switch.slots[port][key]
 
             yield from (((port, key, change.__name__), change) for change in (recount, add, lose))
@@ -242,7 +246,7 @@ def acks(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]]:
     for key in runtime.switch.acks:
         for by in (-1, 1):
 
-            def change(runtime, key=key, by=by):
+            def change(runtime: Any, key: Any = key, by: Any = by) -> None:
                 runtime.switch.acks[key] += by
 
             yield (key, by), change
@@ -251,10 +255,10 @@ def acks(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]]:
 def stores(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]]:
     for key in runtime.fabric.unacknowledged:
 
-        def lose(runtime, key=key):
+        def lose(runtime: Any, key: Any = key) -> None:
             del runtime.fabric.unacknowledged[key]
 
-        def resize(runtime, key=key):
+        def resize(runtime: Any, key: Any = key) -> None:
             store = runtime.fabric.unacknowledged[key]
             runtime.fabric.unacknowledged[key] = replace(store, length=store.length - 4)
 
@@ -264,16 +268,16 @@ def stores(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]
 def pulls(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]]:
     for key in runtime.pulls:
 
-        def recount(runtime, key=key):
+        def recount(runtime: Any, key: Any = key) -> None:
             runtime.pulls[key].counted += 1
 
-        def add(runtime, key=key):
+        def add(runtime: Any, key: Any = key) -> None:
             runtime.pulls[key].total[0] += 1
 
-        def toggle(runtime, key=key):
+        def toggle(runtime: Any, key: Any = key) -> None:
             runtime.pulls[key].done ^= True
 
-        def ask_more(runtime, key=key):
+        def ask_more(runtime: Any, key: Any = key) -> None:
             request = runtime.pulls[key].request
             runtime.pulls[key].request = replace(request, count=request.count + 1)
 
@@ -284,7 +288,7 @@ def pushed(runtime: Runtime) -> Iterator[tuple[tuple, Callable[[Runtime], None]]
     for key in runtime.plain.pushed:
         for by in (-1, 1):
 
-            def change(runtime, key=key, by=by):
+            def change(runtime: Any, key: Any = key, by: Any = by) -> None:
                 runtime.plain.pushed[key] += by
 
             yield (key, by), change
@@ -313,7 +317,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize("table", PASSING)
-def test_every_entry_of_a_passing_table_matters(table):
+def test_every_entry_of_a_passing_table_matters(table: str) -> None:
     entries, setting = PASSING[table]
     first_seen: dict[tuple, int] = {}  # change -> number of the packet before which its entry was first there
     probe = new_run(setting)
@@ -328,7 +332,7 @@ def test_every_entry_of_a_passing_table_matters(table):
     for name, moment in first_seen.items():
         run = new_run(setting)
 
-        def make(number, run=run, name=name, moment=moment):
+        def make(number: Any, run: Any = run, name: str = name, moment: Any = moment) -> None:
             if number == moment:
                 dict(entries(run.runtime))[name](run.runtime)
 
@@ -371,12 +375,12 @@ def changed_fields(packet: Packet) -> Iterator[tuple[str, Packet]]:
         Setting("pull", "pull"),
     ],
 )
-def test_every_target_and_field_of_every_packet_matters(setting):
+def test_every_target_and_field_of_every_packet_matters(setting: Setting) -> None:
     crossings: list[Packet] = []
     probe = new_run(setting)
     links = probe.runtime.links
 
-    def record(gpu, direction, packet, original=links._send):
+    def record(gpu: Any, direction: Any, packet: Any, original: Any = links._send) -> Any:
         crossings.append(original(gpu, direction, packet))
         return crossings[-1]
 
@@ -388,7 +392,15 @@ def test_every_target_and_field_of_every_packet_matters(setting):
             run = new_run(setting)
             numbers = iter(range(len(crossings) * 2))
 
-            def corrupt(gpu, direction, packet, original=run.runtime.links._send, numbers=numbers, at=number, w=wrong):
+            def corrupt(
+                gpu: Any,
+                direction: Any,
+                packet: Any,
+                original: Any = run.runtime.links._send,
+                numbers: Any = numbers,
+                at: Any = number,
+                w: Any = wrong,
+            ) -> Any:
                 arrived = original(gpu, direction, packet)
                 return w if next(numbers) == at else arrived
 
@@ -398,7 +410,7 @@ def test_every_target_and_field_of_every_packet_matters(setting):
     assert not unnoticed
 
 
-def test_every_table_is_covered_here():
+def test_every_table_is_covered_here() -> None:
     """Whoever gives the machine another table adds it above; data, sizes and counters of flits are no tables."""
     covered = {
         ("Hub", "al_table"), ("Hub", "tlb"), ("Hub", "nactive"), ("Hub", "first_row"), ("Hub", "allocated"),

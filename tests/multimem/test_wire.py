@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ WITH_DATA = set(Kind) - WITHOUT_DATA
 
 
 @st.composite
-def packets(draw) -> Packet:
+def packets(draw: Any) -> Packet:
     kind = draw(st.sampled_from(Kind))
     payload = draw(st.binary(max_size=256)) if kind in WITH_DATA else b""
     targets = tuple(draw(st.lists(st.integers(0, 2**16 - 1), max_size=40))) if kind in LISTS_TARGETS else ()
@@ -44,13 +45,13 @@ def store(num_targets: int = 8, payload_bytes: int = 128) -> Packet:
 
 @settings(max_examples=300, deadline=None)
 @given(packets())
-def test_decode_undoes_encode(packet):
+def test_decode_undoes_encode(packet: Any) -> None:
     assert decode(encode(packet)) == packet
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 64), st.integers(1, 200))
-def test_a_vector_in_packets_has_the_flits_of_the_packet_format(num_targets, vector_bytes):
+def test_a_vector_in_packets_has_the_flits_of_the_packet_format(num_targets: Any, vector_bytes: Any) -> None:
     sizes = PacketFormat()
     lengths = [min(128, vector_bytes - start) for start in range(0, vector_bytes, 128)]
     sent = [encode(store(num_targets, length)) for length in lengths]
@@ -61,7 +62,7 @@ def test_a_vector_in_packets_has_the_flits_of_the_packet_format(num_targets, vec
     assert sum(map(len, acks)) == 16 * sizes.acknowledge_flits(vector_bytes)
 
 
-def test_the_paper_s_efficiency_counted_in_bytes_of_packets():
+def test_the_paper_s_efficiency_counted_in_bytes_of_packets() -> None:
     # One store without target flits to 8 GPUs, 9 times 9 flits; 8 acks and the merged one: 72 data flits of 90.
     plain = Packet(Kind.MULTIMEM_STORE, Stage.DISPATCH, 0, 0, 128, payload=bytes(128))
     ack = replace(plain, kind=Kind.ACK, payload=b"")
@@ -70,7 +71,7 @@ def test_the_paper_s_efficiency_counted_in_bytes_of_packets():
     assert 9 * 128 / (9 * len(encode(store())) + 9 * len(encode(ack))) == pytest.approx(0.727, abs=5e-4)
 
 
-def test_the_address_field_is_48_bits_of_address_a_stage_bit_and_a_15_bit_count():
+def test_the_address_field_is_48_bits_of_address_a_stage_bit_and_a_15_bit_count() -> None:
     data = encode(store(num_targets=9))
     assert int.from_bytes(data[:8], "little") == 0x123456789ABC | 1 << 48 | 9 << 49
     assert data[16:18] == b"\x00\x01"  # the first target, 0x100, little-endian
@@ -89,18 +90,18 @@ def test_the_address_field_is_48_bits_of_address_a_stage_bit_and_a_15_bit_count(
         ({"length": 127}, "128 B of payload"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(change, message):
+def test_fields_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(WireFault, match=message) as caught:
         encode(replace(store(), **change))
     assert "DYNAMIC_STORE stage=COMBINE" in str(caught.value)
 
 
-def test_a_count_that_is_not_the_number_of_targets_is_refused():
+def test_a_count_that_is_not_the_number_of_targets_is_refused() -> None:
     with pytest.raises(CountFault, match="target count 7, but 8 targets are listed"):
         encode(replace(store(), count=7))
 
 
-def test_malformed_bytes_are_refused():
+def test_malformed_bytes_are_refused() -> None:
     good = encode(store(num_targets=9, payload_bytes=120))
     with pytest.raises(WireFault, match="is no whole number of 16 B flits"):
         decode(good[:-1])
@@ -117,7 +118,7 @@ def test_malformed_bytes_are_refused():
             decode(good[:place] + b"\x01" + good[place + 1 :])
 
 
-def test_only_the_payload_size_of_the_format_is_free():
+def test_only_the_payload_size_of_the_format_is_free() -> None:
     check_format(PacketFormat(payload_bytes=256))
     with pytest.raises(ConfigError, match="only payload_bytes may differ"):
         check_format(PacketFormat(header_flits=2))

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import io
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,29 +14,32 @@ from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Exposure, Starter, load_schedule, simulate
+from dysharp_env.schedules.run import LayerRun
 from dysharp_env.simulator.result import schedule_table
+from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload.workload import Workload
 
 
-def scenario(**changes):
+def scenario(**changes: int) -> tuple[SystemSpec, Workload]:
     options = {"system": "gh200-nvl32", "gpus": 4, "model": "small", "tokens": 96, "routing": "uniform", **changes}
     built = ScenarioSpec(**options).build()
     return built.system, built.draw(0)
 
 
-def start(logging=False):
+def start(logging: bool = False) -> LayerRun:
     system, workload = scenario()
     exposure = Exposure(kinds=("dispatch",))
     return Starter(system, workload.layer, load_schedule("dysharp"), exposure=exposure, logging=logging).start(workload)
 
 
 @pytest.fixture(scope="module")
-def logged():
+def logged() -> LayerRun:
     return simulate(*scenario(), load_schedule("dysharp"), logging=True)
 
 
 @pytest.fixture(scope="module")
-def unlogged():
+def unlogged() -> LayerRun:
     return simulate(*scenario(), load_schedule("dysharp"))
 
 
@@ -42,7 +48,7 @@ def pixels_of(picture: np.ndarray, stage: str) -> int:
     return int((picture == colour).all(axis=-1).sum())
 
 
-def test_picture_shows_every_stage(logged):
+def test_picture_shows_every_stage(logged: LayerRun) -> None:
     picture = gantt.render(("a title", logged.engine), lower_bound_us=logged.lower_bound_ps / 1e6)
     assert picture.dtype == np.uint8 and picture.shape[1:] == (1200, 3) and 300 < picture.shape[0] < 800
     legend_patch = 200  # the legend has all colours whatever is drawn
@@ -51,14 +57,14 @@ def test_picture_shows_every_stage(logged):
     assert plain.shape == picture.shape and (plain != picture).any()
 
 
-def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged):
+def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged: LayerRun) -> None:
     before = unlogged.engine.state.root.copy()
     picture = gantt.render(("", unlogged.engine), scale=2.0)
     assert picture.shape[1] == 2400 and all(pixels_of(picture, stage) > 4000 for stage in gantt.COLOURS)
     assert (before == unlogged.engine.state.root).all()
 
 
-def test_picture_of_a_running_layer_keeps_its_size():
+def test_picture_of_a_running_layer_keeps_its_size() -> None:
     run = start(logging=True)
     first = gantt.render(("", run.engine))
     assert run.engine.advance() is not None
@@ -66,13 +72,13 @@ def test_picture_of_a_running_layer_keeps_its_size():
     assert first.shape == second.shape and pixels_of(first, "combine") < 400
 
 
-def test_many_gpus_show_as_their_mean_and_a_few():
+def test_many_gpus_show_as_their_mean_and_a_few() -> None:
     engine = simulate(*scenario(gpus=16, tokens=8), load_schedule("deepep"), logging=True).engine
     names = [block.name for block in gantt._blocks(engine, 3, engine.now_ps / 1e6, 1200)]
     assert names == ["all (mean)", "GPU 0", "GPU 8", "GPU 15"]
 
 
-def test_pair_is_on_one_time_axis(logged):
+def test_pair_is_on_one_time_axis(logged: LayerRun) -> None:
     deepep = simulate(*scenario(), load_schedule("deepep"), logging=True)
     pair = gantt.render(("deepep", deepep.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
     assert pair.shape[1:] == (1200, 3)
@@ -82,20 +88,20 @@ def test_pair_is_on_one_time_axis(logged):
     assert blue[:middle].any(axis=0).argmax() == pytest.approx(blue[middle:-60].any(axis=0).argmax(), abs=4)
 
 
-def test_png_holds_the_picture(logged):
+def test_png_holds_the_picture(logged: LayerRun) -> None:
     picture = gantt.render(("", logged.engine))
     decoded = imread(io.BytesIO(gantt.encode_png(picture)))
     assert (np.round(decoded[..., :3] * 255).astype(np.uint8) == picture).all()
 
 
-def test_fractions_by_hand():
+def test_fractions_by_hand() -> None:
     # GPU 1 has [0, 10) in full and [5, 15) by half: 4 of the first 4, 6 + 2.5 of the next 6, 2.5 of the last 10.
     edges = np.array([0.0, 4.0, 10.0, 20.0])
     found = gantt._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
     assert found == pytest.approx(np.array([[0.0, 0.0, 0.0], [1.0, 8.5 / 6, 0.25]]))
 
 
-def test_strips_hold_the_time_that_links_are_busy(logged):
+def test_strips_hold_the_time_that_links_are_busy(logged: LayerRun) -> None:
     engine = logged.engine
     (uplink, _, downlink) = gantt._logged_use(engine, np.linspace(0, engine.now_ps, 301))
     rows = engine.state.log[: int(engine.state.root["log_size"][0])]
@@ -106,7 +112,7 @@ def test_strips_hold_the_time_that_links_are_busy(logged):
             assert sum(used[gpu].mean() for used in parts.values()) == pytest.approx(busy, rel=1e-6)
 
 
-def test_trace_is_valid_and_complete(logged):
+def test_trace_is_valid_and_complete(logged: LayerRun) -> None:
     engine = logged.engine
     document = json.loads(chrome_trace(engine, "a title"))
     assert document["otherData"]["title"] == "a title"
@@ -128,7 +134,7 @@ def test_trace_is_valid_and_complete(logged):
     assert all(span["pid"] == span["args"]["home GPU"] for span in on_uplinks if span["name"] == "dispatch")
 
 
-def test_trace_lanes_never_hold_two_things_at_once(logged):
+def test_trace_lanes_never_hold_two_things_at_once(logged: LayerRun) -> None:
     lanes = defaultdict(list)
     for event in json.loads(chrome_trace(logged.engine, ""))["traceEvents"]:
         if event["ph"] == "X":
@@ -138,7 +144,7 @@ def test_trace_lanes_never_hold_two_things_at_once(logged):
         assert all(later[0] >= earlier[1] - 1e-6 for earlier, later in zip(spans, spans[1:], strict=False))
 
 
-def test_csv_is_the_schedule_table(unlogged, tmp_path):
+def test_csv_is_the_schedule_table(unlogged: LayerRun, tmp_path: Path) -> None:
     ScheduleTable.of(unlogged.engine).to_csv(tmp_path / "s.csv")
     lines = (tmp_path / "s.csv").read_text().splitlines()
     table = schedule_table(unlogged.engine)
@@ -147,7 +153,7 @@ def test_csv_is_the_schedule_table(unlogged, tmp_path):
     assert lines[1] == ",".join(str(value) for value in table[0])
 
 
-def test_text_of_a_layer_before_during_and_after():
+def test_text_of_a_layer_before_during_and_after() -> None:
     run = start()
     before = describe_state(run).splitlines()
     assert before[0] == "t = 0.0 us (0.00 x lower bound), 0/384 tokens combined" and len(before) == 6
@@ -162,7 +168,7 @@ def test_text_of_a_layer_before_during_and_after():
     assert all(line.count("100%") == 5 for line in after[2:])
 
 
-def test_groups_that_change_size_are_shown():
+def test_groups_that_change_size_are_shown() -> None:
     system, workload = scenario()
     exposure = Exposure(("split",), splits=((8, 8), (1, 1), (60, 60)), split_moments=2)
     starter = Starter(system, workload.layer, load_schedule("dysharp"), exposure=exposure, logging=True)
@@ -183,6 +189,6 @@ def test_groups_that_change_size_are_shown():
     assert all(pixels_of(picture, stage) > 1000 for stage in gantt.COLOURS)
 
 
-def test_text_of_many_gpus_is_cut():
+def test_text_of_many_gpus_is_cut() -> None:
     run = simulate(*scenario(gpus=32, tokens=4), load_schedule("deepep"))
     assert describe_state(run).endswith("... and 16 more GPUs")

@@ -1,6 +1,10 @@
+from __future__ import annotations
+
 import dataclasses
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +34,7 @@ def measure(*cases: LayerCase) -> Measure:
     return Measure(cases, lambda results: sum(results[each].makespan_ps for each in cases) / 1e6)
 
 
-def test_statistics_by_hand():
+def test_statistics_by_hand() -> None:
     assert statistic_of("max", [1.5, 4.0, 2.0]) == 4.0
     assert statistic_of("geomean", [1.0, 2.0, 4.0]) == pytest.approx(2.0)
     assert statistic_of("value", [1.25]) == 1.25
@@ -38,7 +42,7 @@ def test_statistics_by_hand():
         statistic_of("value", [1.0, 2.0])
 
 
-def test_a_claim_compares_pairs():
+def test_a_claim_compares_pairs() -> None:
     slow, fast, other = case("deepep"), case("dysharp"), case("comet")
     results = {slow: times(30), fast: times(10), other: times(20)}
     pairs = ((measure(slow), measure(fast)), (measure(slow, other), measure(fast)))
@@ -58,15 +62,15 @@ def test_a_claim_compares_pairs():
     assert (row.ratio, row.notes) == (None, "paper: grows")
 
 
-def test_a_miss_says_what_was_busy():
+def test_a_miss_says_what_was_busy() -> None:
     slow, fast = case("deepep"), case("dysharp")
     results = {slow: times(30), fast: times(10)}
     claim = Claim("layer", "x", "value", 2.5, ((measure(slow), measure(fast)),))
     assert evaluate(claim, "paper", results).notes == "links/SMs/HBM busy %: deepep 60/25/10, dysharp 60/25/10"
 
 
-def test_the_summary_counts_what_is_near_and_looks_at_the_order():
-    def row(name: str, published: float | None, simulated: float, statistic="geomean") -> Row:
+def test_the_summary_counts_what_is_near_and_looks_at_the_order() -> None:
+    def row(name: str, published: float | None, simulated: float, statistic: Any = "geomean") -> Row:
         return Row("layer", name, statistic, published, simulated, "paper", "")
 
     rows = [row("a", 2.0, 2.1), row("b", 1.5, 1.2), row("a", 3.0, 3.31, "max"), row("c", None, 9.0)]
@@ -78,7 +82,7 @@ def test_the_summary_counts_what_is_near_and_looks_at_the_order():
     assert summary_lines([row("c", None, 9.0)]) == []
 
 
-def test_the_best_of_several_is_chosen_for_each_result():
+def test_the_best_of_several_is_chosen_for_each_result() -> None:
     two, four = case("comet"), case("deepep")
     best = best_of([measure(two), measure(four)])
     assert best.of({two: times(7), four: times(9)}) == 7
@@ -86,7 +90,7 @@ def test_the_best_of_several_is_chosen_for_each_result():
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_each_case_is_simulated_once(jobs):
+def test_each_case_is_simulated_once(jobs: int) -> None:
     cases = [case("deepep"), case("dysharp"), case("deepep"), case("deepep", tokens=32)]
     seen = []
     results = simulate_cases(cases, jobs, lambda done, total, which: seen.append((done, total, which)))
@@ -101,7 +105,7 @@ def end_process(_: LayerCase) -> None:
     os._exit(1)
 
 
-def test_a_process_that_ends_early_is_reported(monkeypatch):
+def test_a_process_that_ends_early_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dysharp_env.reproduction.steps.layers.simulate_case", end_process)
     with pytest.raises(
         ConfigError, match=r"^jobs=2: a process ended early, most likely for want of memory; use fewer$"
@@ -110,7 +114,7 @@ def test_a_process_that_ends_early_is_reported(monkeypatch):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_table_names_schedules_that_exist(table):
+def test_every_table_names_schedules_that_exist(table: str) -> None:
     claims = [*TABLES[table](Experiments(load_calibration("paper")))]
     assert claims and {claim.table for claim in claims} == {table}
     assert {each.schedule for claim in claims for each in claim.cases} <= set(preset_names("schedules"))
@@ -119,7 +123,7 @@ def test_every_table_names_schedules_that_exist(table):
         assert len(claim.pairs) == (1 if claim.statistic == "value" else len(NINE))
 
 
-def test_published_numbers_are_the_paper_s():
+def test_published_numbers_are_the_paper_s() -> None:
     claims = [*TABLES["end-to-end"](Experiments(load_calibration("paper")))]
     found = {(claim.name, claim.statistic): claim.published for claim in claims}
     assert found["dysharp over dualpipe", "max"] == 1.88
@@ -128,7 +132,7 @@ def test_published_numbers_are_the_paper_s():
     assert published.LAYER_SPEEDUPS["deepep"] == (2.77, 2.26)
 
 
-def test_points_become_cases():
+def test_points_become_cases() -> None:
     runs = Experiments(load_calibration("paper"), divisor=8)
     point = Point("medium", 16, gpus=64, changes=(("link.planes", 18),), layer_changes=(("tile_tokens", 64),))
     forward, backward = runs.layer(point, "dysharp", PASSES).cases
@@ -140,7 +144,7 @@ def test_points_become_cases():
     assert decode.tokens == runs.steps.decode_sequences
 
 
-def test_overlap_across_layers_is_made_of_the_same_layers():
+def test_overlap_across_layers_is_made_of_the_same_layers() -> None:
     runs = Experiments(load_calibration("paper"))
     alone, paired = (runs.training(Point("small", 8), name).cases for name in ("deepep", "dualpipe"))
     sms = runs.steps.overlap_sms
@@ -150,7 +154,7 @@ def test_overlap_across_layers_is_made_of_the_same_layers():
 
 
 @pytest.mark.parametrize("name", DEFAULT_CALIBRATIONS)
-def test_calibrations_change_physical_constants_only(name):
+def test_calibrations_change_physical_constants_only(name: str) -> None:
     calibration = load_calibration(name)
     assert calibration.name == name
     assert {key.split(".")[0] for key in calibration.changes} <= {"gpu", "link", "switch", "overheads"}
@@ -165,7 +169,7 @@ def test_calibrations_change_physical_constants_only(name):
         ("name: x\n", "key 'system' is missing"),
     ],
 )
-def test_a_wrong_calibration_is_refused(tmp_path, text, message):
+def test_a_wrong_calibration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule, 
 from dysharp_env.simulator.costs import RESOLUTIONS, Costs
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
+from tests.conftest import Case
 
 
-def one_expert_each(num_gpus: int, tokens: int, target_of_home) -> Workload:
+def one_expert_each(num_gpus: int, tokens: int, target_of_home: Callable[..., Any]) -> Workload:
     """Returns a top-1 workload of one expert per GPU in which every token of GPU g goes to ``target_of_home(g)``."""
     layer = LayerSpec(
         name="one",
@@ -33,14 +36,14 @@ def one_expert_each(num_gpus: int, tokens: int, target_of_home) -> Workload:
 @pytest.mark.parametrize("schedule", preset_names("schedules"))
 @pytest.mark.parametrize("compute_scale", [1.0, 0.001])
 @pytest.mark.parametrize("model", ["small", "deepseek-v2-lite", "mixtral-8x7b"])
-def test_no_schedule_beats_it(schedule, compute_scale, model):
+def test_no_schedule_beats_it(schedule: str, compute_scale: float, model: str) -> None:
     scenario = ScenarioSpec(model=model, tokens=48, routing="uniform").build()
     for seed in range(2):
         run = simulate(scenario.system, scenario.draw(seed), load_schedule(schedule), compute_scale=compute_scale)
         assert run.engine.now_ps >= run.lower_bound_ps
 
 
-def test_random_choices_do_not_beat_it():
+def test_random_choices_do_not_beat_it() -> None:
     rng = np.random.default_rng(0)
     exposure = Exposure(("split", "dispatch", "gemm", "combine"), True, True, ((1, 1), (8, 8), (40, 60)))
     for seed in range(10):
@@ -66,7 +69,7 @@ def test_random_choices_do_not_beat_it():
         assert run.engine.now_ps >= run.lower_bound_ps
 
 
-def test_a_busy_uplink_sets_it():
+def test_a_busy_uplink_sets_it() -> None:
     """Two GPUs send all tokens to each other: everything crosses once each way, whatever the primitive."""
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 4000, lambda gpu: 1 - gpu)
@@ -80,7 +83,7 @@ def test_a_busy_uplink_sets_it():
     assert max(bound.gemms_ps, bound.hbm_ps) < 0.01 * expected
 
 
-def test_local_tokens_cost_no_link():
+def test_local_tokens_cost_no_link() -> None:
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 64, lambda gpu: gpu)
     costs = Costs.of(system, workload.layer, 1.0)
@@ -97,7 +100,7 @@ def test_local_tokens_cost_no_link():
     assert bound.hbm_ps == pytest.approx(hbm_ps, abs=200)
 
 
-def test_in_switch_primitives_lower_it():
+def test_in_switch_primitives_lower_it() -> None:
     """On hardware without in-switch operations the same workload needs more time on the links."""
     full = load_system("dgx-h100")
     plain = full.with_changes({"switch.dispatch_primitives": ["unicast"], "switch.combine_primitives": ["unicast"]})
@@ -110,7 +113,7 @@ def test_in_switch_primitives_lower_it():
     assert bound_ps[0] > 1.3 * bound_ps[1]
 
 
-def test_it_counts_every_vector_request_and_acknowledgement(random_case):
+def test_it_counts_every_vector_request_and_acknowledgement(random_case: Callable[[int], Case]) -> None:
     """The links' share of it, added up token by token for each pair of primitives that hardware may have alone."""
     seen = set()
     for seed in range(150):
@@ -186,7 +189,7 @@ def link_needs(workload: Workload, costs: Costs, dispatch: str, combine: str) ->
     return needs
 
 
-def test_no_random_program_on_a_random_machine_beats_it(random_case):
+def test_no_random_program_on_a_random_machine_beats_it(random_case: Callable[[int], Case]) -> None:
     """The cases on which engine and twin agree: every primitive, gate, discipline, buffer size and rule."""
     for seed in range(200):
         case = random_case(seed).with_program(exposed=frozenset())
@@ -198,13 +201,13 @@ def test_no_random_program_on_a_random_machine_beats_it(random_case):
 
 
 @pytest.mark.parametrize("compute_scale", [0.9, 0.7, 0.333, 0.03, 1e-6])
-def test_any_compute_scale_keeps_picoseconds_exact(compute_scale):
+def test_any_compute_scale_keeps_picoseconds_exact(compute_scale: float) -> None:
     scenario = ScenarioSpec(model="small", tokens=16, routing="uniform").build()
     run = simulate(scenario.system, scenario.draw(0), load_schedule("dysharp"), compute_scale=compute_scale)
     assert run.engine.now_ps >= run.lower_bound_ps
 
 
-def test_what_would_leave_int64_is_refused():
+def test_what_would_leave_int64_is_refused() -> None:
     system = load_system("dgx-h100").with_changes({"gpu.hbm_gbps": 0.001})
     layer = LayerSpec(
         name="huge", hidden=10**6, moe_ff=10**6, experts=8, top_k=2, ffn_matrices=2, compute_dtype="bf16", source="test"
@@ -216,7 +219,7 @@ def test_what_would_leave_int64_is_refused():
 
 
 @pytest.mark.parametrize("schedule", preset_names("schedules"))
-def test_nothing_is_busy_for_longer_than_the_layer(schedule):
+def test_nothing_is_busy_for_longer_than_the_layer(schedule: str) -> None:
     """HBM stores and acknowledgements still under way at the end are not in the makespan."""
     scenario = ScenarioSpec(
         system="gh200-nvl32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispa
 
 
 @pytest.mark.parametrize("name", preset_names("schedules"))
-def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name):
+def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) -> None:
     schedule = load_schedule(name)
     assert schedule.name == name and schedule.description
     assert find_config("schedules", name).read_text(encoding="utf-8").startswith("# ")
@@ -45,13 +46,13 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name):
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )
-def test_mistakes_give_one_line(change, message):
+def test_mistakes_give_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         parse_spec(ScheduleSpec, {**BASE, **change}, source="schedule")
     assert "\n" not in str(error.value)
 
 
-def test_sms_left_for_gemms_depend_on_what_runs_beside_them():
+def test_sms_left_for_gemms_depend_on_what_runs_beside_them() -> None:
     readiness = {"gemm1": "phase", "gemm2": "phase", "combine": "phase"}
     phases = parse_spec(ScheduleSpec, {**BASE, "readiness": readiness}, "schedule")
     fused = parse_spec(ScheduleSpec, BASE, "schedule")
@@ -67,7 +68,7 @@ def test_sms_left_for_gemms_depend_on_what_runs_beside_them():
     assert (merged.gemm_sms(132), in_turn.gemm_sms(132)) == (82, 102)
 
 
-def test_a_system_without_the_primitive_or_the_sms_refuses():
+def test_a_system_without_the_primitive_or_the_sms_refuses() -> None:
     system = load_system("dgx-h100")
     plain = system.with_changes({"switch.dispatch_primitives": ["unicast"]})
     with pytest.raises(ConfigError, match="schedule='dysharp' needs dispatch 'multicast'"):
@@ -87,12 +88,12 @@ def test_a_system_without_the_primitive_or_the_sms_refuses():
         ("mega-moe", "132 d"),
     ],
 )
-def test_groups_that_share_sms_are_not_split(schedule, sms):
+def test_groups_that_share_sms_are_not_split(schedule: str, sms: str) -> None:
     with pytest.raises(ConfigError, match=f"exposed='split' does not fit schedule='{schedule}': its {sms}"):
         load_schedule(schedule).program(load_system("dgx-h100"), Exposure(("split",), splits=((8, 8), (4, 4))))
 
 
-def test_a_split_without_a_third_number_leaves_early_tiles_to_the_schedule():
+def test_a_split_without_a_third_number_leaves_early_tiles_to_the_schedule() -> None:
     def early_tokens(schedule: str, kinds: tuple[str, ...], partial_tiles: bool) -> list[int]:
         exposure = Exposure(kinds, partial_tiles=partial_tiles, splits=((8, 8), (8, 8, 5)))
         return [split[2] for split in load_schedule(schedule).program(load_system("dgx-h100"), exposure).splits]
@@ -104,7 +105,7 @@ def test_a_split_without_a_third_number_leaves_early_tiles_to_the_schedule():
     assert program.splits == ((8, 8, 24), (4, 4, 5))
 
 
-def test_rules_become_weights_by_feature_name():
+def test_rules_become_weights_by_feature_name() -> None:
     program = load_schedule("dysharp-l2").program(load_system("dgx-h100"))
     gemm = program.weights[observation.GEMM]
     assert (
@@ -113,7 +114,7 @@ def test_rules_become_weights_by_feature_name():
     assert np.count_nonzero(program.weights) == 2
 
 
-def test_phases_do_not_overlap_and_fusion_does():
+def test_phases_do_not_overlap_and_fusion_does() -> None:
     scenario = ScenarioSpec(model="small", tokens=512, routing="uniform").build()
     workload = scenario.draw(0)
     for name in ("deepep", "nvls", "dysharp-basic"):
@@ -125,7 +126,7 @@ def test_phases_do_not_overlap_and_fusion_does():
     assert fused["combine"][0] < fused["gemm1"][1]
 
 
-def test_the_paper_s_story_when_communication_binds():
+def test_the_paper_s_story_when_communication_binds() -> None:
     """Saved bytes become saved time only under fusion (gh200-nvl32, large, top-8, GEMM time near zero)."""
     scenario = ScenarioSpec(
         system="gh200-nvl32", model="large", top_k=8, tokens=1024, routing="uniform", compute_scale=0.001

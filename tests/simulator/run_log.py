@@ -1,11 +1,16 @@
 """Runs with random answers, and their logs read back: what moved where and when."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np
 
+from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import segment_name
 from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.state import State
+from tests.conftest import Case
 
 
 class Use(NamedTuple):
@@ -24,7 +29,7 @@ class Use(NamedTuple):
     end_ps: int
 
 
-def play(case, seed: int):
+def play(case: Case, seed: int) -> Engine:
     """Returns the engine after a run in which random answers are given to what it asks."""
     rng = np.random.default_rng(seed)
     engine = case.engine()
@@ -33,7 +38,7 @@ def play(case, seed: int):
     return engine
 
 
-def uses(state) -> list[Use]:
+def uses(state: State) -> list[Use]:
     """Returns the rows of the log."""
     found = []
     for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():

@@ -1,18 +1,24 @@
 """Layers in a batch play what they play alone, whatever lies beside them, on one thread or two."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.state import codes
+from tests.conftest import Case
 
 
-def candidates_of(cases, size: int):
+def candidates_of(cases: list[Case], size: int) -> list[Case]:
     """Returns the first cases whose decisions show so many candidates."""
     return [case for case in cases if case.program.max_candidates == size]
 
 
-def alone(case, seed: int):
+def alone(case: Case, seed: int) -> tuple[Any, ...]:
     """Plays a case with random answers; returns the engine and what its decisions showed."""
     engine, rng, shown = case.engine(), np.random.default_rng(seed), []
     while (decision := engine.advance()) is not None:
@@ -22,7 +28,9 @@ def alone(case, seed: int):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_of_unlike_layers_plays_each_as_it_would_play_alone(random_case, threads):
+def test_a_batch_of_unlike_layers_plays_each_as_it_would_play_alone(
+    random_case: Callable[[int], Case], threads: int
+) -> None:
     cases = candidates_of([random_case(seed) for seed in range(60)], 32)[:12]
     assert len({case.workload.num_gpus for case in cases}) > 2
     batch = Batch(len(cases), 32, threads)
@@ -55,7 +63,7 @@ def test_a_batch_of_unlike_layers_plays_each_as_it_would_play_alone(random_case,
     batch.close()
 
 
-def test_a_layer_keeps_its_state_when_another_takes_its_seat(random_case):
+def test_a_layer_keeps_its_state_when_another_takes_its_seat(random_case: Callable[[int], Case]) -> None:
     case = next(case for case in map(random_case, range(60)) if case.program.exposed)
     batch = Batch(2, case.program.max_candidates)
     first = case.engine()
@@ -76,7 +84,7 @@ def test_a_layer_keeps_its_state_when_another_takes_its_seat(random_case):
     assert first.now_ps == other.now_ps
 
 
-def test_a_stuck_layer_is_reported(random_case):
+def test_a_stuck_layer_is_reported(random_case: Callable[[int], Case]) -> None:
     case = next(case for case in map(random_case, range(60)) if not case.program.exposed)
     engine = case.engine()
     engine.state.root["heap_size"] = 0

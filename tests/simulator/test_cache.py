@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from numba import config
 
 from dysharp_env.simulator.jit import cache
 from dysharp_env.simulator.kernel import loop
 
 
-def test_any_changed_source_gives_another_folder(tmp_path, monkeypatch):
+def test_any_changed_source_gives_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, records = tmp_path / "kernel" / "choices", tmp_path / "state"
     for folder in (kernel, records, tmp_path / "twin"):
         folder.mkdir(parents=True)
@@ -26,7 +29,9 @@ def test_any_changed_source_gives_another_folder(tmp_path, monkeypatch):
     assert cache.cache_folder() != before
 
 
-def test_the_user_s_folder_goes_first_and_their_setting_is_kept(tmp_path, monkeypatch):
+def test_the_user_s_folder_goes_first_and_their_setting_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     folder = cache.cache_folder()
     assert folder.parent == tmp_path
@@ -35,5 +40,5 @@ def test_the_user_s_folder_goes_first_and_their_setting_is_kept(tmp_path, monkey
     assert config.CACHE_DIR == str(tmp_path)
 
 
-def test_the_kernel_is_cached_there():
+def test_the_kernel_is_cached_there() -> None:
     assert "kernel-" in loop.advance.stats.cache_path

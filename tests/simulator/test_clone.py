@@ -1,14 +1,21 @@
 """A clone plays on as its original would have, and neither notices the other."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dysharp_env.simulator.batch import Batch
+from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import codes, records
 from dysharp_env.simulator.state.state import CONSTANT_ARRAYS
+from tests.conftest import Case
 
 
-def play_on(engine, rng, most: int = 10**9):
+def play_on(engine: Engine, rng: np.random.Generator, most: int = 10**9) -> list[Any]:
     """Answers at most so many decisions at random; returns what was shown of each."""
     shown = []
     waiting = engine.advance() if engine.status == codes.RUN else engine.status == codes.ASK
@@ -20,14 +27,14 @@ def play_on(engine, rng, most: int = 10**9):
     return shown
 
 
-def assert_same_story(mine, other):
+def assert_same_story(mine: list[Any], other: list[Any]) -> None:
     assert len(mine) == len(other)
     for ours, theirs in zip(mine, other, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def assert_same_state(mine, other):
+def assert_same_state(mine: Engine, other: Engine) -> None:
     for name in ("root", *records.ARRAYS):
         if name not in ("root", "heap"):
             assert getattr(mine.state, name).tobytes() == getattr(other.state, name).tobytes(), name
@@ -38,7 +45,7 @@ def assert_same_state(mine, other):
 
 
 @pytest.mark.parametrize("group", range(6))
-def test_a_clone_equals_its_original_step_for_step(random_case, group):
+def test_a_clone_equals_its_original_step_for_step(random_case: Callable[[int], Case], group: int) -> None:
     cases = [random_case(seed) for seed in range(group * 12, group * 12 + 12)]
     for seed, case in enumerate(case for case in cases if case.program.exposed):
         engine = case.engine()
@@ -52,7 +59,7 @@ def test_a_clone_equals_its_original_step_for_step(random_case, group):
         assert engine.done and clone.done
 
 
-def test_only_what_never_changes_is_shared(random_case):
+def test_only_what_never_changes_is_shared(random_case: Callable[[int], Case]) -> None:
     engine = next(case for case in map(random_case, range(60)) if case.program.exposed).engine()
     engine.advance()
     clone = engine.clone()
@@ -64,7 +71,7 @@ def test_only_what_never_changes_is_shared(random_case):
     assert {name: getattr(engine.state, name).tobytes() for name in CONSTANT_ARRAYS} == before
 
 
-def test_a_layer_left_to_its_rule_ends_as_if_nothing_had_been_asked(random_case):
+def test_a_layer_left_to_its_rule_ends_as_if_nothing_had_been_asked(random_case: Callable[[int], Case]) -> None:
     asked = 0
     for case in (case for case in map(random_case, range(60)) if case.program.exposed and not case.program.network):
         engine = case.engine()
@@ -78,7 +85,7 @@ def test_a_layer_left_to_its_rule_ends_as_if_nothing_had_been_asked(random_case)
     assert asked > 10
 
 
-def test_clones_of_a_waiting_layer_may_be_seated_in_a_batch(random_case):
+def test_clones_of_a_waiting_layer_may_be_seated_in_a_batch(random_case: Callable[[int], Case]) -> None:
     case = next(case for case in map(random_case, range(60)) if case.program.exposed)
     engine = case.engine()
     engine.advance()

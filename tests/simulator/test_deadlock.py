@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from tests.conftest import Case
 
 GROUPS, CASES_PER_GROUP = 10, 100
 FIRST_SEED = 50_000
 
 
-def with_smallest_buffers(case, queueing: str):
+def with_smallest_buffers(case: Case, queueing: str) -> Case:
     """Returns the case on the smallest machine that ``SystemSpec`` lets through.
 
     One virtual channel of one packet, reduction units and communication SMs that hold one packet, tables of one entry,
@@ -40,7 +42,7 @@ def with_smallest_buffers(case, queueing: str):
 
 @pytest.mark.parametrize("queueing", codes.QUEUEING)
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_smallest_buffers_never_deadlock(random_case, queueing, group):
+def test_smallest_buffers_never_deadlock(random_case: Callable[[int], Case], queueing: str, group: int) -> None:
     first = FIRST_SEED + group * CASES_PER_GROUP
     for seed in range(first, first + CASES_PER_GROUP):
         rng = np.random.default_rng(seed)
@@ -51,7 +53,7 @@ def test_smallest_buffers_never_deadlock(random_case, queueing, group):
         assert (engine.state.tokens["combine_end"][:-1] >= 0).all(), seed
 
 
-def test_random_layers_use_every_pair_of_primitives(random_case):
+def test_random_layers_use_every_pair_of_primitives(random_case: Callable[[int], Case]) -> None:
     programs = [random_case(seed).program for seed in range(FIRST_SEED, FIRST_SEED + GROUPS * CASES_PER_GROUP)]
     found = {(program.dispatch.name, program.combine.name) for program in programs}
     assert found == {(dispatch, combine) for dispatch in DISPATCH_PRIMITIVES for combine in COMBINE_PRIMITIVES}

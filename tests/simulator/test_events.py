@@ -1,7 +1,10 @@
 """Pending events come out in the order of time, kind and sequence, wherever they wait."""
 
+from __future__ import annotations
+
 import heapq
 import random
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from dysharp_env.simulator.kernel import events
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.lowering import WHEEL_SPAN_PS
 from dysharp_env.simulator.state.records import ROOT
+from tests.conftest import Case
 
 
 @njit
@@ -33,7 +37,7 @@ def next_event_ps(roots: np.ndarray) -> int:
 
 
 @pytest.fixture
-def roots(random_case):
+def roots(random_case: Callable[[int], Case]) -> Iterator[np.ndarray]:
     """The root of a layer whose first event, the only one, has been taken out."""
     engine = random_case(0).engine()
     assert pop_event(engine.state.root)[1] == codes.EV_GATE
@@ -45,7 +49,7 @@ SPANS_PS = (0, 3, 700, 40_000, WHEEL_SPAN_PS - 1, WHEEL_SPAN_PS + 5000, 40 * WHE
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_events_come_in_order(roots, seed):
+def test_events_come_in_order(roots: np.ndarray, seed: int) -> None:
     rng = random.Random(seed)
     expected: list[tuple[int, int, int, int, int, int]] = []
     now_ps, sequence = int(roots["now_ps"][0]), 0
@@ -70,7 +74,7 @@ def test_events_come_in_order(roots, seed):
     assert roots["pool_used"][0] < 1000
 
 
-def test_equal_times_are_served_by_kind_and_then_in_turn(roots):
+def test_equal_times_are_served_by_kind_and_then_in_turn(roots: np.ndarray) -> None:
     now_ps = int(roots["now_ps"][0])
     for kind, a in ((5, 0), (2, 1), (5, 2), (2, 3), (9, 4)):
         push_event(roots, now_ps + 10, kind, a, 0, 0)

@@ -1,20 +1,26 @@
 """What must hold in every run: conservation, causality, capacity, exact traffic."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.simulator.state.ordering import token_order
+from dysharp_env.simulator.state.state import State
+from tests.conftest import Case
 from tests.simulator.run_log import Use, ended, play, started, uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
 FIRST_SEED = 10_000
 
 
-def experts_at(case) -> dict[tuple[int, int], list[int]]:
+def experts_at(case: Case) -> dict[tuple[int, int], list[int]]:
     """Returns the experts of every (token, GPU) that has some, straight from the routing."""
     found = defaultdict(list)
     for token, ids in enumerate(case.workload.topk_ids.tolist()):
@@ -23,12 +29,12 @@ def experts_at(case) -> dict[tuple[int, int], list[int]]:
     return dict(found)
 
 
-def tiles_of(state, expert: int) -> np.ndarray:
+def tiles_of(state: State, expert: int) -> np.ndarray:
     first, count = state.experts["tile0"][expert], state.experts["tiles_open"][expert]
     return state.tiles[first : first + count]
 
 
-def tile_of(state) -> dict[tuple[int, int], np.void]:
+def tile_of(state: State) -> dict[tuple[int, int], np.void]:
     """Returns the tile of every (token, expert)."""
     found = {}
     for index, expert in enumerate(state.experts["number"].tolist()):
@@ -38,7 +44,7 @@ def tile_of(state) -> dict[tuple[int, int], np.void]:
     return found
 
 
-def part_of(case, token: int, gpu: int) -> int:
+def part_of(case: Case, token: int, gpu: int) -> int:
     """Returns the part of a token at a GPU: by its chunk's place, or by how far the GPU is from its home."""
     position = np.flatnonzero(token_order(case.workload, case.program.waves) == token)[0]
     home, place = divmod(position, case.workload.tokens_per_gpu)
@@ -48,7 +54,7 @@ def part_of(case, token: int, gpu: int) -> int:
     return place // case.program.chunk_tokens * case.program.parts // num_chunks
 
 
-def check_every_expert_computes_its_tokens_once(case, state) -> None:
+def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> None:
     for index, (expert, part) in enumerate(state.experts[["number", "part"]].tolist()):
         chosen = [
             token
@@ -66,7 +72,7 @@ def check_every_expert_computes_its_tokens_once(case, state) -> None:
         assert (ended(tiles, 0) <= started(tiles, 1)).all() and (started(tiles, 1) < ended(tiles, 1)).all()
 
 
-def check_everything_moves_once(case, state, log) -> None:
+def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> None:
     """Every vector crosses every link it has to exactly once, and nothing else crosses."""
     program, per_gpu = case.program, case.workload.tokens_per_gpu
     tokens, gpus = range(case.workload.num_tokens), range(case.workload.num_gpus)
@@ -110,7 +116,7 @@ def check_everything_moves_once(case, state, log) -> None:
     assert evicted == state.root["evictions"][0]
 
 
-def check_nothing_starts_before_its_inputs(case, state, log) -> None:
+def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[Use]) -> None:
     # Where times are rounded down, a hop may lose up to a quantum.
     hop_ps = case.costs.hop_ps if case.costs.quantum_ps == 1 else 0
     by_name = {}  # the first of its name, where every expert has a copy of its own
@@ -156,7 +162,7 @@ def check_nothing_starts_before_its_inputs(case, state, log) -> None:
     assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
 
-def check_gates_are_kept(case, state, log) -> None:
+def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
     """A part's stage starts when its gate says: the stage before it is over on all GPUs, or on its own."""
     gates, pays_ps = case.program.gates, case.program.pays_ps
     tiles = state.tiles[started(state.tiles, 0) >= 0]
@@ -185,11 +191,11 @@ def check_gates_are_kept(case, state, log) -> None:
                 assert all(copy.end_ps <= use.start_ps for copy in own if copy.what in ("copy", "store"))
 
 
-def engine_end(state) -> int:
+def engine_end(state: State) -> int:
     return int(state.root["now_ps"][0])
 
 
-def check_nothing_is_used_beyond_capacity(case, state, log) -> None:
+def check_nothing_is_used_beyond_capacity(case: Case, state: State, log: list[Use]) -> None:
     most_gemm_sms = int(state.gpus["groups"]["sms"][:, GEMM].max())
     assert most_gemm_sms <= case.num_sms
     if case.program.split_moments > 0 and case.program.splits:
@@ -220,7 +226,7 @@ def share_past(first_ps: int, last_ps: int, at_ps: np.ndarray) -> np.ndarray:
     return np.where(at_ps >= last_ps, 1.0, np.clip((at_ps - first_ps) / max(last_ps - first_ps, 1), 0.0, 1.0))
 
 
-def flits_in_buffer(costs, up: Use, leaving: list[Use], at_ps: np.ndarray) -> np.ndarray:
+def flits_in_buffer(costs: Costs, up: Use, leaving: list[Use], at_ps: np.ndarray) -> np.ndarray:
     """Returns how many flits of a segment are at the switch: arrived, and not gone yet by its last way out."""
     first_ps, last_ps = up.start_ps + costs.hop_ps, up.end_ps + costs.hop_ps
     segments = costs.combine_segments if up.what == "partial" else costs.dispatch_segments
@@ -232,7 +238,7 @@ def flits_in_buffer(costs, up: Use, leaving: list[Use], at_ps: np.ndarray) -> np
     return up.amount * np.maximum(share_past(first_ps, last_ps, at_ps) - gone, 0.0)
 
 
-def check_buffers_hold_their_credits(case, state, log) -> None:
+def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -> None:
     """The flits of a class that are in the switch's buffer behind a link are never more than it holds."""
     costs = case.costs
     if costs.queueing == "output_queued" or case.program.copies_per_expert:
@@ -260,7 +266,7 @@ def check_buffers_hold_their_credits(case, state, log) -> None:
         assert flits.max() <= costs.credit_flits + largest * (largest > costs.credit_flits) + 1e-6
 
 
-def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
+def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
     """Returns the flits of every GPU by (direction, purpose), from the routing and the packet format alone."""
     program, costs, packet, num_gpus = case.program, case.costs, case.costs.packet, case.workload.num_gpus
     flits = defaultdict(lambda: np.zeros(num_gpus, np.int64))
@@ -316,7 +322,7 @@ def expected_traffic(case) -> dict[tuple[int, int], np.ndarray]:
     return flits
 
 
-def check_traffic_is_packet_arithmetic(case, state, log) -> None:
+def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use]) -> None:
     expected = expected_traffic(case)
     counted = state.traffic.reshape(case.workload.num_gpus, 2, codes.NUM_PURPOSES)
     evicted = counted[:, codes.DOWN, codes.EVICTION]
@@ -339,7 +345,7 @@ def check_traffic_is_packet_arithmetic(case, state, log) -> None:
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_random_runs_keep_the_laws(random_case, group):
+def test_random_runs_keep_the_laws(random_case: Callable[[int], Case], group: int) -> None:
     for seed in range(FIRST_SEED + group * CASES_PER_GROUP, FIRST_SEED + (group + 1) * CASES_PER_GROUP):
         case = random_case(seed)
         state = play(case, seed).state

@@ -1,11 +1,16 @@
 """What decisions show is what the tables say: each feature for its kinds, and every value in its range."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURE_TABLE, KINDS
+from tests.conftest import Case
 
 
-def test_a_feature_is_shown_for_its_kinds_and_no_other(random_case):
+def test_a_feature_is_shown_for_its_kinds_and_no_other(random_case: Callable[[int], Case]) -> None:
     seen = {kind: np.zeros(len(FEATURE_TABLE), bool) for kind in DECISION_KINDS}
     for seed in range(60):
         kinds = frozenset(range(len(DECISION_KINDS)))
@@ -25,7 +30,7 @@ def test_a_feature_is_shown_for_its_kinds_and_no_other(random_case):
         assert {feature.name for feature, is_there in zip(FEATURE_TABLE, found, strict=True) if is_there} == expected
 
 
-def test_tables_name_each_thing_once_and_kinds_come_first_in_the_context():
+def test_tables_name_each_thing_once_and_kinds_come_first_in_the_context() -> None:
     names = [feature.name for feature in FEATURE_TABLE]
     assert len(set(names)) == len(names) and len(set(CONTEXT)) == len(CONTEXT)
     assert CONTEXT[: len(DECISION_KINDS)] == tuple(f"is_{kind}" for kind in DECISION_KINDS)

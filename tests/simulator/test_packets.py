@@ -1,6 +1,9 @@
 """Packets on planes: their hash, two runs by hand, what does not depend on resolution, and the flow through buffers."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,15 +11,17 @@ import pytest
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.result import SegmentName, segment_name, summarise
 from dysharp_env.simulator.state.planes import plane_of, vector_planes
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import ScenarioSpec
+from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 
 @pytest.mark.parametrize("planes", [1, 2, 4, 9, 18])
-def test_every_aligned_run_of_addresses_uses_every_plane_once(planes):
+def test_every_aligned_run_of_addresses_uses_every_plane_once(planes: int) -> None:
     runs = plane_of(np.arange(planes * 1000), planes).reshape(-1, planes)
     assert (np.sort(runs, axis=1) == np.arange(planes)).all()
     # Runs start anywhere: no plane is first much more often than another.
@@ -24,14 +29,14 @@ def test_every_aligned_run_of_addresses_uses_every_plane_once(planes):
     assert starts.min() > 0.7 * 1000 / planes and starts.max() < 1.3 * 1000 / planes
 
 
-def round_costs(resolution: str, *, hidden: int = 192, planes: int = 2, **changes) -> tuple:
+def round_costs(resolution: str, *, hidden: int = 192, planes: int = 2, **changes: int) -> tuple:
     """Returns a round system, layer and costs: 1000 ps a flit on all planes, vectors of packets of 9 flits."""
     system = round_system(2).with_changes({"link.planes": planes, **changes})
     layer = round_layer(2).with_changes({"hidden": hidden})
     return system, layer, Costs.of(system, layer, resolution=resolution)
 
 
-def test_vectors_follow_each_other_and_sums_follow_tokens():
+def test_vectors_follow_each_other_and_sums_follow_tokens() -> None:
     _, _, costs = round_costs("packet")
     dispatch, combine = vector_planes(costs, 2)
     assert dispatch.shape == combine.shape == (2, 3)
@@ -40,18 +45,20 @@ def test_vectors_follow_each_other_and_sums_follow_tokens():
     assert [planes.tolist() for planes in vector_planes(together, 2)] == [[[0], [0]], [[0], [0]]]
 
 
-def test_unknown_resolution_is_refused():
+def test_unknown_resolution_is_refused() -> None:
     with pytest.raises(ConfigError, match="^resolution='flit' is unknown; choose from .'token', 'packet'.$"):
         round_costs("flit")
 
 
-def case_of(make_case, resolution: str, program, topk_ids, **changes):
+def case_of(
+    make_case: Callable[..., Case], resolution: str, program: Program, topk_ids: np.ndarray, **changes: int
+) -> Case:
     system, layer, costs = round_costs(resolution, **changes)
     return make_case(system, layer, topk_ids, program)._replace(costs=costs)
 
 
 @pytest.mark.parametrize(("resolution", "stored"), [("token", 237_000), ("packet", 246_000)])
-def test_copies_and_pushed_sums_worked_by_hand(make_case, resolution, stored):
+def test_copies_and_pushed_sums_worked_by_hand(make_case: Callable[..., Case], resolution: str, stored: int) -> None:
     """Vectors of three packets on two planes of 2000 ps a flit: one plane has two of them, 36,000 ps.
 
     On all planes together a vector is 27 flits of 1000 ps. Paid at 10,000; a hop of 100,000 up, cut through, and down.
@@ -65,7 +72,7 @@ def test_copies_and_pushed_sums_worked_by_hand(make_case, resolution, stored):
 
 
 @pytest.mark.parametrize(("resolution", "visible"), [("token", 290_000), ("packet", 280_000)])
-def test_the_first_packet_has_a_token_translated(make_case, resolution, visible):
+def test_the_first_packet_has_a_token_translated(make_case: Callable[..., Case], resolution: str, visible: int) -> None:
     """A packet names one expert, 10 flits. The first is stored at 230,000, the last at 250,000; a miss takes 50,000."""
     program = dataclasses.replace(
         ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
@@ -76,7 +83,7 @@ def test_the_first_packet_has_a_token_translated(make_case, resolution, visible)
     assert engine.now_ps == twin.now_ps
 
 
-def test_one_packet_on_one_plane_is_a_vector(make_case):
+def test_one_packet_on_one_plane_is_a_vector(make_case: Callable[..., Case]) -> None:
     """Where vectors are single packets and there is one plane, both resolutions are the same run."""
     for program in (
         ROUND_PROGRAM,
@@ -94,7 +101,7 @@ def test_one_packet_on_one_plane_is_a_vector(make_case):
             assert getattr(token, name).tobytes() == getattr(packet, name).tobytes(), name
 
 
-def test_segments_of_a_vector_weigh_what_it_weighs(make_case):
+def test_segments_of_a_vector_weigh_what_it_weighs(make_case: Callable[..., Case]) -> None:
     """Flits and data of every vector, the last packet part empty; and what nodes are called."""
     program = dataclasses.replace(
         ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
@@ -119,7 +126,7 @@ def test_segments_of_a_vector_weigh_what_it_weighs(make_case):
     assert places[5] == SegmentName("copy", 0, 1, 1, int(packet.nodes["plane"][5]))
 
 
-def test_full_buffers_pass_as_many_vectors_as_packets(make_case):
+def test_full_buffers_pass_as_many_vectors_as_packets(make_case: Callable[..., Case]) -> None:
     """A buffer of 10 packets, 2.5 vectors of 36 flits, and a round trip of 209,000 ps: 90 flits each time.
 
     A packet holds its space for two hops and its own 9 flits at the output. The wire alone takes 36,000 ps a vector.
@@ -133,7 +140,7 @@ def test_full_buffers_pass_as_many_vectors_as_packets(make_case):
     assert set(np.diff(ends_ps)[1::2] + np.diff(ends_ps)[:-1:2]) == {209_000 * 72 // 90}
 
 
-def test_utilisation_and_payload_do_not_depend_on_resolution():
+def test_utilisation_and_payload_do_not_depend_on_resolution() -> None:
     scenario = ScenarioSpec(system="dgx-h100", gpus=4, model="olmoe", tokens=32, routing="uniform").build()
     workload = scenario.draw(0)
     token, packet = (

@@ -1,22 +1,28 @@
 """A run gives the same bytes alone, beside others, with a log or without, and however often its arrays grow."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dysharp_env.simulator import engine as engine_module
+from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import records
-from dysharp_env.simulator.state.state import bind
+from dysharp_env.simulator.state.state import State, bind
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES
+from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 from tests.simulator.run_log import play
 
 FIRST_SEED = 10_000
 
 
-def content(state) -> list[bytes]:
+def content(state: State) -> list[bytes]:
     """Returns all that a finished state holds but where it lies in memory."""
     names = [name for name in records.ROOT.names if not name.endswith("_at")]
     return [state.root[name].tobytes() for name in names] + [
@@ -24,7 +30,7 @@ def content(state) -> list[bytes]:
     ]
 
 
-def test_a_run_repeated_alone_or_beside_others_gives_the_same_bytes(random_case):
+def test_a_run_repeated_alone_or_beside_others_gives_the_same_bytes(random_case: Callable[[int], Case]) -> None:
     seeds = [FIRST_SEED + index for index in range(24)]
     alone = [content(play(random_case(seed), seed).state) for seed in seeds]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -32,7 +38,7 @@ def test_a_run_repeated_alone_or_beside_others_gives_the_same_bytes(random_case)
     assert alone == beside
 
 
-def test_logging_changes_nothing(random_case):
+def test_logging_changes_nothing(random_case: Callable[[int], Case]) -> None:
     for seed in range(12):
         case = random_case(seed).with_program(exposed=frozenset())
         quiet, logged = case.engine(logging=False).run().state, case.engine().run().state
@@ -48,7 +54,7 @@ class TightArrays:
     def __init__(self) -> None:
         self.guards: list[np.ndarray] = []
 
-    def __call__(self, state):
+    def __call__(self, state: State) -> State:
         root = state.root[0]
         heap = self._array(state.heap, int(root["heap_size"]), int(root["heap_margin"]))
         pool = self._array(state.pool, int(root["pool_used"]), int(root["heap_margin"]))
@@ -62,7 +68,7 @@ class TightArrays:
         self.guards.append(new[size + margin :])
         return new[: size + margin]
 
-    def run(self, case):
+    def run(self, case: Case) -> Engine:
         engine = case.engine()
         engine.state = self(engine.state)
         engine.run()
@@ -71,7 +77,7 @@ class TightArrays:
         return engine
 
 
-def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
+def test_when_arrays_grow_changes_nothing(random_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(240, 260):
         case = random_case(seed).with_program(exposed=frozenset())
         roomy = case.engine().run().state
@@ -94,7 +100,9 @@ def test_when_arrays_grow_changes_nothing(random_case, monkeypatch):
         ({"combine": COMBINE_PRIMITIVES["pull_reduce"]}, {"output_readiness_entries": 1}),
     ],
 )
-def test_no_step_needs_more_room_than_it_is_promised(make_case, monkeypatch, program, costs):
+def test_no_step_needs_more_room_than_it_is_promised(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, program: dict[str, Any], costs: dict[str, Any]
+) -> None:
     case = make_case(
         round_system(6, num_sms=16), round_layer(6, tile_tokens=512), np.array([[0, 1]] * 360), ROUND_PROGRAM
     )

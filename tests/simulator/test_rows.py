@@ -1,5 +1,9 @@
 """Compiled code's view of memory: narrow fields come out wide, stores in their field and too large ids refused."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numba import njit
@@ -7,6 +11,7 @@ from numba import njit
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.jit.rows import prefetch, rows
 from dysharp_env.simulator.state import lowering, records
+from tests.conftest import Case
 
 PAIR, SUM = records.PAIR, records.SUM
 
@@ -33,7 +38,7 @@ def write_constant(address: int) -> None:
     rows(address, PAIR)[0].token = 1
 
 
-def test_narrow_fields_come_out_wide_and_stores_stay_in_their_field():
+def test_narrow_fields_come_out_wide_and_stores_stay_in_their_field() -> None:
     sums = np.zeros(3, SUM)
     for name in SUM.names:
         sums[name] = -7
@@ -44,25 +49,29 @@ def test_narrow_fields_come_out_wide_and_stores_stay_in_their_field():
     assert sums.tobytes() == expected.tobytes()
 
 
-def test_numbers_are_read_and_written_in_place():
+def test_numbers_are_read_and_written_in_place() -> None:
     numbers = np.array([-1, 0, 5, 99], np.int32)
     assert double_all(numbers.ctypes.data, 3) == 8
     assert numbers.tolist() == [-2, 0, 10, 99]
 
 
-def test_a_field_said_to_stay_cannot_be_written():
+def test_a_field_said_to_stay_cannot_be_written() -> None:
     with pytest.raises(AssertionError, match="token"):
         write_constant(np.zeros(1, PAIR).ctypes.data)
 
 
-def test_a_layer_with_more_than_int32_ids_is_refused(random_case, monkeypatch):
+def test_a_layer_with_more_than_int32_ids_is_refused(
+    random_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = random_case(3)
     monkeypatch.setattr(lowering, "NARROW_LIMIT", 8)
     with pytest.raises(ConfigError, match=f"tokens={case.workload.tokens_per_gpu} of 'random' make [0-9]+ segments"):
         case.engine()
 
 
-def test_wire_times_beyond_the_table_are_those_of_the_table(random_case, monkeypatch):
+def test_wire_times_beyond_the_table_are_those_of_the_table(
+    random_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in range(8):
         case = random_case(seed).with_program(exposed=frozenset())
         looked_up = case.engine().run().state
@@ -78,7 +87,7 @@ def prefetch_all(address: int, count: int) -> None:
         prefetch(rows(address, SUM), i)
 
 
-def test_prefetching_changes_nothing():
+def test_prefetching_changes_nothing() -> None:
     sums = np.arange(3 * SUM.itemsize, dtype=np.uint8)
     expected = sums.copy()
     prefetch_all(sums.ctypes.data, 3)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, DISPATCH, GEMM, SPLIT
+from dysharp_env.simulator.state.state import State
+from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 GROUPS, CASES_PER_GROUP = 10, 20
 FIRST_SEED = 70_000
 
 
-def places_of(state, kind: int) -> np.ndarray:
+def places_of(state: State, kind: int) -> np.ndarray:
     """Returns the places for SMs in a communication group, (gpu, place)."""
     most_dispatch = int(state.root["dispatch"]["most_sms"][0])
     places = state.sms.reshape(len(state.gpus), -1)
     return places[:, most_dispatch:] if kind == COMBINE else places[:, :most_dispatch]
 
 
-def check_everyone_is_somewhere(case, state) -> None:
+def check_everyone_is_somewhere(case: Case, state: State) -> None:
     """All SMs are in a group, and nobody waits for an SM that is free to come."""
     gpus, groups = state.gpus, state.gpus["groups"]
     assert (groups["sms"][:, [DISPATCH, GEMM, COMBINE]].sum(axis=1) == case.num_sms).all()
@@ -45,7 +48,7 @@ def check_everyone_is_somewhere(case, state) -> None:
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_groups_add_up_at_every_decision(random_case, group):
+def test_groups_add_up_at_every_decision(random_case: Callable[[int], Case], group: int) -> None:
     resized = 0
     for seed in range(FIRST_SEED + group * CASES_PER_GROUP, FIRST_SEED + (group + 1) * CASES_PER_GROUP):
         case = random_case(seed)
@@ -65,7 +68,7 @@ def test_groups_add_up_at_every_decision(random_case, group):
     assert resized > 0
 
 
-def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case):
+def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case: Callable[[int], Case]) -> None:
     played = 0
     for seed in range(FIRST_SEED, FIRST_SEED + 150):
         case, rng = random_case(seed), np.random.default_rng(seed)
@@ -91,7 +94,7 @@ def test_whoever_keeps_the_first_row_has_the_schedule_as_it_is(random_case):
     assert played > 1000
 
 
-def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case):
+def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case: Callable[..., Case]) -> None:
     """Two GPUs with an expert each and two tokens each, all for both experts: GEMM-1 is one row of 5 thread blocks."""
     program = dataclasses.replace(
         ROUND_PROGRAM,

@@ -1,19 +1,27 @@
 """The compiled engine and its readable twin agree to the picosecond on random layers, machines and programs."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.result import segment_name
 from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
+from dysharp_env.simulator.twin.twin import Twin
+from tests.conftest import Case
 from tests.simulator.run_log import ended, started
 
 GROUPS, CASES_PER_GROUP = 20, 10
 
 
-def name_of_item(state, resource: int, item: int) -> tuple:
+def name_of_item(state: State, resource: int, item: int) -> tuple:
     """Returns what the twin's log calls an item of the engine's."""
     if resource == codes.LOG_SM:
         expert = state.experts[int(state.tiles["expert"][item])]
@@ -21,7 +29,7 @@ def name_of_item(state, resource: int, item: int) -> tuple:
     return tuple(segment_name(state, item)[:4])
 
 
-def name_of_candidate(state, kind: int, gpu: int, record: np.void) -> tuple:
+def name_of_candidate(state: State, kind: int, gpu: int, record: np.void) -> tuple:
     """Returns what the twin calls a candidate of the engine's."""
     candidate = int(record["item"])
     place = candidate % int(state.root["chunks_per_gpu"][0])
@@ -55,14 +63,14 @@ def name_in_twin(candidate: Candidate) -> tuple:
     return ("hold",)
 
 
-def assert_same_progress(engine, twin) -> None:
+def assert_same_progress(engine: Engine, twin: Twin) -> None:
     root = engine.state.root[0]
     assert engine.now_ps == twin.now_ps
     assert (root["events"], root["sequence"]) == (twin.world.clock.served, twin.world.clock.pushed)
     assert (root["decisions"], root["evictions"]) == (twin.world.decisions, twin.world.evictions)
 
 
-def assert_same_groups(state, twin) -> None:
+def assert_same_groups(state: State, twin: Twin) -> None:
     for kind, values in (
         (observation.DISPATCH, [gpu.dispatch.crew.here for gpu in twin.gpus]),
         (observation.COMBINE, [gpu.combine.crew.here for gpu in twin.gpus]),
@@ -72,7 +80,7 @@ def assert_same_groups(state, twin) -> None:
     assert state.gpus["free_sms"].tolist() == [gpu.site.staff.free_sms for gpu in twin.gpus]
 
 
-def assert_same_decision(state, asked, expected) -> None:
+def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
     shown = state.candidates[: asked.num_candidates]
     names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
@@ -82,7 +90,7 @@ def assert_same_decision(state, asked, expected) -> None:
     np.testing.assert_allclose(asked.context, expected.context, rtol=0, atol=1e-6)
 
 
-def assert_same_history(state, twin) -> None:
+def assert_same_history(state: State, twin: Twin) -> None:
     for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
         assert state.tokens[name][:-1].tolist() == [getattr(token, name) for token in twin.tokens], name
     for record, expert in zip(state.experts, twin.experts.values(), strict=True):
@@ -104,7 +112,7 @@ def assert_same_history(state, twin) -> None:
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 
 
-def play(case, seed: int) -> tuple:
+def play(case: Case, seed: int) -> tuple:
     """Runs both with the same random answers, comparing them at every decision; returns them at the end."""
     rng = np.random.default_rng(seed)
     engine, twin = case.engine(), case.twin()
@@ -122,7 +130,7 @@ def play(case, seed: int) -> tuple:
         twin.decide(choice)
 
 
-def test_the_twin_knows_every_feature_and_context_value(random_case):
+def test_the_twin_knows_every_feature_and_context_value(random_case: Callable[[int], Case]) -> None:
     features, context = set(), set()
     for seed in range(8):
         kinds = frozenset(range(len(observation.DECISION_KINDS)))
@@ -144,14 +152,16 @@ def test_the_twin_knows_every_feature_and_context_value(random_case):
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_twin_and_engine_agree(random_case, group):
+def test_twin_and_engine_agree(random_case: Callable[[int], Case], group: int) -> None:
     for seed in range(group * CASES_PER_GROUP, (group + 1) * CASES_PER_GROUP):
         engine, twin = play(random_case(seed), seed)
         assert_same_history(engine.state, twin)
 
 
 @pytest.mark.parametrize("dispatch", ["broadcast", "multicast"])
-def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(random_case, dispatch):
+def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(
+    random_case: Callable[[int], Case], dispatch: str
+) -> None:
     """GPUs so fast that a token's first sums are pushed while its store still waits for other downlinks."""
     case = random_case(327).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3)
     fast = {"granule_ps": (1, 1), "block_overhead_ps": 0, "memory_ps": 0, "hop_ps": 1000}

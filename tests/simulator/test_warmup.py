@@ -17,7 +17,7 @@ class FakeTimer:
 
     running: list[FakeTimer] = []
 
-    def __init__(self, interval: float, function: Callable[..., None], args: tuple):
+    def __init__(self, interval: float, function: Callable[..., None], args: tuple) -> None:
         self.interval, self.function, self.args = interval, function, args
 
     def start(self) -> None:
@@ -32,7 +32,7 @@ class FakeKernel:
 
     signatures = ()
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def compile(self, signature: tuple) -> None:

@@ -1,6 +1,10 @@
 """What communication SMs keep in flight and what GEMM thread blocks take, worked by hand."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, load_model
+from tests.conftest import Case
 from tests.simulator.run_log import ended, started
 
 # Vectors of 128 B: a packet of 9 flits. A flit takes 1000 ps, a hop 100,000 ps; nothing else takes time.
@@ -33,11 +38,11 @@ TRIP_PS = 4 * 100_000 + 9_000
         (250, True, Window(1, 3000)),
     ],
 )
-def test_windows_in_whole_vectors(limit_bytes, is_queue, expected):
+def test_windows_in_whole_vectors(limit_bytes: int, is_queue: bool, expected: Window) -> None:
     assert Window.of(limit_bytes, 1000, is_queue) == expected
 
 
-def test_multimem_has_a_queue_and_plain_accesses_have_measured_windows():
+def test_multimem_has_a_queue_and_plain_accesses_have_measured_windows() -> None:
     system = load_system("gh200-nvl32")
     costs = Costs.of(system, load_model("large"))
     assert costs.dispatch_window("multicast") == costs.combine_window("pull_reduce") == Window.of(16384, 14336, True)
@@ -45,7 +50,7 @@ def test_multimem_has_a_queue_and_plain_accesses_have_measured_windows():
     assert costs.combine_window("pull") == Window.of(system.gpu.load_in_flight_bytes, 14336, False)
 
 
-def one_sender(make_case, sms: int, tokens: int, **windows: int):
+def one_sender(make_case: Callable[..., Case], sms: int, tokens: int, **windows: int) -> Case:
     """Returns a case in which only GPU 0's tokens leave home, each to all four others."""
     system = load_system("dgx-h100", 5).with_changes(
         {"link.gbps": 16, "link.latency_ns": 100, "gpu.memory_latency_ns": 0, "switch.queueing": "output_queued"}
@@ -67,7 +72,7 @@ def one_sender(make_case, sms: int, tokens: int, **windows: int):
     return case._replace(costs=dataclasses.replace(case.costs, **windows))
 
 
-def starts(case, resource: int, purpose: int, items) -> list[int]:
+def starts(case: Case, resource: int, purpose: int, items: Any) -> list[int]:
     """Returns when GPU 0's uplink begins to send the named nodes."""
     engine = case.engine().run()
     log = engine.state.log[: engine.state.root["log_size"][0]]
@@ -75,7 +80,7 @@ def starts(case, resource: int, purpose: int, items) -> list[int]:
     return sorted(row["start_ps"] for row in rows if row["item"] in items)
 
 
-def test_an_sm_stores_one_token_s_copies_window_by_window(make_case):
+def test_an_sm_stores_one_token_s_copies_window_by_window(make_case: Callable[..., Case]) -> None:
     # A window of one vector: a copy leaves when the acknowledgement of the one before is back. The last is charged to
     # the downlink, which carries nothing else by then, and to no copy of this token.
     alone = one_sender(make_case, sms=1, tokens=1, store_bytes=128)
@@ -90,7 +95,7 @@ def test_an_sm_stores_one_token_s_copies_window_by_window(make_case):
     assert np.diff(sent).tolist() == [9_000, TRIP_PS - 9_000, 9_000]
 
 
-def test_another_sm_takes_the_next_token_and_none_helps_with_the_first(make_case):
+def test_another_sm_takes_the_next_token_and_none_helps_with_the_first(make_case: Callable[..., Case]) -> None:
     # With three SMs the one token still leaves copy by copy; a second token leaves beside it.
     assert np.diff(starts(one_sender(make_case, 3, 1, store_bytes=128), 0, 1, range(4))).tolist() == [TRIP_PS] * 3
     sent = starts(one_sender(make_case, 3, 2, store_bytes=128), codes.LOG_UP, codes.DISPATCH_DATA, range(8))
@@ -114,7 +119,9 @@ def block_program(gate: int) -> Program:
     )
 
 
-def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_cold(make_case):
+def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_cold(
+    make_case: Callable[..., Case],
+) -> None:
     system = load_system("dgx-h100", 2).with_changes({"gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.5})
     case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(codes.GATE_FINE))
     tiles = case.engine().run().state.tiles
@@ -128,7 +135,7 @@ def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_col
     assert ended(second, 0) - started(second, 0) == costs.block_ps(1, 64)
 
 
-def test_thread_blocks_take_longer_on_a_slow_gpu_and_nowhere_else(make_case):
+def test_thread_blocks_take_longer_on_a_slow_gpu_and_nowhere_else(make_case: Callable[..., Case]) -> None:
     changes = {"slow_gpu": 1.25, "gpu.block_overhead_ns": 700, "gpu.cold_exposure": 0.0, "gpu.hbm_gbps": 1e6}
     system = load_system("dgx-h100", 2).with_changes(changes)
     # Expert 0 is on GPU 0, the slow one; two tiles of each expert.

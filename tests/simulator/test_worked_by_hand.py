@@ -1,16 +1,21 @@
 """Small runs whose every time is worked out by hand."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.state import State
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 from tests.simulator.run_log import ended, started
 
 
-def times(state) -> dict[str, list[int]]:
+def times(state: State) -> dict[str, list[int]]:
     """Returns the times of both tokens and of the tile of each of the two experts."""
     tiles = state.tiles[state.tiles["count"] > 0]
     tokens = {name: state.tokens[name][:-1].tolist() for name in ("dispatch_start", "dispatch_end", "combine_start")}
@@ -22,7 +27,7 @@ def times(state) -> dict[str, list[int]]:
     }
 
 
-def test_multicast_and_pull_worked_by_hand(make_case):
+def test_multicast_and_pull_worked_by_hand(make_case: Callable[..., Case]) -> None:
     """Two GPUs, each with one token and one expert; both tokens go to both experts, so both GPUs do the same."""
     program = dataclasses.replace(
         ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["multicast"], combine=COMBINE_PRIMITIVES["pull_reduce"]
@@ -81,7 +86,7 @@ def test_multicast_and_pull_worked_by_hand(make_case):
     }
 
 
-def test_unicast_in_phases_worked_by_hand(make_case):
+def test_unicast_in_phases_worked_by_hand(make_case: Callable[..., Case]) -> None:
     """The same layer with copies, pushed partial sums, and every stage behind the end of the one before it."""
     phases = (codes.GATE_PHASE,) * 3
     program = dataclasses.replace(ROUND_PROGRAM, gates=phases, pays_ps=(10_000, 1000, 2000, 3000))
@@ -113,7 +118,7 @@ def test_unicast_in_phases_worked_by_hand(make_case):
     assert engine.now_ps == twin.now_ps == combined
 
 
-def test_too_few_slots_evict_the_oldest_sum(make_case):
+def test_too_few_slots_evict_the_oldest_sum(make_case: Callable[..., Case]) -> None:
     """GPU 1 pushes its sums of tokens 0 and 1 while GPU 2 has others to do: with one slot, they push each other out."""
     program = dataclasses.replace(ROUND_PROGRAM, combine=COMBINE_PRIMITIVES["push_reduce"])
     topk_ids = np.array([[1, 2], [1, 2], [0, 2], [0, 2], [0, 2], [0, 2]])
@@ -126,7 +131,7 @@ def test_too_few_slots_evict_the_oldest_sum(make_case):
     assert down[codes.EVICTION] == tight.root["evictions"][0] * case.costs.combine_flits()
 
 
-def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(make_case):
+def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(make_case: Callable[..., Case]) -> None:
     case = make_case(round_system(2), round_layer(2), np.array([[0, 1]] * 8), ROUND_PROGRAM)
     costs = dataclasses.replace(case.costs, store_bytes=128)
     tokens = case._replace(costs=costs).with_program(dispatch_sms=2, chunk_tokens=2).engine().run().state.tokens

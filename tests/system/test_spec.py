@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def edit(path: Path, old: str, new: str) -> str:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_preset_has_the_published_numbers(name):
+def test_preset_has_the_published_numbers(name: str) -> None:
     system = load_system(name)
     assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == PUBLISHED[name]
     assert system.link.latency_ps == 250_000
@@ -48,7 +50,7 @@ def test_preset_has_the_published_numbers(name):
 
 
 @pytest.mark.parametrize("name", preset_names("systems"))
-def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name):
+def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name: str) -> None:
     assert load_system(name).name == name
     lines = (config_root() / "systems" / f"{name}.yaml").read_text().splitlines()
     explained_by_block = {"payload_bytes", "header_flits", "ack_flits", "request_flits"}
@@ -57,36 +59,36 @@ def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name):
     assert bare <= explained_by_block
 
 
-def test_derived_rates_of_h200():
+def test_derived_rates_of_h200() -> None:
     gpu = load_system("gh200-nvl32").gpu
     assert gpu.l2_bytes == 52_428_800
     assert gpu.gemm_tflops("fp8") == pytest.approx(1454.565)
     assert gpu.gemm_tflops("bf16") == pytest.approx(726.915)
 
 
-def test_fewer_gpus_keep_their_links():
+def test_fewer_gpus_keep_their_links() -> None:
     system = load_system("gh200-nvl32", num_gpus=4)
     assert (system.num_gpus, system.link) == (4, load_system("gh200-nvl32").link)
 
 
 @pytest.mark.parametrize("num_gpus", [-1, 0, 1, 9])
-def test_number_of_gpus_out_of_range(num_gpus):
+def test_number_of_gpus_out_of_range(num_gpus: int) -> None:
     with pytest.raises(ConfigError) as error:
         load_system("dgx-h100", num_gpus=num_gpus)
     assert str(error.value) == f"gpus={num_gpus}: system 'dgx-h100' allows 2 to 8"
 
 
-def test_unknown_preset_names_the_nearest():
+def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^system='dgx-h10' is unknown; .*\(did you mean 'dgx-h100'\?\)$"):
         load_system("dgx-h10")
 
 
-def test_missing_file():
+def test_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"^system file 'nowhere\.yaml' does not exist$"):
         load_system("nowhere.yaml")
 
 
-def test_own_file_loads(own_system):
+def test_own_file_loads(own_system: Path) -> None:
     assert load_system(edit(own_system, "num_gpus: 8", "num_gpus: 16")).num_gpus == 16
 
 
@@ -123,7 +125,7 @@ def test_own_file_loads(own_system):
         ("  barrier_us: 4.0", "  # barrier_us: 4.0", "key 'overheads.barrier_us' is missing"),
     ],
 )
-def test_mistake_in_own_file_is_one_line(own_system, old, new, message):
+def test_mistake_in_own_file_is_one_line(own_system: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_system(edit(own_system, old, new))
     assert message in str(error.value)
@@ -131,7 +133,7 @@ def test_mistake_in_own_file_is_one_line(own_system, old, new, message):
     assert "\n" not in str(error.value)
 
 
-def test_costs_and_protocol_flits_may_be_zero():
+def test_costs_and_protocol_flits_may_be_zero() -> None:
     zeros = {
         "link.latency_ns": 0,
         "link.header_flits": 0,
@@ -149,20 +151,20 @@ def test_costs_and_protocol_flits_may_be_zero():
     assert system.overheads.barrier_us == 0
 
 
-def test_latency_keeps_fractions_of_a_nanosecond_and_whole_ones_stay_whole():
+def test_latency_keeps_fractions_of_a_nanosecond_and_whole_ones_stay_whole() -> None:
     system = load_system("dgx-h100")
     assert isinstance(system.link.latency_ns, int)
     assert system.with_changes({"link.latency_ns": 936.25}).link.latency_ps == 936_250
 
 
-def test_specs_are_frozen_and_survive_a_round_trip():
+def test_specs_are_frozen_and_survive_a_round_trip() -> None:
     system = load_system("gb200-nvl72")
     with pytest.raises(ValidationError):
         system.num_gpus = 4  # type: ignore[misc]
     assert SystemSpec.model_validate_json(system.model_dump_json()) == system
 
 
-def test_a_request_asks_for_at_least_one_packet():
+def test_a_request_asks_for_at_least_one_packet() -> None:
     system = load_system("dgx-h100")
     with pytest.raises(ConfigError, match="multimem_request_bytes=64 must be 0 or at least payload_bytes=128"):
         system.with_changes({"link.multimem_request_bytes": 64})

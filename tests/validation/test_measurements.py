@@ -1,5 +1,9 @@
 """How the constants of ``configs/systems`` follow from public measurements, step by step, and what the rows compare."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from dysharp_env.system import load_system
@@ -13,7 +17,7 @@ from dysharp_env.validation.measurements import (
 from dysharp_env.validation.rows import ValidationRow
 
 
-def test_a_bandwidth_becomes_the_time_of_what_ranks_receive():
+def test_a_bandwidth_becomes_the_time_of_what_ranks_receive() -> None:
     # UCCL-EP publishes both for DeepEP on 8 H200: 320 GB/s and 500 us, 319 GB/s and 973 us.
     for published_us, from_gbps in zip((500, 973), deepep_published_us("any", 4096, (320, 319)), strict=True):
         assert from_gbps == pytest.approx(published_us, rel=0.004)
@@ -21,7 +25,7 @@ def test_a_bandwidth_becomes_the_time_of_what_ranks_receive():
 
 
 @pytest.mark.parametrize("name", ["DeepEP V1 on 8 H200", "DeepEP V2 on 8 SM100, 24 SMs"])
-def test_window_of_stores_from_deepep_s_dispatch(name):
+def test_window_of_stores_from_deepep_s_dispatch(name: str) -> None:
     """Time falls as the window grows; where it is what was measured is the window of the preset, to 2 %."""
     _, preset, tokens, sms, gbps, _ = next(row for row in DEEPEP if row[0] == name)
     system = load_system(preset)
@@ -35,7 +39,7 @@ def test_window_of_stores_from_deepep_s_dispatch(name):
     assert 1 / inverse == pytest.approx(window, rel=0.02)
 
 
-def test_launch_and_window_of_loads_from_one_token_on_blackwell():
+def test_launch_and_window_of_loads_from_one_token_on_blackwell() -> None:
     system = load_system("gb200-nvl72", 8)
     gpu, hop_us = system.gpu, system.link.latency_ns / 1000
     vector_bytes = 7168 * 2
@@ -56,7 +60,7 @@ def test_launch_and_window_of_loads_from_one_token_on_blackwell():
     assert one_sided_us(system, 1, 0) == pytest.approx((dispatch_us, combine_us), rel=0.005)
 
 
-def test_thread_blocks_from_deepgemm_s_contiguous_rates():
+def test_thread_blocks_from_deepgemm_s_contiguous_rates() -> None:
     gpu = load_system("dgx-h800").gpu
     rows, flops_of_peak = 4 * 8192, gpu.fp8_tflops * 1e12 / gpu.num_sms
     block_us = {}
@@ -72,7 +76,7 @@ def test_thread_blocks_from_deepgemm_s_contiguous_rates():
     assert overhead_ns == pytest.approx(gpu.block_overhead_ns, rel=0.06)
 
 
-def test_cold_weights_from_deepgemm_s_masked_rate():
+def test_cold_weights_from_deepgemm_s_masked_rate() -> None:
     gpu = load_system("dgx-h800").gpu
     measured = GROUPED_TFLOPS["masked", 4, 256][0]
     slow, fast = (grouped_gemm_tflops(4, 256, cold_exposure=gpu.cold_exposure + change)[0] for change in (0.1, -0.1))
@@ -82,14 +86,14 @@ def test_cold_weights_from_deepgemm_s_masked_rate():
     assert gpu.cold_exposure == pytest.approx(0.58, rel=0.1)
 
 
-def test_smaller_tiles_are_less_efficient():
+def test_smaller_tiles_are_less_efficient() -> None:
     """A block's fixed cost weighs more on 64 rows than on 128."""
     full, half = (grouped_gemm_tflops(1, rows, cold_exposure=0.0)[0] for rows in (2 * 128 * 33, 64))
     assert half < 0.8 * full
 
 
-def test_only_predicted_measurements_count_in_the_summary():
-    def row(group, expected, role):
+def test_only_predicted_measurements_count_in_the_summary() -> None:
+    def row(group: Any, expected: Any, role: Any) -> Any:
         return ValidationRow(group, "name", expected, 110.0, role, 100.0)
 
     rows = [row("measurement", 100, "predicted"), row("measurement", 110, "predicted"), row("measurement", 50, "set")]

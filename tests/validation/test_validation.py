@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import re
 
 import pytest
@@ -6,17 +8,18 @@ from dysharp_env.validation import packets
 from dysharp_env.validation.layers import expected_remote_gpus
 from dysharp_env.validation.measurements import prediction_errors_pct
 from dysharp_env.validation.report import validation_rows
+from dysharp_env.validation.rows import ValidationRow
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows() -> dict[str, ValidationRow]:
     with pytest.MonkeyPatch.context() as patch:
         # Single packets take their time; test_packets.py has small layers.
         patch.setattr(packets, "COMPARISONS", packets.COMPARISONS[-1:])
         return {row.name: row for row in validation_rows()}
 
 
-def test_every_row_passes(rows):
+def test_every_row_passes(rows: dict[str, ValidationRow]) -> None:
     assert [row for row in rows.values() if not row.passes] == []
     groups = [row.group for row in rows.values()]
     assert groups.count("all-to-all") == 4 and groups.count("resolution") == 2
@@ -45,20 +48,22 @@ def test_every_row_passes(rows):
         ("8 ranks, 256 chunks of 16384 B", 70006, 0),
     ],
 )
-def test_expectations_are_the_published_ones(rows, pattern, expected, digits):
+def test_expectations_are_the_published_ones(
+    rows: dict[str, ValidationRow], pattern: str, expected: float, digits: int
+) -> None:
     (row,) = (row for name, row in rows.items() if re.search(f"^{pattern}", name))
     assert round(row.expected, digits) == expected
     assert row.simulated == pytest.approx(row.expected, rel=0.01)
 
 
-def test_random_rows_are_told_from_exact_ones(rows):
+def test_random_rows_are_told_from_exact_ones(rows: dict[str, ValidationRow]) -> None:
     for name, row in rows.items():
         is_random = name.startswith(("useless", "bytes saved", "makespan"))
         if row.group != "measurement":
             assert row.role == ("predicted" if is_random else "exact")
 
 
-def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(rows):
+def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(rows: dict[str, ValidationRow]) -> None:
     measured = [row for row in rows.values() if row.group == "measurement"]
     assert len(measured) == 8 + 20 + 2 + 10
     assert [row.role for row in measured].count("set") == 9
@@ -66,7 +71,7 @@ def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(r
     assert mean_pct <= 6 and largest_pct <= 12
 
 
-def test_expected_remote_gpus_by_hand():
+def test_expected_remote_gpus_by_hand() -> None:
     # Two GPUs with two experts each, top-2: of 6 pairs of experts one avoids the other GPU, so R = 5/6.
     assert expected_remote_gpus(4, 2, 2) == pytest.approx(5 / 6)
     # All experts chosen: every other GPU.

@@ -20,7 +20,7 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_it_counts_tokens_pairs_and_targets(seed):
+def test_it_counts_tokens_pairs_and_targets(seed: int) -> None:
     ids, gpu_of_expert, num_gpus = draw(seed)
     demand = count_demand(ids, gpu_of_expert, num_gpus)
     local, remote, pair_targets, token_targets = Counter(), Counter(), Counter(), Counter()
@@ -51,5 +51,5 @@ def test_it_counts_tokens_pairs_and_targets(seed):
         ([[0, 1, 2], [2, 1, 0]], [0, 1, -1, 1], False),
     ],
 )
-def test_ids_must_exist_once_and_gpus_hold_as_many(ids, placement, sound):
+def test_ids_must_exist_once_and_gpus_hold_as_many(ids: list[list[int]], placement: list[int], sound: bool) -> None:
     assert is_sound(np.array(ids, np.int32), np.array(placement, np.int32), 2) == sound

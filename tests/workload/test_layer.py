@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from dysharp_env.config import ConfigError, config_root, preset_names
@@ -22,7 +27,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", preset_names("models"))
-def test_every_preset_loads_under_its_own_name(name):
+def test_every_preset_loads_under_its_own_name(name: str) -> None:
     layer = load_model(name)
     assert layer.name == name
     assert layer.source
@@ -33,7 +38,7 @@ def test_every_preset_loads_under_its_own_name(name):
 
 @pytest.mark.parametrize("name", PAPER)
 @pytest.mark.parametrize("top_k", [None, 16, 32])
-def test_paper_models(name, top_k):
+def test_paper_models(name: str, top_k: None | int) -> None:
     layer = load_model(name, top_k=top_k)
     assert (layer.hidden, layer.moe_ff, layer.experts) == PAPER[name]
     assert layer.top_k == (top_k or 8)
@@ -41,12 +46,12 @@ def test_paper_models(name, top_k):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_models(name):
+def test_real_models(name: str) -> None:
     layer = load_model(name)
     assert (layer.hidden, layer.moe_ff, layer.experts, layer.top_k, layer.compute_dtype) == REAL[name]
 
 
-def test_deepseek_v3_by_hand():
+def test_deepseek_v3_by_hand() -> None:
     layer = load_model("deepseek-v3")
     assert (layer.n_group, layer.topk_group, layer.shared_experts) == (8, 4, 1)
     assert layer.dispatch_bytes == 7168 + 7168 // 128 * 4 == 7392
@@ -59,14 +64,14 @@ def test_deepseek_v3_by_hand():
     assert (layer.work_factor, load_model("deepseek-v3", direction="backward").work_factor) == (1, 2)
 
 
-def test_two_matrices_in_bf16_by_hand():
+def test_two_matrices_in_bf16_by_hand() -> None:
     layer = load_model("large", compute_dtype="bf16")
     assert (layer.gemm1_n, layer.gemm2_k) == (2048, 2048)
     assert layer.gemm1_weight_bytes == layer.gemm2_weight_bytes == 2 * 2048 * 7168
     assert 8192 * 8 * (layer.gemm1_flops + layer.gemm2_flops) == pytest.approx(3.85e12, rel=1e-3)
 
 
-def test_fp8_scale_of_a_partial_block_is_whole():
+def test_fp8_scale_of_a_partial_block_is_whole() -> None:
     # 2880 values are 22.5 blocks of 128.
     assert load_model("gpt-oss-20b", dispatch_dtype="fp8").dispatch_bytes == 2880 + 23 * 4
 
@@ -86,19 +91,19 @@ def test_fp8_scale_of_a_partial_block_is_whole():
         ({"hiden": 1}, "models/small: unknown key 'hiden' (did you mean 'hidden'?)"),
     ],
 )
-def test_wrong_value_is_one_line(overrides, message):
+def test_wrong_value_is_one_line(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_model("small", **overrides)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_unknown_model_names_the_nearest():
+def test_unknown_model_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^model='mixtral-8x7' is unknown; .*\(did you mean 'mixtral-8x7b'\?\)$"):
         load_model("mixtral-8x7")
 
 
-def test_own_file(tmp_path):
+def test_own_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((config_root() / "models" / "small.yaml").read_text().replace("experts: 64", "experts: 96"))
     assert load_model(str(path), top_k=12).experts == 96
@@ -108,6 +113,6 @@ def test_own_file(tmp_path):
     assert str(error.value) == f"{path}: hidden='many' must be a number"
 
 
-def test_round_trip():
+def test_round_trip() -> None:
     layer = load_model("qwen3-30b")
     assert LayerSpec.model_validate_json(layer.model_dump_json()) == layer

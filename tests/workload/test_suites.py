@@ -1,5 +1,7 @@
 """The shipped suites: what is tuned on, chosen by and reported on have nothing in common, and cover what they say."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest
@@ -22,7 +24,7 @@ def machines(name: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_seeds_of_a_suite_are_its_own_and_no_two_entries_share_one(name):
+def test_seeds_of_a_suite_are_its_own_and_no_two_entries_share_one(name: str) -> None:
     low, high = SEEDS[name]
     ranges = [range(entry.seeds[0], sum(entry.seeds)) for entry in SUITES[name].workloads]
     assert all(low <= seeds.start and seeds.stop <= high for seeds in ranges)
@@ -33,12 +35,12 @@ def test_seeds_of_a_suite_are_its_own_and_no_two_entries_share_one(name):
 @pytest.mark.parametrize(
     ("name", "split"), [("training", "train"), ("wide", "train"), ("validation", "validation"), ("held-out", "test")]
 )
-def test_recorded_text_is_of_one_split(name, split):
+def test_recorded_text_is_of_one_split(name: str, split: str) -> None:
     recorded = {entry.split for entry in SUITES[name].workloads if entry.routing == "recorded"}
     assert recorded == {split}
 
 
-def test_machines_and_models_are_kept_out_of_training_and_validation():
+def test_machines_and_models_are_kept_out_of_training_and_validation() -> None:
     seen_machines = machines("wide") | machines("validation")
     assert {num_gpus for _, num_gpus in seen_machines} == {8, 32}
     assert {16, 72} <= {num_gpus for _, num_gpus in machines("held-out") - seen_machines}
@@ -48,7 +50,7 @@ def test_machines_and_models_are_kept_out_of_training_and_validation():
 
 
 @pytest.mark.parametrize("name", ["training", "held-out"])
-def test_suites_span_sizes_models_passes_and_payloads(name):
+def test_suites_span_sizes_models_passes_and_payloads(name: str) -> None:
     suite = SUITES[name].workloads
     assert {32, 2048} <= {entry.tokens for entry in suite}
     assert {"small", "deepseek-v3"} <= values(name, "model")
@@ -58,18 +60,18 @@ def test_suites_span_sizes_models_passes_and_payloads(name):
     assert {"uniform", "deepseek-v3-skewed", "recorded"} <= routing and any(r.startswith("power-law") for r in routing)
 
 
-def test_confirmation_is_held_out_with_other_seeds():
+def test_confirmation_is_held_out_with_other_seeds() -> None:
     entries = [[entry.model_copy(update={"seeds": None}) for entry in SUITES[name].workloads] for name in SUITES]
     held_out, confirmation = (entries[list(SUITES).index(name)] for name in ("held-out", "confirmation"))
     assert held_out == confirmation
 
 
-def test_machines_are_healthy_or_have_one_slow_gpu():
+def test_machines_are_healthy_or_have_one_slow_gpu() -> None:
     for name in ("validation", "held-out"):
         assert 1.0 in values(name, "slow_gpu") and max(values(name, "slow_gpu")) > 1.0
 
 
-def test_every_suite_draws_and_the_held_out_one_has_thirty_to_forty_workloads():
+def test_every_suite_draws_and_the_held_out_one_has_thirty_to_forty_workloads() -> None:
     drawn = {name: {item.name for item in load_suite(name).draw()} for name in preset_names("suites")}
     assert 30 <= len(drawn["held-out"]) <= 40
     for mine, other in itertools.combinations(SUITES, 2):

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ def small_trace() -> RoutingTrace:
     return RoutingTrace(np.stack([ids, 3 - ids]), 4, np.array([0, 4, 6]), np.array([5, 9]), weights, "by hand")
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     path = str(tmp_path / "trace.npz")
     save_trace(small_trace(), path)
     loaded = load_trace(path)
@@ -32,11 +35,11 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["trace.npz"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "trace.npz"
     path.write_bytes(b"old")
 
-    def full_disk(stream, **arrays):
+    def full_disk(stream: Any, **arrays: Any) -> None:
         stream.write(b"half")
         raise OSError(28, "No space left on device")
 
@@ -46,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["trace.npz"]
 
 
-def test_minimal_file_gets_defaults(tmp_path):
+def test_minimal_file_gets_defaults(tmp_path: Path) -> None:
     path = str(tmp_path / "bare.npz")
     np.savez(path, topk_ids=small_trace().topk_ids.astype(np.int64))
     loaded = load_trace(path)
@@ -78,7 +81,7 @@ IDS = small_trace().topk_ids
         ({"topk_ids": np.array([None])}, "not a whole npz file of plain arrays"),
     ],
 )
-def test_impossible_arrays_give_one_line(tmp_path, arrays, message):
+def test_impossible_arrays_give_one_line(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = str(tmp_path / "bad.npz")
     np.savez(path, **arrays)  # the last case is pickled here, and must not be unpickled there
     with pytest.raises(ConfigError, match=message) as raised:
@@ -86,7 +89,7 @@ def test_impossible_arrays_give_one_line(tmp_path, arrays, message):
     assert path in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path):
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     save_trace(small_trace(), str(path))
     whole = path.read_bytes()
@@ -96,7 +99,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
             load_trace(str(path))
 
 
-def test_a_flipped_byte_never_escapes_as_another_error(tmp_path):
+def test_a_flipped_byte_never_escapes_as_another_error(tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     save_trace(small_trace(), str(path))
     whole = path.read_bytes()
@@ -108,7 +111,7 @@ def test_a_flipped_byte_never_escapes_as_another_error(tmp_path):
             assert "\n" not in str(error)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_trace(str(tmp_path / "missing.npz"))
     for content in (b"", b"hello", b"\x80\x04N."):
@@ -124,7 +127,7 @@ def test_other_files_are_refused(tmp_path):
             save_trace(small_trace(), str(tmp_path / target))
 
 
-def test_for_layer_keeps_the_heaviest_experts():
+def test_for_layer_keeps_the_heaviest_experts() -> None:
     assert small_trace().for_layer(LAYER).topk_ids[0, :, 0].tolist() == [1, 1, 2, 2, 0, 3]
     same = small_trace()
     assert same.for_layer(LAYER.with_changes({"top_k": 2})) is same
@@ -136,7 +139,7 @@ def test_for_layer_keeps_the_heaviest_experts():
         small_trace().for_layer(LAYER.with_changes({"experts": 8}))
 
 
-def test_window_cuts_documents_and_layers():
+def test_window_cuts_documents_and_layers() -> None:
     cut = small_trace().window(1, 5, [9])
     assert cut.doc_offsets.tolist() == [0, 3, 4] and cut.layer_index.tolist() == [9]
     assert np.array_equal(cut.topk_ids[0], small_trace().topk_ids[1, 1:5])
@@ -148,7 +151,7 @@ def test_window_cuts_documents_and_layers():
         small_trace().window(0, 2, [1])
 
 
-def test_splits_cover_the_trace_without_overlap_and_end_at_documents():
+def test_splits_cover_the_trace_without_overlap_and_end_at_documents() -> None:
     ids = np.tile(np.array([0, 1], dtype=np.uint8), (1, 1000, 1))
     trace = RoutingTrace(ids, 2, np.array([0, 290, 580, 1000]), np.array([0]))
     parts = [split_range(trace, split) for split in ("train", "validation", "test")]
@@ -156,7 +159,7 @@ def test_splits_cover_the_trace_without_overlap_and_end_at_documents():
     assert split_range(trace, "all") == (0, 1000)
 
 
-def test_statistics_by_hand():
+def test_statistics_by_hand() -> None:
     statistics = trace_statistics(small_trace(), (1, 2))
     first = statistics.layers[5]
     # Loads of the first layer are [5, 3, 2, 2]: mean 3, variance (4 + 0 + 1 + 1) / 4.
@@ -178,7 +181,7 @@ def test_statistics_by_hand():
         trace_statistics(small_trace(), (3,))
 
 
-def test_the_shipped_recording_is_small_real_and_fits_its_model():
+def test_the_shipped_recording_is_small_real_and_fits_its_model() -> None:
     trace = load_trace("recorded")
     assert trace.for_layer(load_model("deepseek-v2-lite")) is trace
     assert trace.for_layer(load_model("deepseek-v2-lite", top_k=4)).top_k == 4

@@ -1,4 +1,8 @@
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ LAYER = LayerSpec(
 )
 
 
-def workload(**changes) -> Workload:
+def workload(**changes: np.ndarray) -> Workload:
     values = {
         "layer": LAYER,
         "num_gpus": 2,
@@ -32,7 +36,7 @@ def numbered_trace(tokens: int = 100) -> RoutingTrace:
     return RoutingTrace(np.stack([ids, 7 - ids]), 8, np.array([0, tokens]), np.array([3, 4]))
 
 
-def test_arrays_are_read_only_copies_of_the_right_type():
+def test_arrays_are_read_only_copies_of_the_right_type() -> None:
     ids = np.array([[0, 1], [2, 3], [4, 5], [7, 0]])
     made = workload(topk_ids=ids)
     ids[:] = 0
@@ -58,7 +62,7 @@ def test_arrays_are_read_only_copies_of_the_right_type():
         ({"gpu_of_expert": np.zeros(4, int)}, "must list a GPU for each of 8 experts"),
     ],
 )
-def test_wrong_workloads_give_one_line(changes, message):
+def test_wrong_workloads_give_one_line(changes: dict[str, Any], message: str) -> None:
     if changes.get("num_gpus") == 3:
         changes = {"num_gpus": 3, "topk_ids": np.tile([[0, 1]], (6, 1))}
         message = r"gpus=3 does not divide 8 experts evenly; choose from \[1, 2, 4, 8\]"
@@ -67,7 +71,7 @@ def test_wrong_workloads_give_one_line(changes, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_source_draws_new_workloads_that_their_seed_repeats():
+def test_a_source_draws_new_workloads_that_their_seed_repeats() -> None:
     source = WorkloadSource(LAYER, 4, WorkloadSpec(routing="dsv2-lite", tokens=32))
     first, second = source.draw(rng := np.random.default_rng(5)), source.draw(rng)
     assert not np.array_equal(first.topk_ids, second.topk_ids)
@@ -77,13 +81,13 @@ def test_a_source_draws_new_workloads_that_their_seed_repeats():
     assert np.array_equal(source.draw(np.random.default_rng(5)).topk_ids, first.topk_ids)
 
 
-def test_mixed_names_the_model_it_drew():
+def test_mixed_names_the_model_it_drew() -> None:
     source = WorkloadSource(LAYER, 4, WorkloadSpec(routing="mixed", tokens=8))
     names = {source.draw_seeded(seed).name.split()[0] for seed in range(60)}
     assert {"mixed/uniform", "mixed/dsv2-lite", "mixed/power-law"} <= names
 
 
-def test_trace_windows_are_contiguous_independent_and_within_the_split(tmp_path):
+def test_trace_windows_are_contiguous_independent_and_within_the_split(tmp_path: Path) -> None:
     path = str(tmp_path / "numbered.npz")
     save_trace(numbered_trace(), path)
     source = WorkloadSource(LAYER, 4, WorkloadSpec(routing=path, tokens=15, split="test", layer_index=3))
@@ -100,7 +104,7 @@ def test_trace_windows_are_contiguous_independent_and_within_the_split(tmp_path)
     assert {source.draw_seeded(seed).name[:16] for seed in range(20)} == {"numbered layer=3", "numbered layer=4"}
 
 
-def test_a_window_may_fill_its_split(tmp_path):
+def test_a_window_may_fill_its_split(tmp_path: Path) -> None:
     path = str(tmp_path / "numbered.npz")
     save_trace(numbered_trace(), path)
     spec = WorkloadSpec(routing=path, tokens=20, split="validation", layer_index=3)
@@ -108,7 +112,7 @@ def test_a_window_may_fill_its_split(tmp_path):
     assert drawn.topk_ids[:20].tolist() == drawn.topk_ids[20:].tolist() == numbered_trace().topk_ids[0, 60:80].tolist()
 
 
-def test_wrong_sources_give_one_line(tmp_path):
+def test_wrong_sources_give_one_line(tmp_path: Path) -> None:
     path = str(tmp_path / "numbered.npz")
     save_trace(numbered_trace(), path)
     for changes, message in (
@@ -127,14 +131,14 @@ def test_wrong_sources_give_one_line(tmp_path):
         WorkloadSource(LAYER, 3, WorkloadSpec())
 
 
-def test_the_shipped_recording_serves_every_split_of_a_small_machine():
+def test_the_shipped_recording_serves_every_split_of_a_small_machine() -> None:
     for split in ("train", "validation", "test"):
         spec = WorkloadSpec(routing="recorded", tokens=512, split=split)
         drawn = WorkloadSource(load_model("deepseek-v2-lite"), 8, spec).draw_seeded(1)
         assert drawn.topk_ids.shape == (4096, 6)
 
 
-def test_placements_from_files(tmp_path):
+def test_placements_from_files(tmp_path: Path) -> None:
     listed = [0, 1, 0, 1, 1, 0, 1, 0]
     (tmp_path / "p.json").write_text(json.dumps(listed))
     np.savez(tmp_path / "p.npz", gpu_of_expert=np.array(listed))

@@ -33,7 +33,7 @@ from dysharp_env.simulator.state.records import ARRAYS, CONSTANT_FIELDS, ROOT
 class Row(types.Type):
     """One record in memory."""
 
-    def __init__(self, record: types.Record):
+    def __init__(self, record: types.Record) -> None:
         """Names the type shortly: numba writes argument types into the name of every function."""
         self.record = record
         self.constant = next((names for dtype, names in CONSTANT_FIELDS if _numba_type(dtype) == record), frozenset())
@@ -49,7 +49,7 @@ class Row(types.Type):
 class Rows(types.Type):
     """Records or numbers that follow each other in memory."""
 
-    def __init__(self, item: types.Type):
+    def __init__(self, item: types.Type) -> None:
         """Takes the type of one of them, as it lies in memory."""
         self.item = item
         shown = Row(item) if isinstance(item, types.Record) else _wide(item)

@@ -37,7 +37,7 @@ class Block:
         nothing: dict[str, int],
         zeros: dict[str, int | tuple[int, ...]],
         shared: dict[str, np.ndarray],
-    ):
+    ) -> None:
         """Lays the arrays out.
 
         Args:

@@ -47,7 +47,7 @@ class _Frame(NamedTuple):
 class Lowering:
     """Lowers workloads that run by one program at one set of costs; what they share is worked out once."""
 
-    def __init__(self, costs: Costs, program: Program, num_sms: int, logging: bool = False):
+    def __init__(self, costs: Costs, program: Program, num_sms: int, logging: bool = False) -> None:
         """Notes how layers are run.
 
         Args:

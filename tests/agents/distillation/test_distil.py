@@ -1,7 +1,11 @@
 """Distilling: which values explain a policy, what is fitted, and what the command writes."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from dysharp_env.simulator.state.observation import CONTEXT, GEMM
 from dysharp_env.workload.suite import load_suite
 
 
-def decisions(wanted) -> Decisions:
+def decisions(wanted: Callable[..., Any]) -> Decisions:
     """Returns decisions in random contexts, in which a policy got just what ``wanted`` says of each."""
     rng = np.random.default_rng(0)
     contexts = rng.uniform(0, 1, (500, len(CONTEXT))).astype(np.float32)
@@ -24,7 +28,7 @@ def decisions(wanted) -> Decisions:
     return Decisions(contexts, np.stack(wanted(columns), axis=1), np.full(500, 1 / 500), np.array([*WISHES.values()]))
 
 
-def test_a_linear_policy_is_found_again():
+def test_a_linear_policy_is_found_again() -> None:
     seen = decisions(lambda c: (0.1 - 0.05 * c["sent"], 0.02 + 0.1 * c["gemm_done"], 0 * c["sent"]))
     names = choose_names(seen, 2)
     assert names == ["gemm_done", "sent"]  # 11 * 0.1 moves further than 16 * 0.05
@@ -36,7 +40,7 @@ def test_a_linear_policy_is_found_again():
     assert explained(seen, names[:1]) < 0.9
 
 
-def test_every_workload_counts_the_same(steered_run: str):
+def test_every_workload_counts_the_same(steered_run: str) -> None:
     problems = Problem.of_suite(load_suite("smoke").draw())
     (policy,) = learned_of(read_contender(steered_run))
     seen = record_decisions(policy, problems)
@@ -46,7 +50,7 @@ def test_every_workload_counts_the_same(steered_run: str):
     assert seen.mean_context == pytest.approx(np.mean([one.mean_context for one in alone], axis=0))
 
 
-def test_it_writes_a_rule_that_plays(linear_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_writes_a_rule_that_plays(linear_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, file = tmp_path / "rule", tmp_path / "d.json"
     suites = ["--suite", "smoke", "--validation", "smoke"]
     assert command.main([linear_run, *suites, "--values", "4", "--out", str(out), "--json", str(file)]) == 0
@@ -61,7 +65,7 @@ def test_it_writes_a_rule_that_plays(linear_run: str, tmp_path: Path, capsys: py
     assert "dysharp_split(" in (out / "rule.h").read_text()
 
 
-def test_rows_are_weighed_as_the_policy_weighs_them(row_run: str, tmp_path: Path):
+def test_rows_are_weighed_as_the_policy_weighs_them(row_run: str, tmp_path: Path) -> None:
     out, suites = tmp_path / "rule", ["--suite", "smoke", "--validation", "smoke"]
     assert command.main([row_run, *suites, "--values", "2", "--out", str(out)]) == 0
     (policy,) = learned_of(read_contender(row_run))
@@ -73,7 +77,7 @@ def test_rows_are_weighed_as_the_policy_weighs_them(row_run: str, tmp_path: Path
     assert "dysharp_row_score(" in (out / "rule.h").read_text()
 
 
-def test_a_mistake_is_one_line(linear_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_is_one_line(linear_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([linear_run, "--values", "0", "--out", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err == f"error: values=0 must be 1 to {MOST_VALUES}\n"
     assert not (tmp_path / "x").exists()

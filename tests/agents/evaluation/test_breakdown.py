@@ -1,19 +1,21 @@
 """Breakdowns: which group a workload is in, and what a group's ratio is."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
 from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
 from agents.evaluation.table import EvaluationRow
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
 
-def row(policy, item, makespan_us, seed=None):
+def row(policy: str, item: SuiteWorkload, makespan_us: float, seed: None | int = None) -> EvaluationRow:
     return EvaluationRow(policy, seed, item.name, makespan_us, 10.0, 1, 1)
 
 
-def test_groups_of_the_held_out_suite():
+def test_groups_of_the_held_out_suite() -> None:
     suite = load_suite("held-out")
     by_label = {}
     for entry in suite.workloads:
@@ -35,7 +37,7 @@ def test_groups_of_the_held_out_suite():
     assert slow["tokens"] == "<=64 tokens per GPU"
 
 
-def test_ratios_of_groups_are_their_own():
+def test_ratios_of_groups_are_their_own() -> None:
     items = load_suite("smoke").draw()
     rows = [row("a", item, 10.0) for item in items]
     rows += [row("b", item, 5.0 * 2**place, seed) for seed in (0, 1) for place, item in enumerate(items)]
@@ -48,7 +50,7 @@ def test_ratios_of_groups_are_their_own():
     assert breakdown_table(results).row_count == len(results)
 
 
-def test_names_are_read_once_and_checked():
+def test_names_are_read_once_and_checked() -> None:
     assert read_groupings(["gpus,model", "gpus"]) == ["gpus", "model"]
     with pytest.raises(ConfigError, match=r"by='tokns' is unknown; .*did you mean 'tokens'"):
         read_groupings(["tokns"])

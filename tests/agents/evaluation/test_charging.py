@@ -1,5 +1,7 @@
 """Charged decisions: who is counted, and what a row becomes."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.workload.suite import load_suite
 
 
-def test_a_split_for_all_gpus_is_paid_once_and_the_others_by_gpu():
+def test_a_split_for_all_gpus_is_paid_once_and_the_others_by_gpu() -> None:
     (item,) = Problem.of_suite(load_suite("smoke").draw()[:1])
     player = Chooser(EnvSpec(exposed=("split",), splits=((8, 11), (4, 4)), split_moments=2))
     gpus = [decision.gpu for decision, _ in player.replay(item, 0)]
@@ -21,7 +23,7 @@ def test_a_split_for_all_gpus_is_paid_once_and_the_others_by_gpu():
     assert busiest_decisions(player, item, 0) < len(gpus)
 
 
-def test_only_kinds_that_are_named_are_counted():
+def test_only_kinds_that_are_named_are_counted() -> None:
     (item,) = Problem.of_suite(load_suite("smoke").draw()[:1])
     env = EnvSpec(exposed=("split", "gemm"), hold=False, partial_tiles=False, splits=((8, 11), (4, 4)), split_moments=2)
     player = Chooser(env)
@@ -31,7 +33,7 @@ def test_only_kinds_that_are_named_are_counted():
     assert rows < busiest_decisions(player, item, 0) <= rows + busiest_decisions(player, item, 0, ["split"])
 
 
-def test_rows_are_charged_and_schedules_are_not():
+def test_rows_are_charged_and_schedules_are_not() -> None:
     problems, names = Problem.of_suite(load_suite("smoke").draw()), ("first", "dysharp")
     first, reference = (read_contender(name) for name in names)
     rows = charge(evaluate(problems, [first], reference), [first, reference], problems, 0.5)

@@ -1,5 +1,7 @@
 """Look-ahead: never later than the rule, within its budget, and made of decisions that anybody can play again."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def random_rule(seed: int) -> ScheduleSpec:
 
 
 @pytest.mark.parametrize("schedule", [load_schedule("dysharp"), random_rule(0), random_rule(1)])
-def test_it_never_ends_later_than_its_rule_and_often_sooner(schedule):
+def test_it_never_ends_later_than_its_rule_and_often_sooner(schedule: ScheduleSpec) -> None:
     rule_ps = makespans_ps([schedule], WORKLOADS)[0]
     ends = [look_ahead(workload, LookAhead(schedule, rollouts=200)) for workload in WORKLOADS]
     for end, alone_ps in zip(ends, rule_ps, strict=True):
@@ -43,7 +45,7 @@ def test_it_never_ends_later_than_its_rule_and_often_sooner(schedule):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_without_alternatives_it_is_the_rule_bit_for_bit(seed):
+def test_without_alternatives_it_is_the_rule_bit_for_bit(seed: int) -> None:
     schedule = random_rule(seed)
     for workload in WORKLOADS:
         engine = workload.engine(schedule).run()
@@ -52,7 +54,7 @@ def test_without_alternatives_it_is_the_rule_bit_for_bit(seed):
         assert end.rollouts == end.improvements == 0
 
 
-def test_its_choices_played_again_give_its_makespan():
+def test_its_choices_played_again_give_its_makespan() -> None:
     schedule = random_rule(1)
     ahead = LookAhead(schedule, rollouts=100, kinds=("gemm",))
     end = look_ahead(WORKLOADS[0], ahead)
@@ -63,12 +65,12 @@ def test_its_choices_played_again_give_its_makespan():
     assert engine.advance() is None and engine.now_ps == end.makespan_ps
 
 
-def test_rollouts_are_spread_over_the_layer():
+def test_rollouts_are_spread_over_the_layer() -> None:
     few, many = (look_ahead(WORKLOADS[0], LookAhead(load_schedule("dysharp"), rollouts=n)) for n in (10, 10_000))
     assert 5 <= few.rollouts <= 10 < many.rollouts
 
 
-def test_candidates_are_ranked_by_score_and_equals_by_place():
+def test_candidates_are_ranked_by_score_and_equals_by_place() -> None:
     engine = WORKLOADS[0].engine(load_schedule("dysharp"), Exposure(("dispatch",)))
     decision = engine.advance()
     assert decision is not None
@@ -78,7 +80,7 @@ def test_candidates_are_ranked_by_score_and_equals_by_place():
     assert rank(weights, decision).tolist() == np.flatnonzero(decision.mask).tolist()[::-1]
 
 
-def test_evaluate_takes_it_as_a_policy(capsys):
+def test_evaluate_takes_it_as_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--suite", "smoke", "--policy", "look-ahead:dysharp-l2", "--policy", "dysharp-l2", "--rollouts", "20"]
     assert command.main(argv) == 0
     assert "look-ahead:dysharp-l2" in capsys.readouterr().out

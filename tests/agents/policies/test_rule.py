@@ -1,9 +1,12 @@
 """Distilled rules: the arithmetic, the network, the C header and the file all choose alike."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +45,7 @@ ROWS = RowRule(
 )
 
 
-def rule(wishes, rows: RowRule | None = None) -> Rule:
+def rule(wishes: dict[str, Linear], rows: RowRule | None = None) -> Rule:
     parts = [*wishes.values(), *(rows.weights.values() if rows else ())]
     names = dict.fromkeys(name for part in parts for name in part.names())
     return Rule(
@@ -98,7 +101,7 @@ def scores_of(rows: RowRule, features: np.ndarray, contexts: np.ndarray) -> np.n
     return total
 
 
-def test_a_worked_choice():
+def test_a_worked_choice() -> None:
     context = np.zeros((2, len(CONTEXT)), np.float32)
     context[0, CONTEXT.index("sent")] = 1.0
     context[1, CONTEXT.index("gemm_done")] = 1.0
@@ -107,7 +110,7 @@ def test_a_worked_choice():
     assert choose(rule(WANTED), context).tolist() == [1, 5]
 
 
-def test_the_network_takes_what_the_rule_takes(contexts):
+def test_the_network_takes_what_the_rule_takes(contexts: np.ndarray) -> None:
     mine = rule(WANTED)
     features = np.zeros((len(SPLITS), len(FEATURES)), np.float32)
     features[:, [FEATURES.index(name) for name in WISHES]] = offered(mine)
@@ -134,7 +137,7 @@ def run_header(mine: Rule, main: str, given: np.ndarray, folder: Path) -> bytes:
     return subprocess.run([str(folder / "main")], input=numbers, capture_output=True, check=True).stdout
 
 
-def test_the_header_takes_what_the_rule_takes(contexts, tmp_path: Path):
+def test_the_header_takes_what_the_rule_takes(contexts: np.ndarray, tmp_path: Path) -> None:
     mine = rule(WANTED)
     main = f'    while (fread(&c, sizeof c, 1, stdin) == 1) printf("%d\\n", dysharp_split(&c, {SMS}, {TILE}));\n'
     columns = contexts[:, [CONTEXT.index(name) for name in mine.context]]
@@ -142,7 +145,7 @@ def test_the_header_takes_what_the_rule_takes(contexts, tmp_path: Path):
     assert [int(line) for line in out.split()] == choose(mine, contexts).tolist()
 
 
-def test_the_header_scores_rows_as_the_rule_does(contexts, tmp_path: Path):
+def test_the_header_scores_rows_as_the_rule_does(contexts: np.ndarray, tmp_path: Path) -> None:
     main = (
         "    struct dysharp_row r;\n"
         "    while (fread(&c, sizeof c, 1, stdin) == 1 && fread(&r, sizeof r, 1, stdin) == 1) {\n"
@@ -156,7 +159,7 @@ def test_the_header_scores_rows_as_the_rule_does(contexts, tmp_path: Path):
     np.testing.assert_array_equal(np.frombuffer(out, np.float32), scores_of(ROWS, features, contexts))
 
 
-def test_the_network_scores_rows_as_the_rule_does(contexts):
+def test_the_network_scores_rows_as_the_rule_does(contexts: np.ndarray) -> None:
     features = np.zeros((6, len(FEATURES)), np.float32)
     columns = [FEATURES.index(name) for name in ROWS.features]
     features[:, columns] = np.random.default_rng(1).uniform(0, 1, (6, len(columns)))
@@ -169,7 +172,7 @@ def test_the_network_scores_rows_as_the_rule_does(contexts):
         np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-4)
 
 
-def test_a_file_is_a_contender(tmp_path: Path):
+def test_a_file_is_a_contender(tmp_path: Path) -> None:
     path = tmp_path / "rule.json"
     path.write_text(json.dumps(rule(WANTED).model_dump(mode="json")))
     contender = read_contender(str(path))
@@ -194,7 +197,7 @@ def test_a_file_is_a_contender(tmp_path: Path):
         ({"context": {"sennt": "x"}}, "the rule looks at ['sennt'], which is no context value"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line(changes, message, tmp_path: Path):
+def test_a_mistake_in_a_file_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "rule.json"
     path.write_text(json.dumps({**rule(WANTED).model_dump(mode="json"), **changes}))
     with pytest.raises(ConfigError) as error:
@@ -202,6 +205,6 @@ def test_a_mistake_in_a_file_is_one_line(changes, message, tmp_path: Path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_definition_stands_alone():
+def test_a_definition_stands_alone() -> None:
     assert definition("combine_in_flight").startswith("the same for the combine group as dispatch_in_flight: fraction")
     assert definition("sent") == "fraction of this GPU's tokens dispatched"

@@ -1,5 +1,7 @@
 """The search: it begins where it says, improves on it, and can be repeated."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def suite(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["dysharp", "dysharp-l2", "dysharp-waves"])
-def test_a_search_begins_at_the_schedule_itself(name):
+def test_a_search_begins_at_the_schedule_itself(name: str) -> None:
     base = load_schedule(name)
     space = SearchSpace(base)
     workloads = Problem.of_suite([*load_suite("smoke").draw(), *SuiteSpec.model_validate(SUITE).draw()])
@@ -38,7 +40,7 @@ def test_a_search_begins_at_the_schedule_itself(name):
     assert started.tolist() == given.tolist()
 
 
-def test_makespans_are_those_of_single_runs():
+def test_makespans_are_those_of_single_runs() -> None:
     items = load_suite("smoke").draw()
     schedules = [load_schedule(name) for name in ("dysharp", "comet", "dysharp-waves")]
     found = makespans_ps(schedules, Problem.of_suite(items))
@@ -46,7 +48,7 @@ def test_makespans_are_those_of_single_runs():
     assert found.tolist() == [[run.engine.now_ps for run in row] for row in alone]
 
 
-def test_settings_are_whole_numbers_in_their_ranges():
+def test_settings_are_whole_numbers_in_their_ranges() -> None:
     space = SearchSpace(load_schedule("dysharp"))
     far, near = space.start.copy(), space.start.copy()
     far[-4:], near[-4:] = 30.0, -30.0
@@ -55,7 +57,7 @@ def test_settings_are_whole_numbers_in_their_ranges():
     assert (least.sms.dispatch, least.sms.combine, least.chunk_tokens, least.min_partial_tokens) == (1, 1, 1, 1)
 
 
-def test_it_improves_on_its_start_and_says_what_it_found(suite):
+def test_it_improves_on_its_start_and_says_what_it_found(suite: str) -> None:
     workloads = Problem.of_suite(load_suite(suite).draw())
     reference = load_schedule("dysharp")
     found = search(load_schedule("dysharp-l2"), workloads, reference, Budget(500, 60.0), name="found", seed=3)
@@ -65,7 +67,9 @@ def test_it_improves_on_its_start_and_says_what_it_found(suite):
     assert np.exp(np.log(measured[0] / measured[1]).mean()) == pytest.approx(found.ratio)
 
 
-def test_the_command_writes_a_schedule_that_says_what_made_it_and_repeats_it(suite, tmp_path, capsys):
+def test_the_command_writes_a_schedule_that_says_what_made_it_and_repeats_it(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for file in files:
         argv = ["--suite", suite, "--out", str(file), "--episodes", "300", "--batch", "1", "--seed", "5"]
@@ -87,7 +91,9 @@ def test_the_command_writes_a_schedule_that_says_what_made_it_and_repeats_it(sui
         (["--start", "dyshap"], "did you mean 'dysharp'?"),
     ],
 )
-def test_a_mistake_is_one_line(argv, message, tmp_path, capsys):
+def test_a_mistake_is_one_line(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main(["--suite", "smoke", "--out", str(tmp_path / "x.yaml"), *argv]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error

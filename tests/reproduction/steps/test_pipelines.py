@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from collections import Counter
 
 import pytest
@@ -6,7 +8,7 @@ from dysharp_env.reproduction.steps.pipelines import PassTimes, dualpipe, one_fo
 from dysharp_env.reproduction.steps.streams import makespan_ps, run_streams
 
 
-def test_one_forward_one_backward_by_hand():
+def test_one_forward_one_backward_by_hand() -> None:
     spans = run_streams(one_forward_one_backward(stages=2, micro_batches=3, forward_ps=1, backward_ps=2))
     first = {name: span for name, span in spans.items() if name[1] == "0"}
     last = {name: span for name, span in spans.items() if name[1] == "1"}
@@ -29,12 +31,12 @@ def test_one_forward_one_backward_by_hand():
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(1, 1), (1, 5), (4, 2), (4, 4), (16, 120)])
-def test_one_forward_one_backward_has_the_known_bubble(stages, micro_batches):
+def test_one_forward_one_backward_has_the_known_bubble(stages: int, micro_batches: int) -> None:
     ops = one_forward_one_backward(stages, micro_batches, forward_ps=3, backward_ps=5)
     assert makespan_ps(ops) == (micro_batches + stages - 1) * (3 + 5)
 
 
-def test_dualpipe_by_hand():
+def test_dualpipe_by_hand() -> None:
     spans = run_streams(dualpipe(2, 4, PassTimes(forward_ps=10, backward_ps=20, weights_ps=8, pair_ps=22)))
     # A node holds stage 0 of its own end and stage 1 of the other; both nodes do the same at the same time.
     for node in range(2):
@@ -52,7 +54,7 @@ def test_dualpipe_by_hand():
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(2, 4), (4, 8), (8, 20), (16, 120)])
-def test_dualpipe_runs_every_pass_once_and_has_the_published_bubble(stages, micro_batches):
+def test_dualpipe_runs_every_pass_once_and_has_the_published_bubble(stages: int, micro_batches: int) -> None:
     times = PassTimes(forward_ps=10, backward_ps=20, weights_ps=10, pair_ps=30)
     ops = list(dualpipe(stages, micro_batches, times))
     # Pairs that cost what their passes cost: every node is busy for its share, and waits what the report says.
@@ -64,7 +66,7 @@ def test_dualpipe_runs_every_pass_once_and_has_the_published_bubble(stages, micr
     assert makespan_ps(ops) == micro_batches * 30 + bubble
 
 
-def test_dualpipe_pairs_all_but_what_fills_and_drains():
+def test_dualpipe_pairs_all_but_what_fills_and_drains() -> None:
     times = PassTimes(forward_ps=10, backward_ps=20, weights_ps=8, pair_ps=25)
     pairs = Counter(op.stream for op in dualpipe(8, 20, times) if op.duration_ps == times.pair_ps)
     # By the published order: 2 (10 - 8 + place + 1) + (4 - place - 1), one fewer in the middle.
@@ -72,6 +74,6 @@ def test_dualpipe_pairs_all_but_what_fills_and_drains():
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(3, 8), (4, 9), (4, 6)])
-def test_dualpipe_needs_even_and_enough(stages, micro_batches):
+def test_dualpipe_needs_even_and_enough(stages: int, micro_batches: int) -> None:
     with pytest.raises(ValueError, match=f"not {stages} and {micro_batches}"):
         next(dualpipe(stages, micro_batches, PassTimes(1, 2, 1, 3)))

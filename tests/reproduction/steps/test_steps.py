@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import dataclasses
 from collections import Counter
 
@@ -17,7 +19,7 @@ FORWARD = BlockParts(around_ps=2 * MICRO, moe_ps=10 * MICRO, cut_ps=(3 * MICRO, 
 BACKWARD = BlockParts(around_ps=4 * MICRO, moe_ps=14 * MICRO, cut_ps=(3 * MICRO, 8 * MICRO, 3 * MICRO))
 
 
-def case(schedule="deepep", tokens=64, direction="forward", model="small") -> LayerCase:
+def case(schedule: str = "deepep", tokens: int = 64, direction: str = "forward", model: str = "small") -> LayerCase:
     layer = load_model(model, direction=direction)
     return LayerCase(load_system("gh200-nvl32", 8), layer, tokens, "uniform", 0, schedule)
 
@@ -36,13 +38,13 @@ def busy_us(ops: list[Op]) -> float:
     return max(busy_ps.values()) / MICRO
 
 
-def test_a_training_step_is_paced_by_the_fullest_stage():
+def test_a_training_step_is_paced_by_the_fullest_stage() -> None:
     ops = training_ops(StepSpec(stages=4, micro_batches=6), 10, FORWARD, BACKWARD)  # 3 layers in a stage
     assert busy_us(ops) == 6 * 3 * (12 + 18)
     assert makespan_ps(ops) / MICRO - busy_us(ops) == 3 * 3 * (12 + 18)
 
 
-def test_a_paired_training_step_by_hand():
+def test_a_paired_training_step_by_hand() -> None:
     spec = StepSpec(stages=2, micro_batches=4, overlap_sms=1)
     ops = training_ops(spec, 2, FORWARD, BACKWARD, paired_sms=10**9)
     # Two nodes: forward passes of either end (12 + 12), one backward pass (18), one pair (19) of which the last node's
@@ -54,12 +56,12 @@ def test_a_paired_training_step_by_hand():
     assert busy_us(shared) > busy_us(ops)
 
 
-def test_micro_batches_too_few_for_dualpipe():
+def test_micro_batches_too_few_for_dualpipe() -> None:
     with pytest.raises(ValueError, match="two or more a stage, not 4 and 6"):
         training_ops(StepSpec(stages=4, micro_batches=6), 4, FORWARD, BACKWARD, paired_sms=132)
 
 
-def test_a_layer_is_cut_where_its_stages_end():
+def test_a_layer_is_cut_where_its_stages_end() -> None:
     assert times(10).cut() == (3 * MICRO, 4 * MICRO, 3 * MICRO)
     simulated = simulate_case(case())
     assert simulated.is_phased and sum(simulated.cut()) == simulated.makespan_ps
@@ -69,7 +71,7 @@ def test_a_layer_is_cut_where_its_stages_end():
         fused.cut()
 
 
-def test_equal_cases_give_equal_times_and_passes_share_their_routing():
+def test_equal_cases_give_equal_times_and_passes_share_their_routing() -> None:
     forward, backward = case(), case(direction="backward")
     assert simulate_case(forward) == simulate_case(case())
     assert (forward.workload().topk_ids == backward.workload().topk_ids).all()
@@ -79,12 +81,12 @@ def test_equal_cases_give_equal_times_and_passes_share_their_routing():
     assert cuts[0][1] < cuts[1][1]
 
 
-def test_communication_can_be_given_fewer_sms():
+def test_communication_can_be_given_fewer_sms() -> None:
     few = dataclasses.replace(case(tokens=256), schedule_changes=(("sms.dispatch", 2), ("sms.combine", 2)))
     assert simulate_case(few).cut()[0] > simulate_case(case(tokens=256)).cut()[0]
 
 
-def test_prefill_sums_layers():
+def test_prefill_sums_layers() -> None:
     one = case(tokens=2048)
     expected_ps = 64 * (around_ps(one, 1, 2048) + 10 * MICRO)
     assert prefill_us(one, times(10)) == pytest.approx(expected_ps / MICRO)
@@ -93,7 +95,7 @@ def test_prefill_sums_layers():
     assert prefill_us(one, times(10)) < two < 2 * prefill_us(one, times(10))
 
 
-def test_dense_layers_come_instead_of_moe_layers():
+def test_dense_layers_come_instead_of_moe_layers() -> None:
     one = case(model="deepseek-v3", tokens=64)
     without = one.layer.with_changes({"transformer.dense_layers": 0, "transformer.dense_ff": 0})
     all_moe = LayerCase(one.system, without, 64, "uniform", 0, "deepep")
@@ -102,7 +104,7 @@ def test_dense_layers_come_instead_of_moe_layers():
     assert prefill_us(all_moe, times(1000)) - prefill_us(one, times(1000)) == pytest.approx(expected_us)
 
 
-def test_decoding_grows_with_the_cache():
+def test_decoding_grows_with_the_cache() -> None:
     one = case(tokens=32)  # 32 sequences
     spec = StepSpec(decode_tokens=2)
     expected_ps = sum(64 * (around_ps(one, 32, 1, cached) + 10 * MICRO) for cached in (500, 501))
@@ -110,5 +112,5 @@ def test_decoding_grows_with_the_cache():
     assert around_ps(one, 32, 1, 4000) > around_ps(one, 32, 1, 500)
 
 
-def test_a_backward_pass_doubles_what_is_around():
+def test_a_backward_pass_doubles_what_is_around() -> None:
     assert around_ps(case(direction="backward"), 1, 64) == 2 * around_ps(case(), 1, 64)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 
 from dysharp_env.reproduction.steps.crosslayer import (
@@ -14,7 +16,7 @@ FORWARD = BlockParts(around_ps=2, moe_ps=10, cut_ps=(3, 4, 3))
 BACKWARD = BlockParts(around_ps=4, moe_ps=14, cut_ps=(3, 8, 3))
 
 
-def test_a_stream_runs_in_order_and_waits():
+def test_a_stream_runs_in_order_and_waits() -> None:
     ops = [Op("a", "x", 5), Op("b", "y", 3, ("a",)), Op("c", "y", 2), Op("d", "x", 1, ("b",))]
     assert run_streams(ops) == {"a": (0, 5), "b": (5, 8), "c": (8, 10), "d": (8, 9)}
     assert makespan_ps(ops) == 10
@@ -29,12 +31,12 @@ def test_a_stream_runs_in_order_and_waits():
         ([Op("a", "x", 1, ("b",)), Op("b", "x", 1)], "'a' waits in a circle"),
     ],
 )
-def test_streams_that_cannot_run(ops, message):
+def test_streams_that_cannot_run(ops: list[Op], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_streams(ops)
 
 
-def test_two_batches_by_hand():
+def test_two_batches_by_hand() -> None:
     spans = run_streams(two_batch_ops(FORWARD, 2))
     assert spans == {
         # Compute: both attentions, then the experts of each batch as its tokens have come.
@@ -61,7 +63,7 @@ def test_two_batches_by_hand():
     assert two_batch_ps(FORWARD, 2) < 2 * 2 * FORWARD.total_ps
 
 
-def test_paired_passes_by_hand():
+def test_paired_passes_by_hand() -> None:
     spans = run_streams(paired_passes_ops(FORWARD, BACKWARD, 1))
     assert spans == {
         "FA0": (0, 2),
@@ -76,7 +78,7 @@ def test_paired_passes_by_hand():
     assert paired_passes_ps(FORWARD, BACKWARD, 1) == 19 < FORWARD.total_ps + BACKWARD.total_ps
 
 
-def test_paired_passes_with_attention_alone_beside_communication():
+def test_paired_passes_with_attention_alone_beside_communication() -> None:
     spans = run_streams(paired_passes_ops(FORWARD, BACKWARD, 1, COMMUNICATION))
     # Experts wait for the links: dispatch forward, experts backward, experts forward, then what brings them home.
     assert spans["FD0"] == (3, 6) and spans["BM0"] == (6, 14) and spans["FM0"] == (14, 18)
@@ -86,7 +88,7 @@ def test_paired_passes_with_attention_alone_beside_communication():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_one_communication_at_a_time(layers):
+def test_one_communication_at_a_time(layers: int) -> None:
     for ops in (two_batch_ops(FORWARD, layers), paired_passes_ops(FORWARD, BACKWARD, layers)):
         ops = list(ops)
         spans = run_streams(ops)
@@ -95,13 +97,13 @@ def test_one_communication_at_a_time(layers):
             assert all(first[1] <= second[0] for first, second in zip(used, used[1:], strict=False))
 
 
-def test_a_layer_that_overlaps_inside_cannot_overlap_across():
+def test_a_layer_that_overlaps_inside_cannot_overlap_across() -> None:
     with pytest.raises(ValueError, match="only a layer run in phases"):
         two_batch_ps(BlockParts(1, 2), 1)
     with pytest.raises(ValueError, match="only a layer run in phases"):
         BlockParts(1, 2).on_fewer_sms(132, 20)
 
 
-def test_communication_takes_sms_from_everything_that_computes():
+def test_communication_takes_sms_from_everything_that_computes() -> None:
     slowed = BlockParts(around_ps=56, moe_ps=130, cut_ps=(10, 112, 8)).on_fewer_sms(132, 20)
     assert slowed == BlockParts(around_ps=66, moe_ps=150, cut_ps=(10, 132, 8))
