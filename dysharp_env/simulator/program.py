@@ -132,6 +132,11 @@ class Program:
             max([self.combine_sms, *(combine for _, combine, _ in self.splits)]),
         )
 
+    def smallest_tile(self, tile_tokens: int) -> int:
+        """Returns the fewest tokens of a tile of a layer, but for the last ones of an expert."""
+        early = [self.min_partial_tokens] if self.partial_tiles else []
+        return min([tile_tokens, *early, *(split[2] for split in self.splits)])
+
     def may_close_early(self, tile_tokens: int) -> bool:
         """Returns whether an open tile of a layer may be closed early, by any split."""
         return self.partial_tiles or any(early < tile_tokens for _, _, early in self.splits)

@@ -17,7 +17,7 @@ from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
 from dysharp_env.simulator.state.planes import vector_planes
 from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, blank
-from dysharp_env.simulator.state.routed import Paths, Routed, Vectors, follow_routing
+from dysharp_env.simulator.state.routed import Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
 from dysharp_env.workload.layer import LayerSpec
@@ -39,7 +39,6 @@ class _Frame(NamedTuple):
     num_gpus: int
     tokens_per_gpu: int
     block: Block
-    paths: Paths
     dispatch: Vectors
     combine: Vectors
 
@@ -94,10 +93,15 @@ class Lowering:
         fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
         times = {"links_ps": bound.links_ps, "gemms_ps": bound.gemms_ps, "hbm_ps": bound.hbm_ps}
         fill(state.root, {"scale_ps": max(1, bound.total_ps), **times})
-        routed = Routed(*(getattr(state, name) for name in Routed._fields))
-        ids, placement = workload.topk_ids, workload.gpu_of_expert
         follow_routing(
-            ids, placement, self._positions(workload, state), frame.paths, frame.dispatch, frame.combine, routed
+            state.root,
+            state.pairs,
+            state.nodes,
+            workload.topk_ids,
+            workload.gpu_of_expert,
+            self._positions(workload, state),
+            frame.dispatch,
+            frame.combine,
         )
         return state
 
@@ -126,31 +130,10 @@ class Lowering:
         num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
         costs.require_exact(workload)
         root = root_of(workload, costs, program, self._num_sms, self._logging)
-        chunks_per_gpu = int(root["chunks_per_gpu"][0])
-        _require_narrow(workload, costs, program, chunks_per_gpu)
+        _require_narrow(workload, costs, program, int(root["chunks_per_gpu"][0]))
         dispatch, combine = _vectors(workload, costs, program)
-        smallest_tile = min(
-            layer.tile_tokens,
-            program.min_partial_tokens if program.partial_tiles else layer.tile_tokens,
-            *(early for _, _, early in program.splits),
-        )
-        paths = Paths(
-            num_gpus,
-            tokens_per_gpu,
-            program.chunk_tokens,
-            chunks_per_gpu,
-            program.parts,
-            program.by_peers,
-            program.static,
-            program.copies_per_expert,
-            program.loopback,
-            program.dispatch.to_all,
-            program.combine.to_all,
-            program.combine.reads,
-            smallest_tile,
-        )
-        block = _block(workload, costs, program, root, _wire_times(costs, dispatch, combine), smallest_tile)
-        return _Frame(layer, num_gpus, tokens_per_gpu, block, paths, dispatch, combine)
+        block = _block(workload, costs, program, root, _wire_times(costs, dispatch, combine))
+        return _Frame(layer, num_gpus, tokens_per_gpu, block, dispatch, combine)
 
 
 def _num_pairs(workload: Workload, program: Program) -> int:
@@ -162,9 +145,7 @@ def _num_pairs(workload: Workload, program: Program) -> int:
     return workload.demand.num_pairs
 
 
-def _block(
-    workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray, smallest_tile: int
-) -> Block:
+def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray) -> Block:
     """Returns what makes states of a workload's size; completes the root."""
     num_experts = workload.layer.experts * program.parts
     chunks = chunks_of(workload, program)
@@ -173,7 +154,7 @@ def _block(
     heap = blank(int(root["heap_margin"][0]) + 1024, records.EVENT)
     heap[0] = (program.pays_ps[0], EV_GATE << 48, NOTHING, 0, 0, 0)
     # Every expert and part has an open tile beside those that its tokens fill.
-    num_tiles = workload.num_tokens * workload.layer.top_k // smallest_tile + num_experts
+    num_tiles = workload.num_tokens * workload.layer.top_k // int(root["smallest_tile"][0]) + num_experts
     num_links = workload.num_gpus * costs.planes
     wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
     given = {

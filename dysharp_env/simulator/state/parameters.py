@@ -113,6 +113,7 @@ def _worked_out(
         "partial_tiles": program.may_close_early(workload.layer.tile_tokens),
         "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * rounds,
         "num_parts": program.parts,
+        "smallest_tile": program.smallest_tile(workload.layer.tile_tokens),
         "num_splits": len(program.splits),
         "network_width": program.network.width if program.network else 0,
         "logging": logging,
