@@ -62,8 +62,7 @@ def fault_of(decisions: DecisionList) -> str | None:
     if routing_digest(workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
     problem = Problem.of(system, workload, compute_scale=decisions.scenario.compute_scale)
-    program = decisions.schedule.program(system, decisions.asked.exposure())
-    return _replay(Twin(workload, problem.costs, program, system.gpu.num_sms, problem.bound), decisions)
+    return _replay(problem.twin(decisions.schedule, decisions.asked.exposure()), decisions)
 
 
 def _replay(twin: Twin, decisions: DecisionList) -> str | None:
