@@ -12,7 +12,8 @@ from rich.text import Text
 
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
-from agents.evaluation.table import EvaluationRow, makespans
+from agents.evaluation.table import makespans
+from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
@@ -107,7 +108,7 @@ def read_groupings(given: Sequence[str]) -> list[str]:
 
 
 def break_down(
-    rows: Sequence[EvaluationRow], against: str, by: str, workloads: Sequence[SuiteWorkload], seed: int = 0
+    rows: Sequence[Played], against: str, by: str, workloads: Sequence[SuiteWorkload], seed: int = 0
 ) -> list[GroupResult]:
     """Returns every policy but ``against`` on every group of workloads."""
     group_of = GROUPINGS[by]
