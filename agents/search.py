@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import yaml
 
@@ -52,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
     for start in starts:
-        tell = partial(_tell, start.name, args.quiet)
+
+        def tell(line: str, start: str = start.name) -> None:
+            if not args.quiet:
+                notice(f"from {start}, {line}")
+
         ends.append(
             search(start, problems, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
         )
@@ -64,11 +67,6 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
     )
     return 0
-
-
-def _tell(start: str, quiet: bool, line: str) -> None:
-    if not quiet:
-        notice(f"from {start}, {line}")
 
 
 def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> str:

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from agents.kit import Command, entry
+from agents.policies.card import run_path
 from agents.training.run_folder import RunFolder
 from agents.training.spec import describe_result, read_spec
 from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     root = read_run_dir(args.run_dir)
     resume = args.resume is not None
     if resume:
-        folder = RunFolder.open(args.resume)
+        folder = RunFolder(run_path(args.resume))
         spec = read_spec(folder).with_changes(changes)
     else:
         spec = load_config(args.config).with_changes(changes)

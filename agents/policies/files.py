@@ -14,7 +14,6 @@ from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard, read_card
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
@@ -28,13 +27,13 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _ROWS = {"scorer.linear": ("context",)}
 
 
-def save_policy(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
-    """Writes ``policy.safetensors`` and ``policy.json`` into ``folder``."""
+def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
+    """Returns ``policy.safetensors`` and ``policy.json``."""
     # Weights hold what they started at.
     spec = policy.spec.model_copy(update={"rule": ""})
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
-    write_bytes(folder / "policy.safetensors", save(weights))
-    write_text(folder / "policy.json", card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n")
+    text = card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n"
+    return {"policy.safetensors": save(weights), "policy.json": text.encode()}
 
 
 def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
@@ -172,10 +171,11 @@ def load_optimizer(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> N
     """
     path = folder / "optimizer.safetensors"
     tensors = read_tensors(path)
-    names = [name for name, _ in policy.named_parameters()]
-    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(names)}
+    names, shapes = [], dict[str, tuple[int, ...]]()
     for index, (name, parameter) in enumerate(policy.named_parameters()):
-        shapes |= {f"{index}.{of}": _shape_in_file(name, parameter, card) for of in ("exp_avg", "exp_avg_sq")}
+        names.append(name)
+        shape = _shape_in_file(name, parameter, card)
+        shapes |= {f"{index}.step": (), f"{index}.exp_avg": shape, f"{index}.exp_avg_sq": shape}
     _check_tensors(tensors, shapes, path, fits="the policy")
     state: dict[int, dict[str, torch.Tensor]] = {index: {} for index, _ in enumerate(names)}
     for key, tensor in tensors.items():
