@@ -18,7 +18,7 @@ from rich.table import Table
 from agents.opponents.lookahead import LookAhead
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 
 POLICY_HELP = (
@@ -68,8 +68,7 @@ class Command:
 
     def add_quiet(self, text: str) -> Command:
         """Adds ``--quiet``."""
-        self.parser.add_argument("--quiet", action="store_true", help=text)
-        return self
+        return self.add("--quiet", action="store_true", help=text)
 
     def add_json(self) -> Command:
         """Adds ``--json``."""
@@ -96,9 +95,7 @@ def entry(build: Callable[[], Command]) -> Callable[..., int]:
 def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str | None]) -> None:
     """Checks the numbers that many commands take, and that results can be written, before anything long is started.
 
-    Args:
-        args: What was given.
-        targets: Files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
+    Targets are files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
 
     Raises:
         ConfigError: A number is too small, or a file cannot be written.
@@ -132,16 +129,10 @@ def deliver(
 ) -> None:
     """Writes results where ``--json`` says, and shows tables and lines unless that is standard output.
 
-    Args:
-        args: What was given.
-        config: What the results depend on.
-        content: The results, as JSON holds them.
-        shown: The results, as people read them.
-        timed: Whether the processor time that the command has taken ends the last line.
+    JSON holds ``content`` and, as what that depends on, ``config``; with ``timed`` the last line shown is the processor
+    time that the command has taken.
     """
-    if args.json:
-        write_json(args.json, json_document(args.command, getattr(args, "seed", 0), config, **content))
-    if args.json != STANDARD_OUTPUT:
+    if publish(args.json, args.command, getattr(args, "seed", 0), config, **content):
         console = results_console()
         for each in shown:
             console.print(each)

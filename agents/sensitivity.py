@@ -62,15 +62,7 @@ def rank(
     against: Contender,
     seed: int,
 ) -> Ranking:
-    """Returns how policies compare under a variation.
-
-    Args:
-        variation: What is different.
-        items: A suite's workloads, on machines as configured.
-        contenders: Who is compared.
-        against: What ratios are relative to.
-        seed: Seed of intervals.
-    """
+    """Returns how policies compare under a variation of a suite's workloads, which come on machines as configured."""
     rows = evaluate(Problem.of_suite(variation.apply(items)), contenders, against)
     summaries = sorted(summarise(rows, against.name, seed), key=lambda summary: summary.geomean_ratio)
     ratios = {summary.policy: (summary.geomean_ratio, summary.ci_low, summary.ci_high) for summary in summaries}

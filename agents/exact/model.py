@@ -90,7 +90,6 @@ class ExactModel:
                 if experts:
                     self._pairs[token, gpu] = experts
         self.gpu_of_expert = gpu_of_expert
-        self._experts_on = {gpu: [e for e, at in enumerate(gpu_of_expert) if at == gpu] for gpu in self.gpus}
         self._before: dict[tuple[Any, Any], Variable] = {}
         self.places: dict[int, Variable] = {}
         self.sends: dict[int, Variable] = {}
@@ -337,7 +336,8 @@ class ExactModel:
         for gpu, mine in intervals.items():
             self.model.add_no_overlap(mine)
             # That follows from the rest; the search is the faster for being told.
-            work_ps = sum(end - self.rows[row] for row, end in self.row_ends.items() if row[0] in self._experts_on[gpu])
+            here = [row for row in self.rows if self.gpu_of_expert[row[0]] == gpu]
+            work_ps = sum(self.row_ends[row] - self.rows[row] for row in here)
             self.model.add(self.makespan >= self._costs.launch_ps + self._costs.memory_ps + work_ps)
 
     # Combine.
