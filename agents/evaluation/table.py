@@ -1,8 +1,4 @@
-"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload.
-
-Ratios are of makespan over the reference's makespan on the same workload. Intervals are 95 % percentile bootstraps over
-workloads and, where a policy has several training seeds, over seeds as well.
-"""
+"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload."""
 
 from __future__ import annotations
 
