@@ -9,7 +9,6 @@ is how much the policy makes of each, not what another could do without it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -109,7 +108,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -8,7 +8,6 @@ replay to the picosecond is named and gives exit status 1.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
@@ -80,7 +79,4 @@ def _replay(twin: Twin, decisions: DecisionList) -> str | None:
     return None
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

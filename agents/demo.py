@@ -131,7 +131,4 @@ def _show_schedules(folder: RunFolder, agent: Contender, problem: Problem) -> No
     write_bytes(folder.path / "schedule.png", encode_png(picture))
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,7 +205,4 @@ def _record(result: Distilled, chosen: bool) -> dict[str, object]:
     return {**asdict(result), "kept": result.kept, "kept_beyond_base": result.kept_beyond_base, "chosen": chosen}
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -76,8 +76,11 @@ class Command:
         return self
 
 
-def entry(build: Callable[[], Command]) -> Callable[..., int]:
-    """Returns the ``main`` of a command: it runs the arguments given, or the process's own, and returns exit status."""
+def entry(build: Callable[[], Command], module: str) -> Callable[..., int]:
+    """Returns the ``main`` of a command: it runs the arguments given, or the process's own, and returns exit status.
+
+    Where the module is what Python was started with, ``main`` is called at once, and the process ends with that status.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
         given = list(sys.argv[1:] if argv is None else argv)
@@ -89,6 +92,8 @@ def entry(build: Callable[[], Command]) -> Callable[..., int]:
 
         return run_main(parser, given)
 
+    if module == "__main__":
+        sys.exit(main())
     return main
 
 

@@ -8,7 +8,6 @@ the default size with random weights. ``python -m dysharp_env bench`` measures e
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -143,7 +142,4 @@ def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[tupl
         done = terminated or truncated
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import yaml
@@ -87,7 +86,4 @@ def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> s
     return "".join(f"# {line}\n" for line in lines) + body
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -7,7 +7,6 @@ trained again for a changed machine, nor a rule tuned: what is asked is how far 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -141,7 +140,4 @@ def _record(ranking: Ranking, base: Ranking) -> dict[str, object]:
     return {**found, "swaps": ranking.swaps(base), "clear_swaps": ranking.clear_swaps(base)}
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

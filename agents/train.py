@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +80,4 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)
