@@ -30,16 +30,13 @@ _LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed"
 
 
 class Command:
-    """A command line with the options that many commands have.
-
-    Attributes:
-        name: What ``python -m agents.NAME`` and the schema of its JSON call it.
-        parser: The options.
-    """
+    """A command line with the options that many commands have; ``parser`` holds them."""
 
     def __init__(self, name: str, description: str | None, run: Callable[[argparse.Namespace], int]) -> None:
-        """Begins without options; ``run`` is called with those that were given."""
-        self.name = name
+        """Begins without options; ``run`` is called with those that were given.
+
+        ``python -m agents.NAME`` and the schema of its JSON call it by its name.
+        """
         self.parser = CommandParser(prog=f"python -m agents.{name}", description=description)
         self.parser.set_defaults(run=run, command=name, started=time.process_time())
 

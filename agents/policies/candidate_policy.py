@@ -151,15 +151,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         spec: PolicySpec = PolicySpec(),  # noqa: B008 (frozen)
         **kwargs: Any,
     ) -> None:
-        """Makes a policy for the observation and action spaces of ``TokenScheduleEnv``.
-
-        Args:
-            observation_space: ``candidates`` and ``context``.
-            action_space: One action a candidate row.
-            lr_schedule: Learning rate by remaining progress; its value at 1 starts the optimiser.
-            spec: Size of the networks.
-            **kwargs: What MaskablePPO passes to every policy.
-        """
+        """Makes a policy for the spaces of ``TokenScheduleEnv``; the rate at progress 1 starts the optimiser."""
         self.spec = spec
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 

@@ -101,16 +101,10 @@ class Genome:
         *,
         own_split: tuple[int, int] | None = None,
     ) -> None:
-        """Lays out the weights.
+        """Lays out the weights; those of the ``gated`` features depend on the context values ``gates``.
 
-        Args:
-            base: The schedule beneath.
-            exposure: What is asked.
-            scale: What the columns are measured in.
-            gated: Features whose weights depend on how far a GPU is.
-            gates: Context values that they depend on.
-            own_split: SMs of a GPU and tokens of a tile; wishes then begin at the schedule's own split. None begins at
-                the hand-written ones.
+        ``own_split`` is SMs of a GPU and tokens of a tile; wishes then begin at the schedule's own split. None begins
+        at the hand-written ones.
         """
         self._scale = scale
         # Splits that leave early closing alone leave no wish for it.

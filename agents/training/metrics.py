@@ -38,17 +38,15 @@ class EpisodeRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if info:
-                self._add(info)
+            if not info:
+                continue
+            final, episode = info["final_info"], info["episode"]
+            of_episode = info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"]
+            relative = final["makespan_us"] / info["reference_us"]
+            wall_s = round(time.perf_counter() - self._started, 3)
+            self._rows.append((self.num_timesteps, *of_episode, relative, wall_s))
+            self._recent.append(dict(zip(EPISODE_COLUMNS, self._rows[-1], strict=True)))
         return True
-
-    def _add(self, info: dict[str, Any]) -> None:
-        final, episode = info["final_info"], info["episode"]
-        relative = final["makespan_us"] / info["reference_us"]
-        wall_s = round(time.perf_counter() - self._started, 3)
-        row = (self.num_timesteps, info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"])
-        self._rows.append((*row, relative, wall_s))
-        self._recent.append(dict(zip(EPISODE_COLUMNS, self._rows[-1], strict=True)))
 
     def take_rows(self) -> list[tuple[object, ...]]:
         """Returns the episodes since the last call, as lines of ``episodes.csv``."""

@@ -26,9 +26,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,14 @@ class RunFolder:
         stem = f"{name}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            for attempt in range(1000):
+            for attempt in count():
                 path = root / (stem if attempt == 0 else f"{stem}-{attempt}")
-                try:
+                with suppress(FileExistsError):
                     path.mkdir()
-                except FileExistsError:
-                    continue
-                return cls(path)
+                    break
         except OSError as error:
             raise ConfigError(f"cannot make a run folder in run-dir='{root}': {error.strerror}") from None
-        raise ConfigError(f"run-dir='{root}' holds too many runs named '{stem}'")
+        return cls(path)
 
     # Configuration and provenance.
 

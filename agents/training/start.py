@@ -32,20 +32,15 @@ def read_run_dir(given: str) -> Path:
 
 
 def load_config(name: str) -> TrainSpec:
-    """Returns the settings of a preset or a .yaml file.
+    """Returns the settings of a preset or a .yaml file; a path into ``configs/train`` works from any folder.
 
     Raises:
         ConfigError: There are none of that name, or one is wrong.
     """
-    return load_spec(TrainSpec, "train", _normalised(name))
-
-
-def _normalised(name: str) -> str:
-    """Returns a preset name for a path into ``configs/train``, so that it works from any folder; else ``name``."""
     path = Path(name)
     if not path.is_file() and path.parent.as_posix() == "configs/train" and path.stem in preset_names("train"):
-        return path.stem
-    return name
+        name = path.stem
+    return load_spec(TrainSpec, "train", name)
 
 
 def start_run(spec: TrainSpec, root: Path) -> RunFolder:
