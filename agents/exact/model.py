@@ -36,7 +36,6 @@ class Segment:
     source: int
     target: int
     head: Variable  # when its head reaches the switch; may be an expression
-    tail: Variable  # when its tail does
     start: Variable  # when it enters the downlink
     free: Variable  # when it has left the switch
     serial_ps: int
@@ -182,16 +181,14 @@ class ExactModel:
     ) -> None:
         """Adds a segment that enters its uplink at ``enters`` for ``up_ps``, and its way through the downlink."""
         start, free = self._time(f"start {purpose} {token} {gpu}"), self._time(f"free {purpose} {token} {gpu}")
-        head, tail = enters + self._costs.hop_ps, enters + self._costs.hop_ps + up_ps
+        head = enters + self._costs.hop_ps
         self.model.add(start >= head)
         # One that cuts through cannot have left before its own tail has come.
         if up_ps > serial_ps:
-            self.model.add_max_equality(free, [start + serial_ps, tail])
+            self.model.add_max_equality(free, [start + serial_ps, head + up_ps])
         else:
             self.model.add(free == start + serial_ps)
-        self.segments[purpose, token, gpu] = Segment(
-            purpose, token, gpu, source, target, head, tail, start, free, serial_ps
-        )
+        self.segments[purpose, token, gpu] = Segment(purpose, token, gpu, source, target, head, start, free, serial_ps)
 
     def _declare_pushes(self) -> None:
         """Sends every remote partial sum home, behind its GPU's dispatches, in an order that is free."""

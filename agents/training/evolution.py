@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 
 from agents.exact.tiny import TRAINING_SEED
 from agents.opponents.rollouts import makespans_ps, play_networks
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import read_numbers
+from agents.policies.files import read_tensors
 from agents.training.genome import Genome, Scale
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -69,9 +70,9 @@ class EvolutionRun(TrainingRun):
     def load_state(self, checkpoint: Path) -> None:
         """Takes the weights out of a checkpoint."""
         evolution = self._evolution
-        shape = evolution.weights.shape
-        numbers = read_numbers(checkpoint / "evolution.safetensors", {"average": shape, "weights": shape})
-        evolution.weights, evolution.average = numbers["weights"], numbers["average"]
+        shapes = dict.fromkeys(("average", "weights"), evolution.weights.shape)
+        numbers = read_tensors(checkpoint / "evolution.safetensors", shapes, "the run's settings", torch.float64)
+        evolution.weights, evolution.average = numbers["weights"].numpy(), numbers["average"].numpy()
 
     def state(self) -> dict[str, bytes]:
         """Returns the weights as a file."""
