@@ -9,7 +9,6 @@ is how much the policy makes of each, not what another could do without it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from agents.evaluation.contexts import record_decisions
 from agents.evaluation.report import summary_table
-from agents.evaluation.table import as_rows, json_content, summarise
+from agents.evaluation.table import json_content, summarise
 from agents.kit import Command, check_options, deliver, entry
 from agents.opponents.players import LateLearned, Learned
 from agents.opponents.read import learned_of, read_contender
@@ -40,13 +39,7 @@ GROUPS = {"progress": tuple(name for name in CONTEXT if name not in _ELSEWHERE),
 
 
 def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
-    """Returns a network that takes some context values to be always the same.
-
-    Args:
-        network: What sees them so far.
-        names: Which values.
-        values: (context,) what it takes them to be.
-    """
+    """Returns a network that takes the context values of these names to be always those of a (context,) array."""
     columns = [CONTEXT.index(name) for name in names]
     context = network.context.copy()
     context[columns] = 0.0
@@ -61,9 +54,7 @@ def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
 def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
     """Returns the policy under ``WHOLE``, and by name the policy without each of the things that it sees or may do.
 
-    Args:
-        policy: What is taken apart.
-        mean_context: (context,) what values are held at.
+    Context values are held at those of the (context,) means.
     """
     env, network = policy.env, policy.network
     found = {WHOLE: policy}
@@ -110,14 +101,11 @@ def run(args: argparse.Namespace) -> int:
         if "split" in policy.env.exposed and policy.env.split_moments:
             found["one moment late"] = LateLearned(policy.seed, policy.env, policy.network)
         for name, ablated in found.items():
-            rows += as_rows(name, ablated.play(problems))
+            rows += ablated.play(problems, name)
     summaries = summarise(rows, WHOLE, args.seed)
     config = {"policy": args.policy, "suite": suite.model_dump(mode="json"), "means": args.means}
     deliver(args, config, json_content(rows, summaries), summary_table(summaries, suite.name), timed=True)
     return 0
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

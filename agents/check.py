@@ -8,7 +8,6 @@ replay to the picosecond is named and gives exit status 1.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
@@ -62,8 +61,7 @@ def fault_of(decisions: DecisionList) -> str | None:
     if routing_digest(workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
     problem = Problem.of(system, workload, compute_scale=decisions.scenario.compute_scale)
-    program = decisions.schedule.program(system, decisions.asked.exposure())
-    return _replay(Twin(workload, problem.costs, program, system.gpu.num_sms, problem.bound), decisions)
+    return _replay(problem.twin(decisions.schedule, decisions.asked.exposure()), decisions)
 
 
 def _replay(twin: Twin, decisions: DecisionList) -> str | None:
@@ -81,7 +79,4 @@ def _replay(twin: Twin, decisions: DecisionList) -> str | None:
     return None
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -22,9 +21,9 @@ from agents.policies.card import RANDOM
 from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec, describe_result, read_spec
 from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
-from dysharp_env.commands.output import json_document, results_console
+from dysharp_env.commands.output import publish, results_console
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.report.files import write_bytes
 from dysharp_env.report.gantt import encode_png, render
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     )
     write_bytes(folder.path / "evaluation.png", plot_summary(rows, REFERENCE, suite.name))
     config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": [REFERENCE]}
-    document = json_document("evaluate", 0, config, **json_content(rows, summaries))
-    write_text(folder.path / "evaluation.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    publish(str(folder.path / "evaluation.json"), "evaluate", 0, config, **json_content(rows, summaries))
     _show_schedules(folder, agent, problems[0])
     console.print(
         f"\nLook at:\n"
@@ -133,7 +131,4 @@ def _show_schedules(folder: RunFolder, agent: Contender, problem: Problem) -> No
     write_bytes(folder.path / "schedule.png", encode_png(picture))
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,14 +73,9 @@ def _kept(policy_ratio: float, rule_ratio: float) -> float | None:
 def distil(
     policy: Learned, watched: Sequence[Problem], validation: Sequence[Problem], count: int, name: str
 ) -> list[tuple[Distilled, Rule]]:
-    """Returns a rule over one context value, a rule over two and so on, those values first that explain most choices.
+    """Returns a rule over one context value, over two and so on up to ``count``, first those that explain most choices.
 
-    Args:
-        policy: What is imitated.
-        watched: What it plays while it is watched.
-        validation: What rules are compared on.
-        count: Most context values of a rule.
-        name: Name of the rule.
+    The policy plays ``watched`` while it is watched; rules are compared on ``validation``.
     """
     recorded = record_decisions(policy, watched)
     decisions = recorded.of_kind(SPLIT)
@@ -96,7 +90,7 @@ def distil(
         wishes = fit(decisions, names[:number])
         row_rule = _row_rule(policy, rows, row_names[:number]) if rows else None
         parts = [*wishes.values(), *(row_rule.weights.values() if row_rule else ())]
-        used = [value for value in INPUTS[:-1] if any(value in part.names() for part in parts)]
+        used = [value for value in INPUTS[:-1] if any(value in part.weights for part in parts)]
         rule = Rule(
             name=name,
             description=f"linear, fitted to what a policy of training seed {policy.seed} chose",
@@ -211,7 +205,4 @@ def _record(result: Distilled, chosen: bool) -> dict[str, object]:
     return {**asdict(result), "kept": result.kept, "kept_beyond_base": result.kept_beyond_base, "chosen": chosen}
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
 from agents.evaluation.charging import MOST_DECISION_US, charge, charged_rows
@@ -122,7 +121,4 @@ def _described(contender: Contender) -> dict[str, object]:
     return {"name": contender.name, **by_sort, "runs": [str(path) for path in run_folders(contender)]}
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -8,7 +8,6 @@ workload on which the best of them is 3 % faster than the paper's schedule has r
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -178,7 +177,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

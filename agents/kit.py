@@ -18,7 +18,7 @@ from rich.table import Table
 from agents.opponents.lookahead import LookAhead
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option
-from dysharp_env.commands.output import STANDARD_OUTPUT, check_targets, json_document, results_console, write_json
+from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 
 POLICY_HELP = (
@@ -30,16 +30,13 @@ _LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed"
 
 
 class Command:
-    """A command line with the options that many commands have.
-
-    Attributes:
-        name: What ``python -m agents.NAME`` and the schema of its JSON call it.
-        parser: The options.
-    """
+    """A command line with the options that many commands have; ``parser`` holds them."""
 
     def __init__(self, name: str, description: str | None, run: Callable[[argparse.Namespace], int]) -> None:
-        """Begins without options; ``run`` is called with those that were given."""
-        self.name = name
+        """Begins without options; ``run`` is called with those that were given.
+
+        ``python -m agents.NAME`` and the schema of its JSON call it by its name.
+        """
         self.parser = CommandParser(prog=f"python -m agents.{name}", description=description)
         self.parser.set_defaults(run=run, command=name, started=time.process_time())
 
@@ -68,8 +65,7 @@ class Command:
 
     def add_quiet(self, text: str) -> Command:
         """Adds ``--quiet``."""
-        self.parser.add_argument("--quiet", action="store_true", help=text)
-        return self
+        return self.add("--quiet", action="store_true", help=text)
 
     def add_json(self) -> Command:
         """Adds ``--json``."""
@@ -77,8 +73,11 @@ class Command:
         return self
 
 
-def entry(build: Callable[[], Command]) -> Callable[..., int]:
-    """Returns the ``main`` of a command: it runs the arguments given, or the process's own, and returns exit status."""
+def entry(build: Callable[[], Command], module: str) -> Callable[..., int]:
+    """Returns the ``main`` of a command: it runs the arguments given, or the process's own, and returns exit status.
+
+    Where the module is what Python was started with, ``main`` is called at once, and the process ends with that status.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
         given = list(sys.argv[1:] if argv is None else argv)
@@ -90,15 +89,15 @@ def entry(build: Callable[[], Command]) -> Callable[..., int]:
 
         return run_main(parser, given)
 
+    if module == "__main__":
+        sys.exit(main())
     return main
 
 
 def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str | None]) -> None:
     """Checks the numbers that many commands take, and that results can be written, before anything long is started.
 
-    Args:
-        args: What was given.
-        targets: Files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
+    Targets are files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
 
     Raises:
         ConfigError: A number is too small, or a file cannot be written.
@@ -132,16 +131,10 @@ def deliver(
 ) -> None:
     """Writes results where ``--json`` says, and shows tables and lines unless that is standard output.
 
-    Args:
-        args: What was given.
-        config: What the results depend on.
-        content: The results, as JSON holds them.
-        shown: The results, as people read them.
-        timed: Whether the processor time that the command has taken ends the last line.
+    JSON holds ``content`` and, as what that depends on, ``config``; with ``timed`` the last line shown is the processor
+    time that the command has taken.
     """
-    if args.json:
-        write_json(args.json, json_document(args.command, getattr(args, "seed", 0), config, **content))
-    if args.json != STANDARD_OUTPUT:
+    if publish(args.json, args.command, getattr(args, "seed", 0), config, **content):
         console = results_console()
         for each in shown:
             console.print(each)

@@ -8,10 +8,8 @@ the default size with random weights. ``python -m dysharp_env bench`` measures e
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,14 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def policy_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iterator[Row]:
-    """Yields microseconds of one answer at batch size 1, to decisions of one episode, or of several.
-
-    Args:
-        policy: What answers.
-        spec: The environment that asks.
-        decisions: How many are answered.
-    """
-    shown = [(step.observation, step.mask) for step in _decisions(policy.scoring_network(), spec, decisions)]
+    """Yields microseconds of one answer at batch size 1, to so many decisions of one episode, or of several."""
+    shown = [*_decisions(policy.scoring_network(), spec, decisions)]
 
     def through_predict() -> None:
         for observation, mask in shown:
@@ -98,12 +90,7 @@ def policy_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Itera
 
 
 def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
-    """Yields what the network alone costs inside the engine, and what a warp would take, on the same decisions.
-
-    Args:
-        learned: What answers, and what asks.
-        decisions: How many are answered.
-    """
+    """Yields what the network alone costs inside the engine, and what a warp would take, on the same decisions."""
     network, env = learned.network, learned.env
     shown = [*_decisions(network, env, decisions)]
     scenario = ScenarioSpec().build()
@@ -111,10 +98,10 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
     # A layer that only lends the network its place: what it shows is overwritten.
     state = problem.engine(learned.base, replace(learned.exposure, network=network)).state
     took = Seconds(0.0, 0.0)
-    for step in shown:
-        state.features[:], state.context[:] = step.observation["candidates"].reshape(-1, len(FEATURES)), step.context
-        state.mask[:] = step.mask
-        state.root["num_candidates"] = step.mask.sum()
+    for observation, mask in shown:
+        state.features[:] = observation["candidates"].reshape(-1, len(FEATURES))
+        state.context[:], state.mask[:] = observation["context"], mask
+        state.root["num_candidates"] = mask.sum()
 
         def answer() -> int:
             return answer_often(state.root, _TIMES)
@@ -124,7 +111,7 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
         took = Seconds(took.wall_s + once.wall_s, took.cpu_s + once.cpu_s)
     name = f"network of width {network.width}"
     yield Row(f"one answer, {name} in the engine", took.cpu_s / (len(shown) * _TIMES) * 1e6, "us", took)
-    candidates = round(float(np.mean([step.mask.sum() for step in shown])))
+    candidates = round(float(np.mean([mask.sum() for _, mask in shown])))
     what = f"one answer, {name}, {candidates} candidates"
     yield Row(f"{what}: multiply-adds", multiply_adds(network, candidates), "multiply-adds")
     yield Row(f"{what}: estimate for one warp of a GPU", decision_us(network, candidates), "us")
@@ -140,34 +127,19 @@ def answer_often(roots: np.ndarray, times: int) -> int:
     return total
 
 
-class _Step(NamedTuple):
-    """A decision as an environment shows it."""
-
-    observation: dict[str, np.ndarray]
-    mask: np.ndarray
-
-    @property
-    def context(self) -> np.ndarray:
-        return self.observation["context"]
-
-
-def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[_Step]:
-    """Yields the first decisions that a policy is asked."""
+def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Yields observation and mask of the first decisions that a policy is asked."""
     env = TokenScheduleEnv(**spec.model_dump())
     done = True
     for number in range(decisions):
         if done:
             observation, _ = env.reset(seed=number)
         mask = env.action_masks()
-        step = _Step(observation, mask)
-        yield step
+        yield observation, mask
         features = observation["candidates"].reshape(-1, len(FEATURES))[: mask.sum()]
-        scores = network.scores(features, step.context)
+        scores = network.scores(features, observation["context"])
         observation, _, terminated, truncated, _ = env.step(int(scores.argmax()))
         done = terminated or truncated
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

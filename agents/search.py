@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from functools import partial
 
 import yaml
 
@@ -52,7 +50,11 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
     for start in starts:
-        tell = partial(_tell, start.name, args.quiet)
+
+        def tell(line: str, start: str = start.name) -> None:
+            if not args.quiet:
+                notice(f"from {start}, {line}")
+
         ends.append(
             search(start, problems, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
         )
@@ -64,11 +66,6 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
     )
     return 0
-
-
-def _tell(start: str, quiet: bool, line: str) -> None:
-    if not quiet:
-        notice(f"from {start}, {line}")
 
 
 def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> str:
@@ -89,7 +86,4 @@ def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> s
     return "".join(f"# {line}\n" for line in lines) + body
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

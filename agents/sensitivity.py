@@ -7,7 +7,6 @@ trained again for a changed machine, nor a rule tuned: what is asked is how far 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,15 +61,7 @@ def rank(
     against: Contender,
     seed: int,
 ) -> Ranking:
-    """Returns how policies compare under a variation.
-
-    Args:
-        variation: What is different.
-        items: A suite's workloads, on machines as configured.
-        contenders: Who is compared.
-        against: What ratios are relative to.
-        seed: Seed of intervals.
-    """
+    """Returns how policies compare under a variation of a suite's workloads, which come on machines as configured."""
     rows = evaluate(Problem.of_suite(variation.apply(items)), contenders, against)
     summaries = sorted(summarise(rows, against.name, seed), key=lambda summary: summary.geomean_ratio)
     ratios = {summary.policy: (summary.geomean_ratio, summary.ci_low, summary.ci_high) for summary in summaries}
@@ -149,7 +140,4 @@ def _record(ranking: Ranking, base: Ranking) -> dict[str, object]:
     return {**found, "swaps": ranking.swaps(base), "clear_swaps": ranking.clear_swaps(base)}
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from agents.kit import Command, entry
+from agents.policies.card import run_path
 from agents.training.run_folder import RunFolder
 from agents.training.spec import describe_result, read_spec
 from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     root = read_run_dir(args.run_dir)
     resume = args.resume is not None
     if resume:
-        folder = RunFolder.open(args.resume)
+        folder = RunFolder(run_path(args.resume))
         spec = read_spec(folder).with_changes(changes)
     else:
         spec = load_config(args.config).with_changes(changes)
@@ -80,7 +80,4 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
-from agents.evaluation.table import EvaluationRow, makespans
+from agents.evaluation.table import makespans
+from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.workload import Scenario
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
 TRAINING = "wide"  # the suite whose machines and models count as seen
@@ -51,8 +53,8 @@ def _tokens(item: SuiteWorkload) -> str:
     return next((name for most, name in _BANDS if item.entry.tokens <= most), _LARGE)
 
 
-def _machine(item: SuiteWorkload) -> tuple[str, int]:
-    return item.scenario.system.name, item.scenario.system.num_gpus
+def _machine(scenario: Scenario) -> tuple[str, int]:
+    return scenario.system.name, scenario.system.num_gpus
 
 
 @cache
@@ -60,17 +62,13 @@ def _trained_on() -> tuple[frozenset[tuple[str, int]], frozenset[str]]:
     """Returns machines, by name and GPUs, and models of the training suite."""
     suite = load_suite(TRAINING)
     scenarios = [suite.build(entry) for entry in suite.workloads]
-    machines = frozenset((scenario.system.name, scenario.system.num_gpus) for scenario in scenarios)
-    return machines, frozenset(scenario.layer.name for scenario in scenarios)
+    return frozenset(map(_machine, scenarios)), frozenset(scenario.layer.name for scenario in scenarios)
 
 
 def _seen(item: SuiteWorkload) -> str:
     machines, models = _trained_on()
-    unseen = [
-        name
-        for name, is_known in (("machine", _machine(item) in machines), ("model", item.scenario.layer.name in models))
-        if not is_known
-    ]
+    is_new = {"machine": _machine(item.scenario) not in machines, "model": item.scenario.layer.name not in models}
+    unseen = [name for name, holds in is_new.items() if holds]
     return f"new {' and '.join(unseen)}" if unseen else "both seen"
 
 
@@ -107,7 +105,7 @@ def read_groupings(given: Sequence[str]) -> list[str]:
 
 
 def break_down(
-    rows: Sequence[EvaluationRow], against: str, by: str, workloads: Sequence[SuiteWorkload], seed: int = 0
+    rows: Sequence[Played], against: str, by: str, workloads: Sequence[SuiteWorkload], seed: int = 0
 ) -> list[GroupResult]:
     """Returns every policy but ``against`` on every group of workloads."""
     group_of = GROUPINGS[by]

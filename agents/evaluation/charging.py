@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.evaluation.table import EvaluationRow, opponents_of
-from agents.opponents.opponent import Contender, Opponent
+from agents.evaluation.table import opponents_of
+from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.schedules import Problem
 from dysharp_env.simulator.state.observation import DECISION_KINDS, SPLIT
 
@@ -23,20 +23,15 @@ MOST_DECISION_US = 1000.0
 
 
 def charge(
-    rows: Sequence[EvaluationRow],
+    rows: Sequence[Played],
     contenders: Sequence[Contender],
     problems: Sequence[Problem],
     decision_us: float,
     kinds: Sequence[str] = DECISION_KINDS,
-) -> list[EvaluationRow]:
+) -> list[Played]:
     """Returns the rows with charged makespans beside the others; policies are played again, to count decisions by GPU.
 
-    Args:
-        rows: An evaluation's rows.
-        contenders: Whose rows they are, the reference among them.
-        problems: The suite's workloads.
-        decision_us: What one decision takes, microseconds.
-        kinds: Kinds of decision that are charged.
+    The contenders are all whose rows there are, the reference among them; only decisions of these kinds are charged.
     """
     players = opponents_of(contenders)
     places = {problem.name: place for place, problem in enumerate(problems)}
@@ -60,6 +55,6 @@ def busiest_decisions(opponent: Opponent, problem: Problem, place: int, kinds: S
     return max(counts.values(), default=0) + (for_all is not None)
 
 
-def charged_rows(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+def charged_rows(rows: Sequence[Played]) -> list[Played]:
     """Returns the rows with charged makespans in the place of the others."""
     return [replace(row, makespan_us=row.charged_us) for row in rows if row.charged_us is not None]

@@ -23,8 +23,9 @@ _SHUFFLES = 5  # steps in which 32 lanes find their best
 
 def multiply_adds(network: Network, candidates: int) -> int:
     """Returns the multiply-adds of one decision among so many candidates, those with a weight of 0 left out."""
-    once = np.count_nonzero(network.context) + np.count_nonzero(network.score_pool) + _of_rule(network)
-    return int(once + candidates * _per_candidate(network))
+    # Of the rule what its weights take to fit the context; kinds only choose where they begin.
+    layers = network.context, network.score_pool, network.linear[len(DECISION_KINDS) :]
+    return int(sum(np.count_nonzero(layer) for layer in layers) + candidates * _per_candidate(network))
 
 
 def decision_us(network: Network, candidates: int) -> float:
@@ -46,10 +47,4 @@ def _per_candidate(network: Network) -> int:
     layers = (network.row, network.embed, network.score_row, network.score)
     kinds, rest = network.linear[: len(DECISION_KINDS)], network.linear[len(DECISION_KINDS) :]
     weighed = np.count_nonzero(kinds.astype(bool) | rest.any(axis=0), axis=1).max()
-    total = sum(np.count_nonzero(layer) for layer in layers) + weighed
-    return int(total)
-
-
-def _of_rule(network: Network) -> int:
-    """Returns the multiply-adds after which a rule's weights fit the context; kinds only choose where they begin."""
-    return int(np.count_nonzero(network.linear[len(DECISION_KINDS) :]))
+    return int(sum(np.count_nonzero(layer) for layer in layers) + weighed)

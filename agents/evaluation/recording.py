@@ -11,23 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
-from agents.evaluation.table import EvaluationRow, opponents_of
-from agents.opponents.opponent import Contender, Opponent
+from agents.evaluation.table import opponents_of
+from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.schedules import Problem
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
 
 
 def write_rows(
-    folder: str, rows: Sequence[EvaluationRow], contenders: Sequence[Contender], items: Sequence[SuiteWorkload]
+    folder: str, rows: Sequence[Played], contenders: Sequence[Contender], items: Sequence[SuiteWorkload]
 ) -> None:
-    """Writes a decision list for every row.
+    """Writes a decision list for every row of an evaluation into a folder that exists.
 
-    Args:
-        folder: Where to; it exists.
-        rows: An evaluation's rows.
-        contenders: Whose rows they are, the reference among them.
-        items: The suite's workloads.
+    The contenders are all whose rows there are, the reference among them; the items are the suite's.
 
     Raises:
         ConfigError: A file cannot be written.
@@ -42,7 +38,7 @@ def write_rows(
         write_decisions(Path(folder) / f"{label}-{place:03}{SUFFIX}", decisions)
 
 
-def _record(row: EvaluationRow, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
+def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
     """Returns the decision list of a row."""
     return DecisionList(
         policy=row.policy,

@@ -12,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation.table import EvaluationRow, Summary, makespans
+from agents.evaluation.table import Summary, makespans
+from agents.opponents.opponent import Played
 
 _INK = "#0072B2"
 
@@ -64,7 +65,7 @@ def _interval(low: float, high: float, digits: int = 3) -> str:
     return "-".join(f"{value:.{digits}f}".removeprefix("0") for value in (low, high))
 
 
-def plot_summary(rows: Sequence[EvaluationRow], against: str, suite: str) -> bytes:
+def plot_summary(rows: Sequence[Played], against: str, suite: str) -> bytes:
     """Returns a PNG with one dot per workload and policy, and the geometric means as bars."""
     reference = makespans(rows, against).mean(axis=0)
     ratios = {

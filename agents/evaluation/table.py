@@ -1,8 +1,4 @@
-"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload.
-
-Ratios are of makespan over the reference's makespan on the same workload. Intervals are 95 % percentile bootstraps over
-workloads and, where a policy has several training seeds, over seeds as well.
-"""
+"""Evaluation: any mix of schedules and policies on one suite, paired workload by workload."""
 
 from __future__ import annotations
 
@@ -16,33 +12,6 @@ from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, int
 from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One workload under one policy.
-
-    Attributes:
-        policy: Its name.
-        seed: Training seed of a run, seed of random choices, or None.
-        workload: The workload's name in its suite.
-        makespan_us: Until its last token was combined; decisions take no time.
-        lower_bound_us: What no schedule can beat.
-        decisions: Decisions with more than one legal answer, of all GPUs, whoever took them.
-        asked: Those of them that were not taken by the schedule's own rule.
-        busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
-        charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
-    """
-
-    policy: str
-    seed: int | None
-    workload: str
-    makespan_us: float
-    lower_bound_us: float
-    decisions: int
-    asked: int
-    busiest_decisions: int | None = None
-    charged_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,24 +50,13 @@ class Summary:
     seeds: int
 
 
-def evaluate(
-    problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender
-) -> list[EvaluationRow]:
+def evaluate(problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender) -> list[Played]:
     """Returns a row for every contender, seed and problem, those of the references as well.
 
     Raises:
         ConfigError: Two contenders have one name, or a schedule does not fit a system.
     """
-    return [
-        row
-        for contender in with_references(contenders, references)
-        for row in as_rows(contender.name, contender.play(problems))
-    ]
-
-
-def as_rows(policy: str, played: Sequence[Played]) -> list[EvaluationRow]:
-    """Returns the rows of a policy from what became of the workloads."""
-    return [EvaluationRow(policy, **asdict(item)) for item in played]
+    return [row for contender in with_references(contenders, references) for row in contender.play(problems)]
 
 
 def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:
@@ -132,7 +90,7 @@ def _same_name(contender: Contender, option: str, other: Contender) -> ConfigErr
     )
 
 
-def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> list[Summary]:
+def summarise(rows: Sequence[Played], against: str, seed: int = 0) -> list[Summary]:
     """Returns a summary of every policy in ``rows``, in their order.
 
     Raises:
@@ -156,7 +114,7 @@ def summarise(rows: Sequence[EvaluationRow], against: str, seed: int = 0) -> lis
     return summaries
 
 
-def makespans(rows: Sequence[EvaluationRow], policy: str) -> np.ndarray:
+def makespans(rows: Sequence[Played], policy: str) -> np.ndarray:
     """Returns the (seed, workload) makespans of a policy; every seed played the same workloads in the same order."""
     by_seed: dict[int | None, list[float]] = {}
     for row in rows:
@@ -165,14 +123,14 @@ def makespans(rows: Sequence[EvaluationRow], policy: str) -> np.ndarray:
     return np.array(list(by_seed.values()))
 
 
-def beats_on_every_workload(rows: Sequence[EvaluationRow], policy: str, other: str) -> tuple[int, int]:
+def beats_on_every_workload(rows: Sequence[Played], policy: str, other: str) -> tuple[int, int]:
     """Returns on how many workloads ``policy`` is faster than the mean of ``other``'s seeds, and how many there are."""
     mine, theirs = makespans(rows, policy).mean(axis=0), makespans(rows, other).mean(axis=0)
     return int((mine < theirs).sum()), len(mine)
 
 
 def json_content(
-    rows: Sequence[EvaluationRow],
+    rows: Sequence[Played],
     summaries: Sequence[Summary],
     charged: Sequence[Summary] = (),
     groups: Sequence[Any] = (),

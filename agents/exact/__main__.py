@@ -8,7 +8,6 @@ played in the twin to see whether it can be reached.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -85,7 +84,4 @@ def exact_table(results: Sequence[ExactResult]) -> Table:
     return table
 
 
-main = entry(build)
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = entry(build, __name__)

@@ -75,7 +75,5 @@ def _next(waiting: dict[Key, int], shown: list[Key], num_legal: int) -> int:
 
 def _is_waiting(twin: Twin, gpu: int, row: tuple[int, int, int]) -> bool:
     number, place, stage = row
-    for expert in twin.gpus[gpu].experts:
-        if expert.number == number:
-            return place >= len(expert.tiles) or expert.tiles[place].start_ps[stage - 1] == NO_TIME
-    return False
+    tiles = [expert.tiles for expert in twin.gpus[gpu].experts if expert.number == number]
+    return any(place >= len(mine) or mine[place].start_ps[stage - 1] == NO_TIME for mine in tiles)

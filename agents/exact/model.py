@@ -36,7 +36,6 @@ class Segment:
     source: int
     target: int
     head: Variable  # when its head reaches the switch; may be an expression
-    tail: Variable  # when its tail does
     start: Variable  # when it enters the downlink
     free: Variable  # when it has left the switch
     serial_ps: int
@@ -90,7 +89,6 @@ class ExactModel:
                 if experts:
                     self._pairs[token, gpu] = experts
         self.gpu_of_expert = gpu_of_expert
-        self._experts_on = {gpu: [e for e, at in enumerate(gpu_of_expert) if at == gpu] for gpu in self.gpus}
         self._before: dict[tuple[Any, Any], Variable] = {}
         self.places: dict[int, Variable] = {}
         self.sends: dict[int, Variable] = {}
@@ -183,16 +181,14 @@ class ExactModel:
     ) -> None:
         """Adds a segment that enters its uplink at ``enters`` for ``up_ps``, and its way through the downlink."""
         start, free = self._time(f"start {purpose} {token} {gpu}"), self._time(f"free {purpose} {token} {gpu}")
-        head, tail = enters + self._costs.hop_ps, enters + self._costs.hop_ps + up_ps
+        head = enters + self._costs.hop_ps
         self.model.add(start >= head)
         # One that cuts through cannot have left before its own tail has come.
         if up_ps > serial_ps:
-            self.model.add_max_equality(free, [start + serial_ps, tail])
+            self.model.add_max_equality(free, [start + serial_ps, head + up_ps])
         else:
             self.model.add(free == start + serial_ps)
-        self.segments[purpose, token, gpu] = Segment(
-            purpose, token, gpu, source, target, head, tail, start, free, serial_ps
-        )
+        self.segments[purpose, token, gpu] = Segment(purpose, token, gpu, source, target, head, start, free, serial_ps)
 
     def _declare_pushes(self) -> None:
         """Sends every remote partial sum home, behind its GPU's dispatches, in an order that is free."""
@@ -337,7 +333,8 @@ class ExactModel:
         for gpu, mine in intervals.items():
             self.model.add_no_overlap(mine)
             # That follows from the rest; the search is the faster for being told.
-            work_ps = sum(end - self.rows[row] for row, end in self.row_ends.items() if row[0] in self._experts_on[gpu])
+            here = [row for row in self.rows if self.gpu_of_expert[row[0]] == gpu]
+            work_ps = sum(self.row_ends[row] - self.rows[row] for row in here)
             self.model.add(self.makespan >= self._costs.launch_ps + self._costs.memory_ps + work_ps)
 
     # Combine.

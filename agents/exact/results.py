@@ -1,8 +1,4 @@
-"""Tiny layers solved, and what opponents reach on them.
-
-Every schedule played is checked to be a solution of the exact model, to the picosecond, and the optimum is played in
-the twin to see whether it can be reached.
-"""
+"""Tiny layers solved, and what opponents reach on them."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ def hint(model: ExactModel, times: Times) -> None:
 def search(model: ExactModel, effort: float) -> Solved | None:
     """Returns the schedule of the least makespan, or None if there is no schedule.
 
-    Args:
-        model: The rules.
-        effort: Work the search may do, in the solver's deterministic seconds: the same on every machine.
+    The effort is in the solver's deterministic seconds: the same work on every machine.
 
     Raises:
         RuntimeError: The effort was too small to find a schedule.

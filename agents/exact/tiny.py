@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Decision
@@ -167,24 +168,9 @@ class TinyLayer(Problem):
         """Returns the exposure of all that can be decided on this layer."""
         return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
 
-    def start(
-        self,
-        schedule: ScheduleSpec,
-        exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
-        *,
-        logging: bool = False,
-    ) -> LayerRun:
-        """Returns the layer at time zero under a schedule, fitted as ``fit`` does it.
-
-        Raises:
-            ConfigError: It does what is not modelled.
-        """
-        return super().start(self.fit(schedule), self.fit_exposure(exposure), logging=logging)
-
-    def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
-        """Returns the twin at time zero, as ``start`` does the engine."""
-        program = self.fit(schedule).program(self.system, self.fit_exposure(exposure))
-        return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
+    def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
+        """Returns what engine and twin run of a schedule, fitted as ``fit`` and ``fit_exposure`` do it."""
+        return super().program(self.fit(schedule), self.fit_exposure(exposure))
 
 
 @dataclass(frozen=True)

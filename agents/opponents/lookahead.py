@@ -51,7 +51,6 @@ class Ahead:
     Attributes:
         makespan_ps: When the last token was combined.
         rule_ps: When it would have been under the rule alone.
-        decisions: Decisions with more than one legal answer.
         rollouts: Simulations spent.
         choices: The row taken in each decision that was asked.
         improvements: Decisions in which another candidate than the rule's ended sooner.
@@ -59,7 +58,6 @@ class Ahead:
 
     makespan_ps: int
     rule_ps: int
-    decisions: int
     rollouts: int
     improvements: int
     choices: list[int] = field(repr=False)
@@ -110,17 +108,11 @@ def play_ahead(
         note(decision, choice)
         engine.decide(choice)
     assert engine.now_ps == plan_ps, (engine.now_ps, plan_ps)
-    decisions = engine.decisions
-    return Ahead(engine.now_ps, rule_ps, decisions, spent, improvements, choices)
+    return Ahead(engine.now_ps, rule_ps, spent, improvements, choices)
 
 
 def rank(weights: np.ndarray, decision: Decision) -> np.ndarray:
-    """Returns the legal rows of a decision by the rule's score, the first of equals first.
-
-    Args:
-        weights: (kind, feature) float64, the rule.
-        decision: What waits.
-    """
+    """Returns the legal rows of a decision by the score of a (kind, feature) rule, the first of equals first."""
     legal = np.flatnonzero(decision.mask)
     scores = np.zeros(len(legal))
     # One feature after the other, as the engine adds them: the same bits, so the same ties.

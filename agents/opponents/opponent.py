@@ -14,30 +14,29 @@ Answer = Callable[[Decision], int]  # what waits -> the row of the candidate tak
 
 @dataclass(frozen=True)
 class Played:
-    """One workload played to its end.
+    """One workload under one policy, played to its end.
 
     Attributes:
+        policy: The policy's name; empty where an opponent plays that nobody has named.
         seed: Training seed of a policy, seed of random choices, or None.
         workload: Its name in the suite.
-        makespan_us: Until its last token was combined.
+        makespan_us: Until its last token was combined; decisions take no time.
         lower_bound_us: What no schedule can beat.
-        decisions: Decisions with more than one legal answer, whoever took them.
+        decisions: Decisions with more than one legal answer, of all GPUs, whoever took them.
         asked: Those of them that were not taken by the schedule's own rule.
+        busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
+        charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
     """
 
+    policy: str
     seed: int | None
     workload: str
     makespan_us: float
     lower_bound_us: float
     decisions: int
     asked: int
-
-    @classmethod
-    def of(cls, run: LayerRun, workload: str, seed: int | None = None) -> Played:
-        """Returns what became of a layer that is at its end."""
-        result = run.result()
-        numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-        return cls(seed, workload, *numbers)
+    busiest_decisions: int | None = None
+    charged_us: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -68,9 +67,7 @@ class Opponent(ABC):
     def answers(self, problem: Problem, place: int) -> Answer:
         """Returns what answers the decisions of one layer, asked in order.
 
-        Args:
-            problem: What is played.
-            place: Its place among all that are played; random choices have a stream for each.
+        Its place is that among all that are played; random choices have a stream for each.
         """
 
     def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
@@ -82,12 +79,7 @@ class Opponent(ABC):
         return problem.start(self.base, self.exposure, logging=logging)
 
     def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
-        """Returns a layer played to its end.
-
-        Args:
-            problem: What is played.
-            place: See ``answers``.
-            logging: Whether every use of a link and SM group is recorded, as pictures and timelines need.
+        """Returns a layer played to its end; logging records every use of a link and SM group, as pictures need it.
 
         Raises:
             ConfigError: The schedule beneath does not fit the system.
@@ -97,13 +89,19 @@ class Opponent(ABC):
             pass
         return run
 
-    def play(self, problems: Sequence[Problem]) -> list[Played]:
-        """Returns what becomes of each problem.
+    def play(self, problems: Sequence[Problem], policy: str = "") -> list[Played]:
+        """Returns what becomes of each problem under the name of a policy.
 
         Raises:
             ConfigError: The schedule beneath does not fit a system.
         """
-        return [Played.of(self.run(problem, place), problem.name, self.seed) for place, problem in enumerate(problems)]
+        rows = []
+        for place, problem in enumerate(problems):
+            run = self.run(problem, place)
+            result = run.result()
+            numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
+            rows.append(Played(policy, self.seed, problem.name, *numbers))
+        return rows
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
         """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""
@@ -146,4 +144,4 @@ class Contender:
         Raises:
             ConfigError: A schedule does not fit a system.
         """
-        return [played for opponent in self.opponents for played in opponent.play(problems)]
+        return [played for opponent in self.opponents for played in opponent.play(problems, self.name)]

@@ -70,14 +70,12 @@ class LookAheadOpponent(Opponent):
         return run
 
 
-@dataclass(frozen=True)
-class Chooser(Opponent):
-    """Uniformly random legal candidates, or without a seed the first: natural token order, first ready first."""
+class InEnvironment(Opponent):
+    """Whoever is asked what an environment asks."""
 
     env: EnvSpec
-    seed: int | None = None
 
-    @property
+    @cached_property
     def base(self) -> ScheduleSpec:
         """The environment's base schedule."""
         return load_schedule(self.env.schedule)
@@ -86,6 +84,14 @@ class Chooser(Opponent):
     def exposure(self) -> Exposure:
         """The environment's decisions."""
         return self.env.exposure()
+
+
+@dataclass(frozen=True)
+class Chooser(InEnvironment):
+    """Uniformly random legal candidates, or without a seed the first: natural token order, first ready first."""
+
+    env: EnvSpec
+    seed: int | None = None
 
     def answers(self, problem: Problem, place: int) -> Answer:
         """Returns what draws from the stream of a place, whatever is played beside it."""
@@ -97,7 +103,7 @@ class Chooser(Opponent):
 
 
 @dataclass(frozen=True, eq=False)
-class Learned(Opponent):
+class Learned(InEnvironment):
     """A network that answers decisions, inside the engine where it can.
 
     Attributes:
@@ -109,16 +115,6 @@ class Learned(Opponent):
     seed: int | None
     env: EnvSpec
     network: Network
-
-    @cached_property
-    def base(self) -> ScheduleSpec:
-        """The environment's base schedule."""
-        return load_schedule(self.env.schedule)
-
-    @property
-    def exposure(self) -> Exposure:
-        """The environment's decisions."""
-        return self.env.exposure()
 
     def answers(self, problem: Problem, place: int) -> Answer:
         """Returns what takes the row that the network scores highest."""

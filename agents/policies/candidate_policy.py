@@ -78,13 +78,13 @@ class PolicySpec(Spec):
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int, linear: np.ndarray) -> None:
+    def __init__(self, hidden: int, linear: np.ndarray) -> None:
         """Makes the layers, initialised so that scores start almost at those of ``linear``, (context, feature)."""
         super().__init__()
         self.linear = nn.Parameter(torch.tensor(linear, dtype=torch.float32))
         # Two linear maps that are added are one map of the concatenation, without repeating the context for every row.
-        self.embed_row = nn.Linear(num_features, hidden)
-        self.embed_context = nn.Linear(num_context, hidden, bias=False)
+        self.embed_row = nn.Linear(len(FEATURES), hidden)
+        self.embed_context = nn.Linear(len(CONTEXT), hidden, bias=False)
         self.embed = nn.Linear(hidden, hidden)
         self.score_row = nn.Linear(hidden, hidden)
         self.score_pool = nn.Linear(2 * hidden, hidden, bias=False)
@@ -121,11 +121,11 @@ class CandidateScorer(nn.Module):
 class ValueNetwork(nn.Module):
     """Maps an observation to the expected return from there on."""
 
-    def __init__(self, num_features: int, num_context: int, hidden: int) -> None:
+    def __init__(self, hidden: int) -> None:
         """Makes the layers."""
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(2 * num_features + num_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+            nn.Linear(2 * len(FEATURES) + len(CONTEXT), hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
         )
         self.value = nn.Linear(hidden, 1)
         for layer in self.layers:
@@ -151,15 +151,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         spec: PolicySpec = PolicySpec(),  # noqa: B008 (frozen)
         **kwargs: Any,
     ) -> None:
-        """Makes a policy for the observation and action spaces of ``TokenScheduleEnv``.
-
-        Args:
-            observation_space: ``candidates`` and ``context``.
-            action_space: One action a candidate row.
-            lr_schedule: Learning rate by remaining progress; its value at 1 starts the optimiser.
-            spec: Size of the networks.
-            **kwargs: What MaskablePPO passes to every policy.
-        """
+        """Makes a policy for the spaces of ``TokenScheduleEnv``; the rate at progress 1 starts the optimiser."""
         self.spec = spec
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -179,13 +171,8 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         return policy
 
     def _build(self, lr_schedule: Any) -> None:
-        assert isinstance(self.observation_space, spaces.Dict) and isinstance(self.action_space, spaces.Discrete)
-        sizes = {name: int(np.prod(box.shape or ())) for name, box in self.observation_space.items()}
-        self.num_features = sizes["candidates"] // int(self.action_space.n)
-        self.num_context = sizes["context"]
-        spec = self.spec
-        self.scorer = CandidateScorer(self.num_features, self.num_context, spec.hidden, spec.linear())
-        self.critic = ValueNetwork(self.num_features, self.num_context, spec.value_hidden)
+        self.scorer = CandidateScorer(self.spec.hidden, self.spec.linear())
+        self.critic = ValueNetwork(self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def forward(  # type: ignore[override]
@@ -234,4 +221,4 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""
         candidates = obs["candidates"]
-        return candidates.reshape(len(candidates), -1, self.num_features), obs["context"]
+        return candidates.reshape(len(candidates), -1, len(FEATURES)), obs["context"]

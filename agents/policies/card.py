@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from agents.policies.candidate_policy import PolicySpec
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names, read_yaml
@@ -32,8 +32,16 @@ _CONTEXT_2 = (
     *("all_combined", "link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room", "ready", "any_ready"),
     "all_sent",
 )
-# Settings that files of earlier versions hold and there are no more, with the value that says nothing.
-_GONE = {"policy.attention": False}
+
+
+def _check_run_name(name: str) -> str:
+    taken = [RANDOM, FIRST, *preset_names("schedules")]
+    if name in taken:
+        raise ValueError(f"a run must have a name of its own in comparisons, none of {taken}")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_check_run_name)]
 
 
 class PolicyCard(Spec):
@@ -41,7 +49,7 @@ class PolicyCard(Spec):
 
     format: str = _SCHEMA
     """Version of this file."""
-    name: str = Field(min_length=1)
+    name: RunName = Field(min_length=1)
     """Name of the run."""
     seed: int = Field(ge=0)
     """Training seed."""
@@ -58,29 +66,12 @@ class PolicyCard(Spec):
     validation_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Mean makespan over lower bound on the validation suite, where it was measured."""
 
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return check_run_name(name)
-
     @field_validator("features", "context")
     @classmethod
     def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len({*names}) < len(names):
             raise ValueError("names one twice")
         return names
-
-
-def check_run_name(name: str) -> str:
-    """Returns the name of a run.
-
-    Raises:
-        ValueError: It would be confused with others in comparisons.
-    """
-    taken = [RANDOM, FIRST, *preset_names("schedules")]
-    if name in taken:
-        raise ValueError(f"a run must have a name of its own in comparisons, none of {taken}")
-    return name
 
 
 def run_path(given: str | Path) -> Path:
@@ -115,20 +106,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def without_gone(data: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Returns settings without those that earlier versions had.
+    """Returns settings without ``policy.attention``, which files of earlier versions hold and there is no more.
 
     Raises:
-        ConfigError: One of them says something.
+        ConfigError: It says something.
     """
-    kept = {**data}
-    for dotted, nothing in _GONE.items():
-        parent, leaf = dotted.split(".")
-        level = kept.get(parent)
-        if isinstance(level, dict) and leaf in level:
-            if level[leaf] != nothing:
-                raise ConfigError(f"{source}: {dotted}={level[leaf]!r} is of an earlier version; this one has none")
-            kept[parent] = {name: value for name, value in level.items() if name != leaf}
-    return kept
+    policy = data.get("policy")
+    if not isinstance(policy, dict) or "attention" not in policy:
+        return {**data}
+    if (given := policy["attention"]) is not False:
+        raise ConfigError(f"{source}: policy.attention={given!r} is of an earlier version; this one has none")
+    return {**data, "policy": {name: value for name, value in policy.items() if name != "attention"}}
 
 
 def read_card(folder: Path) -> PolicyCard:

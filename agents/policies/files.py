@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -14,7 +13,6 @@ from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard, read_card
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
@@ -28,13 +26,13 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _ROWS = {"scorer.linear": ("context",)}
 
 
-def save_policy(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> None:
-    """Writes ``policy.safetensors`` and ``policy.json`` into ``folder``."""
+def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
+    """Returns ``policy.safetensors`` and ``policy.json``."""
     # Weights hold what they started at.
     spec = policy.spec.model_copy(update={"rule": ""})
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
-    write_bytes(folder / "policy.safetensors", save(weights))
-    write_text(folder / "policy.json", card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n")
+    text = card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n"
+    return {"policy.safetensors": save(weights), "policy.json": text.encode()}
 
 
 def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
@@ -70,10 +68,8 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
             raise ConfigError(f"'{folder}/policy.json' does not fit this version: {kind} has no {', '.join(missing)}")
         if new := [name for name in known if name not in named]:
             notice(f"'{folder}/policy.json' does not know {', '.join(new)} ({kind}): weights of 0")
-    path = folder / "policy.safetensors"
-    tensors = read_tensors(path)
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
-    _check_tensors(tensors, shapes, path, fits="this environment")
+    tensors = read_tensors(folder / "policy.safetensors", shapes, fits="this environment")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
 
 
@@ -106,52 +102,30 @@ def _placed(name: str, tensor: torch.Tensor, card: PolicyCard) -> torch.Tensor:
     return tensor
 
 
-def _check_tensors(
-    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path, fits: str
-) -> None:
-    """Checks that a file holds exactly the tensors of these shapes, as finite float32 numbers.
+def read_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], fits: str, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file, by name: exactly those of these shapes, all of them finite.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It is missing or damaged, or holds something else, which does not fit what is named.
     """
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"'{path}' is damaged: {error}") from None
     for name in sorted(shapes.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
         wanted = shapes.get(name)
         if found != wanted:
             raise ConfigError(f"'{path}' does not fit {fits}: '{name}' has shape {found}, not {wanted}")
-        if tensors[name].dtype != torch.float32:
-            raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {torch.float32}")
+        if tensors[name].dtype != dtype:
+            raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {dtype}")
         if not bool(tensors[name].isfinite().all()):
             raise ConfigError(f"'{path}' is damaged: '{name}' holds numbers that are not finite")
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a safetensors file by name.
-
-    Raises:
-        ConfigError: It is missing or damaged.
-    """
-    try:
-        return load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"'{path}' is damaged: {error}") from None
-
-
-def read_numbers(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the float64 arrays of a safetensors file, which must have these shapes.
-
-    Raises:
-        ConfigError: It is missing or damaged, or holds something else.
-    """
-    arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
-    if {name: array.shape for name, array in arrays.items()} != dict(shapes):
-        raise ConfigError(f"'{path}' does not fit: it must hold {sorted(shapes)} of shapes {list(shapes.values())}")
-    for name, array in arrays.items():
-        if array.dtype != np.float64 or not np.isfinite(array).all():
-            raise ConfigError(f"'{path}' is damaged: '{name}' must hold finite float64 numbers")
-    return arrays
+    return tensors
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -171,12 +145,12 @@ def load_optimizer(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> N
         ConfigError: The file is missing or damaged, or is of other networks.
     """
     path = folder / "optimizer.safetensors"
-    tensors = read_tensors(path)
-    names = [name for name, _ in policy.named_parameters()]
-    shapes: dict[str, tuple[int, ...]] = {f"{index}.step": () for index, _ in enumerate(names)}
+    names, shapes = [], dict[str, tuple[int, ...]]()
     for index, (name, parameter) in enumerate(policy.named_parameters()):
-        shapes |= {f"{index}.{of}": _shape_in_file(name, parameter, card) for of in ("exp_avg", "exp_avg_sq")}
-    _check_tensors(tensors, shapes, path, fits="the policy")
+        names.append(name)
+        shape = _shape_in_file(name, parameter, card)
+        shapes |= {f"{index}.step": (), f"{index}.exp_avg": shape, f"{index}.exp_avg_sq": shape}
+    tensors = read_tensors(path, shapes, fits="the policy")
     state: dict[int, dict[str, torch.Tensor]] = {index: {} for index, _ in enumerate(names)}
     for key, tensor in tensors.items():
         place, of = key.split(".", 1)

@@ -21,10 +21,8 @@ _RELUCTANCE = -2.0  # of hold, where the start never waits: below every score of
 def start_weights(base: ScheduleSpec, kind: str, below_hold: float) -> list[float]:
     """Returns a schedule's weights of a kind; one that has none takes the first candidate, as it does without.
 
-    Args:
-        base: The schedule.
-        kind: Of ``FEATURES_OF_KIND``, whose features the weights belong to.
-        below_hold: What an open tile has less than hold, where the schedule closes none early.
+    They belong to the features in ``FEATURES_OF_KIND``. Where the schedule closes no tile early, an open one has
+    ``below_hold`` less than hold.
     """
     given = {"is_hold": 0.0 if base.hold else _RELUCTANCE, **(base.rule.root.get(kind) or {"order": -1.0})}
     if not base.partial_tiles:

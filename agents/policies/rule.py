@@ -49,10 +49,6 @@ class Linear(Spec):
     weights: dict[str, float]
     """Weight of each context value, by name."""
 
-    def names(self) -> list[str]:
-        """Returns the context values that it looks at."""
-        return [*self.weights]
-
 
 class RowRule(Spec):
     """What counts in a GEMM row, and which rows there are."""
@@ -109,7 +105,7 @@ class Rule(Spec):
         if [*self.wishes] != [*WISHES]:
             raise ValueError(f"wishes={[*self.wishes]} must be {[*WISHES]}, in that order")
         parts = [*self.wishes.values(), *(self.rows.weights.values() if self.rows else ())]
-        named = {name for part in parts for name in part.names()}
+        named = {name for part in parts for name in part.weights}
         unknown = (named | self.context.keys()) - {*INPUTS[:-1]}
         if unknown:
             raise ValueError(
@@ -159,7 +155,7 @@ def linear_network(wishes: Sequence[Linear]) -> Network:
         weights[row, -1] = distance * wish.constant
         for name, weight in wish.weights.items():
             weights[row, INPUTS.index(name)] = distance * weight
-    return network_of(weights.ravel())
+    return network_of(weights)
 
 
 def _row_weights(rows: RowRule) -> np.ndarray:

@@ -6,7 +6,7 @@ it, how much an expert has to do). The split on offer that is nearest, by the su
 decision costs some forty multiplications, what the policy does can be read off, and evolution finds the weights.
 
 The whole is a ``Network`` of the engine like any other, so everything that plays, stores or refines networks takes it.
-Weights come as one vector, wish after wish in the order of ``STEERED``; wishes at its end may be left out.
+Wishes come in the order of ``STEERED``; those at its end may be left out.
 """
 
 from __future__ import annotations
@@ -27,31 +27,25 @@ INPUTS = (*CONTEXT[len(DECISION_KINDS) :], "1")
 _SENDING, _TAKING, _FEWEST = 16 / 132, 16 / 132, 1 / 132
 
 
-def size(wishes: int) -> int:
-    """Returns the number of weights of so many wishes."""
-    return wishes * len(INPUTS)
-
-
 def hand_written() -> np.ndarray:
-    """Returns the (weight,) array of a policy that lends SMs to the GEMMs before and after communication needs them."""
+    """Returns (wish, input) weights that lend SMs to the GEMMs before and after communication needs them."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     dispatch, combine = list(STEERED).index(SPLIT_DISPATCH), list(STEERED).index(SPLIT_COMBINE)
     wishes[dispatch, -1], wishes[combine, -1] = _SENDING, _FEWEST
     wishes[dispatch, INPUTS.index("all_sent")] = _FEWEST - _SENDING
     wishes[combine, INPUTS.index("any_ready")] = _TAKING - _FEWEST
-    return (wishes * np.array(list(STEERED.values()))[:, None]).ravel()
+    return wishes * np.array(list(STEERED.values()))[:, None]
 
 
 def constant(wanted: dict[int, float]) -> np.ndarray:
-    """Returns the (weight,) array of a policy that always wants one value of each feature of ``STEERED``."""
+    """Returns (wish, input) weights that always want one value of each feature of ``STEERED``."""
     wishes = np.zeros((len(STEERED), len(INPUTS)))
     wishes[:, -1] = [weight * wanted[feature] for feature, weight in STEERED.items()]
-    return wishes.ravel()
+    return wishes
 
 
-def network_of(weights: np.ndarray) -> Network:
-    """Returns the network that takes the split nearest to the wishes of a (weight,) array."""
-    wishes = weights.reshape(-1, len(INPUTS))
+def network_of(wishes: np.ndarray) -> Network:
+    """Returns the network that takes the split nearest to the wishes of (wish, input) weights."""
     width = 2 * len(wishes)
     row, context, row_bias = np.zeros((len(FEATURES), width)), np.zeros((len(CONTEXT), width)), np.zeros(width)
     score = np.zeros(width)

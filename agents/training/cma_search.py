@@ -19,6 +19,7 @@ from agents.opponents.rollouts import makespans_ps
 from agents.policies.linear import FEATURES_OF_KIND, start_weights
 from dysharp_env.schedules import Problem, ScheduleSpec
 
+_MEASURE_EVERY = 8  # generations
 _SIGMA = 0.4  # first standard deviation: of weights whose largest starts at 1, and of octaves of settings
 
 
@@ -64,7 +65,6 @@ def search(
     name: str,
     seed: int = 0,
     batch: int = 8,
-    measure_every: int = 8,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """Returns the best linear rule found from a schedule on.
@@ -79,7 +79,6 @@ def search(
         name: Name of the schedule that is returned.
         seed: Seeds rules and draws of workloads.
         batch: Workloads that one generation is compared on; all of them if there are no more.
-        measure_every: Generations between measurements on all workloads.
         tell: Receives a line at every measurement.
 
     Raises:
@@ -95,7 +94,7 @@ def search(
     while True:
         spent = time.process_time() - began
         is_over = episodes >= budget.episodes or spent >= budget.cpu_s
-        if generation % measure_every == 0 or is_over:
+        if generation % _MEASURE_EVERY == 0 or is_over:
             schedule = space.schedule(strategy.mean, name)
             value = float(np.log(makespans_ps([schedule], problems)[0] / reference_ps).mean())
             episodes += len(problems)
@@ -113,27 +112,10 @@ def search(
         generation += 1
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A whole number that is searched by its logarithm to base 2."""
-
-    name: str
-    least: int
-    most: int
-
-    def value(self, coordinate: float) -> int:
-        """Returns the number at a coordinate, the nearest allowed one."""
-        return int(np.clip(round(2.0 ** min(coordinate, 20.0)), self.least, self.most))
-
-
-# A quarter of an H100's SMs for each communication group is the most that any shipped schedule takes and more than the
-# links can use. Chunks end where a GPU of the smallest suites has only a few left to choose from.
-_SETTINGS = (
-    _Setting("dispatch_sms", 1, 32),
-    _Setting("combine_sms", 1, 32),
-    _Setting("chunk_tokens", 1, 32),
-    _Setting("min_partial_tokens", 1, 128),
-)
+# Whole numbers that are searched by their logarithms to base 2, and the most of each; the least is 1. A quarter of an
+# H100's SMs for each communication group is the most that any shipped schedule takes and more than the links can use.
+# Chunks end where a GPU of the smallest suites has only a few left to choose from.
+_SETTINGS = {"dispatch_sms": 32, "combine_sms": 32, "chunk_tokens": 32, "min_partial_tokens": 128}
 _DIGITS = 3  # of a weight relative to the largest of its kind
 # Of an open tile, where the start closes none early: so far below hold that nothing else outweighs it. A search can
 # then find which tiles to close.
@@ -168,19 +150,16 @@ class SearchSpace:
             scaled = np.round(weights / max(np.abs(weights).max(), 1e-9), _DIGITS)
             rule[kind] = {feature: float(weight) for feature, weight in zip(features, scaled, strict=True) if weight}
         values = {
-            setting.name: setting.value(coordinate) for setting, coordinate in zip(_SETTINGS, point[at:], strict=True)
+            setting: int(np.clip(round(2.0 ** min(coordinate, 20.0)), 1, most))
+            for (setting, most), coordinate in zip(_SETTINGS.items(), point[at:], strict=True)
         }
         changes = {
             "name": name,
-            "sms": {
-                **self._base.sms.model_dump(),
-                "dispatch": values["dispatch_sms"],
-                "combine": values["combine_sms"],
-            },
-            "chunk_tokens": values["chunk_tokens"],
+            "sms.dispatch": values.pop("dispatch_sms"),
+            "sms.combine": values.pop("combine_sms"),
+            **values,
             "partial_tiles": True,
-            "min_partial_tokens": values["min_partial_tokens"],
             "hold": True,
             "rule": rule,
         }
-        return ScheduleSpec.model_validate({**self._base.model_dump(), **changes})
+        return self._base.with_changes(changes)

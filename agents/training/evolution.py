@@ -18,20 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 
-from agents.exact.tiny import TRAINING_SEED, tiny_layers
+from agents.exact.tiny import TRAINING_SEED
 from agents.opponents.rollouts import makespans_ps, play_networks
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import read_numbers
+from agents.policies.files import read_tensors
 from agents.training.genome import Genome, Scale
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import EvolutionSpec, TrainSpec
+from agents.training.validation import draw_problems
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
-from dysharp_env.workload.suite import load_suite
 
 GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
@@ -44,7 +45,7 @@ class EvolutionRun(TrainingRun):
 
     tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]) -> None:
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
         """Draws what is trained on and plays the reference on it.
 
         Raises:
@@ -52,11 +53,12 @@ class EvolutionRun(TrainingRun):
         """
         super().__init__(spec, folder, watch)
         assert spec.evolution is not None
+        problems = draw_problems(spec, spec.env.suite, TRAINING_SEED)
         self._evolution = Evolution(
             spec.evolution,
             load_schedule(spec.env.schedule),
             spec.env.exposure(),
-            _problems(spec),
+            problems,
             load_schedule(spec.reference),
         )
         self._latest = float("nan")
@@ -68,14 +70,14 @@ class EvolutionRun(TrainingRun):
     def load_state(self, checkpoint: Path) -> None:
         """Takes the weights out of a checkpoint."""
         evolution = self._evolution
-        shape = evolution.weights.shape
-        numbers = read_numbers(checkpoint / "evolution.safetensors", {"average": shape, "weights": shape})
-        evolution.weights, evolution.average = numbers["weights"], numbers["average"]
+        shapes = dict.fromkeys(("average", "weights"), evolution.weights.shape)
+        numbers = read_tensors(checkpoint / "evolution.safetensors", shapes, "the run's settings", torch.float64)
+        evolution.weights, evolution.average = numbers["weights"].numpy(), numbers["average"].numpy()
 
-    def save_state(self, counters: Counters) -> None:
-        """Saves weights and counters."""
-        numbers = save({"average": self._evolution.average, "weights": self._evolution.weights})
-        self.folder.save_checkpoint({"evolution.safetensors": numbers}, counters, self.decisions)
+    def state(self) -> dict[str, bytes]:
+        """Returns the weights as a file."""
+        numbers = {"average": self._evolution.average, "weights": self._evolution.weights}
+        return {"evolution.safetensors": save(numbers)}
 
     def begin(self) -> None:
         """Goes on at the present weights."""
@@ -99,15 +101,6 @@ class EvolutionRun(TrainingRun):
     def recent(self) -> tuple[float, float]:
         """Returns no return, and the last generation's ratio."""
         return float("nan"), self._latest
-
-
-def _problems(spec: TrainSpec) -> Sequence[Problem]:
-    """Returns the problems that a policy is evolved on."""
-    assert spec.evolution is not None
-    if spec.evolution.tiny:
-        return tiny_layers(TRAINING_SEED, spec.evolution.tiny)
-    assert spec.env.suite is not None
-    return Problem.of_suite(load_suite(spec.env.suite).draw())
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from agents.policies.steering import (
     constant,
     hand_written,
     network_of,
-    size,
 )
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.network import Network
@@ -102,22 +101,16 @@ class Genome:
         *,
         own_split: tuple[int, int] | None = None,
     ) -> None:
-        """Lays out the weights.
+        """Lays out the weights; those of the ``gated`` features depend on the context values ``gates``.
 
-        Args:
-            base: The schedule beneath.
-            exposure: What is asked.
-            scale: What the columns are measured in.
-            gated: Features whose weights depend on how far a GPU is.
-            gates: Context values that they depend on.
-            own_split: SMs of a GPU and tokens of a tile; wishes then begin at the schedule's own split. None begins at
-                the hand-written ones.
+        ``own_split`` is SMs of a GPU and tokens of a tile; wishes then begin at the schedule's own split. None begins
+        at the hand-written ones.
         """
         self._scale = scale
         # Splits that leave early closing alone leave no wish for it.
         num_wishes = max((len(split) for split in exposure.splits), default=2) if "split" in exposure.kinds else 0
         wishes = hand_written() if own_split is None else constant(_features_of(base, *own_split))
-        self._wishes = wishes[: size(num_wishes)].reshape(num_wishes, len(INPUTS))
+        self._wishes = wishes[:num_wishes]
         ruled = [kind for kind in FEATURES_OF_KIND if kind in exposure.kinds]
         moved = [_ONE, *(INPUTS.index(name) for name in PROGRESS)]
         self._places = [_Place(True, wish, column, column == _ONE) for wish in range(num_wishes) for column in moved]
@@ -150,7 +143,7 @@ class Genome:
                     wishes[place.row, INPUTS.index(name)] = number
                 elif place.depends:
                     linear[CONTEXT.index(name), place.column] += number
-        return replace(network_of(wishes.ravel()), linear=linear.astype(np.float32))
+        return replace(network_of(wishes), linear=linear.astype(np.float32))
 
 
 def _features_of(base: ScheduleSpec, num_sms: int, tile_tokens: int) -> dict[int, float]:

@@ -33,24 +33,20 @@ class EpisodeRecorder(BaseCallback):
         super().__init__()
         self._reference = reference
         self._rows: list[tuple[object, ...]] = []
-        self._recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
         self._started = time.perf_counter()
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if info:
-                self._add(info)
+            if not info:
+                continue
+            final, episode = info["final_info"], info["episode"]
+            of_episode = info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"]
+            relative = final["makespan_us"] / info["reference_us"]
+            wall_s = round(time.perf_counter() - self._started, 3)
+            self._rows.append((self.num_timesteps, *of_episode, relative, wall_s))
+            self._recent.append(dict(zip(EPISODE_COLUMNS, self._rows[-1], strict=True)))
         return True
-
-    def _add(self, info: dict[str, Any]) -> None:
-        final, episode = info["final_info"], info["episode"]
-        relative = final["makespan_us"] / info["reference_us"]
-        self._recent.append(
-            {"return": episode["r"], "ratio": final["ratio"], "length": episode["l"], "log_relative": np.log(relative)}
-        )
-        wall_s = round(time.perf_counter() - self._started, 3)
-        row = (self.num_timesteps, info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"])
-        self._rows.append((*row, relative, wall_s))
 
     def take_rows(self) -> list[tuple[object, ...]]:
         """Returns the episodes since the last call, as lines of ``episodes.csv``."""
@@ -58,32 +54,23 @@ class EpisodeRecorder(BaseCallback):
         return rows
 
     def recent(self, name: str) -> float:
-        """Returns the mean of a number over the last episodes; nan before the first."""
+        """Returns the mean of a column over the last episodes; nan before the first."""
         return float(np.mean([episode[name] for episode in self._recent])) if self._recent else float("nan")
 
     def means(self) -> dict[str, float]:
         """Returns means over the last episodes under their TensorBoard names; empty before the first."""
         if not self._recent:
             return {}
-        return {
-            "rollout/return": self.recent("return"),
-            "rollout/ratio_to_bound": self.recent("ratio"),
-            "rollout/episode_decisions": self.recent("length"),
-            f"rollout/ratio_to_{self._reference}": float(np.exp(self.recent("log_relative"))),
-        }
+        means = {f"rollout/{name}": self.recent(name) for name in ("return", "ratio_to_bound", "episode_decisions")}
+        relative = np.log([episode["ratio_to_reference"] for episode in self._recent])
+        return {**means, f"rollout/ratio_to_{self._reference}": float(np.exp(relative.mean()))}
 
 
 class TensorBoard(KVWriter):
     """Writes records as TensorBoard scalars."""
 
     def __init__(self, folder: Path, forget_after: int | None = None) -> None:
-        """Starts an event file in ``folder``.
-
-        Args:
-            folder: The run folder.
-            forget_after: Makes TensorBoard hide earlier values beyond so many decisions: a resumed run writes them
-                again.
-        """
+        """Starts an event file in a run folder; ``forget_after`` hides what earlier ones say of later decisions."""
         purge_step = None if forget_after is None else forget_after + 1
         self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
 

@@ -11,7 +11,7 @@ logged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,14 @@ import torch
 from safetensors.torch import save
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.policies.card import read_card
-from agents.policies.files import load_optimizer, load_weights, optimizer_tensors
+from agents.policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files
 from agents.training.imitation import draw_lessons, imitate
 from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Counters, Progress, TrainingRun
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import PpoSpec, TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS
 from agents.training.vec_env import ScheduleVecEnv
@@ -41,7 +40,7 @@ class PpoRun(TrainingRun):
 
     tables = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]) -> None:
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
         """Makes environments and networks.
 
         Raises:
@@ -62,17 +61,17 @@ class PpoRun(TrainingRun):
         load_weights(checkpoint, self._learner.network, card)
         load_optimizer(checkpoint, self._learner.network, card)
 
-    def save_state(self, counters: Counters) -> None:
-        """Saves policy, optimiser and counters."""
+    def state(self) -> dict[str, bytes]:
+        """Returns policy and optimiser as files."""
         policy = self._learner.network
-        optimizer = {"optimizer.safetensors": save(optimizer_tensors(policy.optimizer))}
-        self.folder.save_checkpoint(optimizer, counters, self.decisions, (policy, self.card(policy)))
+        optimizer = save(optimizer_tensors(policy.optimizer))
+        return {**policy_files(policy, self.card(policy)), "optimizer.safetensors": optimizer}
 
     def begin(self) -> None:
         """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
         learner = self._learner
         learner.num_timesteps, learner._n_updates = self.decisions, self.updates
-        learner.set_logger(Logger(None, [self.board]))
+        learner.set_logger(self.logger)
         if self.spec.imitation is not None and self.decisions == 0:
             self._imitate()
         # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
@@ -86,9 +85,8 @@ class PpoRun(TrainingRun):
         draws, order = np.random.SeedSequence(spec.seed).spawn(1)[0].generate_state(2).tolist()
         lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
         for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
-            record = {"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}
-            self.board.write(record, dict.fromkeys(record, ()), epoch)
-        self.log(self._validate())
+            self.log({"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}, epoch)
+        self.log(self._validate(), self.decisions)
 
     def learn(self) -> dict[str, float]:
         """Collects a rollout and improves the policy on it."""
@@ -98,17 +96,17 @@ class PpoRun(TrainingRun):
         learner.update(1.0 - learner.num_timesteps / self.spec.total_decisions)
         self.decisions, self.updates = learner.num_timesteps, learner._n_updates
         self.folder.append_rows("episodes.csv", EPISODE_COLUMNS, episodes.take_rows())
-        return {**episodes.means(), **statistics, **time_shares(learner, self.elapsed_s(), self.rate())}
-
-    def log(self, record: Mapping[str, float]) -> None:
-        """Writes a record together with what the learner has logged of its update."""
-        for name, value in record.items():
-            self._learner.logger.record(name, value)
-        self._learner.logger.dump(self.decisions)
+        seconds = {
+            "env": learner.vec_env.env_seconds,
+            "policy": learner.rollout_seconds - learner.vec_env.env_seconds,
+            "update": learner.update_seconds,
+        }
+        shares = {f"time/{part}_share": taken / self.elapsed_s() for part, taken in seconds.items()}
+        return {**episodes.means(), **statistics, "time/decisions_per_second": self.rate(), **shares}
 
     def recent(self) -> tuple[float, float]:
         """Returns mean return and makespan over lower bound of the last episodes."""
-        return self._episodes.recent("return"), self._episodes.recent("ratio")
+        return self._episodes.recent("return"), self._episodes.recent("ratio_to_bound")
 
 
 class Learner(MaskablePPO):
@@ -191,20 +189,3 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
             statistics[f"kinds/{kind}_entropy"] = float(entropy.numpy()[chosen].mean())
             statistics[f"kinds/{kind}_place"] = float(place[chosen].mean())
     return statistics
-
-
-def time_shares(learner: Learner, elapsed_s: float, rate: float) -> dict[str, float]:
-    """Returns decisions a second and the share of each part, as TensorBoard records them.
-
-    Args:
-        learner: What was timed.
-        elapsed_s: Seconds since it began.
-        rate: Its decisions a second.
-    """
-    env_s = learner.vec_env.env_seconds
-    return {
-        "time/decisions_per_second": rate,
-        "time/env_share": env_s / elapsed_s,
-        "time/policy_share": (learner.rollout_seconds - env_s) / elapsed_s,
-        "time/update_share": learner.update_seconds / elapsed_s,
-    }

@@ -26,21 +26,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard, read_json, run_path
-from agents.policies.files import save_policy
+from agents.policies.card import PolicyCard, read_json
+from agents.policies.files import policy_files
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec
 from dysharp_env.report.files import write_bytes, write_text
 
+_KEPT = 2  # checkpoints
 _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "numba", "safetensors")
 
 
@@ -60,25 +62,14 @@ class RunFolder:
         stem = f"{name}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            for attempt in range(1000):
+            for attempt in count():
                 path = root / (stem if attempt == 0 else f"{stem}-{attempt}")
-                try:
+                with suppress(FileExistsError):
                     path.mkdir()
-                except FileExistsError:
-                    continue
-                return cls(path)
+                    break
         except OSError as error:
             raise ConfigError(f"cannot make a run folder in run-dir='{root}': {error.strerror}") from None
-        raise ConfigError(f"run-dir='{root}' holds too many runs named '{stem}'")
-
-    @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
-        """Returns an existing run.
-
-        Raises:
-            ConfigError: There is no run at ``path``.
-        """
-        return cls(run_path(path))
+        return cls(path)
 
     # Configuration and provenance.
 
@@ -182,24 +173,11 @@ class RunFolder:
         """
         with _writing(self.best):
             self.best.mkdir(exist_ok=True)
-        save_policy(self.best, policy, card)
+        for name, content in policy_files(policy, card).items():
+            write_bytes(self.best / name, content)
 
-    def save_checkpoint(
-        self,
-        files: Mapping[str, bytes],
-        counters: Spec,
-        decisions: int,
-        policy: tuple[CandidatePolicy, PolicyCard] | None = None,
-        keep: int = 2,
-    ) -> None:
-        """Saves all that continues training, under the number of decisions; only the ``keep`` newest stay.
-
-        Args:
-            files: Contents by name.
-            counters: What goes into ``counters.json``.
-            decisions: Decisions so far.
-            policy: A policy that is saved as well, and its card.
-            keep: Checkpoints that stay.
+    def save_checkpoint(self, decisions: int, files: Mapping[str, bytes]) -> None:
+        """Saves files, by name, that continue training after so many decisions; of all checkpoints the newest stay.
 
         Raises:
             ConfigError: It cannot be written.
@@ -209,14 +187,11 @@ class RunFolder:
         with _writing(final):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            if policy is not None:
-                save_policy(partial, *policy)
             for name, content in files.items():
                 write_bytes(partial / name, content)
-            write_text(partial / "counters.json", counters.model_dump_json(indent=2) + "\n")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-            for old in self.checkpoints()[:-keep]:
+            for old in self.checkpoints()[:-_KEPT]:
                 shutil.rmtree(old)
 
     def newest_checkpoint(self) -> Path:
@@ -261,7 +236,7 @@ def describe_machine() -> dict[str, Any]:
         "version": __version__,
         "commit": _git_commit(),
         "python": platform.python_version(),
-        "packages": {name: _package_version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "processor": _processor()},
     }
 
@@ -275,13 +250,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

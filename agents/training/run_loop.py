@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+from stable_baselines3.common.logger import Logger
 
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard, read_json
@@ -19,28 +19,6 @@ from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS, Validator
 from dysharp_env.config import ConfigError, Spec, parse_spec
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is, for people who watch.
-
-    Attributes:
-        decisions: Decisions so far, of ``total``.
-        total: Decisions in all.
-        mean_return: Mean return of the last episodes; nan before the first, and under evolution.
-        ratio: Mean makespan over lower bound of the last episodes, or under evolution over the reference's; nan before
-            the first.
-        decisions_per_second: Over this process so far, everything included.
-        validation_ratio: Best on the validation suite so far; None before the first validation.
-    """
-
-    decisions: int
-    total: int
-    mean_return: float
-    ratio: float
-    decisions_per_second: float
-    validation_ratio: float | None
 
 
 class Counters(Spec):
@@ -63,14 +41,14 @@ class TrainingRun(ABC):
         decisions: Decisions so far.
         updates: Steps of the learner so far.
         best: Lowest mean makespan over lower bound on the validation suite so far.
-        board: Where curves go, from ``begin`` on.
+        logger: Where curves go, from ``begin`` on.
     """
 
-    board: TensorBoard
+    logger: Logger
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[Progress], None]) -> None:
+    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
         """Draws the validation suite.
 
         Raises:
@@ -97,8 +75,8 @@ class TrainingRun(ABC):
         """
 
     @abstractmethod
-    def save_state(self, counters: Counters) -> None:
-        """Saves a checkpoint."""
+    def state(self) -> dict[str, bytes]:
+        """Returns the files of a checkpoint, by name; its counters are added to them."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -110,11 +88,16 @@ class TrainingRun(ABC):
 
     @abstractmethod
     def recent(self) -> tuple[float, float]:
-        """Returns the mean return and the ratio of ``Progress``."""
+        """Returns mean return and mean ratio of the last episodes, to be watched; nan before the first.
 
-    def log(self, record: Mapping[str, float]) -> None:
-        """Writes a record at the present number of decisions."""
-        self.board.write(dict(record), dict.fromkeys(record, ()), self.decisions)
+        The ratio is makespan over lower bound. Under evolution it is that over the reference's, and no return is known.
+        """
+
+    def log(self, record: Mapping[str, float], step: int) -> None:
+        """Writes a record, and whatever else has been logged since the last one."""
+        for name, value in record.items():
+            self.logger.record(name, value)
+        self.logger.dump(step)
 
     def card(self, policy: CandidatePolicy, ratio: float | None = None) -> PolicyCard:
         """Returns the card of the present policy, which has that validation ratio."""
@@ -166,14 +149,14 @@ class TrainingRun(ABC):
             folder.replace_rows(table, self.tables[table], rows)
         folder.write_config(spec)
         folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
-        self.board = TensorBoard(folder.path, self.decisions or None)
+        self.logger = Logger(None, [TensorBoard(folder.path, self.decisions or None)])
         self.begin()
         while self.decisions < spec.total_decisions:
             self._iterate()
         if self.best is None:  # a checkpoint from before the first validation already had all decisions
             self._validate()
         assert self.best is not None
-        self.board.close()
+        self.logger.close()
         result = {"decisions": self.decisions, "validation_ratio": self.best, "wall_s": self._wall_s()}
         folder.write_meta({"finished": _now(), **result})
         return self.best
@@ -185,7 +168,7 @@ class TrainingRun(ABC):
         last = self.decisions >= spec.total_decisions
         if last or _crossed(before, self.decisions, spec.eval_every_decisions):
             record |= self._validate()
-        self.log(record)
+        self.log(record, self.decisions)
         if last or _crossed(before, self.decisions, spec.checkpoint_every_decisions):
             counters = Counters(
                 decisions=self.decisions,
@@ -193,22 +176,20 @@ class TrainingRun(ABC):
                 best_validation_ratio=self.best,
                 wall_s=self._wall_s(),
             )
-            self.save_state(counters)
+            text = counters.model_dump_json(indent=2) + "\n"
+            self.folder.save_checkpoint(self.decisions, {**self.state(), "counters.json": text.encode()})
             if not last:
                 self.begin()
-        self.watch(Progress(self.decisions, spec.total_decisions, *self.recent(), self.rate(), self.best))
+        self.watch(self)
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""
         policy = self.policy()
-        validation = self._validator(policy, self.decisions, self.folder)
-        if self.best is None or validation.ratio_to_bound < self.best:
-            self.best = validation.ratio_to_bound
+        to_bound, to_reference = self._validator(policy, self.decisions, self.folder)
+        if self.best is None or to_bound < self.best:
+            self.best = to_bound
             self.folder.save_best(policy, self.card(policy, self.best))
-        return {
-            "eval/ratio_to_bound": validation.ratio_to_bound,
-            f"eval/ratio_to_{self.spec.reference}": validation.ratio_to_reference,
-        }
+        return {"eval/ratio_to_bound": to_bound, f"eval/ratio_to_{self.spec.reference}": to_reference}
 
     def _wall_s(self) -> float:
         """Returns seconds of training, those before the checkpoint this process continued from included."""

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from agents.opponents.lookahead import KINDS, LookAhead
 from agents.policies.candidate_policy import PolicySpec
-from agents.policies.card import check_run_name, without_gone
+from agents.policies.card import RunName, without_gone
 from agents.training.genome import GATED, GATES, SHAPES
 from agents.training.run_folder import RunFolder
 from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
@@ -136,7 +136,7 @@ class ImitationSpec(Spec):
 class TrainSpec(Spec):
     """A training run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run, the first part of its folder's."""
     env: EnvSpec = EnvSpec()
     """What is trained on: scenario, base schedule and exposed decisions."""
@@ -168,11 +168,6 @@ class TrainSpec(Spec):
     """Schedule that makespans are compared with; it is simulated once on every workload met in training."""
     baseline: bool = True
     """Whether rewards are relative to the reference on the same workload; see ``ScheduleVecEnv``."""
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return check_run_name(name)
 
     @model_validator(mode="after")
     def _check_evolvable(self) -> TrainSpec:

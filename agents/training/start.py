@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Progress
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
@@ -33,45 +32,31 @@ def read_run_dir(given: str) -> Path:
 
 
 def load_config(name: str) -> TrainSpec:
-    """Returns the settings of a preset or a .yaml file.
+    """Returns the settings of a preset or a .yaml file; a path into ``configs/train`` works from any folder.
 
     Raises:
         ConfigError: There are none of that name, or one is wrong.
     """
-    return load_spec(TrainSpec, "train", _normalised(name))
-
-
-def _normalised(name: str) -> str:
-    """Returns a preset name for a path into ``configs/train``, so that it works from any folder; else ``name``."""
     path = Path(name)
     if not path.is_file() and path.parent.as_posix() == "configs/train" and path.stem in preset_names("train"):
-        return path.stem
-    return name
+        name = path.stem
+    return load_spec(TrainSpec, "train", name)
 
 
 def start_run(spec: TrainSpec, root: Path) -> RunFolder:
     """Returns a new run folder, after checking that the spec's names can be read: a mistake leaves nothing behind.
 
     Raises:
-        ConfigError: A name in the spec is unknown, or the folder cannot be made.
-    """
-    check_names(spec)
-    folder = RunFolder.create(root, spec.name, spec.seed)
-    folder.write_config(spec)
-    return folder
-
-
-def check_names(spec: TrainSpec) -> None:
-    """Reads everything that the spec names.
-
-    Raises:
-        ConfigError: A scenario, schedule or suite is unknown or does not fit.
+        ConfigError: A scenario, schedule or suite is unknown or does not fit, or the folder cannot be made.
     """
     reference = load_schedule(spec.reference)
     for source in Episodes(spec.env, 1).sources:
         reference.program(source.scenario.system)
     first = load_suite(spec.validation).draw()[0]
     load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
+    folder = RunFolder.create(root, spec.name, spec.seed)
+    folder.write_config(spec)
+    return folder
 
 
 def train_with_progress(
@@ -87,25 +72,17 @@ def train_with_progress(
         TextColumn("return {task.fields[gain]:.2f} ratio {task.fields[ratio]:.3f} val {task.fields[best]}"),
         TimeRemainingColumn(compact=True),
     )
-    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         nan = float("nan")
         task = bar.add_task("", total=spec.total_decisions, rate=0.0, gain=nan, ratio=nan, best="-")
-        return train(spec, folder, resume=resume, command=command, watch=_show(bar, task))
 
+        def show(run: TrainingRun) -> None:
+            best = "-" if run.best is None else f"{run.best:.3f}"
+            gain, ratio = run.recent()
+            done = min(run.decisions, spec.total_decisions)
+            bar.update(task, completed=done, rate=run.rate(), gain=gain, ratio=ratio, best=best)
 
-def _show(bar: ProgressBar, task: TaskID) -> Callable[[Progress], None]:
-    def show(progress: Progress) -> None:
-        best = "-" if progress.validation_ratio is None else f"{progress.validation_ratio:.3f}"
-        bar.update(
-            task,
-            completed=min(progress.decisions, progress.total),
-            rate=progress.decisions_per_second,
-            gain=progress.mean_return,
-            ratio=progress.ratio,
-            best=best,
-        )
-
-    return show
+        return train(spec, folder, resume=resume, command=command, watch=show)
 
 
 def train(
@@ -114,7 +91,7 @@ def train(
     *,
     resume: bool = False,
     command: Sequence[str] = (),
-    watch: Callable[[Progress], None] = lambda _: None,
+    watch: Callable[[TrainingRun], None] = lambda _: None,
 ) -> float:
     """Trains into a run folder and returns the best validation ratio.
 

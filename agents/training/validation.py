@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,23 +19,16 @@ from dysharp_env.workload.suite import load_suite
 EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
 
 
-@dataclass(frozen=True)
-class Validation:
-    """A policy on the validation workloads: mean makespan over lower bound, geometric mean over the reference."""
-
-    ratio_to_bound: float
-    ratio_to_reference: float
-
-
-def validation_problems(spec: TrainSpec) -> Sequence[Problem]:
-    """Returns the problems on which the best policy of a run is chosen.
+def draw_problems(spec: TrainSpec, suite: str | None, seed: int) -> Sequence[Problem]:
+    """Returns a suite's problems, or the tiny ones from a seed on that a run plays in their place.
 
     Raises:
         ConfigError: The suite is unknown.
     """
     if spec.evolution is not None and spec.evolution.tiny:
-        return tiny_layers(VALIDATION_SEED, spec.evolution.tiny)
-    return Problem.of_suite(load_suite(spec.validation).draw())
+        return tiny_layers(seed, spec.evolution.tiny)
+    assert suite is not None, "the spec has been checked"
+    return Problem.of_suite(load_suite(suite).draw())
 
 
 class Validator:
@@ -47,12 +40,15 @@ class Validator:
         Raises:
             ConfigError: The suite or the reference is unknown or does not fit.
         """
-        self._problems = validation_problems(spec)
+        self._problems = draw_problems(spec, spec.validation, VALIDATION_SEED)
         self._schedule, self._exposure = load_schedule(spec.env.schedule), spec.env.exposure()
         self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._problems)[0]
 
-    def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> Validation:
-        """Returns the policy's ratios, and adds a line for each workload to the run's ``evaluations.csv``."""
+    def __call__(self, policy: CandidatePolicy, decisions: int, folder: RunFolder) -> tuple[float, float]:
+        """Returns mean makespan over lower bound and its geometric mean over the reference's.
+
+        A line for each workload is added to the run's ``evaluations.csv``.
+        """
         exposure = replace(self._exposure, network=policy.scoring_network())
         mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
         bounds_ps = np.array([each.bound.total_ps for each in self._problems])
@@ -61,4 +57,4 @@ class Validator:
         columns = (mine_ps / PS_PER_US, bounds_ps / PS_PER_US, to_bound, to_reference)
         rows = zip([decisions] * len(names), names, *(column.tolist() for column in columns), strict=True)
         folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, list(rows))
-        return Validation(float(to_bound.mean()), float(np.exp(np.log(to_reference).mean())))
+        return float(to_bound.mean()), float(np.exp(np.log(to_reference).mean()))

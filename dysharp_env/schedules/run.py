@@ -9,8 +9,10 @@ from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.simulator.state.lowering import Lowering
+from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
@@ -77,6 +79,19 @@ class Problem:
             for item in items
         ]
 
+    def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
+        """Returns what the engine and the twin run.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        return schedule.program(self.system, exposure)
+
+    def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
+        """Returns the twin at time zero, as ``start`` does the engine."""
+        program = self.program(schedule, exposure)
+        return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
+
     def start(
         self,
         schedule: ScheduleSpec,
@@ -89,8 +104,7 @@ class Problem:
         Raises:
             ConfigError: The schedule does not fit the system.
         """
-        program = schedule.program(self.system, exposure)
-        lowering = Lowering(self.costs, program, self.system.gpu.num_sms, logging)
+        lowering = Lowering(self.costs, self.program(schedule, exposure), self.system.gpu.num_sms, logging)
         return LayerRun(Engine(lowering, self.workload, self.bound), self.bound.total_ps)
 
     def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)

@@ -8,7 +8,6 @@ import pytest
 
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard
-from agents.policies.files import save_policy
 from agents.policies.rule import WISHES, Linear, linear_network
 from agents.policies.steering import INPUTS
 from agents.training.run_folder import RunFolder
@@ -46,7 +45,7 @@ def write_run(path: Path, network: Network, seed: int = 0, env: EnvSpec = ENV) -
     folder = RunFolder(path)
     folder.best.mkdir(parents=True)
     folder.write_config(spec)
-    save_policy(folder.best, policy, PolicyCard(name="steered", seed=seed, env=env, policy=policy.spec, decisions=0))
+    folder.save_best(policy, PolicyCard(name="steered", seed=seed, env=env, policy=policy.spec, decisions=0))
     return str(path)
 
 

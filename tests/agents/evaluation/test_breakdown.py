@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
-from agents.evaluation.table import EvaluationRow
+from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
 
-def row(policy: str, item: SuiteWorkload, makespan_us: float, seed: None | int = None) -> EvaluationRow:
-    return EvaluationRow(policy, seed, item.name, makespan_us, 10.0, 1, 1)
+def row(policy: str, item: SuiteWorkload, makespan_us: float, seed: None | int = None) -> Played:
+    return Played(policy, seed, item.name, makespan_us, 10.0, 1, 1)
 
 
 def test_groups_of_the_held_out_suite() -> None:

@@ -12,8 +12,9 @@ import yaml
 
 from agents import evaluate as command
 from agents import train as training
-from agents.evaluation.statistics import bootstrap_interval
-from agents.evaluation.table import EvaluationRow, beats_on_every_workload, summarise
+from agents.evaluation.statistics import geometric_mean
+from agents.evaluation.table import beats_on_every_workload, summarise
+from agents.opponents.opponent import Played
 from agents.opponents.players import Chooser, ScheduleOpponent
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
@@ -29,8 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return sorted(str(path) for path in root.iterdir())
 
 
-def row(policy: str, workload: str, makespan_us: float, seed: int | None = None) -> EvaluationRow:
-    return EvaluationRow(policy, seed, workload, makespan_us, 10.0, 1, 1)
+def row(policy: str, workload: str, makespan_us: float, seed: int | None = None) -> Played:
+    return Played(policy, seed, workload, makespan_us, 10.0, 1, 1)
 
 
 def test_summary_of_hand_worked_rows() -> None:
@@ -51,10 +52,10 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        low, high = bootstrap_interval(rng.normal(-0.2, 0.1, (1, 25)), trial, resamples=1000)
+        _, low, high = geometric_mean(rng.normal(-0.2, 0.1, (1, 25)), trial, resamples=1000)
         covered += low <= np.exp(-0.2) <= high
     assert 0.88 <= covered / 200 <= 0.99
-    assert bootstrap_interval(np.full((2, 5), 0.3), 0) == pytest.approx((np.exp(0.3), np.exp(0.3)))
+    assert geometric_mean(np.full((2, 5), 0.3), 0)[1:] == pytest.approx((np.exp(0.3), np.exp(0.3)))
 
 
 def test_choices_do_not_depend_on_what_is_played_beside_them() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.evaluation import statistics
-from agents.evaluation.statistics import bootstrap_interval, improvement, interquartile_mean
+from agents.evaluation.statistics import geometric_mean, improvement, interquartile_mean
 
 
 def test_the_middle_half_of_eight_ratios_is_its_four() -> None:
@@ -41,6 +41,6 @@ def test_intervals_hold_the_mean_of_the_distribution_about_as_often_as_they_say(
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(1).normal(0, 0.1, (3, 20))
-    whole = (bootstrap_interval(table, 0, 1000), interquartile_mean(table, 0, 1000))
+    whole = (geometric_mean(table, 0, 1000), interquartile_mean(table, 0, 1000))
     monkeypatch.setattr(statistics, "_BLOCK", 700)
-    assert (bootstrap_interval(table, 0, 1000), interquartile_mean(table, 0, 1000)) == whole
+    assert (geometric_mean(table, 0, 1000), interquartile_mean(table, 0, 1000)) == whole

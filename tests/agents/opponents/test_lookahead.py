@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents import evaluate as command
-from agents.opponents.lookahead import LookAhead, look_ahead, rank
+from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead, rank
 from agents.opponents.rollouts import makespans_ps
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.spec import RuleSpec
@@ -49,8 +49,10 @@ def test_without_alternatives_it_is_the_rule_bit_for_bit(seed: int) -> None:
     schedule = random_rule(seed)
     for workload in WORKLOADS:
         engine = workload.engine(schedule).run()
-        end = look_ahead(workload, LookAhead(schedule, candidates=1))
-        assert (end.makespan_ps, end.decisions) == (engine.now_ps, engine.decisions)
+        ahead = LookAhead(schedule, candidates=1)
+        played = workload.engine(schedule, ahead.exposure())
+        end = play_ahead(played, ahead)
+        assert (end.makespan_ps, played.decisions) == (engine.now_ps, engine.decisions)
         assert end.rollouts == end.improvements == 0
 
 

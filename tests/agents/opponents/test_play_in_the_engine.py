@@ -13,7 +13,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import DECISION_KINDS
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
 PROBLEMS = Problem.of_suite(load_suite("smoke").draw())
@@ -67,9 +67,9 @@ def test_scores_are_torch_s_up_to_rounding() -> None:
     network = policy.scoring_network()
     rng = np.random.default_rng(0)
     for count in (1, 2, 9, 16):
-        candidates = np.zeros((1, 16, policy.num_features), np.float32)
-        candidates[0, :count] = rng.random((count, policy.num_features))
-        context = rng.random((1, policy.num_context), np.float32)
+        candidates = np.zeros((1, 16, len(FEATURES)), np.float32)
+        candidates[0, :count] = rng.random((count, len(FEATURES)))
+        context = rng.random((1, len(CONTEXT)), np.float32)
         kind = count % len(DECISION_KINDS)
         context[0, : len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == kind
         with torch.no_grad():

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.policies.card import PolicyCard, read_card
-from agents.policies.files import load_optimizer, load_policy, optimizer_tensors, save_policy
+from agents.policies.files import load_optimizer, load_policy, optimizer_tensors
+from agents.training.run_folder import RunFolder
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
@@ -33,7 +34,7 @@ def policy() -> CandidatePolicy:
 def folder(policy: CandidatePolicy, tmp_path: Path) -> Path:
     best = tmp_path / "best"
     best.mkdir()
-    save_policy(best, policy, PolicyCard(name="mine", seed=3, env=ENV, policy=policy.spec, decisions=7))
+    RunFolder(best.parent).save_best(policy, PolicyCard(name="mine", seed=3, env=ENV, policy=policy.spec, decisions=7))
     return best
 
 

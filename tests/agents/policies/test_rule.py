@@ -47,7 +47,7 @@ ROWS = RowRule(
 
 def rule(wishes: dict[str, Linear], rows: RowRule | None = None) -> Rule:
     parts = [*wishes.values(), *(rows.weights.values() if rows else ())]
-    names = dict.fromkeys(name for part in parts for name in part.names())
+    names = dict.fromkeys(name for part in parts for name in part.weights)
     return Rule(
         name="r",
         schedule="dysharp-tuned",

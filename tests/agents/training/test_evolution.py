@@ -44,9 +44,8 @@ SUITE = SuiteSpec.model_validate(
 )
 
 
-def wishes_of(weights: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+def wishes_of(wishes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """Returns the (decision, wish) values of the features of ``STEERED`` that are wanted in (decision, context)."""
-    wishes = weights.reshape(-1, len(steering.INPUTS))
     inputs = np.column_stack([contexts[:, len(DECISION_KINDS) :], np.ones(len(contexts))])
     return inputs @ wishes.T / np.array(list(steering.STEERED.values())[: len(wishes)])
 
@@ -64,7 +63,7 @@ def test_the_network_takes_the_split_nearest_to_the_wishes() -> None:
     features[:, SPLIT_EARLY] = 1 - splits[:, 2] / 128
     offered = features[:, list(steering.STEERED)]
     for _ in range(200):
-        weights = steering.hand_written() + rng.normal(0, 0.3, steering.size(3))
+        weights = steering.hand_written() + rng.normal(0, 0.3, (3, len(steering.INPUTS)))
         context = rng.random(len(CONTEXT)).astype(np.float32)
         wanted = wishes_of(weights, context[None].astype(float))[0]
         distance = np.abs(offered - wanted) @ np.array(list(steering.STEERED.values()))

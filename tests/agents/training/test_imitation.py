@@ -14,7 +14,7 @@ from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.train import main
 from agents.training.imitation import Fit, Lessons, draw_lessons, imitate
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Progress
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import ImitationSpec, TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import ConfigError, load_spec
@@ -92,8 +92,8 @@ def run_spec(**changes: Any) -> TrainSpec:
 
 
 def test_a_run_imitates_before_its_first_decision_and_a_resumed_one_not_again(tmp_path: Path) -> None:
-    def stop_after_two_updates(progress: Progress) -> None:
-        if progress.decisions >= 1024 and stop:
+    def stop_after_two_updates(run: TrainingRun) -> None:
+        if run.decisions >= 1024 and stop:
             raise KeyboardInterrupt
 
     weights = []

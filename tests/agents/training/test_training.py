@@ -18,7 +18,7 @@ from agents.policies.files import load_policy
 from agents.train import main
 from agents.training import metrics
 from agents.training.run_folder import RunFolder
-from agents.training.run_loop import Progress
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import load_spec, preset_names
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("runs")
     assert main(["--config", "smoke", "--run-dir", str(root), "--seed", "3", *SMALL]) == 0
     (path,) = root.iterdir()
-    return RunFolder.open(path)
+    return RunFolder(path)
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tmp_path:
         {"total_decisions": 3072, "checkpoint_every_decisions": 1024, "eval_every_decisions": 2048}
     )
 
-    def stop_after_two_updates(progress: Progress) -> None:
-        if progress.decisions >= 1536 and stop:
+    def stop_after_two_updates(run: TrainingRun) -> None:
+        if run.decisions >= 1536 and stop:
             raise KeyboardInterrupt
 
     weights, tables = [], []
