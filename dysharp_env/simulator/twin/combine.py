@@ -8,7 +8,7 @@ from functools import partial
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.gates import COMBINING
-from dysharp_env.simulator.twin.parts import Candidate, Hold, Options, Pair, Segment, Token, Trip, Unit
+from dysharp_env.simulator.twin.parts import Pair, Segment, Token, Trip, Unit
 from dysharp_env.simulator.twin.routing import part_of
 from dysharp_env.simulator.twin.site import Site, SmGroup
 from dysharp_env.simulator.twin.vectors import partial_of, sum_request_flits
@@ -86,28 +86,24 @@ class CombineGroup(SmGroup):
         self.ready.extend(late)
         self.wake()
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Unit]:
         """Issues what was chosen as SMs may take it, then offers the ready units."""
         while not self._must_dispatch_first() and self.crew.free:
             if self.issuing:
                 self._issue(self.issuing.popleft())
-            elif self.holds or not self.ready:
-                return None
             else:
-                return Options(
-                    self.ready, observation.COMBINE in self.world.program.may_hold, may_hold=self.items_waiting > 0
-                )
-        return None
+                return [] if self.holds else self.ready
+        return []
 
-    def take(self, candidate: Candidate) -> None:
-        """Begins a unit, or holds."""
-        if isinstance(candidate, Hold):
-            self.holds = True
-            return
-        assert isinstance(candidate, Unit)
-        self.ready.remove(candidate)
-        self.issuing.extend(candidate.items)
-        candidate.items = []
+    def may_hold(self) -> bool:
+        """Returns whether tokens or partial sums are yet to become ready."""
+        return self.items_waiting > 0
+
+    def take(self, unit: Unit) -> None:
+        """Begins a unit."""
+        self.ready.remove(unit)
+        self.issuing.extend(unit.items)
+        unit.items = []
 
     def _must_dispatch_first(self) -> bool:
         return self.world.program.exclusive and not self.progress.is_dispatched

@@ -7,7 +7,7 @@ from functools import partial
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Options, Pair, Segment, Token, Trip
+from dysharp_env.simulator.twin.parts import Chunk, Pair, Segment, Token, Trip
 from dysharp_env.simulator.twin.site import Site, SmGroup
 from dysharp_env.simulator.twin.vectors import copy_of, store_of, token_request_flits
 
@@ -38,23 +38,21 @@ class DispatchGroup(SmGroup):
             return [pair for pair in token.pairs if pair.gpu == self.gpu]
         return [pair for pair in token.pairs if not self.world.program.by_peers or pair.part == self.progress.part]
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Chunk]:
         """Gives token after token of the chunk at hand to SMs that may take one, then offers the part's chunks."""
         while True:
             if not self.in_chunk:
                 self._end_parts()
             if not self.crew.free:
-                return None
+                return []
             if not self.in_chunk:
-                chunks = [chunk for chunk in self.unsent if chunk.part == self.progress.part]
-                return Options(chunks) if chunks else None
+                return [chunk for chunk in self.unsent if chunk.part == self.progress.part]
             self._take_token(self.in_chunk.pop(0))
 
-    def take(self, candidate: Candidate) -> None:
+    def take(self, chunk: Chunk) -> None:
         """Begins a chunk."""
-        assert isinstance(candidate, Chunk)
-        self.unsent.remove(candidate)
-        self.in_chunk = list(candidate.tokens)
+        self.unsent.remove(chunk)
+        self.in_chunk = list(chunk.tokens)
 
     def _end_parts(self) -> None:
         """Gives the next part its turn when all of the present one is stored."""

@@ -9,7 +9,7 @@ from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.parts import Candidate, Expert, Hold, Options, Pair, Row, Tile
+from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
 from dysharp_env.simulator.twin.site import Site, SmGroup
 
 
@@ -84,29 +84,23 @@ class GemmGroup(SmGroup):
         tile.ready_ps[stage - 1] = self.clock.now_ps
         self.wake()
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
         while self.staff.free_sms > 0:
-            if self.row is not None:
-                self._start_blocks(self.row)
-                continue
-            rows = [] if self.holds else self._list_rows()
-            if not rows:
-                return None
-            # Something must still come to this GPU, or hold would wait for ever.
-            may_hold = any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
-            return Options(rows, observation.GEMM in self.world.program.may_hold, may_hold)
-        return None
+            if self.row is None:
+                return [] if self.holds else self._list_rows()
+            self._start_blocks(self.row)
+        return []
 
-    def take(self, candidate: Candidate) -> None:
-        """Makes a row the current one, or holds."""
-        if isinstance(candidate, Hold):
-            self.holds = True
-            return
-        assert isinstance(candidate, Row)
-        if candidate.is_open:
-            self._close_tile(candidate.tile.expert)
-        self._start_row(candidate)
+    def may_hold(self) -> bool:
+        """Returns whether something is yet to arrive here, or to finish."""
+        return any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
+
+    def take(self, row: Row) -> None:
+        """Makes a row the current one."""
+        if row.is_open:
+            self._close_tile(row.tile.expert)
+        self._start_row(row)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -190,14 +190,6 @@ class Hold(NamedTuple):
 
 
 Candidate = Chunk | Row | Unit | Split | Hold
-
-
-class Options(NamedTuple):
-    """What a group has to choose from, at least one candidate; whether hold is shown as well, and may be taken."""
-
-    candidates: Sequence[Candidate]
-    shows_hold: bool = False
-    may_hold: bool = False
 
 
 class Use(NamedTuple):

@@ -36,16 +36,19 @@ class Shown:
 
     def values_of(self, gpu: Gpu, candidate: Candidate, place: int) -> dict[str, float]:
         """Returns the features of a candidate in its place in the list."""
-        if isinstance(candidate, Hold):
-            return {"is_hold": 1.0}
         order = {"order": place / self.world.program.max_candidates}
-        if isinstance(candidate, Chunk):
-            return order | self._of_chunk(gpu, candidate)
-        if isinstance(candidate, Row):
-            return order | self._of_row(gpu, candidate)
-        if isinstance(candidate, Unit):
-            return order | self._of_unit(candidate)
-        return order | self._of_split(candidate)
+        match candidate:
+            case Hold():
+                return {"is_hold": 1.0}
+            case Chunk():
+                return order | self._of_chunk(gpu, candidate)
+            case Row():
+                return order | self._of_row(gpu, candidate)
+            case Unit():
+                return order | self._of_unit(candidate)
+            case Split():
+                return order | self._of_split(candidate)
+        return order
 
     def _of_split(self, split: Split) -> dict[str, float]:
         return {

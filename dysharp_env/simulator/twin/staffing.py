@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dysharp_env.simulator.costs import Window
 from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, SPLIT
-from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options, Split, Trip, Vector
+from dysharp_env.simulator.twin.parts import CommunicationSm, Split, Trip, Vector
 from dysharp_env.simulator.twin.world import Group, World
 
 
@@ -219,15 +219,12 @@ class Sizes(Group):
         if after * moments // total > before * moments // total:
             self.wake()
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Split]:
         """Offers the present split first, so that a rule without weights keeps it; holds once it is answered."""
-        if self.holds or not self.world.splits:
-            return None
-        return Options(sorted(self.world.splits, key=lambda split: split != self.staff.split))
+        return [] if self.holds else sorted(self.world.splits, key=lambda split: split != self.staff.split)
 
-    def take(self, candidate: Candidate) -> None:
+    def take(self, split: Split) -> None:
         """Changes the sizes."""
-        assert isinstance(candidate, Split)
         self.holds = True
-        if candidate != self.staff.split:
-            self.staff.resize(candidate)
+        if split != self.staff.split:
+            self.staff.resize(split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gates import EVERYTHING, Gates
 from dysharp_env.simulator.twin.gpu import Gpu
-from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold, Options, Split
+from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold, Split
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.scores import scores_of
 from dysharp_env.simulator.twin.shown import Shown
@@ -34,15 +34,7 @@ class Twin:
     """
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
-        """Sets the layer up.
-
-        Args:
-            workload: Routing of one layer.
-            costs: Its costs on a system.
-            program: How it is run.
-            num_sms: SMs of one GPU.
-            bound: The workload's lower bound, which times are compared with in what decisions show.
-        """
+        """Sets the layer up; times are compared with the bound in what decisions show."""
         self.world = world = World(workload, costs, program, num_sms, bound)
         routing, switch, gates = Routing(world), Switch(world), Gates(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
@@ -73,7 +65,7 @@ class Twin:
         world = self.world
         if world.splits:
             # One split for all GPUs before the layer starts.
-            split = yield from self._choose(SPLIT, self.gpus[0], Options(world.splits))
+            split = yield from self._choose(SPLIT, self.gpus[0], world.splits)
             assert isinstance(split, Split)
             for gpu in self.gpus:
                 gpu.site.staff.adopt(split)
@@ -94,16 +86,22 @@ class Twin:
                 )
 
     def _let_act(self, group: Group) -> Generator[Decision, int, None]:
-        while (options := group.act()) is not None:
-            chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options)
-            group.take(chosen)
+        while options := group.act():
+            chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options, group.may_hold())
+            if isinstance(chosen, Hold):
+                group.holds = True
+            else:
+                group.take(chosen)
 
-    def _choose(self, kind: int, gpu: Gpu, options: Options) -> Generator[Decision, int, Candidate]:
+    def _choose(
+        self, kind: int, gpu: Gpu, options: Sequence[Candidate], may_hold: bool = False
+    ) -> Generator[Decision, int, Candidate]:
         """Returns the chosen candidate; one legal answer is taken without asking."""
         program = self.world.program
-        candidates = list(options.candidates[: program.max_candidates - options.shows_hold])
-        num_legal = len(candidates) + (options.shows_hold and options.may_hold)
-        if options.shows_hold:
+        shows_hold = kind in program.may_hold
+        candidates = list(options[: program.max_candidates - shows_hold])
+        num_legal = len(candidates) + (shows_hold and may_hold)
+        if shows_hold:
             candidates.append(Hold())
         if num_legal == 1:
             return candidates[0]

@@ -1,26 +1,60 @@
-"""What all parts of the twin share: inputs and what follows from them, the clock, and the records of what happened."""
+"""What all parts of the twin share: the clock, who takes decisions, inputs and the records of what happened."""
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.twin.clock import Clock
-from dysharp_env.simulator.twin.parts import Candidate, Name, Options, Split, Use
+from dysharp_env.simulator.twin.parts import Candidate, Name, Split, Use
 from dysharp_env.workload.workload import Workload
 
 
+class Clock:
+    """Simulated time and what is to happen, ordered by (time, kind, sequence).
+
+    Attributes:
+        now_ps: The simulated time.
+        pushed, served: Events so far.
+    """
+
+    def __init__(self) -> None:
+        self.now_ps = self.pushed = self.served = 0
+        self._events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
+
+    def at(self, time_ps: int, kind: int, effect: Callable[..., None], *operands: object) -> None:
+        """Has an effect happen at a time, among the events of its kind."""
+        heapq.heappush(self._events, (time_ps, kind, self.pushed, effect, operands))
+        self.pushed += 1
+
+    def serve_instant(self) -> bool:
+        """Goes to the next instant and serves all its events; returns False if there are none any more."""
+        if not self._events:
+            return False
+        self.now_ps = self._events[0][0]
+        while self._events and self._events[0][0] == self.now_ps:
+            _, _, _, effect, operands = heapq.heappop(self._events)
+            self.served += 1
+            effect(*operands)
+        return True
+
+
 class Group:
-    """What takes decisions on one GPU: an SM group, or the choice of the groups' sizes."""
+    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes.
+
+    Attributes:
+        holds: Whether it waits although it has something to do, until something new concerns it.
+    """
 
     def __init__(self, world: World, kind: int, gpu: int) -> None:
         self.world, self.kind, self.gpu = world, kind, gpu
-        self.is_marked = False
-        self.holds = False  # until something new concerns it
+        self.is_marked = self.holds = False
 
     def mark(self) -> None:
         """Asks for the group to act, once, when all events of the instant are served."""
@@ -33,12 +67,16 @@ class Group:
         self.holds = False
         self.mark()
 
-    def act(self) -> Options | None:
-        """Does all that needs no choice; returns what to choose from next, or None if the group has to wait."""
+    def act(self) -> Sequence[Candidate]:
+        """Does all that needs no choice; returns what to choose from next, nothing if the group has to wait."""
         raise NotImplementedError
 
-    def take(self, candidate: Candidate) -> None:
-        """Does what was chosen."""
+    def may_hold(self) -> bool:
+        """Returns whether the group may hold now, if its kind may at all: something must still concern it."""
+        return False
+
+    def take(self, candidate: Any) -> None:
+        """Does what was chosen of what it offered."""
         raise NotImplementedError
 
 
