@@ -8,6 +8,7 @@ from dysharp_env.simulator.state.codes import EV_GATE, GATE_FINE, GATE_GPU, GATE
 from dysharp_env.simulator.twin.world import World
 
 EVERYTHING, GEMM1, GEMM2, COMBINING = range(4)  # what a gate opens
+STAGES = (GEMM1, GEMM2, COMBINING)
 
 
 class Progress:
@@ -16,8 +17,7 @@ class Progress:
     Attributes:
         part: Whose turn it is to be dispatched.
         sends_left: Tokens yet to be given to an SM.
-        arrivals_left: (token, expert)s yet to arrive.
-        slots_left: (token, expert)s that have GEMM-1, and GEMM-2, before them.
+        left: By stage, the (token, expert)s that it waits for: to arrive, or to have the GEMM before it.
         is_open: By (stage, part), whether the stage may start.
         is_boundary_paid: Whether the kernel boundary before GEMM-2 is, or is being, paid.
     """
@@ -25,16 +25,16 @@ class Progress:
     def __init__(self, world: World) -> None:
         parts = range(world.program.parts)
         self.part = 0
-        self.sends_left, self.arrivals_left = [0 for _ in parts], [0 for _ in parts]
-        self.slots_left = ([0 for _ in parts], [0 for _ in parts])
+        self.sends_left = [0 for _ in parts]
+        self.left = {stage: [0 for _ in parts] for stage in STAGES}
         gates = world.program.gates
-        self.is_open = {(stage, part): gates[stage - 1] == GATE_FINE for stage in (1, 2, 3) for part in parts}
+        self.is_open = {(stage, part): gates[stage - 1] == GATE_FINE for stage in STAGES for part in parts}
         self.is_boundary_paid = [False for _ in parts]
 
     @property
     def is_dispatched(self) -> bool:
         """Whether all that this GPU dispatches is stored, and all that it is sent has arrived."""
-        return self.part == len(self.sends_left) and not any(self.arrivals_left)
+        return self.part == len(self.sends_left) and not any(self.left[GEMM1])
 
 
 class Gates:
@@ -60,25 +60,18 @@ class Gates:
             self.progress[gpu].is_open[stage, part] = True
             self.opened[gpu](stage, part)
 
-    def after_arrival(self, gpu: int, part: int) -> None:
-        """Opens GEMM-1 if an arrival was the last."""
-        self._check(GEMM1, gpu, part, [progress.arrivals_left for progress in self.progress])
-
-    def after_gemm2(self, gpu: int, part: int) -> None:
-        """Opens combine if a GEMM-2 row was the last."""
-        self._check(COMBINING, gpu, part, [progress.slots_left[1] for progress in self.progress])
-
-    def _check(self, stage: int, gpu: int, part: int, left: list[list[int]]) -> None:
-        gate = self.world.program.gates[stage - 1]
-        if gate == GATE_PHASE and all(of_gpu[part] == 0 for of_gpu in left):
+    def check(self, stage: int, gpu: int, part: int) -> None:
+        """Opens a stage of a part, GEMM-1 or combine, if what it waits for is over."""
+        gate, left = self.world.program.gates[stage - 1], [progress.left[stage][part] for progress in self.progress]
+        if gate == GATE_PHASE and not any(left):
             self.pay(stage, part, list(range(self.world.num_gpus)))
-        if gate == GATE_GPU and left[gpu][part] == 0:
+        if gate == GATE_GPU and left[gpu] == 0:
             self.pay(stage, part, [gpu])
 
     def end_first_kernel(self, gpu: int, part: int) -> None:
         """Opens a part's GEMM-2 behind a kernel boundary: its GEMM-1 is over here, what it dispatched is stored."""
         progress = self.progress[gpu]
-        is_over = progress.slots_left[0][part] == 0 and progress.part > part
+        is_over = progress.left[GEMM2][part] == 0 and progress.part > part
         if self.world.program.gates[1] == GATE_PHASE and is_over and not progress.is_boundary_paid[part]:
             progress.is_boundary_paid[part] = True
             self.pay(GEMM2, part, [gpu])

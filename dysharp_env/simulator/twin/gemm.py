@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
-from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
+from dysharp_env.simulator.twin.gates import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
-from dysharp_env.simulator.twin.site import Site, SmGroup
+from dysharp_env.simulator.twin.staffing import Site, SmGroup
 
 
 class GemmGroup(SmGroup):
     """The GEMM group of one GPU and its experts.
 
     Attributes:
+        combines: The combine groups of all GPUs.
         experts: Of this GPU, by number and part.
         slots: (token, expert)s of all of them.
         busy_ps: Time of all SMs in thread blocks so far.
     """
 
-    def __init__(self, site: Site, combine: CombineGroup, experts: dict[tuple[int, int], Expert]) -> None:
+    def __init__(self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert]) -> None:
         super().__init__(site, observation.GEMM)
-        self.combine, self.experts = combine, experts
-        self.staff.gemm = self
+        self.combines, self.experts = combines, experts
         self.slots = sum(expert.total for expert in experts.values())
         for expert in experts.values():
-            for left in (self.progress.arrivals_left, *self.progress.slots_left):
+            for left in self.progress.left.values():
                 left[expert.part] += expert.total
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
@@ -37,15 +37,15 @@ class GemmGroup(SmGroup):
     def arrive(self, pair: Pair) -> None:
         """Makes a token visible to its experts here, filling their tiles."""
         pair.token.dispatch_end = self.clock.now_ps
-        self.progress.arrivals_left[pair.part] -= len(pair.experts)
+        self.progress.left[GEMM1][pair.part] -= len(pair.experts)
         self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[0])
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
         if self.world.may_close_early:
             self.mark()
-        self.gates.after_arrival(self.gpu, pair.part)
-        if self.world.program.exclusive and not any(self.progress.arrivals_left):
-            self.combine.mark()
+        self.gates.check(GEMM1, self.gpu, pair.part)
+        if self.world.program.exclusive and not any(self.progress.left[GEMM1]):
+            self.combines[self.gpu].mark()
 
     def _fill(self, expert: Expert, pair: Pair) -> None:
         """Adds a token to an expert's open tile."""
@@ -94,7 +94,7 @@ class GemmGroup(SmGroup):
 
     def may_hold(self) -> bool:
         """Returns whether something is yet to arrive here, or to finish."""
-        return any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
+        return any(self.progress.left[GEMM1]) or self.staff.free_sms < self.staff.gemm_sms
 
     def take(self, row: Row) -> None:
         """Makes a row the current one."""
@@ -157,14 +157,14 @@ class GemmGroup(SmGroup):
         if tile.blocks_running == 0 and tile.blocks_left == 0:
             part = tile.expert.part
             tile.end_ps[stage - 1] = self.clock.now_ps
-            self.progress.slots_left[stage - 1][part] -= len(tile.pairs)
+            self.progress.left[stage + 1][part] -= len(tile.pairs)
             if stage == GEMM1:
                 tile.expert.rows[1].append(tile)
                 self._row_ready(tile, GEMM2)
                 self.gates.end_first_kernel(self.gpu, part)
             else:
                 self._finish(tile)
-                self.gates.after_gemm2(self.gpu, part)
+                self.gates.check(COMBINING, self.gpu, part)
 
     def _finish(self, tile: Tile) -> None:
         """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
@@ -174,26 +174,26 @@ class GemmGroup(SmGroup):
             pair.experts_done += 1
             if not self.world.combine.reads:
                 if pair.experts_done == len(pair.experts):
-                    self.combine.partial_ready(pair)
+                    self.combines[self.gpu].partial_ready(pair)
             elif self.world.notifies and pair.token.home != self.gpu:
                 told.append(pair)
             else:
-                self.combine.peers[pair.token.home].expert_done(pair.token)
+                self.combines[pair.token.home].expert_done(pair.token)
         if told:
-            self._charge_updates(self.ports.uplinks, told, codes.NOTIFY_FLITS)
+            self._charge_updates(self.uplinks, told, codes.NOTIFY_FLITS)
             self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_NOTIFY, self._notified, told)
 
     def _charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
         """Charges ``flits`` for each token's counter update, all those of a plane together."""
         for plane, link in enumerate(links):
-            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, codes.NOTIFY)
+            link.charge(sum(pair.token.planes[observation.COMBINE][0] == plane for pair in pairs) * flits, codes.NOTIFY)
 
     def _notified(self, told: list[Pair]) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.costs.packet.ack_flits
         for pair in told:
-            home, plane = self.combine.peers[pair.token.home], pair.token.combine_planes[0]
-            home.ports.downlinks[plane].charge(codes.NOTIFY_FLITS, codes.NOTIFY)
-            home.ports.uplinks[plane].charge(ack_flits, codes.NOTIFY)
+            home, plane = self.combines[pair.token.home], pair.token.planes[observation.COMBINE][0]
+            home.downlinks[plane].charge(codes.NOTIFY_FLITS, codes.NOTIFY)
+            home.uplinks[plane].charge(ack_flits, codes.NOTIFY)
             home.expert_done(pair.token)
-        self._charge_updates(self.ports.downlinks, told, ack_flits)
+        self._charge_updates(self.downlinks, told, ack_flits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import isqrt
 
+from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin.parts import Chunk, Expert, Pair, Token
 from dysharp_env.simulator.twin.world import World
 from dysharp_env.workload.workload import Workload
@@ -77,8 +78,10 @@ class Routing:
             number,
             home,
             place // world.program.chunk_tokens,
-            [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
-            [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
+            {
+                DISPATCH: [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
+                COMBINE: [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
+            },
         )
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
         for offset in range(world.num_gpus):

@@ -6,12 +6,16 @@ Every kind of candidate has the values that its function names, and 0 for all ot
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from dysharp_env.simulator.state.observation import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.twin.gates import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.gpu import Gpu
+from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
+from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.world import World
 
 
@@ -73,13 +77,13 @@ class Shown:
             "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
             "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
             "fan_out": min(1.0, len(remote) / (count * (world.num_gpus - 1))),
-            "backlog": self._root(max([self.gpus[pair.gpu].site.ports.down_ps() for pair in remote], default=0)),
+            "backlog": self._root(max([backlog_ps(self.gpus[pair.gpu].downlinks) for pair in remote], default=0)),
             "cost": self._root(costs.spread_ps(flits)),
         }
 
     def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs
-        now_ps, memory = world.clock.now_ps, gpu.site.memory
+        now_ps, memory = world.clock.now_ps, gpu.memory
         if world.combine.reads:
             finishes = sum(pair.token.experts_done == world.workload.layer.top_k - 1 for pair in pairs)
         else:
@@ -96,7 +100,7 @@ class Shown:
             "expert_left": (expert.total - expert.arrived) / expert.total,
             "finishes": finishes / len(pairs),
             "backlog": self._root(memory.hbm_free_ps - now_ps),
-            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.site.staff.gemm_sms, fetch_ps)),
+            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.staff.gemm_sms, fetch_ps)),
         }
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:
@@ -104,10 +108,10 @@ class Shown:
         backlogs_ps = []
         for item in unit.items:
             if isinstance(item, Pair):
-                backlogs_ps.append(self.gpus[unit.home].site.ports.down_ps())
+                backlogs_ps.append(backlog_ps(self.gpus[unit.home].downlinks))
             else:
                 sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
-                backlogs_ps.extend(self.gpus[pair.gpu].site.ports.up_ps() for pair in sources)
+                backlogs_ps.extend(backlog_ps(self.gpus[pair.gpu].uplinks) for pair in sources)
         return {
             "size": count / world.program.chunk_tokens,
             "waiting": self._root(world.clock.now_ps - unit.ready_ps),
@@ -118,23 +122,22 @@ class Shown:
 
     def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
         """Returns the context of a decision."""
-        world, costs, bound, site = self.world, self.world.costs, self.world.bound, gpu.site
-        workload, progress, staff, slots = world.workload, gpu.site.progress, gpu.site.staff, gpu.gemm.slots
-        dispatch, combine = staff.crews[DISPATCH], staff.crews[COMBINE]
+        world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
+        left, staff, slots = gpu.progress.left, gpu.staff, gpu.gemm.slots
         ready = gpu.combine.items - gpu.combine.items_waiting
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
             "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
             "sent": gpu.dispatch.tokens_sent / gpu.dispatch.tokens_to_send,
-            "received": fraction(slots - sum(progress.arrivals_left), slots),
-            "gemm_done": fraction(2 * slots - sum(map(sum, progress.slots_left)), 2 * slots),
+            "received": fraction(slots - sum(left[GEMM1]), slots),
+            "gemm_done": fraction(2 * slots - sum(left[GEMM2]) - sum(left[COMBINING]), 2 * slots),
             "combined": gpu.combine.combined / workload.tokens_per_gpu,
-            "uplink_backlog": self._root(site.ports.up_ps()),
-            "downlink_backlog": self._root(site.ports.down_ps()),
-            "hbm_backlog": self._root(site.memory.hbm_free_ps - world.clock.now_ps),
+            "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
+            "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
+            "hbm_backlog": self._root(gpu.memory.hbm_free_ps - world.clock.now_ps),
             "free_sms": staff.free_sms / max(staff.gemm_sms, 1),
-            "dispatch_in_flight": fraction(dispatch.in_flight, dispatch.size * dispatch.window.slots),
-            "combine_in_flight": fraction(combine.in_flight, combine.size * combine.window.slots),
+            "dispatch_in_flight": in_flight(gpu.dispatch),
+            "combine_in_flight": in_flight(gpu.combine),
             "all_combined": (workload.num_tokens - world.tokens_left) / workload.num_tokens,
             "link_share": fraction(bound.links_ps, world.scale_ps),
             "gemm_share": fraction(bound.gemms_ps, world.scale_ps),
@@ -149,6 +152,16 @@ class Shown:
     def _root(self, ps: int) -> float:
         """Returns the square root of a time over the lower bound, cut to [0, 1]."""
         return min(1.0, math.sqrt(max(ps, 0) / self.world.scale_ps))
+
+
+def backlog_ps(links: Sequence[Link]) -> int:
+    """Returns how long what is queued and being sent keeps the busiest link busy."""
+    return max(link.backlog_ps() for link in links)
+
+
+def in_flight(crew: Crew) -> float:
+    """Returns how much of what a group may have in flight it has."""
+    return fraction(crew.in_flight, crew.size * crew.way.window.slots)
 
 
 def mean(values: list[float]) -> float:

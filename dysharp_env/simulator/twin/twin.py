@@ -68,9 +68,9 @@ class Twin:
             split = yield from self._choose(SPLIT, self.gpus[0], world.splits)
             assert isinstance(split, Split)
             for gpu in self.gpus:
-                gpu.site.staff.adopt(split)
+                gpu.staff.adopt(split)
         for gpu in self.gpus:
-            gpu.site.staff.start()
+            gpu.staff.start()
         while True:
             while world.marked:
                 group = world.marked.popleft()
