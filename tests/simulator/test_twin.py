@@ -43,9 +43,9 @@ def name_of_candidate(state: State, kind: int, gpu: int, record: np.void) -> tup
         tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
         first = int(state.chunks["first"][candidate])
         place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
-        return "chunk", gpu, first // tokens_per_gpu, place
+        return "chunk", first // tokens_per_gpu, place
     if kind == observation.COMBINE:
-        return "unit", gpu, home, place
+        return "unit", home, place
     what = "open" if state.tiles["count"][candidate] == 0 else "row"
     return what, *name_of_item(state, codes.LOG_SM, candidate)[1:], int(record["gemm"]) + 1
 
@@ -54,9 +54,9 @@ def name_in_twin(candidate: Candidate) -> tuple:
     """Returns the same of a candidate of the twin's."""
     match candidate:
         case Chunk():
-            return "chunk", candidate.gpu, candidate.home, candidate.place
+            return "chunk", candidate.home, candidate.place
         case Unit():
-            return "unit", candidate.gpu, candidate.home, candidate.place
+            return "unit", candidate.home, candidate.place
         case Row(tile, stage, is_open):
             return "open" if is_open else "row", tile.expert.number, tile.expert.part, tile.place, stage
         case Split():

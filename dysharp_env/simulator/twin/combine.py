@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
-from dysharp_env.simulator.twin.gates import COMBINING
 from dysharp_env.simulator.twin.parts import Pair, Segment, Token, Unit, Vector
 from dysharp_env.simulator.twin.routing import part_of
-from dysharp_env.simulator.twin.staffing import Site, Sizes
-from dysharp_env.simulator.twin.vectors import Sender
+from dysharp_env.simulator.twin.site import COMBINING
+from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
 
 
-class CombineGroup(Sender):
+class CombineGroup(Crew):
     """The combine group of one GPU, and what it is asked for by others.
 
     Attributes:
@@ -23,19 +22,21 @@ class CombineGroup(Sender):
         combined: Tokens of this GPU that are done.
     """
 
-    def __init__(self, site: Site, peers: Sequence[CombineGroup], sizes: Sizes) -> None:
-        super().__init__(site, observation.COMBINE, peers, sizes)
+    data, request, ack = codes.COMBINE_DATA, codes.COMBINE_REQUEST, codes.COMBINE_ACK
+
+    def __init__(self, site: Site, peers: Sequence[CombineGroup], sizes: Sizes, tokens: list[Token]) -> None:
+        super().__init__(site, observation.COMBINE, peers, sizes, site.world.combine)
         self.units: dict[tuple[int, int], Unit] = {}
         self.ready: list[Unit] = []
         self.issuing: deque[Token | Pair] = deque()
-        self.items = self.items_waiting = 0
+        if self.primitive.reads:
+            self.items = sum(token.home == self.gpu for token in tokens)
+        else:
+            pairs = [pair for token in tokens for pair in token.pairs if pair.gpu == self.gpu]
+            self.items = sum(pair.is_remote and bool(pair.experts) for pair in pairs)
+        self.items_waiting = self.items
         self.outputs_live = 0  # tokens of this GPU with results that it was told of and has not combined
         self.combined = 0
-
-    def expect(self, items: int) -> None:
-        """Counts tokens or partial sums that this GPU will combine."""
-        self.items += items
-        self.items_waiting += items
 
     def expert_done(self, token: Token) -> None:
         """Counts one finished expert of a token of this GPU; after the last one it may be combined."""
@@ -55,13 +56,13 @@ class CombineGroup(Sender):
             return
         if pair.token.combine_start == NO_TIME:
             pair.token.combine_start = self.clock.now_ps
-        for place in range(self.costs.combine_segments):
-            self._deliver(pair.token, place, 1)
+        pair.token.pieces_left = [left - 1 for left in pair.token.pieces_left]
+        self._end_if_whole(pair.token)
 
     def _item_ready(self, item: Token | Pair, token: Token) -> None:
         """Adds a token or partial sum to the unit it is combined with."""
         key, part = (token.home, token.place), part_of(self.world, token, self.gpu)
-        unit = self.units.setdefault(key, Unit(self.gpu, token.home, token.place, part))
+        unit = self.units.setdefault(key, Unit(token.home, token.place, part))
         if not unit.items:
             unit.ready_ps = self.clock.now_ps
             if self.progress.is_open[COMBINING, part]:
@@ -83,7 +84,7 @@ class CombineGroup(Sender):
 
     def act(self) -> list[Unit]:
         """Issues what was chosen as SMs may take it, then offers the ready units."""
-        while not self._must_dispatch_first() and self.free:
+        while self.free and (self.progress.is_dispatched or not self.world.program.exclusive):
             if self.issuing:
                 self._begin(self.issuing.popleft())
             else:
@@ -100,9 +101,6 @@ class CombineGroup(Sender):
         self.issuing.extend(unit.items)
         unit.items = []
 
-    def _must_dispatch_first(self) -> bool:
-        return self.world.program.exclusive and not self.progress.is_dispatched
-
     def _begin(self, item: Token | Pair) -> None:
         """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
         token = item.token if isinstance(item, Pair) else item
@@ -111,7 +109,7 @@ class CombineGroup(Sender):
         pairs = [item] if isinstance(item, Pair) else [pair for pair in token.pairs if pair.is_summed]
         partials = [self.vector_of(token, pair) for pair in pairs]
         if not partials:
-            self._complete(token)
+            self._end_if_whole(token)
         elif self.world.combine.in_switch:
             # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
             self.give([partials])
@@ -131,19 +129,16 @@ class CombineGroup(Sender):
         token, place, combine = segment.token, segment.place, self.world.combine
         if not combine.reads:
             self.acknowledge(segment)
-        self._deliver(token, place, segment.pieces)
+        token.pieces_left[place] -= segment.pieces
+        self._end_if_whole(token)
         # What was asked of the switch is here with its last piece.
         if combine.reads and (token.pieces_left[place] == 0 or not combine.in_switch):
             self.end_segment(segment)
 
-    def _deliver(self, token: Token, place: int, pieces: int) -> None:
-        """Adds partial sums to a segment of a token's result; with the last one of all the token is combined."""
-        token.pieces_left[place] -= pieces
-        if not any(token.pieces_left):
-            self._complete(token)
-
-    def _complete(self, token: Token) -> None:
-        """Ends a token of this GPU."""
+    def _end_if_whole(self, token: Token) -> None:
+        """Ends a token of this GPU once all partial sums are added to all segments of its result."""
+        if any(token.pieces_left):
+            return
         token.combine_end = self.clock.now_ps
         self.world.tokens_left -= 1
         self.combined += 1

@@ -8,11 +8,10 @@ from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.parts import Chunk, Pair, Segment, Token, Vector
-from dysharp_env.simulator.twin.staffing import Site, Sizes
-from dysharp_env.simulator.twin.vectors import Sender
+from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
 
 
-class DispatchGroup(Sender):
+class DispatchGroup(Crew):
     """The dispatch group of one GPU, and what it is asked for by others.
 
     Attributes:
@@ -20,10 +19,12 @@ class DispatchGroup(Sender):
         tokens_sent, tokens_to_send: Tokens of which nothing is left to issue, and all that it dispatches.
     """
 
+    data, request, ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
+
     def __init__(
         self, site: Site, peers: Sequence[DispatchGroup], sizes: Sizes, gemm: GemmGroup, chunks: list[Chunk]
     ) -> None:
-        super().__init__(site, observation.DISPATCH, peers, sizes)
+        super().__init__(site, observation.DISPATCH, peers, sizes, site.world.dispatch)
         self.gemm, self.unsent = gemm, chunks
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
-from dysharp_env.simulator.twin.gates import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
+from dysharp_env.simulator.twin.site import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.staffing import Site, SmGroup
 
 
@@ -67,18 +67,14 @@ class GemmGroup(SmGroup):
         # Tiles of one expert become ready in the order in which they closed.
         expert.ready_ps = max(expert.ready_ps, now_ps + (self.costs.memory_ps if is_spilled else 0))
         if expert.ready_ps == now_ps:
-            self._tile_ready(tile)
+            self._row_ready(tile, GEMM1)
         else:
-            self.clock.at(expert.ready_ps, codes.EV_TILE, self._tile_ready, tile)
-
-    def _tile_ready(self, tile: Tile) -> None:
-        """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
-        if tile.start_ps[0] == NO_TIME:
-            tile.expert.rows[0].append(tile)
-        self._row_ready(tile, 1)
+            self.clock.at(expert.ready_ps, codes.EV_TILE, self._row_ready, tile, GEMM1)
 
     def _row_ready(self, tile: Tile, stage: int) -> None:
-        """Notes that a row is ready, and when in the order of all rows."""
+        """Makes a row ready, unless it was closed early and runs already, and notes when in the order of all rows."""
+        if tile.start_ps[stage - 1] == NO_TIME:
+            tile.expert.rows[stage - 1].append(tile)
         self.world.rows_ready += 1
         tile.ready_order[stage - 1] = self.world.rows_ready
         tile.ready_ps[stage - 1] = self.clock.now_ps
@@ -97,10 +93,19 @@ class GemmGroup(SmGroup):
         return any(self.progress.left[GEMM1]) or self.staff.free_sms < self.staff.gemm_sms
 
     def take(self, row: Row) -> None:
-        """Makes a row the current one."""
+        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
+        tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
         if row.is_open:
-            self._close_tile(row.tile.expert)
-        self._start_row(row)
+            self._close_tile(tile.expert)
+        self.row = row
+        if tile in tile.expert.rows[stage - 1]:
+            tile.expert.rows[stage - 1].remove(tile)
+        tile.start_ps[stage - 1] = self.clock.now_ps
+        tile.blocks_left = self.costs.blocks[stage - 1]
+        read_bytes, write_bytes = self.costs.token_bytes[:2] if stage == GEMM1 else self.costs.token_bytes[2:]
+        tile.weights_ps = self.memory.fetch_weights(tile.expert.number, stage)
+        tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
+        self.memory.use_hbm(count * write_bytes)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
@@ -111,24 +116,11 @@ class GemmGroup(SmGroup):
                     ready.append(Row(expert.rows[stage - 1][0], stage))
             is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
             may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
-            if may_close and is_next and expert.open_count >= self.staff.early_tokens:
+            if may_close and is_next and expert.open_count >= self.staff.split.early_tokens:
                 early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
         ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
         early.sort(key=lambda row: -len(row.tile.pairs))
         return ready + early
-
-    def _start_row(self, row: Row) -> None:
-        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
-        tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
-        self.row = row
-        if tile in tile.expert.rows[stage - 1]:
-            tile.expert.rows[stage - 1].remove(tile)
-        tile.start_ps[stage - 1] = self.clock.now_ps
-        tile.blocks_left = self.costs.blocks[stage - 1]
-        read_bytes, write_bytes = self.costs.token_bytes[:2] if stage == GEMM1 else self.costs.token_bytes[2:]
-        tile.weights_ps = self.memory.fetch_weights(tile.expert.number, stage)
-        tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
-        self.memory.use_hbm(count * write_bytes)
 
     def _start_blocks(self, row: Row) -> None:
         """Puts thread blocks of a row on all free SMs; none ends before the row's inputs are there."""
@@ -159,7 +151,6 @@ class GemmGroup(SmGroup):
             tile.end_ps[stage - 1] = self.clock.now_ps
             self.progress.left[stage + 1][part] -= len(tile.pairs)
             if stage == GEMM1:
-                tile.expert.rows[1].append(tile)
                 self._row_ready(tile, GEMM2)
                 self.gates.end_first_kernel(self.gpu, part)
             else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
-from dysharp_env.simulator.twin.gates import COMBINING, EVERYTHING, Gates
 from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.routing import Routing
+from dysharp_env.simulator.twin.site import COMBINING, EVERYTHING, Gates
 from dysharp_env.simulator.twin.staffing import Site, Sizes
 from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.world import World
@@ -30,7 +30,7 @@ class Gpu(Site):
         experts = {key: expert for key, expert in routing.experts.items() if gpu_of[expert.number] == number}
         self.experts = list(experts.values())
         sizes = Sizes(world, number, self.staff)
-        self.combine = CombineGroup(self, combines, sizes)
+        self.combine = CombineGroup(self, combines, sizes, routing.tokens)
         self.gemm = GemmGroup(self, combines, experts)
         self.dispatch = DispatchGroup(self, dispatches, sizes, self.gemm, routing.chunks[number])
         combines.append(self.combine)

@@ -147,7 +147,6 @@ class Expert:
 class Chunk:
     """A dispatch candidate: tokens of one home GPU that it, or a reader of them, dispatches together."""
 
-    gpu: int
     home: int
     place: int
     part: int
@@ -158,7 +157,6 @@ class Chunk:
 class Unit:
     """A combine candidate: ready tokens of a chunk (pull), or a GPU's ready partial sums of one (push)."""
 
-    gpu: int
     home: int
     place: int
     part: int

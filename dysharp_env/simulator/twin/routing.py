@@ -115,4 +115,4 @@ class Routing:
             members = tokens[first : first + size]
             parts = range(program.parts) if program.by_peers else [part_of(self.world, members[0], home)]
             for gpu in range(self.world.num_gpus) if self.world.dispatch.reads else [home]:
-                self.chunks[gpu].extend(Chunk(gpu, home, place, part, members) for part in parts)
+                self.chunks[gpu].extend(Chunk(home, place, part, members) for part in parts)

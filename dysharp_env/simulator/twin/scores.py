@@ -12,13 +12,7 @@ from dysharp_env.simulator.network import Network
 
 
 def scores_of(network: Network, features: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """Returns (candidate,) float32 scores.
-
-    Args:
-        network: Its weights.
-        features: (candidate, feature) float32, the candidates that are shown and no empty rows.
-        context: (context,) float32.
-    """
+    """Returns the scores of a decision's candidates, (candidate,); no row of their features is empty."""
     of_context = _add(0, context[None], network.context)
     hidden = _rectified(_add(network.row_bias + of_context, features, network.row))
     embedded = _rectified(_add(network.embed_bias, hidden, network.embed))

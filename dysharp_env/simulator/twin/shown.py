@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
-from dysharp_env.simulator.twin.gates import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
+from dysharp_env.simulator.twin.site import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.world import World
 
@@ -161,7 +161,7 @@ def backlog_ps(links: Sequence[Link]) -> int:
 
 def in_flight(crew: Crew) -> float:
     """Returns how much of what a group may have in flight it has."""
-    return fraction(crew.in_flight, crew.size * crew.way.window.slots)
+    return fraction(crew.in_flight, crew.size * crew.window.slots)
 
 
 def mean(values: list[float]) -> float:

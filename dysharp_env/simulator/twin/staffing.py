@@ -1,4 +1,4 @@
-"""The SMs of one of the twin's GPUs: who is in which group, and how they change over.
+"""The SMs of one of the twin's GPUs: who is in which group, what they put in flight, and how they change over.
 
 An SM of a communication group is at a *place*. Its group may have fewer SMs than places, and SMs that are to leave once
 they have nothing to do; all others compute.
@@ -7,14 +7,16 @@ they have nothing to do; all others compute.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
-from dysharp_env.simulator.state.observation import SPLIT
-from dysharp_env.simulator.twin.gates import Gates
-from dysharp_env.simulator.twin.memory import Memory
-from dysharp_env.simulator.twin.parts import CommunicationSm, Load, Segment, Split, Trip
+from dysharp_env.simulator.state.observation import DISPATCH, SPLIT
+from dysharp_env.simulator.twin.parts import CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
+from dysharp_env.simulator.twin.site import Gates, Memory
 from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.system.primitives import Primitive
 
 
 class Site:
@@ -37,24 +39,37 @@ class SmGroup(Group):
 
 
 class Crew(SmGroup):
-    """A communication group: its SMs and what they have in flight.
+    """A communication group: its SMs, and the vectors that it and its like on other GPUs send each other.
 
     Attributes:
-        size: How many SMs it is to have.
+        data, request, ack: What it uses links for.
+        peers: The groups of its kind of all GPUs.
+        sizes: Who is told how much of its work is done.
         free: SMs that may take something, first come first served.
         in_flight: Round trips that are not over.
     """
 
-    def __init__(self, site: Site, kind: int) -> None:
+    data: int
+    request: int
+    ack: int
+
+    def __init__(self, site: Site, kind: int, peers: Sequence[Crew], sizes: Sizes, primitive: Primitive) -> None:
         super().__init__(site, kind)
-        self.way = self.world.ways[kind]
-        self.size, self.in_flight = self.way.sms, 0
+        self.peers, self.sizes, self.primitive = peers, sizes, primitive
+        costs, name, self.in_flight = self.costs, primitive.name, 0
+        self.window, self.vector_bytes, self.segments = (
+            (costs.dispatch_window(name), costs.dispatch_bytes, costs.dispatch_segments)
+            if kind == DISPATCH
+            else (costs.combine_window(name), costs.combine_bytes, costs.combine_segments)
+        )
         self.places = [CommunicationSm() for _ in range(self.world.num_sms)]
         self.free: deque[CommunicationSm] = deque()
 
-    def launch(self, load: Load, trip: Trip) -> None:
-        """Puts vectors in flight that make one round trip."""
-        raise NotImplementedError
+    @property
+    def size(self) -> int:
+        """How many SMs it is to have."""
+        split = self.staff.split
+        return split.dispatch_sms if self.kind == DISPATCH else split.combine_sms
 
     def end_token(self) -> None:
         """Notes that nothing is left to issue of a token."""
@@ -82,16 +97,16 @@ class Crew(SmGroup):
         With nothing left it leaves if it is to, or may take another if its window has room.
         """
         while sm.left:
-            if sm.in_flight == self.way.window.slots:
+            if sm.in_flight == self.window.slots:
                 return
             self.in_flight += 1
             sm.in_flight += 1
-            self.launch(sm.left.pop(0), Trip(sm, self.clock.now_ps, self.way.segments))
+            self._launch(sm.left.pop(0), Trip(sm, self.clock.now_ps, self.segments))
         sm.left = None
         self.end_token()
         if sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
-        elif sm.in_flight < self.way.window.slots:
+        elif sm.in_flight < self.window.slots:
             self.enlist(sm)
 
     def end_segment(self, segment: Segment) -> bool:
@@ -105,7 +120,7 @@ class Crew(SmGroup):
         if trip.segments_left > 0:
             return False
         self.in_flight -= 1
-        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.way.window.linger_permille
+        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.window.linger_permille
         self.clock.at(self.clock.now_ps + held_ps, EV_SLOT, self._free_slot, trip.sm)
         return True
 
@@ -116,7 +131,7 @@ class Crew(SmGroup):
             self._issue(sm)
         elif sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
-        elif sm.in_flight == self.way.window.slots - 1:
+        elif sm.in_flight == self.window.slots - 1:
             self.enlist(sm)
 
     def lacking(self) -> int:
@@ -128,7 +143,7 @@ class Crew(SmGroup):
         leaving = [sm for sm in self.places if sm.duty == LEAVING]
         for sm in leaving[: max(self.lacking(), 0)]:
             sm.duty = ON_DUTY
-            if sm.left is None and sm.in_flight < self.way.window.slots:
+            if sm.left is None and sm.in_flight < self.window.slots:
                 self.enlist(sm)
 
     def send_off(self) -> None:
@@ -139,11 +154,9 @@ class Crew(SmGroup):
         on_duty = [sm for sm in reversed(self.places) if sm.duty == ON_DUTY]
         for sm in sorted(on_duty, key=lambda sm: not sm.is_idle)[:excess]:
             sm.duty = LEAVING
-        listed = list(self.free)
-        self.free.clear()
-        for sm in listed:
-            if sm.duty == ON_DUTY:
-                self.enlist(sm)
+        self.free = deque(sm for sm in self.free if sm.duty == ON_DUTY)
+        if self.free:
+            self.mark()
         for sm in self.places:
             self._leave_if_idle(sm)
 
@@ -159,6 +172,100 @@ class Crew(SmGroup):
         sm.duty = ON_DUTY
         self.enlist(sm)
 
+    def vector_of(self, token: Token, pair: Pair | None) -> Vector:
+        """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.
+
+        A multicast replica names only the experts behind its port.
+        """
+        is_dispatched, names_targets = self.kind == DISPATCH, self.primitive.names_targets
+        experts = len(pair.experts) if pair else token.remote_experts
+        gpu = pair.gpu if pair else token.home
+        origin, target = (token.home, gpu) if is_dispatched else (gpu, token.home)
+        what = "partial" if not is_dispatched else "copy" if pair else "store"
+        return [
+            Segment(
+                name=(what, token.number, gpu, place),
+                purpose=self.data,
+                token=token,
+                pair=pair,
+                place=place,
+                plane=token.planes[self.kind][place],
+                origin=origin,
+                flits=flits,
+                packets=self.costs.packet.packets(self.vector_bytes) // self.segments,
+                vc=codes.RESPONSE if self.primitive.reads else codes.REQUEST,
+                reach=self.peers[target].reach,
+                acknowledged=self.peers[origin].acknowledged,
+            )
+            for place, flits in enumerate(self._flits(experts if is_dispatched and names_targets else 0))
+        ]
+
+    def _flits(self, targets: int) -> list[int]:
+        """Returns the flits of a vector's segments, so many experts named in each packet."""
+        packet, total = self.costs.packet, self.vector_bytes
+        if self.costs.resolution != "packet":
+            return [packet.data_flits(total, targets)]
+        size = packet.payload_bytes
+        return [packet.data_flits(min(size, total - at), targets) for at in range(0, total, size)]
+
+    def _launch(self, load: Load, trip: Trip) -> None:
+        """Stores vectors, or asks for them together: with one request for each segment."""
+        for vector in load:
+            for segment in vector:
+                segment.trip = trip
+        if not self.primitive.reads:
+            for vector in load:
+                self.read_ps(vector)
+                self._send(vector)
+            return
+        asked_ps, flits = self.clock.now_ps, self._request_flits(load)
+        for segment in load[0]:
+            uplink = self.uplinks[segment.plane]
+            uplink.charge(flits, self.request)
+            asked_ps = max(asked_ps, uplink.free_ps)
+        for vector in load:
+            asked = self.peers[vector[0].origin]
+            self.clock.at(asked_ps + 2 * self.costs.hop_ps, codes.EV_REQUEST, asked._requested, vector)
+
+    def _request_flits(self, load: Load) -> int:
+        """Returns the flits that ask for a segment of vectors, naming the experts unless the primitive is static."""
+        experts = sum(len(vector[0].pair.experts) for vector in load if vector[0].pair)
+        named = experts if self.primitive.names_targets else 0
+        return self.costs.packet.ask_flits(self.vector_bytes, named) // self.segments
+
+    def _requested(self, vector: Vector) -> None:
+        """Reads a vector that another GPU asks for, and responds with it."""
+        flits = self._request_flits([vector])
+        for segment in vector:
+            self.downlinks[segment.plane].charge(flits, self.request)
+        self.clock.at(self.clock.now_ps + self.read_ps(vector), codes.EV_RESPOND, self._send, vector)
+
+    def read_ps(self, vector: Vector) -> int:
+        """Reads a vector of this GPU; returns the delay with which it responds with it."""
+        return self.costs.memory_ps
+
+    def _send(self, vector: Vector) -> None:
+        for segment in vector:
+            self.uplinks[segment.plane].enqueue(segment)
+
+    def reach(self, segment: Segment) -> None:
+        """Takes a segment in."""
+        raise NotImplementedError
+
+    def acknowledge(self, segment: Segment) -> None:
+        """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
+        self.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        whole = segment.carrier or segment
+        whole.acks_left -= 1
+        # What went into a reduced sum is acknowledged by the switch.
+        if whole.acks_left == 0 and segment.pair is not None:
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_ACK, whole.acknowledged, whole)
+
+    def acknowledged(self, segment: Segment) -> None:
+        """Counts a segment that is stored, or in the switch."""
+        self.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        self.end_segment(segment)
+
 
 class Staff:
     """All SMs of one GPU.
@@ -167,8 +274,7 @@ class Staff:
         crews: The communication groups, dispatch first, in the order in which they get SMs; set when they are there.
         gemm: The GEMM group, set likewise.
         gemm_sms, free_sms: SMs that the GEMM group has, and those of them that run no thread block.
-        split: The split in force, if any was chosen.
-        early_tokens: The fewest tokens of an open tile that may be closed early.
+        split: What is in force.
     """
 
     crews: tuple[Crew, Crew]
@@ -176,26 +282,21 @@ class Staff:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.gemm_sms = self.free_sms = world.program.gemm_sms
-        self.split: Split | None = None
-        self.early_tokens = world.program.min_partial_tokens
+        program = world.program
+        self.gemm_sms = self.free_sms = program.gemm_sms
+        self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
-    def adopt(self, split: Split) -> None:
-        """Makes a split the one in force."""
-        self.split = split
-        self.crews[0].size, self.crews[1].size = split.dispatch_sms, split.combine_sms
-        self.early_tokens = split.early_tokens
-
-    def start(self) -> None:
-        """Gives every group its SMs, once the sizes are known."""
-        if self.split:
-            self.gemm_sms = self.free_sms = self.world.num_sms - self.split.dispatch_sms - self.split.combine_sms
+    def start(self, split: Split | None) -> None:
+        """Gives every group its SMs: as the program says, or as was chosen."""
+        if split:
+            self.split = split
+            self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
         for crew in self.crews:
             crew.start()
 
     def resize(self, split: Split) -> None:
         """Gives the groups other sizes; SMs change over as they get free."""
-        self.adopt(split)
+        self.split = split
         self.gemm.wake()
         for crew in self.crews:
             crew.call_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,14 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
-from dysharp_env.simulator.twin.gates import EVERYTHING, Gates
 from dysharp_env.simulator.twin.gpu import Gpu
-from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold, Split
+from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.scores import scores_of
 from dysharp_env.simulator.twin.shown import Shown
+from dysharp_env.simulator.twin.site import EVERYTHING, Gates
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.world import World
 from dysharp_env.workload.workload import Workload
 
 
@@ -44,11 +45,6 @@ class Twin:
             Gpu(world, number, switch, gates, routing, dispatches, combines) for number in range(world.num_gpus)
         ]
         self.shown = Shown(world, self.gpus)
-        for token in self.tokens:
-            if world.combine.reads:
-                self.gpus[token.home].combine.expect(1)
-            for pair in token.pairs:
-                self.gpus[pair.gpu].combine.expect(not world.combine.reads and pair.is_remote and bool(pair.experts))
         gates.pay(EVERYTHING, 0, list(range(world.num_gpus)))
         self.done = False
         self._story = self._tell()
@@ -63,20 +59,21 @@ class Twin:
     def _tell(self) -> Generator[Decision, int, None]:
         """Runs the layer: all events of an instant are served, then the groups they concern act."""
         world = self.world
-        if world.splits:
-            # One split for all GPUs before the layer starts.
-            split = yield from self._choose(SPLIT, self.gpus[0], world.splits)
-            assert isinstance(split, Split)
-            for gpu in self.gpus:
-                gpu.staff.adopt(split)
+        # One split for all GPUs before the layer starts.
+        split = (yield from self._choose(SPLIT, self.gpus[0], world.splits)) if world.splits else None
         for gpu in self.gpus:
-            gpu.staff.start()
+            gpu.staff.start(split)
         while True:
             while world.marked:
                 group = world.marked.popleft()
                 # The mark goes before the group acts: what it does may give it more to do.
                 group.is_marked = False
-                yield from self._let_act(group)
+                while options := group.act():
+                    chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options, group.may_hold())
+                    if isinstance(chosen, Hold):
+                        group.holds = True
+                    else:
+                        group.take(chosen)
             if world.tokens_left == 0:
                 world.clock.now_ps += world.program.pay_end_ps
                 return
@@ -85,17 +82,9 @@ class Twin:
                     f"the schedule is stuck at {self.now_ps} ps with {world.tokens_left} tokens not combined"
                 )
 
-    def _let_act(self, group: Group) -> Generator[Decision, int, None]:
-        while options := group.act():
-            chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options, group.may_hold())
-            if isinstance(chosen, Hold):
-                group.holds = True
-            else:
-                group.take(chosen)
-
     def _choose(
         self, kind: int, gpu: Gpu, options: Sequence[Candidate], may_hold: bool = False
-    ) -> Generator[Decision, int, Candidate]:
+    ) -> Generator[Decision, int, Any]:
         """Returns the chosen candidate; one legal answer is taken without asking."""
         program = self.world.program
         shows_hold = kind in program.may_hold

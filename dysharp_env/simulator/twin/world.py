@@ -5,16 +5,14 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.costs import Bound, Costs, Window
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin.parts import Candidate, Name, Split, Use
-from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.workload import Workload
 
 
@@ -82,26 +80,11 @@ class Group:
         raise NotImplementedError
 
 
-class Way(NamedTuple):
-    """Dispatch or combine: by which primitive, by which SMs, and what its vectors are."""
-
-    primitive: Primitive
-    sms: int  # at first
-    window: Window
-    vector_bytes: int
-    packets: int
-    segments: int
-    data: int  # the purpose of vectors
-    request: int  # of what asks for them
-    ack: int  # and of what tells that they are stored
-
-
 class World:
     """One layer's inputs, clock and records.
 
     Attributes:
         dispatch, combine: The primitives in use.
-        ways: What else there is to them, by the kind of group.
         notifies: Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary.
         may_close_early: Whether any split, or the program, lets an open tile be closed early.
         scale_ps: What times are compared with in what decisions show.
@@ -116,31 +99,7 @@ class World:
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         self.workload, self.costs, self.program = workload, costs, program
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
-        self.dispatch, self.combine = dispatch, combine = program.dispatch, program.combine
-        self.ways = {
-            DISPATCH: Way(
-                dispatch,
-                program.dispatch_sms,
-                costs.dispatch_window(dispatch.name),
-                costs.dispatch_bytes,
-                costs.dispatch_packets,
-                costs.dispatch_segments,
-                codes.DISPATCH_DATA,
-                codes.DISPATCH_REQUEST,
-                codes.DISPATCH_ACK,
-            ),
-            COMBINE: Way(
-                combine,
-                program.combine_sms,
-                costs.combine_window(combine.name),
-                costs.combine_bytes,
-                costs.combine_packets,
-                costs.combine_segments,
-                codes.COMBINE_DATA,
-                codes.COMBINE_REQUEST,
-                codes.COMBINE_ACK,
-            ),
-        }
+        self.dispatch, self.combine = program.dispatch, program.combine
         self.notifies = self.combine.reads and program.gates[2] == codes.GATE_FINE
         self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
         tile_tokens = workload.layer.tile_tokens
