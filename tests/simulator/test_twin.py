@@ -79,10 +79,10 @@ def assert_same_groups(state: State, twin: Twin) -> None:
     for kind, values in (
         (observation.DISPATCH, [num_sms(gpu.dispatch) for gpu in twin.gpus]),
         (observation.COMBINE, [num_sms(gpu.combine) for gpu in twin.gpus]),
-        (observation.GEMM, [gpu.staff.gemm_sms for gpu in twin.gpus]),
+        (observation.GEMM, [gpu.gemm_sms for gpu in twin.gpus]),
     ):
         assert state.gpus["groups"]["sms"][:, kind].tolist() == values, kind
-    assert state.gpus["free_sms"].tolist() == [gpu.staff.free_sms for gpu in twin.gpus]
+    assert state.gpus["free_sms"].tolist() == [gpu.free_sms for gpu in twin.gpus]
 
 
 def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:

@@ -10,10 +10,10 @@ from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
 from dysharp_env.simulator.twin.site import COMBINING, GEMM1, GEMM2
-from dysharp_env.simulator.twin.staffing import Site, SmGroup
+from dysharp_env.simulator.twin.staffing import Group, Site
 
 
-class GemmGroup(SmGroup):
+class GemmGroup(Group):
     """The GEMM group of one GPU and its experts.
 
     Attributes:
@@ -82,7 +82,7 @@ class GemmGroup(SmGroup):
 
     def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
-        while self.staff.free_sms > 0:
+        while self.site.free_sms > 0:
             if self.row is None:
                 return [] if self.holds else self._list_rows()
             self._start_blocks(self.row)
@@ -90,7 +90,7 @@ class GemmGroup(SmGroup):
 
     def may_hold(self) -> bool:
         """Returns whether something is yet to arrive here, or to finish."""
-        return any(self.progress.left[GEMM1]) or self.staff.free_sms < self.staff.gemm_sms
+        return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
         """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
@@ -116,7 +116,7 @@ class GemmGroup(SmGroup):
                     ready.append(Row(expert.rows[stage - 1][0], stage))
             is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
             may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
-            if may_close and is_next and expert.open_count >= self.staff.split.early_tokens:
+            if may_close and is_next and expert.open_count >= self.site.split.early_tokens:
                 early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
         ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
         early.sort(key=lambda row: -len(row.tile.pairs))
@@ -125,11 +125,11 @@ class GemmGroup(SmGroup):
     def _start_blocks(self, row: Row) -> None:
         """Puts thread blocks of a row on all free SMs; none ends before the row's inputs are there."""
         tile, stage, now_ps = row.tile, row.stage, self.clock.now_ps
-        count = min(self.staff.free_sms, tile.blocks_left)
+        count = min(self.site.free_sms, tile.blocks_left)
         cold_ps = max(tile.weights_ps - now_ps, 0) // 1000 * self.costs.cold_exposure_permille
         block_ps = self.costs.block_ps(stage, len(tile.pairs), self.gpu)
         end_ps = max(now_ps + block_ps + cold_ps, tile.inputs_ps)
-        self.staff.free_sms -= count
+        self.site.free_sms -= count
         self.busy_ps += count * (end_ps - now_ps)
         tile.blocks_left -= count
         tile.blocks_running += count
@@ -142,8 +142,8 @@ class GemmGroup(SmGroup):
 
     def _blocks_end(self, tile: Tile, stage: int, count: int) -> None:
         """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
-        self.staff.free_sms += count
-        self.staff.fill_crews()
+        self.site.free_sms += count
+        self.site.fill_crews()
         tile.blocks_running -= count
         self.wake()
         if tile.blocks_running == 0 and tile.blocks_left == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gemm import GemmGroup
@@ -29,13 +30,13 @@ class Gpu(Site):
         gpu_of = world.workload.gpu_of_expert
         experts = {key: expert for key, expert in routing.experts.items() if gpu_of[expert.number] == number}
         self.experts = list(experts.values())
-        sizes = Sizes(world, number, self.staff)
+        sizes = Sizes(self, SPLIT)
         self.combine = CombineGroup(self, combines, sizes, routing.tokens)
-        self.gemm = GemmGroup(self, combines, experts)
+        self.gemm: GemmGroup = GemmGroup(self, combines, experts)
         self.dispatch = DispatchGroup(self, dispatches, sizes, self.gemm, routing.chunks[number])
         combines.append(self.combine)
         dispatches.append(self.dispatch)
-        self.staff.crews, self.staff.gemm = (self.dispatch, self.combine), self.gemm
+        self.crews = self.dispatch, self.combine
         gates.opened.append(self._opened)
 
     def _opened(self, stage: int, part: int) -> None:

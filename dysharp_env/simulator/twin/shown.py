@@ -100,7 +100,7 @@ class Shown:
             "expert_left": (expert.total - expert.arrived) / expert.total,
             "finishes": finishes / len(pairs),
             "backlog": self._root(memory.hbm_free_ps - now_ps),
-            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.staff.gemm_sms, fetch_ps)),
+            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.gemm_sms, fetch_ps)),
         }
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:
@@ -123,7 +123,7 @@ class Shown:
     def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
         """Returns the context of a decision."""
         world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
-        left, staff, slots = gpu.progress.left, gpu.staff, gpu.gemm.slots
+        left, slots = gpu.progress.left, gpu.gemm.slots
         ready = gpu.combine.items - gpu.combine.items_waiting
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
@@ -135,7 +135,7 @@ class Shown:
             "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
             "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
             "hbm_backlog": self._root(gpu.memory.hbm_free_ps - world.clock.now_ps),
-            "free_sms": staff.free_sms / max(staff.gemm_sms, 1),
+            "free_sms": gpu.free_sms / max(gpu.gemm_sms, 1),
             "dispatch_in_flight": in_flight(gpu.dispatch),
             "combine_in_flight": in_flight(gpu.combine),
             "all_combined": (workload.num_tokens - world.tokens_left) / workload.num_tokens,

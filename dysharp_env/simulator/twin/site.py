@@ -1,4 +1,4 @@
-"""What each of the twin's GPUs has besides links and SMs: its memory, and the gates before what is left of its parts."""
+"""What each of the twin's GPUs has besides links and SMs: its memory, its progress and the gates before its stages."""
 
 from __future__ import annotations
 

@@ -8,37 +8,111 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
-from dysharp_env.simulator.state.observation import DISPATCH, SPLIT
-from dysharp_env.simulator.twin.parts import CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
+from dysharp_env.simulator.state.observation import DISPATCH
+from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
 from dysharp_env.simulator.twin.site import Gates, Memory
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.world import World
 from dysharp_env.system.primitives import Primitive
 
 
 class Site:
-    """One GPU's links, memory, SMs and progress."""
+    """One GPU's links, memory, progress and SMs.
+
+    Attributes:
+        crews: The communication groups, dispatch first, in the order in which they get SMs.
+        gemm: The GEMM group.
+        gemm_sms, free_sms: SMs that it has, and those of them that run no thread block.
+        split: The sizes in force.
+    """
+
+    crews: tuple[Crew, Crew]
+    gemm: Group
 
     def __init__(self, world: World, number: int, switch: Switch, gates: Gates) -> None:
-        self.world, self.number, self.gates = world, number, gates
+        self.world, self.number, self.gates, program = world, number, gates, world.program
         self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
-        self.memory, self.staff, self.progress = Memory(world), Staff(world), gates.progress[number]
+        self.memory, self.progress = Memory(world), gates.progress[number]
+        self.gemm_sms = self.free_sms = program.gemm_sms
+        self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
+
+    def start(self, split: Split | None) -> None:
+        """Gives every group its SMs: as the program says, or as was chosen."""
+        if split:
+            self.split = split
+            self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
+        for crew in self.crews:
+            crew.start()
+
+    def resize(self, split: Split) -> None:
+        """Gives the groups other sizes; SMs change over as they get free."""
+        self.split = split
+        self.gemm.wake()
+        for crew in self.crews:
+            crew.call_back()
+        for crew in self.crews:
+            crew.send_off()
+        self.fill_crews()
+
+    def join_gemm(self) -> None:
+        """Takes an SM that has left a communication group into the GEMM group."""
+        self.gemm_sms += 1
+        self.free_sms += 1
+        self.gemm.wake()
+        self.fill_crews()
+
+    def fill_crews(self) -> None:
+        """Gives communication groups that lack SMs free ones of the GEMM group."""
+        for crew in self.crews:
+            while self.free_sms > 0 and crew.lacking() > 0:
+                self.gemm_sms -= 1
+                self.free_sms -= 1
+                crew.come()
 
 
-class SmGroup(Group):
-    """A group of SMs that works on a GPU's site."""
+class Group:
+    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes.
+
+    Attributes:
+        holds: Whether it waits although it has something to do, until something new concerns it.
+    """
 
     def __init__(self, site: Site, kind: int) -> None:
-        super().__init__(site.world, kind, site.number)
-        self.clock, self.costs = site.world.clock, site.world.costs
+        self.site, self.kind, self.gpu = site, kind, site.number
+        self.world, self.clock, self.costs = site.world, site.world.clock, site.world.costs
         self.uplinks, self.downlinks, self.memory = site.uplinks, site.downlinks, site.memory
-        self.staff, self.gates, self.progress = site.staff, site.gates, site.progress
+        self.gates, self.progress = site.gates, site.progress
+        self.is_marked = self.holds = False
+
+    def mark(self) -> None:
+        """Asks for the group to act, once, when all events of the instant are served."""
+        if not self.is_marked:
+            self.is_marked = True
+            self.world.marked.append(self)
+
+    def wake(self) -> None:
+        """Marks the group because of something new, so that it no longer holds."""
+        self.holds = False
+        self.mark()
+
+    def act(self) -> Sequence[Candidate]:
+        """Does all that needs no choice; returns what to choose from next, nothing if the group has to wait."""
+        raise NotImplementedError
+
+    def may_hold(self) -> bool:
+        """Returns whether the group may hold now, if its kind may at all: something must still concern it."""
+        return False
+
+    def take(self, candidate: Any) -> None:
+        """Does what was chosen of what it offered."""
+        raise NotImplementedError
 
 
-class Crew(SmGroup):
+class Crew(Group):
     """A communication group: its SMs, and the vectors that it and its like on other GPUs send each other.
 
     Attributes:
@@ -68,7 +142,7 @@ class Crew(SmGroup):
     @property
     def size(self) -> int:
         """How many SMs it is to have."""
-        split = self.staff.split
+        split = self.site.split
         return split.dispatch_sms if self.kind == DISPATCH else split.combine_sms
 
     def end_token(self) -> None:
@@ -164,7 +238,7 @@ class Crew(SmGroup):
         """Lets an SM that is to leave go, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            self.staff.join_gemm()
+            self.site.join_gemm()
 
     def come(self) -> None:
         """Puts an SM that has come in the first place that is free."""
@@ -267,65 +341,8 @@ class Crew(SmGroup):
         self.end_segment(segment)
 
 
-class Staff:
-    """All SMs of one GPU.
-
-    Attributes:
-        crews: The communication groups, dispatch first, in the order in which they get SMs; set when they are there.
-        gemm: The GEMM group, set likewise.
-        gemm_sms, free_sms: SMs that the GEMM group has, and those of them that run no thread block.
-        split: What is in force.
-    """
-
-    crews: tuple[Crew, Crew]
-    gemm: Group
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        program = world.program
-        self.gemm_sms = self.free_sms = program.gemm_sms
-        self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
-
-    def start(self, split: Split | None) -> None:
-        """Gives every group its SMs: as the program says, or as was chosen."""
-        if split:
-            self.split = split
-            self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
-        for crew in self.crews:
-            crew.start()
-
-    def resize(self, split: Split) -> None:
-        """Gives the groups other sizes; SMs change over as they get free."""
-        self.split = split
-        self.gemm.wake()
-        for crew in self.crews:
-            crew.call_back()
-        for crew in self.crews:
-            crew.send_off()
-        self.fill_crews()
-
-    def join_gemm(self) -> None:
-        """Takes an SM that has left a communication group into the GEMM group."""
-        self.gemm_sms += 1
-        self.free_sms += 1
-        self.gemm.wake()
-        self.fill_crews()
-
-    def fill_crews(self) -> None:
-        """Gives communication groups that lack SMs free ones of the GEMM group."""
-        for crew in self.crews:
-            while self.free_sms > 0 and crew.lacking() > 0:
-                self.gemm_sms -= 1
-                self.free_sms -= 1
-                crew.come()
-
-
 class Sizes(Group):
     """Who decides on the sizes of one GPU's groups again, whenever another share of what it does is done."""
-
-    def __init__(self, world: World, gpu: int, staff: Staff) -> None:
-        super().__init__(world, SPLIT, gpu)
-        self.staff = staff
 
     def count(self, before: int, after: int, total: int) -> None:
         """Asks for the sizes again if another share of so many tokens or sums is done."""
@@ -335,10 +352,10 @@ class Sizes(Group):
 
     def act(self) -> list[Split]:
         """Offers the present split first, so that a rule without weights keeps it; holds once it is answered."""
-        return [] if self.holds else sorted(self.world.splits, key=lambda split: split != self.staff.split)
+        return [] if self.holds else sorted(self.world.splits, key=lambda split: split != self.site.split)
 
     def take(self, split: Split) -> None:
         """Changes the sizes."""
         self.holds = True
-        if split != self.staff.split:
-            self.staff.resize(split)
+        if split != self.site.split:
+            self.site.resize(split)

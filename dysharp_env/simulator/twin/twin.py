@@ -62,7 +62,7 @@ class Twin:
         # One split for all GPUs before the layer starts.
         split = (yield from self._choose(SPLIT, self.gpus[0], world.splits)) if world.splits else None
         for gpu in self.gpus:
-            gpu.staff.start(split)
+            gpu.start(split)
         while True:
             while world.marked:
                 group = world.marked.popleft()

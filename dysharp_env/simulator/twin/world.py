@@ -1,10 +1,10 @@
-"""What all parts of the twin share: the clock, who takes decisions, inputs and the records of what happened."""
+"""What all parts of the twin share: the clock, inputs and what follows from them, and the records of what happened."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,16 @@ import numpy as np
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.twin.parts import Candidate, Name, Split, Use
+from dysharp_env.simulator.twin.parts import Name, Split, Use
 from dysharp_env.workload.workload import Workload
 
 
 class Clock:
-    """Simulated time and what is to happen, ordered by (time, kind, sequence).
-
-    Attributes:
-        now_ps: The simulated time.
-        pushed, served: Events so far.
-    """
+    """Simulated time and what is to happen, ordered by (time, kind, sequence)."""
 
     def __init__(self) -> None:
-        self.now_ps = self.pushed = self.served = 0
+        self.now_ps = 0
+        self.pushed = self.served = 0  # events so far
         self._events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
 
     def at(self, time_ps: int, kind: int, effect: Callable[..., None], *operands: object) -> None:
@@ -43,41 +39,6 @@ class Clock:
             self.served += 1
             effect(*operands)
         return True
-
-
-class Group:
-    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes.
-
-    Attributes:
-        holds: Whether it waits although it has something to do, until something new concerns it.
-    """
-
-    def __init__(self, world: World, kind: int, gpu: int) -> None:
-        self.world, self.kind, self.gpu = world, kind, gpu
-        self.is_marked = self.holds = False
-
-    def mark(self) -> None:
-        """Asks for the group to act, once, when all events of the instant are served."""
-        if not self.is_marked:
-            self.is_marked = True
-            self.world.marked.append(self)
-
-    def wake(self) -> None:
-        """Marks the group because of something new, so that it no longer holds."""
-        self.holds = False
-        self.mark()
-
-    def act(self) -> Sequence[Candidate]:
-        """Does all that needs no choice; returns what to choose from next, nothing if the group has to wait."""
-        raise NotImplementedError
-
-    def may_hold(self) -> bool:
-        """Returns whether the group may hold now, if its kind may at all: something must still concern it."""
-        return False
-
-    def take(self, candidate: Any) -> None:
-        """Does what was chosen of what it offered."""
-        raise NotImplementedError
 
 
 class World:
@@ -106,7 +67,7 @@ class World:
         self.may_close_early = program.partial_tiles or any(split.early_tokens < tile_tokens for split in self.splits)
         self.scale_ps = max(1, bound.total_ps)
         self.clock = Clock()
-        self.marked: deque[Group] = deque()
+        self.marked: deque[Any] = deque()
         self.tokens_left = workload.num_tokens
         self.rows_ready = self.decisions = self.evictions = 0
         self.traffic = np.zeros((self.num_gpus, 2, codes.NUM_PURPOSES), np.int64)
