@@ -5,7 +5,7 @@ stand for what the engine keeps in arrays, and the event queue is ``heapq``. Eve
 in the engine and are pushed in the same order, so both agree to the picosecond, ties included. About a thousand times
 slower than the engine; it keeps a log of every resource's use.
 
-Read it in the order of its imports: ``parts``, ``world`` and ``routing``; ``links`` and ``switch``; ``site`` and
+Read it in the order of its imports: ``parts``, ``world`` and ``routing``; ``links``, ``switch`` and
 ``staffing``; the groups ``combine``, ``gemm`` and ``dispatch``; ``gpu``, ``shown``, ``scores`` and ``twin``.
 """
 

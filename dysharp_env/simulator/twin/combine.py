@@ -9,8 +9,8 @@ from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.parts import Pair, Segment, Token, Unit, Vector
 from dysharp_env.simulator.twin.routing import part_of
-from dysharp_env.simulator.twin.site import COMBINING
 from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
+from dysharp_env.simulator.twin.world import COMBINING
 
 
 class CombineGroup(Crew):
@@ -21,8 +21,6 @@ class CombineGroup(Crew):
         ready: Units with something that may be combined.
         combined: Tokens of this GPU that are done.
     """
-
-    data, request, ack = codes.COMBINE_DATA, codes.COMBINE_REQUEST, codes.COMBINE_ACK
 
     def __init__(self, site: Site, peers: Sequence[CombineGroup], sizes: Sizes, tokens: list[Token]) -> None:
         super().__init__(site, observation.COMBINE, peers, sizes, site.world.combine)

@@ -19,8 +19,6 @@ class DispatchGroup(Crew):
         tokens_sent, tokens_to_send: Tokens of which nothing is left to issue, and all that it dispatches.
     """
 
-    data, request, ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
-
     def __init__(
         self, site: Site, peers: Sequence[DispatchGroup], sizes: Sizes, gemm: GemmGroup, chunks: list[Chunk]
     ) -> None:
@@ -58,7 +56,7 @@ class DispatchGroup(Crew):
         progress, parts = self.progress, self.world.program.parts
         while progress.part < parts and progress.sends_left[progress.part] == 0 and self.in_flight == 0:
             progress.part += 1
-            self.gates.end_first_kernel(self.gpu, progress.part - 1)
+            progress.end_first_kernel(progress.part - 1)
             if self.world.program.exclusive and progress.part == parts:
                 self.gemm.combines[self.gpu].mark()
 

@@ -9,8 +9,8 @@ from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
-from dysharp_env.simulator.twin.site import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.staffing import Group, Site
+from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
 
 class GemmGroup(Group):
@@ -43,7 +43,7 @@ class GemmGroup(Group):
             self._fill(self.experts[number, pair.part], pair)
         if self.world.may_close_early:
             self.mark()
-        self.gates.check(GEMM1, self.gpu, pair.part)
+        self.progress.check(GEMM1, pair.part)
         if self.world.program.exclusive and not any(self.progress.left[GEMM1]):
             self.combines[self.gpu].mark()
 
@@ -152,10 +152,10 @@ class GemmGroup(Group):
             self.progress.left[stage + 1][part] -= len(tile.pairs)
             if stage == GEMM1:
                 self._row_ready(tile, GEMM2)
-                self.gates.end_first_kernel(self.gpu, part)
+                self.progress.end_first_kernel(part)
             else:
                 self._finish(tile)
-                self.gates.check(COMBINING, self.gpu, part)
+                self.progress.check(COMBINING, part)
 
     def _finish(self, tile: Tile) -> None:
         """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""

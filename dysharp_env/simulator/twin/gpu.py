@@ -7,10 +7,9 @@ from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.routing import Routing
-from dysharp_env.simulator.twin.site import COMBINING, EVERYTHING, Gates
 from dysharp_env.simulator.twin.staffing import Site, Sizes
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.world import COMBINING, EVERYTHING, Progress, World
 
 
 class Gpu(Site):
@@ -21,12 +20,12 @@ class Gpu(Site):
         world: World,
         number: int,
         switch: Switch,
-        gates: Gates,
+        everywhere: list[Progress],
         routing: Routing,
         dispatches: list[DispatchGroup],
         combines: list[CombineGroup],
     ) -> None:
-        super().__init__(world, number, switch, gates)
+        super().__init__(world, number, switch, everywhere)
         gpu_of = world.workload.gpu_of_expert
         experts = {key: expert for key, expert in routing.experts.items() if gpu_of[expert.number] == number}
         self.experts = list(experts.values())
@@ -37,7 +36,7 @@ class Gpu(Site):
         combines.append(self.combine)
         dispatches.append(self.dispatch)
         self.crews = self.dispatch, self.combine
-        gates.opened.append(self._opened)
+        self.progress.opened = self._opened
 
     def _opened(self, stage: int, part: int) -> None:
         """Goes on with a stage of a part."""

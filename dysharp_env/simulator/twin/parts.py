@@ -206,7 +206,6 @@ class Decision:
 
     kind: int
     gpu: int
-    num_candidates: int
     features: np.ndarray  # (max_candidates, feature) float32
     context: np.ndarray  # (context,) float32
     mask: np.ndarray  # (max_candidates,) bool

@@ -14,9 +14,8 @@ from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEA
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
-from dysharp_env.simulator.twin.site import COMBINING, GEMM1, GEMM2
 from dysharp_env.simulator.twin.staffing import Crew
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
 class Shown:

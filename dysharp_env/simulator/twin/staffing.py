@@ -14,9 +14,8 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
 from dysharp_env.simulator.state.observation import DISPATCH
 from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
-from dysharp_env.simulator.twin.site import Gates, Memory
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.world import Memory, Progress, World
 from dysharp_env.system.primitives import Primitive
 
 
@@ -33,10 +32,10 @@ class Site:
     crews: tuple[Crew, Crew]
     gemm: Group
 
-    def __init__(self, world: World, number: int, switch: Switch, gates: Gates) -> None:
-        self.world, self.number, self.gates, program = world, number, gates, world.program
+    def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
+        self.world, self.number, program = world, number, world.program
         self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
-        self.memory, self.progress = Memory(world), gates.progress[number]
+        self.memory, self.progress = Memory(world), Progress(world, everywhere)
         self.gemm_sms = self.free_sms = program.gemm_sms
         self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
@@ -46,7 +45,9 @@ class Site:
             self.split = split
             self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
         for crew in self.crews:
-            crew.start()
+            for sm in crew.places[: crew.size]:
+                sm.duty = ON_DUTY
+                crew.free.append(sm)
 
     def resize(self, split: Split) -> None:
         """Gives the groups other sizes; SMs change over as they get free."""
@@ -84,8 +85,8 @@ class Group:
     def __init__(self, site: Site, kind: int) -> None:
         self.site, self.kind, self.gpu = site, kind, site.number
         self.world, self.clock, self.costs = site.world, site.world.clock, site.world.costs
-        self.uplinks, self.downlinks, self.memory = site.uplinks, site.downlinks, site.memory
-        self.gates, self.progress = site.gates, site.progress
+        self.uplinks, self.downlinks = site.uplinks, site.downlinks
+        self.memory, self.progress = site.memory, site.progress
         self.is_marked = self.holds = False
 
     def mark(self) -> None:
@@ -123,19 +124,18 @@ class Crew(Group):
         in_flight: Round trips that are not over.
     """
 
-    data: int
-    request: int
-    ack: int
-
     def __init__(self, site: Site, kind: int, peers: Sequence[Crew], sizes: Sizes, primitive: Primitive) -> None:
         super().__init__(site, kind)
         self.peers, self.sizes, self.primitive = peers, sizes, primitive
         costs, name, self.in_flight = self.costs, primitive.name, 0
-        self.window, self.vector_bytes, self.segments = (
-            (costs.dispatch_window(name), costs.dispatch_bytes, costs.dispatch_segments)
-            if kind == DISPATCH
-            else (costs.combine_window(name), costs.combine_bytes, costs.combine_segments)
-        )
+        if kind == DISPATCH:
+            self.data, self.request, self.ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
+            self.window, self.vector_bytes = costs.dispatch_window(name), costs.dispatch_bytes
+            self.segments = costs.dispatch_segments
+        else:
+            self.data, self.request, self.ack = codes.COMBINE_DATA, codes.COMBINE_REQUEST, codes.COMBINE_ACK
+            self.window, self.vector_bytes = costs.combine_window(name), costs.combine_bytes
+            self.segments = costs.combine_segments
         self.places = [CommunicationSm() for _ in range(self.world.num_sms)]
         self.free: deque[CommunicationSm] = deque()
 
@@ -147,12 +147,6 @@ class Crew(Group):
 
     def end_token(self) -> None:
         """Notes that nothing is left to issue of a token."""
-
-    def start(self) -> None:
-        """Fills as many places as the group is to have SMs."""
-        for sm in self.places[: self.size]:
-            sm.duty = ON_DUTY
-            self.free.append(sm)
 
     def enlist(self, sm: CommunicationSm) -> None:
         """Puts an SM behind the others that may take something."""

@@ -24,17 +24,14 @@ class Switch:
     def _expose(self, segment: Segment) -> None:
         """Queues a segment, or each replica of a store by itself, at the output it goes to."""
         for replica in segment.replicas or [segment]:
+            assert replica.pair is not None
             replica.tail_ps = segment.tail_ps
-            output = self._output(replica)
+            output: Port = self.downlinks[replica.pair.gpu][replica.plane]
+            if replica.purpose == codes.COMBINE_DATA:
+                outputs = self.reducers if self.world.combine.in_switch else self.downlinks
+                output = outputs[replica.token.home][replica.plane]
             output.append(replica, replica.origin)
             output.pump()
-
-    def _output(self, segment: Segment) -> Port:
-        assert segment.pair is not None
-        if segment.purpose == codes.DISPATCH_DATA:
-            return self.downlinks[segment.pair.gpu][segment.plane]
-        outputs = self.reducers if self.world.combine.in_switch else self.downlinks
-        return outputs[segment.token.home][segment.plane]
 
 
 class Port(Link):

@@ -17,9 +17,9 @@ from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.scores import scores_of
 from dysharp_env.simulator.twin.shown import Shown
-from dysharp_env.simulator.twin.site import EVERYTHING, Gates
+from dysharp_env.simulator.twin.staffing import Group
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.world import EVERYTHING, Progress, World
 from dysharp_env.workload.workload import Workload
 
 
@@ -37,15 +37,16 @@ class Twin:
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         """Sets the layer up; times are compared with the bound in what decisions show."""
         self.world = world = World(workload, costs, program, num_sms, bound)
-        routing, switch, gates = Routing(world), Switch(world), Gates(world)
+        routing, switch = Routing(world), Switch(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
+        everywhere: list[Progress] = []
         dispatches: list[DispatchGroup] = []
         combines: list[CombineGroup] = []
         self.gpus = [
-            Gpu(world, number, switch, gates, routing, dispatches, combines) for number in range(world.num_gpus)
+            Gpu(world, number, switch, everywhere, routing, dispatches, combines) for number in range(world.num_gpus)
         ]
         self.shown = Shown(world, self.gpus)
-        gates.pay(EVERYTHING, 0, list(range(world.num_gpus)))
+        everywhere[0].pay(EVERYTHING, 0, everywhere=True)
         self.done = False
         self._story = self._tell()
         self._answer: int | None = None
@@ -65,7 +66,7 @@ class Twin:
             gpu.start(split)
         while True:
             while world.marked:
-                group = world.marked.popleft()
+                group: Group = world.marked.popleft()
                 # The mark goes before the group acts: what it does may give it more to do.
                 group.is_marked = False
                 while options := group.act():
@@ -97,7 +98,7 @@ class Twin:
         features, context = self.shown.features(gpu, candidates), self.shown.context(gpu, kind)
         if kind in program.exposed:
             mask = np.arange(program.max_candidates) < num_legal  # hold comes last
-            row = yield Decision(kind, gpu.number, len(candidates), features, context, mask, candidates)
+            row = yield Decision(kind, gpu.number, features, context, mask, candidates)
         elif program.network and kind in program.networked:
             row = int(scores_of(program.network, features[: len(candidates)], context)[:num_legal].argmax())
         else:
