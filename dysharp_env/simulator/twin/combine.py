@@ -14,19 +14,14 @@ from dysharp_env.simulator.twin.world import COMBINING
 
 
 class CombineGroup(Crew):
-    """The combine group of one GPU, and what it is asked for by others.
-
-    Attributes:
-        items, items_waiting: Tokens or partial sums that this GPU combines, and those of them not ready yet.
-        ready: Units with something that may be combined.
-        combined: Tokens of this GPU that are done.
-    """
+    """The combine group of one GPU, and what it is asked for by others."""
 
     def __init__(self, site: Site, peers: Sequence[CombineGroup], sizes: Sizes, tokens: list[Token]) -> None:
         super().__init__(site, observation.COMBINE, peers, sizes, site.world.combine)
         self.units: dict[tuple[int, int], Unit] = {}
-        self.ready: list[Unit] = []
+        self.ready: list[Unit] = []  # units with something that may be combined
         self.issuing: deque[Token | Pair] = deque()
+        # Tokens or partial sums that this GPU combines, and those of them that are not ready yet.
         if self.primitive.reads:
             self.items = sum(token.home == self.gpu for token in tokens)
         else:
@@ -34,7 +29,7 @@ class CombineGroup(Crew):
             self.items = sum(pair.is_remote and bool(pair.experts) for pair in pairs)
         self.items_waiting = self.items
         self.outputs_live = 0  # tokens of this GPU with results that it was told of and has not combined
-        self.combined = 0
+        self.combined = 0  # tokens of this GPU
 
     def expert_done(self, token: Token) -> None:
         """Counts one finished expert of a token of this GPU; after the last one it may be combined."""

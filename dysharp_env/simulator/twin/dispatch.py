@@ -12,22 +12,19 @@ from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
 
 
 class DispatchGroup(Crew):
-    """The dispatch group of one GPU, and what it is asked for by others.
-
-    Attributes:
-        unsent: Chunks that no SM has taken from.
-        tokens_sent, tokens_to_send: Tokens of which nothing is left to issue, and all that it dispatches.
-    """
+    """The dispatch group of one GPU, and what it is asked for by others."""
 
     def __init__(
         self, site: Site, peers: Sequence[DispatchGroup], sizes: Sizes, gemm: GemmGroup, chunks: list[Chunk]
     ) -> None:
         super().__init__(site, observation.DISPATCH, peers, sizes, site.world.dispatch)
-        self.gemm, self.unsent = gemm, chunks
+        self.gemm = gemm
+        self.unsent = chunks  # that no SM has taken from
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
             self.progress.sends_left[chunk.part] += len(chunk.tokens)
-        self.tokens_sent, self.tokens_to_send = 0, sum(self.progress.sends_left)
+        self.tokens_sent = 0  # of which nothing is left to issue
+        self.tokens_to_send = sum(self.progress.sends_left)
 
     def in_turn(self, token: Token) -> list[Pair]:
         """Returns the pairs of a token that this GPU dispatches now: its own if it reads, else the part's."""

@@ -14,25 +14,18 @@ from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
 
 class GemmGroup(Group):
-    """The GEMM group of one GPU and its experts.
-
-    Attributes:
-        combines: The combine groups of all GPUs.
-        experts: Of this GPU, by number and part.
-        slots: (token, expert)s of all of them.
-        busy_ps: Time of all SMs in thread blocks so far.
-    """
+    """The GEMM group of one GPU and its experts, by number and part."""
 
     def __init__(self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert]) -> None:
         super().__init__(site, observation.GEMM)
         self.combines, self.experts = combines, experts
-        self.slots = sum(expert.total for expert in experts.values())
+        self.slots = sum(expert.total for expert in experts.values())  # (token, expert)s
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
-        self.busy_ps = 0
+        self.busy_ps = 0  # of all SMs, in thread blocks so far
 
     def arrive(self, pair: Pair) -> None:
         """Makes a token visible to its experts here, filling their tiles."""

@@ -47,13 +47,7 @@ def part_of(world: World, token: Token, gpu: int) -> int:
 
 
 class Routing:
-    """Who is to be sent where.
-
-    Attributes:
-        tokens: All of them, by number.
-        experts: By (number, part).
-        chunks: Of each GPU, what it dispatches, in its order.
-    """
+    """Who is to be sent where: all tokens, by number, and parts of experts and chunks to dispatch, of all GPUs."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -61,7 +55,7 @@ class Routing:
         self.experts = {(number, part): Expert(number, part) for number in numbers for part in parts}
         order = token_order(world.workload, world.program.waves)
         self.tokens = sorted(map(self._make_token, order, range(len(order))), key=lambda token: token.number)
-        self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]
+        self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]  # in the order of dispatch
         for home in range(world.num_gpus):
             self._cut(home, [self.tokens[number] for number in order if self.tokens[number].home == home])
         for gpu, chunks in enumerate(self.chunks):

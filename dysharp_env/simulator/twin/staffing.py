@@ -67,27 +67,26 @@ class Site:
         self.fill_crews()
 
     def fill_crews(self) -> None:
-        """Gives communication groups that lack SMs free ones of the GEMM group."""
+        """Gives communication groups that lack SMs free ones of the GEMM group, in the first places that are free."""
         for crew in self.crews:
             while self.free_sms > 0 and crew.lacking() > 0:
                 self.gemm_sms -= 1
                 self.free_sms -= 1
-                crew.come()
+                sm = next(sm for sm in crew.places if sm.duty == AWAY)
+                sm.duty = ON_DUTY
+                crew.enlist(sm)
 
 
 class Group:
-    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes.
-
-    Attributes:
-        holds: Whether it waits although it has something to do, until something new concerns it.
-    """
+    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes."""
 
     def __init__(self, site: Site, kind: int) -> None:
         self.site, self.kind, self.gpu = site, kind, site.number
         self.world, self.clock, self.costs = site.world, site.world.clock, site.world.costs
         self.uplinks, self.downlinks = site.uplinks, site.downlinks
         self.memory, self.progress = site.memory, site.progress
-        self.is_marked = self.holds = False
+        self.is_marked = False
+        self.holds = False  # until something new concerns it
 
     def mark(self) -> None:
         """Asks for the group to act, once, when all events of the instant are served."""
@@ -114,20 +113,12 @@ class Group:
 
 
 class Crew(Group):
-    """A communication group: its SMs, and the vectors that it and its like on other GPUs send each other.
-
-    Attributes:
-        data, request, ack: What it uses links for.
-        peers: The groups of its kind of all GPUs.
-        sizes: Who is told how much of its work is done.
-        free: SMs that may take something, first come first served.
-        in_flight: Round trips that are not over.
-    """
+    """A communication group: its SMs, and the vectors that it and its peers, those of all GPUs, send each other."""
 
     def __init__(self, site: Site, kind: int, peers: Sequence[Crew], sizes: Sizes, primitive: Primitive) -> None:
         super().__init__(site, kind)
         self.peers, self.sizes, self.primitive = peers, sizes, primitive
-        costs, name, self.in_flight = self.costs, primitive.name, 0
+        costs, name = self.costs, primitive.name
         if kind == DISPATCH:
             self.data, self.request, self.ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
             self.window, self.vector_bytes = costs.dispatch_window(name), costs.dispatch_bytes
@@ -137,7 +128,8 @@ class Crew(Group):
             self.window, self.vector_bytes = costs.combine_window(name), costs.combine_bytes
             self.segments = costs.combine_segments
         self.places = [CommunicationSm() for _ in range(self.world.num_sms)]
-        self.free: deque[CommunicationSm] = deque()
+        self.free: deque[CommunicationSm] = deque()  # may take something, first come first served
+        self.in_flight = 0  # round trips that are not over
 
     @property
     def size(self) -> int:
@@ -233,12 +225,6 @@ class Crew(Group):
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
             self.site.join_gemm()
-
-    def come(self) -> None:
-        """Puts an SM that has come in the first place that is free."""
-        sm = next(sm for sm in self.places if sm.duty == AWAY)
-        sm.duty = ON_DUTY
-        self.enlist(sm)
 
     def vector_of(self, token: Token, pair: Pair | None) -> Vector:
         """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.

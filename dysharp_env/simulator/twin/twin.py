@@ -15,8 +15,7 @@ from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold
 from dysharp_env.simulator.twin.routing import Routing
-from dysharp_env.simulator.twin.scores import scores_of
-from dysharp_env.simulator.twin.shown import Shown
+from dysharp_env.simulator.twin.shown import Shown, scores_of
 from dysharp_env.simulator.twin.staffing import Group
 from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.world import EVERYTHING, Progress, World
@@ -31,7 +30,6 @@ class Twin:
         tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
         shown: What decisions show.
         log: Every use of a link, reduction unit and SM group.
-        done: Whether the layer is.
     """
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
@@ -47,7 +45,6 @@ class Twin:
         ]
         self.shown = Shown(world, self.gpus)
         everywhere[0].pay(EVERYTHING, 0, everywhere=True)
-        self.done = False
         self._story = self._tell()
         self._answer: int | None = None
         self._waiting: Decision | None = None
@@ -125,7 +122,7 @@ class Twin:
         try:
             self._waiting = next(self._story) if self._answer is None else self._story.send(self._answer)
         except StopIteration:
-            self.done = True
+            return None
         return self._waiting
 
     def decide(self, choice: int) -> None:

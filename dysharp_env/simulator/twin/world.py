@@ -48,16 +48,10 @@ class World:
     """One layer's inputs, clock and records.
 
     Attributes:
-        dispatch, combine: The primitives in use.
         notifies: Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary.
         may_close_early: Whether any split, or the program, lets an open tile be closed early.
-        scale_ps: What times are compared with in what decisions show.
-        marked: Groups that are to act, first come first served.
-        rows_ready: GEMM rows that have become ready so far.
-        tokens_left: Tokens that are not combined.
         decisions: Decisions between two or more legal candidates so far.
         evictions: Partial sums sent home for want of accumulator slots.
-        traffic: (GPU, direction, purpose) int64 flits on the wire.
     """
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
@@ -68,12 +62,12 @@ class World:
         self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
         tile_tokens = workload.layer.tile_tokens
         self.may_close_early = program.partial_tiles or any(split.early_tokens < tile_tokens for split in self.splits)
-        self.scale_ps = max(1, bound.total_ps)
+        self.scale_ps = max(1, bound.total_ps)  # what times are compared with in what decisions show
         self.clock = Clock()
-        self.marked: deque[Any] = deque()
-        self.tokens_left = workload.num_tokens
+        self.marked: deque[Any] = deque()  # groups that are to act, first come first served
+        self.tokens_left = workload.num_tokens  # that are not combined
         self.rows_ready = self.decisions = self.evictions = 0
-        self.traffic = np.zeros((self.num_gpus, 2, codes.NUM_PURPOSES), np.int64)
+        self.traffic = np.zeros((self.num_gpus, 2, codes.NUM_PURPOSES), np.int64)  # flits on the wire
         self.log: list[Use] = []
 
     def use(self, resource: int, gpu: int, purpose: int, item: Name, amount: int, end_ps: int) -> None:
@@ -82,29 +76,20 @@ class World:
 
 
 class Progress:
-    """How far one GPU is, by part; a stage opens when what it waits for is over and what it pays is paid.
+    """How far one GPU is, by part; a stage opens when what it waits for is over and what it pays is paid."""
 
-    Attributes:
-        everywhere: That of all GPUs, which it joins.
-        opened: What goes on with a (stage, part), set when it is there.
-        part: Whose turn it is to be dispatched.
-        sends_left: Tokens yet to be given to an SM.
-        left: By stage, the (token, expert)s that it waits for: to arrive, or to have the GEMM before it.
-        is_open: By (stage, part), whether the stage may start.
-        is_boundary_paid: Whether the kernel boundary before GEMM-2 is, or is being, paid.
-    """
-
-    opened: Callable[[int, int], None]
+    opened: Callable[[int, int], None]  # goes on with a (stage, part)
 
     def __init__(self, world: World, everywhere: list[Progress]) -> None:
         self.clock, self.program, self.everywhere = world.clock, world.program, everywhere
         everywhere.append(self)
         parts, gates = range(world.program.parts), world.program.gates
-        self.part = 0
-        self.sends_left = [0 for _ in parts]
+        self.part = 0  # whose turn it is to be dispatched
+        self.sends_left = [0 for _ in parts]  # tokens yet to be given to an SM
+        # (token, expert)s that a stage waits for: to arrive, or to have the GEMM before it.
         self.left = {stage: [0 for _ in parts] for stage in STAGES}
         self.is_open = {(stage, part): gates[stage - 1] == codes.GATE_FINE for stage in STAGES for part in parts}
-        self.is_boundary_paid = [False for _ in parts]
+        self.is_boundary_paid = [False for _ in parts]  # before GEMM-2, or being paid
 
     @property
     def is_dispatched(self) -> bool:
@@ -138,15 +123,11 @@ class Progress:
 
 
 class Memory:
-    """HBM as a queue of accesses, L2 as the matrices used last, the AL TLB as the translations made last.
-
-    Attributes:
-        hbm_free_ps: When HBM has served all accesses so far.
-    """
+    """HBM as a queue of accesses, L2 as the matrices used last, the AL TLB as the translations made last."""
 
     def __init__(self, world: World) -> None:
         self.costs, self.clock = world.costs, world.clock
-        self.hbm_free_ps = 0
+        self.hbm_free_ps = 0  # when HBM has served all accesses so far
         # By (expert, stage), a matrix's bytes and when it is loaded; the least recently used first.
         self._l2: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
         self._al_tlb: OrderedDict[tuple[int, int], None] = OrderedDict()  # (token, expert), first in first out
