@@ -14,6 +14,7 @@ from dysharp_env.simulator.result import segment_name
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
+from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.twin import Twin
 from tests.conftest import Case
 from tests.simulator.run_log import ended, started
@@ -42,9 +43,9 @@ def name_of_candidate(state: State, kind: int, gpu: int, record: np.void) -> tup
         tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
         first = int(state.chunks["first"][candidate])
         place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
-        return "chunk", gpu, first // tokens_per_gpu, place
+        return "chunk", first // tokens_per_gpu, place
     if kind == observation.COMBINE:
-        return "unit", gpu, home, place
+        return "unit", home, place
     what = "open" if state.tiles["count"][candidate] == 0 else "row"
     return what, *name_of_item(state, codes.LOG_SM, candidate)[1:], int(record["gemm"]) + 1
 
@@ -53,9 +54,9 @@ def name_in_twin(candidate: Candidate) -> tuple:
     """Returns the same of a candidate of the twin's."""
     match candidate:
         case Chunk():
-            return "chunk", candidate.gpu, candidate.home, candidate.place
+            return "chunk", candidate.home, candidate.place
         case Unit():
-            return "unit", candidate.gpu, candidate.home, candidate.place
+            return "unit", candidate.home, candidate.place
         case Row(tile, stage, is_open):
             return "open" if is_open else "row", tile.expert.number, tile.expert.part, tile.place, stage
         case Split():
@@ -70,18 +71,22 @@ def assert_same_progress(engine: Engine, twin: Twin) -> None:
     assert (root["decisions"], root["evictions"]) == (twin.world.decisions, twin.world.evictions)
 
 
+def num_sms(crew: Crew) -> int:
+    return sum(sm.duty != codes.AWAY for sm in crew.places)
+
+
 def assert_same_groups(state: State, twin: Twin) -> None:
     for kind, values in (
-        (observation.DISPATCH, [gpu.dispatch.crew.here for gpu in twin.gpus]),
-        (observation.COMBINE, [gpu.combine.crew.here for gpu in twin.gpus]),
-        (observation.GEMM, [gpu.site.staff.gemm_sms for gpu in twin.gpus]),
+        (observation.DISPATCH, [num_sms(gpu.dispatch) for gpu in twin.gpus]),
+        (observation.COMBINE, [num_sms(gpu.combine) for gpu in twin.gpus]),
+        (observation.GEMM, [gpu.gemm_sms for gpu in twin.gpus]),
     ):
         assert state.gpus["groups"]["sms"][:, kind].tolist() == values, kind
-    assert state.gpus["free_sms"].tolist() == [gpu.site.staff.free_sms for gpu in twin.gpus]
+    assert state.gpus["free_sms"].tolist() == [gpu.free_sms for gpu in twin.gpus]
 
 
 def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:
-    assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
+    assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, len(expected.candidates))
     shown = state.candidates[: asked.num_candidates]
     names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
     assert names == [name_in_twin(candidate) for candidate in expected.candidates]
@@ -101,13 +106,13 @@ def assert_same_history(state: State, twin: Twin) -> None:
             assert ended(tiles, stage).tolist() == [tile.end_ps[stage] for tile in expert.tiles]
     np.testing.assert_array_equal(state.traffic.reshape(twin.world.traffic.shape), twin.world.traffic)
     for field, values in (
-        ("hbm_free_ps", [gpu.site.memory.hbm_free_ps for gpu in twin.gpus]),
+        ("hbm_free_ps", [gpu.memory.hbm_free_ps for gpu in twin.gpus]),
         ("sm_busy_ps", [gpu.gemm.busy_ps for gpu in twin.gpus]),
     ):
         assert state.gpus[field].tolist() == values, field
-    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.uplinks]
+    assert state.uplinks["busy_ps"].tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.uplinks]
     downlinks = state.ports["busy_ps"][: len(state.uplinks)]
-    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.site.ports.downlinks]
+    assert downlinks.tolist() == [link.busy_ps for gpu in twin.gpus for link in gpu.downlinks]
     log = state.log[: state.root["log_size"][0]].tolist()
     assert [(*row[:3], name_of_item(state, row[0], row[3]), *row[4:]) for row in log] == twin.log
 

@@ -5,9 +5,8 @@ stand for what the engine keeps in arrays, and the event queue is ``heapq``. Eve
 in the engine and are pushed in the same order, so both agree to the picosecond, ties included. About a thousand times
 slower than the engine; it keeps a log of every resource's use.
 
-Read it in the order of its imports: ``clock`` and ``parts``; ``world``, ``vectors`` and ``routing``; ``links`` and
-``switch``; ``memory``, ``staffing`` and ``gates``; the groups ``combine``, ``gemm`` and ``dispatch``; ``gpu``,
-``shown``, ``scores`` and ``twin``.
+Read it in the order of its imports: ``parts``, ``world`` and ``routing``; ``links``, ``switch`` and ``staffing``; the
+groups ``combine``, ``gemm`` and ``dispatch``; ``gpu``, ``shown`` and ``twin``.
 """
 
 from dysharp_env.simulator.twin.twin import Twin

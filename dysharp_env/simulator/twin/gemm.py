@@ -7,45 +7,38 @@ from collections.abc import Sequence
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
-from dysharp_env.simulator.twin.gates import GEMM1, GEMM2
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.parts import Candidate, Expert, Hold, Options, Pair, Row, Tile
-from dysharp_env.simulator.twin.site import Site, SmGroup
+from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
+from dysharp_env.simulator.twin.staffing import Group, Site
+from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
 
-class GemmGroup(SmGroup):
-    """The GEMM group of one GPU and its experts.
+class GemmGroup(Group):
+    """The GEMM group of one GPU and its experts, by number and part."""
 
-    Attributes:
-        experts: Of this GPU, by number and part.
-        slots: (token, expert)s of all of them.
-        busy_ps: Time of all SMs in thread blocks so far.
-    """
-
-    def __init__(self, site: Site, combine: CombineGroup, experts: dict[tuple[int, int], Expert]) -> None:
+    def __init__(self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert]) -> None:
         super().__init__(site, observation.GEMM)
-        self.combine, self.experts = combine, experts
-        self.staff.gemm = self
-        self.slots = sum(expert.total for expert in experts.values())
+        self.combines, self.experts = combines, experts
+        self.slots = sum(expert.total for expert in experts.values())  # (token, expert)s
         for expert in experts.values():
-            for left in (self.progress.arrivals_left, *self.progress.slots_left):
+            for left in self.progress.left.values():
                 left[expert.part] += expert.total
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
-        self.busy_ps = 0
+        self.busy_ps = 0  # of all SMs, in thread blocks so far
 
     def arrive(self, pair: Pair) -> None:
         """Makes a token visible to its experts here, filling their tiles."""
         pair.token.dispatch_end = self.clock.now_ps
-        self.progress.arrivals_left[pair.part] -= len(pair.experts)
+        self.progress.left[GEMM1][pair.part] -= len(pair.experts)
         self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[0])
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
         if self.world.may_close_early:
             self.mark()
-        self.gates.after_arrival(self.gpu, pair.part)
-        if self.world.program.exclusive and not any(self.progress.arrivals_left):
-            self.combine.mark()
+        self.progress.check(GEMM1, pair.part)
+        if self.world.program.exclusive and not any(self.progress.left[GEMM1]):
+            self.combines[self.gpu].mark()
 
     def _fill(self, expert: Expert, pair: Pair) -> None:
         """Adds a token to an expert's open tile."""
@@ -67,65 +60,36 @@ class GemmGroup(SmGroup):
         # Tiles of one expert become ready in the order in which they closed.
         expert.ready_ps = max(expert.ready_ps, now_ps + (self.costs.memory_ps if is_spilled else 0))
         if expert.ready_ps == now_ps:
-            self._tile_ready(tile)
+            self._row_ready(tile, GEMM1)
         else:
-            self.clock.at(expert.ready_ps, codes.EV_TILE, self._tile_ready, tile)
-
-    def _tile_ready(self, tile: Tile) -> None:
-        """Makes a tile's GEMM-1 row ready, unless it was closed early and runs already."""
-        if tile.start_ps[0] == NO_TIME:
-            tile.expert.rows[0].append(tile)
-        self._row_ready(tile, 1)
+            self.clock.at(expert.ready_ps, codes.EV_TILE, self._row_ready, tile, GEMM1)
 
     def _row_ready(self, tile: Tile, stage: int) -> None:
-        """Notes that a row is ready, and when in the order of all rows."""
+        """Makes a row ready, unless it was closed early and runs already, and notes when in the order of all rows."""
+        if tile.start_ps[stage - 1] == NO_TIME:
+            tile.expert.rows[stage - 1].append(tile)
         self.world.rows_ready += 1
         tile.ready_order[stage - 1] = self.world.rows_ready
         tile.ready_ps[stage - 1] = self.clock.now_ps
         self.wake()
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
-        while self.staff.free_sms > 0:
-            if self.row is not None:
-                self._start_blocks(self.row)
-                continue
-            rows = [] if self.holds else self._list_rows()
-            if not rows:
-                return None
-            # Something must still come to this GPU, or hold would wait for ever.
-            may_hold = any(self.progress.arrivals_left) or self.staff.free_sms < self.staff.gemm_sms
-            return Options(rows, observation.GEMM in self.world.program.may_hold, may_hold)
-        return None
+        while self.site.free_sms > 0:
+            if self.row is None:
+                return [] if self.holds else self._list_rows()
+            self._start_blocks(self.row)
+        return []
 
-    def take(self, candidate: Candidate) -> None:
-        """Makes a row the current one, or holds."""
-        if isinstance(candidate, Hold):
-            self.holds = True
-            return
-        assert isinstance(candidate, Row)
-        if candidate.is_open:
-            self._close_tile(candidate.tile.expert)
-        self._start_row(candidate)
+    def may_hold(self) -> bool:
+        """Returns whether something is yet to arrive here, or to finish."""
+        return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
 
-    def _list_rows(self) -> list[Row]:
-        """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
-        ready, early = [], []
-        for expert in self.experts.values():
-            for stage in (GEMM2, GEMM1):
-                if self.progress.is_open[stage, expert.part] and expert.rows[stage - 1]:
-                    ready.append(Row(expert.rows[stage - 1][0], stage))
-            is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
-            may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
-            if may_close and is_next and expert.open_count >= self.staff.early_tokens:
-                early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
-        ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
-        early.sort(key=lambda row: -len(row.tile.pairs))
-        return ready + early
-
-    def _start_row(self, row: Row) -> None:
+    def take(self, row: Row) -> None:
         """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
         tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
+        if row.is_open:
+            self._close_tile(tile.expert)
         self.row = row
         if tile in tile.expert.rows[stage - 1]:
             tile.expert.rows[stage - 1].remove(tile)
@@ -136,14 +100,29 @@ class GemmGroup(SmGroup):
         tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
         self.memory.use_hbm(count * write_bytes)
 
+    def _list_rows(self) -> list[Row]:
+        """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
+        ready, early = [], []
+        for expert in self.experts.values():
+            for stage in (GEMM2, GEMM1):
+                if self.progress.is_open[stage, expert.part] and expert.rows[stage - 1]:
+                    ready.append(Row(expert.rows[stage - 1][0], stage))
+            is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
+            may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
+            if may_close and is_next and expert.open_count >= self.site.split.early_tokens:
+                early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
+        ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])
+        early.sort(key=lambda row: -len(row.tile.pairs))
+        return ready + early
+
     def _start_blocks(self, row: Row) -> None:
         """Puts thread blocks of a row on all free SMs; none ends before the row's inputs are there."""
         tile, stage, now_ps = row.tile, row.stage, self.clock.now_ps
-        count = min(self.staff.free_sms, tile.blocks_left)
+        count = min(self.site.free_sms, tile.blocks_left)
         cold_ps = max(tile.weights_ps - now_ps, 0) // 1000 * self.costs.cold_exposure_permille
         block_ps = self.costs.block_ps(stage, len(tile.pairs), self.gpu)
         end_ps = max(now_ps + block_ps + cold_ps, tile.inputs_ps)
-        self.staff.free_sms -= count
+        self.site.free_sms -= count
         self.busy_ps += count * (end_ps - now_ps)
         tile.blocks_left -= count
         tile.blocks_running += count
@@ -156,21 +135,20 @@ class GemmGroup(SmGroup):
 
     def _blocks_end(self, tile: Tile, stage: int, count: int) -> None:
         """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
-        self.staff.free_sms += count
-        self.staff.fill_crews()
+        self.site.free_sms += count
+        self.site.fill_crews()
         tile.blocks_running -= count
         self.wake()
         if tile.blocks_running == 0 and tile.blocks_left == 0:
             part = tile.expert.part
             tile.end_ps[stage - 1] = self.clock.now_ps
-            self.progress.slots_left[stage - 1][part] -= len(tile.pairs)
+            self.progress.left[stage + 1][part] -= len(tile.pairs)
             if stage == GEMM1:
-                tile.expert.rows[1].append(tile)
                 self._row_ready(tile, GEMM2)
-                self.gates.end_first_kernel(self.gpu, part)
+                self.progress.end_first_kernel(part)
             else:
                 self._finish(tile)
-                self.gates.after_gemm2(self.gpu, part)
+                self.progress.check(COMBINING, part)
 
     def _finish(self, tile: Tile) -> None:
         """Makes a tile's results known: to this GPU's combine group (push) or to the home GPUs (pull)."""
@@ -180,26 +158,26 @@ class GemmGroup(SmGroup):
             pair.experts_done += 1
             if not self.world.combine.reads:
                 if pair.experts_done == len(pair.experts):
-                    self.combine.partial_ready(pair)
+                    self.combines[self.gpu].partial_ready(pair)
             elif self.world.notifies and pair.token.home != self.gpu:
                 told.append(pair)
             else:
-                self.combine.peers[pair.token.home].expert_done(pair.token)
+                self.combines[pair.token.home].expert_done(pair.token)
         if told:
-            self._charge_updates(self.ports.uplinks, told, codes.NOTIFY_FLITS)
+            self._charge_updates(self.uplinks, told, codes.NOTIFY_FLITS)
             self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_NOTIFY, self._notified, told)
 
     def _charge_updates(self, links: Sequence[Link], pairs: list[Pair], flits: int) -> None:
         """Charges ``flits`` for each token's counter update, all those of a plane together."""
         for plane, link in enumerate(links):
-            link.charge(sum(pair.token.combine_planes[0] == plane for pair in pairs) * flits, codes.NOTIFY)
+            link.charge(sum(pair.token.planes[observation.COMBINE][0] == plane for pair in pairs) * flits, codes.NOTIFY)
 
     def _notified(self, told: list[Pair]) -> None:
         """Lets the home GPUs of a tile's tokens count its finished GEMM-2 row and acknowledge that."""
         ack_flits = self.costs.packet.ack_flits
         for pair in told:
-            home, plane = self.combine.peers[pair.token.home], pair.token.combine_planes[0]
-            home.ports.downlinks[plane].charge(codes.NOTIFY_FLITS, codes.NOTIFY)
-            home.ports.uplinks[plane].charge(ack_flits, codes.NOTIFY)
+            home, plane = self.combines[pair.token.home], pair.token.planes[observation.COMBINE][0]
+            home.downlinks[plane].charge(codes.NOTIFY_FLITS, codes.NOTIFY)
+            home.uplinks[plane].charge(ack_flits, codes.NOTIFY)
             home.expert_done(pair.token)
-        self._charge_updates(self.ports.downlinks, told, ack_flits)
+        self._charge_updates(self.downlinks, told, ack_flits)

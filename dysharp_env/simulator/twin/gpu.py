@@ -1,44 +1,42 @@
-"""One of the twin's GPUs: its site and the groups that work there."""
+"""One of the twin's GPUs: its site and the groups that take decisions there, made and marked here."""
 
 from __future__ import annotations
 
+from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
-from dysharp_env.simulator.twin.gates import COMBINING, EVERYTHING, Gates
 from dysharp_env.simulator.twin.gemm import GemmGroup
-from dysharp_env.simulator.twin.parts import Expert
 from dysharp_env.simulator.twin.routing import Routing
-from dysharp_env.simulator.twin.site import Site
+from dysharp_env.simulator.twin.staffing import Site, Sizes
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.world import COMBINING, EVERYTHING, Progress, World
 
 
-class Gpu:
-    """One GPU; its groups join those of all GPUs."""
+class Gpu(Site):
+    """One GPU; its communication groups join those of all GPUs."""
 
     def __init__(
         self,
         world: World,
         number: int,
         switch: Switch,
-        gates: Gates,
+        everywhere: list[Progress],
         routing: Routing,
         dispatches: list[DispatchGroup],
         combines: list[CombineGroup],
     ) -> None:
-        self.number = number
-        self.site = site = Site(world, number, switch, gates)
+        super().__init__(world, number, switch, everywhere)
         gpu_of = world.workload.gpu_of_expert
         experts = {key: expert for key, expert in routing.experts.items() if gpu_of[expert.number] == number}
-        self.combine = CombineGroup(site, combines)
-        self.gemm = GemmGroup(site, self.combine, experts)
-        self.dispatch = DispatchGroup(site, self.gemm, routing.chunks[number], dispatches)
-        gates.opened.append(self._opened)
-
-    @property
-    def experts(self) -> list[Expert]:
-        """The experts it holds, by number and part."""
-        return list(self.gemm.experts.values())
+        self.experts = list(experts.values())
+        sizes = Sizes(self, SPLIT)
+        self.combine = CombineGroup(self, combines, sizes, routing.tokens)
+        self.gemm: GemmGroup = GemmGroup(self, combines, experts)
+        self.dispatch = DispatchGroup(self, dispatches, sizes, self.gemm, routing.chunks[number])
+        combines.append(self.combine)
+        dispatches.append(self.dispatch)
+        self.crews = self.dispatch, self.combine
+        self.progress.opened = self._opened
 
     def _opened(self, stage: int, part: int) -> None:
         """Goes on with a stage of a part."""

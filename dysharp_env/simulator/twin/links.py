@@ -18,15 +18,20 @@ class Link:
     def __init__(self, world: World, gpu: int, plane: int, direction: int) -> None:
         self.world, self.clock, self.costs = world, world.clock, world.costs
         self.gpu, self.plane, self.direction = gpu, plane, direction
-        self.free_ps = 0
-        self.busy_ps = 0
-        self.last_vc = 0
+        self.free_ps = self.busy_ps = self.last_vc = 0
+        self.queued_flits = 0  # of all segments that wait
         self.is_woken = False
 
     def charge(self, flits: int, purpose: int) -> None:
         """Lets control flits cross now."""
         self.free_ps = max(self.free_ps, self.clock.now_ps) + self.costs.wire_ps(flits)
         self.count(flits, purpose)
+
+    def carry(self, segment: Segment) -> None:
+        """Has a segment on the wire until it is free again."""
+        self.count(segment.flits, segment.purpose)
+        what = codes.LOG_UP if self.direction == codes.UP else codes.LOG_DOWN
+        self.world.use(what, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
 
     def count(self, flits: int, purpose: int) -> None:
         """Counts flits on the wire."""
@@ -41,21 +46,31 @@ class Link:
 
     def backlog_ps(self) -> int:
         """Returns how long what is queued and being sent keeps the wire busy."""
-        return max(self.free_ps - self.clock.now_ps, 0) + self.costs.wire_ps(self.queued_flits())
-
-    def queued_flits(self) -> int:
-        """Returns the flits of all segments that wait."""
-        raise NotImplementedError
+        return max(self.free_ps - self.clock.now_ps, 0) + self.costs.wire_ps(self.queued_flits)
 
     def pump(self) -> None:
-        """Serves the next segment if it can."""
+        """Serves the next segment if the link is free, and looks again when it falls free if more of them wait."""
+        if self.free_ps <= self.clock.now_ps:
+            segment = self.take()
+            if segment is None or not self.start(segment):
+                return
+        if self.queued_flits > 0:
+            self.wake()
+
+    def take(self) -> Segment | None:
+        """Removes and returns the segment whose turn it is, if any may be served."""
         raise NotImplementedError
 
-    def wake(self, time_ps: int, kind: int) -> None:
-        """Makes sure the link looks again, at the given time unless it was going to already."""
+    def start(self, segment: Segment) -> bool:
+        """Serves a segment that was taken, and returns whether that could be."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """Makes sure the link looks again, once it is free."""
         if not self.is_woken:
             self.is_woken = True
-            self.clock.at(time_ps, kind, self._look_again)
+            kind = codes.EV_UPLINK if self.direction == codes.UP else codes.EV_PORT
+            self.clock.at(max(self.clock.now_ps, self.free_ps), kind, self._look_again)
 
     def _look_again(self) -> None:
         self.is_woken = False
@@ -80,20 +95,14 @@ class Uplink(Link):
         self.lanes = (Lane(), Lane())
         self._expose = expose
 
-    def queued_flits(self) -> int:
-        """Returns the flits of all segments that wait at the GPU."""
-        return sum(segment.flits for lane in self.lanes for segment in lane.waiting)
-
     def enqueue(self, segment: Segment) -> None:
         """Puts a segment behind the others of its class."""
         self.lanes[segment.vc].waiting.append(segment)
+        self.queued_flits += segment.flits
         self.pump()
 
-    def pump(self) -> None:
-        """Sends the next segment if the wire is free and the switch has room, classes taking turns."""
-        if self.free_ps > self.clock.now_ps:
-            self._wake_if_any()
-            return
+    def take(self) -> Segment | None:
+        """Removes and returns the next segment that the switch has room for, classes taking turns."""
         for vc in (1 - self.last_vc, self.last_vc):
             lane = self.lanes[vc]
             if not lane.waiting:
@@ -105,24 +114,19 @@ class Uplink(Link):
                     continue
                 lane.used_flits += flits
             self.last_vc = vc
-            self._send(lane.waiting.popleft())
-            return
+            self.queued_flits -= flits
+            return lane.waiting.popleft()
+        return None
 
-    def _send(self, segment: Segment) -> None:
+    def start(self, segment: Segment) -> bool:
         """Puts a segment on the wire; its head, or with store-and-forward its tail, comes to the switch."""
         now_ps = self.clock.now_ps
         segment.tail_ps = now_ps + self.delivery_ps(segment.flits)
         head_ps = segment.tail_ps if self.costs.store_and_forward else now_ps + self.costs.hop_ps
         self.clock.at(head_ps, codes.EV_SWITCH, self._reach_switch, segment)
         self.free_ps = now_ps + self.costs.wire_ps(segment.flits)
-        self.count(segment.flits, segment.purpose)
-        self.world.use(codes.LOG_UP, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
-        self._wake_if_any()
-
-    def _wake_if_any(self) -> None:
-        """Makes sure the uplink looks again when the wire falls free, if anything waits."""
-        if any(lane.waiting for lane in self.lanes):
-            self.wake(self.free_ps, codes.EV_UPLINK)
+        self.carry(segment)
+        return True
 
     def _reach_switch(self, segment: Segment) -> None:
         """Shows a segment to the outputs, or puts it behind the others of an input FIFO."""

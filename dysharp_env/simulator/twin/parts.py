@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.simulator.state.codes import NO_TIME, ON_DUTY
+from dysharp_env.simulator.state.codes import AWAY, NO_TIME
 
 Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, place), ("tile", expert, part, place), ...
 
 
 @dataclass(eq=False)
 class CommunicationSm:
-    """A place for one SM of a communication group: what its token still lacks, and its vectors in flight."""
+    """A place for one SM of a communication group: what its token still lacks, and how much it has in flight."""
 
-    left: list[Vector] | None = None  # None if it is at no token
+    left: list[Load] | None = None  # None if it is at no token
     in_flight: int = 0
-    duty: int = ON_DUTY
+    duty: int = AWAY
 
     @property
     def is_idle(self) -> bool:
@@ -29,14 +29,11 @@ class CommunicationSm:
 
 @dataclass(eq=False)
 class Trip:
-    """The round trip of one vector."""
+    """The round trip of one vector, or of all that one instruction asks for."""
 
     sm: CommunicationSm
     issued_ps: int
     segments_left: int  # that have not made it yet
-
-
-Vector = Callable[[Trip], None]  # puts a vector in flight
 
 
 @dataclass(eq=False)
@@ -46,8 +43,7 @@ class Token:
     number: int
     home: int
     place: int  # of its chunk among the home GPU's
-    dispatch_planes: list[int]
-    combine_planes: list[int]  # of its sum, and of the partial sums that go into it
+    planes: dict[int, list[int]]  # of its vector, and of its sum and the partial sums that go into it, by kind of group
     pairs: list[Pair] = field(default_factory=list)  # by distance of the expert GPU from the home GPU
     experts_done: int = 0  # as its home GPU knows
     contributions_left: list[int] = field(default_factory=list)  # to its sum in the switch
@@ -56,7 +52,6 @@ class Token:
     dispatch_end: int = NO_TIME
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
-    trip: Trip | None = None  # of its sum, if home asks the switch for it
 
     @property
     def remote_experts(self) -> int:
@@ -78,7 +73,6 @@ class Pair:
     segments_left: int  # of its dispatched vector, still to come
     experts_done: int = 0
     translated_ps: int = 0
-    trip: Trip | None = None  # of its partial sum, if home reads it
 
 
 @dataclass(eq=False)
@@ -107,6 +101,10 @@ class Segment:
     acks_left: int = 1
     end_ps: int = 0
     free_ps: int = 0  # when its share of the input buffer is free
+
+
+Vector = list[Segment]
+Load = list[Vector]  # what an SM puts in flight at once
 
 
 @dataclass(eq=False)
@@ -149,7 +147,6 @@ class Expert:
 class Chunk:
     """A dispatch candidate: tokens of one home GPU that it, or a reader of them, dispatches together."""
 
-    gpu: int
     home: int
     place: int
     part: int
@@ -160,7 +157,6 @@ class Chunk:
 class Unit:
     """A combine candidate: ready tokens of a chunk (pull), or a GPU's ready partial sums of one (push)."""
 
-    gpu: int
     home: int
     place: int
     part: int
@@ -192,14 +188,6 @@ class Hold(NamedTuple):
 Candidate = Chunk | Row | Unit | Split | Hold
 
 
-class Options(NamedTuple):
-    """What a group has to choose from, at least one candidate; whether hold is shown as well, and may be taken."""
-
-    candidates: Sequence[Candidate]
-    shows_hold: bool = False
-    may_hold: bool = False
-
-
 class Use(NamedTuple):
     """One use of a resource, with the engine's log fields."""
 
@@ -218,7 +206,6 @@ class Decision:
 
     kind: int
     gpu: int
-    num_candidates: int
     features: np.ndarray  # (max_candidates, feature) float32
     context: np.ndarray  # (context,) float32
     mask: np.ndarray  # (max_candidates,) bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import isqrt
 
+from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin.parts import Chunk, Expert, Pair, Token
 from dysharp_env.simulator.twin.world import World
 from dysharp_env.workload.workload import Workload
@@ -46,13 +47,7 @@ def part_of(world: World, token: Token, gpu: int) -> int:
 
 
 class Routing:
-    """Who is to be sent where.
-
-    Attributes:
-        tokens: All of them, by number.
-        experts: By (number, part).
-        chunks: Of each GPU, what it dispatches, in its order.
-    """
+    """Who is to be sent where: all tokens, by number, and parts of experts and chunks to dispatch, of all GPUs."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -60,7 +55,7 @@ class Routing:
         self.experts = {(number, part): Expert(number, part) for number in numbers for part in parts}
         order = token_order(world.workload, world.program.waves)
         self.tokens = sorted(map(self._make_token, order, range(len(order))), key=lambda token: token.number)
-        self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]
+        self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]  # in the order of dispatch
         for home in range(world.num_gpus):
             self._cut(home, [self.tokens[number] for number in order if self.tokens[number].home == home])
         for gpu, chunks in enumerate(self.chunks):
@@ -77,8 +72,10 @@ class Routing:
             number,
             home,
             place // world.program.chunk_tokens,
-            [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
-            [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
+            {
+                DISPATCH: [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
+                COMBINE: [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
+            },
         )
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
         for offset in range(world.num_gpus):
@@ -112,4 +109,4 @@ class Routing:
             members = tokens[first : first + size]
             parts = range(program.parts) if program.by_peers else [part_of(self.world, members[0], home)]
             for gpu in range(self.world.num_gpus) if self.world.dispatch.reads else [home]:
-                self.chunks[gpu].extend(Chunk(gpu, home, place, part, members) for part in parts)
+                self.chunks[gpu].extend(Chunk(home, place, part, members) for part in parts)

@@ -1,4 +1,4 @@
-"""What the twin's decisions show: the features of candidates and the context, computed afresh from the objects.
+"""What the twin's decisions show, computed afresh from the objects, and what a network makes of it.
 
 Every kind of candidate has the values that its function names, and 0 for all other features.
 """
@@ -6,13 +6,17 @@ Every kind of candidate has the values that its function names, and 0 for all ot
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from dysharp_env.simulator.state.observation import COMBINE, CONTEXT, DECISION_KINDS, DISPATCH, FEATURES
+from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
+from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
-from dysharp_env.simulator.twin.world import World
+from dysharp_env.simulator.twin.staffing import Crew
+from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
 class Shown:
@@ -36,16 +40,19 @@ class Shown:
 
     def values_of(self, gpu: Gpu, candidate: Candidate, place: int) -> dict[str, float]:
         """Returns the features of a candidate in its place in the list."""
-        if isinstance(candidate, Hold):
-            return {"is_hold": 1.0}
         order = {"order": place / self.world.program.max_candidates}
-        if isinstance(candidate, Chunk):
-            return order | self._of_chunk(gpu, candidate)
-        if isinstance(candidate, Row):
-            return order | self._of_row(gpu, candidate)
-        if isinstance(candidate, Unit):
-            return order | self._of_unit(candidate)
-        return order | self._of_split(candidate)
+        match candidate:
+            case Hold():
+                return {"is_hold": 1.0}
+            case Chunk():
+                return order | self._of_chunk(gpu, candidate)
+            case Row():
+                return order | self._of_row(gpu, candidate)
+            case Unit():
+                return order | self._of_unit(candidate)
+            case Split():
+                return order | self._of_split(candidate)
+        return order
 
     def _of_split(self, split: Split) -> dict[str, float]:
         return {
@@ -70,13 +77,13 @@ class Shown:
             "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
             "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
             "fan_out": min(1.0, len(remote) / (count * (world.num_gpus - 1))),
-            "backlog": self._root(max([self.gpus[pair.gpu].site.ports.down_ps() for pair in remote], default=0)),
+            "backlog": self._root(max([backlog_ps(self.gpus[pair.gpu].downlinks) for pair in remote], default=0)),
             "cost": self._root(costs.spread_ps(flits)),
         }
 
     def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs
-        now_ps, memory = world.clock.now_ps, gpu.site.memory
+        now_ps, memory = world.clock.now_ps, gpu.memory
         if world.combine.reads:
             finishes = sum(pair.token.experts_done == world.workload.layer.top_k - 1 for pair in pairs)
         else:
@@ -93,7 +100,7 @@ class Shown:
             "expert_left": (expert.total - expert.arrived) / expert.total,
             "finishes": finishes / len(pairs),
             "backlog": self._root(memory.hbm_free_ps - now_ps),
-            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.site.staff.gemm_sms, fetch_ps)),
+            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.gemm_sms, fetch_ps)),
         }
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:
@@ -101,10 +108,10 @@ class Shown:
         backlogs_ps = []
         for item in unit.items:
             if isinstance(item, Pair):
-                backlogs_ps.append(self.gpus[unit.home].site.ports.down_ps())
+                backlogs_ps.append(backlog_ps(self.gpus[unit.home].downlinks))
             else:
                 sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
-                backlogs_ps.extend(self.gpus[pair.gpu].site.ports.up_ps() for pair in sources)
+                backlogs_ps.extend(backlog_ps(self.gpus[pair.gpu].uplinks) for pair in sources)
         return {
             "size": count / world.program.chunk_tokens,
             "waiting": self._root(world.clock.now_ps - unit.ready_ps),
@@ -115,23 +122,22 @@ class Shown:
 
     def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
         """Returns the context of a decision."""
-        world, costs, bound, site = self.world, self.world.costs, self.world.bound, gpu.site
-        workload, progress, staff, slots = world.workload, gpu.site.progress, gpu.site.staff, gpu.gemm.slots
-        dispatch, combine = staff.crews[DISPATCH], staff.crews[COMBINE]
+        world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
+        left, slots = gpu.progress.left, gpu.gemm.slots
         ready = gpu.combine.items - gpu.combine.items_waiting
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
             "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
             "sent": gpu.dispatch.tokens_sent / gpu.dispatch.tokens_to_send,
-            "received": fraction(slots - sum(progress.arrivals_left), slots),
-            "gemm_done": fraction(2 * slots - sum(map(sum, progress.slots_left)), 2 * slots),
+            "received": fraction(slots - sum(left[GEMM1]), slots),
+            "gemm_done": fraction(2 * slots - sum(left[GEMM2]) - sum(left[COMBINING]), 2 * slots),
             "combined": gpu.combine.combined / workload.tokens_per_gpu,
-            "uplink_backlog": self._root(site.ports.up_ps()),
-            "downlink_backlog": self._root(site.ports.down_ps()),
-            "hbm_backlog": self._root(site.memory.hbm_free_ps - world.clock.now_ps),
-            "free_sms": staff.free_sms / max(staff.gemm_sms, 1),
-            "dispatch_in_flight": fraction(dispatch.in_flight, dispatch.size * dispatch.window.slots),
-            "combine_in_flight": fraction(combine.in_flight, combine.size * combine.window.slots),
+            "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
+            "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
+            "hbm_backlog": self._root(gpu.memory.hbm_free_ps - world.clock.now_ps),
+            "free_sms": gpu.free_sms / max(gpu.gemm_sms, 1),
+            "dispatch_in_flight": in_flight(gpu.dispatch),
+            "combine_in_flight": in_flight(gpu.combine),
             "all_combined": (workload.num_tokens - world.tokens_left) / workload.num_tokens,
             "link_share": fraction(bound.links_ps, world.scale_ps),
             "gemm_share": fraction(bound.gemms_ps, world.scale_ps),
@@ -148,6 +154,16 @@ class Shown:
         return min(1.0, math.sqrt(max(ps, 0) / self.world.scale_ps))
 
 
+def backlog_ps(links: Sequence[Link]) -> int:
+    """Returns how long what is queued and being sent keeps the busiest link busy."""
+    return max(link.backlog_ps() for link in links)
+
+
+def in_flight(crew: Crew) -> float:
+    """Returns how much of what a group may have in flight it has."""
+    return fraction(crew.in_flight, crew.size * crew.window.slots)
+
+
 def mean(values: list[float]) -> float:
     """Returns the mean, summed in order and rounded at each step as the engine does; ``sum`` may compensate."""
     total = 0.0
@@ -159,3 +175,37 @@ def mean(values: list[float]) -> float:
 def fraction(part: int, whole: int) -> float:
     """Returns part over whole cut to 1; nothing to do counts as done."""
     return min(1.0, part / whole) if whole else 1.0
+
+
+def scores_of(network: Network, features: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """Returns the scores of a decision's candidates, (candidate,) float32; no row of their features is empty.
+
+    The referee of the engine's arithmetic, all of it float32. A sum starts from its bias and takes one product after
+    the other, in the order of the inputs and each rounded: no sum in another order, nor a fused product, has the same
+    bits.
+    """
+    of_context = _add(0, context[None], network.context)
+    hidden = _rectified(_add(network.row_bias + of_context, features, network.row))
+    embedded = _rectified(_add(network.embed_bias, hidden, network.embed))
+    total = np.zeros(network.width, np.float32)
+    for of_candidate in embedded:
+        total = total + of_candidate
+    pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
+    of_pool = _add(network.score_bias, pool[None], network.score_pool)
+    hidden = _rectified(_add(of_pool, embedded, network.score_row))
+    by_network = _add(0, hidden, network.score[:, None])
+    # The rule's weights depend on the context; what it says is added feature by feature.
+    rule = _add(0, context[None], network.linear)[0]
+    return _add(by_network, features, rule[:, None])[:, 0]
+
+
+def _add(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns start + inputs . weights, (candidate, out), each product added in the order of the inputs."""
+    total = np.zeros((len(inputs), weights.shape[1]), np.float32) + start
+    for i in range(len(weights)):
+        total = total + inputs[:, i : i + 1] * weights[i]
+    return total
+
+
+def _rectified(values: np.ndarray) -> np.ndarray:
+    return np.maximum(values, 0)

@@ -1,4 +1,4 @@
-"""The SMs of one of the twin's GPUs: who is in which group, and how they change over.
+"""The SMs of one of the twin's GPUs: who is in which group, what they put in flight, and how they change over.
 
 An SM of a communication group is at a *place*. Its group may have fewer SMs than places, and SMs that are to leave once
 they have nothing to do; all others compute.
@@ -7,52 +7,148 @@ they have nothing to do; all others compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
-from dysharp_env.simulator.costs import Window
+from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
-from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, SPLIT
-from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Options, Split, Trip, Vector
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.state.observation import DISPATCH
+from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
+from dysharp_env.simulator.twin.switch import Switch
+from dysharp_env.simulator.twin.world import Memory, Progress, World
+from dysharp_env.system.primitives import Primitive
 
 
-class Crew:
-    """The SMs of one communication group and what they have in flight.
+class Site:
+    """One GPU's links, memory, progress and SMs.
 
     Attributes:
-        group: The group, set by itself.
-        on_issued: What is to be done when nothing is left to issue of a token.
-        size, here: How many SMs it is to have, and how many it has.
-        free: SMs that may take something, first come first served.
-        in_flight: Vectors whose round trip is not over.
+        crews: The communication groups, dispatch first, in the order in which they get SMs.
+        gemm: The GEMM group.
+        gemm_sms, free_sms: SMs that it has, and those of them that run no thread block.
+        split: The sizes in force.
     """
 
-    group: Group
+    crews: tuple[Crew, Crew]
+    gemm: Group
 
-    def __init__(self, staff: Staff, window: Window, segments: int, size: int, most: int) -> None:
-        self.staff, self.clock, self.window, self.segments = staff, staff.world.clock, window, segments
-        self.size = self.here = size
-        self.places = [CommunicationSm(duty=AWAY) for _ in range(most)]
-        self.free: deque[CommunicationSm] = deque()
-        self.in_flight = 0
-        self.on_issued: Callable[[], None] = lambda: None
+    def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
+        self.world, self.number, program = world, number, world.program
+        self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
+        self.memory, self.progress = Memory(world), Progress(world, everywhere)
+        self.gemm_sms = self.free_sms = program.gemm_sms
+        self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
-    def start(self) -> None:
-        """Fills as many places as the group is to have SMs."""
-        self.here = self.size
-        for sm in self.places[: self.size]:
-            sm.duty = ON_DUTY
-            self.free.append(sm)
+    def start(self, split: Split | None) -> None:
+        """Gives every group its SMs: as the program says, or as was chosen."""
+        if split:
+            self.split = split
+            self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
+        for crew in self.crews:
+            for sm in crew.places[: crew.size]:
+                sm.duty = ON_DUTY
+                crew.free.append(sm)
+
+    def resize(self, split: Split) -> None:
+        """Gives the groups other sizes; SMs change over as they get free."""
+        self.split = split
+        self.gemm.wake()
+        for crew in self.crews:
+            crew.call_back()
+        for crew in self.crews:
+            crew.send_off()
+        self.fill_crews()
+
+    def join_gemm(self) -> None:
+        """Takes an SM that has left a communication group into the GEMM group."""
+        self.gemm_sms += 1
+        self.free_sms += 1
+        self.gemm.wake()
+        self.fill_crews()
+
+    def fill_crews(self) -> None:
+        """Gives communication groups that lack SMs free ones of the GEMM group, in the first places that are free."""
+        for crew in self.crews:
+            while self.free_sms > 0 and crew.lacking() > 0:
+                self.gemm_sms -= 1
+                self.free_sms -= 1
+                sm = next(sm for sm in crew.places if sm.duty == AWAY)
+                sm.duty = ON_DUTY
+                crew.enlist(sm)
+
+
+class Group:
+    """What takes decisions of one kind on one GPU: an SM group, or the choice of the groups' sizes."""
+
+    def __init__(self, site: Site, kind: int) -> None:
+        self.site, self.kind, self.gpu = site, kind, site.number
+        self.world, self.clock, self.costs = site.world, site.world.clock, site.world.costs
+        self.uplinks, self.downlinks = site.uplinks, site.downlinks
+        self.memory, self.progress = site.memory, site.progress
+        self.is_marked = False
+        self.holds = False  # until something new concerns it
+
+    def mark(self) -> None:
+        """Asks for the group to act, once, when all events of the instant are served."""
+        if not self.is_marked:
+            self.is_marked = True
+            self.world.marked.append(self)
+
+    def wake(self) -> None:
+        """Marks the group because of something new, so that it no longer holds."""
+        self.holds = False
+        self.mark()
+
+    def act(self) -> Sequence[Candidate]:
+        """Does all that needs no choice; returns what to choose from next, nothing if the group has to wait."""
+        raise NotImplementedError
+
+    def may_hold(self) -> bool:
+        """Returns whether the group may hold now, if its kind may at all: something must still concern it."""
+        return False
+
+    def take(self, candidate: Any) -> None:
+        """Does what was chosen of what it offered."""
+        raise NotImplementedError
+
+
+class Crew(Group):
+    """A communication group: its SMs, and the vectors that it and its peers, those of all GPUs, send each other."""
+
+    def __init__(self, site: Site, kind: int, peers: Sequence[Crew], sizes: Sizes, primitive: Primitive) -> None:
+        super().__init__(site, kind)
+        self.peers, self.sizes, self.primitive = peers, sizes, primitive
+        costs, name = self.costs, primitive.name
+        if kind == DISPATCH:
+            self.data, self.request, self.ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
+            self.window, self.vector_bytes = costs.dispatch_window(name), costs.dispatch_bytes
+            self.segments = costs.dispatch_segments
+        else:
+            self.data, self.request, self.ack = codes.COMBINE_DATA, codes.COMBINE_REQUEST, codes.COMBINE_ACK
+            self.window, self.vector_bytes = costs.combine_window(name), costs.combine_bytes
+            self.segments = costs.combine_segments
+        self.places = [CommunicationSm() for _ in range(self.world.num_sms)]
+        self.free: deque[CommunicationSm] = deque()  # may take something, first come first served
+        self.in_flight = 0  # round trips that are not over
+
+    @property
+    def size(self) -> int:
+        """How many SMs it is to have."""
+        split = self.site.split
+        return split.dispatch_sms if self.kind == DISPATCH else split.combine_sms
+
+    def end_token(self) -> None:
+        """Notes that nothing is left to issue of a token."""
 
     def enlist(self, sm: CommunicationSm) -> None:
         """Puts an SM behind the others that may take something."""
         self.free.append(sm)
-        self.group.mark()
+        self.mark()
 
-    def give(self, vectors: list[Vector]) -> None:
-        """Gives vectors of one token to the first SM that may take something."""
+    def give(self, loads: list[Load]) -> None:
+        """Gives what there is of one token to the first SM that may take something."""
         sm = self.free.popleft()
-        sm.left = vectors
+        sm.left = loads
         self._issue(sm)
 
     def _issue(self, sm: CommunicationSm) -> None:
@@ -65,19 +161,20 @@ class Crew:
                 return
             self.in_flight += 1
             sm.in_flight += 1
-            sm.left.pop(0)(Trip(sm, self.clock.now_ps, self.segments))
+            self._launch(sm.left.pop(0), Trip(sm, self.clock.now_ps, self.segments))
         sm.left = None
-        self.on_issued()
+        self.end_token()
         if sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
         elif sm.in_flight < self.window.slots:
             self.enlist(sm)
 
-    def end_segment(self, trip: Trip | None) -> bool:
+    def end_segment(self, segment: Segment) -> bool:
         """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
 
         Then the SM's slot falls free when its window has moved past the vector's bytes.
         """
+        trip = segment.trip
         assert trip is not None
         trip.segments_left -= 1
         if trip.segments_left > 0:
@@ -99,7 +196,7 @@ class Crew:
 
     def lacking(self) -> int:
         """Returns how many SMs the group lacks beside those that stay, or how many are too many as a negative."""
-        return self.size - (self.here - sum(sm.duty == LEAVING for sm in self.places))
+        return self.size - sum(sm.duty == ON_DUTY for sm in self.places)
 
     def call_back(self) -> None:
         """Keeps as many SMs that were to leave as the group lacks, the first first."""
@@ -117,11 +214,9 @@ class Crew:
         on_duty = [sm for sm in reversed(self.places) if sm.duty == ON_DUTY]
         for sm in sorted(on_duty, key=lambda sm: not sm.is_idle)[:excess]:
             sm.duty = LEAVING
-        listed = list(self.free)
-        self.free.clear()
-        for sm in listed:
-            if sm.duty == ON_DUTY:
-                self.enlist(sm)
+        self.free = deque(sm for sm in self.free if sm.duty == ON_DUTY)
+        if self.free:
+            self.mark()
         for sm in self.places:
             self._leave_if_idle(sm)
 
@@ -129,89 +224,105 @@ class Crew:
         """Lets an SM that is to leave go, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            self.here -= 1
-            self.staff.join_gemm()
+            self.site.join_gemm()
 
-    def come(self) -> None:
-        """Puts an SM that has come in the first place that is free."""
-        sm = next(sm for sm in self.places if sm.duty == AWAY)
-        sm.duty = ON_DUTY
-        self.here += 1
-        self.enlist(sm)
+    def vector_of(self, token: Token, pair: Pair | None) -> Vector:
+        """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.
 
+        A multicast replica names only the experts behind its port.
+        """
+        is_dispatched, names_targets = self.kind == DISPATCH, self.primitive.names_targets
+        experts = len(pair.experts) if pair else token.remote_experts
+        gpu = pair.gpu if pair else token.home
+        origin, target = (token.home, gpu) if is_dispatched else (gpu, token.home)
+        what = "partial" if not is_dispatched else "copy" if pair else "store"
+        return [
+            Segment(
+                name=(what, token.number, gpu, place),
+                purpose=self.data,
+                token=token,
+                pair=pair,
+                place=place,
+                plane=token.planes[self.kind][place],
+                origin=origin,
+                flits=flits,
+                packets=self.costs.packet.packets(self.vector_bytes) // self.segments,
+                vc=codes.RESPONSE if self.primitive.reads else codes.REQUEST,
+                reach=self.peers[target].reach,
+                acknowledged=self.peers[origin].acknowledged,
+            )
+            for place, flits in enumerate(self._flits(experts if is_dispatched and names_targets else 0))
+        ]
 
-class Staff:
-    """All SMs of one GPU.
+    def _flits(self, targets: int) -> list[int]:
+        """Returns the flits of a vector's segments, so many experts named in each packet."""
+        packet, total = self.costs.packet, self.vector_bytes
+        if self.costs.resolution != "packet":
+            return [packet.data_flits(total, targets)]
+        size = packet.payload_bytes
+        return [packet.data_flits(min(size, total - at), targets) for at in range(0, total, size)]
 
-    Attributes:
-        crews: Of the communication groups, in the order in which they get SMs.
-        gemm: The GEMM group, set by itself.
-        gemm_sms, free_sms: SMs that the GEMM group has, and those of them that run no thread block.
-        split: The split in force, if any was chosen.
-        early_tokens: The fewest tokens of an open tile that may be closed early.
-    """
+    def _launch(self, load: Load, trip: Trip) -> None:
+        """Stores vectors, or asks for them together: with one request for each segment."""
+        for vector in load:
+            for segment in vector:
+                segment.trip = trip
+        if not self.primitive.reads:
+            for vector in load:
+                self.read_ps(vector)
+                self._send(vector)
+            return
+        asked_ps, flits = self.clock.now_ps, self._request_flits(load)
+        for segment in load[0]:
+            uplink = self.uplinks[segment.plane]
+            uplink.charge(flits, self.request)
+            asked_ps = max(asked_ps, uplink.free_ps)
+        for vector in load:
+            asked = self.peers[vector[0].origin]
+            self.clock.at(asked_ps + 2 * self.costs.hop_ps, codes.EV_REQUEST, asked._requested, vector)
 
-    gemm: Group
+    def _request_flits(self, load: Load) -> int:
+        """Returns the flits that ask for a segment of vectors, naming the experts unless the primitive is static."""
+        experts = sum(len(vector[0].pair.experts) for vector in load if vector[0].pair)
+        named = experts if self.primitive.names_targets else 0
+        return self.costs.packet.ask_flits(self.vector_bytes, named) // self.segments
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        program, costs = world.program, world.costs
-        dispatch, combine = costs.dispatch_window(world.dispatch.name), costs.combine_window(world.combine.name)
-        most_dispatch = max([program.dispatch_sms, *(split.dispatch_sms for split in world.splits)])
-        most_combine = max([program.combine_sms, *(split.combine_sms for split in world.splits)])
-        self.crews = {
-            DISPATCH: Crew(self, dispatch, costs.dispatch_segments, program.dispatch_sms, most_dispatch),
-            COMBINE: Crew(self, combine, costs.combine_segments, program.combine_sms, most_combine),
-        }
-        self.gemm_sms = self.free_sms = program.gemm_sms
-        self.split: Split | None = None
-        self.early_tokens = program.min_partial_tokens
+    def _requested(self, vector: Vector) -> None:
+        """Reads a vector that another GPU asks for, and responds with it."""
+        flits = self._request_flits([vector])
+        for segment in vector:
+            self.downlinks[segment.plane].charge(flits, self.request)
+        self.clock.at(self.clock.now_ps + self.read_ps(vector), codes.EV_RESPOND, self._send, vector)
 
-    def adopt(self, split: Split) -> None:
-        """Makes a split the one in force."""
-        self.split = split
-        self.crews[DISPATCH].size, self.crews[COMBINE].size = split.dispatch_sms, split.combine_sms
-        self.early_tokens = split.early_tokens
+    def read_ps(self, vector: Vector) -> int:
+        """Reads a vector of this GPU; returns the delay with which it responds with it."""
+        return self.costs.memory_ps
 
-    def start(self) -> None:
-        """Gives every group its SMs, once the sizes are known."""
-        if self.split:
-            self.gemm_sms = self.free_sms = self.world.num_sms - self.split.dispatch_sms - self.split.combine_sms
-        for crew in self.crews.values():
-            crew.start()
+    def _send(self, vector: Vector) -> None:
+        for segment in vector:
+            self.uplinks[segment.plane].enqueue(segment)
 
-    def resize(self, split: Split) -> None:
-        """Gives the groups other sizes; SMs change over as they get free."""
-        self.adopt(split)
-        self.gemm.wake()
-        for crew in self.crews.values():
-            crew.call_back()
-        for crew in self.crews.values():
-            crew.send_off()
-        self.fill_crews()
+    def reach(self, segment: Segment) -> None:
+        """Takes a segment in."""
+        raise NotImplementedError
 
-    def join_gemm(self) -> None:
-        """Takes an SM that has left a communication group into the GEMM group."""
-        self.gemm_sms += 1
-        self.free_sms += 1
-        self.gemm.wake()
-        self.fill_crews()
+    def acknowledge(self, segment: Segment) -> None:
+        """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
+        self.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        whole = segment.carrier or segment
+        whole.acks_left -= 1
+        # What went into a reduced sum is acknowledged by the switch.
+        if whole.acks_left == 0 and segment.pair is not None:
+            self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_ACK, whole.acknowledged, whole)
 
-    def fill_crews(self) -> None:
-        """Gives communication groups that lack SMs free ones of the GEMM group."""
-        for crew in self.crews.values():
-            while self.free_sms > 0 and crew.lacking() > 0:
-                self.gemm_sms -= 1
-                self.free_sms -= 1
-                crew.come()
+    def acknowledged(self, segment: Segment) -> None:
+        """Counts a segment that is stored, or in the switch."""
+        self.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        self.end_segment(segment)
 
 
 class Sizes(Group):
     """Who decides on the sizes of one GPU's groups again, whenever another share of what it does is done."""
-
-    def __init__(self, world: World, gpu: int, staff: Staff) -> None:
-        super().__init__(world, SPLIT, gpu)
-        self.staff = staff
 
     def count(self, before: int, after: int, total: int) -> None:
         """Asks for the sizes again if another share of so many tokens or sums is done."""
@@ -219,15 +330,12 @@ class Sizes(Group):
         if after * moments // total > before * moments // total:
             self.wake()
 
-    def act(self) -> Options | None:
+    def act(self) -> list[Split]:
         """Offers the present split first, so that a rule without weights keeps it; holds once it is answered."""
-        if self.holds or not self.world.splits:
-            return None
-        return Options(sorted(self.world.splits, key=lambda split: split != self.staff.split))
+        return [] if self.holds else sorted(self.world.splits, key=lambda split: split != self.site.split)
 
-    def take(self, candidate: Candidate) -> None:
+    def take(self, split: Split) -> None:
         """Changes the sizes."""
-        assert isinstance(candidate, Split)
         self.holds = True
-        if candidate != self.staff.split:
-            self.staff.resize(candidate)
+        if split != self.site.split:
+            self.site.resize(split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.links import Link, Uplink
@@ -24,17 +24,14 @@ class Switch:
     def _expose(self, segment: Segment) -> None:
         """Queues a segment, or each replica of a store by itself, at the output it goes to."""
         for replica in segment.replicas or [segment]:
+            assert replica.pair is not None
             replica.tail_ps = segment.tail_ps
-            output = self._output(replica)
+            output: Port = self.downlinks[replica.pair.gpu][replica.plane]
+            if replica.purpose == codes.COMBINE_DATA:
+                outputs = self.reducers if self.world.combine.in_switch else self.downlinks
+                output = outputs[replica.token.home][replica.plane]
             output.append(replica, replica.origin)
             output.pump()
-
-    def _output(self, segment: Segment) -> Port:
-        assert segment.pair is not None
-        if segment.purpose == codes.DISPATCH_DATA:
-            return self.downlinks[segment.pair.gpu][segment.plane]
-        outputs = self.reducers if self.world.combine.in_switch else self.downlinks
-        return outputs[segment.token.home][segment.plane]
 
 
 class Port(Link):
@@ -47,67 +44,43 @@ class Port(Link):
         self.queues: tuple[OrderedDict[int, deque[Segment]], ...] = (OrderedDict(), OrderedDict())
         self.stalled: Segment | None = None  # taken from its queue, but has to wait for accumulator slots
 
-    def queued_flits(self) -> int:
-        """Returns the flits of all segments that wait at the switch for this output."""
-        return sum(segment.flits for inputs in self.queues for queue in inputs.values() for segment in queue)
-
     def append(self, segment: Segment, source: int) -> None:
         """Queues a segment from an input without looking at the output yet."""
         if self.costs.queueing == "output_queued":
             source = 0
         self.queues[segment.vc].setdefault(source, deque()).append(segment)
+        self.queued_flits += segment.flits
 
-    def pump(self) -> None:
-        """Starts the next segment if the output is free."""
-        if self.stalled is None and not any(self.queues):
-            return
-        if self.free_ps > self.clock.now_ps:
-            self.wake(self.free_ps, codes.EV_PORT)
-            return
-        self.start(self.stalled or self._take())
-        if self.stalled is None and any(self.queues):
-            self.wake(self.free_ps, codes.EV_PORT)
-
-    def _take(self) -> Segment:
-        """Removes and returns the segment whose turn it is."""
+    def take(self) -> Segment | None:
+        """Returns the segment that had to wait, or removes and returns the one whose turn it is."""
+        if self.stalled is not None or not any(self.queues):
+            return self.stalled
         if self.queues[1 - self.last_vc]:
             self.last_vc = 1 - self.last_vc
         inputs = self.queues[self.last_vc]
         source, queue = inputs.popitem(last=False)
         segment = queue.popleft()
+        self.queued_flits -= segment.flits
         if queue:
             inputs[source] = queue
         return segment
-
-    def start(self, segment: Segment) -> None:
-        """Serves one segment."""
-        raise NotImplementedError
 
 
 class Downlink(Port):
     """The output that leads to a GPU."""
 
-    def start(self, segment: Segment) -> None:
+    def start(self, segment: Segment) -> bool:
         """Sends a segment down; one that cuts through cannot leave before its own tail has come."""
         serial_ps = self.costs.wire_ps(segment.flits)
         self.free_ps = max(self.clock.now_ps + serial_ps, segment.tail_ps)
-        self.count(segment.flits, segment.purpose)
-        self.world.use(codes.LOG_DOWN, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
+        self.carry(segment)
         reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits)
         self.clock.at(reach_ps, codes.EV_REACH, segment.reach, segment)
         if segment.pair is None:
             self.switch.reducers[self.gpu][self.plane].drain()
         else:
             self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
-
-
-@dataclass(eq=False)
-class Accumulator:
-    """The open sum of one token, or of one packet of it, in a reduction unit."""
-
-    last: Segment  # that came
-    pieces: int = 0
-    ready_ps: int = 0
+        return True
 
 
 class Reducer(Port):
@@ -115,31 +88,31 @@ class Reducer(Port):
 
     def __init__(self, world: World, gpu: int, plane: int, switch: Switch) -> None:
         super().__init__(world, gpu, plane, switch)
-        self.open: dict[tuple[Token, int], Accumulator] = {}  # by token and place in its vector, the oldest first
+        # By token and place in its vector, the oldest first: what came last, how many did, when their sum is there.
+        self.open: dict[tuple[Token, int], tuple[Segment, int, int]] = {}
         self.need = world.costs.combine_packets // world.costs.combine_segments  # slots of one sum
         self.slots_used = 0
         self.slots_draining = 0  # of those used, the ones whose sum waits for the downlink
 
-    def start(self, segment: Segment) -> None:
+    def start(self, segment: Segment) -> bool:
         """Adds a contribution to its token's sum; the last one sends the result down."""
         token, place = segment.token, segment.place
         self.stalled = None
         if (token, place) not in self.open and not self._make_room():
             self.stalled = segment
-            return
-        accumulator = self.open.setdefault((token, place), Accumulator(segment))
+            return False
         self.free_ps = max(self.clock.now_ps + self.costs.reduce_ps(segment.flits), segment.tail_ps)
         self.world.use(codes.LOG_REDUCE, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
         self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
         if not self.world.combine.reads:
             # The switch holds the contribution now, so it acknowledges the store itself.
             self.clock.at(self.free_ps + self.costs.hop_ps, codes.EV_ACK, segment.acknowledged, segment)
-        accumulator.last = segment
-        accumulator.pieces += 1
-        accumulator.ready_ps = self.free_ps + self.costs.cycle_ps
+        _, pieces, _ = self.open.get((token, place), (segment, 0, 0))
+        self.open[token, place] = segment, pieces + 1, self.free_ps + self.costs.cycle_ps
         token.contributions_left[place] -= 1
         if token.contributions_left[place] == 0:
             self._close(token, place, is_whole=True)
+        return True
 
     def _make_room(self) -> bool:
         """Claims slots for one more sum, evicting the oldest if it must; False if slots must drain first."""
@@ -155,8 +128,7 @@ class Reducer(Port):
 
     def _close(self, token: Token, place: int, is_whole: bool) -> None:
         """Sends a sum, whole or evicted, to the downlink; its slots drain with it."""
-        accumulator = self.open.pop((token, place))
-        last = accumulator.last
+        last, pieces, ready_ps = self.open.pop((token, place))
         segment = replace(
             last,
             # What is evicted has the name of the contribution that came last.
@@ -165,60 +137,17 @@ class Reducer(Port):
             pair=None,
             origin=self.gpu,
             vc=codes.RESPONSE,
-            tail_ps=accumulator.ready_ps,
-            pieces=accumulator.pieces,
+            tail_ps=ready_ps,
+            pieces=pieces,
         )
         self.slots_draining += self.need
         downlink = self.switch.downlinks[self.gpu][self.plane]
         downlink.append(segment, self.world.num_gpus)
-        downlink.wake(max(self.clock.now_ps, downlink.free_ps), codes.EV_PORT)
+        downlink.wake()
 
     def drain(self) -> None:
         """Gets the slots of one sum back, which the downlink has begun to send."""
         self.slots_used -= self.need
         self.slots_draining -= self.need
         if self.stalled is not None:
-            self.wake(max(self.clock.now_ps, self.free_ps), codes.EV_PORT)
-
-
-class Ports:
-    """The uplinks and downlinks of one GPU, by plane, as its groups use them."""
-
-    def __init__(self, switch: Switch, gpu: int) -> None:
-        self.clock, self.costs = switch.world.clock, switch.world.costs
-        self.uplinks, self.downlinks = switch.uplinks[gpu], switch.downlinks[gpu]
-
-    def send(self, vector: list[Segment]) -> None:
-        """Puts the segments of a vector at the uplinks."""
-        for segment in vector:
-            self.uplinks[segment.plane].enqueue(segment)
-
-    def ask(self, planes: list[int], flits: int, purpose: int) -> int:
-        """Sends requests, one for each segment's plane; returns when all of them are at the GPU that is asked."""
-        crossed_ps = self.clock.now_ps
-        for plane in planes:
-            self.uplinks[plane].charge(flits, purpose)
-            crossed_ps = max(crossed_ps, self.uplinks[plane].free_ps)
-        return crossed_ps + 2 * self.costs.hop_ps
-
-    def be_asked(self, planes: list[int], flits: int, purpose: int) -> None:
-        """Takes such requests in."""
-        for plane in planes:
-            self.downlinks[plane].charge(flits, purpose)
-
-    def acknowledge(self, segment: Segment, purpose: int) -> int:
-        """Sends a segment's acknowledgement; returns when its sender learns of it."""
-        self.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, purpose)
-        return self.clock.now_ps + 2 * self.costs.hop_ps
-
-    def be_acknowledged(self, segment: Segment, purpose: int) -> None:
-        """Takes such an acknowledgement in."""
-        self.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, purpose)
-
-    def up_ps(self) -> int:
-        """Returns how long what is queued and being sent keeps the busiest uplink busy."""
-        return max(link.backlog_ps() for link in self.uplinks)
-
-    def down_ps(self) -> int:
-        """Returns the same of the busiest downlink, queued at the switch."""
-        return max(link.backlog_ps() for link in self.downlinks)
+            self.wake()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,13 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
-from dysharp_env.simulator.twin.gates import EVERYTHING, Gates
 from dysharp_env.simulator.twin.gpu import Gpu
-from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold, Options, Split
+from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold
 from dysharp_env.simulator.twin.routing import Routing
-from dysharp_env.simulator.twin.scores import scores_of
-from dysharp_env.simulator.twin.shown import Shown
+from dysharp_env.simulator.twin.shown import Shown, scores_of
+from dysharp_env.simulator.twin.staffing import Group
 from dysharp_env.simulator.twin.switch import Switch
-from dysharp_env.simulator.twin.world import Group, World
+from dysharp_env.simulator.twin.world import EVERYTHING, Progress, World
 from dysharp_env.workload.workload import Workload
 
 
@@ -30,35 +30,21 @@ class Twin:
         tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
         shown: What decisions show.
         log: Every use of a link, reduction unit and SM group.
-        done: Whether the layer is.
     """
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
-        """Sets the layer up.
-
-        Args:
-            workload: Routing of one layer.
-            costs: Its costs on a system.
-            program: How it is run.
-            num_sms: SMs of one GPU.
-            bound: The workload's lower bound, which times are compared with in what decisions show.
-        """
+        """Sets the layer up; times are compared with the bound in what decisions show."""
         self.world = world = World(workload, costs, program, num_sms, bound)
-        routing, switch, gates = Routing(world), Switch(world), Gates(world)
+        routing, switch = Routing(world), Switch(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
+        everywhere: list[Progress] = []
         dispatches: list[DispatchGroup] = []
         combines: list[CombineGroup] = []
         self.gpus = [
-            Gpu(world, number, switch, gates, routing, dispatches, combines) for number in range(world.num_gpus)
+            Gpu(world, number, switch, everywhere, routing, dispatches, combines) for number in range(world.num_gpus)
         ]
         self.shown = Shown(world, self.gpus)
-        for token in self.tokens:
-            if world.combine.reads:
-                self.gpus[token.home].combine.expect(1)
-            for pair in token.pairs:
-                self.gpus[pair.gpu].combine.expect(not world.combine.reads and pair.is_remote and bool(pair.experts))
-        gates.pay(EVERYTHING, 0, list(range(world.num_gpus)))
-        self.done = False
+        everywhere[0].pay(EVERYTHING, 0, everywhere=True)
         self._story = self._tell()
         self._answer: int | None = None
         self._waiting: Decision | None = None
@@ -71,20 +57,21 @@ class Twin:
     def _tell(self) -> Generator[Decision, int, None]:
         """Runs the layer: all events of an instant are served, then the groups they concern act."""
         world = self.world
-        if world.splits:
-            # One split for all GPUs before the layer starts.
-            split = yield from self._choose(SPLIT, self.gpus[0], Options(world.splits))
-            assert isinstance(split, Split)
-            for gpu in self.gpus:
-                gpu.site.staff.adopt(split)
+        # One split for all GPUs before the layer starts.
+        split = (yield from self._choose(SPLIT, self.gpus[0], world.splits)) if world.splits else None
         for gpu in self.gpus:
-            gpu.site.staff.start()
+            gpu.start(split)
         while True:
             while world.marked:
-                group = world.marked.popleft()
+                group: Group = world.marked.popleft()
                 # The mark goes before the group acts: what it does may give it more to do.
                 group.is_marked = False
-                yield from self._let_act(group)
+                while options := group.act():
+                    chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options, group.may_hold())
+                    if isinstance(chosen, Hold):
+                        group.holds = True
+                    else:
+                        group.take(chosen)
             if world.tokens_left == 0:
                 world.clock.now_ps += world.program.pay_end_ps
                 return
@@ -93,24 +80,22 @@ class Twin:
                     f"the schedule is stuck at {self.now_ps} ps with {world.tokens_left} tokens not combined"
                 )
 
-    def _let_act(self, group: Group) -> Generator[Decision, int, None]:
-        while (options := group.act()) is not None:
-            chosen = yield from self._choose(group.kind, self.gpus[group.gpu], options)
-            group.take(chosen)
-
-    def _choose(self, kind: int, gpu: Gpu, options: Options) -> Generator[Decision, int, Candidate]:
+    def _choose(
+        self, kind: int, gpu: Gpu, options: Sequence[Candidate], may_hold: bool = False
+    ) -> Generator[Decision, int, Any]:
         """Returns the chosen candidate; one legal answer is taken without asking."""
         program = self.world.program
-        candidates = list(options.candidates[: program.max_candidates - options.shows_hold])
-        num_legal = len(candidates) + (options.shows_hold and options.may_hold)
-        if options.shows_hold:
+        shows_hold = kind in program.may_hold
+        candidates = list(options[: program.max_candidates - shows_hold])
+        num_legal = len(candidates) + (shows_hold and may_hold)
+        if shows_hold:
             candidates.append(Hold())
         if num_legal == 1:
             return candidates[0]
         features, context = self.shown.features(gpu, candidates), self.shown.context(gpu, kind)
         if kind in program.exposed:
             mask = np.arange(program.max_candidates) < num_legal  # hold comes last
-            row = yield Decision(kind, gpu.number, len(candidates), features, context, mask, candidates)
+            row = yield Decision(kind, gpu.number, features, context, mask, candidates)
         elif program.network and kind in program.networked:
             row = int(scores_of(program.network, features[: len(candidates)], context)[:num_legal].argmax())
         else:
@@ -137,7 +122,7 @@ class Twin:
         try:
             self._waiting = next(self._story) if self._answer is None else self._story.send(self._answer)
         except StopIteration:
-            self.done = True
+            return None
         return self._waiting
 
     def decide(self, choice: int) -> None:
