@@ -3,8 +3,8 @@
     PYTHONPATH=OLD python tests/benchmarks/fingerprint.py --out old.json
     PYTHONPATH=. python tests/benchmarks/fingerprint.py --against old.json
 
-It holds the picoseconds, flits and decisions of every shipped schedule on a suite, and a digest of the bytes of the
-observations, masks and rewards of environments that play random legal actions. It uses only what any version has.
+It holds the picoseconds, flits, decisions and tables of every shipped schedule on a suite, and a digest of the bytes of
+the observations, masks and rewards of environments that play random legal actions. It uses only what any version has.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import dysharp_env  # noqa: F401 (registers the environment)
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.simulator.result import schedule_table
 from dysharp_env.workload.suite import load_suite
 
 SPLITS = [[8, 11], [1, 1], [1, 16], [4, 4], [4, 22], [8, 8], [14, 4], [20, 1], [20, 22]]
@@ -80,6 +81,8 @@ def of_schedules(suite: str, limit: int | None) -> dict[str, Any]:
                 result.evictions,
                 result.wire_bytes,
                 result.payload_bytes,
+                result.phases_us,
+                hashlib.sha256(repr(schedule_table(run.engine)).encode()).hexdigest(),
             ]
     return rows
 
@@ -120,6 +123,7 @@ def main() -> int:
     if not args.against:
         return 0
     theirs = json.loads(args.against.read_text(encoding="utf-8"))
+    mine = json.loads(json.dumps(mine))  # tuples are lists there
     different = [
         name for part in mine for name in mine[part] if name in theirs[part] and mine[part][name] != theirs[part][name]
     ]

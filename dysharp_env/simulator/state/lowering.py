@@ -163,6 +163,7 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
         "lanes": blank(2 * num_links, records.LANE),
         "ports": blank(2 * num_links, records.PORT),
         "queues": blank(4 * num_links * (workload.num_gpus + 1), records.QUEUE),
+        "tokens": blank(workload.num_tokens + 1, records.TOKEN),
         "sums": blank(workload.num_tokens * costs.combine_segments, records.SUM),
         "experts": blank(num_experts, records.EXPERT),
         "parts": parts,
@@ -204,7 +205,6 @@ def _zeros(
     size = {name: int(root[name][0]) for name in PARAMETERS}
     return {
         "uplinks": num_gpus * costs.planes,
-        "tokens": workload.num_tokens + 1,
         "stores": workload.num_tokens * costs.dispatch_segments,
         "matrices": 2 * workload.layer.experts,
         "gpu_experts": workload.layer.experts,
