@@ -59,13 +59,6 @@ class Site:
             crew.send_off()
         self.fill_crews()
 
-    def join_gemm(self) -> None:
-        """Takes an SM that has left a communication group into the GEMM group."""
-        self.gemm_sms += 1
-        self.free_sms += 1
-        self.gemm.wake()
-        self.fill_crews()
-
     def fill_crews(self) -> None:
         """Gives communication groups that lack SMs free ones of the GEMM group, in the first places that are free."""
         for crew in self.crews:
@@ -221,10 +214,13 @@ class Crew(Group):
             self._leave_if_idle(sm)
 
     def _leave_if_idle(self, sm: CommunicationSm) -> None:
-        """Lets an SM that is to leave go, if it has nothing left to do."""
+        """Lets an SM that is to leave go to the GEMM group, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            self.site.join_gemm()
+            self.site.gemm_sms += 1
+            self.site.free_sms += 1
+            self.site.gemm.wake()
+            self.site.fill_crews()
 
     def vector_of(self, token: Token, pair: Pair | None) -> Vector:
         """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.
