@@ -20,23 +20,17 @@ from dysharp_env.system.primitives import Primitive
 
 
 class Site:
-    """One GPU's links, memory, progress and SMs.
+    """One GPU's links, memory, progress and SMs."""
 
-    Attributes:
-        crews: The communication groups, dispatch first, in the order in which they get SMs.
-        gemm: The GEMM group.
-        gemm_sms, free_sms: SMs that it has, and those of them that run no thread block.
-        split: The sizes in force.
-    """
-
-    crews: tuple[Crew, Crew]
+    crews: tuple[Crew, Crew]  # dispatch first, in the order in which they get SMs
     gemm: Group
 
     def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
         self.world, self.number, program = world, number, world.program
         self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
         self.memory, self.progress = Memory(world), Progress(world, everywhere)
-        self.gemm_sms = self.free_sms = program.gemm_sms
+        self.gemm_sms = program.gemm_sms
+        self.free_sms = self.gemm_sms  # that run no thread block
         self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
     def start(self, split: Split | None) -> None:
