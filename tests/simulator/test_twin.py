@@ -30,7 +30,7 @@ def name_of_item(state: State, resource: int, item: int) -> tuple:
     return tuple(segment_name(state, item)[:4])
 
 
-def name_of_candidate(state: State, kind: int, gpu: int, record: np.void) -> tuple:
+def name_of_candidate(state: State, kind: int, record: np.void) -> tuple:
     """Returns what the twin calls a candidate of the engine's."""
     candidate = int(record["item"])
     place = candidate % int(state.root["chunks_per_gpu"][0])
@@ -88,7 +88,7 @@ def assert_same_groups(state: State, twin: Twin) -> None:
 def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:
     assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, len(expected.candidates))
     shown = state.candidates[: asked.num_candidates]
-    names = [name_of_candidate(state, asked.kind, asked.gpu, candidate) for candidate in shown]
+    names = [name_of_candidate(state, asked.kind, candidate) for candidate in shown]
     assert names == [name_in_twin(candidate) for candidate in expected.candidates]
     np.testing.assert_array_equal(asked.mask, expected.mask)
     np.testing.assert_allclose(asked.features, expected.features, rtol=0, atol=1e-6)

@@ -126,9 +126,8 @@ class GemmGroup(Group):
         self.busy_ps += count * (end_ps - now_ps)
         tile.blocks_left -= count
         tile.blocks_running += count
-        self.world.use(
-            codes.LOG_SM, self.gpu, stage, ("tile", tile.expert.number, tile.expert.part, tile.place), count, end_ps
-        )
+        name = ("tile", tile.expert.number, tile.expert.part, tile.place)
+        self.world.use(codes.LOG_SM, self.gpu, stage, name, count, end_ps)
         self.clock.at(end_ps, codes.EV_BLOCKS, self._blocks_end, tile, stage, count)
         if tile.blocks_left == 0:
             self.row = None

@@ -32,10 +32,10 @@ def token_order(workload: Workload, waves: bool) -> list[int]:
     return sorted(tokens, key=lambda token: (token // workload.tokens_per_gpu, ranks_of[token]))
 
 
-def plane_of(address: int, planes: int) -> int:
-    """Returns the plane of a segment: a run of as many addresses as planes takes each once, from a hashed start on."""
-    run, place = divmod(address, planes)
-    return (place + (run * GOLDEN % 2**64 >> 40)) % planes
+def planes_of(first: int, segments: int, planes: int) -> list[int]:
+    """Returns the planes of segments: a run of as many addresses as planes takes each once, from a hashed start on."""
+    runs = [divmod(address, planes) for address in range(first, first + segments)]
+    return [(place + (run * GOLDEN % 2**64 >> 40)) % planes for run, place in runs]
 
 
 def part_of(world: World, token: Token, gpu: int) -> int:
@@ -68,15 +68,11 @@ class Routing:
         # Addresses count segments; the region of dispatched vectors comes first.
         first = number * costs.dispatch_segments
         first_sum = workload.num_tokens * costs.dispatch_segments + number * costs.combine_segments
-        token = Token(
-            number,
-            home,
-            place // world.program.chunk_tokens,
-            {
-                DISPATCH: [plane_of(first + segment, costs.planes) for segment in range(costs.dispatch_segments)],
-                COMBINE: [plane_of(first_sum + segment, costs.planes) for segment in range(costs.combine_segments)],
-            },
-        )
+        planes = {
+            DISPATCH: planes_of(first, costs.dispatch_segments, costs.planes),
+            COMBINE: planes_of(first_sum, costs.combine_segments, costs.planes),
+        }
+        token = Token(number, home, place // world.program.chunk_tokens, planes)
         # Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first.
         for offset in range(world.num_gpus):
             self._add_pairs(token, (home + offset) % world.num_gpus)

@@ -15,7 +15,6 @@ from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEA
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
-from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
@@ -123,30 +122,30 @@ class Shown:
     def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
         """Returns the context of a decision."""
         world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
-        left, slots = gpu.progress.left, gpu.gemm.slots
-        ready = gpu.combine.items - gpu.combine.items_waiting
+        left, slots, dispatch, combine = gpu.progress.left, gpu.gemm.slots, gpu.dispatch, gpu.combine
+        ready = combine.items - combine.items_waiting
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
             "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
-            "sent": gpu.dispatch.tokens_sent / gpu.dispatch.tokens_to_send,
+            "sent": dispatch.tokens_sent / dispatch.tokens_to_send,
             "received": fraction(slots - sum(left[GEMM1]), slots),
             "gemm_done": fraction(2 * slots - sum(left[GEMM2]) - sum(left[COMBINING]), 2 * slots),
-            "combined": gpu.combine.combined / workload.tokens_per_gpu,
+            "combined": combine.combined / workload.tokens_per_gpu,
             "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
             "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
             "hbm_backlog": self._root(gpu.memory.hbm_free_ps - world.clock.now_ps),
             "free_sms": gpu.free_sms / max(gpu.gemm_sms, 1),
-            "dispatch_in_flight": in_flight(gpu.dispatch),
-            "combine_in_flight": in_flight(gpu.combine),
+            "dispatch_in_flight": fraction(dispatch.in_flight, dispatch.size * dispatch.window.slots),
+            "combine_in_flight": fraction(combine.in_flight, combine.size * combine.window.slots),
             "all_combined": (workload.num_tokens - world.tokens_left) / workload.num_tokens,
             "link_share": fraction(bound.links_ps, world.scale_ps),
             "gemm_share": fraction(bound.gemms_ps, world.scale_ps),
             "hbm_share": fraction(bound.hbm_ps, world.scale_ps),
             "tokens_per_expert": slots / (slots + workload.experts_per_gpu * workload.layer.tile_tokens),
             "l2_room": costs.l2_bytes / (costs.l2_bytes + workload.experts_per_gpu * sum(costs.matrix_bytes)),
-            "ready": ready / max(gpu.combine.items, 1),
+            "ready": ready / max(combine.items, 1),
             "any_ready": float(ready > 0),
-            "all_sent": float(gpu.dispatch.tokens_sent == gpu.dispatch.tokens_to_send),
+            "all_sent": float(dispatch.tokens_sent == dispatch.tokens_to_send),
         }
 
     def _root(self, ps: int) -> float:
@@ -157,11 +156,6 @@ class Shown:
 def backlog_ps(links: Sequence[Link]) -> int:
     """Returns how long what is queued and being sent keeps the busiest link busy."""
     return max(link.backlog_ps() for link in links)
-
-
-def in_flight(crew: Crew) -> float:
-    """Returns how much of what a group may have in flight it has."""
-    return fraction(crew.in_flight, crew.size * crew.window.slots)
 
 
 def mean(values: list[float]) -> float:
@@ -185,14 +179,14 @@ def scores_of(network: Network, features: np.ndarray, context: np.ndarray) -> np
     bits.
     """
     of_context = _add(0, context[None], network.context)
-    hidden = _rectified(_add(network.row_bias + of_context, features, network.row))
-    embedded = _rectified(_add(network.embed_bias, hidden, network.embed))
+    hidden = np.maximum(_add(network.row_bias + of_context, features, network.row), 0)
+    embedded = np.maximum(_add(network.embed_bias, hidden, network.embed), 0)
     total = np.zeros(network.width, np.float32)
     for of_candidate in embedded:
         total = total + of_candidate
     pool = np.concatenate([total / np.float32(len(embedded)), embedded.max(axis=0)])
     of_pool = _add(network.score_bias, pool[None], network.score_pool)
-    hidden = _rectified(_add(of_pool, embedded, network.score_row))
+    hidden = np.maximum(_add(of_pool, embedded, network.score_row), 0)
     by_network = _add(0, hidden, network.score[:, None])
     # The rule's weights depend on the context; what it says is added feature by feature.
     rule = _add(0, context[None], network.linear)[0]
@@ -205,7 +199,3 @@ def _add(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -> np
     for i in range(len(weights)):
         total = total + inputs[:, i : i + 1] * weights[i]
     return total
-
-
-def _rectified(values: np.ndarray) -> np.ndarray:
-    return np.maximum(values, 0)

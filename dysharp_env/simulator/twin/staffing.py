@@ -20,23 +20,17 @@ from dysharp_env.system.primitives import Primitive
 
 
 class Site:
-    """One GPU's links, memory, progress and SMs.
+    """One GPU's links, memory, progress and SMs."""
 
-    Attributes:
-        crews: The communication groups, dispatch first, in the order in which they get SMs.
-        gemm: The GEMM group.
-        gemm_sms, free_sms: SMs that it has, and those of them that run no thread block.
-        split: The sizes in force.
-    """
-
-    crews: tuple[Crew, Crew]
+    crews: tuple[Crew, Crew]  # dispatch first, in the order in which they get SMs
     gemm: Group
 
     def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
         self.world, self.number, program = world, number, world.program
         self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
         self.memory, self.progress = Memory(world), Progress(world, everywhere)
-        self.gemm_sms = self.free_sms = program.gemm_sms
+        self.gemm_sms = program.gemm_sms
+        self.free_sms = self.gemm_sms  # that run no thread block
         self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
     def start(self, split: Split | None) -> None:
@@ -57,13 +51,6 @@ class Site:
             crew.call_back()
         for crew in self.crews:
             crew.send_off()
-        self.fill_crews()
-
-    def join_gemm(self) -> None:
-        """Takes an SM that has left a communication group into the GEMM group."""
-        self.gemm_sms += 1
-        self.free_sms += 1
-        self.gemm.wake()
         self.fill_crews()
 
     def fill_crews(self) -> None:
@@ -221,10 +208,13 @@ class Crew(Group):
             self._leave_if_idle(sm)
 
     def _leave_if_idle(self, sm: CommunicationSm) -> None:
-        """Lets an SM that is to leave go, if it has nothing left to do."""
+        """Lets an SM that is to leave go to the GEMM group, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            self.site.join_gemm()
+            self.site.gemm_sms += 1
+            self.site.free_sms += 1
+            self.site.gemm.wake()
+            self.site.fill_crews()
 
     def vector_of(self, token: Token, pair: Pair | None) -> Vector:
         """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.

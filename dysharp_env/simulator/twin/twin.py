@@ -26,9 +26,7 @@ class Twin:
     """One simulated layer, with the engine's interface. Time runs only inside ``advance``.
 
     Attributes:
-        world: Inputs, clock and counters.
         tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
-        shown: What decisions show.
         log: Every use of a link, reduction unit and SM group.
     """
 
@@ -54,7 +52,7 @@ class Twin:
         """The simulated time."""
         return self.world.clock.now_ps
 
-    def _tell(self) -> Generator[Decision, int, None]:
+    def _tell(self) -> Generator[Decision, Any, None]:
         """Runs the layer: all events of an instant are served, then the groups they concern act."""
         world = self.world
         # One split for all GPUs before the layer starts.
@@ -120,7 +118,7 @@ class Twin:
         if self._waiting is not None:
             raise RuntimeError("a decision waits for its answer; call decide first")
         try:
-            self._waiting = next(self._story) if self._answer is None else self._story.send(self._answer)
+            self._waiting = self._story.send(self._answer)
         except StopIteration:
             return None
         return self._waiting

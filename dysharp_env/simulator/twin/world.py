@@ -45,19 +45,13 @@ class Clock:
 
 
 class World:
-    """One layer's inputs, clock and records.
-
-    Attributes:
-        notifies: Whether expert GPUs tell home GPUs of finished rows; a phase boundary makes that unnecessary.
-        may_close_early: Whether any split, or the program, lets an open tile be closed early.
-        decisions: Decisions between two or more legal candidates so far.
-        evictions: Partial sums sent home for want of accumulator slots.
-    """
+    """One layer's inputs, clock and records."""
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         self.workload, self.costs, self.program = workload, costs, program
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
         self.dispatch, self.combine = program.dispatch, program.combine
+        # Expert GPUs tell home GPUs of finished rows, unless a phase boundary makes that unnecessary.
         self.notifies = self.combine.reads and program.gates[2] == codes.GATE_FINE
         self.splits = [Split(row, *split) for row, split in enumerate(program.splits)]
         tile_tokens = workload.layer.tile_tokens
@@ -66,7 +60,9 @@ class World:
         self.clock = Clock()
         self.marked: deque[Any] = deque()  # groups that are to act, first come first served
         self.tokens_left = workload.num_tokens  # that are not combined
-        self.rows_ready = self.decisions = self.evictions = 0
+        self.rows_ready = 0
+        self.decisions = 0  # between two or more legal candidates
+        self.evictions = 0  # partial sums sent home for want of accumulator slots
         self.traffic = np.zeros((self.num_gpus, 2, codes.NUM_PURPOSES), np.int64)  # flits on the wire
         self.log: list[Use] = []
 
