@@ -19,11 +19,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dysharp_env.config import require_choice
-from dysharp_env.multimem.combines import combine_by
 from dysharp_env.multimem.dense import MoeTensors, check_tensors
-from dysharp_env.multimem.dispatches import dispatch_by
 from dysharp_env.multimem.fabric import FLOAT_BYTES
 from dysharp_env.multimem.faults import ScheduleFault
+from dysharp_env.multimem.moves import Combine, Dispatch
 from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.tokens import Tokens, plain_bytes
@@ -141,8 +140,8 @@ class Execution:
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
-        self._dispatch = dispatch_by(DISPATCH_PRIMITIVES[schedule.dispatch])(tokens)
-        self._combine = combine_by(COMBINE_PRIMITIVES[schedule.combine])(tokens)
+        self._dispatch = Dispatch(tokens, DISPATCH_PRIMITIVES[schedule.dispatch])
+        self._combine = Combine(tokens, COMBINE_PRIMITIVES[schedule.combine])
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
         self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result
