@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -99,6 +99,14 @@ class Schedule:
     loopback: bool = False
 
 
+class MachineSizes(TypedDict, total=False):
+    """Sizes of the machine that executes; what is not named is as ``Runtime`` has it."""
+
+    packet: PacketFormat
+    reduction_slots: int
+    al_tlb_entries: int
+
+
 class Execution:
     """A schedule being run on a functional machine, step by step.
 
@@ -113,12 +121,9 @@ class Execution:
         schedule: Schedule,
         workload: Workload,
         tensors: MoeTensors,
-        *,
-        packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
-        reduction_slots: int = 512,
-        al_tlb_entries: int = 512,
+        **sizes: Unpack[MachineSizes],
     ) -> None:
-        """Sets the machine up; see ``Runtime`` for its sizes.
+        """Sets the machine up.
 
         Raises:
             ConfigError: Tensors, primitives or sizes do not fit.
@@ -129,12 +134,7 @@ class Execution:
         require_choice("combine", schedule.combine, list(COMBINE_PRIMITIVES))
         block_bytes = tensors.hidden * FLOAT_BYTES
         self.runtime = Runtime(
-            workload.gpu_of_expert,
-            workload.num_gpus,
-            packet=packet,
-            reduction_slots=reduction_slots,
-            al_tlb_entries=al_tlb_entries,
-            plain_bytes=plain_bytes(workload, block_bytes),
+            workload.gpu_of_expert, workload.num_gpus, plain_bytes=plain_bytes(workload, block_bytes), **sizes
         )
         self.steps = steps_of(schedule)
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
@@ -215,24 +215,14 @@ class Execution:
             self._combine.ask(int(token))
 
 
-def execute(
-    schedule: Schedule,
-    workload: Workload,
-    tensors: MoeTensors,
-    *,
-    packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
-    reduction_slots: int = 512,
-    al_tlb_entries: int = 512,
-) -> np.ndarray:
+def execute(schedule: Schedule, workload: Workload, tensors: MoeTensors, **sizes: Unpack[MachineSizes]) -> np.ndarray:
     """Returns the layer's outputs under a schedule, (token, hidden) float32: the dense layer's, up to rounding.
 
     Raises:
         ConfigError: Tensors, primitives or sizes do not fit.
         MultimemFault: The schedule cannot be run, or leaves a token out or moves it twice.
     """
-    execution = Execution(
-        schedule, workload, tensors, packet=packet, reduction_slots=reduction_slots, al_tlb_entries=al_tlb_entries
-    )
+    execution = Execution(schedule, workload, tensors, **sizes)
     for step in execution.steps:
         execution.apply(step)
     return execution.finish()

@@ -86,44 +86,19 @@ class LayerSpec(Spec):
         return self.hidden * BYTES_PER_VALUE[self.combine_dtype]
 
     @property
-    def gemm1_n(self) -> int:
-        """Output columns of GEMM-1: gate and up side by side where there are three matrices."""
-        return self.moe_ff * (self.ffn_matrices - 1)
+    def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(Output columns, inner dimension) of GEMM-1, gate and up side by side if it has both, and of GEMM-2."""
+        return (self.moe_ff * (self.ffn_matrices - 1), self.hidden), (self.hidden, self.moe_ff)
 
     @property
-    def gemm1_k(self) -> int:
-        """Inner dimension of GEMM-1."""
-        return self.hidden
+    def weight_bytes(self) -> tuple[int, ...]:
+        """Bytes of one expert's weights in each GEMM; FP8 block scales (0.02 %) are left out."""
+        return tuple(columns * depth * BYTES_PER_VALUE[self.compute_dtype] for columns, depth in self.gemms)
 
     @property
-    def gemm2_n(self) -> int:
-        """Output columns of GEMM-2."""
-        return self.hidden
-
-    @property
-    def gemm2_k(self) -> int:
-        """Inner dimension of GEMM-2."""
-        return self.moe_ff
-
-    @property
-    def gemm1_weight_bytes(self) -> int:
-        """Bytes of one expert's GEMM-1 weights; FP8 block scales (0.02 %) are left out."""
-        return self.gemm1_n * self.gemm1_k * BYTES_PER_VALUE[self.compute_dtype]
-
-    @property
-    def gemm2_weight_bytes(self) -> int:
-        """Bytes of one expert's GEMM-2 weights; FP8 block scales (0.02 %) are left out."""
-        return self.gemm2_n * self.gemm2_k * BYTES_PER_VALUE[self.compute_dtype]
-
-    @property
-    def gemm1_flops(self) -> int:
-        """Forward FLOPs of GEMM-1 for one token at one expert (a multiply and an add count as two)."""
-        return 2 * self.gemm1_n * self.gemm1_k
-
-    @property
-    def gemm2_flops(self) -> int:
-        """Forward FLOPs of GEMM-2 for one token at one expert (a multiply and an add count as two)."""
-        return 2 * self.gemm2_n * self.gemm2_k
+    def gemm_flops(self) -> tuple[int, ...]:
+        """Forward FLOPs of each GEMM for one token at one expert (a multiply and an add count as two)."""
+        return tuple(2 * columns * depth for columns, depth in self.gemms)
 
     @property
     def work_factor(self) -> int:
