@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
-from dysharp_env.workload.transformer import TransformerSpec
-
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
+from dysharp_env.workload.transformer import Size, TransformerSpec
 
 BYTES_PER_VALUE = {"bf16": 2, "fp8": 1}
 # FP8 vectors carry one FP32 scale for every 128 values (DeepSeek-V3 report, arXiv 2412.19437, section 3.3.2).
@@ -107,12 +105,7 @@ class LayerSpec(Spec):
 
 
 def load_model(name_or_path: str, top_k: int | None = None, **overrides: Any) -> LayerSpec:
-    """Returns the layer of a preset name or YAML path, with some of its values replaced.
-
-    Args:
-        name_or_path: Preset in ``configs/models``, or a path ending in .yaml or .yml.
-        top_k: Experts per token, in place of the model's own.
-        **overrides: Other fields of ``LayerSpec`` to replace; None leaves a field as it is.
+    """Returns the layer of a preset name or YAML path, with ``top_k`` and others of its fields replaced if not None.
 
     Raises:
         ConfigError: No such model, or a key or value in it or in the overrides is wrong.

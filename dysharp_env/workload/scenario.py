@@ -71,4 +71,4 @@ class Scenario:
 
     def draw(self, seed: int) -> Workload:
         """Returns the workload of a seed: the same seed gives the same routing."""
-        return self.source.draw_seeded(seed)
+        return self.source.draw(seed)

@@ -136,11 +136,7 @@ class WorkloadSource:
         else:
             self._models = routing_candidates(routing)
 
-    def draw(self, rng: np.random.Generator) -> Workload:
-        """Returns a new workload; takes one 32-bit seed from ``rng`` for it."""
-        return self.draw_seeded(int(rng.integers(2**32)))
-
-    def draw_seeded(self, seed: int) -> Workload:
+    def draw(self, seed: int) -> Workload:
         """Returns the workload of one seed: the same seed gives the same workload, as its name records."""
         rng = np.random.default_rng(seed)
         if self._trace is not None:

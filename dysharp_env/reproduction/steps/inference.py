@@ -6,10 +6,11 @@ are left out.
 
 from __future__ import annotations
 
-from dysharp_env.reproduction.steps.crosslayer import two_batch_ps
+from dysharp_env.reproduction.steps.crosslayer import two_batch_ops
 from dysharp_env.reproduction.steps.layers import PS_PER_US, LayerCase, LayerTimes
 from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec, around_ps, block_parts
 from dysharp_env.reproduction.steps.roofline import attention_work, ffn_work, total_ps
+from dysharp_env.reproduction.steps.streams import makespan_ps
 
 
 def prefill_us(case: LayerCase, times: LayerTimes) -> float:
@@ -22,17 +23,14 @@ def prefill_two_batch_us(case: LayerCase, times: LayerTimes, spec: StepSpec) -> 
     """Returns the time of two prompts of ``case.tokens`` per GPU through all layers, one computing as one sends, us."""
     moe_layers, dense_ps = _layers(case, 1, case.tokens, 0)
     block = block_parts(case, times).on_fewer_sms(case.system.gpu.num_sms, spec.overlap_sms)
-    return (two_batch_ps(block, moe_layers) + 2 * dense_ps) / PS_PER_US
+    return (makespan_ps(two_batch_ops(block, moe_layers)) + 2 * dense_ps) / PS_PER_US
 
 
 def decode_us(case: LayerCase, times: LayerTimes, spec: StepSpec, prompt_tokens: int) -> float:
     """Returns the time of ``spec.decode_tokens`` decoding steps, us.
 
-    Args:
-        case: A layer with one token of each sequence, so ``case.tokens`` sequences per GPU.
-        times: That layer, simulated once: routing changes from step to step, its cost hardly does.
-        spec: How many tokens are decoded.
-        prompt_tokens: Tokens in the KV cache when decoding starts; each step adds one.
+    ``case`` has one token of each sequence, so ``case.tokens`` sequences per GPU, and is simulated once: routing
+    changes from step to step, its cost hardly. To ``prompt_tokens`` in the KV cache each step adds one.
     """
     total_ps = 0
     for decoded in range(spec.decode_tokens):
