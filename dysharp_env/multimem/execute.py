@@ -1,6 +1,6 @@
 """Runs a finished schedule on real vectors: every token moved, every tile computed, in the order that was recorded.
 
-A schedule is a table of rows (``Row``) with the tokens of each chunk and tile beside it; who decided it is no matter.
+A schedule is a table of rows with the tokens of each chunk and tile beside it; who decided it is no matter.
 Its order is kept at the resolution of the table: a chunk is dispatched at its start, a GEMM row reads its inputs at its
 start and writes its results at its end, a chunk is combined at its end; at equal times, in the order of the layer. The
 table does not tell when each token of a chunk arrived, so a tile finds its rows through the TID table instead of
@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -31,28 +31,28 @@ from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVE
 from dysharp_env.workload import Workload
 
 
-class Row(Protocol):
-    """One line of a schedule, as the simulator reports it; only what is used here is named."""
+class ScheduleRow(NamedTuple):
+    """One line of a schedule.
 
-    @property
-    def item(self) -> str:
-        """``chunk N`` or ``tile N``."""
+    Attributes:
+        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
+        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
+        gpu: Home GPU of a chunk, expert GPU of a tile.
+        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
+        tokens: Tokens in it.
+        expert: Expert of a tile, -1 for a chunk.
+        start_us: First token issued, or first thread block started.
+        end_us: Last copy visible to its expert, last result home, or last thread block ended.
+    """
 
-    @property
-    def stage(self) -> str:
-        """``dispatch``, ``gemm1``, ``gemm2`` or ``combine``."""
-
-    @property
-    def expert(self) -> int:
-        """Expert of a tile."""
-
-    @property
-    def start_us(self) -> float:
-        """Start of the first token or thread block."""
-
-    @property
-    def end_us(self) -> float:
-        """End of the last."""
+    item: str
+    stage: str
+    gpu: int
+    resource: str
+    tokens: int
+    expert: int
+    start_us: float
+    end_us: float
 
 
 class Action(IntEnum):
@@ -90,7 +90,7 @@ class Schedule:
         loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ScheduleRow]
     chunks: Sequence[np.ndarray]
     tiles: Sequence[np.ndarray]
     dispatch: str = "multicast"

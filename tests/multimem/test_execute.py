@@ -10,18 +10,27 @@ import pytest
 
 from dysharp_env.config import ConfigError
 from dysharp_env.multimem.dense import MoeTensors, dense_moe, random_tensors
-from dysharp_env.multimem.execute import Action, Execution, Schedule, execute, steps_of
+from dysharp_env.multimem.execute import Action, Execution, Schedule, ScheduleRow, execute, steps_of
 from dysharp_env.multimem.faults import ScheduleFault
 from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
-from dysharp_env.simulator.result import ScheduleRow
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, Primitive
 from dysharp_env.workload.workload import Workload
-from tests.multimem.small_layers import HIDDEN, INNER, SHIPPED, SYSTEMS, draw_workload, is_dense, played, spec_of
+from tests.multimem.small_layers import (
+    HIDDEN,
+    INNER,
+    SHIPPED,
+    SYSTEMS,
+    draw_workload,
+    is_dense,
+    played,
+    spec_of,
+    total_flits,
+)
 
 EVERY_PRIMITIVE = [
     {"dispatch": dispatch, "combine": combine} for dispatch in DISPATCH_PRIMITIVES for combine in COMBINE_PRIMITIVES
@@ -193,7 +202,7 @@ def test_evictions_cost_traffic_and_not_correctness(name: str) -> None:
         for step in execution.steps:
             execution.apply(step)
         assert is_dense(execution.finish(), workload, tensors)
-        flits[slots] = execution.runtime.links.total("down", Kind.PARTIAL, Stage.COMBINE)
+        flits[slots] = total_flits(execution.runtime.links, "down", Kind.PARTIAL, Stage.COMBINE)
         assert (execution.runtime.switch.evictions > 0) == (slots == 1)
     assert flits[1] > flits[512] == 0
 
