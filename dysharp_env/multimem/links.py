@@ -46,14 +46,6 @@ class Links:
         """Sends a packet from the switch to a GPU and returns it as decoded there."""
         return self._send(gpu, "down", packet)
 
-    def total(self, direction: str, kind: Kind, stage: Stage) -> int:
-        """Returns flits of one kind and stage over all GPUs."""
-        return sum(
-            flits
-            for use, flits in self.flits.items()
-            if (use.direction, use.kind, use.stage) == (direction, kind, stage)
-        )
-
     def _send(self, gpu: int, direction: str, packet: Packet) -> Packet:
         data = encode(packet)
         self.flits[LinkUse(gpu, direction, packet.kind, packet.stage)] += len(data) // FLIT_BYTES
