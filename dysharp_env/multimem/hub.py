@@ -8,8 +8,7 @@ replacement is not published). Dispatch and combine share the mapping but have a
 
 A read that names several experts of one GPU is answered once, with their sum; the paper leaves open whether. The TID
 table and the bytes counted per row tell that a token is whole (the paper's tile status counts arrivals of a tile). Left
-out: what cached tables cost (the simulator charges TLB misses and spills), the link MMU behind the translation, and
-byte enables: a packet always writes all of its payload.
+out: what cached tables cost (the simulator charges TLB misses and spills).
 """
 
 from __future__ import annotations

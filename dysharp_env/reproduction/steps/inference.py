@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dysharp_env.reproduction.steps.crosslayer import two_batch_ops
 from dysharp_env.reproduction.steps.layers import PS_PER_US, LayerCase, LayerTimes
-from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec, around_ps, block_parts
-from dysharp_env.reproduction.steps.roofline import attention_work, ffn_work, total_ps
+from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec, around_ps, block_parts, unscaled_ps
 from dysharp_env.reproduction.steps.streams import makespan_ps
 
 
@@ -44,9 +43,5 @@ def _layers(case: LayerCase, sequences: int, new_tokens: int, cached_tokens: int
     """Returns the number of MoE layers, and the time of all dense ones, ps."""
     model = case.layer.transformer
     assert model is not None, f"'{case.layer.name}' has no model around it"
-    works = (
-        *attention_work(case.layer, sequences, new_tokens, cached_tokens),
-        ffn_work(case.layer, model.dense_ff, sequences * new_tokens),
-    )
-    dense_ps = model.dense_layers * total_ps(case.system.gpu, works) if model.dense_layers else 0
+    dense_ps = model.dense_layers * unscaled_ps(case, model.dense_ff, sequences, new_tokens, cached_tokens)
     return model.layers - model.dense_layers, round(dense_ps * case.compute_scale)
