@@ -119,9 +119,8 @@ def record(spec: RecordingSpec, command: str, on_step: Callable[[int, float], No
         parts = [tiny_moe.routing_of(model, document) for document in chosen]
     finally:
         torch.set_num_threads(threads)
-    id_type = np.uint8 if spec.experts <= 256 else np.uint16
     return RoutingTrace(
-        topk_ids=np.concatenate([ids for ids, _ in parts], axis=1).astype(id_type),
+        topk_ids=np.concatenate([ids for ids, _ in parts], axis=1),
         topk_weights=np.concatenate([weights for _, weights in parts], axis=1).astype(np.float16),
         doc_offsets=np.arange(wanted + 1, dtype=np.int32) * DOCUMENT_TOKENS,
         layer_index=np.arange(1, tiny_moe.LAYERS, dtype=np.int64),
