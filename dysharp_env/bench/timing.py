@@ -59,12 +59,7 @@ def timed(action: Callable[[], Result]) -> tuple[Result, Seconds]:
 
 
 def least(action: Callable[[], tuple[Result, Seconds]], repeats: int) -> tuple[Result, Seconds]:
-    """Returns the measurement of least CPU time of some.
-
-    Args:
-        action: Prepares, times and returns one measurement; see ``timed``.
-        repeats: How many.
-    """
+    """Returns the measurement of least CPU time of ``repeats`` that ``action`` prepares and times; see ``timed``."""
     return min((action() for _ in range(repeats)), key=lambda measured: measured[1].cpu_s)
 
 

@@ -22,7 +22,7 @@ Left out, and why the results do not need it:
 """
 
 from dysharp_env.multimem.dense import MoeTensors, dense_moe, random_tensors
-from dysharp_env.multimem.execute import Schedule, execute
+from dysharp_env.multimem.execute import Schedule, ScheduleRow, execute
 from dysharp_env.multimem.runtime import Runtime
 
-__all__ = ["MoeTensors", "Runtime", "Schedule", "dense_moe", "execute", "random_tensors"]
+__all__ = ["MoeTensors", "Runtime", "Schedule", "ScheduleRow", "dense_moe", "execute", "random_tensors"]

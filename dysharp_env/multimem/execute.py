@@ -1,6 +1,6 @@
 """Runs a finished schedule on real vectors: every token moved, every tile computed, in the order that was recorded.
 
-A schedule is a table of rows (``Row``) with the tokens of each chunk and tile beside it; who decided it is no matter.
+A schedule is a table of rows with the tokens of each chunk and tile beside it; who decided it is no matter.
 Its order is kept at the resolution of the table: a chunk is dispatched at its start, a GEMM row reads its inputs at its
 start and writes its results at its end, a chunk is combined at its end; at equal times, in the order of the layer. The
 table does not tell when each token of a chunk arrived, so a tile finds its rows through the TID table instead of
@@ -14,16 +14,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from dysharp_env.config import require_choice
-from dysharp_env.multimem.combines import combine_by
 from dysharp_env.multimem.dense import MoeTensors, check_tensors
-from dysharp_env.multimem.dispatches import dispatch_by
 from dysharp_env.multimem.fabric import FLOAT_BYTES
 from dysharp_env.multimem.faults import ScheduleFault
+from dysharp_env.multimem.moves import Combine, Dispatch
 from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.tokens import Tokens, plain_bytes
@@ -32,28 +31,28 @@ from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVE
 from dysharp_env.workload import Workload
 
 
-class Row(Protocol):
-    """One line of a schedule, as the simulator reports it; only what is used here is named."""
+class ScheduleRow(NamedTuple):
+    """One line of a schedule.
 
-    @property
-    def item(self) -> str:
-        """``chunk N`` or ``tile N``."""
+    Attributes:
+        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
+        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
+        gpu: Home GPU of a chunk, expert GPU of a tile.
+        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
+        tokens: Tokens in it.
+        expert: Expert of a tile, -1 for a chunk.
+        start_us: First token issued, or first thread block started.
+        end_us: Last copy visible to its expert, last result home, or last thread block ended.
+    """
 
-    @property
-    def stage(self) -> str:
-        """``dispatch``, ``gemm1``, ``gemm2`` or ``combine``."""
-
-    @property
-    def expert(self) -> int:
-        """Expert of a tile."""
-
-    @property
-    def start_us(self) -> float:
-        """Start of the first token or thread block."""
-
-    @property
-    def end_us(self) -> float:
-        """End of the last."""
+    item: str
+    stage: str
+    gpu: int
+    resource: str
+    tokens: int
+    expert: int
+    start_us: float
+    end_us: float
 
 
 class Action(IntEnum):
@@ -91,13 +90,21 @@ class Schedule:
         loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ScheduleRow]
     chunks: Sequence[np.ndarray]
     tiles: Sequence[np.ndarray]
     dispatch: str = "multicast"
     combine: str = "pull_reduce"
     copy_per_expert: bool = False
     loopback: bool = False
+
+
+class MachineSizes(TypedDict, total=False):
+    """Sizes of the machine that executes; what is not named is as ``Runtime`` has it."""
+
+    packet: PacketFormat
+    reduction_slots: int
+    al_tlb_entries: int
 
 
 class Execution:
@@ -114,12 +121,9 @@ class Execution:
         schedule: Schedule,
         workload: Workload,
         tensors: MoeTensors,
-        *,
-        packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
-        reduction_slots: int = 512,
-        al_tlb_entries: int = 512,
+        **sizes: Unpack[MachineSizes],
     ) -> None:
-        """Sets the machine up; see ``Runtime`` for its sizes.
+        """Sets the machine up.
 
         Raises:
             ConfigError: Tensors, primitives or sizes do not fit.
@@ -130,19 +134,14 @@ class Execution:
         require_choice("combine", schedule.combine, list(COMBINE_PRIMITIVES))
         block_bytes = tensors.hidden * FLOAT_BYTES
         self.runtime = Runtime(
-            workload.gpu_of_expert,
-            workload.num_gpus,
-            packet=packet,
-            reduction_slots=reduction_slots,
-            al_tlb_entries=al_tlb_entries,
-            plain_bytes=plain_bytes(workload, block_bytes),
+            workload.gpu_of_expert, workload.num_gpus, plain_bytes=plain_bytes(workload, block_bytes), **sizes
         )
         self.steps = steps_of(schedule)
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
-        self._dispatch = dispatch_by(DISPATCH_PRIMITIVES[schedule.dispatch])(tokens)
-        self._combine = combine_by(COMBINE_PRIMITIVES[schedule.combine])(tokens)
+        self._dispatch = Dispatch(tokens, DISPATCH_PRIMITIVES[schedule.dispatch])
+        self._combine = Combine(tokens, COMBINE_PRIMITIVES[schedule.combine])
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
         self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result
@@ -216,24 +215,14 @@ class Execution:
             self._combine.ask(int(token))
 
 
-def execute(
-    schedule: Schedule,
-    workload: Workload,
-    tensors: MoeTensors,
-    *,
-    packet: PacketFormat = PacketFormat(),  # noqa: B008 (frozen)
-    reduction_slots: int = 512,
-    al_tlb_entries: int = 512,
-) -> np.ndarray:
+def execute(schedule: Schedule, workload: Workload, tensors: MoeTensors, **sizes: Unpack[MachineSizes]) -> np.ndarray:
     """Returns the layer's outputs under a schedule, (token, hidden) float32: the dense layer's, up to rounding.
 
     Raises:
         ConfigError: Tensors, primitives or sizes do not fit.
         MultimemFault: The schedule cannot be run, or leaves a token out or moves it twice.
     """
-    execution = Execution(
-        schedule, workload, tensors, packet=packet, reduction_slots=reduction_slots, al_tlb_entries=al_tlb_entries
-    )
+    execution = Execution(schedule, workload, tensors, **sizes)
     for step in execution.steps:
         execution.apply(step)
     return execution.finish()

@@ -54,10 +54,7 @@ class Fabric:
     ) -> None:
         """Sends a store to its receivers, whose acknowledgements the switch merges into one.
 
-        Args:
-            packet: The store, as its GPU issues it.
-            route: What the switch makes of it: (GPU, replica) of each receiver.
-            store: What a receiving GPU does with a replica.
+        ``route`` gives (GPU, replica) of each receiver; ``store`` is what a receiver does with its replica.
 
         Raises:
             MultimemFault: A table contradicts itself, or what ``route`` and ``store`` raise.

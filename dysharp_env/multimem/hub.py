@@ -8,8 +8,7 @@ replacement is not published). Dispatch and combine share the mapping but have a
 
 A read that names several experts of one GPU is answered once, with their sum; the paper leaves open whether. The TID
 table and the bytes counted per row tell that a token is whole (the paper's tile status counts arrivals of a tile). Left
-out: what cached tables cost (the simulator charges TLB misses and spills), the link MMU behind the translation, and
-byte enables: a packet always writes all of its payload.
+out: what cached tables cost (the simulator charges TLB misses and spills).
 """
 
 from __future__ import annotations
@@ -48,10 +47,6 @@ class Region:
         """The first address after the region."""
         return self.base + self.num_tokens * self.block_bytes
 
-    def contains(self, address: int) -> bool:
-        """Returns whether a multimem address lies in the region."""
-        return self.base <= address < self.end
-
     def address(self, algebraic: int, offset: int = 0) -> int:
         """Returns the multimem address of a byte of one block."""
         return self.base + algebraic * self.block_bytes + offset
@@ -62,7 +57,7 @@ class Region:
         Raises:
             AddressFault: It lies outside the region or crosses the end of its block, or the stage has no region.
         """
-        if not self.contains(packet.address):
+        if not self.base <= packet.address < self.end:
             raise AddressFault(f"address is outside the region {self.base:#x} to {self.end:#x}", packet)
         if packet.stage >= self.stages:
             raise AddressFault(f"the region has no {packet.stage.name} stage", packet)

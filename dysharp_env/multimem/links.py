@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from dysharp_env.multimem.faults import AddressFault, PlainAccessFault
 from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.wire import FLIT_BYTES, decode, encode
 
@@ -46,14 +45,6 @@ class Links:
         """Sends a packet from the switch to a GPU and returns it as decoded there."""
         return self._send(gpu, "down", packet)
 
-    def total(self, direction: str, kind: Kind, stage: Stage) -> int:
-        """Returns flits of one kind and stage over all GPUs."""
-        return sum(
-            flits
-            for use, flits in self.flits.items()
-            if (use.direction, use.kind, use.stage) == (direction, kind, stage)
-        )
-
     def _send(self, gpu: int, direction: str, packet: Packet) -> Packet:
         data = encode(packet)
         self.flits[LinkUse(gpu, direction, packet.kind, packet.stage)] += len(data) // FLIT_BYTES
@@ -63,18 +54,3 @@ class Links:
 def plain_address(gpu: int, offset: int) -> int:
     """Returns the address of a byte of one GPU's plain memory."""
     return gpu << WINDOW_BITS | offset
-
-
-def plain_place(packet: Packet, num_gpus: int, memory_bytes: int) -> tuple[int, int]:
-    """Returns the GPU and the offset in its memory that a plain packet addresses.
-
-    Raises:
-        PlainAccessFault: It is a multimem address.
-        AddressFault: No GPU has this address.
-    """
-    if packet.address >= MULTIMEM_BASE:
-        raise PlainAccessFault("plain access to a multimem address", packet)
-    gpu, offset = packet.address >> WINDOW_BITS, packet.address & ((1 << WINDOW_BITS) - 1)
-    if gpu >= num_gpus or offset + packet.length > memory_bytes:
-        raise AddressFault(f"no GPU has this address; {num_gpus} GPUs have {memory_bytes} B each", packet)
-    return gpu, offset

@@ -11,8 +11,8 @@ from collections import Counter
 import numpy as np
 
 from dysharp_env.multimem.fabric import Fabric, acknowledgement, require_floats
-from dysharp_env.multimem.faults import CountFault
-from dysharp_env.multimem.links import plain_place
+from dysharp_env.multimem.faults import AddressFault, CountFault, PlainAccessFault
+from dysharp_env.multimem.links import MULTIMEM_BASE, WINDOW_BITS
 from dysharp_env.multimem.packets import Kind, Packet, Stage
 
 
@@ -106,9 +106,15 @@ class PlainMemory:
             raise CountFault(f"{pushed} sums were pushed to {address:#x} of GPU {gpu}, which never took them")
 
     def _place(self, packet: Packet) -> tuple[int, int]:
-        place = plain_place(packet, *self.memory.shape)
+        """Returns the GPU and the offset in its memory that a packet addresses."""
+        if packet.address >= MULTIMEM_BASE:
+            raise PlainAccessFault("plain access to a multimem address", packet)
+        num_gpus, num_bytes = self.memory.shape
+        gpu, offset = packet.address >> WINDOW_BITS, packet.address & ((1 << WINDOW_BITS) - 1)
+        if gpu >= num_gpus or offset + packet.length > num_bytes:
+            raise AddressFault(f"no GPU has this address; {num_gpus} GPUs have {num_bytes} B each", packet)
         require_floats(packet)
-        return place
+        return gpu, offset
 
     def _store(self, gpu: int, packet: Packet) -> None:
         _, offset = self._place(packet)

@@ -5,11 +5,9 @@ each expert will receive (the roles of ``cuDyMulticastCreate`` and ``cuDyMultica
 2605.05607). ``dymultimem.st`` and ``dymultimem.ld_reduce`` take data (a register: here the values, or their number of
 bytes), address, target count and target list. Targets on the issuing GPU are served by its own Hub and use no link.
 
-Nothing here knows time: packets arrive in the order in which they are sent, a store is acknowledged before the next is
-issued, and all GPUs that were asked for a sum answer together in ``respond``. Every packet finds its block through the
-algebraic index, so no result depends on the order of packets but for the rounding of sums. Left out: a second region or
-layer in the same tables; what an SM does before there are packets (a warp's vector accesses, target lists fetched from
-memory, the MultimemQ where instructions wait for them); and scopes and fences of the memory model, of which
+Nothing here knows time: a store is acknowledged before the next is issued, and all GPUs that were asked for a sum
+answer together in ``respond``. Left out: what an SM does before there are packets (a warp's vector accesses, target
+lists fetched from memory, the MultimemQ where instructions wait for them); and fences of the memory model, of which
 ``check_idle`` keeps only that all is done.
 """
 

@@ -10,8 +10,7 @@ recognised. Sums are float32, in the order in which contributions come.
 The paper routes by dividing the expert id by the experts of a GPU, which fits contiguous placements only; hence a
 table. How it merges acknowledgements is not published: here an entry for every store counts them down, also for stores
 to a single GPU.
-Left out: queues, credits and arbitration (the simulator has them), the planes' separate tables, and any bound on how
-many reductions or stores are open at once.
+Left out: any bound on how many reductions or stores are open at once.
 """
 
 from __future__ import annotations

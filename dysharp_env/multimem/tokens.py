@@ -23,8 +23,7 @@ class Tokens:
         runtime: The machine, its region created and bound from the counts that its GPUs exchanged.
         region: Its dynamic multimem region.
         block_bytes: Bytes of one vector.
-        topk_ids: (token, k) experts of each token.
-        num_gpus, num_tokens: Of the whole layer.
+        workload: The layer.
     """
 
     def __init__(
@@ -35,38 +34,31 @@ class Tokens:
         copy_per_expert: bool = False,
         loopback: bool = False,
     ) -> None:
-        """Creates and binds the region of a layer.
+        """Creates and binds the region of a layer on a machine with at least ``plain_bytes`` on each GPU.
 
-        Args:
-            runtime: A machine with at least ``plain_bytes`` of plain memory on each GPU.
-            workload: The layer.
-            block_bytes: Bytes of one token's vector.
-            copy_per_expert: Whether ``copies`` lists every expert by itself rather than every GPU.
-            loopback: Whether a GPU reaches its own replica of a fixed team through the switch.
+        ``copy_per_expert`` and ``loopback`` are those of a ``Schedule``.
         """
         assert runtime.plain.memory.shape[1] >= plain_bytes(workload, block_bytes), runtime.plain.memory.shape
         self.runtime = runtime
         self.block_bytes = block_bytes
-        self.topk_ids = workload.topk_ids
-        self.num_gpus, self.num_tokens = workload.num_gpus, workload.num_tokens
+        self.workload = workload
         self.region = runtime.create_region(block_bytes, workload.num_tokens)
         runtime.bind(runtime.exchange_counts(workload.topk_ids))
-        self._tokens_per_gpu, self._gpu_of_expert = workload.tokens_per_gpu, workload.gpu_of_expert
         self._copy_per_expert, self._loopback = copy_per_expert, loopback
 
     def home(self, token: int) -> int:
         """Returns the GPU a token lives on."""
-        return token // self._tokens_per_gpu
+        return token // self.workload.tokens_per_gpu
 
     def experts(self, token: int) -> tuple[int, ...]:
         """Returns all experts of a token: the target list of dynamic multimem."""
-        return tuple(int(expert) for expert in self.topk_ids[token])
+        return tuple(int(expert) for expert in self.workload.topk_ids[token])
 
     def copies(self, token: int) -> list[tuple[int, tuple[int, ...]]]:
         """Returns (GPU, its experts) of each copy of a token, the home GPU first, then its neighbours in order."""
         home = self.home(token)
-        gpu_of = {expert: int(self._gpu_of_expert[expert]) for expert in self.experts(token)}
-        ring = sorted(set(gpu_of.values()), key=lambda gpu: (gpu - home) % self.num_gpus)
+        gpu_of = {expert: int(self.workload.gpu_of_expert[expert]) for expert in self.experts(token)}
+        ring = sorted(set(gpu_of.values()), key=lambda gpu: (gpu - home) % self.workload.num_gpus)
         held = [(gpu, tuple(expert for expert in gpu_of if gpu_of[expert] == gpu)) for gpu in ring]
         if self._copy_per_expert:
             return [(gpu, (expert,)) for gpu, experts in held for expert in experts]
@@ -74,8 +66,8 @@ class Tokens:
 
     def create_team(self) -> Team:
         """Returns a static multimem object of all GPUs, with a slot of one vector for every token."""
-        everyone = tuple(range(self.num_gpus))
-        return self.runtime.create_team(everyone, self.num_tokens * self.block_bytes, self._loopback)
+        everyone = tuple(range(self.workload.num_gpus))
+        return self.runtime.create_team(everyone, self.workload.num_tokens * self.block_bytes, self._loopback)
 
     def inbox(self, gpu: int, token: int, place: int) -> int:
         """Returns the address, on a GPU, for the copy of a token that has this place in ``copies``."""
@@ -83,7 +75,7 @@ class Tokens:
 
     def sums(self, gpu: int, token: int, place: int) -> int:
         """Returns the address, on a GPU, for the partial sum of the copy of a token that has this place."""
-        area = self.num_tokens * self.topk_ids.shape[1]
+        area = self.workload.num_tokens * self.workload.topk_ids.shape[1]
         return plain_address(gpu, (area + self._slot(token, place)) * self.block_bytes)
 
     def load(self, gpu: int, address: int, stage: Stage) -> np.ndarray:
@@ -101,7 +93,7 @@ class Tokens:
         return self.runtime.dymultimem_ld_reduce(gpu, self.block_bytes, address, len(experts), experts, Stage.COMBINE)
 
     def _slot(self, token: int, place: int) -> int:
-        return token * self.topk_ids.shape[1] + place
+        return token * self.workload.topk_ids.shape[1] + place
 
 
 def plain_bytes(workload: Workload, block_bytes: int) -> int:

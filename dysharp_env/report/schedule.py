@@ -6,10 +6,11 @@ import csv
 import io
 from pathlib import Path
 
+from dysharp_env.multimem import ScheduleRow
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.result import ScheduleRow, schedule_table
+from dysharp_env.simulator.result import schedule_table
 
 
 class ScheduleTable(tuple[ScheduleRow, ...]):

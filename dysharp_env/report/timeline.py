@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dysharp_env.multimem import ScheduleRow
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.result import ScheduleRow, schedule_table, segment_name
+from dysharp_env.simulator.result import schedule_table, segment_name
 from dysharp_env.simulator.state import codes
 
 _LINK_LANES = {codes.LOG_UP: "uplink", codes.LOG_DOWN: "downlink", codes.LOG_REDUCE: "reduction unit"}

@@ -344,21 +344,21 @@ def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str,
     """Returns costs of the two GEMMs of a layer."""
     block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
     blocks, granule_ps = [], []
-    for columns, depth in ((layer.gemm1_n, layer.gemm1_k), (layer.gemm2_n, layer.gemm2_k)):
+    for columns, depth in layer.gemms:
         count = -(-columns // gpu.block_n)
         # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
         flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
         blocks.append(count)
         granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
     element = 1 if layer.compute_dtype == "fp8" else 2
-    matrix_bytes = (layer.gemm1_weight_bytes, layer.gemm2_weight_bytes)
+    (columns, _), (_, depth) = layer.gemms
     return {
         "blocks": tuple(blocks),
         "granule_ps": tuple(granule_ps),
         "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
         "cold_exposure_permille": round(gpu.cold_exposure * 1000),
         "row_granularity": gpu.row_granularity,
-        "matrix_bytes": matrix_bytes,
-        "weight_bytes": tuple(num_bytes * layer.work_factor for num_bytes in matrix_bytes),
-        "token_bytes": (layer.dispatch_bytes, layer.gemm1_n * element, layer.gemm2_k * element, layer.combine_bytes),
+        "matrix_bytes": layer.weight_bytes,
+        "weight_bytes": tuple(num_bytes * layer.work_factor for num_bytes in layer.weight_bytes),
+        "token_bytes": (layer.dispatch_bytes, columns * element, depth * element, layer.combine_bytes),
     }

@@ -10,35 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dysharp_env.multimem import ScheduleRow
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state.codes import DOWN, GEMM1, NO_TIME, NUM_PURPOSES, PURPOSES, UP
 from dysharp_env.simulator.state.state import State
 
 STAGES = ("dispatch", "gemm1", "gemm2", "combine")
-
-
-class ScheduleRow(NamedTuple):
-    """One line of a schedule.
-
-    Attributes:
-        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
-        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
-        gpu: Home GPU of a chunk, expert GPU of a tile.
-        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
-        tokens: Tokens in it.
-        expert: Expert of a tile, -1 for a chunk.
-        start_us: First token issued, or first thread block started.
-        end_us: Last copy visible to its expert, last result home, or last thread block ended.
-    """
-
-    item: str
-    stage: str
-    gpu: int
-    resource: str
-    tokens: int
-    expert: int
-    start_us: float
-    end_us: float
 
 
 class SegmentName(NamedTuple):

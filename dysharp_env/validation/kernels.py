@@ -145,7 +145,7 @@ def grouped_gemm_tflops(groups: int, rows: int, **changes: float) -> tuple[float
     rule = {"gemm": {"weights_in_l2": 1.0}}
     program = _program("unicast", "unicast", 1, pays=pays, readiness=PHASES, rule=rule)
     phases_us = _run(system, layer, topk_ids, program, changes, compute_scale=1.0).phases_us
-    flops = {"gemm1": groups * rows * layer.gemm1_flops, "gemm2": groups * rows * layer.gemm2_flops}
+    flops = dict(zip(("gemm1", "gemm2"), (groups * rows * each for each in layer.gemm_flops), strict=True))
     gemm1, gemm2 = (flops[gemm] / ((phases_us[gemm][1] - phases_us[gemm][0]) * 1e-6) / 1e12 for gemm in flops)
     return gemm1, gemm2
 

@@ -2,6 +2,6 @@
 
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.scenario import Scenario, ScenarioSpec
-from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec
+from dysharp_env.workload.workload import Workload, WorkloadSource
 
-__all__ = ["LayerSpec", "Scenario", "ScenarioSpec", "Workload", "WorkloadSource", "WorkloadSpec", "load_model"]
+__all__ = ["LayerSpec", "Scenario", "ScenarioSpec", "Workload", "WorkloadSource", "load_model"]

@@ -24,13 +24,7 @@ class Demand(NamedTuple):
 
 
 def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> Demand:
-    """Returns what tokens ask for.
-
-    Args:
-        topk_ids: (token, k) distinct experts, the same number of tokens at every home GPU.
-        gpu_of_expert: (expert,) where they are.
-        num_gpus: GPUs.
-    """
+    """Returns what tokens ask for, given as (token, k) distinct experts; every home GPU has as many tokens."""
     num_targets = topk_ids.shape[1] + 1
     demand = Demand(
         np.zeros(len(gpu_of_expert), np.int64),

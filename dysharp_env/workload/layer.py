@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
-from dysharp_env.workload.transformer import TransformerSpec
-
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
+from dysharp_env.workload.transformer import Size, TransformerSpec
 
 BYTES_PER_VALUE = {"bf16": 2, "fp8": 1}
 # FP8 vectors carry one FP32 scale for every 128 values (DeepSeek-V3 report, arXiv 2412.19437, section 3.3.2).
@@ -86,44 +84,19 @@ class LayerSpec(Spec):
         return self.hidden * BYTES_PER_VALUE[self.combine_dtype]
 
     @property
-    def gemm1_n(self) -> int:
-        """Output columns of GEMM-1: gate and up side by side where there are three matrices."""
-        return self.moe_ff * (self.ffn_matrices - 1)
+    def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(Output columns, inner dimension) of GEMM-1, gate and up side by side if it has both, and of GEMM-2."""
+        return (self.moe_ff * (self.ffn_matrices - 1), self.hidden), (self.hidden, self.moe_ff)
 
     @property
-    def gemm1_k(self) -> int:
-        """Inner dimension of GEMM-1."""
-        return self.hidden
+    def weight_bytes(self) -> tuple[int, ...]:
+        """Bytes of one expert's weights in each GEMM; FP8 block scales (0.02 %) are left out."""
+        return tuple(columns * depth * BYTES_PER_VALUE[self.compute_dtype] for columns, depth in self.gemms)
 
     @property
-    def gemm2_n(self) -> int:
-        """Output columns of GEMM-2."""
-        return self.hidden
-
-    @property
-    def gemm2_k(self) -> int:
-        """Inner dimension of GEMM-2."""
-        return self.moe_ff
-
-    @property
-    def gemm1_weight_bytes(self) -> int:
-        """Bytes of one expert's GEMM-1 weights; FP8 block scales (0.02 %) are left out."""
-        return self.gemm1_n * self.gemm1_k * BYTES_PER_VALUE[self.compute_dtype]
-
-    @property
-    def gemm2_weight_bytes(self) -> int:
-        """Bytes of one expert's GEMM-2 weights; FP8 block scales (0.02 %) are left out."""
-        return self.gemm2_n * self.gemm2_k * BYTES_PER_VALUE[self.compute_dtype]
-
-    @property
-    def gemm1_flops(self) -> int:
-        """Forward FLOPs of GEMM-1 for one token at one expert (a multiply and an add count as two)."""
-        return 2 * self.gemm1_n * self.gemm1_k
-
-    @property
-    def gemm2_flops(self) -> int:
-        """Forward FLOPs of GEMM-2 for one token at one expert (a multiply and an add count as two)."""
-        return 2 * self.gemm2_n * self.gemm2_k
+    def gemm_flops(self) -> tuple[int, ...]:
+        """Forward FLOPs of each GEMM for one token at one expert (a multiply and an add count as two)."""
+        return tuple(2 * columns * depth for columns, depth in self.gemms)
 
     @property
     def work_factor(self) -> int:
@@ -132,12 +105,7 @@ class LayerSpec(Spec):
 
 
 def load_model(name_or_path: str, top_k: int | None = None, **overrides: Any) -> LayerSpec:
-    """Returns the layer of a preset name or YAML path, with some of its values replaced.
-
-    Args:
-        name_or_path: Preset in ``configs/models``, or a path ending in .yaml or .yml.
-        top_k: Experts per token, in place of the model's own.
-        **overrides: Other fields of ``LayerSpec`` to replace; None leaves a field as it is.
+    """Returns the layer of a preset name or YAML path, with ``top_k`` and others of its fields replaced if not None.
 
     Raises:
         ConfigError: No such model, or a key or value in it or in the overrides is wrong.

@@ -87,12 +87,8 @@ class Vocabulary:
 def record(spec: RecordingSpec, command: str, on_step: Callable[[int, float], None]) -> RoutingTrace:
     """Returns the routing of held-out standard-library files under a model trained as ``spec`` says.
 
-    The same spec, Python version and torch version give the same recording on the same kind of processor.
-
-    Args:
-        spec: What to train and record.
-        command: The command line that makes this recording; kept in it.
-        on_step: Called after each training step with the number of steps done and the loss in nats per token.
+    The same spec, Python version and torch version give the same recording on the same kind of processor. It keeps the
+    ``command`` line that makes it; ``on_step`` is that of ``tiny_moe.train``.
 
     Raises:
         ConfigError: The held-out files hold fewer tokens than asked for.
@@ -115,24 +111,16 @@ def record(spec: RecordingSpec, command: str, on_step: Callable[[int, float], No
 
     from dysharp_env.workload import tiny_moe
 
-    done = 0
-
-    def step_done(loss: float) -> None:
-        nonlocal done
-        done += 1
-        on_step(done, loss)
-
     corpus = np.concatenate([vocabulary.encode(text) for text in training])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order would train another model; it is too small to gain from more
     try:
-        model = tiny_moe.train(corpus, vocabulary.size, spec.experts, spec.top_k, spec.steps, spec.seed, step_done)
+        model = tiny_moe.train(corpus, vocabulary.size, spec.experts, spec.top_k, spec.steps, spec.seed, on_step)
         parts = [tiny_moe.routing_of(model, document) for document in chosen]
     finally:
         torch.set_num_threads(threads)
-    id_type = np.uint8 if spec.experts <= 256 else np.uint16
     return RoutingTrace(
-        topk_ids=np.concatenate([ids for ids, _ in parts], axis=1).astype(id_type),
+        topk_ids=np.concatenate([ids for ids, _ in parts], axis=1),
         topk_weights=np.concatenate([weights for _, weights in parts], axis=1).astype(np.float16),
         doc_offsets=np.arange(wanted + 1, dtype=np.int32) * DOCUMENT_TOKENS,
         layer_index=np.arange(1, tiny_moe.LAYERS, dtype=np.int64),

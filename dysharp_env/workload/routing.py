@@ -118,13 +118,7 @@ def draw_routing(
 ) -> np.ndarray:
     """Returns the experts of every token, (num_gpus, tokens_per_gpu, top_k) int32, best score first.
 
-    Args:
-        model: The generator.
-        layer: Gives experts, top_k and, where the model obeys them, expert groups.
-        num_gpus: Home GPUs, each with documents of its own.
-        tokens_per_gpu: Consecutive tokens of each GPU.
-        rng: Source of all randomness.
-        aligned: Whether every GPU's first document starts at its first token, rather than anywhere before it.
+    ``aligned`` starts every GPU's first document at its first token, rather than anywhere before it.
     """
     popularity = _draw_popularity(model, layer.experts, rng)
     limited = model.obeys_groups and layer.topk_group < layer.n_group

@@ -10,7 +10,7 @@ from pydantic import Field
 from dysharp_env.config import Spec
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload.layer import LayerSpec, load_model
-from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec
+from dysharp_env.workload.workload import Workload, WorkloadSource
 
 
 class ScenarioSpec(Spec):
@@ -55,15 +55,7 @@ class ScenarioSpec(Spec):
             system = system.with_changes({"slow_gpu": self.slow_gpu})
         layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
         source = WorkloadSource(
-            layer,
-            system.num_gpus,
-            WorkloadSpec(
-                routing=self.routing,
-                tokens=self.tokens,
-                placement=self.placement,
-                layer_index=self.layer_index,
-                split=self.split,
-            ),
+            layer, system.num_gpus, self.tokens, self.routing, self.placement, self.layer_index, self.split
         )
         return Scenario(self, system, layer, source)
 
@@ -79,4 +71,4 @@ class Scenario:
 
     def draw(self, seed: int) -> Workload:
         """Returns the workload of a seed: the same seed gives the same routing."""
-        return self.source.draw_seeded(seed)
+        return self.source.draw(seed)

@@ -63,11 +63,7 @@ class TraceStatistics:
 
 
 def trace_statistics(trace: RoutingTrace, gpu_counts: Sequence[int] = (8,)) -> TraceStatistics:
-    """Returns the statistics of a trace.
-
-    Args:
-        trace: The trace.
-        gpu_counts: Numbers of GPUs to report fan-out for.
+    """Returns the statistics of a trace, fan-out for each number of GPUs.
 
     Raises:
         ConfigError: A number of GPUs does not divide the experts or exceeds the tokens.

@@ -37,14 +37,9 @@ class RoutedExperts(nn.Module):
         self.down = nn.Parameter(torch.randn(experts, EXPERT_WIDTH, WIDTH) * EXPERT_WIDTH**-0.5)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the output, the balancing loss, the chosen experts and their gate weights.
+        """Returns the output for ``hidden``, both (tokens, WIDTH), the balancing loss, and what was chosen.
 
-        Args:
-            hidden: (tokens, WIDTH).
-
-        Returns:
-            Output (tokens, WIDTH); scalar loss; ids (tokens, top_k), largest gate first; weights of the same shape that
-            sum to one.
+        That is experts' ids (tokens, top_k), largest gate first, and their gate weights, which sum to one.
         """
         probabilities = self.router(hidden).softmax(dim=-1)
         experts = probabilities.shape[-1]
@@ -126,25 +121,18 @@ def train(
     top_k: int,
     steps: int,
     seed: int,
-    on_step: Callable[[float], None],
+    on_step: Callable[[int, float], None],
 ) -> TinyMoe:
-    """Returns a model trained for ``steps`` batches of random windows of ``tokens``.
+    """Returns a model trained for ``steps`` batches of random windows of (tokens,) ids below ``vocabulary``.
 
-    Args:
-        tokens: (tokens,) integer ids of the training text.
-        vocabulary: Number of different ids.
-        experts: Routed experts of a layer.
-        top_k: Experts a token uses.
-        steps: Optimiser steps of BATCH_WINDOWS windows each.
-        seed: Fixes the initial weights and the windows.
-        on_step: Called after each step with the language-model loss in nats per token.
+    ``seed`` fixes initial weights and windows; ``on_step`` is given the steps done and the loss in nats per token.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = TinyMoe(vocabulary, experts, top_k)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=0.1)
-    for _ in range(steps):
+    for step in range(steps):
         starts = rng.integers(0, len(tokens) - WINDOW_TOKENS, size=BATCH_WINDOWS)
         batch = torch.from_numpy(tokens[starts[:, None] + np.arange(WINDOW_TOKENS + 1)].astype(np.int64))
         logits, balance, _ = model(batch[:, :-1])
@@ -154,20 +142,15 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        on_step(loss.item())
+        on_step(step + 1, loss.item())
     return model
 
 
 @torch.no_grad()
 def routing_of(model: TinyMoe, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the experts and gate weights of a document read in consecutive windows.
+    """Returns the experts and gate weights of a document, each (routed layer, token, top_k), largest gate first.
 
-    Args:
-        model: A trained model.
-        document: (tokens,) integer ids; a multiple of WINDOW_TOKENS.
-
-    Returns:
-        Ids and weights, each (routed layer, token, top_k), largest gate first.
+    It is read in consecutive windows, so its number of tokens must be a multiple of WINDOW_TOKENS.
     """
     windows = torch.from_numpy(document.astype(np.int64)).view(-1, WINDOW_TOKENS)
     _, _, routing = model(windows)

@@ -50,7 +50,7 @@ class RoutingTrace:
         ConfigError: The arrays contradict each other or hold impossible values.
     """
 
-    topk_ids: np.ndarray  # (layer, token, k) uint8 or uint16, distinct in a row
+    topk_ids: np.ndarray  # (layer, token, k) distinct in a row; kept as uint8, or uint16 where experts need it
     experts: int
     doc_offsets: np.ndarray  # (documents + 1,) int32, from 0 to the number of tokens
     layer_index: np.ndarray  # (layer,) int64, the model's number of each layer
@@ -87,6 +87,8 @@ class RoutingTrace:
             raise ConfigError(f"layer_index has shape {numbers.shape}; topk_ids has {ids.shape[0]} layers")
         if len(set(numbers.tolist())) != len(numbers):
             raise ConfigError(f"layer_index names a layer twice: {numbers.tolist()}")
+        narrow = np.uint8 if self.experts <= 256 else np.uint16
+        object.__setattr__(self, "topk_ids", ids.astype(narrow, copy=False))
 
     @property
     def num_tokens(self) -> int:
@@ -211,7 +213,7 @@ def load_trace(name: str) -> RoutingTrace:
         declared = arrays.get("experts", np.array(int(ids.max()) + 1))
         if declared.ndim != 0 or declared.dtype.kind not in "iu":
             raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
-        trace = RoutingTrace(
+        return RoutingTrace(
             topk_ids=ids,
             experts=int(declared),
             doc_offsets=arrays.get("doc_offsets", np.array([0, ids.shape[1]], dtype=np.int32)),
@@ -221,7 +223,6 @@ def load_trace(name: str) -> RoutingTrace:
         )
     except ConfigError as error:
         raise ConfigError(f"trace '{name}': {error}") from None
-    return replace(trace, topk_ids=ids.astype(np.uint8 if trace.experts <= 256 else np.uint16))
 
 
 def require_output(path: str) -> None:
@@ -245,7 +246,7 @@ def save_trace(trace: RoutingTrace, path: str) -> None:
     require_output(path)
     target = Path(path)
     arrays = {
-        "topk_ids": trace.topk_ids.astype(np.uint8 if trace.experts <= 256 else np.uint16),
+        "topk_ids": trace.topk_ids,
         "experts": np.array(trace.experts, dtype=np.int64),
         "doc_offsets": trace.doc_offsets.astype(np.int32),
         "layer_index": trace.layer_index.astype(np.int64),

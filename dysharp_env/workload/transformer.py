@@ -60,8 +60,7 @@ class AttentionSpec(Spec):
     def pair_flops(self, absorbed: bool) -> int:
         """Returns the FLOPs of one query with one key and value: score and weighted sum, all heads.
 
-        Args:
-            absorbed: Whether MLA works on latent vectors, as decoding does, rather than on projected keys and values.
+        ``absorbed`` MLA works on latent vectors, as decoding does, rather than on projected keys and values.
         """
         if self.latent_kv and absorbed:
             return 2 * self.heads * (2 * self.latent_kv + self.rotary_dim)

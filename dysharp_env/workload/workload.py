@@ -1,8 +1,8 @@
 """A workload: one MoE layer, its tokens and where they go; and the sources workloads are drawn from.
 
 A ``Workload`` is all that the simulator knows of routing: for every token the experts it chose, and for every expert
-the GPU that holds it. A ``WorkloadSource`` is built once from a ``WorkloadSpec`` and draws any number of workloads,
-each of them from a seed of its own that is part of the workload's name.
+the GPU that holds it. A ``WorkloadSource`` is built once and draws any number of workloads, each of them from a seed of
+its own that is part of the workload's name.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from dysharp_env.config import ConfigError, Spec
+from dysharp_env.config import ConfigError
 from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.routing import RoutingModel, draw_routing, routing_candidates
@@ -90,80 +88,67 @@ class Workload:
         return self.layer.experts // self.num_gpus
 
 
-class WorkloadSpec(Spec):
-    """Where workloads come from."""
-
-    routing: str = "uniform"
-    """A generator (``uniform``, ``dsv2-lite``, ``power-law:2.0``, ...), ``recorded``, or the path of an .npz trace."""
-    tokens: int = Field(default=256, ge=1, le=1_000_000)
-    """Tokens per GPU."""
-    placement: str = "contiguous"
-    """``contiguous`` (GPU 0 holds the first experts, and so on), or a .json list or .npz with ``gpu_of_expert``."""
-    layer_index: int | None = None
-    """Which layer of a trace to use, by the number the trace gives it; none draws a layer for each workload."""
-    split: Literal["all", "train", "validation", "test"] = "all"
-    """Which tokens of a trace to use: the first 60 %, the next 20 %, the last 20 %. Generators have only ``all``."""
-
-
 class WorkloadSource:
-    """Draws workloads for one layer, number of GPUs and spec.
+    """Draws workloads for one layer and number of GPUs; see ``ScenarioSpec`` for what its other arguments mean.
 
     A generator makes new routing for every draw: new popular experts, new documents. A trace gives every GPU a window
     of its own, ``tokens`` consecutive tokens that start anywhere in the split, all in the same model layer: each GPU
-    serves requests of its own. Building the source reads files and reports every mistake of the spec; drawing does not
-    fail.
+    serves requests of its own. Building the source reads files and reports every mistake; drawing does not fail.
 
     Raises:
         ConfigError: The routing or placement is unknown or does not fit the layer, or the trace's split is shorter than
             ``tokens``.
     """
 
-    def __init__(self, layer: LayerSpec, num_gpus: int, spec: WorkloadSpec) -> None:
-        self.layer = layer
-        self.num_gpus = num_gpus
-        self.spec = spec
-        self.gpu_of_expert = load_placement(spec.placement, layer.experts, num_gpus)
+    def __init__(
+        self,
+        layer: LayerSpec,
+        num_gpus: int,
+        tokens: int,
+        routing: str = "uniform",
+        placement: str = "contiguous",
+        layer_index: int | None = None,
+        split: str = "all",
+    ) -> None:
+        self.layer, self.num_gpus, self.tokens, self.routing, self.split = layer, num_gpus, tokens, routing, split
+        self.gpu_of_expert = load_placement(placement, layer.experts, num_gpus)
         self._models: list[RoutingModel] = []
         self._trace: RoutingTrace | None = None
-        if is_trace_name(spec.routing):
-            trace = load_trace(spec.routing)
+        if is_trace_name(routing):
+            trace = load_trace(routing)
             try:
                 self._trace = trace.for_layer(layer)
                 self._rows = [*range(len(trace.topk_ids))]
-                if spec.layer_index is not None:
-                    self._rows = [trace.row_of_layer(spec.layer_index)]
+                if layer_index is not None:
+                    self._rows = [trace.row_of_layer(layer_index)]
             except ConfigError as error:
-                raise ConfigError(f"trace '{spec.routing}': {error}") from None
-            self._start, self._stop = split_range(self._trace, spec.split)
-            if self._stop - self._start < spec.tokens:
+                raise ConfigError(f"trace '{routing}': {error}") from None
+            self._start, self._stop = split_range(self._trace, split)
+            if self._stop - self._start < tokens:
                 raise ConfigError(
-                    f"tokens={spec.tokens} is more than split '{spec.split}' of '{spec.routing}' holds"
+                    f"tokens={tokens} is more than split '{split}' of '{routing}' holds"
                     f" ({self._stop - self._start} of {self._trace.num_tokens} tokens)"
                 )
-        elif spec.layer_index is not None:
-            raise ConfigError(f"layer_index={spec.layer_index} needs a trace; routing='{spec.routing}' is a generator")
-        elif spec.split != "all":
-            raise ConfigError(f"split='{spec.split}' needs a trace; routing='{spec.routing}' is a generator")
+        elif layer_index is not None:
+            raise ConfigError(f"layer_index={layer_index} needs a trace; routing='{routing}' is a generator")
+        elif split != "all":
+            raise ConfigError(f"split='{split}' needs a trace; routing='{routing}' is a generator")
         else:
-            self._models = routing_candidates(spec.routing)
+            self._models = routing_candidates(routing)
 
-    def draw(self, rng: np.random.Generator) -> Workload:
-        """Returns a new workload; takes one 32-bit seed from ``rng`` for it."""
-        return self.draw_seeded(int(rng.integers(2**32)))
-
-    def draw_seeded(self, seed: int) -> Workload:
+    def draw(self, seed: int) -> Workload:
         """Returns the workload of one seed: the same seed gives the same workload, as its name records."""
         rng = np.random.default_rng(seed)
         if self._trace is not None:
             topk_ids, label = self._window(self._trace, rng)
         else:
             model = self._models[int(rng.integers(len(self._models)))] if len(self._models) > 1 else self._models[0]
-            topk_ids = draw_routing(model, self.layer, self.num_gpus, self.spec.tokens, rng)
-            label = self.spec.routing if self.spec.routing == model.name else f"{self.spec.routing}/{model.name}"
+            topk_ids = draw_routing(model, self.layer, self.num_gpus, self.tokens, rng)
+            label = self.routing if self.routing == model.name else f"{self.routing}/{model.name}"
         return Workload(
             layer=self.layer,
             num_gpus=self.num_gpus,
-            tokens_per_gpu=self.spec.tokens,
+            tokens_per_gpu=self.tokens,
             topk_ids=topk_ids.reshape(-1, self.layer.top_k),
             gpu_of_expert=self.gpu_of_expert,
             name=f"{label} seed={seed}",
@@ -172,10 +157,10 @@ class WorkloadSource:
     def _window(self, trace: RoutingTrace, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Returns (gpu * token, k) ids of one window per GPU, and a label that names layer and split."""
         row = self._rows[int(rng.integers(len(self._rows)))]
-        starts = rng.integers(self._start, self._stop - self.spec.tokens + 1, size=self.num_gpus)
-        ids = np.concatenate([trace.topk_ids[row, start : start + self.spec.tokens] for start in starts.tolist()])
-        routing = self.spec.routing if self.spec.routing == "recorded" else Path(self.spec.routing).stem
-        return ids, f"{routing} layer={trace.layer_index[row]} split={self.spec.split}"
+        starts = rng.integers(self._start, self._stop - self.tokens + 1, size=self.num_gpus)
+        ids = np.concatenate([trace.topk_ids[row, start : start + self.tokens] for start in starts.tolist()])
+        routing = self.routing if self.routing == "recorded" else Path(self.routing).stem
+        return ids, f"{routing} layer={trace.layer_index[row]} split={self.split}"
 
 
 def contiguous_placement(experts: int, num_gpus: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.multimem.dense import MoeTensors, dense_moe
+from dysharp_env.multimem.links import Links
+from dysharp_env.multimem.packets import Kind, Stage
 from dysharp_env.schedules.run import Starter
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
 from dysharp_env.simulator.engine import Engine
@@ -86,6 +88,13 @@ def played(
     while (asked := engine.advance()) is not None:
         engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
     return engine
+
+
+def total_flits(links: Links, direction: str, kind: Kind, stage: Stage) -> int:
+    """Returns flits of one kind and stage over all GPUs."""
+    return sum(
+        flits for use, flits in links.flits.items() if (use.direction, use.kind, use.stage) == (direction, kind, stage)
+    )
 
 
 def is_dense(outputs: np.ndarray, workload: Workload, tensors: MoeTensors) -> bool:

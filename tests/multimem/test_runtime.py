@@ -21,6 +21,7 @@ from dysharp_env.multimem.faults import (
 from dysharp_env.multimem.links import MULTIMEM_BASE, STATIC_BASE, plain_address
 from dysharp_env.multimem.packets import Kind, Packet, Stage
 from dysharp_env.multimem.runtime import Runtime
+from tests.multimem.small_layers import total_flits
 
 VECTOR = np.arange(40, dtype=np.float32)  # 160 B: two packets
 
@@ -43,13 +44,13 @@ def test_store_then_sum_over_local_and_remote_experts() -> None:
     total = runtime.dymultimem_ld_reduce(0, 160, runtime.region.address(1), 4, (0, 2, 3, 4), Stage.DISPATCH)
     np.testing.assert_array_equal(total, 4 * VECTOR)
     # Up once, with 3 remote targets: 8 + 1 + 1 and 2 + 1 + 1 flits. Down to GPUs 1 and 2.
-    assert runtime.links.total("up", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 10 + 4
-    assert runtime.links.total("down", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 2 * (10 + 4)
-    assert runtime.links.total("up", Kind.ACK, Stage.DISPATCH) == 2 * 2
-    assert runtime.links.total("down", Kind.ACK, Stage.DISPATCH) == 2
+    assert total_flits(runtime.links, "up", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 10 + 4
+    assert total_flits(runtime.links, "down", Kind.DYNAMIC_STORE, Stage.DISPATCH) == 2 * (10 + 4)
+    assert total_flits(runtime.links, "up", Kind.ACK, Stage.DISPATCH) == 2 * 2
+    assert total_flits(runtime.links, "down", Kind.ACK, Stage.DISPATCH) == 2
     # Two experts of GPU 1 answer with one sum.
-    assert runtime.links.total("up", Kind.RESPONSE, Stage.DISPATCH) == 2 * (9 + 3)
-    assert runtime.links.total("down", Kind.RESPONSE, Stage.DISPATCH) == 9 + 3
+    assert total_flits(runtime.links, "up", Kind.RESPONSE, Stage.DISPATCH) == 2 * (9 + 3)
+    assert total_flits(runtime.links, "down", Kind.RESPONSE, Stage.DISPATCH) == 9 + 3
 
 
 def test_counts_are_exchanged_before_binding() -> None:
@@ -203,8 +204,8 @@ def test_a_team_s_own_replica_is_near_unless_it_loops_back() -> None:
         team.st(0, VECTOR, team.base)
         np.testing.assert_array_equal(team.ld_reduce(0, 160, team.base), 3 * VECTOR)
         # 160 B in two packets: 9 and 3 flits.
-        assert runtime.links.total("down", Kind.MULTIMEM_STORE, Stage.DISPATCH) == members * (9 + 3)
-        assert runtime.links.total("up", Kind.RESPONSE, Stage.COMBINE) == members * (9 + 3)
+        assert total_flits(runtime.links, "down", Kind.MULTIMEM_STORE, Stage.DISPATCH) == members * (9 + 3)
+        assert total_flits(runtime.links, "up", Kind.RESPONSE, Stage.COMBINE) == members * (9 + 3)
 
 
 def test_a_store_is_kept_until_it_is_acknowledged() -> None:

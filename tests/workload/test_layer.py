@@ -56,19 +56,19 @@ def test_deepseek_v3_by_hand() -> None:
     assert (layer.n_group, layer.topk_group, layer.shared_experts) == (8, 4, 1)
     assert layer.dispatch_bytes == 7168 + 7168 // 128 * 4 == 7392
     assert layer.combine_bytes == 14336
-    assert (layer.gemm1_n, layer.gemm1_k, layer.gemm2_n, layer.gemm2_k) == (4096, 7168, 7168, 2048)
-    assert (layer.gemm1_weight_bytes, layer.gemm2_weight_bytes) == (4096 * 7168, 7168 * 2048)
-    assert (layer.gemm1_flops, layer.gemm2_flops) == (2 * 4096 * 7168, 2 * 7168 * 2048)
+    assert layer.gemms == ((4096, 7168), (7168, 2048))
+    assert layer.weight_bytes == (4096 * 7168, 7168 * 2048)
+    assert layer.gemm_flops == (2 * 4096 * 7168, 2 * 7168 * 2048)
     # 8192 tokens with 8 experts each: 5.77 TFLOP in one pass, twice that backward.
-    assert 8192 * 8 * (layer.gemm1_flops + layer.gemm2_flops) == pytest.approx(5.77e12, rel=1e-3)
+    assert 8192 * 8 * sum(layer.gemm_flops) == pytest.approx(5.77e12, rel=1e-3)
     assert (layer.work_factor, load_model("deepseek-v3", direction="backward").work_factor) == (1, 2)
 
 
 def test_two_matrices_in_bf16_by_hand() -> None:
     layer = load_model("large", compute_dtype="bf16")
-    assert (layer.gemm1_n, layer.gemm2_k) == (2048, 2048)
-    assert layer.gemm1_weight_bytes == layer.gemm2_weight_bytes == 2 * 2048 * 7168
-    assert 8192 * 8 * (layer.gemm1_flops + layer.gemm2_flops) == pytest.approx(3.85e12, rel=1e-3)
+    assert (layer.gemms[0][0], layer.gemms[1][1]) == (2048, 2048)
+    assert layer.weight_bytes == (2 * 2048 * 7168,) * 2
+    assert 8192 * 8 * sum(layer.gemm_flops) == pytest.approx(3.85e12, rel=1e-3)
 
 
 def test_fp8_scale_of_a_partial_block_is_whole() -> None:

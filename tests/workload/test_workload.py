@@ -10,7 +10,7 @@ import pytest
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.traces import RoutingTrace, save_trace
-from dysharp_env.workload.workload import Workload, WorkloadSource, WorkloadSpec, contiguous_placement, load_placement
+from dysharp_env.workload.workload import Workload, WorkloadSource, contiguous_placement, load_placement
 
 LAYER = LayerSpec(
     name="test", hidden=64, moe_ff=64, experts=8, top_k=2, ffn_matrices=2, compute_dtype="bf16", source="test"
@@ -72,43 +72,41 @@ def test_wrong_workloads_give_one_line(changes: dict[str, Any], message: str) ->
 
 
 def test_a_source_draws_new_workloads_that_their_seed_repeats() -> None:
-    source = WorkloadSource(LAYER, 4, WorkloadSpec(routing="dsv2-lite", tokens=32))
-    first, second = source.draw(rng := np.random.default_rng(5)), source.draw(rng)
+    source = WorkloadSource(LAYER, 4, routing="dsv2-lite", tokens=32)
+    first, second = source.draw(5), source.draw(6)
     assert not np.array_equal(first.topk_ids, second.topk_ids)
-    seed = int(first.name.partition("seed=")[2])
-    assert first.name == f"dsv2-lite seed={seed}"
-    assert np.array_equal(source.draw_seeded(seed).topk_ids, first.topk_ids)
-    assert np.array_equal(source.draw(np.random.default_rng(5)).topk_ids, first.topk_ids)
+    assert first.name == "dsv2-lite seed=5"
+    assert np.array_equal(source.draw(5).topk_ids, first.topk_ids)
 
 
 def test_mixed_names_the_model_it_drew() -> None:
-    source = WorkloadSource(LAYER, 4, WorkloadSpec(routing="mixed", tokens=8))
-    names = {source.draw_seeded(seed).name.split()[0] for seed in range(60)}
+    source = WorkloadSource(LAYER, 4, routing="mixed", tokens=8)
+    names = {source.draw(seed).name.split()[0] for seed in range(60)}
     assert {"mixed/uniform", "mixed/dsv2-lite", "mixed/power-law"} <= names
 
 
 def test_trace_windows_are_contiguous_independent_and_within_the_split(tmp_path: Path) -> None:
     path = str(tmp_path / "numbered.npz")
     save_trace(numbered_trace(), path)
-    source = WorkloadSource(LAYER, 4, WorkloadSpec(routing=path, tokens=15, split="test", layer_index=3))
+    source = WorkloadSource(LAYER, 4, routing=path, tokens=15, split="test", layer_index=3)
     starts = set()
     for seed in range(40):
-        drawn = source.draw_seeded(seed)
+        drawn = source.draw(seed)
         windows = drawn.topk_ids[:, 0].reshape(4, 15)
         assert (np.diff(windows, axis=1) % 8 == 1).all()
         starts |= set(windows[:, 0].tolist())
     assert drawn.name == "numbered layer=3 split=test seed=39"
     # The test split is tokens 80 to 99, so windows of 15 start at 80 to 85, which is 0 to 5 modulo 8.
     assert starts == {0, 1, 2, 3, 4, 5}
-    source = WorkloadSource(LAYER, 4, WorkloadSpec(routing=path, tokens=15))
-    assert {source.draw_seeded(seed).name[:16] for seed in range(20)} == {"numbered layer=3", "numbered layer=4"}
+    source = WorkloadSource(LAYER, 4, routing=path, tokens=15)
+    assert {source.draw(seed).name[:16] for seed in range(20)} == {"numbered layer=3", "numbered layer=4"}
 
 
 def test_a_window_may_fill_its_split(tmp_path: Path) -> None:
     path = str(tmp_path / "numbered.npz")
     save_trace(numbered_trace(), path)
-    spec = WorkloadSpec(routing=path, tokens=20, split="validation", layer_index=3)
-    drawn = WorkloadSource(LAYER, 2, spec).draw_seeded(0)
+    source = WorkloadSource(LAYER, 2, routing=path, tokens=20, split="validation", layer_index=3)
+    drawn = source.draw(0)
     assert drawn.topk_ids[:20].tolist() == drawn.topk_ids[20:].tolist() == numbered_trace().topk_ids[0, 60:80].tolist()
 
 
@@ -125,16 +123,16 @@ def test_wrong_sources_give_one_line(tmp_path: Path) -> None:
         ({"placement": "random"}, "placement='random' is unknown; choose 'contiguous' or"),
     ):
         with pytest.raises(ConfigError, match=message) as raised:
-            WorkloadSource(LAYER, 4, WorkloadSpec(**{"tokens": 10, **changes}))
+            WorkloadSource(LAYER, 4, **{"tokens": 10, **changes})
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match="gpus=3 does not divide 8 experts evenly"):
-        WorkloadSource(LAYER, 3, WorkloadSpec())
+        WorkloadSource(LAYER, 3, tokens=256)
 
 
 def test_the_shipped_recording_serves_every_split_of_a_small_machine() -> None:
     for split in ("train", "validation", "test"):
-        spec = WorkloadSpec(routing="recorded", tokens=512, split=split)
-        drawn = WorkloadSource(load_model("deepseek-v2-lite"), 8, spec).draw_seeded(1)
+        source = WorkloadSource(load_model("deepseek-v2-lite"), 8, routing="recorded", tokens=512, split=split)
+        drawn = source.draw(1)
         assert drawn.topk_ids.shape == (4096, 6)
 
 
@@ -144,8 +142,8 @@ def test_placements_from_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", gpu_of_expert=np.array(listed))
     for name in ("p.json", "p.npz"):
         assert load_placement(str(tmp_path / name), 8, 2).tolist() == listed
-        spec = WorkloadSpec(tokens=4, placement=str(tmp_path / name))
-        assert WorkloadSource(LAYER, 2, spec).draw_seeded(0).gpu_of_expert.tolist() == listed
+        source = WorkloadSource(LAYER, 2, tokens=4, placement=str(tmp_path / name))
+        assert source.draw(0).gpu_of_expert.tolist() == listed
     for content in ("{", "[[1], 2]", '["a"]', "[0.5]", "[0, 1]", "[0,0,0,0,0,0,0,0]", "[0,0,0,0,1,1,1,9]", "3", "{}"):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ConfigError, match="placement '.*bad.json'"):

@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dysharp_env.reproduction.steps.parts import BlockParts
-from dysharp_env.reproduction.steps.streams import Op, makespan_ps
+from dysharp_env.reproduction.steps.streams import Op
 
 COMPUTE, COMMUNICATION = "compute", "communication"
+# Where experts run, by ``StepSpec.overlap_beside``.
 EXPERTS_STREAM = {"everything": COMPUTE, "attention": COMMUNICATION}
-
-
-def two_batch_ps(block: BlockParts, layers: int) -> int:
-    """Returns the time of two micro-batches, each of ``block``'s size, through ``layers`` equal layers."""
-    return makespan_ps(two_batch_ops(block, layers))
 
 
 def two_batch_ops(block: BlockParts, layers: int) -> Iterator[Op]:
     """Yields the order of vLLM's dual-batch overlap (its page "Dual Batch Overlap"), shared experts with attention.
 
+    Two micro-batches, each of ``block``'s size, go through ``layers`` equal layers.
     Compute runs attention a, attention b, experts a, experts b; communication dispatch a, dispatch b, combine a,
     combine b; so experts a run beside dispatch b, and attention a of the next layer beside combine b.
     """
@@ -37,14 +34,6 @@ def two_batch_ops(block: BlockParts, layers: int) -> Iterator[Op]:
             yield Op(f"M{layer}{batch}", COMPUTE, gemms_ps, (f"D{layer}{batch}",))
         for batch in "ab":
             yield Op(f"C{layer}{batch}", COMMUNICATION, combine_ps, (f"M{layer}{batch}",))
-
-
-def paired_passes_ps(forward: BlockParts, backward: BlockParts, layers: int, beside: str = "everything") -> int:
-    """Returns the time of one forward and one backward pass through ``layers`` equal layers, overlapped.
-
-    ``beside`` is what computes beside communication; see ``StepSpec.overlap_beside``.
-    """
-    return makespan_ps(paired_passes_ops(forward, backward, layers, EXPERTS_STREAM[beside]))
 
 
 def paired_passes_ops(forward: BlockParts, backward: BlockParts, layers: int, experts: str = COMPUTE) -> Iterator[Op]:

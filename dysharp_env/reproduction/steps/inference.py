@@ -6,10 +6,10 @@ are left out.
 
 from __future__ import annotations
 
-from dysharp_env.reproduction.steps.crosslayer import two_batch_ps
+from dysharp_env.reproduction.steps.crosslayer import two_batch_ops
 from dysharp_env.reproduction.steps.layers import PS_PER_US, LayerCase, LayerTimes
-from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec, around_ps, block_parts
-from dysharp_env.reproduction.steps.roofline import attention_work, ffn_work, total_ps
+from dysharp_env.reproduction.steps.parts import BlockParts, StepSpec, around_ps, block_parts, unscaled_ps
+from dysharp_env.reproduction.steps.streams import makespan_ps
 
 
 def prefill_us(case: LayerCase, times: LayerTimes) -> float:
@@ -22,17 +22,14 @@ def prefill_two_batch_us(case: LayerCase, times: LayerTimes, spec: StepSpec) -> 
     """Returns the time of two prompts of ``case.tokens`` per GPU through all layers, one computing as one sends, us."""
     moe_layers, dense_ps = _layers(case, 1, case.tokens, 0)
     block = block_parts(case, times).on_fewer_sms(case.system.gpu.num_sms, spec.overlap_sms)
-    return (two_batch_ps(block, moe_layers) + 2 * dense_ps) / PS_PER_US
+    return (makespan_ps(two_batch_ops(block, moe_layers)) + 2 * dense_ps) / PS_PER_US
 
 
 def decode_us(case: LayerCase, times: LayerTimes, spec: StepSpec, prompt_tokens: int) -> float:
     """Returns the time of ``spec.decode_tokens`` decoding steps, us.
 
-    Args:
-        case: A layer with one token of each sequence, so ``case.tokens`` sequences per GPU.
-        times: That layer, simulated once: routing changes from step to step, its cost hardly does.
-        spec: How many tokens are decoded.
-        prompt_tokens: Tokens in the KV cache when decoding starts; each step adds one.
+    ``case`` has one token of each sequence, so ``case.tokens`` sequences per GPU, and is simulated once: routing
+    changes from step to step, its cost hardly. To ``prompt_tokens`` in the KV cache each step adds one.
     """
     total_ps = 0
     for decoded in range(spec.decode_tokens):
@@ -46,9 +43,5 @@ def _layers(case: LayerCase, sequences: int, new_tokens: int, cached_tokens: int
     """Returns the number of MoE layers, and the time of all dense ones, ps."""
     model = case.layer.transformer
     assert model is not None, f"'{case.layer.name}' has no model around it"
-    works = (
-        *attention_work(case.layer, sequences, new_tokens, cached_tokens),
-        ffn_work(case.layer, model.dense_ff, sequences * new_tokens),
-    )
-    dense_ps = model.dense_layers * total_ps(case.system.gpu, works) if model.dense_layers else 0
+    dense_ps = model.dense_layers * unscaled_ps(case, model.dense_ff, sequences, new_tokens, cached_tokens)
     return model.layers - model.dense_layers, round(dense_ps * case.compute_scale)

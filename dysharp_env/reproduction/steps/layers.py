@@ -15,7 +15,7 @@ from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.system import SystemSpec
-from dysharp_env.workload import LayerSpec, Workload, WorkloadSource, WorkloadSpec
+from dysharp_env.workload import LayerSpec, Workload, WorkloadSource
 
 PS_PER_US = 10**6
 
@@ -59,7 +59,7 @@ class LayerCase:
 # Cases come in the order of their workloads, so remembering the last one saves most of the drawing.
 @lru_cache(maxsize=1)
 def _draw(layer: LayerSpec, num_gpus: int, tokens: int, routing: str, seed: int) -> Workload:
-    return WorkloadSource(layer, num_gpus, WorkloadSpec(routing=routing, tokens=tokens)).draw_seeded(seed)
+    return WorkloadSource(layer, num_gpus, tokens, routing).draw(seed)
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,9 @@ def simulate_case(case: LayerCase) -> LayerTimes:
 def simulate_cases(
     cases: Iterable[LayerCase], jobs: int, progress: Callable[[int, int, LayerCase], None]
 ) -> dict[LayerCase, LayerTimes]:
-    """Returns the times of every case.
+    """Returns the times of every case, each simulated once, in ``jobs`` processes; 1 simulates in this one.
 
-    Args:
-        cases: Repetitions are simulated once.
-        jobs: Processes; 1 simulates in this one.
-        progress: Called after each simulation with how many are done, how many there are, and which it was.
+    ``progress`` is told after each how many are done, how many there are, and which it was.
 
     Raises:
         ConfigError: A case names what does not exist or does not fit, or a process was ended from outside.

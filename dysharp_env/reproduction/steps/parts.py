@@ -75,10 +75,15 @@ class BlockParts:
 
 def around_ps(case: LayerCase, sequences: int, new_tokens: int, cached_tokens: int = 0) -> int:
     """Returns the time of a layer's attention and shared experts in the pass of ``case``."""
-    layer = case.layer
-    shared = ffn_work(layer, layer.shared_experts * layer.moe_ff, sequences * new_tokens)
-    works = (*attention_work(layer, sequences, new_tokens, cached_tokens), shared)
-    return round(total_ps(case.system.gpu, works, layer.work_factor) * case.compute_scale)
+    width = case.layer.shared_experts * case.layer.moe_ff
+    return round(unscaled_ps(case, width, sequences, new_tokens, cached_tokens) * case.compute_scale)
+
+
+def unscaled_ps(case: LayerCase, width: int, sequences: int, new_tokens: int, cached_tokens: int) -> int:
+    """Returns the time of attention and of a dense FFN of inner ``width``, before ``compute_scale``."""
+    attention = attention_work(case.layer, sequences, new_tokens, cached_tokens)
+    ffn = ffn_work(case.layer, width, sequences * new_tokens)
+    return total_ps(case.system.gpu, (*attention, ffn), case.layer.work_factor)
 
 
 def block_parts(case: LayerCase, times: LayerTimes) -> BlockParts:

@@ -42,11 +42,8 @@ def total_ps(gpu: GpuSpec, works: Iterable[Work], work_factor: int = 1) -> int:
 def attention_work(layer: LayerSpec, sequences: int, new_tokens: int, cached_tokens: int = 0) -> tuple[Work, Work]:
     """Returns a layer's projections and its attention over keys, causal, on one GPU.
 
-    Args:
-        layer: A layer whose ``transformer`` is known.
-        sequences: Sequences of the GPU.
-        new_tokens: Tokens of each that pass through the layer: all of a sequence, or 1 where one decodes.
-        cached_tokens: Tokens before them, whose keys and values are read from the KV cache.
+    ``new_tokens`` of each sequence pass through the layer, 1 where it decodes; the keys and values of the
+    ``cached_tokens`` before them are read from the KV cache.
     """
     assert layer.transformer is not None, f"'{layer.name}' has no attention"
     attention, hidden, dtype = layer.transformer.attention, layer.hidden, layer.compute_dtype
