@@ -86,7 +86,7 @@ def assert_same_groups(state: State, twin: Twin) -> None:
 
 
 def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:
-    assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, len(expected.candidates))
+    assert (asked.kind, asked.gpu, asked.num_candidates) == (expected.kind, expected.gpu, expected.num_candidates)
     shown = state.candidates[: asked.num_candidates]
     names = [name_of_candidate(state, asked.kind, candidate) for candidate in shown]
     assert names == [name_in_twin(candidate) for candidate in expected.candidates]

@@ -210,3 +210,8 @@ class Decision:
     context: np.ndarray  # (context,) float32
     mask: np.ndarray  # (max_candidates,) bool
     candidates: list[Candidate]
+
+    @property
+    def num_candidates(self) -> int:
+        """How many rows are candidates, for opponents that answer the engine too."""
+        return len(self.candidates)
