@@ -43,8 +43,8 @@ from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_pump
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.reduction import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, staff_groups
+from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GROW, NOTHING, ON_DUTY, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT

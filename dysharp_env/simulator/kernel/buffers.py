@@ -1,0 +1,76 @@
+"""Input buffers of the switch: when what a segment takes comes free, and when its sender may use it again."""
+
+from __future__ import annotations
+
+from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.events import push
+from dysharp_env.simulator.kernel.links import (
+    delivery_ps,
+    flow_of_node,
+    is_partial,
+    node_class,
+    wire_ps,
+)
+from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.state import codes
+
+
+@compiled
+def streamed_ps(s: Root, node: int, leaving_ps: int) -> int:
+    """Returns how long before its tail leaves the switch the buffer space of a segment comes free.
+
+    Packets take space one by one as they enter the uplink and give it back one by one as they leave. A segment takes
+    the space of all at once when the first enters, so it gives all back early: on average each packet holds its space
+    as long as if it were alone. What is stored before it goes on, and a single packet, gives it back with its tail.
+    """
+    if s.store_and_forward:
+        return 0
+    packets = flow_of_node(s, node).segment_packets
+    entering_ps = wire_ps(s, s.nodes[node].flits)
+    return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
+
+
+@compiled
+def credit_ps(s: Root, node: int, free_ps: int) -> int:
+    """Returns when a GPU may use buffer space again that it knows, at ``free_ps``, to be free.
+
+    Packets fill a buffer to the brim, whole segments leave a rest: they hold what they have for less, in proportion, so
+    that a buffer full of them passes as much as one full of packets. For the same reason one larger than the buffer,
+    which passes alone, holds it for more.
+    """
+    if s.store_and_forward or flow_of_node(s, node).segment_packets == 1:
+        return free_ps
+    flits = s.nodes[node].flits
+    held_ps = free_ps - (s.nodes[node].tail_ps - delivery_ps(s, flits, wire_ps(s, flits)))
+    rest_flits = s.credit_flits - max(s.credit_flits // flits, 1) * flits
+    return max(s.now_ps, free_ps - held_ps * rest_flits // s.credit_flits)
+
+
+@compiled
+def leave_input(s: Root, node: int, end_ps: int) -> None:
+    """Gives back the input buffer of a segment once its last replica has left the switch."""
+    if s.queueing == codes.OUTPUT_QUEUED:
+        return
+    pair = s.nodes[node].owner
+    whole = node
+    free_ps = end_ps - streamed_ps(s, node, end_ps - s.now_ps)
+    gpu = s.pairs[pair].gpu
+    if not is_partial(s, node):
+        gpu = s.pairs[pair].home
+        if s.dispatch.in_switch:
+            segment = node - pair * s.dispatch.segments
+            store = s.pairs[pair].token * s.dispatch.segments + segment
+            whole = s.store0 + store
+            q = s.stores[store]
+            q.replicas_left -= 1
+            q.end_ps = max(q.end_ps, end_ps)
+            q.free_ps = max(q.free_ps, free_ps)
+            if q.replicas_left > 0:
+                return
+            end_ps = q.end_ps
+            free_ps = q.free_ps
+    cls = node_class(s, whole)
+    link = gpu * s.planes + s.nodes[whole].plane
+    push(s, credit_ps(s, whole, free_ps + s.hop_ps), codes.EV_CREDIT, link, cls, s.nodes[whole].flits)
+    if s.queueing == codes.INPUT_FIFO:
+        push(s, end_ps, codes.EV_INPUT_NEXT, link, cls, 0)
