@@ -68,12 +68,8 @@ def put_in_wheel(s: Root, slot: int, time_ps: int, order: int, a: int, b: int, c
         s.pool_used = place + 1
     else:
         s.pool_free = pool[place].next
+    put(pool, place, time_ps, order, a, b, c)
     event = pool[place]
-    event.time_ps = time_ps
-    event.order = order
-    event.a = a
-    event.b = b
-    event.c = c
     event.next = NOTHING
     if s.wheel_size == 0 or slot < s.wheel_slot:
         s.wheel_slot = slot
@@ -142,14 +138,14 @@ def is_before(heap: Events, i: int, j: int) -> int:
 
 
 @compiled
-def put(heap: Events, i: int, time_ps: int, order: int, a: int, b: int, c: int) -> None:
-    """Writes an event into a hole of the heap."""
-    hole = heap[i]
-    hole.time_ps = time_ps
-    hole.order = order
-    hole.a = a
-    hole.b = b
-    hole.c = c
+def put(events: Events, place: int, time_ps: int, order: int, a: int, b: int, c: int) -> None:
+    """Writes an event into a free place of the pool or a hole of the heap."""
+    event = events[place]
+    event.time_ps = time_ps
+    event.order = order
+    event.a = a
+    event.b = b
+    event.c = c
 
 
 @compiled
