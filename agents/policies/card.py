@@ -106,17 +106,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def without_gone(data: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Returns settings without ``policy.attention``, which files of earlier versions hold and there is no more.
+    """Returns settings without what files of earlier versions hold and there is no more.
+
+    That is ``policy.attention``, and in ``env`` what a masked action did in version 0 of the environment.
 
     Raises:
-        ConfigError: It says something.
+        ConfigError: ``policy.attention`` says something.
     """
-    policy = data.get("policy")
-    if not isinstance(policy, dict) or "attention" not in policy:
-        return {**data}
-    if (given := policy["attention"]) is not False:
-        raise ConfigError(f"{source}: policy.attention={given!r} is of an earlier version; this one has none")
-    return {**data, "policy": {name: value for name, value in policy.items() if name != "attention"}}
+    kept, policy, env = {**data}, data.get("policy"), data.get("env")
+    if isinstance(policy, dict) and "attention" in policy:
+        if (given := policy["attention"]) is not False:
+            raise ConfigError(f"{source}: policy.attention={given!r} is of an earlier version; this one has none")
+        kept["policy"] = {name: value for name, value in policy.items() if name != "attention"}
+    if isinstance(env, dict) and "max_invalid_actions" in env:
+        # Policies choose among legal actions, so nothing that they do depends on it.
+        gone = {"max_invalid_actions"}
+        if env.get("invalid_action") in ("noop", "penalise"):
+            gone |= {"invalid_action", "invalid_penalty"}
+        kept["env"] = {name: value for name, value in env.items() if name not in gone}
+    return kept
 
 
 def read_card(folder: Path) -> PolicyCard:

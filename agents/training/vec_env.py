@@ -76,15 +76,14 @@ class ScheduleVecEnv(VecEnv):
         """Steps every copy; the arrays returned are the caller's own."""
         started = time.perf_counter()
         infos = [self._nothing] * self.num_envs
-        exact_rewards, terminated, truncated = self.episodes.step(self._actions)
+        exact_rewards, dones = self.episodes.step(self._actions)
         rewards = exact_rewards.astype(np.float32)
         self._returns += exact_rewards
         self._lengths += 1
-        dones = terminated | truncated
         if dones.any():
             for index in np.flatnonzero(dones).tolist():
                 infos[index] = self._finish(index)
-                if self._baseline and terminated[index]:
+                if self._baseline:
                     rewards[index] += infos[index]["reference_us"] / infos[index]["final_info"]["lower_bound_us"]
                 self.episodes.restart(index)
             self.episodes.advance()
@@ -100,7 +99,6 @@ class ScheduleVecEnv(VecEnv):
             "workload": self._name(index),
             "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
             "terminal_observation": {name: array[index].copy() for name, array in self.episodes.observations.items()},
-            "TimeLimit.truncated": not self.episodes.is_over[index],
         }
         self._returns[index], self._lengths[index] = 0.0, 0
         return info

@@ -6,6 +6,7 @@ that is over starts anew, and in nothing else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar, cast
@@ -78,7 +79,7 @@ class Episodes:
         self._bound_ps = np.ones(num_copies, np.int64)
         self._rewarded_ps = np.zeros(num_copies, np.int64)
         self._invalid = np.zeros(num_copies, np.int64)
-        self._invalid_in_a_row = np.zeros(num_copies, np.int64)
+        self._has_warned = False
         self._final = {name: np.zeros(num_copies, dtype) for name, dtype in _FINAL.items()}
 
     @property
@@ -171,7 +172,7 @@ class Episodes:
         self._runs[copy], self._source_of[copy] = run, source
         self.batch.place(copy, run.engine)
         self._bound_ps[copy] = run.lower_bound_ps
-        for array in (self.is_over, self._rewarded_ps, self._invalid, self._invalid_in_a_row, *self._final.values()):
+        for array in (self.is_over, self._rewarded_ps, self._invalid, *self._final.values()):
             array[copy] = 0
 
     def advance(self) -> None:
@@ -185,16 +186,19 @@ class Episodes:
             self._show_nothing(copy)
             self.batch.mask[copy, 0] = True
 
-    def step(self, actions: np.ndarray, anew: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray, anew: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Lets copies act or start anew, and takes them to their next decisions.
+
+        A masked action is never a way to wait: the first legal candidate is taken in its place. What it leads to is
+        therefore what legal actions lead to, for the penalty less in every reward up to there, wherever one stops.
 
         Args:
             actions: (copy,) whole numbers in the action space; those of copies that start anew are ignored.
             anew: (copy,) bool, which copies ``restart`` instead of acting, as those must whose episode is over.
 
         Returns:
-            (copy,) float64 rewards, and (copy,) bool whether the episode is terminated and truncated; 0 and False for
-            copies that start anew. The arrays are the caller's.
+            (copy,) float64 rewards, and (copy,) bool whether the episode is terminated; 0 and False for copies that
+            start anew. The arrays are the caller's.
 
         Raises:
             ValueError: An action is masked and ``invalid_action`` is ``raise``; nothing has happened then.
@@ -203,15 +207,13 @@ class Episodes:
         if None in self._runs:
             self.run(self._runs.index(None))
         batch = self.batch
-        acts = batch.mask[self._copies, actions]
-        refused = ~acts
+        acts = ~self.is_over
         starting = np.flatnonzero(anew).tolist() if anew is not None else []
-        if starting:
-            acts[starting] = refused[starting] = False
+        acts[starting] = False
+        refused = acts & ~batch.mask[self._copies, actions]
         any_refused = refused.any()
         if any_refused:
-            self._count_refused(refused, actions)
-        self._invalid_in_a_row *= refused
+            actions = self._replace(refused, actions)
         batch.answer(acts & (batch.status == codes.ASK), actions)
         for copy in starting:
             self.restart(copy)
@@ -225,20 +227,25 @@ class Episodes:
                 self._end(copy)
         if starting:
             self._offer_one_action()
-        truncated = np.zeros(len(acts), bool)
         if any_refused:
-            truncated = refused & (self._invalid_in_a_row >= self.settings.max_invalid_actions)
-            if self.settings.invalid_action == "penalise":
-                rewards[refused] = -self.settings.invalid_penalty
-        return rewards, terminated, truncated
+            rewards[refused] -= self.settings.invalid_penalty
+        return rewards, terminated
 
-    def _count_refused(self, refused: np.ndarray, actions: np.ndarray) -> None:
-        """Notes masked actions, which leave everything else as it is."""
+    def _replace(self, refused: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Returns the actions with the first legal ones where masked ones are refused, which it counts."""
         if self.settings.invalid_action == "raise":
             copy = int(refused.argmax())
             raise masked(int(actions[copy]), self.batch.mask[copy])
+        if not self._has_warned:
+            self._has_warned = True
+            # The text is always the same, so that one line is shown for many environments in a process.
+            warnings.warn(
+                "a masked action was taken: the first legal candidate takes its place, and each costs invalid_penalty;"
+                ' info["action_mask"] and action_masks() say what is legal',
+                stacklevel=3,
+            )
         self._invalid += refused
-        self._invalid_in_a_row += refused
+        return np.where(refused, self.batch.mask.argmax(axis=1), actions)
 
     def _end(self, copy: int) -> None:
         """Notes the result of a copy's layer, after which nothing is shown and nothing legal."""

@@ -45,12 +45,11 @@ class EnvSpec(ScenarioSpec):
     """Whether every use of a link and SM group is recorded, for timelines; ``rgb_array`` always records."""
     seeds: Seeds | None = None
     """First of the workload seeds that resets draw from, and how many; none means any."""
-    invalid_action: Literal["noop", "raise", "penalise"] = "noop"
-    """What a masked action does."""
-    invalid_penalty: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """What ``penalise`` takes from the reward, in lower bounds."""
-    max_invalid_actions: int = Field(default=1000, ge=1)
-    """Masked actions in a row after which an episode is truncated."""
+    invalid_action: Literal["replace", "raise"] = "replace"
+    """What a masked action does: the first legal candidate is taken in its place and the reward is less by
+    ``invalid_penalty``, or it is an error."""
+    invalid_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """What a masked action takes from the reward, in lower bounds: by default as much as a perfect schedule takes."""
 
     @model_validator(mode="after")
     def _check(self) -> EnvSpec:

@@ -1,4 +1,4 @@
-"""``DySHARP/TokenSchedule-v0``: one MoE layer, scheduled decision by decision."""
+"""``DySHARP/TokenSchedule-v1``: one MoE layer, scheduled decision by decision."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     {actions}
 
     ``action_masks()`` (bool) and ``info["action_mask"]`` (int8) tell which indices are legal; they are one mask. A
-    masked action leaves everything as it is and is counted in ``info["invalid_actions"]``; with
-    ``invalid_action="penalise"`` it also costs ``invalid_penalty``, with ``"raise"`` it is a ValueError.
-    ``max_invalid_actions`` in a row truncate.
+    masked action is answered by the first legal candidate, takes ``invalid_penalty`` (1, what a perfect schedule of
+    the whole layer costs) off the reward, is counted in ``info["invalid_actions"]``, and the first one is warned of;
+    with ``invalid_action="raise"`` it is a ValueError. So nobody gains by masked actions or stalls with them: the same
+    schedule by legal actions has a higher return, at its end and at every step before.
 
     ## Observation space
     ``Dict`` of two float32 boxes in [0, 1]. "Root" means the square root of a time over the lower bound, cut at 1, so
@@ -58,13 +59,13 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     {context}
 
     ## Reward
-    ``-(time advanced) / (lower bound)``: the return of an episode is minus makespan over lower bound, and -1 is the
-    bound itself. Discount 1.
+    ``-(time advanced) / (lower bound)``, less ``invalid_penalty`` for a masked action: the return of an episode of
+    legal actions is minus makespan over lower bound, and -1 is the bound itself. Discount 1.
 
     ## Starting state and end
     ``reset`` draws a workload; ``options={{"workload_seed": n}}`` or ``options={{"workload": Workload}}`` choose it.
     With ``suite="NAME"`` it first draws an entry of the suite, or takes ``options={{"entry": n}}``.
-    The episode terminates when the last token is combined; it is truncated only by masked actions.
+    The episode terminates when the last token is combined. It is never truncated, but by wrappers.
 
     ## Info
     The same keys at every step: ``action_mask``, ``kind`` (0 split, 1 dispatch, 2 gemm, 3 combine, -1 at the end),
@@ -83,7 +84,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Example
     >>> import gymnasium, dysharp_env
-    >>> env = gymnasium.make("DySHARP/TokenSchedule-v0", model="small", tokens=32, routing="uniform")
+    >>> env = gymnasium.make("DySHARP/TokenSchedule-v1", model="small", tokens=32, routing="uniform")
     >>> observation, info = env.reset(seed=0)
     >>> done = False
     >>> while not done:
@@ -129,7 +130,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         if render_mode is not None:
             require_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
-        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v0")
+        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v1")
         self._episodes = Episodes(self.settings, 1, logging=render_mode == "rgb_array")
         self.observation_space = self._episodes.observation_space
         self.action_space = self._episodes.action_space
@@ -181,14 +182,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
             choice = -1
         if not 0 <= choice < self.settings.max_candidates:
             raise ValueError(f"action {action!r} is not in {self.action_space}")
-        rewards, terminated, truncated = self._episodes.step(np.array([choice]))
-        return (
-            self._observation(),
-            float(rewards[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            self._episodes.info_of(0),
-        )
+        rewards, terminated = self._episodes.step(np.array([choice]))
+        return self._observation(), float(rewards[0]), bool(terminated[0]), False, self._episodes.info_of(0)
 
     def action_masks(self) -> np.ndarray:
         """Returns which actions are legal now, (max_candidates,) bool, a copy.

@@ -1,4 +1,4 @@
-"""``DySHARP/TokenSchedule-v0`` as a native Gymnasium vector environment: all copies advance in one compiled call."""
+"""``DySHARP/TokenSchedule-v1`` as a native Gymnasium vector environment: all copies advance in one compiled call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     Example:
         >>> import gymnasium, dysharp_env
         >>> envs = gymnasium.make_vec(
-        ...     "DySHARP/TokenSchedule-v0", num_envs=8, model="small", tokens=32, routing="uniform",
+        ...     "DySHARP/TokenSchedule-v1", num_envs=8, model="small", tokens=32, routing="uniform",
         ...     vectorization_mode="vector_entry_point",
         ... )
         >>> observations, infos = envs.reset(seed=0)
@@ -68,7 +68,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             require_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v0")
+        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v1")
         self._episodes = Episodes(self.settings, num_envs, threads=threads, logging=render_mode == "rgb_array")
         self.single_observation_space = self._episodes.observation_space
         self.single_action_space = self._episodes.action_space
@@ -125,9 +125,9 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         is_whole = actions.shape == (self.num_envs,) and actions.dtype.kind in "iu"
         if not is_whole or actions.min() < 0 or actions.max() >= self.settings.max_candidates:
             raise ValueError(f"actions {actions!r} are not in {self.action_space}")
-        rewards, terminated, truncated = self._episodes.step(actions, self._autoreset)
-        self._autoreset = terminated | truncated
-        return self._observations(), rewards, terminated, truncated, self._infos()
+        rewards, terminated = self._episodes.step(actions, self._autoreset)
+        self._autoreset = terminated.copy()
+        return self._observations(), rewards, terminated, np.zeros(self.num_envs, bool), self._infos()
 
     def action_masks(self) -> np.ndarray:
         """Returns which actions are legal now, (num_envs, max_candidates) bool; none where an episode is over."""

@@ -82,7 +82,11 @@ FEATURE_TABLE = (
         "place in the list over max_candidates (first unsent; first ready; fullest open tile last)",
         DECISION_KINDS,
     ),
-    Feature("size", "tokens over chunk_tokens (dispatch, combine) or tile_tokens (GEMM)", GROUPS),
+    Feature(
+        "size",
+        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM); combine: sums over the most a chunk can have there",
+        GROUPS,
+    ),
     Feature("is_gemm2", "1 for a GEMM-2 row", ("gemm",)),
     Feature("is_partial", "1 for an open tile that would be closed early", ("gemm",)),
     Feature("weights_in_l2", "1 if the row's expert matrix is in L2", ("gemm",)),

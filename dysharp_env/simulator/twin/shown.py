@@ -104,6 +104,9 @@ class Shown:
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:
         world, count = self.world, len(unit.items)
+        workload, per_token = world.workload, 1
+        if world.program.copies_per_expert and not world.combine.reads:
+            per_token = min(workload.layer.top_k, workload.experts_per_gpu)
         backlogs_ps = []
         for item in unit.items:
             if isinstance(item, Pair):
@@ -112,7 +115,7 @@ class Shown:
                 sources = [pair for pair in item.pairs if pair.is_remote and pair.experts]
                 backlogs_ps.extend(backlog_ps(self.gpus[pair.gpu].uplinks) for pair in sources)
         return {
-            "size": count / world.program.chunk_tokens,
+            "size": count / (world.program.chunk_tokens * per_token),
             "waiting": self._root(world.clock.now_ps - unit.ready_ps),
             "fan_out": min(1.0, len(backlogs_ps) / (count * (world.num_gpus - 1))),
             "backlog": self._root(max(backlogs_ps, default=0)),

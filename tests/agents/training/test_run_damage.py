@@ -180,8 +180,10 @@ def test_a_damaged_run_is_not_evaluated(
 
 def test_a_run_of_an_earlier_version_goes_on_with_defaults_for_what_is_new(run: Path) -> None:
     spec = read_spec(RunFolder(run))
-    drop_setting("env.invalid_penalty")(run / "config.yaml")
+    drop_setting("env.hold")(run / "config.yaml")
     drop_setting("imitation")(run / "config.yaml")
+    replace("invalid_action: replace", "invalid_action: noop\n  max_invalid_actions: 1000")(run / "config.yaml")
+    replace("invalid_penalty: 1.0", "invalid_penalty: 0.01")(run / "config.yaml")
     replace("hidden:", "attention: false\n  hidden:")(run / "config.yaml")
     assert read_spec(RunFolder(run)) == spec
     assert main(["--resume", str(run), "--quiet", "--set", "total_decisions=2048"]) == 0

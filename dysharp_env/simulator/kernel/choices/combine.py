@@ -53,11 +53,19 @@ def measure_uplinks(s: Root) -> None:
 
 
 @compiled
+def most_items(s: Root) -> int:
+    """Returns how many items a unit has at most: sums of a chunk's tokens, or one GPU's partial sums of them."""
+    if s.copies_per_expert and not s.combine.reads:
+        return s.chunk_tokens * min(s.top_k, s.experts_per_gpu)
+    return s.chunk_tokens
+
+
+@compiled
 def describe_unit(s: Root, unit: int, row: int, walks: bool) -> None:
     """Describes a chunk's ready tokens, or one GPU's ready partial sums of a chunk."""
     f = s.features[row]
     u = s.units[unit]
-    f.size = u.count / s.chunk_tokens
+    f.size = u.count / most_items(s)
     f.waiting = rooted(s, s.now_ps - u.ready_ps)
     if not walks:
         return
