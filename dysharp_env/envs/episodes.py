@@ -189,8 +189,8 @@ class Episodes:
     def step(self, actions: np.ndarray, anew: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Lets copies act or start anew, and takes them to their next decisions.
 
-        A masked action is never a way to wait: the first legal candidate is taken in its place. What it leads to is
-        therefore what legal actions lead to, for the penalty less in every reward up to there, wherever one stops.
+        A masked action is never a way to wait: the first legal candidate is taken in its place, at a penalty. Whatever
+        masked actions lead to, legal ones lead to as well, with a higher return wherever one stops.
 
         Args:
             actions: (copy,) whole numbers in the action space; those of copies that start anew are ignored.
