@@ -78,6 +78,11 @@ def explain(problem: Problem, schedule: ScheduleSpec) -> Explanation:
     return Explanation(schedule.name, run, ideal_runs(problem, schedule), critical_path(run, schedule))
 
 
+def ideal_name(ideal: IdealRun) -> str:
+    """Returns what people call that which is ideal, where its resource is not beside it."""
+    return f"{ideal.what}, together" if ideal.is_group and ideal.what in ("links", "memory", "software") else ideal.what
+
+
 def ideal_table(explanation: Explanation) -> Table:
     """Returns what each thing would save if it were ideal, in groups by resource."""
     columns = ("makespan us", "saved us", "saved %")
@@ -92,7 +97,13 @@ def ideal_table(explanation: Explanation) -> Table:
                 name, meaning = members[0].name, members[0].meaning
         style = "bold" if ideal.what == explanation.binds else ""
         saved_us = (explanation.makespan_ps - ideal.makespan_ps) / 1e6
-        cells = (name, meaning, f"{ideal.makespan_ps / 1e6:.1f}", f"{saved_us:.1f}", f"{explanation.saved_pct(ideal):.1f}")
+        cells = (
+            name,
+            meaning,
+            f"{ideal.makespan_ps / 1e6:.1f}",
+            f"{saved_us:.1f}",
+            f"{explanation.saved_pct(ideal):.1f}",
+        )
         rows.append((ideal.resource, [f"[{style}]{escape(cell)}[/]" if style else escape(cell) for cell in cells]))
     add_groups(table, rows)
     return table

@@ -20,7 +20,6 @@ class Way:
         up_ps: It took the uplink.
         switch_ps: It could leave the switch, or be added up there: its head had come.
         reduced_ps: Its turn in a reduction unit came; None without one.
-        added_ps: The sum that it was the last of was ready to go down.
         down_ps: It, or the sum, took the downlink.
         arrived_ps: It was there.
     """
@@ -29,7 +28,6 @@ class Way:
     up_ps: int
     switch_ps: int
     reduced_ps: int | None
-    added_ps: int
     down_ps: int
     arrived_ps: int
 
@@ -132,7 +130,7 @@ class Moves:
         return int(self._state.tokens["dispatch_start"][token]) + self._costs.memory_ps
 
     def last_sent(self, gpu: int, part: int) -> tuple[int, int, int]:
-        """Returns of the copies of a part that a GPU dispatched: the last one's pair, when it came, when that was known.
+        """Returns the last of the copies of a part that a GPU dispatched: its pair, when it came, when that was known.
 
         NOTHING and zeros if none left its GPU.
         """
@@ -156,7 +154,6 @@ class Moves:
             up_ps=int(up["start_ps"]),
             switch_ps=head_ps + costs.hop_ps,
             reduced_ps=None if added is None else int(added["start_ps"]),
-            added_ps=0 if added is None else int(added["end_ps"]) + costs.cycle_ps,
             down_ps=int(down["start_ps"]),
             arrived_ps=int(down["end_ps"]) + costs.hop_ps,
         )

@@ -164,8 +164,8 @@ class _Walk:
         name = STAGE_NAMES["combine"]
         self.back(way.down_ps, name, f"on the wire to GPU {home}", "combine", False)
         if way.reduced_ps is not None:
-            self.back(way.added_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)
-            self.back(way.reduced_ps, name, f"added up in the switch for GPU {home}", "combine", False)
+            # A sum goes down as its last piece is added: what lies between is the downlink.
+            self.back(way.reduced_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)
             self.back(way.switch_ps, name, f"reduction unit of GPU {home}, at other sums", "combine", True)
         else:
             self.back(way.switch_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)

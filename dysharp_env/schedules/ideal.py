@@ -8,7 +8,7 @@ cost time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,8 +59,8 @@ IDEALISATIONS = (
     Idealisation(
         "communication SMs",
         "links",
-        "any number of bytes in flight",
-        {"gpu.*_in_flight_bytes": 0, "gpu.multimem_queue_entries": 0},
+        "issue at no cost, with any number of bytes in flight",
+        {"gpu.families": {}, "gpu.*_in_flight_bytes": 0, "gpu.multimem_queue_entries": 0},
     ),
     Idealisation(
         "switch",
@@ -102,10 +102,12 @@ class IdealRun:
     makespan_ps: int
 
 
-def ideal_system(system: SystemSpec, idealisations: Iterable[Idealisation]) -> SystemSpec:
+def ideal_system(system: SystemSpec, idealisations: Sequence[Idealisation]) -> SystemSpec:
     """Returns the system with some things made ideal; settings that a system does not have are passed over."""
     values: dict[str, Any] = {}
-    for key in flat_keys(system):
+    # A setting that holds others may be named too.
+    named = [pattern for each in idealisations for pattern in each.changes if "*" not in pattern]
+    for key in (*flat_keys(system), *named):
         value: Any = system
         for name in key.split("."):
             value = getattr(value, name, None)
@@ -150,9 +152,9 @@ def _resource_run(problem: Problem, schedule: ScheduleSpec, resource: str) -> Id
     return IdealRun(resource, resource, True, _makespan_ps(problem, schedule, members))
 
 
-def _makespan_ps(problem: Problem, schedule: ScheduleSpec, idealisations: Iterable[Idealisation]) -> int:
+def _makespan_ps(problem: Problem, schedule: ScheduleSpec, idealisations: Sequence[Idealisation]) -> int:
     costs = problem.costs
-    system = ideal_system(problem.system, tuple(idealisations))
+    system = ideal_system(problem.system, idealisations)
     scale, resolution = costs.compute_scale, costs.resolution
     ideal = Problem.of(system, problem.workload, compute_scale=scale, resolution=resolution)
     engine = ideal.engine(schedule)

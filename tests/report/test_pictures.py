@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dysharp_env.report import gantt
+from dysharp_env.report import gantt, use
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
@@ -74,7 +74,7 @@ def test_picture_of_a_running_layer_keeps_its_size() -> None:
 
 def test_many_gpus_show_as_their_mean_and_a_few() -> None:
     engine = simulate(*scenario(gpus=16, tokens=8), load_schedule("deepep"), logging=True).engine
-    names = [block.name for block in gantt._blocks(engine, 3, engine.now_ps / 1e6, 1200)]
+    names = [block.name for block in use.blocks(engine, 3, engine.now_ps / 1e6, 300)]
     assert names == ["all (mean)", "GPU 0", "GPU 8", "GPU 15"]
 
 
@@ -97,13 +97,13 @@ def test_png_holds_the_picture(logged: LayerRun) -> None:
 def test_fractions_by_hand() -> None:
     # GPU 1 has [0, 10) in full and [5, 15) by half: 4 of the first 4, 6 + 2.5 of the next 6, 2.5 of the last 10.
     edges = np.array([0.0, 4.0, 10.0, 20.0])
-    found = gantt._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
+    found = use._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
     assert found == pytest.approx(np.array([[0.0, 0.0, 0.0], [1.0, 8.5 / 6, 0.25]]))
 
 
 def test_strips_hold_the_time_that_links_are_busy(logged: LayerRun) -> None:
     engine = logged.engine
-    (uplink, _, downlink) = gantt._logged_use(engine, np.linspace(0, engine.now_ps, 301))
+    (uplink, _, downlink) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
     rows = engine.state.log[: int(engine.state.root["log_size"][0])]
     for (_, parts), resource in ((uplink, 0), (downlink, 1)):
         for gpu in range(4):
