@@ -1,4 +1,4 @@
-"""``python -m dysharp_env COMMAND``: simulate, compare, explain, validate, reproduce, bench, and handle routing traces."""
+"""``python -m dysharp_env COMMAND``: simulate, compare, explain, validate, reproduce, bench; and routing traces."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """Pictures of where a layer's time goes: a GPU over time, the critical path below it, and what would save how much.
 
 Each explanation is a panel. At its top are all strips of the GPU that ends last; below, on the same time axis, the
-critical path, whose steps are numbered and told at the left. Pale steps are those in which the path waited for its turn.
-At the right is how long the layer would take if one thing were ideal.
+critical path, whose steps are numbered and told at the left. Pale steps are those in which the path waited for its
+turn. At the right is how long the layer would take if one thing were ideal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def write_causes(path: str | Path, *panels: tuple[str, Explanation], scale: floa
 
 
 def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndarray:
-    """Returns a picture of explanations, one above the other, as (height, width, 3) uint8 of 1200 pixels times ``scale``.
+    """Returns a picture of explanations, one above the other, as (height, width, 3) uint8; 1200 pixels times ``scale``.
 
     Args:
         *panels: Title and explanation of each layer.
@@ -75,6 +76,7 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
     if has_hbm:
         handles.append(Patch(facecolor=BESIDE["activations"], label="other HBM traffic"))
     handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, counts"))
+    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=len(handles), **LEGEND)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -144,11 +146,11 @@ class _Panel:
             lines.append(("", f"{len(explanation.path) - len(told)} shorter steps", "", rest_ps))
         for place, (number, what, waited_for, took_ps) in enumerate(lines):
             y = (bottom - (place + 0.5) * _LINE_PX) / self.height
-            style = {"fontsize": 8.5, "va": "center", "parse_math": False}
+            style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "parse_math": False}
             colour = _COLOURS[told[place][1].stage] if place < len(told) else FAINT
             self.figure.text(30 / _WIDTH, y, number, ha="right", color=colour, fontweight="bold", **style)
             self.figure.text(38 / _WIDTH, y, what, color=INK, **style)
-            self.figure.text(205 / _WIDTH, y, waited_for, color=FAINT, **style)
+            self.figure.text(212 / _WIDTH, y, waited_for, color=FAINT, **style)
             self.figure.text(_TEXTS_PX / _WIDTH, y, f"{took_ps / 1e6:.2f} µs", ha="right", color=INK, **style)
 
 
@@ -163,14 +165,12 @@ def _draw_path(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks([])
     axes.tick_params(axis="x", colors=INK, labelsize=9)
     axes.set_xlabel("time, µs", color=INK, fontsize=9.5, loc="left", labelpad=1)
-    axes.text(
-        *(-0.006, 0.55, "critical path"),
-        **{"transform": axes.transAxes, "ha": "right", "va": "center", "fontsize": 8.5, "color": INK},
-    )
+    beside: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "center"}
+    axes.text(-0.006, 0.55, "critical path", **beside, fontsize=8.5, color=INK)
     for number, step in enumerate(explanation.path, start=1):
         start_us, took_us = step.start_ps / 1e6, (step.end_ps - step.start_ps) / 1e6
         is_pale = step.is_waiting and step.stage != "memory"
-        style = {"facecolor": _COLOURS[step.stage], "edgecolor": "white", "linewidth": 0.5}
+        style: dict[str, Any] = {"facecolor": _COLOURS[step.stage], "edgecolor": "white", "linewidth": 0.5}
         axes.broken_barh([(start_us, took_us)], (0.12, 0.82), **style, alpha=_PALE if is_pale else 1.0)
         if took_us > _NUMBERED_SHARE * end_us:
             colour = INK if is_pale else "white"
@@ -196,11 +196,12 @@ def _draw_ideal(axes: Axes, explanation: Explanation) -> None:
         axes.barh(middle, time_us, height=0.7, color=colour, alpha=1.0 if is_bold else 0.55, linewidth=0)
         text = f"{time_us:.1f} µs"
         if place:
-            text += f", {100 * (time_us - whole_us) / whole_us:+.0f} %"
-        style = {"fontsize": 8.5, "va": "center", "color": INK, "fontweight": weight}
+            change_pct = round(100 * (time_us - whole_us) / whole_us)
+            text += f", {change_pct:+d} %".replace("-", "−") if change_pct else ""
+        style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "color": INK, "fontweight": weight}
         axes.annotate(name, (0.0, middle), (-6, 0), textcoords="offset points", ha="right", **style)
         axes.annotate(text, (time_us, middle), (4, 0), textcoords="offset points", **style)
-    axes.axvline(whole_us, color=FAINT, linewidth=0.8, linestyle=":")
+    axes.axvline(whole_us, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
 
 
 def _ideal_colour(resource: str) -> str:

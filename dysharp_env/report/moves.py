@@ -60,11 +60,12 @@ class Moves:
         """Returns the log rows of all thread blocks and, (row,), how long each took beyond its arithmetic: for HBM."""
         rows = self._sm
         tokens = self._state.tiles["count"][rows["item"]]
-        alone_ps = np.zeros(len(rows), np.int64)
-        for stage in (1, 2):
-            for is_first in (True, False):
-                mine = (rows["purpose"] == stage) & ((rows["gpu"] == 0) == is_first)
-                alone_ps[mine] = self._costs.block_ps(stage, tokens[mine], 0 if is_first else 1)
+        kinds, kind = np.unique(
+            np.stack((rows["purpose"], tokens, np.minimum(rows["gpu"], 1))), axis=1, return_inverse=True
+        )
+        # All GPUs but the first are equally fast.
+        times = [self._costs.block_ps(stage, count, gpu) for stage, count, gpu in kinds.T.tolist()]
+        alone_ps = np.array(times, np.int64)[kind.reshape(-1)]
         return rows, np.maximum(rows["end_ps"] - rows["start_ps"] - alone_ps, 0)
 
     def stalled_share(self, gpu: int, since_ps: int, until_ps: int) -> float:
@@ -93,8 +94,8 @@ class Moves:
         """Returns the way of a pair's partial sum; if it is added up in the switch, on with the sum."""
         first = self._partial0 + pair * self._sums
         if not self._program.combine.in_switch:
-            down = _last(_of(self._down, first, first + self._sums))
-            return self._way(first, down, int(down["item"]))
+            came = _last(_of(self._down, first, first + self._sums))
+            return self._way(first, came, int(came["item"]))
         added = _last(_of(self._reduce, first, first + self._sums))
         segment = (int(added["item"]) - self._partial0) % self._sums
         whole = self._sum0 + token * self._sums

@@ -103,7 +103,7 @@ def _gemm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _hbm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the used fraction of HBM, for expert weights and for the rest; nothing where the engine does not log it."""
+    """Returns the used fraction of HBM, for expert weights and for the rest; nothing where it is not logged."""
     code, weights = getattr(codes, "LOG_HBM", None), getattr(codes, "HBM_WEIGHTS", 0)
     log = engine.state.log[: int(engine.state.root["log_size"][0])]
     rows = log[log["resource"] == code] if code is not None else log[:0]
