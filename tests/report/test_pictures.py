@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dysharp_env.report import gantt, use
+from dysharp_env.report import causes, gantt, use
+from dysharp_env.report.explained import Explanation, explain
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
-from dysharp_env.schedules import Exposure, Starter, load_schedule, simulate
+from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule, simulate
 from dysharp_env.schedules.run import LayerRun
 from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.state import codes
 from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.workload import Workload
@@ -192,3 +194,49 @@ def test_groups_that_change_size_are_shown() -> None:
 def test_text_of_many_gpus_is_cut() -> None:
     run = simulate(*scenario(gpus=32, tokens=4), load_schedule("deepep"))
     assert describe_state(run).endswith("... and 16 more GPUs")
+
+
+def explained(*schedules: str) -> list[tuple[str, Explanation]]:
+    system, workload = scenario()
+    problem = Problem.of(system, workload)
+    return [(name, explain(problem, load_schedule(name))) for name in schedules]
+
+
+def test_causes_are_drawn_one_panel_each() -> None:
+    one, two = explained("deepep"), explained("deepep", "dysharp")
+    first, both = causes.draw_causes(*one), causes.draw_causes(*two)
+    assert first.dtype == np.uint8 and first.shape[1:] == both.shape[1:] == (1200, 3)
+    assert 1.5 * len(first) < len(both) < 2.2 * len(first)
+    assert all(pixels_of(first, stage) > 500 for stage in gantt.COLOURS)
+
+
+def test_a_gpu_shows_all_that_it_has(logged: LayerRun) -> None:
+    engine = logged.engine
+    block = use.everything_of(engine, 1, engine.now_ps / 1e6, 300)
+    names = [name for name, _ in block.strips]
+    assert [name for name in names if name != "HBM"] == [
+        "dispatch SMs",
+        "uplink",
+        "GEMM SMs",
+        "downlink",
+        "combine SMs",
+    ]
+    sms = dict(block.strips)["GEMM SMs"]
+    assert list(sms) == ["gemm1", "gemm2", "stalled"]
+    # What computes and what waits for HBM are together what is busy.
+    (_, (_, busy), _) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
+    assert sum(sms.values()) == pytest.approx(sum(used[1] for used in busy.values()))
+
+
+def test_hbm_is_shown_where_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = simulate(*scenario(), load_schedule("dysharp"), logging=True).engine
+    code, num_rows = 99, 2
+    monkeypatch.setattr(codes, "LOG_HBM", code, raising=False)
+    log = engine.state.log
+    log["resource"][:num_rows], log["gpu"][:num_rows], log["purpose"][:num_rows] = code, 2, [0, 1]
+    log["start_ps"][:num_rows], log["end_ps"][:num_rows] = [0, engine.now_ps // 2], [engine.now_ps // 2, engine.now_ps]
+    for gpu, share in ((2, 0.5), (1, 0.0)):
+        hbm = dict(use.everything_of(engine, gpu, engine.now_ps / 1e6, 300).strips)["HBM"]
+        assert {name: used.mean() for name, used in hbm.items()} == pytest.approx(
+            {"weights": share, "activations": share}, abs=1e-3
+        )
