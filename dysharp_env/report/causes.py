@@ -201,7 +201,6 @@ def _draw_ideal(axes: Axes, explanation: Explanation) -> None:
         style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "color": INK, "fontweight": weight}
         axes.annotate(name, (0.0, middle), (-6, 0), textcoords="offset points", ha="right", **style)
         axes.annotate(text, (time_us, middle), (4, 0), textcoords="offset points", **style)
-    axes.axvline(whole_us, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
 
 
 def _ideal_colour(resource: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,14 @@ class Way:
     arrived_ps: int
 
 
+class Trips(NamedTuple):
+    """Vectors that SM groups had under way, (vector,) each: on which GPU, and from when to when in picoseconds."""
+
+    gpu: np.ndarray
+    issued_ps: np.ndarray
+    arrived_ps: np.ndarray
+
+
 class Moves:
     """The log of a finished engine, by vector."""
 
@@ -46,6 +55,30 @@ class Moves:
         self._up, self._down, self._reduce, self._sm = (
             log[log["resource"] == code] for code in (codes.LOG_UP, codes.LOG_DOWN, codes.LOG_REDUCE, codes.LOG_SM)
         )
+
+    def dispatched(self) -> Trips:
+        """Returns the copies that went down to GPUs, each on the GPU that issued it or the store that it is of."""
+        rows, pairs = _of(self._down, 0, self._partial0), self._state.pairs
+        pair = rows["item"] // self._copies
+        first = pair * self._copies
+        if self._program.dispatch.in_switch:
+            first = self._store0 + pairs["token"][pair].astype(np.int64) * self._copies
+        return self._trips(pairs["gpu" if self._program.dispatch.reads else "home"][pair], first, rows)
+
+    def combined(self) -> Trips:
+        """Returns the sums or partial sums that arrived, at home or in the switch, each on the GPU that issued it."""
+        reads, in_switch, pairs = self._program.combine.reads, self._program.combine.in_switch, self._state.pairs
+        if reads and in_switch:
+            rows = self._down[self._down["item"] >= self._sum0]
+            token = (rows["item"] - self._sum0) // self._sums
+            root = self._state.root[0]
+            return self._trips(token // int(root["tokens_per_gpu"]), self._sum0 + token * self._sums, rows)
+        rows = self._reduce if in_switch else _of(self._down, self._partial0, self._store0)
+        pair = (rows["item"] - self._partial0) // self._sums
+        return self._trips(pairs["home" if reads else "gpu"][pair], self._partial0 + pair * self._sums, rows)
+
+    def _trips(self, gpu: np.ndarray, first: np.ndarray, rows: np.ndarray) -> Trips:
+        return Trips(gpu, self._state.trips["issued_ps"][first - self._trip0], rows["end_ps"])
 
     def pairs_of(self, token: int) -> range:
         """Returns the pairs of a token."""

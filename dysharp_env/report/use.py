@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dysharp_env.report.moves import Moves
+from dysharp_env.report.moves import Moves, Trips
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 from dysharp_env.simulator.state import codes, observation
@@ -74,18 +74,33 @@ def logged_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
 def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
     """Returns all strips of one GPU up to a time in so many bins, from the engine's log.
 
-    Beside what ``blocks`` shows, these are what dispatch and combine groups have under way, relative to their most; of
-    the GEMM group the part whose thread blocks wait for HBM (``stalled``); and HBM.
+    Beside what ``blocks`` shows, these are the vectors that dispatch and combine groups have under way, relative to the
+    most; of the GEMM group the part whose thread blocks wait for HBM (``stalled``); and HBM.
     """
     edges_ps = np.linspace(0.0, end_us * 1e6, bins + 1)
     uplink, _, downlink = logged_use(engine, edges_ps)
-    dispatch, _, combine = table_use(engine, edges_ps)
+    moves = Moves(engine)
     strips = [
-        *(("dispatch SMs", dispatch[1]), uplink, ("GEMM SMs", _gemm_use(engine, edges_ps))),
-        *(("HBM", _hbm_use(engine, edges_ps)), downlink, ("combine SMs", combine[1])),
+        *(
+            ("dispatch SMs", {"dispatch": _under_way(engine, moves.dispatched(), edges_ps)}),
+            uplink,
+            ("GEMM SMs", _gemm_use(engine, edges_ps)),
+        ),
+        *(
+            ("HBM", _hbm_use(engine, edges_ps)),
+            downlink,
+            ("combine SMs", {"combine": _under_way(engine, moves.combined(), edges_ps)}),
+        ),
     ]
     shown = ((name, {stage: used[gpu] for stage, used in stages.items()}) for name, stages in strips if stages)
     return Block(f"GPU {gpu}", tuple(shown))
+
+
+def _under_way(engine: Engine, trips: Trips, edges_ps: np.ndarray) -> np.ndarray:
+    """Returns how many vectors are under way, over the most there are, (gpu, bin)."""
+    weights = np.ones(len(trips.gpu))
+    count = _fractions(engine.workload.num_gpus, trips.gpu, trips.issued_ps, trips.arrived_ps, weights, edges_ps)
+    return np.clip(count / max(count.max(), 1e-9), 0.0, 1.0)
 
 
 def _gemm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:

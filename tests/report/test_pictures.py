@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from dysharp_env.report import causes, gantt, use
 from dysharp_env.report.explained import Explanation, explain
+from dysharp_env.report.moves import Moves
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
@@ -223,9 +224,19 @@ def test_a_gpu_shows_all_that_it_has(logged: LayerRun) -> None:
     ]
     sms = dict(block.strips)["GEMM SMs"]
     assert list(sms) == ["gemm1", "gemm2", "stalled"]
+    assert all(0 < used.max() <= 1 for _, stages in block.strips for used in stages.values())
     # What computes and what waits for HBM are together what is busy.
     (_, (_, busy), _) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
     assert sum(sms.values()) == pytest.approx(sum(used[1] for used in busy.values()))
+
+
+@pytest.mark.parametrize("schedule", ["deepep", "dysharp", "dysharp-push", "mega-moe", "nvls"])
+def test_groups_have_vectors_under_way_once_they_may(schedule: str) -> None:
+    engine = simulate(*scenario(), load_schedule(schedule), logging=True).engine
+    root, moves = engine.state.root[0], Moves(engine)
+    for trips, stage in ((moves.dispatched(), "dispatch"), (moves.combined(), "combine")):
+        assert len(trips.gpu) and (trips.issued_ps < trips.arrived_ps).all()
+        assert trips.issued_ps.min() >= root[f"{stage}_first"] and trips.arrived_ps.max() <= root[f"{stage}_last"]
 
 
 def test_hbm_is_shown_where_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
