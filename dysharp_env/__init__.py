@@ -60,6 +60,14 @@ Layer and machine
     - Times do not depend on values. ``multimem.execute`` computes in float32 what a schedule computes, to show that
       it is right; what BF16 and FP8 round away is not shown.
 
+What binds where
+================
+
+``python -m dysharp_env explain`` says for any layer and schedule what binds and what the last token waited for; the
+README has a table for DeepSeek-V3 on 8 H200. Few tokens per GPU: memory, which streams expert weights, and then what
+software costs. Many: compute, and the links as far as a schedule leaves exchanges uncovered. In between phases wait for
+links, and overlapped schedules for memory; so does, at any size, one whose rows do not keep to the weights that L2 has.
+
 And dynamic multimem itself does not exist in hardware: its instructions, queues and tables are as DySHARP (arXiv
 2605.05607) describes them, and where it does not, as the modules here say.
 """

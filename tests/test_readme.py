@@ -1,18 +1,52 @@
 """The README says what the code does: its tables are the environment's own, its links lead somewhere.
 
-``python -m tests.test_readme`` writes the tables anew.
+``python -m tests.test_readme`` writes the tables anew, that of the regimes too, which takes a minute.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from dysharp_env.envs.token_schedule import markdown_table
+from dysharp_env.report.explained import explain
+from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.ideal import RESOURCES
 from dysharp_env.simulator.state.observation import CANDIDATE_MEANINGS, CONTEXT_MEANINGS, FEATURE_MEANINGS
+from dysharp_env.workload import ScenarioSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+REGIME_COLUMNS = ("tokens per GPU", "schedule", "makespan, us", *RESOURCES, "binds")
+REGIME_TOKENS = (64, 512, 4096, 8192)
+REGIME_SCHEDULES = ("deepep", "mega-moe", "dysharp")
+
+
+def regimes(token_counts: Iterable[int]) -> list[str]:
+    """Returns lines of the README's table on what binds DeepSeek-V3 on 8 H200."""
+    lines = []
+    for tokens in token_counts:
+        options = {"system": "dgx-h200", "model": "deepseek-v3", "tokens": tokens, "routing": "uniform"}
+        scenario = ScenarioSpec(**options).build()
+        problem = Problem.of(scenario.system, scenario.draw(0))
+        for name in REGIME_SCHEDULES:
+            explanation = explain(problem, load_schedule(name))
+            saved = [f"{explanation.saved_pct(run):.0f}" for run in explanation.ideal if run.what in RESOURCES]
+            cells = (f"{tokens}", f"`{name}`", f"{explanation.makespan_ps / 1e6:.0f}", *saved, explanation.binds)
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def with_regimes(text: str) -> str:
+    """Returns the README with its table on regimes written anew."""
+    head = f"| {' | '.join(REGIME_COLUMNS)} |\n|{'---|' * len(REGIME_COLUMNS)}\n"
+    table = head + "".join(f"{line}\n" for line in regimes(REGIME_TOKENS))
+    text, count = re.subn(rf"{re.escape(head)}(\|.*\n)+", lambda _: table, text)
+    assert count == 1
+    return text
 
 
 def tables() -> list[str]:
@@ -43,5 +77,9 @@ def test_links_and_pictures_exist() -> None:
             assert (ROOT / target).exists(), target
 
 
+def test_regimes_are_those_that_explain_finds() -> None:
+    assert all(f"{line}\n" in README for line in regimes(REGIME_TOKENS[:1]))
+
+
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(with_tables(README), encoding="utf-8")
+    (ROOT / "README.md").write_text(with_regimes(with_tables(README)), encoding="utf-8")

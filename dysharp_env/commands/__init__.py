@@ -42,6 +42,8 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         build_parser: Makes the parser; it must set ``run`` as a default.
         argv: Arguments without the program's name; None takes them from the command line.
     """
+    # Pictures go to files: a notebook's backend, handed down to what it starts, may not even exist here.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         args = build_parser().parse_args(argv)
         status: int = args.run(args)

@@ -53,16 +53,16 @@ def run(args: argparse.Namespace) -> int:
         for schedule in schedules
     ]
     bound_us = runs[0].result.lower_bound_us
-    if args.picture:
-        # Matplotlib takes longer to import than most layers to simulate.
-        from dysharp_env.report.gantt import write_picture
-
-        write_picture(args.picture, *((run.schedule, run.run.engine) for run in runs), lower_bound_us=bound_us)
     config = {**describe_config(scenario, schedules, args.resolution), "against": against}
     if publish(args.json, "compare", args.seed, config, runs=[run.record() for run in runs]):
         console = results_console()
         say(console, f"{layer_title(workload, scenario.system.name)}; lower bound {bound_us:.1f} us")
         console.print(comparison_table(runs, against))
+    if args.picture:
+        # Matplotlib takes longer to import than most layers to simulate.
+        from dysharp_env.report.gantt import write_picture
+
+        write_picture(args.picture, *((run.schedule, run.run.engine) for run in runs), lower_bound_us=bound_us)
     return 0
 
 

@@ -57,10 +57,16 @@ def run(args: argparse.Namespace) -> int:
     logging = bool(args.timeline or args.picture)
     timed = run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
     title = f"{timed.schedule} on {layer_title(workload, args.system)}"
-    _write_files(args, timed, title)
     config = describe_config(scenario, schedules, args.resolution)
-    if publish(args.json, "simulate", args.seed, config, runs=[timed.record()]):
-        _print(args, timed, title)
+    may_print = publish(args.json, "simulate", args.seed, config, runs=[timed.record()])
+    if may_print:
+        _print(timed, title)
+    # Results first: they are there even if a file cannot be written.
+    _write_files(args, timed, title)
+    if may_print:
+        for option, (_, use) in {**FILES, "json": ("", "the results")}.items():
+            if getattr(args, option):
+                say(results_console(), f"wrote {getattr(args, option)}: {use}")
     return 0
 
 
@@ -77,7 +83,7 @@ def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
         write_picture(args.picture, (title, engine), lower_bound_us=timed.result.lower_bound_us)
 
 
-def _print(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
+def _print(timed: TimedRun, title: str) -> None:
     console, result = results_console(), timed.result
     say(console, title)
     console.print(
@@ -88,6 +94,3 @@ def _print(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
         soft_wrap=True,
     )
     console.print(Columns([phase_table(timed), utilisation_table(timed), traffic_table(timed)], padding=(1, 3)))
-    for option, (_, use) in {**FILES, "json": ("", "the results")}.items():
-        if getattr(args, option):
-            say(console, f"wrote {getattr(args, option)}: {use}")

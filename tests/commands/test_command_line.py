@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dysharp_env.__main__ import main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
+from dysharp_env.schedules.ideal import RESOURCES
 from dysharp_env.validation.rows import ValidationRow
 from dysharp_env.workload import ScenarioSpec
 
@@ -153,6 +155,55 @@ def test_compare_draws_two_schedules(empty_folder: Path) -> None:
     assert (empty_folder / "pair.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_explain_says_what_binds_and_what_was_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *TINY, "--schedule", "deepep", "--schedule", "dysharp"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("deepep on 4 GPUs of dgx-h100") and "dysharp on 4 GPUs of dgx-h100" in out
+    for text in (
+        "what binds: ",
+        "If it were ideal",
+        "count exchange",
+        "Critical path of the last token home",
+        "GEMM-2",
+    ):
+        assert out.count(text) >= 2
+
+
+def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *TINY, "--seed", "2", "--schedule", "deepep", "--schedule", "dysharp", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["schema", "version", "seed", "config", "runs"]
+    assert (document["schema"], document["version"], document["seed"]) == ("dysharp/explain/1", __version__, 2)
+    assert [run["schedule"] for run in document["runs"]] == ["deepep", "dysharp"]
+    for run in document["runs"]:
+        assert list(run) == ["schedule", "makespan_us", "lower_bound_us", "binds", "idealised", "path"]
+        assert run["binds"] in RESOURCES
+        whats = [ideal["what"] for ideal in run["idealised"]]
+        assert len(set(whats)) == len(whats) and {*RESOURCES, "everything", "HBM", "launches"} <= set(whats)
+        for ideal in run["idealised"]:
+            assert list(ideal) == ["what", "makespan_us", "saved_us", "saved_pct"]
+            assert ideal["makespan_us"] + ideal["saved_us"] == pytest.approx(run["makespan_us"])
+            assert ideal["saved_pct"] == pytest.approx(100 * ideal["saved_us"] / run["makespan_us"])
+        assert all(list(step) == ["what", "start_us", "end_us", "waited_for"] for step in run["path"])
+        assert all(before["end_us"] == after["start_us"] for before, after in pairwise(run["path"]))
+        assert (run["path"][0]["start_us"], run["path"][-1]["end_us"]) == (0.0, run["makespan_us"])
+
+
+@pytest.mark.parametrize("command", ["simulate", "explain"])
+def test_pictures_need_no_backend_and_come_after_the_table(command: str, empty_folder: Path) -> None:
+    code = "import sys; from dysharp_env.__main__ import main; from dysharp_env.report import files;"
+    code += "files.os.replace = lambda *_: sys.exit('TABLE FIRST');"
+    code += f"main({[command, *TINY, '--picture', 'p.png']})"
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_backend"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert child.stderr == "TABLE FIRST\n" and "makespan" in child.stdout and os.listdir() == []
+
+
+def test_explain_draws(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *TINY, "--picture", "p.png"]) == 0
+    assert (empty_folder / "p.png").read_bytes().startswith(b"\x89PNG") and "wrote p.png" in capsys.readouterr().out
+
+
 def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     good = ValidationRow("g", "good", 2.0, 2.0, "exact", 0.0)
     bad = ValidationRow("g", "bad", 2.0, 2.5, "predicted", 0.4)
@@ -211,6 +262,11 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("compare", "--against", "dysharpp"), "against='dysharpp' is unknown"),
         (("compare", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
         (("compare", "--picture", "x.png"), "picture='x.png' shows two schedules"),
+        (("explain", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
+        (("explain", "--tokens", "0"), "tokens=0: Input should be greater than or equal to 1"),
+        (("explain", "--schedule", "dysharpp"), "(did you mean 'dysharp'?)"),
+        (("explain", "--picture", "x.jpg"), "picture='x.jpg' must end in .png"),
+        (("explain", "--json", "x.png", "--picture", "x.png"), "picture='x.png' is the file that json is written to"),
         (("validate", "--seed", "-1"), "seed=-1 must not be negative"),
         (("validate", "--json", "no/x.json"), "cannot write json='no/x.json'"),
         (("trace", "info", "no.npz"), "npz file 'no.npz' does not exist"),

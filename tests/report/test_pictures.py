@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dysharp_env.report import gantt
+from dysharp_env.report import causes, gantt, use
+from dysharp_env.report.explained import Explanation, explain
+from dysharp_env.report.moves import Moves
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
-from dysharp_env.schedules import Exposure, Starter, load_schedule, simulate
+from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule, simulate
 from dysharp_env.schedules.run import LayerRun
 from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.state import codes
 from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.workload import Workload
@@ -74,7 +77,7 @@ def test_picture_of_a_running_layer_keeps_its_size() -> None:
 
 def test_many_gpus_show_as_their_mean_and_a_few() -> None:
     engine = simulate(*scenario(gpus=16, tokens=8), load_schedule("deepep"), logging=True).engine
-    names = [block.name for block in gantt._blocks(engine, 3, engine.now_ps / 1e6, 1200)]
+    names = [block.name for block in use.blocks(engine, 3, engine.now_ps / 1e6, 300)]
     assert names == ["all (mean)", "GPU 0", "GPU 8", "GPU 15"]
 
 
@@ -97,13 +100,13 @@ def test_png_holds_the_picture(logged: LayerRun) -> None:
 def test_fractions_by_hand() -> None:
     # GPU 1 has [0, 10) in full and [5, 15) by half: 4 of the first 4, 6 + 2.5 of the next 6, 2.5 of the last 10.
     edges = np.array([0.0, 4.0, 10.0, 20.0])
-    found = gantt._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
+    found = use._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
     assert found == pytest.approx(np.array([[0.0, 0.0, 0.0], [1.0, 8.5 / 6, 0.25]]))
 
 
 def test_strips_hold_the_time_that_links_are_busy(logged: LayerRun) -> None:
     engine = logged.engine
-    (uplink, _, downlink) = gantt._logged_use(engine, np.linspace(0, engine.now_ps, 301))
+    (uplink, _, downlink) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
     rows = engine.state.log[: int(engine.state.root["log_size"][0])]
     for (_, parts), resource in ((uplink, 0), (downlink, 1)):
         for gpu in range(4):
@@ -192,3 +195,59 @@ def test_groups_that_change_size_are_shown() -> None:
 def test_text_of_many_gpus_is_cut() -> None:
     run = simulate(*scenario(gpus=32, tokens=4), load_schedule("deepep"))
     assert describe_state(run).endswith("... and 16 more GPUs")
+
+
+def explained(*schedules: str) -> list[tuple[str, Explanation]]:
+    system, workload = scenario()
+    problem = Problem.of(system, workload)
+    return [(name, explain(problem, load_schedule(name))) for name in schedules]
+
+
+def test_causes_are_drawn_one_panel_each() -> None:
+    one, two = explained("deepep"), explained("deepep", "dysharp")
+    first, both = causes.draw_causes(*one), causes.draw_causes(*two)
+    assert first.dtype == np.uint8 and first.shape[1:] == both.shape[1:] == (1200, 3)
+    assert 1.5 * len(first) < len(both) < 2.2 * len(first)
+    assert all(pixels_of(first, stage) > 500 for stage in gantt.COLOURS)
+
+
+def test_a_gpu_shows_all_that_it_has(logged: LayerRun) -> None:
+    engine = logged.engine
+    block = use.everything_of(engine, 1, engine.now_ps / 1e6, 300)
+    names = [name for name, _ in block.strips]
+    assert [name for name in names if name != "HBM"] == [
+        "dispatch SMs",
+        "uplink",
+        "GEMM SMs",
+        "downlink",
+        "combine SMs",
+    ]
+    sms = dict(block.strips)["GEMM SMs"]
+    assert list(sms) == ["gemm1", "gemm2", "stalled"]
+    assert all(0 < used.max() <= 1 for _, stages in block.strips for used in stages.values())
+    # What computes and what waits for HBM are together what is busy.
+    (_, (_, busy), _) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
+    assert sum(sms.values()) == pytest.approx(sum(used[1] for used in busy.values()))
+
+
+@pytest.mark.parametrize("schedule", ["deepep", "dysharp", "dysharp-push", "mega-moe", "nvls"])
+def test_groups_have_vectors_under_way_once_they_may(schedule: str) -> None:
+    engine = simulate(*scenario(), load_schedule(schedule), logging=True).engine
+    root, moves = engine.state.root[0], Moves(engine)
+    for trips, stage in ((moves.dispatched(), "dispatch"), (moves.combined(), "combine")):
+        assert len(trips.gpu) and (trips.issued_ps < trips.arrived_ps).all()
+        assert trips.issued_ps.min() >= root[f"{stage}_first"] and trips.arrived_ps.max() <= root[f"{stage}_last"]
+
+
+def test_hbm_is_shown_where_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = simulate(*scenario(), load_schedule("dysharp"), logging=True).engine
+    code, num_rows = 99, 2
+    monkeypatch.setattr(codes, "LOG_HBM", code, raising=False)
+    log = engine.state.log
+    log["resource"][:num_rows], log["gpu"][:num_rows], log["purpose"][:num_rows] = code, 2, [0, 1]
+    log["start_ps"][:num_rows], log["end_ps"][:num_rows] = [0, engine.now_ps // 2], [engine.now_ps // 2, engine.now_ps]
+    for gpu, share in ((2, 0.5), (1, 0.0)):
+        hbm = dict(use.everything_of(engine, gpu, engine.now_ps / 1e6, 300).strips)["HBM"]
+        assert {name: used.mean() for name, used in hbm.items()} == pytest.approx(
+            {"weights": share, "activations": share}, abs=1e-3
+        )

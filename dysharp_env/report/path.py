@@ -1,0 +1,316 @@
+"""The critical path of a layer: what the last token to come home waited for, and how long, from the start to the end.
+
+The path is walked backwards. The last sum home waited for links, for its turn, and for the last of the rows that are in
+it; that row for SMs, for memory, and for the last token of its tile; that token for links and for its turn. Where a
+stage waits behind a gate that opened later than its own inputs came, the path goes on with what the gate waited for, on
+whatever GPU that was. Where something waits for its turn, the path names what is busy and does not follow that.
+
+Times are those that the engine keeps and logs. Each step begins where the one before it ends, so that all steps make up
+the makespan to the picosecond; where several things ended at one moment, the path follows one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dysharp_env.report import STAGE_NAMES
+from dysharp_env.report.moves import Moves
+from dysharp_env.schedules import LayerRun, ScheduleSpec
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
+
+_PAID = {"launch": "kernel launch", "barrier": "barrier of all GPUs", "count_exchange": "exchange of token counts"}
+START = "before the start"
+_GEMMS = ("gemm1", "gemm2")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stretch of the critical path.
+
+    Attributes:
+        what: What was going on.
+        waited_for: What took the time, or what had to come first.
+        stage: ``software``, ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
+        is_waiting: Whether nothing was done for the path in this time: something else was in its way.
+        start_ps, end_ps: From when to when.
+    """
+
+    what: str
+    waited_for: str
+    stage: str
+    is_waiting: bool
+    start_ps: int
+    end_ps: int
+
+    def record(self) -> dict[str, object]:
+        """Returns the step as an item of ``path`` in a JSON result."""
+        times = {"start_us": self.start_ps / 1e6, "end_us": self.end_ps / 1e6}
+        return {"what": self.what, **times, "waited_for": self.waited_for}
+
+
+def critical_path(run: LayerRun, schedule: ScheduleSpec) -> list[Step]:
+    """Returns the steps of the critical path, the first first.
+
+    Args:
+        run: A finished layer whose engine kept a log.
+        schedule: What it was run under.
+    """
+    walk = _Walk(run, schedule)
+    walk.pay("end", run.engine.program.pay_end_ps, "after the last token")
+    tile = walk.come_home(int(np.argmax(walk.state.tokens["combine_end"][:-1])))
+    tile, pair = walk.run_gemm2(tile)
+    if pair == NOTHING:
+        pair = walk.run_gemm1(tile)
+    walk.dispatch(pair)
+    walk.pay("dispatch", run.engine.program.pays_ps[0], START)
+    return _joined(walk.steps[::-1])
+
+
+def _joined(steps: list[Step]) -> list[Step]:
+    """Returns the steps with neighbours that say the same made one."""
+    joined: list[Step] = []
+    for step in steps:
+        if joined and (joined[-1].what, joined[-1].waited_for) == (step.what, step.waited_for):
+            last = joined.pop()
+            step = Step(step.what, step.waited_for, step.stage, step.is_waiting, last.start_ps, step.end_ps)
+        joined.append(step)
+    return joined
+
+
+class _Walk:
+    """A walk back from the end of a layer; ``cursor`` is how far it has come."""
+
+    def __init__(self, run: LayerRun, schedule: ScheduleSpec) -> None:
+        self.engine, self.schedule = run.engine, schedule
+        self.state, self.costs, self.program = run.engine.state, run.engine.costs, run.engine.program
+        self.moves = Moves(run.engine)
+        self.cursor = run.engine.now_ps
+        self.steps: list[Step] = []
+        tiles = self.state.tiles
+        self.begun = np.flatnonzero(tiles["rows"]["start_ps"][:, GEMM1] >= 0)
+        self.tile_gpu = self.state.experts["gpu"][tiles["expert"]]
+        self.tile_part = self.state.experts["part"][tiles["expert"]]
+        # (place in arrived_pair,) the tile that it is in
+        self.tile_at = np.full(len(self.state.arrived_pair), NOTHING)
+        for tile in self.begun:
+            first = tiles["first"][tile]
+            self.tile_at[first : first + tiles["count"][tile]] = tile
+
+    def back(self, since_ps: int, what: str, waited_for: str, stage: str, is_waiting: bool) -> None:
+        """Moves the cursor back to a time and says what was going on since; what lies ahead of it is passed over."""
+        since_ps = max(0, int(since_ps))
+        if since_ps < self.cursor:
+            self.steps.append(Step(what, waited_for, stage, is_waiting, since_ps, self.cursor))
+            self.cursor = since_ps
+
+    def pay(self, stage: str, total_ps: int, what: str) -> None:
+        """Goes back over what a schedule pays before a stage, item by item where the items make up what is paid."""
+        paid = getattr(self.schedule.pays, stage)
+        times = [getattr(self.costs, f"{cost}_ps", 0) for cost in paid]
+        names = [_PAID.get(cost, cost.replace("_", " ")) for cost in paid]
+        if sum(times) != total_ps:
+            times, names = [total_ps], [" and ".join(names)]
+        end_ps = self.cursor
+        for place in reversed(range(len(times))):
+            self.back(end_ps - sum(times[place:]), what, names[place], "software", False)
+
+    def gate(self, stage: int, part: int, gpu: int) -> np.void | None:
+        """Returns the gate that a stage of a part waits behind on a GPU, if it has one."""
+        gates = self.state.gates[1:]
+        mine = (gates["stage"] == stage) & (gates["part"] == part) & np.isin(gates["gpu"], (NOTHING, gpu))
+        return gates[np.argmax(mine)] if mine.any() else None
+
+    def last_behind(self, gate: np.void, part: int, times_ps: np.ndarray) -> int:
+        """Returns the last of the tiles that a gate waits for, by times, (tile,)."""
+        mine = self.begun[self.tile_part[self.begun] == part]
+        if gate["gpu"] != NOTHING:
+            mine = mine[self.tile_gpu[mine] == gate["gpu"]]
+        return int(mine[np.argmax(times_ps[mine])])
+
+    # Combine.
+
+    def come_home(self, token: int) -> int:
+        """Goes back from a token's result at home to the end of GEMM-2 of a tile, which is returned."""
+        home = token // self.engine.workload.tokens_per_gpu
+        pair, local = self._last_sum(token, home)
+        if local != NOTHING:
+            return local
+        self._cross_combine(token, pair, home)
+        gpu = home if self.program.combine.reads else int(self.state.pairs["gpu"][pair])
+        waited_for = f"combine SMs of GPU {gpu}, at other sums"
+        if self.program.exclusive:
+            waited_for = f"GPU {gpu}'s dispatch, or {waited_for}"
+        return self._be_combined(token, pair, gpu, waited_for)
+
+    def _last_sum(self, token: int, home: int) -> tuple[int, int]:
+        """Returns the pair whose partial sum came home last, and NOTHING; or a tile at home that was later still."""
+        if self.program.combine.reads:
+            return self.moves.last_partial(token), NOTHING
+        for pair in self.moves.pairs_of(token):
+            if self.state.pairs["gpu"][pair] == home and not self.moves.crossed(pair):
+                tile = self._last_tile([pair])
+                if tile != NOTHING and self._end_ps(tile, GEMM2) == self.cursor:
+                    return pair, tile
+        return self.moves.last_partial(token), NOTHING
+
+    def _cross_combine(self, token: int, pair: int, home: int) -> None:
+        """Goes back from home to when the sum, or the partial sum of a pair, was issued."""
+        if pair == NOTHING:
+            return
+        gpu = int(self.state.pairs["gpu"][pair])
+        way = self.moves.way_home(token, pair)
+        name = STAGE_NAMES["combine"]
+        self.back(way.down_ps, name, f"on the wire to GPU {home}", "combine", False)
+        if way.reduced_ps is not None:
+            # A sum goes down as its last piece is added: what lies between is the downlink.
+            self.back(way.reduced_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)
+            self.back(way.switch_ps, name, f"reduction unit of GPU {home}, at other sums", "combine", True)
+        else:
+            self.back(way.switch_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)
+        self.back(way.up_ps, name, f"on the wire from GPU {gpu} to the switch", "combine", False)
+        if self.program.combine.reads:
+            asked_ps = way.issued_ps + 2 * self.costs.hop_ps + self.costs.memory_ps
+            self.back(asked_ps, name, f"uplink of GPU {gpu}, at other sums", "combine", True)
+            self.back(way.issued_ps, name, f"asked for, and read by GPU {gpu}", "combine", False)
+        else:
+            self.back(way.issued_ps, name, f"uplink of GPU {gpu}, at other sums", "combine", True)
+
+    def _be_combined(self, token: int, pair: int, gpu: int, waited_for: str) -> int:
+        """Goes back from the issue of a sum to the end of the row, or the opening of the gate, that it waited for."""
+        reads, hops_ps = self.program.combine.reads, 2 * self.costs.hop_ps
+        ends_ps = self.state.tiles["rows"]["end_ps"][:, GEMM2]
+        known_ps = ends_ps
+        if reads:
+            pairs = list(self.moves.pairs_of(token))
+            part = int(self.state.units["part"][self.state.tokens["chunk"][token]])
+            if self.program.notifies:
+                known_ps = ends_ps + np.where(self.tile_gpu == gpu, 0, hops_ps)
+        else:
+            pairs, part = [pair], int(self.state.pairs["part"][pair])
+        tiles = self._tiles_of(pairs)
+        tile = int(tiles[np.argmax(known_ps[tiles])])
+        what = "waiting to be combined"
+        gate = self.gate(OPENS_COMBINE, part, gpu)
+        if gate is not None:
+            last = self.last_behind(gate, part, ends_ps)
+            if ends_ps[last] + gate["pay_ps"] >= known_ps[tile]:
+                self.back(ends_ps[last] + gate["pay_ps"], what, waited_for, "combine", True)
+                self.pay("combine", int(gate["pay_ps"]), "before combine")
+                return last
+        self.back(known_ps[tile], what, waited_for, "combine", True)
+        self.back(ends_ps[tile], "notification", f"GPU {gpu} learns that the row is done", "combine", False)
+        return tile
+
+    # GEMMs.
+
+    def run_gemm2(self, tile: int) -> tuple[int, int]:
+        """Goes back over a tile's GEMM-2 row to the end of a GEMM-1 row, or to the arrival of a GPU's last copy.
+
+        Returns:
+            The tile of the GEMM-1 row and NOTHING, or any tile and the pair that the copy was for.
+        """
+        self._run_blocks(tile, GEMM2)
+        gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
+        ends_ps = self.state.tiles["rows"]["end_ps"][:, GEMM1]
+        gate = self.gate(OPENS_GEMM2, part, gpu)
+        if gate is not None:
+            last = self.last_behind(gate, part, ends_ps)
+            pair, stored_ps, known_ps = self.moves.last_sent(gpu, part)
+            done_ps = max(int(ends_ps[last]), known_ps)
+            self._wait_for_sms(tile, GEMM2, done_ps + int(gate["pay_ps"]))
+            self.pay("gemm2", int(gate["pay_ps"]), "before GEMM-2")
+            if known_ps > ends_ps[last]:
+                self.back(stored_ps, "end of dispatch", f"GPU {gpu} learns that all is stored", "dispatch", False)
+                return tile, pair
+            return last, NOTHING
+        self._wait_for_sms(tile, GEMM2, int(ends_ps[tile]))
+        return tile, NOTHING
+
+    def run_gemm1(self, tile: int) -> int:
+        """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token; returns the pair that this is."""
+        self._run_blocks(tile, GEMM1)
+        gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
+        ready_ps = self.state.tiles["rows"]["ready_ps"][:, GEMM1]
+        gate = self.gate(OPENS_GEMM1, part, gpu)
+        if gate is not None:
+            last = self.last_behind(gate, part, ready_ps)
+            self._wait_for_sms(tile, GEMM1, int(ready_ps[last] + gate["pay_ps"]))
+            self.pay("gemm1", int(gate["pay_ps"]), "before GEMM-1")
+            tile = last
+        else:
+            self._wait_for_sms(tile, GEMM1, int(ready_ps[tile]))
+        row = self.state.tiles[tile]
+        pair = int(self.state.arrived_pair[row["first"] + row["count"] - 1])
+        expert = self.state.experts[row["expert"]]
+        is_early = (
+            row["count"] < self.engine.workload.layer.tile_tokens
+            and row["first"] + row["count"] < expert["slot0"] + expert["total"]
+        )
+        arrived_ps = self.moves.arrived_ps(pair, self.cursor)
+        if is_early:
+            text = f"more tokens for expert {int(expert['number'])}, till its tile is closed early"
+            self.back(arrived_ps, "waiting for its tile to fill", text, "gemm1", True)
+        self.back(arrived_ps, STAGE_NAMES["dispatch"], f"tables of GPU {int(expert['gpu'])}", "dispatch", False)
+        return pair
+
+    def _wait_for_sms(self, tile: int, gemm: int, since_ps: int) -> None:
+        gpu = int(self.tile_gpu[tile])
+        text = f"GEMM SMs of GPU {gpu}, at other rows"
+        if since_ps < self.cursor:
+            text += f" ({self.moves.stalled_share(gpu, since_ps, self.cursor):.0%} of that for HBM)"
+        self.back(since_ps, f"waiting for its {STAGE_NAMES[_GEMMS[gemm]]} row", text, _GEMMS[gemm], True)
+
+    def _run_blocks(self, tile: int, gemm: int) -> None:
+        """Goes back over the thread blocks of a row, one after the other, to its start."""
+        gpu, row = int(self.tile_gpu[tile]), self.state.tiles[tile]
+        name, stage = STAGE_NAMES[_GEMMS[gemm]], _GEMMS[gemm]
+        number, count = int(self.state.experts["number"][row["expert"]]), int(row["count"])
+        tokens = "1 token" if count == 1 else f"{count} tokens"
+        mine = self.moves.blocks(tile, gemm)
+        alone_ps = self.costs.block_ps(gemm + 1, count, gpu)
+        start_ps = int(row["rows"][gemm]["start_ps"])
+        while self.cursor > start_ps:
+            ending = mine[mine["end_ps"] == self.cursor]
+            if len(ending) == 0:
+                self.back(start_ps, name, f"SMs of GPU {gpu}, at earlier rows", stage, True)
+                break
+            begun_ps = int(ending["start_ps"].min())
+            computed_ps = self.cursor - min(alone_ps, self.cursor - begun_ps)
+            self.back(computed_ps, name, f"thread blocks of expert {number}, {tokens}", stage, False)
+            self.back(begun_ps, name, f"weights and tokens from HBM of GPU {gpu}", "memory", True)
+
+    def _tiles_of(self, pairs: list[int]) -> np.ndarray:
+        """Returns the tiles that pairs' tokens are in."""
+        return self.tile_at[np.flatnonzero(np.isin(self.state.arrived_pair, pairs))]
+
+    def _last_tile(self, pairs: list[int]) -> int:
+        tiles = self._tiles_of(pairs)
+        return int(max(tiles, key=lambda tile: self._end_ps(tile, GEMM2), default=NOTHING))
+
+    def _end_ps(self, tile: int, gemm: int) -> int:
+        return int(self.state.tiles["rows"]["end_ps"][tile, gemm])
+
+    # Dispatch.
+
+    def dispatch(self, pair: int) -> None:
+        """Goes back from a token's arrival at an expert GPU to when dispatch began."""
+        home, gpu = int(self.state.pairs["home"][pair]), int(self.state.pairs["gpu"][pair])
+        token = int(self.state.pairs["token"][pair])
+        name, way = STAGE_NAMES["dispatch"], self.moves.way_out(pair)
+        if way is None:
+            self.back(self.cursor - self.costs.memory_ps, name, f"from memory of GPU {gpu}", "dispatch", False)
+        else:
+            self.back(way.down_ps, name, f"on the wire to GPU {gpu}", "dispatch", False)
+            self.back(way.switch_ps, name, f"downlink of GPU {gpu}, at other tokens", "dispatch", True)
+            self.back(way.up_ps, name, f"on the wire from GPU {home} to the switch", "dispatch", False)
+            if self.program.dispatch.reads:
+                asked_ps = way.issued_ps + 2 * self.costs.hop_ps + self.costs.memory_ps
+                self.back(asked_ps, name, f"uplink of GPU {home}, at other tokens", "dispatch", True)
+                self.back(way.issued_ps, name, f"asked for, and read by GPU {home}", "dispatch", False)
+            else:
+                self.back(way.issued_ps, name, f"uplink of GPU {home}, at other tokens", "dispatch", True)
+        by = gpu if self.program.dispatch.reads else home
+        text = f"dispatch SMs of GPU {by}, at tokens before token {token}"
+        self.back(self.program.pays_ps[0], "waiting to be dispatched", text, "dispatch", True)

@@ -1,0 +1,180 @@
+"""What every GPU's links, SMs and memory are in use for over time, as fractions of each: what pictures draw.
+
+Links and memory are known only if the engine keeps a log; without one, there is only how many chunks and rows the SM
+groups have under way, relative to their most.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dysharp_env.report.moves import Moves, Trips
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.state import codes, observation
+
+# A strip: its name, and by stage the (gpu, bin) fractions that are in use.
+Strip = tuple[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One GPU's strips, or the mean of all: for each strip its name and the used fraction by stage, (bin,) each."""
+
+    name: str
+    strips: tuple[tuple[str, dict[str, np.ndarray]], ...]
+
+
+def blocks(engine: Engine, max_gpus: int, end_us: float, bins: int) -> list[Block]:
+    """Returns the strips to draw up to a time in so many bins: every GPU, or the mean of all and a few."""
+    num_gpus = engine.workload.num_gpus
+    edges_ps = np.linspace(0.0, end_us * 1e6, bins + 1)
+    use = logged_use(engine, edges_ps) if engine.state.root["logging"][0] else table_use(engine, edges_ps)
+
+    def block(name: str, gpus: np.ndarray) -> Block:
+        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in stages.items()}) for strip, stages in use)
+        return Block(name, tuple(means))
+
+    if num_gpus <= max_gpus:
+        return [block(f"GPU {gpu}", np.array([gpu])) for gpu in range(num_gpus)]
+    chosen = np.unique(np.linspace(0, num_gpus - 1, max_gpus).round().astype(int))
+    mean = block("all (mean)", np.arange(num_gpus))
+    return [mean, *(block(f"GPU {gpu}", np.array([gpu])) for gpu in chosen)]
+
+
+def logged_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
+    """Returns for uplinks, SMs and downlinks the used fraction by stage, (gpu, bin) each, from the engine's log."""
+    root = engine.state.root[0]
+    log = engine.state.log[: int(root["log_size"])]
+    resource, gpu, purpose, amount = (log[name] for name in ("resource", "gpu", "purpose", "amount"))
+    start, end = log["start_ps"], log["end_ps"]
+    num_gpus = engine.workload.num_gpus
+
+    def used(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        args = (gpu[chosen], start[chosen], end[chosen], weight[chosen])
+        return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
+
+    once = np.full(len(log), 1 / engine.costs.planes)
+    is_dispatch = purpose == codes.DISPATCH_DATA
+    links = {
+        name: {
+            "dispatch": used((resource == code) & is_dispatch, once),
+            "combine": used((resource == code) & ~is_dispatch, once),
+        }
+        for name, code in (("uplink", codes.LOG_UP), ("downlink", codes.LOG_DOWN))
+    }
+    blocks = amount / _most_gemm_sms(engine)
+    sms = {f"gemm{stage}": used((resource == codes.LOG_SM) & (purpose == stage), blocks) for stage in (1, 2)}
+    return [("uplink", links["uplink"]), ("SMs", sms), ("downlink", links["downlink"])]
+
+
+def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
+    """Returns all strips of one GPU up to a time in so many bins, from the engine's log.
+
+    Beside what ``blocks`` shows, these are the vectors that dispatch and combine groups have under way, relative to the
+    most; of the GEMM group the part whose thread blocks wait for HBM (``stalled``); and HBM.
+    """
+    edges_ps = np.linspace(0.0, end_us * 1e6, bins + 1)
+    uplink, _, downlink = logged_use(engine, edges_ps)
+    moves = Moves(engine)
+    strips = [
+        *(
+            ("dispatch SMs", {"dispatch": _under_way(engine, moves.dispatched(), edges_ps)}),
+            uplink,
+            ("GEMM SMs", _gemm_use(engine, edges_ps)),
+        ),
+        *(
+            ("HBM", _hbm_use(engine, edges_ps)),
+            downlink,
+            ("combine SMs", {"combine": _under_way(engine, moves.combined(), edges_ps)}),
+        ),
+    ]
+    shown = ((name, {stage: used[gpu] for stage, used in stages.items()}) for name, stages in strips if stages)
+    return Block(f"GPU {gpu}", tuple(shown))
+
+
+def _under_way(engine: Engine, trips: Trips, edges_ps: np.ndarray) -> np.ndarray:
+    """Returns how many vectors are under way, over the most there are, (gpu, bin)."""
+    weights = np.ones(len(trips.gpu))
+    count = _fractions(engine.workload.num_gpus, trips.gpu, trips.issued_ps, trips.arrived_ps, weights, edges_ps)
+    return np.clip(count / max(count.max(), 1e-9), 0.0, 1.0)
+
+
+def _gemm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the used fraction of the GEMM groups: thread blocks that wait for HBM first, and then compute."""
+    rows, stalled_ps = Moves(engine).stalls()
+    weight, fed_ps = rows["amount"] / _most_gemm_sms(engine), rows["start_ps"] + stalled_ps
+
+    def used(mine: np.ndarray, since_ps: np.ndarray, until_ps: np.ndarray) -> np.ndarray:
+        num_gpus = engine.workload.num_gpus
+        means = _fractions(num_gpus, rows["gpu"][mine], since_ps[mine], until_ps[mine], weight[mine], edges_ps)
+        return np.clip(means, 0.0, 1.0)
+
+    computing = {f"gemm{stage}": used(rows["purpose"] == stage, fed_ps, rows["end_ps"]) for stage in (1, 2)}
+    return {**computing, "stalled": used(rows["purpose"] > 0, rows["start_ps"], fed_ps)}
+
+
+def _hbm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the used fraction of HBM, for expert weights and for the rest; nothing where it is not logged."""
+    code, weights = getattr(codes, "LOG_HBM", None), getattr(codes, "HBM_WEIGHTS", 0)
+    log = engine.state.log[: int(engine.state.root["log_size"][0])]
+    rows = log[log["resource"] == code] if code is not None else log[:0]
+    if len(rows) == 0:
+        return {}
+
+    def used(mine: np.ndarray) -> np.ndarray:
+        times = (mine["gpu"], mine["start_ps"], mine["end_ps"], np.ones(len(mine)))
+        return np.clip(_fractions(engine.workload.num_gpus, *times, edges_ps), 0.0, 1.0)
+
+    is_weights = rows["purpose"] == weights
+    return {"weights": used(rows[is_weights]), "activations": used(rows[~is_weights])}
+
+
+def _most_gemm_sms(engine: Engine) -> int:
+    """Returns the size of the GEMM group, the largest if it changes while the layer runs."""
+    root, splits = engine.state.root[0], engine.state.splits
+    if root["split_moments"] > 0 and len(splits) > 0:
+        return int(root["num_sms"] - (splits["dispatch_sms"] + splits["combine_sms"]).min())
+    return int(engine.state.gpus["groups"]["sms"][0, observation.GEMM])
+
+
+def table_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
+    """Returns dispatch chunks, GEMM rows and combine chunks under way, over the most there are, from the table."""
+    num_gpus = engine.workload.num_gpus
+    rows = schedule_table(engine)
+    strips: list[Strip] = []
+    for strip, names in (("dispatch", ("dispatch",)), ("SMs", ("gemm1", "gemm2")), ("combine", ("combine",))):
+        stages = {}
+        for stage in names:
+            chosen = [row for row in rows if row.stage == stage]
+            gpu = np.array([row.gpu for row in chosen], np.int64)
+            start = np.array([row.start_us for row in chosen]) * 1e6
+            end = np.array([engine.now_ps if math.isnan(row.end_us) else row.end_us * 1e6 for row in chosen])
+            stages[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
+        most = max(sum(stages.values()).max(), 1.0)  # type: ignore[union-attr]
+        strips.append((strip, {stage: used / most for stage, used in stages.items()}))
+    return strips
+
+
+def _fractions(
+    num_gpus: int, gpu: np.ndarray, start: np.ndarray, end: np.ndarray, weight: np.ndarray, edges: np.ndarray
+) -> np.ndarray:
+    """Returns the (gpu, bin) mean over each bin of the summed weights of the intervals that cover it."""
+    means = np.zeros((num_gpus, len(edges) - 1))
+    for index in range(num_gpus):
+        mine = gpu == index
+        area = _area_before(edges, start[mine], weight[mine]) - _area_before(edges, end[mine], weight[mine])
+        means[index] = np.diff(area) / np.diff(edges)
+    return means
+
+
+def _area_before(edges: np.ndarray, since: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns at each edge the area under a sum of steps, each of which rises by its weight at ``since`` and stays."""
+    order = np.argsort(since, kind="stable")
+    height = np.concatenate(([0.0], np.cumsum(weight[order])))
+    moment = np.concatenate(([0.0], np.cumsum(weight[order] * since[order])))
+    place = np.searchsorted(since[order], edges)
+    return height[place] * edges - moment[place]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dysharp_env.config import preset_names
+from dysharp_env.report.path import Step, _Walk, critical_path
+from dysharp_env.schedules import LayerRun, Problem, load_schedule
+from dysharp_env.workload import ScenarioSpec
+from tests.conftest import Case
+from tests.simulator.run_log import play
+
+
+def explained(schedule: str, resolution: str = "token", **changes: object) -> tuple[LayerRun, list[Step]]:
+    options = {"system": "gh200-nvl32", "gpus": 4, "model": "small", "tokens": 96, "routing": "uniform", **changes}
+    scenario = ScenarioSpec(**options).build()
+    problem = Problem.of(scenario.system, scenario.draw(0), resolution=resolution)
+    run = problem.start(load_schedule(schedule), logging=True)
+    run.engine.run()
+    return run, critical_path(run, load_schedule(schedule))
+
+
+def assert_whole(path: list[Step], makespan_ps: int) -> None:
+    assert path[0].start_ps == 0 and path[-1].end_ps == makespan_ps
+    assert all(before.end_ps == after.start_ps for before, after in zip(path, path[1:], strict=False))
+    assert all(step.start_ps < step.end_ps for step in path)
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses a walk that would have to go forwards: a cause that is later than its effect."""
+    back = _Walk.back
+
+    def checked(walk: _Walk, since_ps: int, *what: object) -> None:
+        assert since_ps <= walk.cursor, what
+        back(walk, since_ps, *what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Walk, "back", checked)
+
+
+@pytest.mark.parametrize("schedule", preset_names("schedules"))
+def test_steps_make_up_the_makespan(schedule: str, strict: None) -> None:
+    for resolution, tokens in (("token", 96), ("token", 7), ("packet", 16)):
+        run, path = explained(schedule, resolution, tokens=tokens)
+        assert_whole(path, run.engine.now_ps)
+        assert path[0].what == "before the start" and path[0].waited_for == "kernel launch"
+        whats = [step.what for step in path]
+        assert "GEMM-1" in whats and whats.index("GEMM-1") < whats.index("GEMM-2")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
+    engine = play(random_case(seed), seed)
+    path = critical_path(LayerRun(engine, 1), load_schedule("deepep"))
+    assert_whole(path, engine.now_ps)
+
+
+def test_phases_show_all_that_they_pay(strict: None) -> None:
+    run, path = explained("deepep")
+    costs = run.engine.costs
+    paid = [(step.what, step.waited_for, step.end_ps - step.start_ps) for step in path if step.stage == "software"]
+    launch, barrier = ("kernel launch", costs.launch_ps), ("barrier of all GPUs", costs.barrier_ps)
+    assert paid == [
+        ("before the start", *launch),
+        ("before the start", "exchange of token counts", costs.count_exchange_ps),
+        ("before GEMM-1", *barrier),
+        ("before GEMM-1", *launch),
+        ("before GEMM-2", *launch),
+        ("before combine", *launch),
+        ("before combine", *barrier),
+    ]
+
+
+def test_a_lonely_layer_is_a_chain_without_waiting(strict: None) -> None:
+    # One token per GPU, each with one expert: nothing is in anybody's way but memory.
+    run, path = explained("flashdmoe", gpus=2, tokens=1, top_k=1)
+    costs = run.engine.costs
+    assert not [step for step in path if step.is_waiting and step.stage != "memory"]
+    by_text = {(step.what, step.waited_for.split(" of ")[0]): step.end_ps - step.start_ps for step in path}
+    assert by_text["GEMM-1", "thread blocks"] == costs.block_ps(1, 1)
+    assert by_text["GEMM-2", "thread blocks"] == costs.block_ps(2, 1)
+    assert by_text["before the start", "kernel launch"] == costs.launch_ps
+    for what, flits in (("dispatch", costs.dispatch_flits()), ("combine", costs.combine_flits())):
+        steps = [step for step in path if step.what == what]
+        if len(steps) > 1:  # it crossed the switch
+            assert [step.end_ps - step.start_ps for step in steps] == [
+                costs.hop_ps,
+                costs.hop_ps + costs.wire_ps(flits),
+            ]

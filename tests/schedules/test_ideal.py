@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.ideal import (
+    ALL,
+    IDEALISATIONS,
+    RESOURCES,
+    Idealisation,
+    Times,
+    binding,
+    binds,
+    ideal_runs,
+    ideal_system,
+)
+from dysharp_env.system.spec import load_system
+from dysharp_env.workload import ScenarioSpec
+
+SYSTEM = load_system("dgx-h200")
+
+
+def problem(compute_scale: float = 1.0, **changes: Any) -> Problem:
+    scenario = ScenarioSpec(system="dgx-h200", gpus=4, model="small", tokens=32, routing="uniform").build()
+    system = scenario.system.with_changes(changes)
+    return Problem.of(system, scenario.draw(0), compute_scale=compute_scale)
+
+
+@pytest.mark.parametrize("idealisation", IDEALISATIONS, ids=lambda each: each.name)
+def test_every_idealisation_changes_the_machine(idealisation: Idealisation) -> None:
+    assert idealisation.resource in RESOURCES
+    assert ideal_system(SYSTEM, [idealisation]) != SYSTEM
+
+
+def test_settings_are_replaced_multiplied_and_passed_over() -> None:
+    changes = {"gpu.*_tflops": Times(100), "link.gbps": Times(10**9), "gpu.no_such": 3, "overheads.*launch*_us": 0}
+    ideal = ideal_system(SYSTEM, [Idealisation("some", "links", "", changes)])
+    assert ideal.gpu.fp8_tflops == 100 * SYSTEM.gpu.fp8_tflops and ideal.gpu.bf16_tflops == 100 * SYSTEM.gpu.bf16_tflops
+    assert ideal.link.gbps == 10**9  # the most that a system may have
+    kept = {"gpu.fp8_tflops": SYSTEM.gpu.fp8_tflops, "gpu.bf16_tflops": SYSTEM.gpu.bf16_tflops}
+    kept |= {"link.gbps": SYSTEM.link.gbps, "overheads.launch_us": SYSTEM.overheads.launch_us}
+    assert ideal.overheads.launch_us == 0 and ideal.with_changes(kept) == SYSTEM
+
+
+def test_what_phases_pay_is_what_they_save() -> None:
+    # deepep starts four kernels one after the other, with two barriers and an exchange of counts between them.
+    free = problem()
+    engine = free.engine(load_schedule("deepep"))
+    engine.run()
+    saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(free, load_schedule("deepep"))}
+    launches, barriers, counts = (saved_ps[name] for name in ("launches", "barriers", "count exchange"))
+    costs = free.costs
+    assert (launches, barriers, counts) == (4 * costs.launch_ps, 2 * costs.barrier_ps, costs.count_exchange_ps)
+    assert saved_ps["software"] == launches + barriers + counts
+
+
+def test_there_is_a_run_for_everything_and_each_group() -> None:
+    runs = ideal_runs(problem(), load_schedule("dysharp"))
+    assert [run.what for run in runs if run.is_group] == [*RESOURCES, ALL]
+    singles = [run.what for run in runs if not run.is_group]
+    # What is alone in its resource is the resource.
+    assert singles == [each.name for each in IDEALISATIONS if each.resource != "compute"]
+    assert runs[-1].makespan_ps == min(run.makespan_ps for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("resource", "changes"),
+    [
+        ("links", {"link.gbps": 1.0}),
+        ("memory", {"gpu.hbm_gbps": 20.0}),
+        ("compute", {"gpu.bf16_tflops": 1.0, "gpu.fp8_tflops": 1.0}),
+        ("software", {"overheads.launch_us": 1000.0}),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["deepep", "dysharp"])
+def test_what_is_slow_binds(schedule: str, resource: str, changes: dict[str, float]) -> None:
+    given = problem(**changes)
+    assert binds(given, load_schedule(schedule)) == resource
+    assert binding(ideal_runs(given, load_schedule(schedule))) == resource
+
+
+def test_the_compute_scale_is_kept() -> None:
+    changes = {"gpu.bf16_tflops": 1.0, "gpu.fp8_tflops": 1.0, "link.gbps": 10.0}
+    assert binds(problem(**changes), load_schedule("dysharp")) == "compute"
+    assert binds(problem(0.001, **changes), load_schedule("dysharp")) == "links"
