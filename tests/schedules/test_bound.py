@@ -121,8 +121,9 @@ def test_it_counts_every_vector_request_and_acknowledgement(random_case: Callabl
         dispatch = case.program.dispatch.name
         combine = case.program.combine.name
         switch = {"switch.dispatch_primitives": [dispatch], "switch.combine_primitives": [combine]}
+        switch["switch.reduction_dtypes"] = ["bf16", "fp8"]
         # Next to nothing is computed, and hops take no time, so that nothing but the links matters.
-        free = {"granule_ps": (1, 1), "block_overhead_ps": 0, "hbm_bytes_per_s": 10**18, "memory_ps": 0, "hop_ps": 0}
+        free = {"granule_ps": (1, 1), "operand_ps": (0, 0), "block_overhead_ps": 0, "hbm_bytes_per_s": 10**18, "memory_ps": 0, "hop_ps": 0}
         costs = dataclasses.replace(case.costs, **free)
         system = load_system("dgx-h100").with_changes(switch)
         busiest_ps = max(max(needs) for needs in link_needs(case.workload, costs, dispatch, combine))
