@@ -86,7 +86,9 @@ class GpuSpec(Spec):
         """
         peak_tflops = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}[dtype]
         if peak_tflops == 0:
-            raise ConfigError(f"compute_dtype='{dtype}' needs gpu.{dtype}_tflops, which is 0: this GPU has no such GEMMs")
+            raise ConfigError(
+                f"compute_dtype='{dtype}' needs gpu.{dtype}_tflops, which is 0: this GPU has no such GEMMs"
+            )
         return self.gemm_efficiency * peak_tflops
 
 
@@ -183,9 +185,7 @@ class SwitchSpec(Spec):
             ConfigError: There is none.
         """
         can_reduce = dtype in self.reduction_dtypes
-        names = tuple(
-            name for name in self.combine_primitives if can_reduce or not COMBINE_PRIMITIVES[name].in_switch
-        )
+        names = tuple(name for name in self.combine_primitives if can_reduce or not COMBINE_PRIMITIVES[name].in_switch)
         if not names:
             raise ConfigError(
                 f"combine_dtype='{dtype}' cannot be summed: combine_primitives={list(self.combine_primitives)} are all"
