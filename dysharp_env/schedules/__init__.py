@@ -2,7 +2,7 @@
 
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.run import LayerRun, Problem, Starter, simulate
-from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule, schedule_names
+from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule, preset_of, schedule_names
 
 __all__ = [
     "Exposure",
@@ -12,6 +12,7 @@ __all__ = [
     "ScheduleSpec",
     "Starter",
     "load_schedule",
+    "preset_of",
     "schedule_names",
     "simulate",
 ]

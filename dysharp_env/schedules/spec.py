@@ -64,7 +64,7 @@ class PartsSpec(Spec):
 
 def _check_sms(given: Any) -> int | Literal["all"]:
     if given == "all" or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
-        return given  # type: ignore[no-any-return]
+        return given
     raise ValueError("Input should be a number of SMs, 1 at least, or 'all'")
 
 
@@ -332,17 +332,20 @@ def schedule_names() -> list[str]:
     return [*preset_names("schedules"), *sorted(_aliases())]
 
 
+def preset_of(name: str) -> str:
+    """Returns the preset that an alias stands for, or any other name as it is."""
+    return _aliases().get(name, name)
+
+
 def load_schedule(name_or_path: str) -> ScheduleSpec:
     """Returns the schedule of a preset's name or alias, or of a YAML path.
 
     Raises:
         ConfigError: No such schedule, or a key or value in it is wrong.
     """
-    if name_or_path in preset_names("schedules") or name_or_path.endswith((".yaml", ".yml")):
-        return load_spec(ScheduleSpec, "schedules", name_or_path)
-    aliases = _aliases()
-    require_choice("schedule", name_or_path, schedule_names())
-    return load_spec(ScheduleSpec, "schedules", aliases[name_or_path])
+    if not name_or_path.endswith((".yaml", ".yml")):
+        require_choice("schedule", name_or_path, schedule_names())
+    return load_spec(ScheduleSpec, "schedules", preset_of(name_or_path))
 
 
 @cache

@@ -86,9 +86,7 @@ class GpuSpec(Spec):
         """
         peak_tflops = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}[dtype]
         if peak_tflops == 0:
-            raise ConfigError(
-                f"compute_dtype='{dtype}' needs gpu.{dtype}_tflops, which is 0: this GPU has no such GEMMs"
-            )
+            raise ConfigError(f"compute_dtype='{dtype}' needs gpu.{dtype}_tflops, which is 0: it has no such GEMMs")
         return self.gemm_efficiency * peak_tflops
 
 

@@ -39,7 +39,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "bf16": Format(16),
-    # One FP32 scale for 128 values of a vector or 128 x 128 weights: DeepSeek-V3 report, arXiv 2412.19437, section 3.3.2.
+    # An FP32 scale for 128 values of a vector or 128 x 128 weights: DeepSeek-V3 report, arXiv 2412.19437, section 3.3.
     "fp8": Format(8, 4, 128, 128 * 128),
     # One power of two in 8 bits for 32 values: OCP Microscaling Formats (MX) specification, version 1.0.
     "mxfp8": Format(8, 1, 32, 32),

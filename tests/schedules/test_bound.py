@@ -87,8 +87,8 @@ def test_local_tokens_cost_no_link() -> None:
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 64, lambda gpu: gpu)
     costs = Costs.of(system, workload.layer, 1.0)
-    # Four granules of 16 tokens in each GEMM, spread over 132 SMs, or the weights and tokens from HBM, after a launch and
-    # one memory access.
+    # Four granules of 16 tokens in each GEMM, spread over 132 SMs, or the weights and tokens from HBM, after a launch
+    # and one memory access.
     sm_ps = 4 * (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
     read = 64 * (2048 + 256) + 2 * 1024 * 128 * 2
     hbm_ps = costs.hbm_ps(read)
@@ -104,7 +104,7 @@ def test_a_tile_of_few_tokens_counts_its_reading_of_weights() -> None:
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 8, lambda gpu: gpu)
     costs = Costs.of(system, workload.layer, 1.0)
-    # 8 tokens are half a granule of 16, of which half the arithmetic is charged, as reading the weights takes that of 32.
+    # 8 tokens are a granule of 16: half its arithmetic for reading it, and that of 32 tokens for reading the weights.
     assert costs.operand_ps == pytest.approx([2 * granule_ps for granule_ps in costs.granule_ps], abs=1)
     sm_ps = sum(
         blocks * (operand_ps + granule_ps // 2 + costs.block_overhead_ps)

@@ -189,7 +189,8 @@ def test_the_switch_sums_only_formats_that_the_system_names() -> None:
     with pytest.raises(ConfigError) as error:
         simulate(system, workload, load_schedule("nvls"))
     assert str(error.value) == (
-        "schedule='nvls' sums in the switch (reduce_scatter); dgx-h100 does so for ['bf16'], not for combine_dtype='fp8'"
+        "schedule='nvls' sums in the switch (reduce_scatter); dgx-h100 does so for ['bf16'], not for"
+        " combine_dtype='fp8'"
     )
     both = system.with_changes({"switch.reduction_dtypes": ["bf16", "fp8"]})
     times = {

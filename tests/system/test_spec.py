@@ -72,7 +72,7 @@ def test_derived_rates_of_h200() -> None:
 
 @pytest.mark.parametrize(("name", "clocks", "rows"), [("dgx-h200", 16, 64), ("dgx-h20", 16, 64), ("dgx-b200", 32, 128)])
 def test_operands_are_read_from_shared_memory_at_128_bytes_a_clock(name: str, clocks: int, rows: int) -> None:
-    """A tensor-core instruction reads ``rows`` x 32 B of weights; tokens whose arithmetic takes as long are the operand's."""
+    """An instruction reads ``rows`` x 32 B of weights, in the time of the arithmetic of the operand's tokens."""
     gpu, clock_hz = load_system(name).gpu, 1.85e9
     assert rows * 32 / 128 == clocks
     multiply_adds = gpu.fp8_tflops * 1e12 / 2 / gpu.num_sms / clock_hz

@@ -79,7 +79,7 @@ def test_two_matrices_in_bf16_by_hand() -> None:
 
 
 def test_four_bits_by_hand() -> None:
-    """A token in NVFP4 at V4-Flash's width: 2048 B of values and 256 scales; half of it again with FP32 scales in FP8."""
+    """A token in NVFP4 at V4-Flash's width is 2048 B of values and 256 scales of a byte."""
     layer = load_model("deepseek-v4-flash", dispatch_dtype="nvfp4", combine_dtype="fp8", compute_dtype="fp4")
     assert (layer.dispatch_bytes, layer.combine_bytes) == (2048 + 256, 4096 + 32 * 4)
     # Weights stay MXFP4: a byte of scale for 32 values; what lies between the GEMMs is NVFP4.

@@ -78,9 +78,9 @@ LINK = _record("", "next")
 # and packets of a segment, vectors that an SM may have in flight and how long a slot stays taken after a round trip,
 # in thousandths of it; the most SMs of its group under any split, and the first of them among those of a GPU.
 FLOW = _record("reads in_switch names_targets to_all segments segment_packets slots linger_permille most_sms first_sm")
-# One GEMM: thread blocks of a row, what a granule of tokens adds to one, by arithmetic or by half of that and the reading
-# of the other operand; bytes of an expert's matrix in L2 and of what a row reads of it, and bytes that a token moves
-# into it and out of it.
+# One GEMM: thread blocks of a row; what a granule of tokens adds to one by arithmetic, half of that, and the time of
+# reading weights from shared memory; bytes of an expert's matrix in L2 and of what a row reads of it, and bytes that a
+# token moves into it and out of it.
 GEMM_COST = _record(
     "blocks granule_ps half_granule_ps operand_ps matrix_bytes weight_bytes token_in_bytes token_out_bytes"
 )
