@@ -105,6 +105,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "reduction_buffer_bytes": draw.pick("reduction_buffer", payload_bytes, 4 * payload_bytes, 65536),
             "reduction_cycle_ps": draw.pick("reduction_cycle_ps", 0, 640),
             "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),
+            "reduction_dtypes": ("bf16", "fp8"),
         },
         overheads={"launch_us": 1, "barrier_us": 1, "count_exchange_us": 1},
     )
@@ -131,6 +132,7 @@ def draw_gpu(draw: Draw) -> dict[str, object]:
         "output_readiness_entries": draw.pick("output_readiness_entries", 1, 3, 1024),
         "block_n": draw.pick("block_n", 64, 128),
         "row_granularity": draw.pick("row_granularity", 1, 4, 64),
+        "operand_tokens": draw.pick("operand_tokens", 0, 3, 100),
     }
 
 
@@ -143,8 +145,10 @@ def draw_layer(draw: Draw, num_gpus: int) -> LayerSpec:
         experts=experts,
         top_k=draw.between("top_k", 1, min(experts, 6)),
         ffn_matrices=draw.pick("ffn_matrices", 2, 3),
-        dispatch_dtype=draw.pick("dispatch_dtype", "bf16", "fp8"),
+        dispatch_dtype=draw.pick("dispatch_dtype", "bf16", "fp8", "nvfp4"),
+        combine_dtype=draw.pick("combine_dtype", "bf16", "bf16", "fp8"),
         compute_dtype=draw.pick("compute_dtype", "bf16", "fp8"),
+        weight_dtype=draw.pick("weight_dtype", None, None, "mxfp4"),
         direction=draw.pick("direction", "forward", "backward"),
         tile_tokens=draw.pick("tile_tokens", 1, 2, 4, 8, 128),
         source="test",

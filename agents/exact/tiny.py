@@ -41,6 +41,7 @@ _STRIPPED = {
     "gpu.multimem_queue_entries": 0,
     "gpu.block_n": 1_000_000,  # one thread block is a whole row
     "gpu.row_granularity": 1,
+    "gpu.operand_tokens": 0,
     "link.ack_flits": 0,
     "switch.queueing": "output_queued",
     "switch.dispatch_primitives": ("unicast", "multicast"),

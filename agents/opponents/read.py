@@ -11,9 +11,9 @@ from agents.opponents.players import Chooser, Learned, LookAheadOpponent, Schedu
 from agents.policies.card import FIRST, RANDOM, PolicyCard, read_card, run_path
 from agents.policies.files import load_policy
 from agents.policies.rule import read_rule
-from dysharp_env.config import ConfigError, did_you_mean, preset_names
+from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import load_schedule, schedule_names
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 
@@ -55,7 +55,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         ahead = LookAhead(load_schedule(given.removeprefix(LOOK_AHEAD)), rollouts)
         name = f"{LOOK_AHEAD}{ahead.schedule.name}"
         return Contender(given, name, "schedule", ahead, (LookAheadOpponent(ahead),))
-    if given in preset_names("schedules") or given.endswith((".yaml", ".yml")):
+    if given in schedule_names() or given.endswith((".yaml", ".yml")):
         schedule = load_schedule(given)
         return Contender(given, schedule.name, "schedule", schedule, (ScheduleOpponent(schedule),))
     if given.endswith(".json"):
@@ -63,7 +63,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         return Contender(given, rule.name, "rule", rule, (Learned(None, rule.env(), rule.network()),))
     if any("/" in part or Path(part).exists() for part in given.split(",")):
         return read_runs(given)
-    known = [RANDOM, FIRST, *preset_names("schedules")]
+    known = [RANDOM, FIRST, *schedule_names()]
     raise ConfigError(
         f"policy='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule,"
         f" a rule's .json, or a run folder{did_you_mean(given, known)}"

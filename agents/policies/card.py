@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator
 
 from agents.policies.candidate_policy import PolicySpec
-from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names, read_yaml
+from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import schedule_names
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 RANDOM, FIRST = "random", "first"  # the names under which choices without a policy are shown
@@ -35,7 +36,7 @@ _CONTEXT_2 = (
 
 
 def _check_run_name(name: str) -> str:
-    taken = [RANDOM, FIRST, *preset_names("schedules")]
+    taken = [RANDOM, FIRST, *schedule_names()]
     if name in taken:
         raise ValueError(f"a run must have a name of its own in comparisons, none of {taken}")
     return name

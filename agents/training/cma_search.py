@@ -137,7 +137,7 @@ class SearchSpace:
         """Begins at a schedule."""
         self._base = base
         partial = base.min_partial_tokens if base.partial_tiles else _FEWEST_TOKENS
-        settings = (base.sms.dispatch, base.sms.combine, base.chunk_tokens, partial)
+        settings = (*base.sms.groups(_SETTINGS["dispatch_sms"]), base.chunk_tokens, partial)
         weights = [weight for kind in FEATURES_OF_KIND for weight in start_weights(base, kind, _BELOW_HOLD)]
         self.start = np.array([*weights, *np.log2(settings)])
 

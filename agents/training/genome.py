@@ -149,9 +149,10 @@ class Genome:
 def _features_of(base: ScheduleSpec, num_sms: int, tile_tokens: int) -> dict[int, float]:
     """Returns the features of a schedule's own split."""
     early = max(0.0, 1 - base.min_partial_tokens / tile_tokens) if base.partial_tiles else 0.0
+    dispatch_sms, combine_sms = base.sms.groups(num_sms)
     own = {
-        SPLIT_DISPATCH: base.sms.dispatch / num_sms,
-        SPLIT_COMBINE: base.sms.combine / num_sms,
+        SPLIT_DISPATCH: dispatch_sms / num_sms,
+        SPLIT_COMBINE: combine_sms / num_sms,
         SPLIT_EARLY: early,
     }
     assert own.keys() == STEERED.keys()

@@ -15,7 +15,7 @@ from dysharp_env.commands.output import check_targets, publish, results_console,
 from dysharp_env.config import ConfigError, preset_names, require_choice
 from dysharp_env.report.records import layer_title, run_timed
 from dysharp_env.report.tables import comparison_table
-from dysharp_env.schedules import ScheduleSpec
+from dysharp_env.schedules import ScheduleSpec, preset_of
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.workload import Scenario
 
@@ -41,9 +41,10 @@ def run(args: argparse.Namespace) -> int:
     scenario = read_scenario(args)
     schedules = _read_schedules(args, scenario)
     names = [schedule.name for schedule in schedules]
-    if args.against is not None:
-        require_choice("against", args.against, names)
-    against = args.against or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
+    given = args.against and preset_of(args.against)
+    if given is not None:
+        require_choice("against", given, names)
+    against = given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
     if args.picture and len(schedules) != 2:
         raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
     workload = scenario.draw(args.seed)

@@ -2,6 +2,17 @@
 
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.run import LayerRun, Problem, Starter, simulate
-from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
+from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule, preset_of, schedule_names
 
-__all__ = ["Exposure", "LayerRun", "LowerBound", "Problem", "ScheduleSpec", "Starter", "load_schedule", "simulate"]
+__all__ = [
+    "Exposure",
+    "LayerRun",
+    "LowerBound",
+    "Problem",
+    "ScheduleSpec",
+    "Starter",
+    "load_schedule",
+    "preset_of",
+    "schedule_names",
+    "simulate",
+]

@@ -11,6 +11,7 @@ as if they wasted nothing, and HBM is charged only for what a GEMM must wait for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class LowerBound:
         self._store_ps = costs.wire_ps(np.array([costs.dispatch_flits(targets) for targets in named]))
         self._request_ps = costs.wire_ps(np.array([costs.request_flits(targets) for targets in named]))
         dispatches = [DISPATCH_PRIMITIVES[name] for name in system.switch.dispatch_primitives]
-        combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combine_primitives]
+        combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combining(layer.combine_dtype)]
         # (primitive, link or reduction unit, count)
         self._dispatch = np.array([_weights(_dispatch_needs(primitive, costs)) for primitive in dispatches])
         self._combine = np.array([_weights(_combine_needs(primitive, costs)) for primitive in combines])
@@ -58,7 +59,9 @@ class LowerBound:
             local_arrival_ps=min(costs.memory_ps, arrival_ps),
             one_token_ps=arrival_ps + costs.block_ps(1, 1) + costs.block_ps(2, 1) + home_ps,
             granule_tokens=costs.row_granularity,
-            granule_ps=costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1],
+            granule_ps=_of_row(costs, costs.granule_ps),
+            half_granule_ps=_of_row(costs, [granule_ps // 2 for granule_ps in costs.granule_ps]),
+            operand_ps=_of_row(costs, costs.operand_ps),
             tile_tokens=layer.tile_tokens,
             tile_ps=sum(costs.blocks) * costs.block_overhead_ps,
             num_sms=system.gpu.num_sms,
@@ -94,6 +97,8 @@ class _Times(NamedTuple):
     one_token_ps: int  # out to another GPU, through its expert, and home
     granule_tokens: int
     granule_ps: int  # of SM time, both GEMMs
+    half_granule_ps: int
+    operand_ps: int  # of SM time of a tile that is bound by reading, beside that of half its granules
     tile_tokens: int
     tile_ps: int  # of SM time beside that of its granules
     num_sms: int
@@ -176,8 +181,10 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[
     )
     for expert in range(len(gpu_of_expert)):
         gpu, tokens = gpu_of_expert[expert], demand.expert_tokens[expert]
-        sm_ps[gpu] += -(-tokens // times.granule_tokens) * times.granule_ps
-        sm_ps[gpu] += -(-tokens // times.tile_tokens) * times.tile_ps
+        granules, tiles = -(-tokens // times.granule_tokens), -(-tokens // times.tile_tokens)
+        # Every tile takes the longer of two times, hence all tiles together no less than the longer of the sums.
+        reading_ps = tiles * times.operand_ps + granules * times.half_granule_ps
+        sm_ps[gpu] += max(granules * times.granule_ps, reading_ps) + tiles * times.tile_ps
         read_bytes[gpu] += tokens * times.token_bytes + (tokens > 0) * times.weight_bytes
         # A token causes at most two accesses, an expert two more.
         accesses[gpu] += 2 * tokens + 2
@@ -195,6 +202,11 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[
             tail_ps = 0 if is_local else 2 * times.hop_ps
             longest_ps = max(longest_ps, head_ps + work_ps + tail_ps)
     return longest_ps, most_sms_ps, most_hbm_ps
+
+
+def _of_row(costs: Costs, block_ps: Sequence[int]) -> int:
+    """Returns what all thread blocks of a row in both GEMMs take, each so long."""
+    return sum(blocks * ps for blocks, ps in zip(costs.blocks, block_ps, strict=True))
 
 
 def _weights(needs: Needs) -> np.ndarray:

@@ -85,6 +85,7 @@ class Problem:
         Raises:
             ConfigError: The schedule does not fit the system.
         """
+        schedule.require_sums(self.system, self.workload.layer)
         return schedule.program(self.system, exposure)
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
@@ -141,6 +142,7 @@ class Starter:
         Raises:
             ConfigError: The schedule does not fit the system, or there is no such resolution.
         """
+        schedule.require_sums(system, layer)
         costs, self._bound = _costs_and_bound(system, layer, compute_scale, resolution)
         self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
 

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, RootModel, model_validator
+import yaml
+from pydantic import ConfigDict, Field, PlainValidator, RootModel, model_validator
 
-from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
+from dysharp_env.config import (
+    ConfigError,
+    Spec,
+    did_you_mean,
+    find_config,
+    load_spec,
+    preset_names,
+    require_choice,
+)
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.workload.layer import LayerSpec
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 # More tokens than any tile has.
@@ -51,15 +62,30 @@ class PartsSpec(Spec):
     share of the other GPUs, nearest first (pairwise groups)."""
 
 
+def _check_sms(given: Any) -> int | Literal["all"]:
+    if given == "all" or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        return given
+    raise ValueError("Input should be a number of SMs, 1 at least, or 'all'")
+
+
+SmCount = Annotated[int | Literal["all"], PlainValidator(_check_sms)]
+
+
 class SmSpec(Spec):
     """SMs of each group, on every GPU."""
 
-    dispatch: int = Field(ge=1)
-    """SMs that issue dispatches."""
-    combine: int = Field(ge=1)
-    """SMs that issue combines."""
+    dispatch: SmCount
+    """SMs that issue dispatches; ``all`` that the GPU has."""
+    combine: SmCount
+    """SMs that issue combines; ``all`` that the GPU has."""
     in_gemm: bool = False
     """Whether the GEMMs' own thread blocks issue loads and stores, so that no SMs are taken from the GEMMs."""
+
+    def groups(self, num_sms: int) -> tuple[int, int]:
+        """Returns the SMs that dispatch and that combine on a GPU of ``num_sms``."""
+        dispatch = num_sms if self.dispatch == "all" else self.dispatch
+        combine = num_sms if self.combine == "all" else self.combine
+        return dispatch, combine
 
 
 class PaysSpec(Spec):
@@ -130,6 +156,8 @@ class ScheduleSpec(Spec):
 
     name: str = Field(min_length=1)
     description: str = ""
+    aliases: tuple[str, ...] = ()
+    """Other names under which ``load_schedule`` finds a preset, on one line: those of serving systems' back ends."""
     dispatch: DispatchPrimitive
     """Primitive that moves tokens to their experts; ``pull``: expert GPUs read them by plain loads."""
     combine: CombinePrimitive
@@ -183,9 +211,10 @@ class ScheduleSpec(Spec):
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
         if self.sms.in_gemm:
             return num_sms
+        dispatch_sms, combine_sms = self.sms.groups(num_sms)
         has_parts = self.parts.count > 1
-        beside_gemm1 = self.sms.dispatch if has_parts or self.readiness.gemm1 == "tile" else 0
-        beside_gemm2 = self.sms.combine if has_parts or self.readiness.combine == "token" else 0
+        beside_gemm1 = dispatch_sms if has_parts or self.readiness.gemm1 == "tile" else 0
+        beside_gemm2 = combine_sms if has_parts or self.readiness.combine == "token" else 0
         never_both = self.communication == "exclusive" or (self.readiness.gemm2 == "phase" and not has_parts)
         if never_both:
             return num_sms - max(beside_gemm1, beside_gemm2)
@@ -194,8 +223,9 @@ class ScheduleSpec(Spec):
     def _check_splits(self, exposure: Exposure, system: SystemSpec) -> None:
         """Checks that this schedule's groups share the SMs, none of which is in two, and that the splits fit them."""
         num_sms, gemm_sms = system.gpu.num_sms, self.gemm_sms(system.gpu.num_sms)
-        if self.sms.dispatch + self.sms.combine + gemm_sms != num_sms:
-            given = f"{self.sms.dispatch} dispatch, {self.sms.combine} combine and {gemm_sms} GEMM SMs"
+        dispatch_sms, combine_sms = self.sms.groups(num_sms)
+        if dispatch_sms + combine_sms + gemm_sms != num_sms:
+            given = f"{dispatch_sms} dispatch, {combine_sms} combine and {gemm_sms} GEMM SMs"
             raise ConfigError(
                 f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of"
                 f" {system.name}, as stages take turns or GEMMs communicate themselves; it needs groups with SMs of"
@@ -215,6 +245,7 @@ class ScheduleSpec(Spec):
         if "split" in exposure.kinds:
             self._check_splits(exposure, system)
         dispatch_ps, gemm1_ps, gemm2_ps, combine_ps, end_ps = self._pays_ps(system)
+        dispatch_sms, combine_sms = self.sms.groups(system.gpu.num_sms)
         return Program(
             dispatch=DISPATCH_PRIMITIVES[self.dispatch],
             combine=COMBINE_PRIMITIVES[self.combine],
@@ -226,15 +257,27 @@ class ScheduleSpec(Spec):
             exclusive=self.communication == "exclusive",
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
-            dispatch_sms=self.sms.dispatch,
+            dispatch_sms=dispatch_sms,
             gemm_sms=self.gemm_sms(system.gpu.num_sms),
-            combine_sms=self.sms.combine,
+            combine_sms=combine_sms,
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
             min_partial_tokens=self.min_partial_tokens,
             weights=self.rule.matrix(),
             **self._answers(exposure),
         )
+
+    def require_sums(self, system: SystemSpec, layer: LayerSpec) -> None:
+        """Checks that the system can sum a layer's results in the way of this schedule.
+
+        Raises:
+            ConfigError: The switch would have to, and does not sum their format.
+        """
+        if COMBINE_PRIMITIVES[self.combine].in_switch and layer.combine_dtype not in system.switch.reduction_dtypes:
+            raise ConfigError(
+                f"schedule='{self.name}' sums in the switch ({self.combine}); {system.name} does so for"
+                f" {list(system.switch.reduction_dtypes)}, not for combine_dtype='{layer.combine_dtype}'"
+            )
 
     def _check_system(self, system: SystemSpec) -> None:
         for kind, primitive, known in (
@@ -244,7 +287,7 @@ class ScheduleSpec(Spec):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
         num_sms = system.gpu.num_sms
-        if self.gemm_sms(num_sms) < 1 or max(self.sms.dispatch, self.sms.combine) > num_sms:
+        if self.gemm_sms(num_sms) < 1 or max(self.sms.groups(num_sms)) > num_sms:
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
@@ -284,10 +327,33 @@ def _gate(readiness: str) -> int:
     return {"phase": GATE_PHASE, "gpu": GATE_GPU}.get(readiness, GATE_FINE)
 
 
+def schedule_names() -> list[str]:
+    """Returns every name that ``load_schedule`` takes: presets, then their aliases."""
+    return [*preset_names("schedules"), *sorted(_aliases())]
+
+
+def preset_of(name: str) -> str:
+    """Returns the preset that an alias stands for, or any other name as it is."""
+    return _aliases().get(name, name)
+
+
 def load_schedule(name_or_path: str) -> ScheduleSpec:
-    """Returns the schedule of a preset name or YAML path.
+    """Returns the schedule of a preset's name or alias, or of a YAML path.
 
     Raises:
         ConfigError: No such schedule, or a key or value in it is wrong.
     """
-    return load_spec(ScheduleSpec, "schedules", name_or_path)
+    if not name_or_path.endswith((".yaml", ".yml")):
+        require_choice("schedule", name_or_path, schedule_names())
+    return load_spec(ScheduleSpec, "schedules", preset_of(name_or_path))
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Returns the preset of each alias; only the line that names aliases is read, as every command lists them."""
+    presets = {}
+    for name in preset_names("schedules"):
+        for line in find_config("schedules", name).read_text(encoding="utf-8").splitlines():
+            if line.startswith("aliases:"):
+                presets.update(dict.fromkeys(yaml.safe_load(line)["aliases"], name))
+    return presets

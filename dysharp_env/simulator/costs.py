@@ -95,7 +95,8 @@ class Costs:
         store_bytes, load_bytes, multimem_bytes: What one communication SM keeps in flight by plain stores, plain loads
             and multimem instructions; 0 means any number.
         blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
-        granule_ps: Time that ``row_granularity`` tokens add to one thread block, GEMM-1 and GEMM-2.
+        granule_ps: Time of the arithmetic of ``row_granularity`` tokens in one thread block, GEMM-1 and GEMM-2.
+        operand_ps: Time in which a block reads the operand that stays the same however few tokens there are.
         block_overhead_ps: Time of a thread block whatever its size.
         cold_exposure_permille: What a block loses while its weights stream from HBM, in thousandths of that time.
         matrix_bytes: Weights of one expert's GEMM-1 and GEMM-2, as they lie in L2.
@@ -130,6 +131,7 @@ class Costs:
     l2_bytes: int
     blocks: tuple[int, int]
     granule_ps: tuple[int, int]
+    operand_ps: tuple[int, int]
     block_overhead_ps: int
     cold_exposure_permille: int
     row_granularity: int
@@ -181,8 +183,8 @@ class Costs:
         slots = workload.num_tokens * layer.top_k
         read_bytes = slots * sum(self.token_bytes) * 2 + slots * sum(self.weight_bytes)
         block_ps = sum(
-            blocks * (granule_ps + self.block_overhead_ps)
-            for blocks, granule_ps in zip(self.blocks, self.granule_ps, strict=True)
+            blocks * (granule_ps + operand_ps + self.block_overhead_ps)
+            for blocks, granule_ps, operand_ps in zip(self.blocks, self.granule_ps, self.operand_ps, strict=True)
         )
         granules = slots * -(-layer.tile_tokens // self.row_granularity)
         # The most that can wait at one port: every token's copy, and every token's partial sum.
@@ -220,8 +222,14 @@ class Costs:
         return num_bytes * PS_PER_S // self.hbm_bytes_per_s
 
     def block_ps(self, stage: int, tokens: int, gpu: int = 1) -> int:
-        """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU."""
-        block_ps = self.block_overhead_ps + -(-tokens // self.row_granularity) * self.granule_ps[stage - 1]
+        """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU.
+
+        It is bound by arithmetic, or by reading both operands of its instructions from shared memory: the weights, and
+        the tokens, whose reading takes half as long as their arithmetic.
+        """
+        granules, granule_ps = -(-tokens // self.row_granularity), self.granule_ps[stage - 1]
+        reading_ps = self.operand_ps[stage - 1] + granules * (granule_ps // 2)
+        block_ps = self.block_overhead_ps + max(granules * granule_ps, reading_ps)
         return block_ps * self.slow_permille // 1000 if gpu == 0 else block_ps
 
     def dispatch_window(self, primitive: str) -> Window:
@@ -343,22 +351,22 @@ def _of_gpu(gpu: GpuSpec, compute_scale: float) -> dict[str, Any]:
 def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str, Any]:
     """Returns costs of the two GEMMs of a layer."""
     block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
-    blocks, granule_ps = [], []
+    blocks, granule_ps, operand_ps = [], [], []
     for columns, depth in layer.gemms:
         count = -(-columns // gpu.block_n)
         # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
-        flops = 2.0 * gpu.row_granularity * columns / count * depth * layer.work_factor
+        token_ps = 2.0 * columns / count * depth * layer.work_factor / block_flops_per_s * PS_PER_S * compute_scale
         blocks.append(count)
-        granule_ps.append(max(1, round(flops / block_flops_per_s * PS_PER_S * compute_scale)))
-    element = 1 if layer.compute_dtype == "fp8" else 2
-    (columns, _), (_, depth) = layer.gemms
+        granule_ps.append(max(1, round(gpu.row_granularity * token_ps)))
+        operand_ps.append(round(gpu.operand_tokens * token_ps))
     return {
         "blocks": tuple(blocks),
         "granule_ps": tuple(granule_ps),
+        "operand_ps": tuple(operand_ps),
         "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
         "cold_exposure_permille": round(gpu.cold_exposure * 1000),
         "row_granularity": gpu.row_granularity,
         "matrix_bytes": layer.weight_bytes,
         "weight_bytes": tuple(num_bytes * layer.work_factor for num_bytes in layer.weight_bytes),
-        "token_bytes": (layer.dispatch_bytes, columns * element, depth * element, layer.combine_bytes),
+        "token_bytes": (layer.dispatch_bytes, *layer.between_bytes, layer.combine_bytes),
     }

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, find_config, parse_spec, read_yaml
-from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, CombinePrimitive, DispatchPrimitive
 
 # The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -33,6 +33,8 @@ class GpuSpec(Spec):
     """Dense BF16 peak of all SMs, TFLOP/s."""
     fp8_tflops: Rate
     """Dense FP8 peak of all SMs, TFLOP/s."""
+    fp4_tflops: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
+    """Dense FP4 peak of all SMs, TFLOP/s; 0 means that there is no FP4 arithmetic."""
     gemm_efficiency: Annotated[float, Field(ge=1e-3, le=1)]
     """Fraction of the peak at which a GEMM thread block runs between its start and its end."""
     block_overhead_ns: CountOrZero = 0
@@ -63,17 +65,29 @@ class GpuSpec(Spec):
     """Tokens whose readiness count is held on chip; more spill to memory (DySHARP, arXiv 2605.05607)."""
     block_n: Count = 128
     """Output columns of one GEMM thread block (the usual tile of DeepGEMM on Hopper)."""
-    row_granularity: Count = 64
-    """Tokens a partial tile is rounded up to: the M of one wgmma instruction (PTX ISA, wgmma.mma_async)."""
+    row_granularity: Count = 16
+    """Tokens a tile is rounded up to. Whole tiles put tokens on the M side of a tensor-core instruction, 64 or 128 at a
+    time; partial ones swap operands and put them on its N side, which comes in steps of 16 (Blackwell) or 8 (PTX ISA,
+    tcgen05.mma and wgmma.mma_async). Swapping is never slower here, so that one number says it."""
+    operand_tokens: CountOrZero = 0
+    """Arithmetic of so many tokens takes as long as reading the instruction's M side from shared memory, which swapped
+    operands do for every step in depth, however few tokens there are."""
 
     @property
     def l2_bytes(self) -> int:
         """L2 capacity in bytes."""
         return round(self.l2_mb * 2**20)
 
-    def gemm_tflops(self, dtype: Literal["bf16", "fp8"]) -> float:
-        """Returns the rate of all SMs inside GEMM thread blocks, TFLOP/s."""
-        return self.gemm_efficiency * (self.fp8_tflops if dtype == "fp8" else self.bf16_tflops)
+    def gemm_tflops(self, dtype: Literal["bf16", "fp8", "fp4"]) -> float:
+        """Returns the rate of all SMs inside GEMM thread blocks, TFLOP/s.
+
+        Raises:
+            ConfigError: There is no FP4 arithmetic.
+        """
+        peak_tflops = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}[dtype]
+        if peak_tflops == 0:
+            raise ConfigError(f"compute_dtype='{dtype}' needs gpu.{dtype}_tflops, which is 0: it has no such GEMMs")
+        return self.gemm_efficiency * peak_tflops
 
 
 class LinkSpec(Spec):
@@ -159,6 +173,23 @@ class SwitchSpec(Spec):
     )
     """Ways to sum a token's results, ``pull`` being plain loads by its home GPU; ``pull_reduce``
     (``dymultimem.ld_reduce``) and ``push_reduce`` are proposed."""
+    reduction_dtypes: tuple[Literal["bf16", "fp8"], ...] = ("bf16",)
+    """Formats that the switch sums (``combine_dtype`` of a layer)."""
+
+    def combining(self, dtype: str) -> tuple[CombinePrimitive, ...]:
+        """Returns the ways to sum results in a format: GPUs add up any, the switch only ``reduction_dtypes``.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        can_reduce = dtype in self.reduction_dtypes
+        names = tuple(name for name in self.combine_primitives if can_reduce or not COMBINE_PRIMITIVES[name].in_switch)
+        if not names:
+            raise ConfigError(
+                f"combine_dtype='{dtype}' cannot be summed: combine_primitives={list(self.combine_primitives)} are all"
+                f" in the switch, for reduction_dtypes={list(self.reduction_dtypes)}"
+            )
+        return names
 
     @model_validator(mode="after")
     def _check_primitives(self) -> SwitchSpec:

@@ -1,4 +1,4 @@
-"""Published kernels as programs of the engine: DeepEP, TensorRT-LLM's one-sided kernels, NCCL, DeepGEMM.
+"""Published kernels as programs of the engine: DeepEP, TensorRT-LLM's one-sided kernels, NCCL, DeepGEMM, cuBLASLt.
 
 A communication program moves what the kernel moves, with the primitives and the communication SMs it uses, and pays for
 its kernel launches and barriers. GEMMs are made so short that they cannot be seen. Left out: receiving SMs and their
@@ -9,6 +9,9 @@ SXM, README of deepseek-ai/DeepGEMM at commit 327ec92. A layer of 7168 x 2048 ex
 published shapes: GEMM-1 is N = 4096, K = 7168 and GEMM-2 is N = 7168, K = 2048. A group is an expert with so many rows;
 *contiguous* and *masked* differ in how the library finds a group's rows, which the engine does not model. Compared is
 2 M N K over the time from a GEMM's first thread block to its last.
+
+cuBLASLt's dense FP8 GEMM is such a layer too: experts are panels of 4096 columns, each of which sees every row, as
+rasterised thread blocks walk a matrix that may be larger than L2.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ GROUPED_TFLOPS = {
     ("masked", 2, 512): (1040, 916),
     ("masked", 4, 256): (932, 815),
 }
+# Edge of a square FP8 GEMM of cuBLASLt on GB200: TFLOP/s (Azure/AI-benchmarking-guide, ND_GB200_v6).
+DENSE_TFLOPS = {8192: 2877, 16384: 2907}
+DENSE_PANEL = 4096
 SHAPES = ("N 4096 K 7168", "N 7168 K 2048")
 
 
@@ -137,15 +143,41 @@ def grouped_gemm_tflops(groups: int, rows: int, **changes: float) -> tuple[float
     layer = load_model("large").with_changes(
         {"experts": num_gpus * groups, "top_k": 1, "ffn_matrices": 3, "compute_dtype": "fp8", "dispatch_dtype": "fp8"}
     )
-    # A long pause before each GEMM lets HBM finish what arrivals and the GEMM before have queued there.
-    system = load_system("dgx-h800", num_gpus).with_changes({"overheads.barrier_us": 10_000})
     topk_ids = np.repeat(np.arange(layer.experts), rows)[:, None]
+    return _gemm_tflops(load_system("dgx-h800", num_gpus), layer, topk_ids, changes)
+
+
+def dense_gemm_tflops(edge: int, **changes: float) -> float:
+    """Returns the simulated TFLOP/s of cuBLASLt's FP8 GEMM of square matrices on GB200.
+
+    Args:
+        edge: Of every matrix, a multiple of 4096.
+        **changes: Fields of the GPU to replace.
+    """
+    num_gpus, panels = 2, edge // DENSE_PANEL
+    layer = load_model("large").with_changes(
+        {
+            **{"hidden": edge, "moe_ff": DENSE_PANEL, "experts": num_gpus * panels, "top_k": panels},
+            **{"compute_dtype": "fp8", "dispatch_dtype": "fp8"},
+        }
+    )
+    own = np.arange(layer.experts).reshape(num_gpus, panels)
+    return _gemm_tflops(load_system("gb200-nvl72", num_gpus), layer, np.repeat(own, edge, axis=0), changes)[0]
+
+
+def _gemm_tflops(
+    system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, changes: dict[str, float]
+) -> tuple[float, float]:
+    """Returns the simulated TFLOP/s of both GEMMs of a layer whose tokens are all at home, one GEMM after the other."""
+    # A long pause before each GEMM lets HBM finish what arrivals and the GEMM before have queued there.
+    system = system.with_changes({"overheads.barrier_us": 10_000})
     pays = {"gemm1": ["barrier"], "gemm2": ["barrier"]}
-    # Group after group, as the library's scheduler walks them.
+    # Group after group, as libraries walk them.
     rule = {"gemm": {"weights_in_l2": 1.0}}
     program = _program("unicast", "unicast", 1, pays=pays, readiness=PHASES, rule=rule)
     phases_us = _run(system, layer, topk_ids, program, changes, compute_scale=1.0).phases_us
-    flops = dict(zip(("gemm1", "gemm2"), (groups * rows * each for each in layer.gemm_flops), strict=True))
+    slots_per_gpu = topk_ids.size // system.num_gpus
+    flops = dict(zip(("gemm1", "gemm2"), (slots_per_gpu * each for each in layer.gemm_flops), strict=True))
     gemm1, gemm2 = (flops[gemm] / ((phases_us[gemm][1] - phases_us[gemm][0]) * 1e-6) / 1e12 for gemm in flops)
     return gemm1, gemm2
 

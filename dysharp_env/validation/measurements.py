@@ -14,9 +14,12 @@ launch_us, Blackwell
 load_in_flight_bytes, Blackwell
     TensorRT-LLM's combine of one token, EP8, in 31.0 us: barrier and launches as above, and 16 us in which one SM loads
     7 vectors. Taken for Hopper too, where no measurement of plain loads was found.
-gemm_efficiency, block_overhead_ns
+gemm_efficiency, block_overhead_ns, Hopper
     DeepGEMM's contiguous rates. 63 waves of thread blocks at K = 7168 and 109 at K = 2048, less what the weights of 4
     groups cost, give the time of a block at each K; it is linear in K.
+gemm_efficiency, block_overhead_ns, Blackwell
+    cuBLASLt's dense FP8 GEMMs, 8192^3 and 16384^3. 28 and 111 waves of thread blocks, less what cold weights cost, give
+    the time of a block at each K. It is proportional to K: 0.59 of the peak, and nothing besides.
 cold_exposure
     DeepGEMM's masked rate of 4 x 256 rows at K = 7168, which reads the most weights for its work: 0.58 meets it. 0.63
     is taken, with which it still passes (-1.9 %), because 2 x 512 rows ask for more.
@@ -36,7 +39,7 @@ TensorRT-LLM
     Times as published.
 NCCL
     Bus bandwidth as published: 365 to 370 GB/s for the ring (compared with 367.5) and 480 for NVLS.
-DeepGEMM
+DeepGEMM, cuBLASLt
     TFLOP/s as published.
 
 Known to be missing where predictions err: DeepEP on 8 H800 (-10 to -12 %) and V2 with 64 SMs (-5 %) are bound by links,
@@ -54,9 +57,11 @@ from collections.abc import Iterable, Iterator
 
 from dysharp_env.system import load_system
 from dysharp_env.validation.kernels import (
+    DENSE_TFLOPS,
     GROUPED_TFLOPS,
     SHAPES,
     deepep_us,
+    dense_gemm_tflops,
     grouped_gemm_tflops,
     nvls_all_reduce_gbps,
     one_sided_us,
@@ -98,6 +103,7 @@ def measurement_rows(seed: int = 0) -> Iterator[ValidationRow]:
     yield from _one_sided(seed)
     yield from _all_reduce()
     yield from _grouped_gemm()
+    yield from _dense_gemm()
 
 
 def prediction_errors_pct(rows: Iterable[ValidationRow]) -> tuple[float, float]:
@@ -154,3 +160,8 @@ def _grouped_gemm() -> Iterator[ValidationRow]:
             is_set = kind == "contiguous" or (groups == 4 and shape == SHAPES[0])
             name = f"DeepGEMM {kind} FP8 on H800, {groups} x {rows} rows, {shape}, TFLOP/s"
             yield _row(name, expected, value, "set" if is_set else "predicted")
+
+
+def _dense_gemm() -> Iterator[ValidationRow]:
+    for edge, published in DENSE_TFLOPS.items():
+        yield _row(f"cuBLASLt FP8 on GB200, {edge}^3, TFLOP/s", published, dense_gemm_tflops(edge), "set")

@@ -12,12 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
+from dysharp_env.workload.formats import FORMATS, NATIVE_FORMAT, ComputeName, Format, FormatName
 from dysharp_env.workload.transformer import Size, TransformerSpec
-
-BYTES_PER_VALUE = {"bf16": 2, "fp8": 1}
-# FP8 vectors carry one FP32 scale for every 128 values (DeepSeek-V3 report, arXiv 2412.19437, section 3.3.2).
-FP8_SCALE_BLOCK = 128
-FP8_SCALE_BYTES = 4
 
 
 class LayerSpec(Spec):
@@ -35,12 +31,14 @@ class LayerSpec(Spec):
     """Experts each token goes to, all distinct."""
     ffn_matrices: Literal[2, 3]
     """Matrices of an expert: up and down (2), or gate, up and down (3); gate and up are one GEMM-1."""
-    dispatch_dtype: Literal["bf16", "fp8"] = "bf16"
+    dispatch_dtype: FormatName = "bf16"
     """Format of a vector on its way to an expert."""
-    combine_dtype: Literal["bf16"] = "bf16"
-    """Format of a result on its way home; in-switch sums need at least BF16."""
-    compute_dtype: Literal["bf16", "fp8"]
-    """Format of both GEMMs and of the weights they read."""
+    combine_dtype: Literal["bf16", "fp8"] = "bf16"
+    """Format of a result on its way home; the switch sums it only if the system says so (``reduction_dtypes``)."""
+    compute_dtype: ComputeName
+    """Rate at which both GEMMs run; what lies between them is in its format, NVFP4 for ``fp4``."""
+    weight_dtype: FormatName | None = None
+    """Format of the weights that GEMMs read; none means that of ``compute_dtype``."""
     tile_tokens: Size = 128
     """Tokens of one expert that form a tile (the paper's best ``tsize``, DySHARP, arXiv 2605.05607)."""
     direction: Literal["forward", "backward"] = "forward"
@@ -74,14 +72,13 @@ class LayerSpec(Spec):
 
     @property
     def dispatch_bytes(self) -> int:
-        """Payload bytes of one token's vector in dispatch, FP8 scales included."""
-        scales = -(-self.hidden // FP8_SCALE_BLOCK) * FP8_SCALE_BYTES if self.dispatch_dtype == "fp8" else 0
-        return self.hidden * BYTES_PER_VALUE[self.dispatch_dtype] + scales
+        """Payload bytes of one token's vector in dispatch, scales included."""
+        return FORMATS[self.dispatch_dtype].vector_bytes(self.hidden)
 
     @property
     def combine_bytes(self) -> int:
-        """Payload bytes of one token's result in combine."""
-        return self.hidden * BYTES_PER_VALUE[self.combine_dtype]
+        """Payload bytes of one token's result in combine, scales included."""
+        return FORMATS[self.combine_dtype].vector_bytes(self.hidden)
 
     @property
     def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -90,8 +87,20 @@ class LayerSpec(Spec):
 
     @property
     def weight_bytes(self) -> tuple[int, ...]:
-        """Bytes of one expert's weights in each GEMM; FP8 block scales (0.02 %) are left out."""
-        return tuple(columns * depth * BYTES_PER_VALUE[self.compute_dtype] for columns, depth in self.gemms)
+        """Bytes of one expert's weights in each GEMM, scales included."""
+        return tuple(self.weight_format.matrix_bytes(columns * depth) for columns, depth in self.gemms)
+
+    @property
+    def weight_format(self) -> Format:
+        """How weights are stored."""
+        return FORMATS[self.weight_dtype or NATIVE_FORMAT[self.compute_dtype]]
+
+    @property
+    def between_bytes(self) -> tuple[int, int]:
+        """Bytes of one token at one expert that leave GEMM-1 and that enter GEMM-2, scales included."""
+        (columns, _), (_, depth) = self.gemms
+        compute = FORMATS[NATIVE_FORMAT[self.compute_dtype]]
+        return compute.vector_bytes(columns), compute.vector_bytes(depth)
 
     @property
     def gemm_flops(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dysharp_env.config import Spec
 from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.workload.formats import FormatName
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.workload import Workload, WorkloadSource
 
@@ -34,7 +35,7 @@ class ScenarioSpec(Spec):
     """Which layer of a trace to use; none draws one for each workload."""
     placement: str = "contiguous"
     """``contiguous``, or a file that holds the GPU of every expert."""
-    dispatch_dtype: Literal["bf16", "fp8"] | None = None
+    dispatch_dtype: FormatName | None = None
     """What a dispatched token is sent in; none means the model's own."""
     direction: Literal["forward", "backward"] = "forward"
     """Which pass of the layer; backward does twice the GEMM work."""

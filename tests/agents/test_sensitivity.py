@@ -25,8 +25,13 @@ def test_every_variation_fits_every_machine_and_changes_what_it_says(name: str) 
         before, after = (vars_of(each) for each in (system, changed))
         different = {key for key in before if before[key] != after[key]}
         assert different <= set(variation.changes)
+        has_none = all(before[key] == 0 for key in variation.changes)  # no block overhead to multiply, on Blackwell
         assert (
-            different or variation.compute_scale != 1 or "reduction" in variation.name or "queueing" in variation.name
+            different
+            or has_none
+            or variation.compute_scale != 1
+            or "reduction" in variation.name
+            or "queueing" in variation.name
         )
 
 

@@ -254,7 +254,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("simulate", "--schedule", "twice.yaml"), "'twice.yaml': key 'copies' on line 3 is already on line 2"),
         (("simulate", "--json", "x.json", "--timeline", "./x.json"), "timeline='./x.json' is the file that json is"),
         (("compare", "--json", "x.png", "--picture", "x.png"), "picture='x.png' is the file that json is written to"),
-        (("simulate", "--dispatch-dtype", "fp4"), "invalid choice: 'fp4' (choose from 'bf16', 'fp8')"),
+        (("simulate", "--dispatch-dtype", "fp4"), "invalid choice: 'fp4' (choose from 'bf16', 'fp8', 'mxfp8', "),
         (("simulate", "--json", "no/x.json"), "cannot write json='no/x.json': it must be a file in an existing folder"),
         (("simulate", "--json", "."), "cannot write json='.'"),
         (("simulate", "--timeline", "x.txt"), "timeline='x.txt' must end in .json"),

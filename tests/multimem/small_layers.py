@@ -80,7 +80,7 @@ def played(
     exposure = Exposure() if seed is None else EVERYTHING
     machine = load_system(system, workload.num_gpus)
     num_sms = machine.gpu.num_sms
-    if spec.sms.dispatch + spec.sms.combine + spec.gemm_sms(num_sms) != num_sms:
+    if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
         exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))
     starter = Starter(machine, workload.layer, spec, exposure=exposure)
     engine = starter.start(workload).engine

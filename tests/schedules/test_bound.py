@@ -87,9 +87,9 @@ def test_local_tokens_cost_no_link() -> None:
     system = load_system("dgx-h100", 2)
     workload = one_expert_each(2, 64, lambda gpu: gpu)
     costs = Costs.of(system, workload.layer, 1.0)
-    # One granule of 64 tokens in each GEMM, spread over 132 SMs, or the weights and tokens from HBM, after a launch and
-    # one memory access.
-    sm_ps = (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
+    # Four granules of 16 tokens in each GEMM, spread over 132 SMs, or the weights and tokens from HBM, after a launch
+    # and one memory access.
+    sm_ps = 4 * (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
     read = 64 * (2048 + 256) + 2 * 1024 * 128 * 2
     hbm_ps = costs.hbm_ps(read)
     bound = LowerBound(system, workload.layer, costs).of(workload)
@@ -98,6 +98,22 @@ def test_local_tokens_cost_no_link() -> None:
     blocks_ps = sum(costs.blocks) * costs.block_overhead_ps // system.gpu.num_sms
     assert bound.gemms_ps == pytest.approx(sm_ps + blocks_ps, abs=200)
     assert bound.hbm_ps == pytest.approx(hbm_ps, abs=200)
+
+
+def test_a_tile_of_few_tokens_counts_its_reading_of_weights() -> None:
+    system = load_system("dgx-h100", 2)
+    workload = one_expert_each(2, 8, lambda gpu: gpu)
+    costs = Costs.of(system, workload.layer, 1.0)
+    # 8 tokens are a granule of 16: half its arithmetic for reading it, and that of 32 tokens for reading the weights.
+    assert costs.operand_ps == pytest.approx([2 * granule_ps for granule_ps in costs.granule_ps], abs=1)
+    sm_ps = sum(
+        blocks * (operand_ps + granule_ps // 2 + costs.block_overhead_ps)
+        for blocks, operand_ps, granule_ps in zip(costs.blocks, costs.operand_ps, costs.granule_ps, strict=True)
+    )
+    bound = LowerBound(system, workload.layer, costs).of(workload)
+    assert bound.gemms_ps == sm_ps // system.gpu.num_sms
+    rounded = system.with_changes({"gpu.row_granularity": 64, "gpu.operand_tokens": 0})
+    assert LowerBound(rounded, workload.layer, Costs.of(rounded, workload.layer)).of(workload).gemms_ps > bound.gemms_ps
 
 
 def test_in_switch_primitives_lower_it() -> None:
@@ -121,8 +137,16 @@ def test_it_counts_every_vector_request_and_acknowledgement(random_case: Callabl
         dispatch = case.program.dispatch.name
         combine = case.program.combine.name
         switch = {"switch.dispatch_primitives": [dispatch], "switch.combine_primitives": [combine]}
+        switch["switch.reduction_dtypes"] = ["bf16", "fp8"]
         # Next to nothing is computed, and hops take no time, so that nothing but the links matters.
-        free = {"granule_ps": (1, 1), "block_overhead_ps": 0, "hbm_bytes_per_s": 10**18, "memory_ps": 0, "hop_ps": 0}
+        free = {
+            "granule_ps": (1, 1),
+            "operand_ps": (0, 0),
+            "block_overhead_ps": 0,
+            "hbm_bytes_per_s": 10**18,
+            "memory_ps": 0,
+            "hop_ps": 0,
+        }
         costs = dataclasses.replace(case.costs, **free)
         system = load_system("dgx-h100").with_changes(switch)
         busiest_ps = max(max(needs) for needs in link_needs(case.workload, costs, dispatch, combine))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names
-from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, simulate
+from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, schedule_names, simulate
 from dysharp_env.schedules.spec import NEVER_EARLY
 from dysharp_env.simulator.state import observation
 from dysharp_env.system import load_system
@@ -36,7 +37,12 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
         ({"rule": {"gemm": {"is_gem2": 1.0}}}, "'is_gem2' is not a feature; choose from"),
         ({"pays": {"dispatch": ["launch"], "gemm1": ["barrier"]}}, "pays.gemm1 must be empty"),
         ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
-        ({"sms": {"dispatch": 0, "combine": 8}}, "sms.dispatch=0"),
+        (
+            {"sms": {"dispatch": 0, "combine": 8}},
+            "sms.dispatch=0: Input should be a number of SMs, 1 at least, or 'all'",
+        ),
+        ({"sms": {"dispatch": 8, "combine": "al"}}, "sms.combine='al': Input should be a number of SMs"),
+        ({"sms": {"dispatch": True, "combine": 8}}, "sms.dispatch=True: Input should be a number of SMs"),
         ({"dispatch": "multicast", "copies": "expert"}, "copies=expert needs unicast or pull both ways"),
         ({"loopback": True}, "loopback needs dispatch broadcast and combine reduce_scatter"),
         ({"combine": "pull", "readiness": {"combine": "gpu"}}, "readiness.combine=gpu needs pushed sums"),
@@ -144,3 +150,62 @@ def test_the_paper_s_story_when_communication_binds() -> None:
     ideal = 20 * 7.04 / (12 * 7.04 + 10)
     assert time["deepep"] / time["dysharp"] >= 0.9 * ideal
     assert time["nvls"] == max(time.values())
+
+
+def test_all_sms_are_those_that_the_gpu_has() -> None:
+    for system in map(load_system, ("dgx-h20", "dgx-h100", "vera-rubin-nvl72")):
+        for name in preset_names("schedules"):
+            program = load_schedule(name).program(system)
+            if load_schedule(name).sms.dispatch == "all":
+                assert (program.dispatch_sms, program.combine_sms) == (system.gpu.num_sms,) * 2
+    fused = parse_spec(ScheduleSpec, {**BASE, "sms": {"dispatch": "all", "combine": 1}}, "schedule")
+    with pytest.raises(ConfigError, match="sms.dispatch=all and sms.combine=1 leave no SM for GEMMs of the 132"):
+        fused.program(load_system("dgx-h100"))
+
+
+ALIASES = {
+    "deepep_high_throughput": "deepep",
+    "deepep_low_latency": "deepep-ll",
+    "deepep_v2": "deepep-v2",
+    "flashinfer_nvlink_one_sided": "trtllm-one-sided",
+    "flashinfer_nvlink_two_sided": "trtllm-two-sided",
+    "allgather_reducescatter": "nvls",
+    "deep_gemm_mega_moe": "mega-moe",
+}
+
+
+def test_names_of_serving_systems_stand_for_presets() -> None:
+    assert {alias: load_schedule(alias).name for alias in ALIASES} == ALIASES
+    assert schedule_names() == preset_names("schedules") + sorted(ALIASES)
+    assert {alias for name in preset_names("schedules") for alias in load_schedule(name).aliases} == set(ALIASES)
+    with pytest.raises(ConfigError, match=re.escape("(did you mean 'deepep_low_latency'?)")):
+        load_schedule("deepep_low_latencey")
+
+
+def test_the_switch_sums_only_formats_that_the_system_names() -> None:
+    scenario = ScenarioSpec(model="small", tokens=8, routing="uniform").build()
+    system, layer = scenario.system, scenario.layer.with_changes({"combine_dtype": "fp8"})
+    workload = dataclasses.replace(scenario.draw(0), layer=layer)
+    with pytest.raises(ConfigError) as error:
+        simulate(system, workload, load_schedule("nvls"))
+    assert str(error.value) == (
+        "schedule='nvls' sums in the switch (reduce_scatter); dgx-h100 does so for ['bf16'], not for"
+        " combine_dtype='fp8'"
+    )
+    both = system.with_changes({"switch.reduction_dtypes": ["bf16", "fp8"]})
+    times = {
+        (machine, name): simulate(machine, workload, load_schedule(name)).result().makespan_us
+        for machine, name in ((both, "nvls"), (both, "deepep"), (system, "deepep"))
+    }
+    assert times[both, "deepep"] == times[system, "deepep"]
+    in_switch_only = system.with_changes({"switch.combine_primitives": ["reduce_scatter"]})
+    with pytest.raises(ConfigError, match="combine_dtype='fp8' cannot be summed: "):
+        simulate(in_switch_only, workload, load_schedule("nvls").with_changes({"combine": "unicast"}))
+
+
+def test_fp4_gemms_need_fp4_arithmetic() -> None:
+    scenario = ScenarioSpec(model="small", tokens=8, routing="uniform").build()
+    workload = dataclasses.replace(scenario.draw(0), layer=scenario.layer.with_changes({"compute_dtype": "fp4"}))
+    with pytest.raises(ConfigError, match=r"^compute_dtype='fp4' needs gpu.fp4_tflops, which is 0: "):
+        simulate(scenario.system, workload, load_schedule("deepep"))
+    assert simulate(load_system("dgx-b200"), workload, load_schedule("deepep")).result().ratio >= 1

@@ -126,7 +126,7 @@ def test_a_thread_block_has_a_fixed_cost_and_is_slower_while_its_weights_are_col
     case = make_case(system, BLOCK_LAYER, np.repeat([0, 1], 128)[:, None], block_program(codes.GATE_FINE))
     tiles = case.engine().run().state.tiles
     costs = case.costs
-    assert costs.block_ps(1, 64) == 700_000 + costs.granule_ps[0] and costs.block_ps(1, 65) > costs.block_ps(1, 64)
+    assert costs.block_ps(1, 64) == 700_000 + 4 * costs.granule_ps[0] and costs.block_ps(1, 65) > costs.block_ps(1, 64)
     # 4 blocks of GEMM-1 on 4 SMs. The first tile's blocks lose half the time in which 1 MiB comes from HBM, behind 128
     # arrivals of 2048 B; the second tile finds the weights in L2.
     first, second = tiles[tiles["expert"] == 0][:2]

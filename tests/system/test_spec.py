@@ -19,6 +19,10 @@ PUBLISHED = {
     "dgx-b200": (8, 2, 900, 8000),
     "gh200-nvl32": (32, 9, 450, 4800),
     "gb200-nvl72": (72, 18, 900, 8000),
+    "dgx-h20": (8, 4, 450, 4000),
+    "dgx-b300": (8, 2, 900, 7750),
+    "gb300-nvl72": (72, 18, 900, 8000),
+    "vera-rubin-nvl72": (72, 36, 1800, 22000),
     "hypothetical-nvl256": (256, 18, 900, 8000),
 }
 
@@ -44,8 +48,8 @@ def test_preset_has_the_published_numbers(name: str) -> None:
     assert system.link.latency_ps == 250_000
     assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "pull")
     assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
-    # The reduction cycle is one 16 B flit on one of the 18 links; an H800 has 8.
-    links = 8 if name == "dgx-h800" else 18
+    # The reduction cycle is one 16 B flit on one of the 18 links; an H800 has 8, a Vera Rubin 36.
+    links = {"dgx-h800": 8, "vera-rubin-nvl72": 36}.get(name, 18)
     assert system.switch.reduction_cycle_ps == system.link.flit_bytes * 1000 * links / system.link.gbps
 
 
@@ -64,6 +68,25 @@ def test_derived_rates_of_h200() -> None:
     assert gpu.l2_bytes == 52_428_800
     assert gpu.gemm_tflops("fp8") == pytest.approx(1454.565)
     assert gpu.gemm_tflops("bf16") == pytest.approx(726.915)
+
+
+@pytest.mark.parametrize(("name", "clocks", "rows"), [("dgx-h200", 16, 64), ("dgx-h20", 16, 64), ("dgx-b200", 32, 128)])
+def test_operands_are_read_from_shared_memory_at_128_bytes_a_clock(name: str, clocks: int, rows: int) -> None:
+    """An instruction reads ``rows`` x 32 B of weights, in the time of the arithmetic of the operand's tokens."""
+    gpu, clock_hz = load_system(name).gpu, 1.85e9
+    assert rows * 32 / 128 == clocks
+    multiply_adds = gpu.fp8_tflops * 1e12 / 2 / gpu.num_sms / clock_hz
+    assert clocks * multiply_adds / (rows * 32) == pytest.approx(gpu.operand_tokens, rel=0.06)
+
+
+def test_a_block_s_time_is_that_of_its_tokens_or_of_reading_both_operands() -> None:
+    costs = Costs.of(load_system("dgx-h200"), load_model("deepseek-v3"))
+    token_ps = costs.granule_ps[0] / 16
+    in_tokens = [
+        (costs.block_ps(1, tokens) - costs.block_overhead_ps) / token_ps for tokens in (1, 16, 17, 48, 64, 100)
+    ]
+    # 16 tokens: 32 for the weights and 8 for the tokens; from 64 on arithmetic binds.
+    assert in_tokens == pytest.approx([40, 40, 48, 56, 64, 112], rel=1e-4)
 
 
 def test_fewer_gpus_keep_their_links() -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from dysharp_env.system import load_system
-from dysharp_env.validation.kernels import GROUPED_TFLOPS, deepep_us, grouped_gemm_tflops, one_sided_us
+from dysharp_env.validation.kernels import (
+    DENSE_TFLOPS,
+    GROUPED_TFLOPS,
+    deepep_us,
+    dense_gemm_tflops,
+    grouped_gemm_tflops,
+    one_sided_us,
+)
 from dysharp_env.validation.measurements import (
     DEEPEP,
     ONE_SIDED_US,
@@ -74,6 +81,24 @@ def test_thread_blocks_from_deepgemm_s_contiguous_rates() -> None:
     overhead_ns = (block_us[2048] - 2048 * per_depth_us) * 1e3
     assert efficiency == pytest.approx(gpu.gemm_efficiency, rel=0.01)
     assert overhead_ns == pytest.approx(gpu.block_overhead_ns, rel=0.06)
+
+
+def test_thread_blocks_from_cublaslt_s_dense_rates_on_blackwell() -> None:
+    gpu = load_system("gb200-nvl72").gpu
+    block_us = {}
+    for edge, tflops in DENSE_TFLOPS.items():
+        waves = -(-((edge // 128) ** 2) // gpu.num_sms)
+        cold_us = edge**2 / (gpu.hbm_gbps * gpu.hbm_efficiency * 1e3) * gpu.cold_exposure
+        block_us[edge] = (2 * edge**3 / tflops / 1e6 - cold_us) / waves
+    per_depth_us = (block_us[16384] - block_us[8192]) / 8192
+    overhead_us = block_us[8192] - 8192 * per_depth_us
+    # Nothing but noise beside 13 us: taken as none.
+    assert -0.3 < overhead_us < 0.1 and gpu.block_overhead_ns == 0
+    flops_of_peak = gpu.fp8_tflops * 1e12 / gpu.num_sms
+    efficiency = 2 * 128 * 128 * 16384 / (block_us[16384] * 1e-6) / flops_of_peak
+    assert efficiency == pytest.approx(gpu.gemm_efficiency, rel=0.01)
+    for edge, tflops in DENSE_TFLOPS.items():
+        assert dense_gemm_tflops(edge) == pytest.approx(tflops, rel=0.005)
 
 
 def test_cold_weights_from_deepgemm_s_masked_rate() -> None:

@@ -21,6 +21,11 @@ REAL = {
     "gpt-oss-120b": (2880, 2880, 128, 4, "bf16"),
     "mixtral-8x7b": (4096, 14336, 8, 2, "bf16"),
     "olmoe": (2048, 1024, 64, 8, "bf16"),
+    "deepseek-v4-pro": (7168, 3072, 384, 6, "fp8"),
+    "deepseek-v4-flash": (4096, 2048, 256, 6, "fp8"),
+    "kimi-k3": (3584, 3072, 896, 16, "bf16"),
+    "qwen3.8-flash-next": (2560, 640, 512, 10, "bf16"),
+    "qwen3.5-35b-a3b": (2048, 512, 256, 8, "bf16"),
     "glm-4.5": (5120, 1536, 160, 8, "bf16"),
     "glm-4.5-air": (4096, 1408, 128, 8, "bf16"),
 }
@@ -33,7 +38,8 @@ def test_every_preset_loads_under_its_own_name(name: str) -> None:
     assert layer.source
     assert layer.ffn_matrices == (2 if name in PAPER else 3)
     assert layer.direction == "forward"
-    assert layer.dispatch_dtype == ("bf16" if name in PAPER else layer.compute_dtype)
+    native = "mxfp8" if name.startswith("deepseek-v4") else layer.compute_dtype
+    assert layer.dispatch_dtype == ("bf16" if name in PAPER else native)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -57,7 +63,8 @@ def test_deepseek_v3_by_hand() -> None:
     assert layer.dispatch_bytes == 7168 + 7168 // 128 * 4 == 7392
     assert layer.combine_bytes == 14336
     assert layer.gemms == ((4096, 7168), (7168, 2048))
-    assert layer.weight_bytes == (4096 * 7168, 7168 * 2048)
+    assert layer.weight_bytes == (4096 * 7168 + 32 * 56 * 4, 7168 * 2048 + 56 * 16 * 4)
+    assert layer.between_bytes == (4096 + 32 * 4, 2048 + 16 * 4)
     assert layer.gemm_flops == (2 * 4096 * 7168, 2 * 7168 * 2048)
     # 8192 tokens with 8 experts each: 5.77 TFLOP in one pass, twice that backward.
     assert 8192 * 8 * sum(layer.gemm_flops) == pytest.approx(5.77e12, rel=1e-3)
@@ -69,6 +76,19 @@ def test_two_matrices_in_bf16_by_hand() -> None:
     assert (layer.gemms[0][0], layer.gemms[1][1]) == (2048, 2048)
     assert layer.weight_bytes == (2 * 2048 * 7168,) * 2
     assert 8192 * 8 * sum(layer.gemm_flops) == pytest.approx(3.85e12, rel=1e-3)
+
+
+def test_four_bits_by_hand() -> None:
+    """A token in NVFP4 at V4-Flash's width is 2048 B of values and 256 scales of a byte."""
+    layer = load_model("deepseek-v4-flash", dispatch_dtype="nvfp4", combine_dtype="fp8", compute_dtype="fp4")
+    assert (layer.dispatch_bytes, layer.combine_bytes) == (2048 + 256, 4096 + 32 * 4)
+    # Weights stay MXFP4: a byte of scale for 32 values; what lies between the GEMMs is NVFP4.
+    assert layer.weight_bytes == (4096 * 4096 * 17 // 32, 4096 * 2048 * 17 // 32)
+    assert layer.between_bytes == (2048 + 256, 1024 + 128)
+    assert load_model("deepseek-v4-flash").dispatch_bytes == 4096 + 128
+    # By default weights are what tensor cores of that rate read.
+    assert load_model("small", compute_dtype="fp4").weight_bytes[0] == 512 * 2048 * 9 // 16
+    assert load_model("gpt-oss-20b").weight_bytes[1] == 2880 * 2880 * 17 // 32
 
 
 def test_fp8_scale_of_a_partial_block_is_whole() -> None:
@@ -86,7 +106,16 @@ def test_fp8_scale_of_a_partial_block_is_whole() -> None:
         ({"topk_group": 2}, "models/small: topk_group=2 must be at most n_group=1"),
         ({"n_group": 16}, "models/small: top_k=8 must be at most the 4 experts in topk_group=1 of n_group=16 groups"),
         ({"ffn_matrices": 4}, "models/small: ffn_matrices=4: Input should be 2 or 3"),
-        ({"combine_dtype": "fp8"}, "models/small: combine_dtype='fp8': Input should be 'bf16'"),
+        ({"combine_dtype": "nvfp4"}, "models/small: combine_dtype='nvfp4': Input should be 'bf16' or 'fp8'"),
+        ({"compute_dtype": "mxfp4"}, "models/small: compute_dtype='mxfp4': Input should be 'bf16', 'fp8' or 'fp4'"),
+        (
+            {"weight_dtype": "int4"},
+            "models/small: weight_dtype='int4': Input should be 'bf16', 'fp8', 'mxfp8', 'nvfp4'",
+        ),
+        (
+            {"dispatch_dtype": "fp4"},
+            "models/small: dispatch_dtype='fp4': Input should be 'bf16', 'fp8', 'mxfp8', 'nvfp4'",
+        ),
         ({"direction": "both"}, "models/small: direction='both': Input should be 'forward' or 'backward'"),
         ({"hiden": 1}, "models/small: unknown key 'hiden' (did you mean 'hidden'?)"),
     ],

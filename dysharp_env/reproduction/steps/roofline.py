@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from dysharp_env.system.spec import GpuSpec
 from dysharp_env.workload import LayerSpec
-from dysharp_env.workload.layer import BYTES_PER_VALUE
+from dysharp_env.workload.formats import FORMATS, NATIVE_FORMAT, ComputeName
 
 PS_PER_S = 10**12
-ACTIVATION_BYTES = BYTES_PER_VALUE["bf16"]
+ACTIVATION_BYTES = 2  # BF16
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Work:
 
     flops: int
     num_bytes: int
-    dtype: Literal["bf16", "fp8"]
+    dtype: ComputeName
 
     def time_ps(self, gpu: GpuSpec) -> int:
         """Returns the longer of compute and memory time, rounded down."""
@@ -51,7 +50,7 @@ def attention_work(layer: LayerSpec, sequences: int, new_tokens: int, cached_tok
     weights = attention.weights(hidden)
     projections = Work(
         flops=2 * weights * tokens,
-        num_bytes=weights * BYTES_PER_VALUE[dtype] + 2 * tokens * hidden * ACTIVATION_BYTES,
+        num_bytes=_weight_bytes(weights, dtype) + 2 * tokens * hidden * ACTIVATION_BYTES,
         dtype=dtype,
     )
     # A new token sees what is cached, the new tokens before it and itself.
@@ -69,5 +68,10 @@ def attention_work(layer: LayerSpec, sequences: int, new_tokens: int, cached_tok
 def ffn_work(layer: LayerSpec, width: int, tokens: int) -> Work:
     """Returns a dense FFN of inner ``width`` over ``tokens``: shared experts, or a dense layer's own."""
     weights = layer.ffn_matrices * layer.hidden * width
-    num_bytes = weights * BYTES_PER_VALUE[layer.compute_dtype] + 2 * tokens * layer.hidden * ACTIVATION_BYTES
+    num_bytes = _weight_bytes(weights, layer.compute_dtype) + 2 * tokens * layer.hidden * ACTIVATION_BYTES
     return Work(2 * weights * tokens, num_bytes if width else 0, layer.compute_dtype)
+
+
+def _weight_bytes(weights: int, dtype: ComputeName) -> int:
+    """Returns the bytes of weights in the format that tensor cores of a rate read."""
+    return FORMATS[NATIVE_FORMAT[dtype]].matrix_bytes(weights)

@@ -25,8 +25,9 @@ LOOK_AHEAD = 4
 @compiled
 def block_ps(s: Root, gpu: int, gemm: int, tokens: int) -> int:
     """Returns the time of one thread block of a GEMM over a tile of ``tokens`` on a GPU."""
+    cost = s.gemms[gemm]
     granules = (tokens + s.row_granularity - 1) // s.row_granularity
-    ps = s.block_overhead_ps + granules * s.gemms[gemm].granule_ps
+    ps = s.block_overhead_ps + max(granules * cost.granule_ps, cost.operand_ps + granules * cost.half_granule_ps)
     return ps * s.slow_permille // 1000 if gpu == 0 else ps
 
 

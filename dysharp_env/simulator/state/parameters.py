@@ -41,6 +41,8 @@ def root_of(workload: Workload, costs: Costs, program: Program, num_sms: int, lo
         root["gemms"][0, gemm] = (
             costs.blocks[gemm],
             costs.granule_ps[gemm],
+            costs.granule_ps[gemm] // 2,
+            costs.operand_ps[gemm],
             costs.matrix_bytes[gemm],
             costs.weight_bytes[gemm],
             *costs.token_bytes[2 * gemm : 2 * gemm + 2],

@@ -78,9 +78,12 @@ LINK = _record("", "next")
 # and packets of a segment, vectors that an SM may have in flight and how long a slot stays taken after a round trip,
 # in thousandths of it; the most SMs of its group under any split, and the first of them among those of a GPU.
 FLOW = _record("reads in_switch names_targets to_all segments segment_packets slots linger_permille most_sms first_sm")
-# One GEMM: thread blocks of a row, what a granule of tokens adds to one, bytes of an expert's matrix in L2 and of what
-# a row reads of it, and bytes that a token moves into it and out of it.
-GEMM_COST = _record("blocks granule_ps matrix_bytes weight_bytes token_in_bytes token_out_bytes")
+# One GEMM: thread blocks of a row; what a granule of tokens adds to one by arithmetic, half of that, and the time of
+# reading weights from shared memory; bytes of an expert's matrix in L2 and of what a row reads of it, and bytes that a
+# token moves into it and out of it.
+GEMM_COST = _record(
+    "blocks granule_ps half_granule_ps operand_ps matrix_bytes weight_bytes token_in_bytes token_out_bytes"
+)
 # Where the weights of a network begin among its numbers; see network.py.
 NETWORK_PLACES = _record("row row_bias context embed embed_bias score_row score_bias score_pool score linear")
 # Who answers one kind of decision: somebody outside, the network, weights of a rule and whether those walk (features

@@ -44,7 +44,8 @@ def test_attention_of_a_whole_sequence_by_hand() -> None:
     projections, core = attention_work(layer, sequences=3, new_tokens=100)
     weights = 4 * 2048 * 2048
     assert (projections.flops, projections.dtype) == (2 * weights * 300, "fp8")
-    assert projections.num_bytes == weights + 2 * 300 * 2048 * 2
+    scales = weights // 128**2 * 4
+    assert projections.num_bytes == weights + scales + 2 * 300 * 2048 * 2
     assert (core.flops, core.dtype) == (3 * 5050 * 2 * 2048 * 2, "bf16")  # 1 + 2 + ... + 100 pairs, score and sum
     assert core.num_bytes == 4 * 300 * 2048 * 2  # keys, values, queries, outputs
 
