@@ -44,11 +44,15 @@ def tile_of(state: State) -> dict[tuple[int, int], np.void]:
     return found
 
 
-def part_of(case: Case, token: int, gpu: int) -> int:
-    """Returns the part of a token at a GPU: by its chunk's place, or by how far the GPU is from its home."""
+def part_of(case: Case, token: int, gpu: int, expert: int | None = None) -> int:
+    """Returns the part of a token at a GPU: by its chunk's place, how far the GPU is from its home, or its expert."""
+    if case.program.parts_by == codes.BY_EXPERTS:
+        assert expert is not None
+        here = np.flatnonzero(case.workload.gpu_of_expert == gpu)
+        return int(np.flatnonzero(here == expert)[0]) * min(case.program.parts, len(here)) // len(here)
     position = np.flatnonzero(token_order(case.workload, case.program.waves) == token)[0]
     home, place = divmod(position, case.workload.tokens_per_gpu)
-    if case.program.by_peers:
+    if case.program.parts_by == codes.BY_PEERS:
         return (gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
     num_chunks = -(-case.workload.tokens_per_gpu // case.program.chunk_tokens)
     return place // case.program.chunk_tokens * case.program.parts // num_chunks
@@ -59,7 +63,7 @@ def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> Non
         chosen = [
             token
             for token in np.flatnonzero((case.workload.topk_ids == expert).any(axis=1)).tolist()
-            if part_of(case, token, int(case.workload.gpu_of_expert[expert])) == part
+            if part_of(case, token, int(case.workload.gpu_of_expert[expert]), expert) == part
         ]
         tiles, slot0 = tiles_of(state, index), int(state.experts["slot0"][index])
         arrived = state.arrived_pair[slot0 : slot0 + len(chosen)]
@@ -167,7 +171,7 @@ def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
     gates, pays_ps = case.program.gates, case.program.pays_ps
     tiles = state.tiles[started(state.tiles, 0) >= 0]
     gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
-    if not case.program.by_peers:
+    if case.program.parts_by == codes.BY_TOKENS:
         per_gpu = case.workload.tokens_per_gpu
         of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
         for tile, its_part in zip(tiles, part, strict=True):
@@ -180,9 +184,9 @@ def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
             assert started(tile, 1) >= ended(tiles, 0)[(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
     sent = [use for use in log if use.what == "partial" and use.resource == codes.LOG_UP]
     for use in [] if case.program.combine.reads else sent:
-        its_part = part_of(case, use.token, use.gpu)
-        here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
         if gates[2] != codes.GATE_FINE:
+            its_part = part_of(case, use.token, use.gpu)
+            here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
             assert use.start_ps >= ended(tiles, 1)[here].max() + pays_ps[3]
     if case.program.exclusive and not case.program.dispatch.reads:
         for use in log:

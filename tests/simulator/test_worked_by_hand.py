@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.state import State
@@ -138,3 +139,23 @@ def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(
     # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
     assert tokens["dispatch_start"][:4].tolist() == [10_000, 10_000, 419_000, 428_000]
     assert tokens["dispatch_end"][:4].tolist() == [219_000, 228_000, 628_000, 637_000]
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_waves_of_experts_follow_each_other_without_a_pause(make_case: Callable[..., Case], parts: int) -> None:
+    """Three tokens a GPU go to the other GPU's two experts: three copies of 9 flits to the first, then to the second.
+
+    A GPU has no more waves than experts.
+    """
+    program = dataclasses.replace(ROUND_PROGRAM, copies_per_expert=True, parts=parts, parts_by=codes.BY_EXPERTS)
+    topk_ids = np.array([[2, 3]] * 3 + [[0, 1]] * 3)
+    case = make_case(round_system(2), round_layer(4, tile_tokens=128), topk_ids, program)
+    engine, twin = case.engine().run(), case.twin().run()
+    first_wave = 10_000 + 100_000 + 3 * 9000 + 100_000
+    state = engine.state
+    assert len(state.experts) == 4 and state.experts["part"].tolist() == [0, 1, 0, 1]
+    ready = [int(state.tiles["rows"]["ready_ps"][x["tile0"], 0]) for x in state.experts]
+    assert ready == [first_wave, first_wave + 3 * 9000] * 2
+    assert engine.now_ps == twin.now_ps
+    in_turn = case.with_program(parts=1).engine().run().state
+    assert int(in_turn.tiles["rows"]["ready_ps"][in_turn.experts["tile0"][0], 0]) == first_wave + 2 * 9000

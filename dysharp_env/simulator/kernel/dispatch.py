@@ -28,13 +28,13 @@ def next_token(s: Root, gpu: int) -> int:
 
 
 @compiled
-def issue_local(s: Root, token: int) -> None:
-    """Hands a token to the experts on its own GPU: a copy through memory, no link."""
+def issue_local(s: Root, token: int, part: int) -> None:
+    """Hands a token to the experts on its own GPU that are in a part: a copy through memory, no link."""
     pair = s.tokens[token].pair0
     end = s.tokens[token + 1].pair0
     # The home GPU's own pairs come first.
     while pair < end and not is_remote(s, pair):
-        if s.pairs[pair].num_experts > 0:
+        if s.pairs[pair].num_experts > 0 and s.pairs[pair].part == part:
             push(s, s.now_ps + s.memory_ps, codes.EV_ARRIVE, pair, 0, 0)
         pair += 1
 
@@ -73,7 +73,10 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
     m.token = NOTHING
     g.tokens_sent += 1
     share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, s.sends_per_gpu)
-    part_of(s, gpu, g.part).sends_left -= 1
+    part = part_of(s, gpu, g.part)
+    part.sends_left -= 1
+    if part.sends_left == 0 and s.parts_by == codes.BY_EXPERTS:
+        mark(s, DISPATCH, gpu)  # the next part may begin, with whoever is free
     if m.duty != codes.ON_DUTY:
         leave_if_idle(s, DISPATCH, gpu, sm)
     elif m.in_flight < s.dispatch.slots:
@@ -92,8 +95,8 @@ def take_token(s: Root, gpu: int, token: int) -> None:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:
         s.dispatch_first = s.now_ps
-    if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
-        issue_local(s, token)
+    if gpu == token // s.tokens_per_gpu:
+        issue_local(s, token, g.part)
     issue_copies(s, gpu, sm)
 
 
@@ -108,9 +111,15 @@ def asked_for_token(s: Root, pair: int) -> None:
 
 @compiled
 def end_part(s: Root, gpu: int) -> bool:
-    """Gives the next part its turn if all of the present one is stored; False if not."""
+    """Gives the next part its turn if all of the present one is stored; False if not.
+
+    Of parts of experts only the last waits for what is in flight: the others follow each other without a pause.
+    """
     g = s.gpus[gpu]
-    if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0 or g.groups[DISPATCH].in_flight > 0:
+    if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0:
+        return False
+    is_wave = s.parts_by == codes.BY_EXPERTS and g.part < s.num_parts - 1
+    if g.groups[DISPATCH].in_flight > 0 and not is_wave:
         return False
     g.part += 1
     count_towards(s, gpu, g.part - 1, codes.OPENS_GEMM2, 1)

@@ -31,9 +31,7 @@ def is_summed(s: Root, pair: int) -> bool:
 def is_in_turn(s: Root, gpu: int, part: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a part moves this pair of one of its tokens.
 
-    One that pulls takes its own share of every token. One that stores sends its own tokens' copies: all of them, or
-    those to the peers of the part.
+    One that pulls takes its own share of every token, one that stores sends its own tokens' copies; of what is in the
+    part: all of them, or those to its peers or experts.
     """
-    if s.dispatch.reads:
-        return s.pairs[pair].gpu == gpu
-    return s.by_peers == 0 or s.pairs[pair].part == part
+    return s.pairs[pair].part == part and (s.dispatch.reads == 0 or s.pairs[pair].gpu == gpu)

@@ -126,7 +126,7 @@ class Lowering:
         return self._last
 
     def _build_frame(self, workload: Workload) -> _Frame:
-        costs, program, layer = self.costs, self.program, workload.layer
+        costs, program, layer = self.costs, self.program.fitted(workload.experts_per_gpu), workload.layer
         num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
         costs.require_exact(workload)
         root = root_of(workload, costs, program, self._num_sms, self._logging)
@@ -147,7 +147,7 @@ def _num_pairs(workload: Workload, program: Program) -> int:
 
 def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray) -> Block:
     """Returns what makes states of a workload's size; completes the root."""
-    num_experts = workload.layer.experts * program.parts
+    num_experts = workload.layer.experts * program.parts_per_expert
     chunks = chunks_of(workload, program)
     parts, gates = parts_and_gates(workload.num_gpus, chunks, program)
     # Room for the events that one step can add, and some more.
@@ -213,7 +213,7 @@ def _zeros(
         "chunk_targets": size["num_chunks"] * num_gpus,
         "unit_targets": num_units * num_gpus,
         "backlogs": num_gpus,
-        "shown": workload.layer.experts * program.parts,
+        "shown": workload.layer.experts * program.parts_per_expert,
         "traffic": num_flows,
         "payload": num_flows,
         "pool": size["pool_capacity"],
@@ -257,7 +257,7 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
         costs.combine_flits(),
         *costs.blocks,
         # Every expert and part has at least one tile.
-        slots + workload.layer.experts * program.parts,
+        slots + workload.layer.experts * program.parts_per_expert,
     )
     _require_numbers(largest, workload, costs)
 

@@ -98,7 +98,6 @@ def _worked_out(
     num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
     ps_mult, ps_div = costs.flit_ps
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
-    rounds = program.parts if program.by_peers else 1
     return {
         "chunks_per_gpu": -(-tokens_per_gpu // program.chunk_tokens),
         "ps_mult": ps_mult,
@@ -111,7 +110,7 @@ def _worked_out(
         "hbm_mult": PS_PER_S // hbm_shared,
         "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
         "partial_tiles": program.may_close_early(workload.layer.tile_tokens),
-        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * rounds,
+        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * program.rounds,
         "num_parts": program.parts,
         "smallest_tile": program.smallest_tile(workload.layer.tile_tokens),
         "num_splits": len(program.splits),

@@ -8,8 +8,10 @@ Ids used throughout:
     pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
            consecutive, in order of (expert GPU - home GPU) mod GPUs
     slot   one (token, expert), grouped by pair
-    part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
-    expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
+    part   a share of each stage with gates of its own: of every home GPU's tokens, of every expert GPU's peers, or of
+           every GPU's experts
+    expert where an expert's tokens are in several parts, one (expert, part) = expert * parts + part: a part's tokens
+           fill tiles of their own
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
@@ -240,8 +242,8 @@ PARAMETERS = (
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
     "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive pay_end_ps "
-    "num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
+    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert "
+    "exclusive pay_end_ps num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"
