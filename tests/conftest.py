@@ -99,6 +99,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "time_quantum_ps": draw.pick("time_quantum_ps", 1, 1, 1, 1000),
         },
         switch={
+            "team_gpus": draw.pick("team_gpus", 2, 3, 8),
             "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
             "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
             "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + payload_bytes // 16, 64, 256),

@@ -41,7 +41,7 @@ def issue_local(s: Root, token: int, part: int) -> None:
 
 @compiled
 def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
-    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
+    """Stores a token to one GPU (unicast) or to several (multicast, broadcast, team), or asks for it (pull).
 
     ``node`` is the first segment of its vector.
     """
@@ -55,21 +55,46 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
 
 
 @compiled
+def issue_pairs(s: Root, gpu: int, sm: int) -> bool:
+    """Issues copies that an SM's token still lacks; False if its window is full before the last."""
+    m = s.sms[sm]
+    part = s.gpus[gpu].part
+    end = s.tokens[m.token + 1].pair0
+    while m.pair < end:
+        if is_target(s, m.pair) and is_in_turn(s, gpu, part, m.pair):
+            if m.in_flight == s.dispatch.slots:
+                return False
+            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
+        m.pair += 1
+    return True
+
+
+@compiled
+def issue_stores(s: Root, gpu: int, sm: int) -> bool:
+    """Issues stores that an SM's token still lacks, its own group's first; False if its window is full before the last.
+
+    Nothing of a store that is not issued is acknowledged, so what is left of that says whether it has targets.
+    """
+    m = s.sms[sm]
+    groups = s.stores_per_token
+    while m.pair < groups:
+        group = 0 if groups == 1 else (gpu // s.team_gpus + m.pair) % groups
+        store = (m.token * groups + group) * s.dispatch.segments
+        if s.stores[store].acks_left > 0:
+            if m.in_flight == s.dispatch.slots:
+                return False
+            issue_dispatch(s, gpu, sm, s.store0 + store)
+        m.pair += 1
+    return True
+
+
+@compiled
 def issue_copies(s: Root, gpu: int, sm: int) -> None:
     """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
     g = s.gpus[gpu]
     m = s.sms[sm]
-    token = m.token
-    end = s.tokens[token + 1].pair0
-    while m.pair < end:
-        if is_target(s, m.pair) and is_in_turn(s, gpu, g.part, m.pair):
-            if m.in_flight == s.dispatch.slots:
-                return
-            if s.dispatch.in_switch:
-                issue_dispatch(s, gpu, sm, s.store0 + token * s.dispatch.segments)
-                break
-            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
-        m.pair += 1
+    if not (issue_stores(s, gpu, sm) if s.dispatch.in_switch else issue_pairs(s, gpu, sm)):
+        return
     m.token = NOTHING
     g.tokens_sent += 1
     share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, s.sends_per_gpu)
@@ -90,7 +115,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     tok = s.tokens[token]
     sm = take(g.groups[DISPATCH].able, s.sms)
     s.sms[sm].token = token
-    s.sms[sm].pair = tok.pair0
+    s.sms[sm].pair = 0 if s.dispatch.in_switch else tok.pair0
     if tok.dispatch_start == NO_TIME:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:

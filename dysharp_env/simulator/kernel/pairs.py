@@ -28,6 +28,22 @@ def is_summed(s: Root, pair: int) -> bool:
 
 
 @compiled_in_place
+def store_of(s: Root, pair: int) -> int:
+    """Returns the store that a pair's dispatched vector is a replica of."""
+    q = s.pairs[pair]
+    if s.stores_per_token == 1:
+        return q.token
+    return q.token * s.stores_per_token + q.gpu // s.team_gpus
+
+
+@compiled_in_place
+def token_of_store(s: Root, store: int) -> int:
+    """Returns the token that a store is of."""
+    # Divisions are slow.
+    return store if s.stores_per_token == 1 else store // s.stores_per_token
+
+
+@compiled_in_place
 def is_in_turn(s: Root, gpu: int, part: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a part moves this pair of one of its tokens.
 

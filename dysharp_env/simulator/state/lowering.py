@@ -77,7 +77,8 @@ class Lowering:
         num_tokens, num_pairs = workload.num_tokens, _num_pairs(workload, program)
         partial0 = num_pairs * costs.dispatch_segments
         store0 = partial0 + num_pairs * costs.combine_segments
-        sum0 = store0 + num_tokens * costs.dispatch_segments
+        stores_per_token = costs.store_groups(program.dispatch.by_team, workload.num_gpus)
+        sum0 = store0 + num_tokens * stores_per_token * costs.dispatch_segments
         num_nodes = sum0 + num_tokens * costs.combine_segments
         # No other id is larger, but those that _require_narrow knows.
         _require_numbers(num_nodes, workload, costs)
@@ -205,7 +206,7 @@ def _zeros(
     size = {name: int(root[name][0]) for name in PARAMETERS}
     return {
         "uplinks": num_gpus * costs.planes,
-        "stores": workload.num_tokens * costs.dispatch_segments,
+        "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
         "matrices": 2 * workload.layer.experts,
         "gpu_experts": workload.layer.experts,
         "slot_expert": num_slots,

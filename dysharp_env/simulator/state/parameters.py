@@ -104,6 +104,7 @@ def _worked_out(
         "ps_div": ps_div,
         "num_links": num_gpus * costs.planes,
         "sum_flits": costs.combine_flits(),
+        "stores_per_token": costs.store_groups(program.dispatch.by_team, num_gpus),
         "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments,
         "queueing": codes.QUEUEING.index(costs.queueing),
         "num_sms": num_sms,

@@ -15,7 +15,9 @@ Ids used throughout:
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
-           from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
+           from store0 multicast stores, store * S + segment; from sum0 reduced sums, token * C + segment
+    store  a token's store to the GPUs of one group, token * stores_per_token + group; a token has one but where teams
+           are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
@@ -110,8 +112,8 @@ GPU = _record(
     issue=FIFO,
     groups=(GROUP, NUM_KINDS),
 )
-# One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
-# flight, the next SM that may take something, and whether it belongs to its group.
+# One communication SM: the token it is at (if something of that is left), the next of the token's pairs or stores,
+# vectors in flight, the next SM that may take something, and whether it belongs to its group.
 SM = _record("", "token- pair in_flight next duty")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
@@ -135,7 +137,7 @@ STORE = _record("end_ps free_ps", "acks_left replicas_left")
 # One segment of a token's sum: at its home GPU, and in the reduction unit before that.
 SUM = _record("ready_ps", "pieces_left contributions_left open open_count prev- next- open_pair-")
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
-# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
+# A segment: whose it is (pair of a copy or partial sum, store, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
 # The round trip of a vector, kept for its first segment: when it was issued, by which SM, and segments under way.
 TRIP = _record("issued_ps", "sm segments_out")
@@ -186,7 +188,7 @@ ARRAYS: dict[str, Any] = {
     "queues": QUEUE,  # ((port * 2 + class) * (gpus + 1) + input,)
     "tokens": TOKEN,  # (token + 1,), the last a sentinel
     "pairs": PAIR,  # (pair,)
-    "stores": STORE,  # (token * S + segment,)
+    "stores": STORE,  # (store * S + segment,)
     "sums": SUM,  # (token * C + segment,)
     "nodes": NODE,  # (node,)
     "trips": TRIP,  # (node - trip0,), trip0 the first node that is ever issued
@@ -238,6 +240,7 @@ PARAMETERS = (
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
     "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "team_gpus stores_per_token "
     # GPU
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
     "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "

@@ -144,14 +144,26 @@ def _write_token(
     own = s.tokens[token]
     own.remote_targets = targets
     own.sums_left = s.combine.segments
-    for segment in range(token * s.dispatch.segments, (token + 1) * s.dispatch.segments):
-        s.stores[segment].acks_left = stored
-        s.stores[segment].replicas_left = stored
+    if s.stores_per_token > 1:
+        for its_pair in range(own.pair0, at + 1):
+            if pairs[its_pair].num_experts > 0 and pairs[its_pair].gpu != home:
+                group = pairs[its_pair].gpu // s.team_gpus
+                _add_targets(s, token * s.stores_per_token + group, 1)
+    else:
+        _add_targets(s, token, stored)
     for segment in range(token * s.combine.segments, (token + 1) * s.combine.segments):
         s.sums[segment].contributions_left = summed
         # A pull adds the local partial sum while it waits; a push counts it like the others.
         s.sums[segment].pieces_left = summed if s.combine.reads else used
     return pair + s.num_gpus if is_static else at + 1
+
+
+@compiled_in_place
+def _add_targets(s: Root, store: int, targets: int) -> None:
+    """Notes so many more GPUs that a store goes to, for each of its segments."""
+    for segment in range(store * s.dispatch.segments, (store + 1) * s.dispatch.segments):
+        s.stores[segment].acks_left += targets
+        s.stores[segment].replicas_left += targets
 
 
 @compiled_in_place
@@ -176,7 +188,8 @@ def _write_nodes(s: Root, pairs: np.ndarray, nodes: np.ndarray, dispatch: Vector
         _write_vector(nodes, 0, pair, token, named, dispatch)
         _write_vector(nodes, s.partial0, pair, token, named, combine)
     for token in range(s.num_tokens):
-        _write_vector(nodes, s.store0, token, token, s.tokens[token].remote_targets, dispatch)
+        for store in range(token * s.stores_per_token, (token + 1) * s.stores_per_token):
+            _write_vector(nodes, s.store0, store, token, s.tokens[token].remote_targets, dispatch)
         _write_vector(nodes, s.sum0, token, token, s.tokens[token].remote_targets, combine)
 
 
@@ -187,7 +200,7 @@ def _write_vector(nodes: np.ndarray, first: int, owner: int, token: int, named: 
     Args:
         nodes: All nodes.
         first: Where vectors of the kind begin.
-        owner: Its pair or token, which is its place among them.
+        owner: Its pair, store or token, which is its place among them.
         token: Its token.
         named: Experts.
         vectors: What vectors of the kind are.

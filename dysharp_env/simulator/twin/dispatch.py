@@ -67,12 +67,26 @@ class DispatchGroup(Crew):
             if not pair.is_remote and pair.experts:
                 self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_ARRIVE, self.gemm.arrive, pair)
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
-        if copies and self.world.dispatch.in_switch:
-            copies = [self._store_of(token, copies)]
+        if self.world.dispatch.in_switch:
+            copies = [self._store_of(token, members) for members in self.in_groups(copies)]
         self.give([[vector] for vector in copies])
 
+    def in_groups(self, copies: list[Vector]) -> list[list[Vector]]:
+        """Returns copies by the store that reaches them: one for all, or one for each group of GPUs that has teams.
+
+        Groups follow each other as their GPUs do, from this GPU's own on.
+        """
+        size = self.costs.team_gpus if self.world.dispatch.by_team else self.world.num_gpus
+        groups: dict[int, list[Vector]] = {group: [] for group in range(-(-self.world.num_gpus // size))}
+        for vector in copies:
+            assert vector[0].pair is not None
+            groups[vector[0].pair.gpu // size].append(vector)
+        own = self.gpu // size
+        ring = [*range(own, len(groups)), *range(own)]
+        return [groups[group] for group in ring if groups[group]]
+
     def _store_of(self, token: Token, copies: list[Vector]) -> Vector:
-        """Returns a vector dispatched to all its targets at once, of which the switch makes the copies."""
+        """Returns a vector dispatched to several targets at once, of which the switch makes the copies."""
         store = self.vector_of(token, None)
         for whole, *replicas in zip(store, *copies, strict=True):
             whole.replicas = replicas
