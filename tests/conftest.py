@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
     def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
-        fits = {"copies_per_expert": False, "loopback": False, "by_peers": False}
+        fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
         changes = {"gates": gates, **fits, **changes}
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
@@ -99,6 +99,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "time_quantum_ps": draw.pick("time_quantum_ps", 1, 1, 1, 1000),
         },
         switch={
+            "team_gpus": draw.pick("team_gpus", 2, 3, 8),
             "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
             "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
             "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + payload_bytes // 16, 64, 256),
@@ -197,14 +198,20 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         draw.pick("gate2", codes.GATE_FINE, codes.GATE_PHASE),
         draw.pick("gate3", codes.GATE_FINE, codes.GATE_PHASE, *(() if combine.reads else (codes.GATE_GPU,))),
     )
+    copies_per_expert = is_plain and draw.chance("copies_per_expert", 0.5)
+    parts_by = codes.BY_TOKENS
+    if is_plain and not (dispatch.reads or combine.reads) and draw.chance("by_peers", 0.5):
+        parts_by = codes.BY_PEERS
+    elif copies_per_expert and gates[2] == codes.GATE_FINE and draw.chance("by_experts", 0.7):
+        parts_by = codes.BY_EXPERTS
     pays_ps = (draw.pick(f"pays{i}", 0, 1_000_000, draw.between(f"pay{i}", 0, 10**6)) for i in range(4))
     return {
         "dispatch": dispatch,
         "combine": combine,
-        "copies_per_expert": is_plain and draw.chance("copies_per_expert", 0.5),
+        "copies_per_expert": copies_per_expert,
         "loopback": dispatch.to_all and combine.to_all and draw.chance("loopback", 0.5),
         "parts": draw.pick("parts", 1, 1, 2, 3),
-        "by_peers": is_plain and not (dispatch.reads or combine.reads) and draw.chance("by_peers", 0.5),
+        "parts_by": parts_by,
         "exclusive": draw.chance("exclusive", 1 / 3),
         "gates": gates,
         "pays_ps": tuple(pays_ps),

@@ -88,6 +88,7 @@ class Schedule:
         copy_per_expert: Whether every expert gets a copy and gives a sum of its own, rather than every GPU; of
             ``unicast`` and ``pull``.
         loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
+        team_gpus: Neighbouring GPUs whose every subset is a team made beforehand; of ``team``.
     """
 
     rows: Sequence[ScheduleRow]
@@ -97,6 +98,7 @@ class Schedule:
     combine: str = "pull_reduce"
     copy_per_expert: bool = False
     loopback: bool = False
+    team_gpus: int = 8
 
 
 class MachineSizes(TypedDict, total=False):
@@ -140,7 +142,7 @@ class Execution:
         self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
-        self._dispatch = Dispatch(tokens, DISPATCH_PRIMITIVES[schedule.dispatch])
+        self._dispatch = Dispatch(tokens, DISPATCH_PRIMITIVES[schedule.dispatch], schedule.team_gpus)
         self._combine = Combine(tokens, COMBINE_PRIMITIVES[schedule.combine])
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote

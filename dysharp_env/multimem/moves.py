@@ -1,9 +1,10 @@
 """How each primitive moves a token to its experts, and brings their results home as one sum, on the functional machine.
 
 What names targets is one dynamic instruction at the home GPU. Everything else moves one vector for each entry of
-``Tokens.copies``: through a fixed team where it addresses all, else through a slot of plain memory, at the GPU that has
-the vector where the other one reads it, and at the other one where it is written. A GPU itself copies what it received
-to its experts' rows, and adds up their results before they leave.
+``Tokens.copies``: through a fixed team where it addresses all, through teams of just its targets where there are such,
+else through a slot of plain memory, at the GPU that has the vector where the other one reads it, and at the other one
+where it is written. A GPU itself copies what it received to its experts' rows, and adds up their results before they
+leave.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.switch import ReplyKey
+from dysharp_env.multimem.team import Team
 from dysharp_env.multimem.tokens import Tokens
 from dysharp_env.system.primitives import Primitive
 
@@ -19,10 +21,14 @@ from dysharp_env.system.primitives import Primitive
 class Dispatch:
     """Sends the tokens of one layer by a dispatch primitive."""
 
-    def __init__(self, tokens: Tokens, primitive: Primitive) -> None:
+    def __init__(self, tokens: Tokens, primitive: Primitive, team_gpus: int) -> None:
+        """Takes the layer's tokens; ``team_gpus`` is a ``Schedule``'s."""
         self._tokens = tokens
         self._primitive = primitive
         self._team = tokens.create_team() if primitive.to_all else None
+        self._team_gpus = team_gpus
+        # All are there before the layer starts; one that nobody uses takes no memory here.
+        self._teams: dict[tuple[int, ...], Team] = {}
 
     def send(self, token: int, vector: np.ndarray) -> None:
         """Dispatches one token, (values,) float32, to all its experts."""
@@ -35,9 +41,12 @@ class Dispatch:
             self._team.st(home, vector, self._team.base + offset)
         elif reads:
             tokens.runtime.plain.st(home, vector, tokens.inbox(home, token, 0), Stage.DISPATCH)
+        teams = self._store_to_teams(home, token, vector) if self._primitive.by_team else {}
         for place, (gpu, experts) in enumerate(tokens.copies(token)):
             received = vector
-            if self._team:
+            if gpu in teams:
+                received = teams[gpu].values(gpu, offset, tokens.block_bytes)
+            elif self._team:
                 received = self._team.values(gpu, offset, tokens.block_bytes)
             elif reads:
                 received = tokens.load(gpu, tokens.inbox(home, token, 0), Stage.DISPATCH)
@@ -45,6 +54,21 @@ class Dispatch:
                 tokens.runtime.plain.st(home, vector, tokens.inbox(gpu, token, place), Stage.DISPATCH)
                 received = tokens.load(gpu, tokens.inbox(gpu, token, place), Stage.DISPATCH)
             tokens.scatter(gpu, token, experts, received)
+
+    def _store_to_teams(self, home: int, token: int, vector: np.ndarray) -> dict[int, Team]:
+        """Stores a token to the team of its targets in each group of GPUs that has several; returns it by target."""
+        targets = [gpu for gpu, _ in self._tokens.copies(token) if gpu != home]
+        reached: dict[int, Team] = {}
+        for group in sorted({gpu // self._team_gpus for gpu in targets}):
+            members = tuple(sorted(gpu for gpu in targets if gpu // self._team_gpus == group))
+            if len(members) == 1:
+                continue  # a plain store, as today's libraries do
+            if members not in self._teams:
+                self._teams[members] = self._tokens.create_team(members)
+            team = self._teams[members]
+            team.st(home, vector, team.base + token * self._tokens.block_bytes)
+            reached |= dict.fromkeys(members, team)
+        return reached
 
 
 class Combine:

@@ -64,10 +64,10 @@ class Tokens:
             return [(gpu, (expert,)) for gpu, experts in held for expert in experts]
         return held
 
-    def create_team(self) -> Team:
-        """Returns a static multimem object of all GPUs, with a slot of one vector for every token."""
-        everyone = tuple(range(self.workload.num_gpus))
-        return self.runtime.create_team(everyone, self.workload.num_tokens * self.block_bytes, self._loopback)
+    def create_team(self, gpus: tuple[int, ...] | None = None) -> Team:
+        """Returns a static multimem object of GPUs (default: of all), with a slot of one vector for every token."""
+        members = gpus or tuple(range(self.workload.num_gpus))
+        return self.runtime.create_team(members, self.workload.num_tokens * self.block_bytes, self._loopback)
 
     def inbox(self, gpu: int, token: int, place: int) -> int:
         """Returns the address, on a GPU, for the copy of a token that has this place in ``copies``."""

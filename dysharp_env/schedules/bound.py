@@ -29,10 +29,11 @@ from dysharp_env.workload.demand import Demand
 from dysharp_env.workload.layer import LayerSpec
 
 # What a primitive's needs are made of, counted for each GPU: pairs of its own tokens with other GPUs, pairs of others'
-# tokens with it, its own tokens, everybody else's, and its own that any other GPU must see; and in picoseconds: its
-# multicast stores and in-switch requests on its uplink, and what of them comes down to it.
-_SENT, _RECEIVED, _OWN, _OTHERS, _AWAY, _STORES, _REQUESTS, _STORED, _REQUESTED = range(9)
-_NUM_COUNTS = 9
+# tokens with it, its own tokens, everybody else's, its own that any other GPU must see, and the stores to teams that
+# these take; and in picoseconds: its multicast stores and in-switch requests on its uplink, and what of them comes down
+# to it.
+_SENT, _RECEIVED, _OWN, _OTHERS, _AWAY, _TEAMS, _STORES, _REQUESTS, _STORED, _REQUESTED = range(10)
+_NUM_COUNTS = 10
 Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
 
 
@@ -51,6 +52,7 @@ class LowerBound:
         # (primitive, link or reduction unit, count)
         self._dispatch = np.array([_weights(_dispatch_needs(primitive, costs)) for primitive in dispatches])
         self._combine = np.array([_weights(_combine_needs(primitive, costs)) for primitive in combines])
+        self._team_gpus = costs.team_gpus if any(primitive.by_team for primitive in dispatches) else 0
         arrival_ps = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
         home_ps = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
         self._times = _Times(
@@ -76,7 +78,9 @@ class LowerBound:
         counts = np.empty((_NUM_COUNTS, workload.num_gpus), np.int64)
         links_ps, longest_ps, gemms_ps, hbm_ps = _bound(
             demand,
+            workload.topk_ids,
             workload.gpu_of_expert,
+            self._team_gpus,
             workload.tokens_per_gpu,
             self._store_ps,
             self._request_ps,
@@ -110,7 +114,9 @@ class _Times(NamedTuple):
 @njit(cache=True)
 def _bound(
     demand: Demand,
+    topk_ids: np.ndarray,
     gpu_of_expert: np.ndarray,
+    team_gpus: int,
     tokens_per_gpu: int,
     store_ps: np.ndarray,
     request_ps: np.ndarray,
@@ -121,6 +127,7 @@ def _bound(
 ) -> tuple[int, int, int, int]:
     """Returns what links need, and what ``_compute`` returns; one call, because each costs microseconds."""
     _count(demand, tokens_per_gpu, store_ps, request_ps, counts)
+    _count_teams(topk_ids, gpu_of_expert, team_gpus, counts)
     longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, times)
     return _links(counts, dispatch, combine, times), longest_ps, gemms_ps, hbm_ps
 
@@ -144,6 +151,27 @@ def _count(
             counts[_REQUESTS, gpu] += tokens * request_ps[targets]
             counts[_STORED, gpu] += pairs * store_ps[targets]
             counts[_REQUESTED, gpu] += pairs * request_ps[targets]
+
+
+@njit(cache=True)
+def _count_teams(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, team_gpus: int, counts: np.ndarray) -> None:
+    """Writes how many stores to teams the tokens of each GPU take: one for every group of GPUs with a remote target.
+
+    Without ``team_gpus`` there are no teams.
+    """
+    num_gpus = counts.shape[1]
+    if team_gpus >= num_gpus:
+        counts[_TEAMS] = counts[_AWAY]
+    elif team_gpus > 0:
+        tokens_per_gpu = len(topk_ids) // num_gpus
+        last_token = np.full((num_gpus - 1) // team_gpus + 1, -1)  # with a target in each group
+        for token in range(len(topk_ids)):
+            home = token // tokens_per_gpu
+            for place in range(topk_ids.shape[1]):
+                gpu = gpu_of_expert[topk_ids[token, place]]
+                if gpu != home and last_token[gpu // team_gpus] != token:
+                    last_token[gpu // team_gpus] = token
+                    counts[_TEAMS, home] += 1
 
 
 @njit(cache=True)
@@ -232,6 +260,8 @@ def _dispatch_needs(primitive: Primitive, costs: Costs) -> Needs:
         return {_STORES: 1, _RECEIVED: ack_ps}, {_STORED: 1}, {}
     if primitive.to_all:
         return {_OWN: data_ps, _RECEIVED: ack_ps}, {_OTHERS: data_ps}, {}
+    if primitive.by_team:
+        return {_TEAMS: data_ps, _RECEIVED: ack_ps}, {_RECEIVED: data_ps}, {}
     return {_SENT: data_ps, _RECEIVED: ack_ps}, {_RECEIVED: data_ps}, {}
 
 

@@ -26,7 +26,7 @@ from dysharp_env.config import (
 )
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.program import Program, require_fit
-from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
+from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
@@ -56,10 +56,11 @@ class PartsSpec(Spec):
     """Shares that every stage is cut into; a gate other than ``tile`` and ``token`` is each part's own."""
 
     count: int = Field(default=1, ge=1, le=256)
-    """Parts; 1 means that stages are whole."""
-    by: Literal["tokens", "peers"] = "tokens"
+    """Parts; 1 means that stages are whole. By experts a GPU has at most as many as it has experts."""
+    by: Literal["tokens", "peers", "experts"] = "tokens"
     """``tokens``: a part is a run of every home GPU's token chunks (chunked all-to-all). ``peers``: the exchange with a
-    share of the other GPUs, nearest first (pairwise groups)."""
+    share of the other GPUs, nearest first (pairwise groups). ``experts``: what goes to a run of every GPU's own experts
+    (waves of experts), the next dispatched as soon as the one before is issued; needs ``copies: expert``."""
 
 
 def _check_sms(given: Any) -> int | Literal["all"]:
@@ -198,8 +199,8 @@ class ScheduleSpec(Spec):
             COMBINE_PRIMITIVES[self.combine],
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
-            by_peers=self.parts.by == "peers",
-            gpu_sums=self.readiness.combine == "gpu",
+            parts_by=PARTS_BY.index(self.parts.by),
+            combine_gate=_gate(self.readiness.combine),
         )
         if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
             raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
@@ -253,7 +254,7 @@ class ScheduleSpec(Spec):
             loopback=self.loopback,
             gates=(_gate(self.readiness.gemm1), _gate(self.readiness.gemm2), _gate(self.readiness.combine)),
             parts=self.parts.count,
-            by_peers=self.parts.by == "peers",
+            parts_by=PARTS_BY.index(self.parts.by),
             exclusive=self.communication == "exclusive",
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,

@@ -92,6 +92,7 @@ class Costs:
         cycle_ps: What a reduction adds to the data path.
         reduction_ppm: Rate of a reduction unit over line rate, in millionths.
         queueing: The switch's queueing discipline.
+        team_gpus: Neighbouring GPUs whose every subset is a team made beforehand.
         store_bytes, load_bytes, multimem_bytes: What one communication SM keeps in flight by plain stores, plain loads
             and multimem instructions; 0 means any number.
         blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
@@ -120,6 +121,7 @@ class Costs:
     cycle_ps: int
     reduction_ppm: int
     queueing: str
+    team_gpus: int
     store_bytes: int
     load_bytes: int
     multimem_bytes: int
@@ -245,6 +247,10 @@ class Costs:
         limit_bytes = plain.get(primitive, self.multimem_bytes)
         return Window.of(limit_bytes, vector_bytes, is_queue=primitive not in plain)
 
+    def store_groups(self, by_team: bool, num_gpus: int) -> int:
+        """Returns how many stores of one vector reach all GPUs: one, or one for each group that has teams."""
+        return -(-num_gpus // self.team_gpus) if by_team else 1
+
     @property
     def flit_ps(self) -> tuple[int, int]:
         """Time of one flit on one link, as a reduced fraction: flits times its numerator stay inside int64."""
@@ -329,6 +335,7 @@ def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, 
         "cycle_ps": switch.reduction_cycle_ps,
         "reduction_ppm": round(switch.reduction_rate * 1e6),
         "queueing": switch.queueing,
+        "team_gpus": switch.team_gpus,
     }
 
 

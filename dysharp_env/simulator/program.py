@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU
+from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, BY_TOKENS, GATE_FINE, GATE_GPU
 from dysharp_env.simulator.state.observation import NUM_FEATURES, NUM_KINDS
 from dysharp_env.system.primitives import Primitive
 
 
 def require_fit(
-    dispatch: Primitive, combine: Primitive, *, copies_per_expert: bool, loopback: bool, by_peers: bool, gpu_sums: bool
+    dispatch: Primitive,
+    combine: Primitive,
+    *,
+    copies_per_expert: bool,
+    loopback: bool,
+    parts_by: int,
+    combine_gate: int,
 ) -> None:
     """Checks that primitives can do what a schedule asks of them.
 
@@ -22,8 +28,8 @@ def require_fit(
         combine: Brings sums home.
         copies_per_expert: See ``Program``.
         loopback: See ``Program``.
-        by_peers: See ``Program``.
-        gpu_sums: Whether combine waits for a GPU's own GEMM-2.
+        parts_by: See ``Program``.
+        combine_gate: The last of ``Program.gates``.
 
     Raises:
         ValueError: They cannot; the message names the schedule's key.
@@ -32,10 +38,14 @@ def require_fit(
     in_switch = dispatch.in_switch or combine.in_switch
     if copies_per_expert and in_switch:
         raise ValueError(f"copies=expert needs unicast or pull both ways, {given}")
-    if gpu_sums and combine.reads:
+    if combine_gate == GATE_GPU and combine.reads:
         raise ValueError(f"readiness.combine=gpu needs pushed sums (unicast or push_reduce), not {combine.name}")
-    if by_peers and (in_switch or dispatch.reads or combine.reads):
+    if parts_by == BY_PEERS and (in_switch or dispatch.reads or combine.reads):
         raise ValueError(f"parts.by=peers needs unicast both ways, {given}")
+    if parts_by == BY_EXPERTS and not copies_per_expert:
+        raise ValueError("parts.by=experts needs copies=expert: a copy is then of one expert, and so of one part")
+    if parts_by == BY_EXPERTS and combine_gate != GATE_FINE:
+        raise ValueError("parts.by=experts needs readiness.combine=token: a token's experts are in several parts")
     if loopback and not (dispatch.to_all and combine.to_all):
         raise ValueError(f"loopback needs dispatch broadcast and combine reduce_scatter, {given}")
 
@@ -49,9 +59,11 @@ class Program:
         copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
             (token, expert GPU); for unicast and pull only.
         parts: Shares that every stage is cut into, each with gates of its own and dispatched one after the other. Tiles
-            do not mix parts. At most one per token chunk, or per GPU if ``by_peers``.
-        by_peers: Whether a part is a share of the peers that a GPU exchanges tokens with, by distance, rather than of
-            its own tokens; for unicast only.
+            do not mix parts. At most one per token chunk, or per GPU, or (see ``fitted``) per expert of a GPU.
+        parts_by: What a part is a share of: ``BY_TOKENS``, a home GPU's; ``BY_PEERS``, those that a GPU exchanges
+            tokens with, by distance, for unicast only; ``BY_EXPERTS``, a GPU's own, by number, where every expert gets
+            a copy of its own. Parts of experts follow each other as waves: the next is dispatched as soon as all of the
+            one before is issued, where others wait until that is stored.
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
@@ -84,7 +96,7 @@ class Program:
     copies_per_expert: bool = False
     loopback: bool = False
     parts: int = 1
-    by_peers: bool = False
+    parts_by: int = BY_TOKENS
     exclusive: bool = False
     pay_end_ps: int = 0
     chunk_tokens: int = 8
@@ -106,13 +118,29 @@ class Program:
             self.combine,
             copies_per_expert=self.copies_per_expert,
             loopback=self.loopback,
-            by_peers=self.by_peers,
-            gpu_sums=self.gates[2] == GATE_GPU,
+            parts_by=self.parts_by,
+            combine_gate=self.gates[2],
         )
         if (self.network is None) != (not self.networked) or self.networked & self.exposed:
             raise ValueError("a network answers some kinds of decisions, and none that is asked")
         if self.gates[1] == GATE_GPU:
             raise ValueError("GEMM-2 waits for its GPU's GEMM-1 at most: GATE_PHASE")
+
+    def fitted(self, experts_per_gpu: int) -> Program:
+        """Returns the program for GPUs with so many experts each: parts of experts have at least one of them."""
+        if self.parts_by != BY_EXPERTS:
+            return self
+        return replace(self, parts=min(self.parts, experts_per_gpu))
+
+    @property
+    def parts_per_expert(self) -> int:
+        """How many parts an expert's tokens are in."""
+        return 1 if self.parts_by == BY_EXPERTS else self.parts
+
+    @property
+    def rounds(self) -> int:
+        """How often all chunks are gone through: once, or once for each part where parts are not of tokens."""
+        return 1 if self.parts_by == BY_TOKENS else self.parts
 
     @property
     def static(self) -> bool:

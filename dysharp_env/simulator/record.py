@@ -25,4 +25,5 @@ def record(engine: Engine) -> Schedule:
         combine=program.combine.name,
         copy_per_expert=program.copies_per_expert,
         loopback=program.loopback,
+        team_gpus=engine.costs.team_gpus,
     )

@@ -22,11 +22,12 @@ class SegmentName(NamedTuple):
     """What a node of the engine's is: a vector or packet on its way.
 
     Attributes:
-        what: ``copy`` (dispatched to one GPU), ``store`` (to all at once), ``partial`` or ``sum``.
+        what: ``copy`` (dispatched to one GPU), ``store`` (to many at once), ``partial`` or ``sum``.
         token: Whose vector it is.
         gpu: Expert GPU of a copy or partial sum, home GPU of a store or sum.
         place: Packet in its vector; 0 at token resolution.
         plane: Plane it takes; 0 at token resolution.
+        group: Of a store to a team: the group of GPUs that the team is of.
     """
 
     what: str
@@ -34,6 +35,7 @@ class SegmentName(NamedTuple):
     gpu: int
     place: int
     plane: int
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,4 +193,5 @@ def segment_name(state: State, node: int) -> SegmentName:
     place = node - bases[what] - owner * int(root[stage]["segments"])
     if what in ("copy", "partial"):
         return SegmentName(what, int(state.pairs["token"][owner]), int(state.pairs["gpu"][owner]), place, plane)
-    return SegmentName(what, owner, owner // int(root["tokens_per_gpu"]), place, plane)
+    token, group = divmod(owner, int(root["stores_per_token"])) if what == "store" else (owner, 0)
+    return SegmentName(what, token, token // int(root["tokens_per_gpu"]), place, plane, group)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "pull"]
+DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "team", "pull"]
 CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
 
 
@@ -22,6 +22,8 @@ class Primitive:
         in_switch: The switch copies one store to many GPUs (dispatch), or adds up what several hold (combine).
         names_targets: Packets name the experts they are for: dynamic multimem, sent through its queue.
         to_all: It addresses every GPU, whether that has an expert of the token or not: static multimem.
+        by_team: A store reaches any subset of a group of neighbouring GPUs, for each of which there is a team made
+            beforehand; a vector is stored once for every group in which it has a target.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Primitive:
     in_switch: bool = False
     names_targets: bool = False
     to_all: bool = False
+    by_team: bool = False
 
 
 def _by_name(*primitives: Primitive) -> dict[str, Primitive]:
@@ -39,6 +42,7 @@ DISPATCH_PRIMITIVES = _by_name(
     Primitive("unicast"),
     Primitive("multicast", in_switch=True, names_targets=True),  # dymultimem.st
     Primitive("broadcast", in_switch=True, to_all=True),  # NVLS multimem.st
+    Primitive("team", in_switch=True, by_team=True),  # NVLS multimem.st, a multicast object for every subset
     Primitive("pull", reads=True),
 )
 COMBINE_PRIMITIVES = _by_name(

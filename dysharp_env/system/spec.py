@@ -161,7 +161,10 @@ class SwitchSpec(Spec):
     reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 0.85
     """Rate of a reduction unit over its port's line rate; 0.85 is what NCCL's tuner grants NVLS on Hopper relative to
     plain transfers (nvlsEfficiency, src/graph/tuning.cc)."""
-    dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast", "pull")
+    team_gpus: Annotated[int, Field(ge=2, le=16)] = 8
+    """GPUs, neighbours by number, whose every subset of two or more is a team made beforehand, for ``team``: 247 teams
+    of 8. Each is a CUDA multicast object, fixed when it is made; how many a driver allows was set, not measured."""
+    dispatch_primitives: tuple[DispatchPrimitive, ...] = ("unicast", "multicast", "broadcast", "team", "pull")
     """Ways to send a token out, or for expert GPUs to read it (``pull``); ``multicast`` (``dymultimem.st``) is hardware
     that the paper proposes."""
     combine_primitives: tuple[CombinePrimitive, ...] = (

@@ -64,6 +64,7 @@ COMPARISONS = (
     Comparison("dgx-h100", 8, "qwen3-30b", 8, 128, "comet", 0.001),
     Comparison("dgx-h100", 8, "large", 2, 64, "nvls", 1.0),
     Comparison("dgx-h100", 8, "medium", 8, 64, "dysharp-l2", 0.001),
+    Comparison("dgx-h100", 8, "medium", 8, 64, "dysharp-team", 0.001),
     Comparison("gh200-nvl32", 32, "small", 8, 64, "dysharp", 1.0),
     Comparison("gh200-nvl32", 32, "small", 8, 32, "deepep", 0.001),
     Comparison("gh200-nvl32", 32, "medium", 8, 32, "dysharp-basic", 0.001),
@@ -74,6 +75,7 @@ COMPARISONS = (
     Comparison("gb200-nvl72", 32, "large", 8, 16, "dysharp", 0.001),
     Comparison("gb200-nvl72", 32, "gpt-oss-120b", 4, 32, "dysharp-push", 0.001),
     Comparison("gb200-nvl72", 32, "small", 16, 32, "moe-hub", 1.0),
+    Comparison("gb200-nvl72", 32, "medium", 8, 32, "dysharp-team", 1.0),
 )
 
 
@@ -118,7 +120,8 @@ def settled_flits(engine: Engine) -> np.ndarray:
     if not program.dispatch.reads:
         packets = int(root["dispatch"]["segment_packets"])
         sent = slice(store0, sum0) if program.dispatch.in_switch else slice(0, partial0)
-        token = owner[sent] if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
+        stored = owner[sent] // int(root["stores_per_token"])
+        token = stored if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
         add(codes.DISPATCH_ACK, token // tokens_per_gpu, sent, packets)
     if not program.combine.reads:
         partials = slice(partial0, store0)

@@ -75,10 +75,15 @@ def played(
     workload: Workload,
     system: str = "gh200-nvl32",
     seed: int | None = None,
+    **switch: int,
 ) -> Engine:
-    """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions."""
+    """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions.
+
+    ``switch`` are keys of the system's switch that are to have other values.
+    """
     exposure = Exposure() if seed is None else EVERYTHING
     machine = load_system(system, workload.num_gpus)
+    machine = machine.with_changes({f"switch.{key}": value for key, value in switch.items()})
     num_sms = machine.gpu.num_sms
     if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
         exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))

@@ -186,6 +186,20 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
     assert_flits_are_charged(engine, execution)
 
 
+@pytest.mark.parametrize("combine", COMBINE_PRIMITIVES)
+@pytest.mark.parametrize("team_gpus", [2, 3, 5])
+def test_teams_of_some_of_the_gpus_compute_the_dense_layer_with_the_flits_charged(team_gpus: int, combine: str) -> None:
+    workload = draw_workload(5, num_gpus=7, tokens_per_gpu=6)
+    tensors = random_tensors(workload, HIDDEN, INNER)
+    spec = spec_of("dysharp-basic").with_changes({"dispatch": "team", "combine": combine})
+    engine = played(spec, workload, team_gpus=team_gpus)
+    execution = Execution(record(engine), workload, tensors)
+    for step in execution.steps:
+        execution.apply(step)
+    assert is_dense(execution.finish(), workload, tensors)
+    assert_flits_are_charged(engine, execution)
+
+
 @pytest.mark.parametrize("primitives", [DISPATCH_PRIMITIVES, COMBINE_PRIMITIVES], ids=["dispatch", "combine"])
 def test_no_two_primitives_move_alike(primitives: dict[str, Primitive]) -> None:
     assert len({replace(primitive, name="") for primitive in primitives.values()}) == len(primitives)

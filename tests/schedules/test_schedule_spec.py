@@ -17,6 +17,7 @@ from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec
 
 BASE = {"name": "x", "dispatch": "unicast", "combine": "unicast", "sms": {"dispatch": 8, "combine": 8}}
+BY_EXPERTS = {"copies": "expert", "parts": {"count": 2, "by": "experts"}}
 
 
 @pytest.mark.parametrize("name", preset_names("schedules"))
@@ -48,6 +49,12 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
         ({"combine": "pull", "readiness": {"combine": "gpu"}}, "readiness.combine=gpu needs pushed sums"),
         ({"dispatch": "pull", "parts": {"count": 2, "by": "peers"}}, "parts.by=peers needs unicast both ways"),
         ({"parts": {"count": 0}}, "parts.count=0"),
+        ({"parts": {"count": 2, "by": "experts"}}, "parts.by=experts needs copies=expert"),
+        (
+            {**BY_EXPERTS, "readiness": {"combine": "phase"}, "pays": {"dispatch": ["launch"], "combine": ["launch"]}},
+            "parts.by=experts needs readiness.combine=token",
+        ),
+        ({**BY_EXPERTS, "combine": "push_reduce"}, "copies=expert needs unicast or pull both ways"),
         ({"token_order": "expert_waves"}, "token_order=expert_waves needs 'count_exchange' in pays.dispatch"),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],

@@ -14,7 +14,7 @@ from tests.conftest import Case
 
 
 class Use(NamedTuple):
-    """A log row whose item is spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum`` or ``tile``."""
+    """A log row whose item is spelt out: ``store`` (to a group), ``copy``, ``partial``, ``sum`` or ``tile``."""
 
     resource: int
     gpu: int
@@ -23,6 +23,7 @@ class Use(NamedTuple):
     token: int
     peer: int  # the expert GPU of a copy or partial sum
     place: int  # in its vector
+    group: int  # of GPUs that a store is to
     plane: int
     amount: int
     start_ps: int
@@ -42,7 +43,10 @@ def uses(state: State) -> list[Use]:
     """Returns the rows of the log."""
     found = []
     for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():
-        name = ("tile", item, gpu, 0, 0) if resource == codes.LOG_SM else segment_name(state, item)
+        name = ("tile", item, gpu, 0, 0, 0)
+        if resource != codes.LOG_SM:
+            *name, plane, group = segment_name(state, item)
+            name = (*name, group, plane)
         found.append(Use(resource, gpu, purpose, *name, amount, start_ps, end_ps))
     return found
 

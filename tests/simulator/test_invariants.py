@@ -44,14 +44,23 @@ def tile_of(state: State) -> dict[tuple[int, int], np.void]:
     return found
 
 
-def part_of(case: Case, token: int, gpu: int) -> int:
-    """Returns the part of a token at a GPU: by its chunk's place, or by how far the GPU is from its home."""
+def part_of(case: Case, token: int, gpu: int, expert: int | None = None) -> int:
+    """Returns the part of a token at a GPU: by its chunk's place, how far the GPU is from its home, or its expert."""
+    if case.program.parts_by == codes.BY_EXPERTS:
+        assert expert is not None
+        here = np.flatnonzero(case.workload.gpu_of_expert == gpu)
+        return int(np.flatnonzero(here == expert)[0]) * min(case.program.parts, len(here)) // len(here)
     position = np.flatnonzero(token_order(case.workload, case.program.waves) == token)[0]
     home, place = divmod(position, case.workload.tokens_per_gpu)
-    if case.program.by_peers:
+    if case.program.parts_by == codes.BY_PEERS:
         return (gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
     num_chunks = -(-case.workload.tokens_per_gpu // case.program.chunk_tokens)
     return place // case.program.chunk_tokens * case.program.parts // num_chunks
+
+
+def group_of(case: Case, gpu: int) -> int:
+    """Returns the group of GPUs that one store reaches: all, but where teams are of fewer."""
+    return gpu // case.costs.team_gpus if case.program.dispatch.by_team else 0
 
 
 def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> None:
@@ -59,7 +68,7 @@ def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> Non
         chosen = [
             token
             for token in np.flatnonzero((case.workload.topk_ids == expert).any(axis=1)).tolist()
-            if part_of(case, token, int(case.workload.gpu_of_expert[expert])) == part
+            if part_of(case, token, int(case.workload.gpu_of_expert[expert]), expert) == part
         ]
         tiles, slot0 = tiles_of(state, index), int(state.experts["slot0"][index])
         arrived = state.arrived_pair[slot0 : slot0 + len(chosen)]
@@ -81,18 +90,18 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
     sent = everywhere if program.dispatch.to_all else needed
     summed = everywhere if program.combine.to_all else needed
     counts = Counter(
-        (use.resource, *use[3:7]) for use in log if use.purpose != codes.EVICTION and use.resource != codes.LOG_SM
+        (use.resource, *use[3:8]) for use in log if use.purpose != codes.EVICTION and use.resource != codes.LOG_SM
     )
-    for (_, what, token, peer, _), count in counts.items():
+    for (_, what, token, peer, *_), count in counts.items():
         is_per_expert = program.copies_per_expert and what in ("copy", "partial")
         assert count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)
 
     def moved(resource: int, what: str) -> set:
         """Returns the vectors of which every segment has moved; none may have moved in part but at the very end."""
         segments = Counter(
-            (token, peer)
-            for token, peer, _ in {
-                (use.token, use.peer, use.place)
+            (token, peer, group)
+            for token, peer, group, _ in {
+                (use.token, use.peer, use.group, use.place)
                 for use in log
                 if (use.resource, use.what) == (resource, what) and use.purpose != codes.EVICTION
             }
@@ -101,17 +110,18 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
         assert (resource, what) == (codes.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
         return {vector for vector, count in segments.items() if count == whole}
 
-    stores = {(token, token // per_gpu) for token, _ in sent}
+    stores = {(token, token // per_gpu, group_of(case, gpu)) for token, gpu in sent}
+    needed, sent, summed = ({(*vector, 0) for vector in vectors} for vectors in (needed, sent, summed))
     is_unicast = not program.dispatch.in_switch
     assert moved(codes.LOG_UP, "store") == (set() if is_unicast else stores)
     assert moved(codes.LOG_UP, "copy") == (sent if is_unicast else set())
     # A static store also goes where nobody waits for it, so the layer may be over first.
     assert needed <= moved(codes.LOG_DOWN, "copy") <= sent
     assert moved(codes.LOG_UP, "partial") == summed
-    in_switch = program.combine.in_switch
+    in_switch, sums = program.combine.in_switch, {(token, token // per_gpu, 0) for token, *_ in summed}
     assert moved(codes.LOG_REDUCE, "partial") == (summed if in_switch else set())
     assert moved(codes.LOG_DOWN, "partial") == (set() if in_switch else summed)
-    assert moved(codes.LOG_DOWN, "sum") == ({(token, token // per_gpu) for token, _ in summed} if in_switch else set())
+    assert moved(codes.LOG_DOWN, "sum") == (sums if in_switch else set())
     evicted = sum(use.purpose == codes.EVICTION for use in log)
     assert evicted == state.root["evictions"][0]
 
@@ -122,7 +132,7 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
     by_name = {}  # the first of its name, where every expert has a copy of its own
     for use in log:
         if use.purpose != codes.EVICTION:
-            by_name.setdefault((use.resource, *use[3:7]), use)
+            by_name.setdefault((use.resource, *use[3:8]), use)
     costs = case.costs
     tokens, tiles, per_gpu = state.tokens, tile_of(state), case.workload.tokens_per_gpu
     for (token, gpu), experts in experts_at(case).items():
@@ -132,8 +142,9 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
             is_unicast = not case.program.dispatch.in_switch
             first_ps = 0
             for place in range(costs.dispatch_segments):
-                up = by_name[codes.LOG_UP, *(("copy", token, gpu) if is_unicast else ("store", token, home)), place]
-                down = by_name[codes.LOG_DOWN, "copy", token, gpu, place]
+                store = "store", token, home, place, group_of(case, gpu)
+                up = by_name[codes.LOG_UP, *(("copy", token, gpu, place, 0) if is_unicast else store)]
+                down = by_name[codes.LOG_DOWN, "copy", token, gpu, place, 0]
                 assert up.plane == down.plane
                 assert up.start_ps >= tokens["dispatch_start"][token]
                 assert down.start_ps >= up.start_ps + hop_ps
@@ -146,18 +157,18 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
             if case.program.combine.reads:
                 assert tokens["combine_start"][token] >= ended(tile, 1)
         for place in range(costs.combine_segments if gpu != home else 0):
-            partial = by_name[codes.LOG_UP, "partial", token, gpu, place]
+            partial = by_name[codes.LOG_UP, "partial", token, gpu, place, 0]
             ends_ps = [tiles[token, expert]["rows"]["end_ps"][..., 1] for expert in experts]
             assert partial.start_ps >= (min if case.program.copies_per_expert else max)(ends_ps)
     for use in log:
         if use.what == "partial" and use.resource in (codes.LOG_REDUCE, codes.LOG_DOWN):
             if use.purpose != codes.EVICTION:
-                up = by_name[codes.LOG_UP, "partial", use.token, use.peer, use.place]
+                up = by_name[codes.LOG_UP, "partial", use.token, use.peer, use.place, 0]
                 assert up.plane == use.plane
                 assert use.start_ps >= up.start_ps + hop_ps and use.end_ps >= up.end_ps + hop_ps
             assert tokens["combine_end"][use.token] >= use.end_ps + hop_ps
         if use.resource == codes.LOG_REDUCE:
-            total = by_name[codes.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place]
+            total = by_name[codes.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place, 0]
             assert total.end_ps >= use.end_ps
     assert engine_end(state) == tokens["combine_end"][:-1].max() + case.program.pay_end_ps
 
@@ -167,7 +178,7 @@ def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
     gates, pays_ps = case.program.gates, case.program.pays_ps
     tiles = state.tiles[started(state.tiles, 0) >= 0]
     gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
-    if not case.program.by_peers:
+    if case.program.parts_by == codes.BY_TOKENS:
         per_gpu = case.workload.tokens_per_gpu
         of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
         for tile, its_part in zip(tiles, part, strict=True):
@@ -180,9 +191,9 @@ def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
             assert started(tile, 1) >= ended(tiles, 0)[(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
     sent = [use for use in log if use.what == "partial" and use.resource == codes.LOG_UP]
     for use in [] if case.program.combine.reads else sent:
-        its_part = part_of(case, use.token, use.gpu)
-        here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
         if gates[2] != codes.GATE_FINE:
+            its_part = part_of(case, use.token, use.gpu)
+            here = (part == its_part) & (gpu == use.gpu if gates[2] == codes.GATE_GPU else True)
             assert use.start_ps >= ended(tiles, 1)[here].max() + pays_ps[3]
     if case.program.exclusive and not case.program.dispatch.reads:
         for use in log:
@@ -243,24 +254,25 @@ def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -
     costs = case.costs
     if costs.queueing == "output_queued" or case.program.copies_per_expert:
         return  # no buffers; or copies to one GPU share a name, so which of them has left is not in the log
-    leaving = defaultdict(list)  # by (what, token, peer, place) of what went up: how it leaves the switch
+    leaving = defaultdict(list)  # by (what, token, peer, place, group) of what went up: how it leaves the switch
     is_unicast = not case.program.dispatch.in_switch
     for use in log:
         leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != codes.EVICTION:
-            whole = "store", use.token, use.token // case.workload.tokens_per_gpu, use.place
-            leaving[use[3:7] if use.what == "partial" or is_unicast else whole].append(use)
+            home, group = use.token // case.workload.tokens_per_gpu, group_of(case, use.peer)
+            whole = "store", use.token, home, use.place, group
+            leaving[use[3:8] if use.what == "partial" or is_unicast else whole].append(use)
     sent = defaultdict(list)
     for use in log:
-        if use.resource == codes.LOG_UP and use[3:7] in leaving:
+        if use.resource == codes.LOG_UP and use[3:8] in leaving:
             is_response = case.program.combine.reads if use.what == "partial" else case.program.dispatch.reads
             sent[use.gpu, use.plane, is_response].append(use)
     for found in sent.values():
         # Between these times flits arrive and leave evenly, so there are most of them at one of them.
         moments = {(use.start_ps + costs.hop_ps, use.end_ps + costs.hop_ps) for use in found}
-        moments |= {(use.start_ps, use.end_ps) for up in found for use in leaving[up[3:7]]}
+        moments |= {(use.start_ps, use.end_ps) for up in found for use in leaving[up[3:8]]}
         at_ps = np.unique(list(moments))
-        flits = sum(flits_in_buffer(costs, up, leaving[up[3:7]], at_ps) for up in found)
+        flits = sum(flits_in_buffer(costs, up, leaving[up[3:8]], at_ps) for up in found)
         # A vector that is larger than the buffer passes alone, but the next one may follow before its last packet left.
         largest = max(up.amount for up in found)
         assert flits.max() <= costs.credit_flits + largest * (largest > costs.credit_flits) + 1e-6
@@ -280,10 +292,12 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
         copies = [gpu for gpu, experts in remote.items() for _ in range(experts if program.copies_per_expert else 1)]
         everyone = list(range(num_gpus)) if program.loopback else others
         sent = everyone if program.dispatch.to_all else copies
+        num_stores = len({group_of(case, gpu) for gpu in sent})
         if is_unicast:
             flits[codes.UP, codes.DISPATCH_DATA][home] += len(sent) * costs.dispatch_flits()
         elif sent:
-            flits[codes.UP, codes.DISPATCH_DATA][home] += costs.dispatch_flits(sum(remote.values()) * is_named)
+            named = sum(remote.values()) * is_named
+            flits[codes.UP, codes.DISPATCH_DATA][home] += num_stores * costs.dispatch_flits(named)
         for gpu in sent:
             flits[codes.DOWN, codes.DISPATCH_DATA][gpu] += costs.dispatch_flits(remote.get(gpu, 0) * is_named)
             if program.dispatch.reads:
@@ -293,7 +307,7 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
             else:
                 flits[codes.UP, codes.DISPATCH_ACK][gpu] += costs.dispatch_packets * packet.ack_flits
         # One acknowledgement comes back for a store of any width.
-        acks = 0 if program.dispatch.reads else len(sent) if is_unicast else min(len(sent), 1)
+        acks = 0 if program.dispatch.reads else len(sent) if is_unicast else num_stores
         flits[codes.DOWN, codes.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
         summed = everyone if program.combine.to_all else copies
         comes_once = program.combine.in_switch

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.state import State
@@ -138,3 +139,52 @@ def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(
     # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
     assert tokens["dispatch_start"][:4].tolist() == [10_000, 10_000, 419_000, 428_000]
     assert tokens["dispatch_end"][:4].tolist() == [219_000, 228_000, 628_000, 637_000]
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_waves_of_experts_follow_each_other_without_a_pause(make_case: Callable[..., Case], parts: int) -> None:
+    """Three tokens a GPU go to the other GPU's two experts: three copies of 9 flits to the first, then to the second.
+
+    A GPU has no more waves than experts.
+    """
+    program = dataclasses.replace(ROUND_PROGRAM, copies_per_expert=True, parts=parts, parts_by=codes.BY_EXPERTS)
+    topk_ids = np.array([[2, 3]] * 3 + [[0, 1]] * 3)
+    case = make_case(round_system(2), round_layer(4, tile_tokens=128), topk_ids, program)
+    engine, twin = case.engine().run(), case.twin().run()
+    first_wave = 10_000 + 100_000 + 3 * 9000 + 100_000
+    state = engine.state
+    assert len(state.experts) == 4 and state.experts["part"].tolist() == [0, 1, 0, 1]
+    ready = [int(state.tiles["rows"]["ready_ps"][x["tile0"], 0]) for x in state.experts]
+    assert ready == [first_wave, first_wave + 3 * 9000] * 2
+    assert engine.now_ps == twin.now_ps
+    in_turn = case.with_program(parts=1).engine().run().state
+    assert int(in_turn.tiles["rows"]["ready_ps"][in_turn.experts["tile0"][0], 0]) == first_wave + 2 * 9000
+
+
+@pytest.mark.parametrize("team_gpus", [2, 3, 8])
+def test_a_token_is_stored_once_for_every_group_that_has_teams(make_case: Callable[..., Case], team_gpus: int) -> None:
+    """Four GPUs of one expert; GPU 0's token goes to all others, the others' stay with their home and one neighbour.
+
+    Groups of 2 are {0, 1} and {2, 3}: a store to 1 alone, and one to 2 and 3. Groups of 3 are {0, 1, 2} and {3}. A
+    store is a header and 8 data flits, whoever it is for; each receiver acknowledges it, and the switch merges that.
+    """
+    program = dataclasses.replace(ROUND_PROGRAM, dispatch=DISPATCH_PRIMITIVES["team"])
+    layer = round_layer(4).with_changes({"top_k": 3})
+    topk_ids = np.array([[1, 2, 3], [1, 0, 2], [2, 1, 3], [3, 2, 0]])
+    system = round_system(4).with_changes({"switch.team_gpus": team_gpus})
+    case = make_case(system, layer, topk_ids, program)
+    engine, twin = case.engine().run(), case.twin().run()
+    stores = {2: [2, 2, 2, 2], 3: [2, 1, 2, 1], 8: [1, 1, 1, 1]}[team_gpus]
+    received = [2, 2, 3, 2]
+    sent = engine.state.traffic.reshape(4, 2, -1)
+    assert sent[:, codes.UP, codes.DISPATCH_DATA].tolist() == [9 * count for count in stores]
+    assert sent[:, codes.DOWN, codes.DISPATCH_DATA].tolist() == [9 * count for count in received]
+    assert sent[:, codes.UP, codes.DISPATCH_ACK].tolist() == received
+    assert sent[:, codes.DOWN, codes.DISPATCH_ACK].tolist() == stores
+    log = engine.state.log[(engine.state.log["gpu"] == 0) & (engine.state.log["purpose"] == codes.DISPATCH_DATA)]
+    # The second store follows the first on the uplink.
+    assert log["start_ps"][log["resource"] == codes.LOG_UP].tolist() == [10_000, 19_000][: stores[0]]
+    # GPU 0 receives tokens 1 and 3. Both are sent at once but in groups of 2, where GPU 3's own group comes first.
+    second = 110_000 + 9000
+    assert log["start_ps"][log["resource"] == codes.LOG_DOWN].tolist() == [110_000, second]
+    assert engine.now_ps == twin.now_ps

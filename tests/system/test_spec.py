@@ -46,7 +46,7 @@ def test_preset_has_the_published_numbers(name: str) -> None:
     system = load_system(name)
     assert (system.num_gpus, system.link.planes, system.link.gbps, system.gpu.hbm_gbps) == PUBLISHED[name]
     assert system.link.latency_ps == 250_000
-    assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "pull")
+    assert system.switch.dispatch_primitives == ("unicast", "multicast", "broadcast", "team", "pull")
     assert system.switch.combine_primitives == ("unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull")
     # The reduction cycle is one 16 B flit on one of the 18 links; an H800 has 8, a Vera Rubin 36.
     links = {"dgx-h800": 8, "vera-rubin-nvl72": 36}.get(name, 18)
@@ -128,15 +128,17 @@ def test_own_file_loads(own_system: Path) -> None:
         ("num_gpus: 8", "num_gpus: 1", "num_gpus=1: "),
         ("queueing: voq", "queueing: fifo", "queueing='fifo': Input should be 'output_queued', 'voq' or 'input_fifo'"),
         (
-            "[unicast, multicast, broadcast, pull]",
+            "[unicast, multicast, broadcast, team, pull]",
             "[]",
             "dispatch_primitives=[] must name at least one primitive, each once",
         ),
         (
-            "[unicast, multicast, broadcast, pull]",
+            "[unicast, multicast, broadcast, team, pull]",
             "[unicast, unicast]",
             "dispatch_primitives=['unicast', 'unicast'] must name at least one primitive, each once",
         ),
+        ("  queueing: voq", "  team_gpus: 17\n  queueing: voq", "switch.team_gpus=17: "),
+        ("  queueing: voq", "  team_gpus: 1\n  queueing: voq", "switch.team_gpus=1: "),
         ("payload_bytes: 128", "payload_bytes: 100", "payload_bytes=100 must be a multiple of flit_bytes=16"),
         ("target_bytes: 2", "target_bytes: 32", "target_bytes=32 must be at most flit_bytes=16"),
         ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 9 flits"),

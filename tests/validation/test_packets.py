@@ -59,7 +59,9 @@ def test_a_flit_in_the_wrong_place_fails(small_comparisons: None, monkeypatch: p
 
 @pytest.mark.parametrize("queueing", codes.QUEUEING)
 @pytest.mark.parametrize("payload_bytes", [128, 256])
-@pytest.mark.parametrize("schedule", ["deepep", "nvls", "dysharp", "dysharp-push", "ccfuser", "mega-moe"])
+@pytest.mark.parametrize(
+    "schedule", ["deepep", "nvls", "dysharp", "dysharp-push", "ccfuser", "mega-moe", "dysharp-team"]
+)
 def test_flits_are_the_same_whatever_the_queueing(schedule: str, payload_bytes: int, queueing: str) -> None:
     changes = {"link.payload_bytes": payload_bytes, "switch.queueing": queueing}
     token, packet = engines(schedule, **changes)

@@ -10,6 +10,7 @@ from dysharp_env.simulator.kernel.groups import end_segment, mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up
 from dysharp_env.simulator.kernel.memory import translate, use_hbm
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.pairs import store_of, token_of_store
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
@@ -36,7 +37,7 @@ def reach_dispatch(s: Root, node: int) -> None:
         push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, node, 0, 0)
     else:
         # The switch merges the acknowledgements of a multicast store: the last one counts.
-        store = p.token * s.dispatch.segments + node - pair * s.dispatch.segments
+        store = store_of(s, pair) * s.dispatch.segments + node - pair * s.dispatch.segments
         s.stores[store].acks_left -= 1
         if s.stores[store].acks_left == 0:
             push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, s.store0 + store, 0, 0)
@@ -103,7 +104,7 @@ def store_acknowledged(s: Root, node: int) -> None:
     """Counts a segment of a dispatched vector that is stored, as its sender learns it."""
     owner = s.nodes[node].owner
     is_copy = node < s.partial0
-    token = s.pairs[owner].token if is_copy else owner
+    token = s.pairs[owner].token if is_copy else token_of_store(s, owner)
     gpu = token // s.tokens_per_gpu
     charge_down(s, gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, codes.DISPATCH_ACK)
     end_dispatch_segment(s, gpu, (0 if is_copy else s.store0) + owner * s.dispatch.segments)

@@ -12,6 +12,7 @@ from dysharp_env.simulator.kernel.links import (
     wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.pairs import store_of
 from dysharp_env.simulator.state import codes
 
 
@@ -59,7 +60,7 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
         gpu = s.pairs[pair].home
         if s.dispatch.in_switch:
             segment = node - pair * s.dispatch.segments
-            store = s.pairs[pair].token * s.dispatch.segments + segment
+            store = store_of(s, pair) * s.dispatch.segments + segment
             whole = s.store0 + store
             q = s.stores[store]
             q.replicas_left -= 1

@@ -28,20 +28,20 @@ def next_token(s: Root, gpu: int) -> int:
 
 
 @compiled
-def issue_local(s: Root, token: int) -> None:
-    """Hands a token to the experts on its own GPU: a copy through memory, no link."""
+def issue_local(s: Root, token: int, part: int) -> None:
+    """Hands a token to the experts on its own GPU that are in a part: a copy through memory, no link."""
     pair = s.tokens[token].pair0
     end = s.tokens[token + 1].pair0
     # The home GPU's own pairs come first.
     while pair < end and not is_remote(s, pair):
-        if s.pairs[pair].num_experts > 0:
+        if s.pairs[pair].num_experts > 0 and s.pairs[pair].part == part:
             push(s, s.now_ps + s.memory_ps, codes.EV_ARRIVE, pair, 0, 0)
         pair += 1
 
 
 @compiled
 def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
-    """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
+    """Stores a token to one GPU (unicast) or to several (multicast, broadcast, team), or asks for it (pull).
 
     ``node`` is the first segment of its vector.
     """
@@ -55,25 +55,53 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
 
 
 @compiled
+def issue_pairs(s: Root, gpu: int, sm: int) -> bool:
+    """Issues copies that an SM's token still lacks; False if its window is full before the last."""
+    m = s.sms[sm]
+    part = s.gpus[gpu].part
+    end = s.tokens[m.token + 1].pair0
+    while m.pair < end:
+        if is_target(s, m.pair) and is_in_turn(s, gpu, part, m.pair):
+            if m.in_flight == s.dispatch.slots:
+                return False
+            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
+        m.pair += 1
+    return True
+
+
+@compiled
+def issue_stores(s: Root, gpu: int, sm: int) -> bool:
+    """Issues stores that an SM's token still lacks, its own group's first; False if its window is full before the last.
+
+    Nothing of a store that is not issued is acknowledged, so what is left of that says whether it has targets.
+    """
+    m = s.sms[sm]
+    groups = s.stores_per_token
+    while m.pair < groups:
+        group = 0 if groups == 1 else (gpu // s.team_gpus + m.pair) % groups
+        store = (m.token * groups + group) * s.dispatch.segments
+        if s.stores[store].acks_left > 0:
+            if m.in_flight == s.dispatch.slots:
+                return False
+            issue_dispatch(s, gpu, sm, s.store0 + store)
+        m.pair += 1
+    return True
+
+
+@compiled
 def issue_copies(s: Root, gpu: int, sm: int) -> None:
     """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
     g = s.gpus[gpu]
     m = s.sms[sm]
-    token = m.token
-    end = s.tokens[token + 1].pair0
-    while m.pair < end:
-        if is_target(s, m.pair) and is_in_turn(s, gpu, g.part, m.pair):
-            if m.in_flight == s.dispatch.slots:
-                return
-            if s.dispatch.in_switch:
-                issue_dispatch(s, gpu, sm, s.store0 + token * s.dispatch.segments)
-                break
-            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
-        m.pair += 1
+    if not (issue_stores(s, gpu, sm) if s.dispatch.in_switch else issue_pairs(s, gpu, sm)):
+        return
     m.token = NOTHING
     g.tokens_sent += 1
     share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, s.sends_per_gpu)
-    part_of(s, gpu, g.part).sends_left -= 1
+    part = part_of(s, gpu, g.part)
+    part.sends_left -= 1
+    if part.sends_left == 0 and s.parts_by == codes.BY_EXPERTS:
+        mark(s, DISPATCH, gpu)  # the next part may begin, with whoever is free
     if m.duty != codes.ON_DUTY:
         leave_if_idle(s, DISPATCH, gpu, sm)
     elif m.in_flight < s.dispatch.slots:
@@ -87,13 +115,13 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     tok = s.tokens[token]
     sm = take(g.groups[DISPATCH].able, s.sms)
     s.sms[sm].token = token
-    s.sms[sm].pair = tok.pair0
+    s.sms[sm].pair = 0 if s.dispatch.in_switch else tok.pair0
     if tok.dispatch_start == NO_TIME:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:
         s.dispatch_first = s.now_ps
-    if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
-        issue_local(s, token)
+    if gpu == token // s.tokens_per_gpu:
+        issue_local(s, token, g.part)
     issue_copies(s, gpu, sm)
 
 
@@ -108,9 +136,15 @@ def asked_for_token(s: Root, pair: int) -> None:
 
 @compiled
 def end_part(s: Root, gpu: int) -> bool:
-    """Gives the next part its turn if all of the present one is stored; False if not."""
+    """Gives the next part its turn if all of the present one is stored; False if not.
+
+    Of parts of experts only the last waits for what is in flight: the others follow each other without a pause.
+    """
     g = s.gpus[gpu]
-    if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0 or g.groups[DISPATCH].in_flight > 0:
+    if g.part == s.num_parts or part_of(s, gpu, g.part).sends_left > 0:
+        return False
+    is_wave = s.parts_by == codes.BY_EXPERTS and g.part < s.num_parts - 1
+    if g.groups[DISPATCH].in_flight > 0 and not is_wave:
         return False
     g.part += 1
     count_towards(s, gpu, g.part - 1, codes.OPENS_GEMM2, 1)

@@ -28,12 +28,26 @@ def is_summed(s: Root, pair: int) -> bool:
 
 
 @compiled_in_place
+def store_of(s: Root, pair: int) -> int:
+    """Returns the store that a pair's dispatched vector is a replica of."""
+    q = s.pairs[pair]
+    if s.stores_per_token == 1:
+        return q.token
+    return q.token * s.stores_per_token + q.gpu // s.team_gpus
+
+
+@compiled_in_place
+def token_of_store(s: Root, store: int) -> int:
+    """Returns the token that a store is of."""
+    # Divisions are slow.
+    return store if s.stores_per_token == 1 else store // s.stores_per_token
+
+
+@compiled_in_place
 def is_in_turn(s: Root, gpu: int, part: int, pair: int) -> bool:
     """Returns whether a GPU that dispatches a part moves this pair of one of its tokens.
 
-    One that pulls takes its own share of every token. One that stores sends its own tokens' copies: all of them, or
-    those to the peers of the part.
+    One that pulls takes its own share of every token, one that stores sends its own tokens' copies; of what is in the
+    part: all of them, or those to its peers or experts.
     """
-    if s.dispatch.reads:
-        return s.pairs[pair].gpu == gpu
-    return s.by_peers == 0 or s.pairs[pair].part == part
+    return s.pairs[pair].part == part and (s.dispatch.reads == 0 or s.pairs[pair].gpu == gpu)

@@ -17,7 +17,7 @@ from dysharp_env.simulator.kernel.links import (
     wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.pairs import is_target
+from dysharp_env.simulator.kernel.pairs import is_target, store_of, token_of_store
 from dysharp_env.simulator.kernel.ports import next_of_port, port_append, port_waits, port_wake
 from dysharp_env.simulator.kernel.reduction import reduce_start
 from dysharp_env.simulator.state import codes
@@ -60,8 +60,9 @@ def expose(s: Root, node: int, gpu: int) -> None:
         port_enqueue(s, port, node_class(s, node), gpu, node)
     else:
         segment = node - s.store0 - owner * s.dispatch.segments
-        for pair in range(s.tokens[owner].pair0, s.tokens[owner + 1].pair0):
-            if is_target(s, pair):
+        token = token_of_store(s, owner)
+        for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
+            if is_target(s, pair) and store_of(s, pair) == owner:
                 copy = pair * s.dispatch.segments + segment
                 s.nodes[copy].tail_ps = s.nodes[node].tail_ps
                 port_enqueue(s, s.pairs[pair].gpu * s.planes + plane, codes.REQUEST, gpu, copy)

@@ -34,6 +34,9 @@ OPENS_GEMM1, OPENS_GEMM2, OPENS_COMBINE, OPENS_ALL = range(4)
 # When a stage may start on a part: as its inputs arrive; when the stage before it is over on all GPUs (for GEMM-2: on
 # this GPU); or when that is so on this GPU.
 GATE_FINE, GATE_PHASE, GATE_GPU = range(3)
+# What a part is a share of: every home GPU's tokens, every expert GPU's peers, or every GPU's own experts.
+PARTS_BY = ("tokens", "peers", "experts")
+BY_TOKENS, BY_PEERS, BY_EXPERTS = range(len(PARTS_BY))
 
 QUEUEING: tuple[str, ...] = get_args(Queueing)
 OUTPUT_QUEUED, VOQ, INPUT_FIFO = range(3)

@@ -77,7 +77,8 @@ class Lowering:
         num_tokens, num_pairs = workload.num_tokens, _num_pairs(workload, program)
         partial0 = num_pairs * costs.dispatch_segments
         store0 = partial0 + num_pairs * costs.combine_segments
-        sum0 = store0 + num_tokens * costs.dispatch_segments
+        stores_per_token = costs.store_groups(program.dispatch.by_team, workload.num_gpus)
+        sum0 = store0 + num_tokens * stores_per_token * costs.dispatch_segments
         num_nodes = sum0 + num_tokens * costs.combine_segments
         # No other id is larger, but those that _require_narrow knows.
         _require_numbers(num_nodes, workload, costs)
@@ -126,7 +127,7 @@ class Lowering:
         return self._last
 
     def _build_frame(self, workload: Workload) -> _Frame:
-        costs, program, layer = self.costs, self.program, workload.layer
+        costs, program, layer = self.costs, self.program.fitted(workload.experts_per_gpu), workload.layer
         num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
         costs.require_exact(workload)
         root = root_of(workload, costs, program, self._num_sms, self._logging)
@@ -147,7 +148,7 @@ def _num_pairs(workload: Workload, program: Program) -> int:
 
 def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray) -> Block:
     """Returns what makes states of a workload's size; completes the root."""
-    num_experts = workload.layer.experts * program.parts
+    num_experts = workload.layer.experts * program.parts_per_expert
     chunks = chunks_of(workload, program)
     parts, gates = parts_and_gates(workload.num_gpus, chunks, program)
     # Room for the events that one step can add, and some more.
@@ -205,7 +206,7 @@ def _zeros(
     size = {name: int(root[name][0]) for name in PARAMETERS}
     return {
         "uplinks": num_gpus * costs.planes,
-        "stores": workload.num_tokens * costs.dispatch_segments,
+        "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
         "matrices": 2 * workload.layer.experts,
         "gpu_experts": workload.layer.experts,
         "slot_expert": num_slots,
@@ -213,7 +214,7 @@ def _zeros(
         "chunk_targets": size["num_chunks"] * num_gpus,
         "unit_targets": num_units * num_gpus,
         "backlogs": num_gpus,
-        "shown": workload.layer.experts * program.parts,
+        "shown": workload.layer.experts * program.parts_per_expert,
         "traffic": num_flows,
         "payload": num_flows,
         "pool": size["pool_capacity"],
@@ -257,7 +258,7 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
         costs.combine_flits(),
         *costs.blocks,
         # Every expert and part has at least one tile.
-        slots + workload.layer.experts * program.parts,
+        slots + workload.layer.experts * program.parts_per_expert,
     )
     _require_numbers(largest, workload, costs)
 

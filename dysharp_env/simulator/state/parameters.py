@@ -100,20 +100,20 @@ def _worked_out(
     num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
     ps_mult, ps_div = costs.flit_ps
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
-    rounds = program.parts if program.by_peers else 1
     return {
         "chunks_per_gpu": -(-tokens_per_gpu // program.chunk_tokens),
         "ps_mult": ps_mult,
         "ps_div": ps_div,
         "num_links": num_gpus * costs.planes,
         "sum_flits": costs.combine_flits(),
+        "stores_per_token": costs.store_groups(program.dispatch.by_team, num_gpus),
         "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments,
         "queueing": codes.QUEUEING.index(costs.queueing),
         "num_sms": num_sms,
         "hbm_mult": PS_PER_S // hbm_shared,
         "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
         "partial_tiles": program.may_close_early(workload.layer.tile_tokens),
-        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * rounds,
+        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * program.rounds,
         "num_parts": program.parts,
         "smallest_tile": program.smallest_tile(workload.layer.tile_tokens),
         "num_splits": len(program.splits),

@@ -8,12 +8,16 @@ Ids used throughout:
     pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
            consecutive, in order of (expert GPU - home GPU) mod GPUs
     slot   one (token, expert), grouped by pair
-    part   a share of each stage with gates of its own: of every home GPU's tokens, or of every expert GPU's peers
-    expert where there are parts, one (expert, part) = expert * parts + part: a part's tokens fill tiles of their own
+    part   a share of each stage with gates of its own: of every home GPU's tokens, of every expert GPU's peers, or of
+           every GPU's experts
+    expert where an expert's tokens are in several parts, one (expert, part) = expert * parts + part: a part's tokens
+           fill tiles of their own
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
-           from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
+           from store0 multicast stores, store * S + segment; from sum0 reduced sums, token * C + segment
+    store  a token's store to the GPUs of one group, token * stores_per_token + group; a token has one but where teams
+           are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
@@ -111,8 +115,8 @@ GPU = _record(
     issue=FIFO,
     groups=(GROUP, NUM_KINDS),
 )
-# One communication SM: the token it is at (if something of that is left), the next of the token's pairs, vectors in
-# flight, the next SM that may take something, and whether it belongs to its group.
+# One communication SM: the token it is at (if something of that is left), the next of the token's pairs or stores,
+# vectors in flight, the next SM that may take something, and whether it belongs to its group.
 SM = _record("", "token- pair in_flight next duty")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
@@ -136,7 +140,7 @@ STORE = _record("end_ps free_ps", "acks_left replicas_left")
 # One segment of a token's sum: at its home GPU, and in the reduction unit before that.
 SUM = _record("ready_ps", "pieces_left contributions_left open open_count prev- next- open_pair-")
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
-# A segment: whose it is (pair of a copy or partial sum, else token), where it goes, and what it weighs.
+# A segment: whose it is (pair of a copy or partial sum, store, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
 # The round trip of a vector, kept for its first segment: when it was issued, by which SM, and segments under way.
 TRIP = _record("issued_ps", "sm segments_out")
@@ -187,7 +191,7 @@ ARRAYS: dict[str, Any] = {
     "queues": QUEUE,  # ((port * 2 + class) * (gpus + 1) + input,)
     "tokens": TOKEN,  # (token + 1,), the last a sentinel
     "pairs": PAIR,  # (pair,)
-    "stores": STORE,  # (token * S + segment,)
+    "stores": STORE,  # (store * S + segment,)
     "sums": SUM,  # (token * C + segment,)
     "nodes": NODE,  # (node,)
     "trips": TRIP,  # (node - trip0,), trip0 the first node that is ever issued
@@ -239,12 +243,13 @@ PARAMETERS = (
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
     "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "team_gpus stores_per_token "
     # GPU
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
     "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive pay_end_ps "
-    "num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
+    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert "
+    "exclusive pay_end_ps num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"

@@ -9,7 +9,7 @@ from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
-from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
+from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, GEMM1, GEMM2, NOTHING
 from dysharp_env.simulator.state.records import ROOT
 
 # A token's expert and, above it, how far its GPU is from the token's home.
@@ -25,6 +25,14 @@ class Vectors(NamedTuple):
     planes: np.ndarray  # (token, segment) int64
     payload_flits: np.ndarray  # (segment,) int64
     head_flits: np.ndarray  # (top_k + 1,) int64 header and target flits of a segment to so many experts
+
+
+class Parts(NamedTuple):
+    """Tables of parts, because divisions are slow."""
+
+    of_chunk: np.ndarray  # (chunk of a GPU,) where they are of tokens
+    of_offset: np.ndarray  # (gpu,) of peers, by their distance from the home GPU
+    of_expert: np.ndarray  # (expert,) of experts, by their place on their GPU
 
 
 @njit(cache=True, error_model="numpy")
@@ -51,10 +59,12 @@ def follow_routing(
         combine: Partial and reduced sums.
     """
     s = rows(root.ctypes.data, ROOT)[0]
-    # Tables, because divisions are slow. Parts are of peers, by their distance from the home GPU, or of chunks.
-    part_of_offset = np.arange(s.num_gpus) * s.num_parts // s.num_gpus
     chunk_of_place = np.arange(s.tokens_per_gpu) // s.chunk_tokens
-    part_of_chunk = np.arange(s.chunks_per_gpu) * s.num_parts // s.chunks_per_gpu
+    parts = Parts(
+        np.arange(s.chunks_per_gpu) * s.num_parts // s.chunks_per_gpu,
+        np.arange(s.num_gpus) * s.num_parts // s.num_gpus,
+        _group_experts(s, gpu_of_expert) * s.num_parts // s.experts_per_gpu,
+    )
     keys = np.empty(s.top_k, np.int64)
     pair = 0
     for home in range(s.num_gpus):
@@ -64,11 +74,10 @@ def follow_routing(
             own = s.tokens[token]
             own.pair0 = pair
             own.chunk = home * s.chunks_per_gpu + chunk
-            pair = _write_token(s, pairs, token, home, pair, part_of_chunk[chunk], keys, part_of_offset)
+            pair = _write_token(s, pairs, token, home, pair, chunk, keys, parts)
     s.tokens[s.num_tokens].pair0 = pair
     _write_nodes(s, pairs, nodes, dispatch, combine)
-    _group_experts(s, gpu_of_expert)
-    _count_work(s, gpu_of_expert)
+    _count_work(s, gpu_of_expert, parts)
 
 
 @compiled_in_place
@@ -93,12 +102,13 @@ def _write_token(
     token: int,
     home: int,
     pair: int,
-    part: int,
+    chunk: int,
     keys: np.ndarray,
-    part_of_offset: np.ndarray,
+    parts: Parts,
 ) -> int:
     """Writes a token's pairs from ``pair`` on, its slots and what is counted of it; returns where the next's begin."""
     is_static = s.dispatch.to_all | s.combine.to_all
+    part = parts.of_chunk[chunk]
     if is_static:
         for offset in range(s.num_gpus):
             _write_pair(s, pairs[pair + offset], token, home, offset, token * s.top_k, 0, part)
@@ -107,13 +117,16 @@ def _write_token(
     slot = slot0 = token * s.top_k
     before, at = -1, pair - 1
     for index in range(s.top_k):
-        offset = keys[index] >> _EXPERT_BITS
+        offset, expert = keys[index] >> _EXPERT_BITS, keys[index] & _EXPERT_MASK
         begins = (offset != before) | s.copies_per_expert
         before = offset
         at = pair + offset if is_static else at + begins
         count = 1 if begins else count + 1
         slot0 = slot if begins else slot0
-        part = part_of_offset[offset] if s.by_peers else part
+        if s.parts_by == BY_PEERS:
+            part = parts.of_offset[offset]
+        elif s.parts_by == BY_EXPERTS:
+            part = parts.of_expert[expert]
         _write_pair(s, pairs[at], token, home, offset, slot0, count, part)
         crosses = (offset > 0) | s.loopback
         used += begins
@@ -121,7 +134,7 @@ def _write_token(
         stored += begins & crosses
         if not s.combine.reads:
             s.gpus[pairs[at].gpu].items_waiting += begins & (offset > 0)
-        expert = (keys[index] & _EXPERT_MASK) * s.num_parts + part
+        expert = expert * s.parts_per_expert + part * (s.parts_per_expert > 1)
         s.slot_expert[slot] = expert
         s.experts[expert].total += 1
         slot += 1
@@ -131,14 +144,26 @@ def _write_token(
     own = s.tokens[token]
     own.remote_targets = targets
     own.sums_left = s.combine.segments
-    for segment in range(token * s.dispatch.segments, (token + 1) * s.dispatch.segments):
-        s.stores[segment].acks_left = stored
-        s.stores[segment].replicas_left = stored
+    if s.stores_per_token > 1:
+        for its_pair in range(own.pair0, at + 1):
+            if pairs[its_pair].num_experts > 0 and pairs[its_pair].gpu != home:
+                group = pairs[its_pair].gpu // s.team_gpus
+                _add_targets(s, token * s.stores_per_token + group, 1)
+    else:
+        _add_targets(s, token, stored)
     for segment in range(token * s.combine.segments, (token + 1) * s.combine.segments):
         s.sums[segment].contributions_left = summed
         # A pull adds the local partial sum while it waits; a push counts it like the others.
         s.sums[segment].pieces_left = summed if s.combine.reads else used
     return pair + s.num_gpus if is_static else at + 1
+
+
+@compiled_in_place
+def _add_targets(s: Root, store: int, targets: int) -> None:
+    """Notes so many more GPUs that a store goes to, for each of its segments."""
+    for segment in range(store * s.dispatch.segments, (store + 1) * s.dispatch.segments):
+        s.stores[segment].acks_left += targets
+        s.stores[segment].replicas_left += targets
 
 
 @compiled_in_place
@@ -163,7 +188,8 @@ def _write_nodes(s: Root, pairs: np.ndarray, nodes: np.ndarray, dispatch: Vector
         _write_vector(nodes, 0, pair, token, named, dispatch)
         _write_vector(nodes, s.partial0, pair, token, named, combine)
     for token in range(s.num_tokens):
-        _write_vector(nodes, s.store0, token, token, s.tokens[token].remote_targets, dispatch)
+        for store in range(token * s.stores_per_token, (token + 1) * s.stores_per_token):
+            _write_vector(nodes, s.store0, store, token, s.tokens[token].remote_targets, dispatch)
         _write_vector(nodes, s.sum0, token, token, s.tokens[token].remote_targets, combine)
 
 
@@ -174,7 +200,7 @@ def _write_vector(nodes: np.ndarray, first: int, owner: int, token: int, named: 
     Args:
         nodes: All nodes.
         first: Where vectors of the kind begin.
-        owner: Its pair or token, which is its place among them.
+        owner: Its pair, store or token, which is its place among them.
         token: Its token.
         named: Experts.
         vectors: What vectors of the kind are.
@@ -192,23 +218,26 @@ def _write_vector(nodes: np.ndarray, first: int, owner: int, token: int, named: 
 
 
 @compiled
-def _group_experts(s: Root, gpu_of_expert: np.ndarray) -> None:
-    """Writes the experts of the first GPU, then those of the next, and so on."""
+def _group_experts(s: Root, gpu_of_expert: np.ndarray) -> np.ndarray:
+    """Writes the experts of the first GPU, then those of the next, and so on; returns their places there, (expert,)."""
     held = np.zeros(s.num_gpus, np.int64)
+    places = np.empty(len(gpu_of_expert), np.int64)
     for expert in range(len(gpu_of_expert)):
         gpu = gpu_of_expert[expert]
         s.gpu_experts[gpu * s.experts_per_gpu + held[gpu]] = expert
+        places[expert] = held[gpu]
         held[gpu] += 1
+    return places
 
 
 @compiled
-def _count_work(s: Root, gpu_of_expert: np.ndarray) -> None:
+def _count_work(s: Root, gpu_of_expert: np.ndarray, parts: Parts) -> None:
     """Writes where experts, their slots and tiles are, and how many slots each GPU has and each gate waits for."""
     slot0 = tile0 = 0
-    for index in range(len(gpu_of_expert) * s.num_parts):
+    for index in range(len(gpu_of_expert) * s.parts_per_expert):
         x = s.experts[index]
-        x.number = index // s.num_parts
-        x.part = index % s.num_parts
+        x.number = index // s.parts_per_expert
+        x.part = parts.of_expert[x.number] if s.parts_by == BY_EXPERTS else index % s.parts_per_expert
         x.gpu = gpu_of_expert[x.number]
         x.slot0 = slot0
         x.tile0 = tile0

@@ -30,19 +30,19 @@ def chunks_of(workload: Workload, program: Program) -> np.ndarray:
     """Returns the chunks that each GPU dispatches, in the order of its tokens.
 
     A GPU that stores has its own tokens' chunks. One that reads has every GPU's, itself first and then its neighbours
-    round, a chunk of each in turn, so that readers do not meet at one home GPU. Where parts are of peers, every part
-    goes through all chunks.
+    round, a chunk of each in turn, so that readers do not meet at one home GPU. Where parts are of peers or experts,
+    every part goes through all chunks.
     """
     num_gpus, tokens_per_gpu, chunk_tokens = workload.num_gpus, workload.tokens_per_gpu, program.chunk_tokens
     places = -(-tokens_per_gpu // chunk_tokens)
     homes = num_gpus if program.dispatch.reads else 1
-    rounds = program.parts if program.by_peers else 1
-    per_gpu = places * homes * rounds
+    per_gpu = places * homes * program.rounds
     chunks = blank(num_gpus * per_gpu, CHUNK)
     index = np.arange(num_gpus * per_gpu)
     turn = index % per_gpu
     place = turn // homes % places
-    chunks["part"] = turn // places if program.by_peers else place * program.parts // places
+    is_of_tokens = program.parts_by == codes.BY_TOKENS
+    chunks["part"] = place * program.parts // places if is_of_tokens else turn // (places * homes)
     base = (index // per_gpu + turn % homes) % num_gpus * tokens_per_gpu
     chunks["first"] = base + place * chunk_tokens
     chunks["last"] = base + np.minimum((place + 1) * chunk_tokens, tokens_per_gpu)
@@ -52,13 +52,16 @@ def chunks_of(workload: Workload, program: Program) -> np.ndarray:
 
 
 def units_of(workload: Workload, program: Program) -> np.ndarray:
-    """Returns the units; the part of each is that of the pairs that its tokens or partial sums belong to."""
+    """Returns the units; the part of each is that of the pairs that its tokens or partial sums belong to.
+
+    Where parts are of experts those are in several; combine then has no gates that would tell.
+    """
     num_gpus, chunks_per_gpu = workload.num_gpus, -(-workload.tokens_per_gpu // program.chunk_tokens)
     units = blank(num_gpus * chunks_per_gpu * (1 if program.combine.reads else num_gpus), UNIT)
-    if program.by_peers:
+    if program.parts_by == codes.BY_PEERS:
         gpu, home = np.divmod(np.arange(num_gpus * num_gpus), num_gpus)
         units["part"] = np.repeat((gpu - home) % num_gpus * program.parts // num_gpus, chunks_per_gpu)
-    else:
+    elif program.parts_by == codes.BY_TOKENS:
         places = np.arange(chunks_per_gpu) * program.parts // chunks_per_gpu
         units["part"] = np.tile(places, len(units) // chunks_per_gpu)
     return units

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dysharp_env.simulator.state import codes, observation
-from dysharp_env.simulator.state.codes import NO_TIME
+from dysharp_env.simulator.state.codes import BY_EXPERTS, NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.parts import Chunk, Pair, Segment, Token, Vector
 from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
@@ -27,10 +27,9 @@ class DispatchGroup(Crew):
         self.tokens_to_send = sum(self.progress.sends_left)
 
     def in_turn(self, token: Token) -> list[Pair]:
-        """Returns the pairs of a token that this GPU dispatches now: its own if it reads, else the part's."""
-        if self.world.dispatch.reads:
-            return [pair for pair in token.pairs if pair.gpu == self.gpu]
-        return [pair for pair in token.pairs if not self.world.program.by_peers or pair.part == self.progress.part]
+        """Returns the pairs of a token that this GPU dispatches in the part at hand: only its own if it reads."""
+        pairs = [pair for pair in token.pairs if pair.part == self.progress.part]
+        return [pair for pair in pairs if pair.gpu == self.gpu] if self.world.dispatch.reads else pairs
 
     def act(self) -> list[Chunk]:
         """Gives token after token of the chunk at hand to SMs that may take one, then offers the part's chunks."""
@@ -49,9 +48,11 @@ class DispatchGroup(Crew):
         self.in_chunk = list(chunk.tokens)
 
     def _end_parts(self) -> None:
-        """Gives the next part its turn when all of the present one is stored."""
-        progress, parts = self.progress, self.world.program.parts
-        while progress.part < parts and progress.sends_left[progress.part] == 0 and self.in_flight == 0:
+        """Gives the next part its turn when all of the present one is stored; a wave of experts, when it is issued."""
+        progress, parts, are_waves = self.progress, self.world.program.parts, self.world.program.parts_by == BY_EXPERTS
+        while progress.part < parts and progress.sends_left[progress.part] == 0:
+            if self.in_flight > 0 and not (are_waves and progress.part + 1 < parts):
+                return
             progress.part += 1
             progress.end_first_kernel(progress.part - 1)
             if self.world.program.exclusive and progress.part == parts:
@@ -66,12 +67,26 @@ class DispatchGroup(Crew):
             if not pair.is_remote and pair.experts:
                 self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_ARRIVE, self.gemm.arrive, pair)
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
-        if copies and self.world.dispatch.in_switch:
-            copies = [self._store_of(token, copies)]
+        if self.world.dispatch.in_switch:
+            copies = [self._store_of(token, members) for members in self.in_groups(copies)]
         self.give([[vector] for vector in copies])
 
+    def in_groups(self, copies: list[Vector]) -> list[list[Vector]]:
+        """Returns copies by the store that reaches them: one for all, or one for each group of GPUs that has teams.
+
+        Groups follow each other as their GPUs do, from this GPU's own on.
+        """
+        size = self.costs.team_gpus if self.world.dispatch.by_team else self.world.num_gpus
+        groups: dict[int, list[Vector]] = {group: [] for group in range(-(-self.world.num_gpus // size))}
+        for vector in copies:
+            assert vector[0].pair is not None
+            groups[vector[0].pair.gpu // size].append(vector)
+        own = self.gpu // size
+        ring = [*range(own, len(groups)), *range(own)]
+        return [groups[group] for group in ring if groups[group]]
+
     def _store_of(self, token: Token, copies: list[Vector]) -> Vector:
-        """Returns a vector dispatched to all its targets at once, of which the switch makes the copies."""
+        """Returns a vector dispatched to several targets at once, of which the switch makes the copies."""
         store = self.vector_of(token, None)
         for whole, *replicas in zip(store, *copies, strict=True):
             whole.replicas = replicas
@@ -85,6 +100,8 @@ class DispatchGroup(Crew):
         self.tokens_sent += 1
         self.sizes.count(self.tokens_sent - 1, self.tokens_sent, self.tokens_to_send)
         self.progress.sends_left[self.progress.part] -= 1
+        if self.progress.sends_left[self.progress.part] == 0 and self.world.program.parts_by == BY_EXPERTS:
+            self.mark()
 
     def reach(self, copy: Segment) -> None:
         """Stores a segment; the first has the token's place found, the last completes it."""

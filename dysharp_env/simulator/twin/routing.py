@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import isqrt
 
+from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, BY_TOKENS
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin.parts import Chunk, Expert, Pair, Token
 from dysharp_env.simulator.twin.world import World
@@ -39,9 +40,15 @@ def planes_of(first: int, segments: int, planes: int) -> list[int]:
 
 
 def part_of(world: World, token: Token, gpu: int) -> int:
-    """Returns the part of a token at one GPU: its share of its home GPU's chunks, or the GPU's of its peers."""
+    """Returns the part of a token at one GPU: its share of its home GPU's chunks, or the GPU's of its peers.
+
+    Where parts are of experts a token at a GPU may be in several of them; none has a gate of its own then, and this is
+    the first.
+    """
     program = world.program
-    if program.by_peers:
+    if program.parts_by == BY_EXPERTS:
+        return 0
+    if program.parts_by == BY_PEERS:
         return (gpu - token.home) % world.num_gpus * program.parts // world.num_gpus
     return token.place * program.parts // -(-world.workload.tokens_per_gpu // program.chunk_tokens)
 
@@ -52,7 +59,13 @@ class Routing:
     def __init__(self, world: World) -> None:
         self.world = world
         numbers, parts = range(world.workload.layer.experts), range(world.program.parts)
-        self.experts = {(number, part): Expert(number, part) for number in numbers for part in parts}
+        self.wave_of = self._waves()
+        self.experts = {
+            (number, part): Expert(number, part)
+            for number in numbers
+            for part in parts
+            if world.program.parts_by != BY_EXPERTS or self.wave_of[number] == part
+        }
         order = token_order(world.workload, world.program.waves)
         self.tokens = sorted(map(self._make_token, order, range(len(order))), key=lambda token: token.number)
         self.chunks: list[list[Chunk]] = [[] for _ in range(world.num_gpus)]  # in the order of dispatch
@@ -60,6 +73,11 @@ class Routing:
             self._cut(home, [self.tokens[number] for number in order if self.tokens[number].home == home])
         for gpu, chunks in enumerate(self.chunks):
             chunks.sort(key=lambda chunk: (chunk.part, chunk.place, (chunk.home - gpu) % world.num_gpus))
+
+    def _waves(self) -> list[int]:
+        """Returns the part of every expert, where parts are of experts: its GPU's experts in order, cut into parts."""
+        gpu_of, parts = self.world.workload.gpu_of_expert.tolist(), self.world.program.parts
+        return [gpu_of[:expert].count(gpu) * parts // gpu_of.count(gpu) for expert, gpu in enumerate(gpu_of)]
 
     def _make_token(self, number: int, position: int) -> Token:
         """Returns a token with a pair for every GPU that any primitive of the program addresses for it."""
@@ -88,10 +106,12 @@ class Routing:
         part, is_remote = part_of(world, token, gpu), gpu != token.home or world.program.loopback
         ids = sorted(workload.topk_ids[token.number].tolist())
         here = [expert for expert in ids if workload.gpu_of_expert[expert] == gpu]
-        for expert in here:
-            self.experts[expert, part].total += 1
         groups = [[expert] for expert in here] if world.program.copies_per_expert else [here]
         for experts in groups:
+            if world.program.parts_by == BY_EXPERTS:
+                part = self.wave_of[experts[0]]
+            for expert in experts:
+                self.experts[expert, part].total += 1
             is_sent = is_remote and (bool(experts) or world.dispatch.to_all)
             is_summed = is_remote and (bool(experts) or world.combine.to_all)
             if experts or world.dispatch.to_all or world.combine.to_all:
@@ -103,6 +123,7 @@ class Routing:
         program, size = self.world.program, self.world.program.chunk_tokens
         for place, first in enumerate(range(0, len(tokens), size)):
             members = tokens[first : first + size]
-            parts = range(program.parts) if program.by_peers else [part_of(self.world, members[0], home)]
+            is_of_tokens = program.parts_by == BY_TOKENS
+            parts = [part_of(self.world, members[0], home)] if is_of_tokens else range(program.parts)
             for gpu in range(self.world.num_gpus) if self.world.dispatch.reads else [home]:
                 self.chunks[gpu].extend(Chunk(home, place, part, members) for part in parts)

@@ -14,7 +14,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Token, Unit
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
@@ -66,8 +66,7 @@ class Shown:
         experts = [self.gpus[pair.gpu].gemm.experts[number, pair.part] for pair in pairs for number in pair.experts]
         remote = [pair for pair in pairs if pair.is_remote and pair.experts]
         if world.dispatch.in_switch:
-            named = [token.remote_experts if world.dispatch.names_targets else 0 for token in chunk.tokens]
-            flits = sum(map(costs.dispatch_flits, named))
+            flits = sum(self._store_flits(token) for token in chunk.tokens)
         else:
             flits = len(remote) * costs.dispatch_flits()
         tile_tokens = world.workload.layer.tile_tokens
@@ -79,6 +78,14 @@ class Shown:
             "backlog": self._root(max([backlog_ps(self.gpus[pair.gpu].downlinks) for pair in remote], default=0)),
             "cost": self._root(costs.spread_ps(flits)),
         }
+
+    def _store_flits(self, token: Token) -> int:
+        """Returns the flits of all stores of a token; one without targets is shown as one store too."""
+        world, targets = self.world, {pair.gpu for pair in token.pairs if pair.is_sent}
+        groups = {gpu // world.costs.team_gpus for gpu in targets} if world.dispatch.by_team else {0}
+        return max(len(groups), 1) * world.costs.dispatch_flits(
+            token.remote_experts if world.dispatch.names_targets else 0
+        )
 
     def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs

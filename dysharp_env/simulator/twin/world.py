@@ -48,7 +48,7 @@ class World:
     """One layer's inputs, clock and records."""
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
-        self.workload, self.costs, self.program = workload, costs, program
+        self.workload, self.costs, self.program = workload, costs, program.fitted(workload.experts_per_gpu)
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
         self.dispatch, self.combine = program.dispatch, program.combine
         # Expert GPUs tell home GPUs of finished rows, unless a phase boundary makes that unnecessary.

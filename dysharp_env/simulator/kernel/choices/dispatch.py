@@ -101,7 +101,12 @@ def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
     for position in range(ch.first, ch.last):
         token = s.order[position]
         if s.dispatch.in_switch:
-            ch.flits += s.store_flits[s.tokens[token].remote_targets if s.dispatch.names_targets else 0]
+            stores = 0
+            for store in range(token * s.stores_per_token, (token + 1) * s.stores_per_token):
+                stores += s.stores[store * s.dispatch.segments].acks_left > 0
+            # A token without targets is shown as one store too.
+            named = s.tokens[token].remote_targets if s.dispatch.names_targets else 0
+            ch.flits += max(stores, 1) * s.store_flits[named]
         for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
             q = s.pairs[pair]
             if q.num_experts == 0 or not is_in_turn(s, gpu, ch.part, pair):

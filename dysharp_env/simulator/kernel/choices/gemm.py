@@ -65,9 +65,10 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
     early_tokens = s.gpus[gpu].early_tokens
     count = 0
     for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
-        for part in range(s.num_parts):
-            x = s.experts[s.gpu_experts[i] * s.num_parts + part]
-            stages = part_of(s, gpu, part).stages
+        first = s.gpu_experts[i] * s.parts_per_expert
+        for expert in range(first, first + s.parts_per_expert):
+            x = s.experts[expert]
+            stages = part_of(s, gpu, x.part).stages
             if stages[GEMM2].open and x.second.head != NOTHING:
                 row = s.tiles[x.second.head].rows[GEMM2]
                 count = add_sorted(s, count, limit, row.ready_sequence, x.second.head, GEMM2)
