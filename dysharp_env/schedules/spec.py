@@ -77,7 +77,8 @@ class PaysSpec(Spec):
     are the system's. The others are kernels of their own, launch included, that read and write HBM (see
     ``simulator/phases.py``): ``quantise``, a home GPU's tokens from BF16 into the format of dispatch, if that is
     another; ``layout``, counting where tokens go; ``permute``, copies into another order, of tokens, received rows or
-    results; ``activation`` between the GEMMs. ``final_sum``, which has no launch, adds what came home for each token.
+    results, which at the end are added for each token; ``activation`` between the GEMMs. ``final_sum`` is that addition
+    as the last part of a kernel, without a launch.
     """
 
     dispatch: tuple[Cost, ...] = ("launch",)

@@ -21,7 +21,7 @@ STAGES = ("dispatch", "gemm1", "gemm2", "combine", "end")
 KERNEL_STAGES = {
     "quantise": ("dispatch",),
     "layout": ("dispatch",),
-    "permute": ("dispatch", "gemm1", "combine"),
+    "permute": ("dispatch", "gemm1", "combine", "end"),
     "activation": ("gemm2",),
     "final_sum": ("end",),
 }
@@ -87,6 +87,8 @@ def phase_kernels(
         ("dispatch", "permute"): {"token_bytes": dispatch, "sent_bytes": dispatch},
         ("gemm1", "permute"): {"received_bytes": dispatch, "row_bytes": dispatch},
         ("combine", "permute"): {"row_bytes": home, "received_bytes": home},
+        # Back into the order of tokens, each the sum of its results.
+        ("end", "permute"): {"sent_bytes": home, "token_bytes": home},
     }
     if layer.dispatch_dtype != "bf16":
         found["dispatch", "quantise"] = {"token_bytes": layer.hidden * BF16_BYTES * layer.dispatched_vectors + dispatch}

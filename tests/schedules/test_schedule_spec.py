@@ -38,7 +38,7 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
         ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
         ({"pays": {"end": ["quantise"]}}, "end cannot pay 'quantise'; it belongs to dispatch"),
         ({"pays": {"dispatch": ["launch", "activation"]}}, "dispatch cannot pay 'activation'; it belongs to gemm2"),
-        ({"pays": {"end": ["permute"]}}, "end cannot pay 'permute'; it belongs to dispatch or gemm1 or combine"),
+        ({"pays": {"dispatch": ["launch", "final_sum"]}}, "dispatch cannot pay 'final_sum'; it belongs to end"),
         ({"pays": {"dispatch": ["lunch"]}}, "pays.dispatch.0='lunch'"),
         ({"shared_experts": "hidden"}, "shared_experts=hidden needs readiness.gemm1 gpu or phase"),
         ({"shared_experts": "beside"}, "shared_experts='beside'"),

@@ -66,6 +66,7 @@ def test_deepseek_v3_on_h200_by_hand() -> None:
     assert kernel_us(costs, "dispatch", "permute", load) == pytest.approx(gap_us + 51_192 * 7392 / gbps / 1e3)
     assert kernel_us(costs, "gemm1", "permute", load) == pytest.approx(gap_us + 108_536 * 7392 / gbps / 1e3)
     assert kernel_us(costs, "combine", "permute", load) == pytest.approx(gap_us + 108_536 * 14_336 / gbps / 1e3)
+    assert kernel_us(costs, "end", "permute", load) == pytest.approx(gap_us + 51_192 * 14_336 / gbps / 1e3)
     # DeepEP's own log: 0.054 ms at 4096 tokens (issue 261), 0.049 elsewhere.
     assert 49 <= kernel_us(costs, "dispatch", "layout", Load(tokens=4096)) <= 54
     assert not Costs.of(system, load_model("large")).phase_kernels(0, ("quantise",)), "what is in BF16 is not cast"

@@ -25,7 +25,8 @@ class KernelPays:
         self._hidden = costs.phase_kernels(_DISPATCH, (SHARED,) if program.hides_shared else ())
         self._hidden_sms = num_sms - program.dispatch_sms, num_sms
         paid = [kernel for kernels in self._kernels for kernel in kernels]
-        self._counts_pairs = any(kernel.sent_bytes or kernel.received_bytes for kernel in paid)
+        # Counting what GPUs receive takes a walk over all pairs.
+        self._counts_received = any(kernel.received_bytes for kernel in paid)
         self._is_free = not paid and not self._hidden
 
     def add_to(self, state: State, workload: Workload) -> None:
@@ -59,11 +60,13 @@ class KernelPays:
         place = experts["gpu"] * parts + experts["part"]
         rows = np.bincount(place, weights=experts["total"], minlength=num_gpus * parts)
         chosen = np.bincount(workload.gpu_of_expert, weights=workload.demand.expert_tokens > 0, minlength=num_gpus)
-        pairs = state.pairs if self._counts_pairs else state.pairs[:0]
-        used = pairs["num_experts"] > 0
-        sent = np.bincount(pairs["home"], weights=used, minlength=num_gpus)
-        place = pairs["gpu"] * parts + pairs["part"]
-        received = np.bincount(place, weights=used, minlength=num_gpus * parts)
+        received = rows
+        sent = workload.demand.local_pairs + workload.demand.remote_pairs
+        if self._program.copies_per_expert:
+            sent = np.full(num_gpus, workload.tokens_per_gpu * workload.layer.top_k)
+        elif self._counts_received:
+            place, used = state.pairs["gpu"] * parts + state.pairs["part"], state.pairs["num_experts"] > 0
+            received = np.bincount(place, weights=used, minlength=num_gpus * parts)
         # Whole numbers below 2**53 as floats; plain integers from here on.
         received_of, rows_of = (table.reshape(num_gpus, parts).astype(np.int64).tolist() for table in (received, rows))
         gpus = range(num_gpus)
