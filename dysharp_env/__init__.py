@@ -47,14 +47,18 @@ GPU
 Software
     - Launches, barriers and the count exchange are constants. No jitter, no host that is late, and no straggler but
       one GPU whose thread blocks take longer by a constant factor (``slow_gpu``), which the lower bound leaves out.
-    - A decision takes no time. Routers, permutations and shared experts are not in a layer; ``reproduce`` adds
-      attention and dense parts of a step as rooflines.
+    - Kernels between phases are closed forms of launch and HBM traffic (simulator/phases.py). They do not overlap each
+      other, warm L2 or share HBM with what still runs. Fused kernels that store tokens are taken to cast and activate
+      in passing.
+    - A decision takes no time. Routers are not in a layer, shared experts only where a schedule's ``shared_experts``
+      says so; ``reproduce`` adds attention and dense parts of a step as rooflines.
     - Rivals are schedules of this engine, not their code; the header of each file says what is simplified.
 
 Layer and machine
     - One layer, one NVLink domain. Networks between nodes are not there: pipeline stages cost nothing to pass.
-    - A backward pass is a forward pass with twice the GEMM work; gradients of the router and recomputation are not
-      there.
+    - A backward pass is a forward pass with twice the GEMM work. With ``weight_gradients: deferred`` its GEMMs compute
+      gradients of inputs, what is recomputed beside them, and those of weights follow the last token at all SMs, at the
+      GEMMs' rate; the lower bound leaves them out. Gradients of the router are not there.
     - A layer ends when its last sum is home; acknowledgements still under way, and writes still to be made, do not
       count.
     - Times do not depend on values. ``multimem.execute`` computes in float32 what a schedule computes, to show that

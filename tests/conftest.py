@@ -13,6 +13,7 @@ import pytest
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.phases import KERNEL_STAGES, SHARED, STAGES, WEIGHT_GRADIENTS
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.lowering import Lowering
@@ -108,7 +109,13 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),
             "reduction_dtypes": ("bf16", "fp8"),
         },
-        overheads={"launch_us": 1, "barrier_us": 1, "count_exchange_us": 1},
+        overheads={
+            "launch_us": 1,
+            "launch_gap_us": draw.pick("launch_gap_us", 0, 0.3),
+            "barrier_us": 1,
+            "count_exchange_us": 1,
+            "phase_kernels": draw.chance("phase_kernels", 0.9),
+        },
     )
 
 
@@ -151,6 +158,9 @@ def draw_layer(draw: Draw, num_gpus: int) -> LayerSpec:
         compute_dtype=draw.pick("compute_dtype", "bf16", "fp8"),
         weight_dtype=draw.pick("weight_dtype", None, None, "mxfp4"),
         direction=draw.pick("direction", "forward", "backward"),
+        weight_gradients=(deferred := draw.pick("weight_gradients", "fused", "deferred")),
+        recompute=deferred == "deferred" and draw.chance("recompute", 0.5),
+        shared_experts=draw.pick("shared_experts", 0, 1, 2),
         tile_tokens=draw.pick("tile_tokens", 1, 2, 4, 8, 128),
         source="test",
     )
@@ -216,9 +226,19 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),
+        "kernels": draw_kernels(draw),
+        "hides_shared": draw.chance("hides_shared", 0.3),
         "chunk_tokens": draw.between("chunk_tokens", 1, 8),
         "waves": draw.chance("waves", 0.4),
     }
+
+
+def draw_kernels(draw: Draw) -> tuple[tuple[str, ...], ...]:
+    """Returns kernels that stages pay, some of them twice."""
+    known = [(stage, name) for name, stages in KERNEL_STAGES.items() for stage in stages]
+    known += [("dispatch", SHARED), ("end", SHARED), ("end", WEIGHT_GRADIENTS)]
+    times = {key: draw.pick(f"pays {key}", 0, 0, 0, 0, 1, 2) for key in known}
+    return tuple(sum(((name,) * times[where, name] for where, name in known if where == stage), ()) for stage in STAGES)
 
 
 def draw_sms(draw: Draw, num_sms: int) -> dict[str, object]:

@@ -67,7 +67,7 @@ def _in_flight(factor: float) -> dict[str, Change]:
 
 
 def _software(factor: float) -> dict[str, Change]:
-    return {f"overheads.{key}": _times(factor) for key in ("launch_us", "count_exchange_us")}
+    return {f"overheads.{key}": _times(factor) for key in ("launch_us", "launch_gap_us", "count_exchange_us")}
 
 
 BASE = Variation("as configured")

@@ -73,6 +73,8 @@ def link_system(num_gpus: int) -> SystemSpec:
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,
+            "overheads.launch_gap_us": 0,
+            "overheads.phase_kernels": False,
         }
     )
 

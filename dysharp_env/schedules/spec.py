@@ -25,6 +25,7 @@ from dysharp_env.config import (
     require_choice,
 )
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.phases import KERNEL_STAGES, SHARED, STAGES, WEIGHT_GRADIENTS
 from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
@@ -32,7 +33,14 @@ from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.layer import LayerSpec
 
-Cost = Literal["launch", "barrier", "count_exchange"]
+Cost = Literal["launch", "gap", "barrier", "count_exchange", "quantise", "layout", "permute", "activation", "final_sum"]
+# Costs that systems have a fixed time for; the others are kernels whose time follows the layer and its routing.
+FIXED_COSTS = {
+    "launch": "launch_us",
+    "gap": "launch_gap_us",
+    "barrier": "barrier_us",
+    "count_exchange": "count_exchange_us",
+}
 # More tokens than any tile has.
 NEVER_EARLY = 1 << 30
 # Dispatch SMs, combine SMs and, where it is named, the fewest tokens of an open tile that may be closed early.
@@ -90,7 +98,15 @@ class SmSpec(Spec):
 
 
 class PaysSpec(Spec):
-    """System costs paid before each stage of each part may start; a stage that overlaps the one before pays none."""
+    """Costs paid before each stage of each part may start; a stage that overlaps the one before pays none.
+
+    ``launch`` starts the first kernel of a layer, ``gap`` one right behind another; ``barrier`` and ``count_exchange``
+    are the system's. The others are kernels of their own, launch included, that read and write HBM (see
+    ``simulator/phases.py``): ``quantise``, a home GPU's tokens from BF16 into the format of dispatch, if that is
+    another; ``layout``, counting where tokens go; ``permute``, copies into another order, of tokens, received rows or
+    results, which at the end are added for each token; ``activation`` between the GEMMs. ``final_sum`` is that addition
+    as the last part of a kernel, without a launch.
+    """
 
     dispatch: tuple[Cost, ...] = ("launch",)
     gemm1: tuple[Cost, ...] = ()
@@ -98,6 +114,15 @@ class PaysSpec(Spec):
     combine: tuple[Cost, ...] = ()
     end: tuple[Cost, ...] = ()
     """After the last token is home."""
+
+    @model_validator(mode="after")
+    def _check_kernels_fit(self) -> PaysSpec:
+        for stage in STAGES:
+            for cost in getattr(self, stage):
+                stages = KERNEL_STAGES.get(cost, STAGES)
+                if stage not in stages:
+                    raise ValueError(f"{stage} cannot pay '{cost}'; it belongs to {' or '.join(stages)}")
+        return self
 
 
 def _require_known(what: str, name: str, known: Sequence[str]) -> None:
@@ -171,6 +196,9 @@ class ScheduleSpec(Spec):
     parts: PartsSpec = PartsSpec()
     communication: Literal["overlapped", "exclusive"] = "overlapped"
     """``exclusive``: a GPU's combine waits for the end of its dispatch, as in one stream of communication kernels."""
+    shared_experts: Literal["none", "before", "after", "hidden"] = "none"
+    """When home GPUs run the layer's shared experts: not in the layer, at all SMs before its dispatch or after its end,
+    or beside the dispatch of phases, on the SMs that it leaves; GEMM-1 then waits for both."""
     sms: SmSpec
     pays: PaysSpec = PaysSpec()
     chunk_tokens: int = Field(default=8, ge=1)
@@ -194,6 +222,8 @@ class ScheduleSpec(Spec):
                 raise ValueError(
                     f"pays.{stage} must be empty: with readiness '{readiness}' {stage} starts with no boundary"
                 )
+        if self.shared_experts == "hidden" and self.readiness.gemm1 == "tile":
+            raise ValueError("shared_experts=hidden needs readiness.gemm1 gpu or phase: GEMM-1 waits for them too")
         require_fit(
             DISPATCH_PRIMITIVES[self.dispatch],
             COMBINE_PRIMITIVES[self.combine],
@@ -258,6 +288,8 @@ class ScheduleSpec(Spec):
             exclusive=self.communication == "exclusive",
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
+            kernels=self._kernels(),
+            hides_shared=self.shared_experts == "hidden",
             dispatch_sms=dispatch_sms,
             gemm_sms=self.gemm_sms(system.gpu.num_sms),
             combine_sms=combine_sms,
@@ -288,7 +320,13 @@ class ScheduleSpec(Spec):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
         num_sms = system.gpu.num_sms
-        if self.gemm_sms(num_sms) < 1 or max(self.sms.groups(num_sms)) > num_sms:
+        dispatch_sms, combine_sms = self.sms.groups(num_sms)
+        if self.shared_experts == "hidden" and dispatch_sms >= num_sms:
+            raise ConfigError(
+                f"schedule='{self.name}': shared_experts=hidden needs SMs beside sms.dispatch={self.sms.dispatch}"
+                f" of the {num_sms} that {system.name} has"
+            )
+        if self.gemm_sms(num_sms) < 1 or max(dispatch_sms, combine_sms) > num_sms:
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
@@ -297,9 +335,27 @@ class ScheduleSpec(Spec):
     def _pays_ps(self, system: SystemSpec) -> list[int]:
         """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
         return [
-            round(sum(getattr(system.overheads, f"{cost}_us") for cost in getattr(self.pays, stage)) * 1e6)
-            for stage in PaysSpec.model_fields
+            round(
+                sum(
+                    getattr(system.overheads, FIXED_COSTS[cost])
+                    for cost in getattr(self.pays, stage)
+                    if cost in FIXED_COSTS
+                )
+                * 1e6
+            )
+            for stage in STAGES
         ]
+
+    def _kernels(self) -> tuple[tuple[str, ...], ...]:
+        """Returns the kernels paid in each stage and at the end."""
+        kernels = {
+            stage: tuple(cost for cost in getattr(self.pays, stage) if cost not in FIXED_COSTS) for stage in STAGES
+        }
+        before, after = ((SHARED,) * (self.shared_experts == when) for when in ("before", "after"))
+        kernels["dispatch"] += before
+        # What a layer leaves for later is paid by whoever runs it.
+        kernels["end"] += (*after, WEIGHT_GRADIENTS)
+        return tuple(kernels.values())
 
     def _answers(self, exposure: Exposure) -> dict[str, Any]:
         """Returns the fields of a program that say who answers which decisions, and what those offer."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.simulator.phases import Load, PhaseKernel, phase_kernels
 from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.workload.layer import LayerSpec
@@ -104,6 +105,7 @@ class Costs:
         weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
         token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
         slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
+        kernels: Kernels that phases may pay, as (stage, name, what it takes); see phases.py.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
     """
 
@@ -144,6 +146,7 @@ class Costs:
     barrier_ps: int
     count_exchange_ps: int
     slow_permille: int
+    kernels: tuple[tuple[int, str, PhaseKernel], ...]
     compute_scale: float
 
     @classmethod
@@ -161,6 +164,7 @@ class Costs:
         """
         require_choice("resolution", resolution, RESOLUTIONS)
         overheads = system.overheads
+        gemms = _of_gemms(system.gpu, layer, compute_scale)
         return cls(
             resolution=resolution,
             compute_scale=compute_scale,
@@ -172,7 +176,8 @@ class Costs:
             slow_permille=round(system.slow_gpu * 1000),
             **_of_links(system.link, system.switch, resolution),
             **_of_gpu(system.gpu, compute_scale),
-            **_of_gemms(system.gpu, layer, compute_scale),
+            **gemms,
+            kernels=phase_kernels(system, layer, gemms["token_bytes"], compute_scale),
         )
 
     def require_exact(self, workload: Workload) -> None:
@@ -192,7 +197,9 @@ class Costs:
         # The most that can wait at one port: every token's copy, and every token's partial sum.
         flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
         ps_mult, _ = self.flit_ps
+        most = Load(workload.num_tokens, slots, slots, slots, layer.experts)
         largest = max(
+            sum(kernel.ps(most, self.hbm_ps) for _, _, kernel in self.kernels),
             2 * self.hbm_ps(read_bytes),
             granules * block_ps * self.slow_permille // 1000,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
@@ -222,6 +229,11 @@ class Costs:
     def hbm_ps(self, num_bytes: int) -> int:
         """Returns how long HBM serves ``num_bytes``."""
         return num_bytes * PS_PER_S // self.hbm_bytes_per_s
+
+    def phase_kernels(self, stage: int, names: tuple[str, ...]) -> list[PhaseKernel]:
+        """Returns the kernels of those names in a stage, 0 to 4 from dispatch to the end; free ones are left out."""
+        kernels = {name: kernel for where, name, kernel in self.kernels if where == stage and any(kernel)}
+        return [kernels[name] for name in names if name in kernels]
 
     def block_ps(self, stage: int, tokens: int, gpu: int = 1) -> int:
         """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU.
@@ -362,7 +374,7 @@ def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str,
     for columns, depth in layer.gemms:
         count = -(-columns // gpu.block_n)
         # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
-        token_ps = 2.0 * columns / count * depth * layer.work_factor / block_flops_per_s * PS_PER_S * compute_scale
+        token_ps = 2.0 * columns / count * depth * layer.gemm_factor / block_flops_per_s * PS_PER_S * compute_scale
         blocks.append(count)
         granule_ps.append(max(1, round(gpu.row_granularity * token_ps)))
         operand_ps.append(round(gpu.operand_tokens * token_ps))
@@ -370,10 +382,10 @@ def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str,
         "blocks": tuple(blocks),
         "granule_ps": tuple(granule_ps),
         "operand_ps": tuple(operand_ps),
-        "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.work_factor * compute_scale),
+        "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.gemm_factor * compute_scale),
         "cold_exposure_permille": round(gpu.cold_exposure * 1000),
         "row_granularity": gpu.row_granularity,
         "matrix_bytes": layer.weight_bytes,
-        "weight_bytes": tuple(num_bytes * layer.work_factor for num_bytes in layer.weight_bytes),
+        "weight_bytes": tuple(num_bytes * layer.gemm_factor for num_bytes in layer.weight_bytes),
         "token_bytes": (layer.dispatch_bytes, *layer.between_bytes, layer.combine_bytes),
     }

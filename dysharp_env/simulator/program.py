@@ -69,6 +69,9 @@ class Program:
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
         pay_end_ps: What is paid after the last token is home.
+        kernels: By name, kernels that are paid too, by stage as in ``pays_ps``, and at the end; see phases.py.
+        hides_shared: Whether GEMM-1, which needs a gate then, also waits for the shared experts, which run from the
+            opening of dispatch on with the SMs that it leaves.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
@@ -99,6 +102,8 @@ class Program:
     parts_by: int = BY_TOKENS
     exclusive: bool = False
     pay_end_ps: int = 0
+    kernels: tuple[tuple[str, ...], ...] = ((),) * 5
+    hides_shared: bool = False
     chunk_tokens: int = 8
     waves: bool = False
     partial_tiles: bool = False

@@ -207,7 +207,16 @@ class OverheadSpec(Spec):
     """Costs of software that each schedule pays or avoids, microseconds."""
 
     launch_us: Micros
-    """Start of a kernel after the one before it."""
+    """Start of the first kernel of a layer, or of one that the host launches by itself."""
+    launch_gap_us: Micros = 1.5
+    """Start of a kernel right behind another, both launched beforehand: set, within the 1 to 2 us that profiles of
+    back-to-back kernels show; no row of any table was used."""
+    layout_ns_per_token: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 12.0
+    """Counting a token's destinations in a kernel of its own, nanoseconds a token: set by DeepEP's log of its layout
+    kernel, 0.054 ms (0.049 elsewhere) at 4096 tokens, top-8 of 256 (deepseek-ai/DeepEP issue 261)."""
+    phase_kernels: bool = True
+    """Whether kernels between phases (quantise, layout, permute, activation, final sum) take time; false leaves them
+    out, for machines whose source does not count them."""
     barrier_us: Micros
     """One barrier among all GPUs inside a kernel."""
     count_exchange_us: Micros

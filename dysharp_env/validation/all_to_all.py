@@ -55,6 +55,8 @@ def all_to_all_system(ranks: int) -> SystemSpec:
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,
+            "overheads.launch_gap_us": 0,
+            "overheads.phase_kernels": False,
         }
     )
 

@@ -42,7 +42,13 @@ class LayerSpec(Spec):
     tile_tokens: Size = 128
     """Tokens of one expert that form a tile (the paper's best ``tsize``, DySHARP, arXiv 2605.05607)."""
     direction: Literal["forward", "backward"] = "forward"
-    """Training pass; backward moves the same vectors and does the GEMM work twice."""
+    """Training pass; backward moves the same vectors and does the GEMM work twice, or what the next keys say."""
+    weight_gradients: Literal["fused", "deferred"] = "fused"
+    """Of a backward pass. ``fused``: computed beside gradients of inputs, so that both GEMMs are done twice.
+    ``deferred``: after the last token is home, at all SMs, and written in FP32."""
+    recompute: bool = False
+    """Whether a backward pass with deferred weight gradients does GEMM-1 again, for which every token's input is
+    dispatched again beside its gradient; false: inputs and activations were kept on the expert's GPU."""
     shared_experts: Annotated[int, Field(ge=0)] = 0
     """Experts that every token visits at home: part of a whole step, not of the layer."""
     n_group: Size = 1
@@ -58,6 +64,8 @@ class LayerSpec(Spec):
     def _check_routing(self) -> LayerSpec:
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} must be at most experts={self.experts}")
+        if self.recompute and self.weight_gradients == "fused":
+            raise ValueError("recompute=true needs weight_gradients='deferred', not 'fused'")
         if self.experts % self.n_group:
             raise ValueError(f"experts={self.experts} must be divisible by n_group={self.n_group}")
         if self.topk_group > self.n_group:
@@ -72,8 +80,18 @@ class LayerSpec(Spec):
 
     @property
     def dispatch_bytes(self) -> int:
-        """Payload bytes of one token's vector in dispatch, scales included."""
-        return FORMATS[self.dispatch_dtype].vector_bytes(self.hidden)
+        """Payload bytes of one token's vector in dispatch, scales included; of both where it is recomputed."""
+        return FORMATS[self.dispatch_dtype].vector_bytes(self.hidden) * self.dispatched_vectors
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether this is a backward pass whose GEMMs compute gradients of inputs alone."""
+        return self.direction == "backward" and self.weight_gradients == "deferred"
+
+    @property
+    def dispatched_vectors(self) -> int:
+        """Vectors sent for a token: its input, or its gradient; both where activations are recomputed."""
+        return 2 if self.is_deferred and self.recompute else 1
 
     @property
     def combine_bytes(self) -> int:
@@ -81,13 +99,24 @@ class LayerSpec(Spec):
         return FORMATS[self.combine_dtype].vector_bytes(self.hidden)
 
     @property
-    def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def forward_gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(Output columns, inner dimension) of GEMM-1, gate and up side by side if it has both, and of GEMM-2."""
         return (self.moe_ff * (self.ffn_matrices - 1), self.hidden), (self.hidden, self.moe_ff)
 
     @property
+    def gemms(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(Output columns, inner dimension) of what stages GEMM-1 and GEMM-2 of this pass compute.
+
+        Gradients of inputs go back through the last matrix first; recomputed activations are columns beside them.
+        """
+        if not self.is_deferred:
+            return self.forward_gemms
+        inner = self.moe_ff * (self.ffn_matrices - 1)
+        return (self.moe_ff + inner * self.recompute, self.hidden), (self.hidden, inner)
+
+    @property
     def weight_bytes(self) -> tuple[int, ...]:
-        """Bytes of one expert's weights in each GEMM, scales included."""
+        """Bytes of one expert's weights in each stage's GEMM, scales included."""
         return tuple(self.weight_format.matrix_bytes(columns * depth) for columns, depth in self.gemms)
 
     @property
@@ -96,21 +125,30 @@ class LayerSpec(Spec):
         return FORMATS[self.weight_dtype or NATIVE_FORMAT[self.compute_dtype]]
 
     @property
+    def compute_format(self) -> Format:
+        """How vectors are stored that GEMMs compute with."""
+        return FORMATS[NATIVE_FORMAT[self.compute_dtype]]
+
+    @property
     def between_bytes(self) -> tuple[int, int]:
         """Bytes of one token at one expert that leave GEMM-1 and that enter GEMM-2, scales included."""
         (columns, _), (_, depth) = self.gemms
-        compute = FORMATS[NATIVE_FORMAT[self.compute_dtype]]
-        return compute.vector_bytes(columns), compute.vector_bytes(depth)
+        return self.compute_format.vector_bytes(columns), self.compute_format.vector_bytes(depth)
 
     @property
     def gemm_flops(self) -> tuple[int, ...]:
         """Forward FLOPs of each GEMM for one token at one expert (a multiply and an add count as two)."""
-        return tuple(2 * columns * depth for columns, depth in self.gemms)
+        return tuple(2 * columns * depth for columns, depth in self.forward_gemms)
 
     @property
     def work_factor(self) -> int:
-        """Times the forward GEMM work this pass does: backward needs gradients of inputs and of weights."""
+        """Times the forward work this pass does in all: backward needs gradients of inputs and of weights."""
         return 2 if self.direction == "backward" else 1
+
+    @property
+    def gemm_factor(self) -> int:
+        """Times the GEMMs of the stages are done while tokens are under way: less where weight gradients wait."""
+        return 1 if self.is_deferred else self.work_factor
 
 
 def load_model(name_or_path: str, top_k: int | None = None, **overrides: Any) -> LayerSpec:

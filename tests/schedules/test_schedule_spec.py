@@ -38,6 +38,12 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
         ({"rule": {"gemm": {"is_gem2": 1.0}}}, "'is_gem2' is not a feature; choose from"),
         ({"pays": {"dispatch": ["launch"], "gemm1": ["barrier"]}}, "pays.gemm1 must be empty"),
         ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
+        ({"pays": {"end": ["quantise"]}}, "end cannot pay 'quantise'; it belongs to dispatch"),
+        ({"pays": {"dispatch": ["launch", "activation"]}}, "dispatch cannot pay 'activation'; it belongs to gemm2"),
+        ({"pays": {"dispatch": ["launch", "final_sum"]}}, "dispatch cannot pay 'final_sum'; it belongs to end"),
+        ({"pays": {"dispatch": ["lunch"]}}, "pays.dispatch.0='lunch'"),
+        ({"shared_experts": "hidden"}, "shared_experts=hidden needs readiness.gemm1 gpu or phase"),
+        ({"shared_experts": "beside"}, "shared_experts='beside'"),
         (
             {"sms": {"dispatch": 0, "combine": 8}},
             "sms.dispatch=0: Input should be a number of SMs, 1 at least, or 'all'",

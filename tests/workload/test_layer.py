@@ -71,6 +71,24 @@ def test_deepseek_v3_by_hand() -> None:
     assert (layer.work_factor, load_model("deepseek-v3", direction="backward").work_factor) == (1, 2)
 
 
+def test_a_deferred_backward_pass_by_hand() -> None:
+    forward = load_model("deepseek-v3", weight_gradients="deferred", recompute=True)
+    assert forward == load_model("deepseek-v3").with_changes({"weight_gradients": "deferred", "recompute": True})
+    assert (forward.gemms, forward.gemm_factor, forward.dispatch_bytes) == (forward.forward_gemms, 1, 7392)
+    kept = load_model("deepseek-v3", weight_gradients="deferred", direction="backward")
+    # Through the last matrix first: from 7168 to 2048 columns, then from those of gate and up to 7168.
+    assert (kept.gemms, kept.gemm_factor, kept.work_factor) == (((2048, 7168), (7168, 4096)), 1, 2)
+    assert sum(columns * depth for columns, depth in kept.gemms) == 3 * 2048 * 7168
+    assert (kept.dispatch_bytes, kept.combine_bytes) == (7392, 14336)
+    # GEMM-1 once more: gate and up, 4096 columns, beside the 2048; every token's input comes with its gradient.
+    again = load_model("deepseek-v3", weight_gradients="deferred", direction="backward", recompute=True)
+    assert again.gemms == ((6144, 7168), (7168, 4096))
+    assert again.weight_bytes == (6144 * 7168, 7168 * 4096)
+    assert again.dispatch_bytes == 2 * 7392 and again.gemm_flops == forward.gemm_flops
+    fused = load_model("deepseek-v3", direction="backward")
+    assert (fused.gemms, fused.gemm_factor) == (fused.forward_gemms, 2)
+
+
 def test_two_matrices_in_bf16_by_hand() -> None:
     layer = load_model("large", compute_dtype="bf16")
     assert (layer.gemms[0][0], layer.gemms[1][1]) == (2048, 2048)
@@ -116,6 +134,11 @@ def test_fp8_scale_of_a_partial_block_is_whole() -> None:
             {"dispatch_dtype": "fp4"},
             "models/small: dispatch_dtype='fp4': Input should be 'bf16', 'fp8', 'mxfp8', 'nvfp4'",
         ),
+        (
+            {"weight_gradients": "later"},
+            "models/small: weight_gradients='later': Input should be 'fused' or 'deferred'",
+        ),
+        ({"recompute": True}, "models/small: recompute=true needs weight_gradients='deferred', not 'fused'"),
         ({"direction": "both"}, "models/small: direction='both': Input should be 'forward' or 'backward'"),
         ({"hiden": 1}, "models/small: unknown key 'hiden' (did you mean 'hidden'?)"),
     ],

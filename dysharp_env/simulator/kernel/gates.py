@@ -1,7 +1,8 @@
 """Gates: a stage starts when what is before it is done and what it pays is paid.
 
-A gate is a counter of what is left, what is then paid, and what it opens. Lowering lays out the gates of a schedule and
-says of each part's stages which gate they wait for; the engine counts, whatever the schedule.
+A gate is a counter of what is left, when it may be paid for at the earliest, what is then paid, and what it opens.
+Lowering lays out the gates of a schedule and says of each part's stages which gate they wait for; the engine counts,
+whatever the schedule.
 """
 
 from __future__ import annotations
@@ -27,4 +28,4 @@ def count_towards(s: Root, gpu: int, part: int, stage: int, done: int) -> None:
     g = s.gates[gate]
     g.left -= done
     if g.left == 0:
-        push(s, s.now_ps + g.pay_ps, EV_GATE, gate, 0, 0)
+        push(s, max(s.now_ps, g.not_before_ps) + g.pay_ps, EV_GATE, gate, 0, 0)

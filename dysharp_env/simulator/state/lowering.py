@@ -15,6 +15,7 @@ from dysharp_env.simulator.state.codes import EV_GATE, NOTHING, NUM_PURPOSES
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, NUM_KINDS
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
+from dysharp_env.simulator.state.pays import KernelPays
 from dysharp_env.simulator.state.planes import vector_planes
 from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, blank
 from dysharp_env.simulator.state.routed import Vectors, follow_routing
@@ -57,6 +58,7 @@ class Lowering:
         """
         self.costs, self.program = costs, program
         self._num_sms, self._logging = num_sms, logging
+        self._kernel_pays = KernelPays(costs, program, num_sms)
         self._last: _Frame | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Lowering:
             frame.dispatch,
             frame.combine,
         )
+        self._kernel_pays.add_to(state, workload)
         return state
 
     def _positions(self, workload: Workload, state: State) -> np.ndarray:

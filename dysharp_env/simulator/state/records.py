@@ -155,9 +155,9 @@ MATRIX = _record("resident_bytes stamp fetched_ps")
 # One row: when it became ready, its place in the order of readiness, when it started and ended.
 ROW = _record("ready_ps ready_sequence start_ps- end_ps-")
 TILE = _record("weights_ps inputs_ps", "expert first count finishes left running next-", rows=(ROW, 2))
-# A gate: what is left to be done before it, what is then paid, and which stage of which part it opens, on which GPU
-# (NOTHING: on all).
-GATE = _record("left pay_ps stage part gpu-")
+# A gate: what is left to be done before it, what is then paid, but not before a time, and which stage of which part it
+# opens, on which GPU (NOTHING: on all).
+GATE = _record("left pay_ps not_before_ps stage part gpu-")
 # One stage of one part on one GPU: whether it may start, and the gate that what is done counts for (NOTHING: none).
 STAGE = _record("open gate-")
 # One part on one GPU: tokens it has to send, and the stages that gates open.

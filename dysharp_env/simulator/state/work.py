@@ -79,7 +79,7 @@ def parts_and_gates(num_gpus: int, chunks: np.ndarray, program: Program) -> tupl
     sizes = chunks["last"] - chunks["first"]
     place = owner * program.parts + chunks["part"]
     parts["sends_left"] = np.bincount(place, weights=sizes, minlength=len(parts)).astype(np.int64)
-    gates = [(0, program.pays_ps[0], codes.OPENS_ALL, 0, NOTHING)]
+    gates = [(0, program.pays_ps[0], 0, codes.OPENS_ALL, 0, NOTHING)]
     for stage, kind in enumerate(program.gates):
         parts["stages"]["open"][:, stage] = kind == codes.GATE_FINE
         if kind == codes.GATE_FINE:
@@ -89,6 +89,6 @@ def parts_and_gates(num_gpus: int, chunks: np.ndarray, program: Program) -> tupl
         for part in range(program.parts):
             for gpu in range(num_gpus):
                 if of_gpu or gpu == 0:
-                    gates.append((left, pay_ps, stage, part, gpu if of_gpu else NOTHING))
+                    gates.append((left, pay_ps, 0, stage, part, gpu if of_gpu else NOTHING))
                 parts["stages"]["gate"][gpu * program.parts + part, stage] = len(gates) - 1
     return parts, np.array(gates, GATE)

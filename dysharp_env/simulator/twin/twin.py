@@ -14,6 +14,7 @@ from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.parts import Candidate, Decision, Hold
+from dysharp_env.simulator.twin.phases import END, Phases
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.shown import Shown, scores_of
 from dysharp_env.simulator.twin.staffing import Group
@@ -35,6 +36,8 @@ class Twin:
         self.world = world = World(workload, costs, program, num_sms, bound)
         routing, switch = Routing(world), Switch(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
+        world.phases = Phases(costs, program, num_sms, routing.tokens)
+        world.shared_end_ps = world.phases.shared_end_ps(world.num_gpus)
         everywhere: list[Progress] = []
         dispatches: list[DispatchGroup] = []
         combines: list[CombineGroup] = []
@@ -71,7 +74,7 @@ class Twin:
                     else:
                         group.take(chosen)
             if world.tokens_left == 0:
-                world.clock.now_ps += world.program.pay_end_ps
+                world.clock.now_ps += world.phases.pay_ps(END, 0, range(world.num_gpus))
                 return
             if not world.clock.serve_instant():
                 raise RuntimeError(

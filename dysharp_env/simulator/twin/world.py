@@ -13,6 +13,7 @@ from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.parts import Name, Pair, Split, Use
+from dysharp_env.simulator.twin.phases import Phases
 from dysharp_env.workload.workload import Workload
 
 EVERYTHING, GEMM1, GEMM2, COMBINING = range(4)  # what a gate opens
@@ -47,6 +48,9 @@ class Clock:
 class World:
     """One layer's inputs, clock and records."""
 
+    phases: Phases  # what is paid, once the tokens are known
+    shared_end_ps: int  # when shared experts that run beside dispatch are over
+
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         self.workload, self.costs, self.program = workload, costs, program.fitted(workload.experts_per_gpu)
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
@@ -77,7 +81,7 @@ class Progress:
     opened: Callable[[int, int], None]  # goes on with a (stage, part)
 
     def __init__(self, world: World, everywhere: list[Progress]) -> None:
-        self.clock, self.program, self.everywhere = world.clock, world.program, everywhere
+        self.world, self.clock, self.program, self.everywhere = world, world.clock, world.program, everywhere
         everywhere.append(self)
         parts, gates = range(world.program.parts), world.program.gates
         self.part = 0  # whose turn it is to be dispatched
@@ -94,7 +98,9 @@ class Progress:
 
     def pay(self, stage: int, part: int, everywhere: bool) -> None:
         """Opens a stage of a part, here or everywhere, once it is paid for."""
-        paid_ps = self.clock.now_ps + self.program.pays_ps[stage]
+        gpus = [gpu for gpu, progress in enumerate(self.everywhere) if everywhere or progress is self]
+        begins_ps = max(self.clock.now_ps, self.world.shared_end_ps if stage == GEMM1 else 0)
+        paid_ps = begins_ps + self.world.phases.pay_ps(stage, part, gpus)
         self.clock.at(paid_ps, codes.EV_GATE, self._open, stage, part, self.everywhere if everywhere else [self])
 
     def _open(self, stage: int, part: int, where: list[Progress]) -> None:

@@ -1,0 +1,80 @@
+"""What gates and the end of a layer pay for kernels between phases, which follows the routing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.phases import SHARED, Load
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state.codes import NOTHING, OPENS_ALL, OPENS_GEMM1
+from dysharp_env.simulator.state.state import State
+from dysharp_env.workload.workload import Workload
+
+_DISPATCH, _END = 0, 4
+
+
+class KernelPays:
+    """Adds to states of one program what its kernels take."""
+
+    def __init__(self, costs: Costs, program: Program, num_sms: int) -> None:
+        """Notes the kernels that are not free."""
+        self._hbm_ps, self._program = costs.hbm_ps, program
+        self._kernels = [costs.phase_kernels(stage, names) for stage, names in enumerate(program.kernels)]
+        # Hidden shared experts have the SMs that dispatch leaves.
+        self._hidden = costs.phase_kernels(_DISPATCH, (SHARED,) if program.hides_shared else ())
+        self._hidden_sms = num_sms - program.dispatch_sms, num_sms
+        paid = [kernel for kernels in self._kernels for kernel in kernels]
+        # Counting what GPUs receive takes a walk over all pairs.
+        self._counts_received = any(kernel.received_bytes for kernel in paid)
+        self._is_free = not paid and not self._hidden
+
+    def add_to(self, state: State, workload: Workload) -> None:
+        """Writes what is paid into the gates, the first event, which opens dispatch, and the end."""
+        if self._is_free:
+            return
+        totals, of_parts = self._loads(state, workload)
+        state.heap["time_ps"][0] += self._busiest_ps(_DISPATCH, totals)
+        state.root["pay_end_ps"] = self._program.pay_end_ps + self._busiest_ps(_END, totals)
+        tokens = Load(tokens=workload.tokens_per_gpu)
+        hidden_ps = sum(kernel.ps(tokens, self._hbm_ps, self._hidden_sms) for kernel in self._hidden)
+        shared_end_ps = int(state.heap["time_ps"][0]) + hidden_ps if self._hidden else 0
+        for gate in state.gates:
+            stage, gpu = int(gate["stage"]), int(gate["gpu"])
+            if stage == OPENS_ALL:
+                continue
+            loads = of_parts[int(gate["part"])]
+            gate["pay_ps"] += self._busiest_ps(stage + 1, loads if gpu == NOTHING else [loads[gpu]])
+            if stage == OPENS_GEMM1:
+                gate["not_before_ps"] = shared_end_ps
+
+    def _busiest_ps(self, stage: int, loads: list[Load]) -> int:
+        """Returns what a stage's kernels take the GPU that has most to do."""
+        kernels = self._kernels[stage]
+        return max(sum(kernel.ps(load, self._hbm_ps) for kernel in kernels) for load in loads) if kernels else 0
+
+    def _loads(self, state: State, workload: Workload) -> tuple[list[Load], list[list[Load]]]:
+        """Returns what each GPU has to do with in all, and of each part."""
+        num_gpus, parts = workload.num_gpus, self._program.parts
+        experts = state.experts
+        place = experts["gpu"] * parts + experts["part"]
+        rows = np.bincount(place, weights=experts["total"], minlength=num_gpus * parts)
+        chosen = np.bincount(workload.gpu_of_expert, weights=workload.demand.expert_tokens > 0, minlength=num_gpus)
+        received = rows
+        sent = workload.demand.local_pairs + workload.demand.remote_pairs
+        if self._program.copies_per_expert:
+            sent = np.full(num_gpus, workload.tokens_per_gpu * workload.layer.top_k)
+        elif self._counts_received:
+            place, used = state.pairs["gpu"] * parts + state.pairs["part"], state.pairs["num_experts"] > 0
+            received = np.bincount(place, weights=used, minlength=num_gpus * parts)
+        # Whole numbers below 2**53 as floats; plain integers from here on.
+        received_of, rows_of = (table.reshape(num_gpus, parts).astype(np.int64).tolist() for table in (received, rows))
+        gpus = range(num_gpus)
+        totals = [
+            Load(workload.tokens_per_gpu, int(sent[gpu]), sum(received_of[gpu]), sum(rows_of[gpu]), int(chosen[gpu]))
+            for gpu in gpus
+        ]
+        of_parts = [
+            [Load(received=received_of[gpu][part], rows=rows_of[gpu][part]) for gpu in gpus] for part in range(parts)
+        ]
+        return totals, of_parts

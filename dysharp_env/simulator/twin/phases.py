@@ -1,0 +1,54 @@
+"""What the twin's GPUs pay before a stage and at the end: what the schedule says, and kernels over what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.phases import SHARED, Load
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.twin.parts import Pair, Token
+
+EVERYTHING, END = 0, 4  # stages that concern all parts
+
+
+class Phases:
+    """Works out what is paid, from the tokens themselves."""
+
+    def __init__(self, costs: Costs, program: Program, num_sms: int, tokens: list[Token]) -> None:
+        self.costs, self.program, self.num_sms, self.tokens = costs, program, num_sms, tokens
+        self.pairs = [pair for token in tokens for pair in token.pairs if pair.experts]
+
+    def pay_ps(self, stage: int, part: int, gpus: Iterable[int]) -> int:
+        """Returns what a stage of a part, or the end, costs where it waits for these GPUs."""
+        fixed_ps = self.program.pay_end_ps if stage == END else self.program.pays_ps[stage]
+        kernels = self.costs.phase_kernels(stage, self.program.kernels[stage])
+        if not kernels:
+            return fixed_ps
+        loads = [self._whole(gpu) if stage in (EVERYTHING, END) else self._of_part(gpu, part) for gpu in gpus]
+        return fixed_ps + max(sum(kernel.ps(load, self.costs.hbm_ps) for kernel in kernels) for load in loads)
+
+    def shared_end_ps(self, num_gpus: int) -> int:
+        """Returns when shared experts that hide beside dispatch are over; 0 if none do."""
+        kernels = self.costs.phase_kernels(EVERYTHING, (SHARED,)) if self.program.hides_shared else []
+        if not kernels:
+            return 0
+        free = self.num_sms - self.program.dispatch_sms
+        tokens = Load(tokens=len(self.tokens) // num_gpus)
+        own_ps = sum(kernel.ps(tokens, self.costs.hbm_ps, (free, self.num_sms)) for kernel in kernels)
+        return self.pay_ps(EVERYTHING, 0, range(num_gpus)) + own_ps
+
+    def _whole(self, gpu: int) -> Load:
+        here = [pair for pair in self.pairs if pair.gpu == gpu]
+        experts = [expert for pair in here for expert in pair.experts]
+        return Load(
+            tokens=sum(token.home == gpu for token in self.tokens),
+            sent=sum(pair.token.home == gpu for pair in self.pairs),
+            received=len(here),
+            rows=len(experts),
+            experts=len(set(experts)),
+        )
+
+    def _of_part(self, gpu: int, part: int) -> Load:
+        here: list[Pair] = [pair for pair in self.pairs if (pair.gpu, pair.part) == (gpu, part)]
+        return Load(received=len(here), rows=sum(len(pair.experts) for pair in here))
