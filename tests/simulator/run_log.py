@@ -14,7 +14,7 @@ from tests.conftest import Case
 
 
 class Use(NamedTuple):
-    """A log row whose item is spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum`` or ``tile``."""
+    """A log row whose item is spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum``, ``tile`` or ``block``."""
 
     resource: int
     gpu: int
@@ -42,7 +42,8 @@ def uses(state: State) -> list[Use]:
     """Returns the rows of the log."""
     found = []
     for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():
-        name = ("tile", item, gpu, 0, 0) if resource == codes.LOG_SM else segment_name(state, item)
+        whats = {codes.LOG_SM: "tile", codes.LOG_HBM: "block"}
+        name = (whats[resource], item, gpu, 0, 0) if resource in whats else segment_name(state, item)
         found.append(Use(resource, gpu, purpose, *name, amount, start_ps, end_ps))
     return found
 

@@ -16,6 +16,8 @@ Ids used throughout:
            from store0 multicast stores, token * S + segment; from sum0 reduced sums, token * C + segment
     link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
+    block  what L2 holds: [0, tile_blocks) matrices, expert * 2 + GEMM; from tile_blocks three of each tile, from
+           chunk_blocks two of each token chunk
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
     sm     a communication SM; a GPU's are consecutive, those that dispatch before those that combine
 """
@@ -93,7 +95,7 @@ ANSWERER = _record("exposed networked ruled walks may_hold")
 GROUP = _record("marked holding sms wanted_sms leaving in_flight", able=FIFO)
 GPU = _record(
     # memory side
-    "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
+    "hbm_free_ps hbm_busy_ps l2_used_bytes tlb_sequence tiles_live outputs_live "
     # dispatch: the chunk at hand, the token in it that is next, tokens sent, the part at hand, unsent chunks
     "chunk- chunk_pos tokens_sent part "
     # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do
@@ -103,6 +105,7 @@ GPU = _record(
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
     "split- early_tokens",
     slots_left=(np.int64, 2),
+    l2=FIFO,
     unsent=FIFO,
     ready=FIFO,
     issue=FIFO,
@@ -125,7 +128,7 @@ PORT = _record(
 QUEUE = _record("", "next-", nodes=FIFO)
 
 TOKEN = _record(
-    "dispatch_start- dispatch_end- combine_start- combine_end-", "pair0 experts_done sums_left chunk remote_targets"
+    "dispatch_start- dispatch_end- combine_start- combine_end-", "pair0 experts_done sums_left chunk remote_targets is_read"
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
@@ -143,8 +146,8 @@ TRIP = _record("issued_ps", "sm segments_out")
 EXPERT = _record(
     "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count rows_ready rows_started", second=FIFO
 )
-# One matrix of an expert: its bytes in L2, when it was last used, and when its fetch ends.
-MATRIX = _record("resident_bytes stamp fetched_ps")
+# What L2 holds of a block, and what of that HBM has not; it is linked with others of its GPU while that is anything.
+BLOCK = _record("resident_bytes dirty_bytes", "prev next")
 # One row: when it became ready, its place in the order of readiness, when it started and ended.
 ROW = _record("ready_ps ready_sequence start_ps- end_ps-")
 TILE = _record("weights_ps inputs_ps", "expert first count finishes left running next-", rows=(ROW, 2))
@@ -190,7 +193,8 @@ ARRAYS: dict[str, Any] = {
     "trips": TRIP,  # (node - trip0,), trip0 the first node that is ever issued
     "input_links": LINK,  # (node,) of the switch's input FIFOs; empty where inputs are no FIFOs
     "experts": EXPERT,  # (expert * parts + part,)
-    "matrices": MATRIX,  # (expert * 2 + GEMM,)
+    "blocks": BLOCK,  # (block,)
+    "fetched_ps": np.int64,  # (expert * 2 + GEMM,) when the fetch of a matrix ends
     "parts": PART,  # (gpu * parts + part,)
     "gates": GATE,  # (gate,), the first opens everything
     "tiles": TILE,  # (tile,), an expert's tiles consecutive
@@ -202,7 +206,7 @@ ARRAYS: dict[str, Any] = {
     "gpu_experts": np.int32,  # (expert,) experts grouped by the GPU that holds them
     "slot_expert": np.int32,  # (slot,) expert (and part) of each (token, expert), grouped by pair
     "slot_tlb": np.int32,  # (slot,) insertion number of its entry in the expert GPU's AL TLB, or NOTHING
-    "slot_tile": np.int32,  # (slot,) tile that it is in, NOTHING before it arrives, or COUNTED
+    "slot_tile": np.int32,  # (slot,) tile that it is in, NOTHING before it arrives, or COUNTED - tile
     "arrived_pair": np.int32,  # (slot,) pairs in order of arrival, grouped by expert
     "order": np.int32,  # (token,) tokens of each home GPU in the order its chunks hold them
     "chunk_experts": np.int32,  # (slot,) expert (and part) of each slot, grouped by chunk
@@ -235,7 +239,7 @@ PARAMETERS = (
     "num_chunks "
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
-    "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "partial0 store0 sum0 trip0 tile_blocks chunk_blocks ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
     "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "

@@ -31,7 +31,6 @@ class GemmGroup(Group):
         """Makes a token visible to its experts here, filling their tiles."""
         pair.token.dispatch_end = self.clock.now_ps
         self.progress.left[GEMM1][pair.part] -= len(pair.experts)
-        self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[0])
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
         if self.world.may_close_early:
@@ -47,6 +46,8 @@ class GemmGroup(Group):
             expert.tiles.append(expert.open)
             self.tiles_live += 1
         expert.open.pairs.append(pair)
+        pair.tiles.append(expert.open)
+        self.memory.write(expert.open.block("in"), self.costs.token_bytes[0])
         expert.arrived += 1
         if expert.open_count == self.world.workload.layer.tile_tokens or expert.arrived == expert.total:
             self._close_tile(expert)
@@ -86,7 +87,7 @@ class GemmGroup(Group):
         return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
-        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
+        """Makes a row the current one; its weights are fetched and its inputs read now, its results have their place."""
         tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
         if row.is_open:
             self._close_tile(tile.expert)
@@ -97,8 +98,9 @@ class GemmGroup(Group):
         tile.blocks_left = self.costs.blocks[stage - 1]
         read_bytes, write_bytes = self.costs.token_bytes[:2] if stage == GEMM1 else self.costs.token_bytes[2:]
         tile.weights_ps = self.memory.fetch_weights(tile.expert.number, stage)
-        tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
-        self.memory.use_hbm(count * write_bytes)
+        source, target = ("in", "mid") if stage == GEMM1 else ("mid", "out")
+        tile.inputs_ps = max(tile.weights_ps, self.memory.read(tile.block(source), count * read_bytes))
+        self.memory.write(tile.block(target), count * write_bytes)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""
