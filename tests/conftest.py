@@ -203,6 +203,8 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "parts": draw.pick("parts", 1, 1, 2, 3),
         "by_peers": is_plain and not (dispatch.reads or combine.reads) and draw.chance("by_peers", 0.5),
         "exclusive": draw.chance("exclusive", 1 / 3),
+        "prefetches": draw.chance("prefetches", 0.4),
+        "counted": draw.chance("counted", 0.5),
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),

@@ -144,6 +144,9 @@ class ScheduleSpec(Spec):
     """``exclusive``: a GPU's combine waits for the end of its dispatch, as in one stream of communication kernels."""
     sms: SmSpec
     pays: PaysSpec = PaysSpec()
+    prefetch: Literal["none", "fullest"] = "none"
+    """Weights fetched into L2 while HBM has nothing to do. ``fullest``: of the expert with the most tokens, of those
+    counted before the layer or else arrived, GEMM-1's first, if there is room beside all that is still needed."""
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
     token_order: Literal["natural", "expert_waves"] = "natural"
@@ -224,6 +227,8 @@ class ScheduleSpec(Spec):
             parts=self.parts.count,
             by_peers=self.parts.by == "peers",
             exclusive=self.communication == "exclusive",
+            prefetches=self.prefetch == "fullest",
+            counted="count_exchange" in self.pays.dispatch,
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
             dispatch_sms=self.sms.dispatch,

@@ -10,6 +10,7 @@ from dysharp_env.simulator.kernel.groups import end_segment, mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up
 from dysharp_env.simulator.kernel.memory import tile_block, translate, use_hbm, write
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.prefetch import fetch_ahead
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
@@ -68,6 +69,7 @@ def arrive(s: Root, pair: int) -> None:
     needed = s.top_k if s.combine.reads else count
     for slot in range(p.slot0, p.slot0 + count):
         join_tile(s, slot, pair, done == needed - 1)
+    fetch_ahead(s, gpu)
     if s.partial_tiles:
         mark(s, GEMM, gpu)
     count_towards(s, gpu, p.part, codes.OPENS_GEMM1, count)

@@ -10,6 +10,7 @@ costs HBM nothing, and what is still dirty when the layer ends costs nothing eit
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append_both_ways, remove
 from dysharp_env.simulator.kernel.links import log_row
 from dysharp_env.simulator.kernel.names import Root
@@ -24,6 +25,15 @@ def hbm_ps(s: Root, num_bytes: int) -> int:
 
 
 @compiled
+def wake_hbm(s: Root, gpu: int) -> None:
+    """Makes sure that HBM is looked at again when it falls free."""
+    g = s.gpus[gpu]
+    if g.hbm_wake == 0:
+        g.hbm_wake = 1
+        push(s, g.hbm_free_ps, codes.EV_HBM, gpu, 0, 0)
+
+
+@compiled
 def use_hbm(s: Root, gpu: int, num_bytes: int, purpose: int, block: int) -> int:
     """Puts an access behind all earlier ones of this GPU's HBM and returns when it is over.
 
@@ -35,6 +45,8 @@ def use_hbm(s: Root, gpu: int, num_bytes: int, purpose: int, block: int) -> int:
     g.hbm_free_ps = start_ps + ps
     g.hbm_busy_ps += ps
     log_row(s, codes.LOG_HBM, gpu, purpose, block, num_bytes, start_ps, start_ps + ps)
+    if s.prefetches:
+        wake_hbm(s, gpu)
     return start_ps + ps
 
 

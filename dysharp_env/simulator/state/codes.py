@@ -24,7 +24,8 @@ from dysharp_env.system.spec import Queueing
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
-) = range(16)
+    EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
+) = range(17)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)

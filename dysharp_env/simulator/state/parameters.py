@@ -140,7 +140,7 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
         layer.tile_tokens,
     )
     vectors = dispatch_burst * costs.dispatch_segments + combine_burst * costs.combine_segments
-    wakes = 4 * num_links + num_sms + 64
+    wakes = 4 * num_links + num_sms + num_gpus + 64
     # Each block read or written uses HBM at most twice: to make room, and itself. Tokens that are taken, or whole without
     # a link; partial sums that are read, a token that arrives; three blocks of each row that starts.
     blocks = 3 * tokens_per_gpu + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms

@@ -95,7 +95,7 @@ ANSWERER = _record("exposed networked ruled walks may_hold")
 GROUP = _record("marked holding sms wanted_sms leaving in_flight", able=FIFO)
 GPU = _record(
     # memory side
-    "hbm_free_ps hbm_busy_ps l2_used_bytes tlb_sequence tiles_live outputs_live "
+    "hbm_free_ps hbm_busy_ps hbm_wake l2_used_bytes tlb_sequence tiles_live outputs_live "
     # dispatch: the chunk at hand, the token in it that is next, tokens sent, the part at hand, unsent chunks
     "chunk- chunk_pos tokens_sent part "
     # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do
@@ -142,9 +142,12 @@ NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
 TRIP = _record("issued_ps", "sm segments_out")
 
 # An expert (and part): its tokens, its slots and tiles, GEMM-1 rows that are ready and that have started, tiles whose
-# GEMM-2 row is ready.
+# GEMM-2 row is ready, and its tokens whose row of each GEMM has not started.
 EXPERT = _record(
-    "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count rows_ready rows_started", second=FIFO
+    "ready_ps",
+    "number part gpu total arrived slot0 tile0 tiles_open open_count rows_ready rows_started",
+    second=FIFO,
+    unstarted=(np.int32, 2),
 )
 # What L2 holds of a block, and what of that HBM has not; it is linked with others of its GPU while that is anything.
 BLOCK = _record("resident_bytes dirty_bytes", "prev next")
@@ -244,7 +247,7 @@ PARAMETERS = (
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
     "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive pay_end_ps "
+    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive prefetches counted pay_end_ps "
     "num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "

@@ -9,6 +9,7 @@ from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
+from dysharp_env.simulator.twin.prefetch import Prefetcher
 from dysharp_env.simulator.twin.staffing import Group, Site
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
@@ -23,6 +24,7 @@ class GemmGroup(Group):
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
+        self.prefetcher = Prefetcher(self.world, self.memory, self.progress, experts.values())
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
         self.busy_ps = 0  # of all SMs, in thread blocks so far
@@ -33,6 +35,7 @@ class GemmGroup(Group):
         self.progress.left[GEMM1][pair.part] -= len(pair.experts)
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
+        self.prefetcher.fetch()
         if self.world.may_close_early:
             self.mark()
         self.progress.check(GEMM1, pair.part)
@@ -101,6 +104,7 @@ class GemmGroup(Group):
         source, target = ("in", "mid") if stage == GEMM1 else ("mid", "out")
         tile.inputs_ps = max(tile.weights_ps, self.memory.read(tile.block(source), count * read_bytes))
         self.memory.write(tile.block(target), count * write_bytes)
+        self.prefetcher.fetch()
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""

@@ -138,6 +138,8 @@ class Memory:
         self.world, self.gpu = world, gpu
         self.costs, self.clock = world.costs, world.clock
         self.hbm_free_ps = 0  # when HBM has served all accesses so far
+        self.on_free: Callable[[], None] | None = None  # who is told when HBM has nothing to do
+        self._wakes = False  # whether that is going to be seen
         self._l2: OrderedDict[Name, Held] = OrderedDict()  # the least recently used first
         self._loaded_ps: dict[Name, int] = {}  # when a matrix has come from HBM
         self._al_tlb: OrderedDict[tuple[int, int], None] = OrderedDict()  # (token, expert), first in first out
@@ -148,7 +150,21 @@ class Memory:
         self.hbm_free_ps = start_ps + self.costs.hbm_ps(num_bytes)
         use = Use(codes.LOG_HBM, self.gpu, purpose, block, num_bytes, start_ps, self.hbm_free_ps)
         self.world.log.append(use)
+        self._wake()
         return self.hbm_free_ps
+
+    def _wake(self) -> None:
+        """Sees to it that who waits for HBM to fall free is told."""
+        if self.on_free and not self._wakes:
+            self._wakes = True
+            self.clock.at(self.hbm_free_ps, codes.EV_HBM, self._falls_free)
+
+    def _falls_free(self) -> None:
+        self._wakes = False
+        if self.hbm_free_ps > self.clock.now_ps:
+            self._wake()
+        elif self.on_free:
+            self.on_free()
 
     def translate(self, pair: Pair) -> int:
         """Returns the delay of looking up a token's experts in the AL TLB: one memory latency if any misses."""
@@ -166,11 +182,20 @@ class Memory:
         """Returns how much of a block is in L2, or on its way there."""
         return self._l2[block].num_bytes if block in self._l2 else 0
 
+    @property
+    def room_bytes(self) -> int:
+        """What L2 can take before anything gives way."""
+        return self.costs.l2_bytes - sum(held.num_bytes for held in self._l2.values())
+
+    def drop(self, block: Name) -> None:
+        """Forgets a block that nobody has written."""
+        self._l2.pop(block, None)
+
     def _bring(self, block: Name, num_bytes: int) -> Held:
         """Makes room for more of a block, which becomes the last used, and puts there what fits."""
         held = self._l2.setdefault(block, Held())
         self._l2.move_to_end(block)
-        room = self.costs.l2_bytes - sum(other.num_bytes for other in self._l2.values())
+        room = self.room_bytes
         dirty_bytes = 0
         while room < num_bytes and len(self._l2) > 1:
             name, oldest = next(iter(self._l2.items()))
@@ -214,19 +239,22 @@ class Memory:
         if held_bytes < block_bytes:
             self.use_hbm(num_bytes * (block_bytes - held_bytes) // block_bytes, codes.HBM_READ, block)
 
-    def weights_to_read(self, expert: int, stage: int) -> int:
-        """Returns how much of an expert's matrix would have to be read from HBM now; one larger than L2 fills it."""
-        matrix_bytes, all_bytes = self.costs.matrix_bytes[stage - 1], self.costs.weight_bytes[stage - 1]
+    def missing_bytes(self, expert: int, stage: int) -> int:
+        """Returns how much of an expert's matrix is not in L2; one larger than L2 fills it."""
         held_bytes = self.held_bytes(("weights", expert, stage))
-        if held_bytes == 0:
+        return min(self.costs.matrix_bytes[stage - 1], self.costs.l2_bytes) - held_bytes
+
+    def weights_to_read(self, expert: int, stage: int) -> int:
+        """Returns how much of an expert's matrix would have to be read from HBM now."""
+        matrix_bytes, all_bytes = self.costs.matrix_bytes[stage - 1], self.costs.weight_bytes[stage - 1]
+        if self.held_bytes(("weights", expert, stage)) == 0:
             return all_bytes
-        return (min(matrix_bytes, self.costs.l2_bytes) - held_bytes) * (all_bytes // matrix_bytes)
+        return self.missing_bytes(expert, stage) * (all_bytes // matrix_bytes)
 
     def fetch_weights(self, expert: int, stage: int) -> int:
         """Returns when an expert's matrix is in L2, what was not there read from HBM."""
         block, reads = ("weights", expert, stage), self.weights_to_read(expert, stage)
-        size_bytes = min(self.costs.matrix_bytes[stage - 1], self.costs.l2_bytes)
-        self._bring(block, size_bytes - self.held_bytes(block))
+        self._bring(block, self.missing_bytes(expert, stage))
         if reads:
             self._loaded_ps[block] = self.use_hbm(reads, codes.HBM_WEIGHTS, block)
         return self._loaded_ps[block]
