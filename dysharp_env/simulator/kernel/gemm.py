@@ -12,7 +12,7 @@ from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up, log_row, update_plane
 from dysharp_env.simulator.kernel.memory import fetch_weights, read, tile_block, write
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead
+from dysharp_env.simulator.kernel.prefetch import row_started
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import fill_groups
 from dysharp_env.simulator.state import codes
@@ -92,7 +92,7 @@ def start_row(s: Root, gpu: int, tile: int, gemm: int) -> None:
     t.inputs_ps = max(t.weights_ps, read(s, gpu, tile_block(s, tile, gemm), t.count * cost.token_in_bytes))
     write(s, gpu, tile_block(s, tile, gemm + 1), t.count * cost.token_out_bytes)
     x.unstarted[gemm] -= t.count
-    fetch_ahead(s, gpu)
+    row_started(s, gpu, x.number, gemm)
 
 
 @compiled

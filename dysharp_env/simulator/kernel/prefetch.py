@@ -3,12 +3,15 @@
 Candidates are matrices that some row is still to use and that L2 lacks; the one of the expert with the most tokens is
 taken, GEMM-1's before GEMM-2's. Room is what is free and what dead matrices hold, which no row is still to use. Both
 can change only when HBM falls free, a row starts or a token arrives, so that is when this is looked at.
+
+A matrix that dies gives way before all else, as a kernel that fetches ahead tells L2 to evict first what it reads for
+the last time: else rows would evict what was fetched ahead, which nobody has used yet.
 """
 
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
-from dysharp_env.simulator.kernel.fifo import remove
+from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
 from dysharp_env.simulator.kernel.memory import fetch_weights, missing_weights, wake_hbm
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
@@ -89,6 +92,18 @@ def fetch_ahead(s: Root, gpu: int) -> None:
         g.l2_used_bytes -= s.blocks[dead].resident_bytes
         s.blocks[dead].resident_bytes = 0
     fetch_weights(s, gpu, expert, gemm)
+
+
+@compiled
+def row_started(s: Root, gpu: int, expert: int, gemm: int) -> None:
+    """Lets a matrix whose last row has started give way first, and sees what may be fetched ahead now."""
+    if not s.prefetches:
+        return
+    block = expert * 2 + gemm
+    if s.blocks[block].resident_bytes > 0 and not is_alive(s, expert, gemm):
+        remove(s.gpus[gpu].l2, s.blocks, block)
+        prepend_both_ways(s.gpus[gpu].l2, s.blocks, block)
+    fetch_ahead(s, gpu)
 
 
 @compiled

@@ -128,7 +128,8 @@ PORT = _record(
 QUEUE = _record("", "next-", nodes=FIFO)
 
 TOKEN = _record(
-    "dispatch_start- dispatch_end- combine_start- combine_end-", "pair0 experts_done sums_left chunk remote_targets is_read"
+    "dispatch_start- dispatch_end- combine_start- combine_end-",
+    "pair0 experts_done sums_left chunk remote_targets is_read",
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.

@@ -104,7 +104,7 @@ class GemmGroup(Group):
         source, target = ("in", "mid") if stage == GEMM1 else ("mid", "out")
         tile.inputs_ps = max(tile.weights_ps, self.memory.read(tile.block(source), count * read_bytes))
         self.memory.write(tile.block(target), count * write_bytes)
-        self.prefetcher.fetch()
+        self.prefetcher.row_started(tile.expert.number, stage)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""

@@ -40,6 +40,13 @@ class Prefetcher:
                 found.append(Matrix(number, stage, tokens, is_needed))
         return found
 
+    def row_started(self, expert: int, stage: int) -> None:
+        """Lets a matrix that no row is still to use give way first, and fetches another."""
+        if self.world.program.prefetches:
+            if any(matrix[:2] == (expert, stage) and not matrix.is_needed for matrix in self._matrices()):
+                self.memory.give_way_first(("weights", expert, stage))
+            self.fetch()
+
     def fetch(self) -> None:
         """Fetches one, once the layer has begun; what no row is still to use goes first, as far as it is in the way."""
         memory = self.memory

@@ -191,6 +191,11 @@ class Memory:
         """Forgets a block that nobody has written."""
         self._l2.pop(block, None)
 
+    def give_way_first(self, block: Name) -> None:
+        """Makes a block the one that gives way next."""
+        if block in self._l2:
+            self._l2.move_to_end(block, last=False)
+
     def _bring(self, block: Name, num_bytes: int) -> Held:
         """Makes room for more of a block, which becomes the last used, and puts there what fits."""
         held = self._l2.setdefault(block, Held())
