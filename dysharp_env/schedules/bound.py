@@ -177,7 +177,7 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[
     longest_ps = times.one_token_ps if demand.remote_pairs.any() else 0
     most_sms_ps, most_hbm_ps = 0, 0
     for gpu in range(num_gpus):
-        # The two matrices of an expert are an access each, which rounds down by less than a picosecond; so does the sum.
+        # An expert's two matrices are an access each, which rounds down by less than a picosecond; so does the sum.
         accesses = 2 * experts[gpu]
         hbm_ps = max(np.int64(np.floor(experts[gpu] * times.weight_bytes * times.byte_ps)) - accesses - 1, 0)
         most_sms_ps = max(most_sms_ps, sm_ps[gpu] // times.num_sms)

@@ -53,7 +53,7 @@ class Program:
         by_peers: Whether a part is a share of the peers that a GPU exchanges tokens with, by distance, rather than of
             its own tokens; for unicast only.
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
-        prefetches: Whether an idle HBM fetches weights into L2 ahead of the rows that need them; see kernel/prefetch.py.
+        prefetches: Whether an idle HBM fetches weights into L2 before rows need them; see kernel/prefetch.py.
         counted: Whether experts' tokens are known when the layer begins, because counts were exchanged.
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).

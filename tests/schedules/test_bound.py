@@ -88,8 +88,8 @@ def test_local_tokens_cost_no_link(hbm_gbps: int) -> None:
     system = load_system("dgx-h100", 2).with_changes({"gpu.hbm_gbps": hbm_gbps})
     workload = one_expert_each(2, 64, lambda gpu: gpu)
     costs = Costs.of(system, workload.layer, 1.0)
-    # One granule of 64 tokens in each GEMM and what its blocks take besides, spread over 132 SMs, after a launch and one memory access, or the weights
-    # from HBM after the launch.
+    # One granule of 64 tokens in each GEMM and what its blocks take besides, spread over 132 SMs, after a launch and
+    # one memory access, or the weights from HBM after the launch.
     sm_ps = (costs.blocks[0] * costs.granule_ps[0] + costs.blocks[1] * costs.granule_ps[1]) // system.gpu.num_sms
     hbm_ps = costs.hbm_ps(2 * 1024 * 128 * 2)
     bound = LowerBound(system, workload.layer, costs).of(workload)

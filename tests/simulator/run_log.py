@@ -14,7 +14,7 @@ from tests.conftest import Case
 
 
 class Use(NamedTuple):
-    """A log row whose item is spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum``, ``tile`` or ``block``."""
+    """A log row, its item spelt out: ``store`` (whole token), ``copy``, ``partial``, ``sum``, ``tile`` or ``block``."""
 
     resource: int
     gpu: int

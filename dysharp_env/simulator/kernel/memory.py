@@ -9,7 +9,7 @@ costs HBM nothing, and what is still dirty when the layer ends costs nothing eit
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append_both_ways, remove
 from dysharp_env.simulator.kernel.links import log_row
@@ -18,7 +18,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import BLOCKS_PER_CHUNK, BLOCKS_PER_TILE, COUNTED, GEMM1, GEMM2, NOTHING
 
 
-@compiled
+@compiled_in_place
 def hbm_ps(s: Root, num_bytes: int) -> int:
     """Returns how long HBM serves so many bytes."""
     return num_bytes * s.hbm_mult // s.hbm_div
@@ -50,13 +50,13 @@ def use_hbm(s: Root, gpu: int, num_bytes: int, purpose: int, block: int) -> int:
     return start_ps + ps
 
 
-@compiled
+@compiled_in_place
 def tile_block(s: Root, tile: int, what: int) -> int:
     """Returns the block of a tile's TILE_IN, TILE_MID or TILE_OUT."""
     return s.tile_blocks + tile * BLOCKS_PER_TILE + what
 
 
-@compiled
+@compiled_in_place
 def chunk_block(s: Root, token: int, what: int) -> int:
     """Returns the block of the CHUNK_INPUT or CHUNK_RESULT that a token's is part of, at its home GPU."""
     return s.chunk_blocks + s.tokens[token].chunk * BLOCKS_PER_CHUNK + what
@@ -134,13 +134,12 @@ def read(s: Root, gpu: int, block: int, num_bytes: int) -> int:
     return use_hbm(s, gpu, missing_bytes, codes.HBM_READ, block)
 
 
-@compiled
+@compiled_in_place
 def read_part(s: Root, gpu: int, block: int, num_bytes: int, block_bytes: int) -> None:
-    """Reads part of a block of ``block_bytes``, of which L2 lacks as much as of the whole; what it lacks does not stay.
+    """Reads part of a block of ``block_bytes``, of which L2 lacks as much as of the whole.
 
-    So are partial sums read, each once.
+    So are partial sums read, each once: nothing is kept for it, neither what comes from HBM nor what is there.
     """
-    touch(s, gpu, block)
     missing_bytes = block_bytes - s.blocks[block].resident_bytes
     if missing_bytes > 0:
         use_hbm(s, gpu, num_bytes * missing_bytes // block_bytes, codes.HBM_READ, block)

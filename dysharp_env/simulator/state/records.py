@@ -243,13 +243,13 @@ PARAMETERS = (
     "num_chunks "
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
-    "partial0 store0 sum0 trip0 tile_blocks chunk_blocks ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     # GPU
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
-    "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "
+    "l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive prefetches counted pay_end_ps "
-    "num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
+    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts by_peers exclusive pay_end_ps "
+    "prefetches counted num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"

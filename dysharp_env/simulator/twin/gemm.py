@@ -90,7 +90,7 @@ class GemmGroup(Group):
         return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
-        """Makes a row the current one; its weights are fetched and its inputs read now, its results have their place."""
+        """Makes a row the current one: it reads its weights and inputs now, and its results have their place."""
         tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
         if row.is_open:
             self._close_tile(tile.expert)

@@ -237,10 +237,8 @@ class Memory:
         self.read(block, self.held_bytes(block) + num_bytes)
 
     def read_part(self, block: Name, num_bytes: int, block_bytes: int) -> None:
-        """Reads part of a block, which is as much in L2 as the whole is; the rest is used once and not kept."""
+        """Reads part of a block, which is as much in L2 as the whole is, for the only time: nothing is kept for it."""
         held_bytes = self.held_bytes(block)
-        if held_bytes:
-            self._l2.move_to_end(block)
         if held_bytes < block_bytes:
             self.use_hbm(num_bytes * (block_bytes - held_bytes) // block_bytes, codes.HBM_READ, block)
 
