@@ -36,11 +36,14 @@ GPU
     - A GEMM thread block takes a fixed time and its K steps. No two-block clusters, no multicast of operands, no
       autotuned tile shapes (grouped GEMMs of few rows are up to 12 % too fast), and no slowing of GEMMs by the
       loads and stores that other SMs issue.
-    - L2 holds expert matrices, whole and least recently used first out. Activations do not evict them, hits are
-      free, and its bandwidth has no limit.
-    - HBM is one first-come-first-served server: no banks, no turnarounds. A row waits for what it reads; what it
-      writes is charged and not waited for. A home GPU's own reads of its tokens and writes of its results are not
-      charged.
+    - L2 holds weights and activations in one order of use, whose oldest bytes give way first: no sets, no hashing, no
+      policy of its own. That both partitions (or dies) hold what all SMs read is one factor on its capacity, for
+      activations too. Hits are free, and its bandwidth has no limit. A thread block that runs keeps nothing there.
+    - HBM is one first-come-first-served server: no banks, no turnarounds. A row waits for what it reads and L2 lacks;
+      what is written stays in L2 until it gives way, and what is there at the end of the layer is never written back.
+      A home GPU reads each of its tokens once, in the format in which it is sent, and nothing waits for that; the
+      experts' sums that are home already, and those that are pushed home, are added without using memory.
+    - Weights fetched ahead (``prefetch``) come matrix by matrix, at no cost but HBM's time.
     - Clocks do not change with power or temperature. Blackwell's GEMM constants are Hopper's fractions of its peak.
     - A page table never misses. The Hub's tables cost a memory latency where they miss or spill, and no bandwidth.
 

@@ -204,6 +204,8 @@ class Times:
         sends: dict[int, int] = {}
         pushes, arrivals, rows = {}, {}, {}
         for use in twin.log:
+            if use.resource == codes.LOG_HBM:
+                continue
             _, first, second, *_ = (*use.item, 0)
             if use.resource == codes.LOG_SM:
                 rows[int(first), int(use.item[3]), use.purpose] = use.start_ps

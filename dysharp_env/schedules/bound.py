@@ -6,7 +6,8 @@ Each has the unavoidable head (a kernel launch, hops before the first byte) and 
 
 It is conservative where an exact account would depend on the schedule: acknowledgements that may still be on the wire
 when the last token is home, notifications, evictions, the count exchange and barriers are left out, tiles are counted
-as if they wasted nothing, and HBM is charged only for what a GEMM must wait for.
+as if they wasted nothing. HBM is charged only for what some GEMM row must wait for wherever else L2 finds room: the
+weights of every expert that has tokens, once. They may be read as soon as the layer begins.
 """
 
 from __future__ import annotations
@@ -67,7 +68,6 @@ class LowerBound:
             tile_tokens=layer.tile_tokens,
             tile_ps=sum(costs.blocks) * costs.block_overhead_ps,
             num_sms=system.gpu.num_sms,
-            token_bytes=costs.token_bytes[0] + costs.token_bytes[2],
             weight_bytes=sum(costs.weight_bytes),
             byte_ps=PS_PER_S / costs.hbm_bytes_per_s,
         )
@@ -106,7 +106,6 @@ class _Times(NamedTuple):
     tile_tokens: int
     tile_ps: int  # of SM time beside that of its granules
     num_sms: int
-    token_bytes: int  # that a token's GEMMs wait for
     weight_bytes: int  # of an expert
     byte_ps: float  # of HBM
 
@@ -202,33 +201,28 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[
     need, and what the HBM of the busiest.
     """
     num_gpus = len(demand.local_pairs)
-    sm_ps, read_bytes, accesses = (
-        np.zeros(num_gpus, np.int64),
-        np.zeros(num_gpus, np.int64),
-        np.zeros(num_gpus, np.int64),
-    )
+    sm_ps, experts = np.zeros(num_gpus, np.int64), np.zeros(num_gpus, np.int64)
     for expert in range(len(gpu_of_expert)):
         gpu, tokens = gpu_of_expert[expert], demand.expert_tokens[expert]
         granules, tiles = -(-tokens // times.granule_tokens), -(-tokens // times.tile_tokens)
         # Every tile takes the longer of two times, hence all tiles together no less than the longer of the sums.
         reading_ps = tiles * times.operand_ps + granules * times.half_granule_ps
         sm_ps[gpu] += max(granules * times.granule_ps, reading_ps) + tiles * times.tile_ps
-        read_bytes[gpu] += tokens * times.token_bytes + (tokens > 0) * times.weight_bytes
-        # A token causes at most two accesses, an expert two more.
-        accesses[gpu] += 2 * tokens + 2
+        experts[gpu] += tokens > 0
     longest_ps = times.one_token_ps if demand.remote_pairs.any() else 0
     most_sms_ps, most_hbm_ps = 0, 0
     for gpu in range(num_gpus):
-        # Each access rounds down by less than a picosecond.
-        hbm_ps = np.int64(np.floor(read_bytes[gpu] * times.byte_ps)) - accesses[gpu]
+        # An expert's two matrices are an access each, which rounds down by less than a picosecond; so does the sum.
+        accesses = 2 * experts[gpu]
+        hbm_ps = max(np.int64(np.floor(experts[gpu] * times.weight_bytes * times.byte_ps)) - accesses - 1, 0)
         most_sms_ps = max(most_sms_ps, sm_ps[gpu] // times.num_sms)
         most_hbm_ps = max(most_hbm_ps, hbm_ps)
-        work_ps = max(sm_ps[gpu] // times.num_sms, hbm_ps)
-        if work_ps > 0:
+        if experts[gpu] > 0:
             is_local = demand.local_pairs[gpu] > 0
             head_ps = times.local_arrival_ps if is_local else times.arrival_ps
             tail_ps = 0 if is_local else 2 * times.hop_ps
-            longest_ps = max(longest_ps, head_ps + work_ps + tail_ps)
+            # Weights need not wait for the first token; thread blocks do.
+            longest_ps = max(longest_ps, max(head_ps + sm_ps[gpu] // times.num_sms, hbm_ps) + tail_ps)
     return longest_ps, most_sms_ps, most_hbm_ps
 
 

@@ -201,6 +201,9 @@ class ScheduleSpec(Spec):
     or beside the dispatch of phases, on the SMs that it leaves; GEMM-1 then waits for both."""
     sms: SmSpec
     pays: PaysSpec = PaysSpec()
+    prefetch: Literal["none", "fullest"] = "none"
+    """Weights fetched into L2 while HBM has nothing to do. ``fullest``: of the expert with the most tokens, of those
+    counted before the layer or else arrived, GEMM-1's first, if there is room beside all that is still needed."""
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
     token_order: Literal["natural", "expert_waves"] = "natural"
@@ -286,6 +289,8 @@ class ScheduleSpec(Spec):
             parts=self.parts.count,
             parts_by=PARTS_BY.index(self.parts.by),
             exclusive=self.communication == "exclusive",
+            prefetches=self.prefetch == "fullest",
+            counted="count_exchange" in self.pays.dispatch,
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
             kernels=self._kernels(),

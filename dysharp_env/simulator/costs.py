@@ -103,7 +103,8 @@ class Costs:
         cold_exposure_permille: What a block loses while its weights stream from HBM, in thousandths of that time.
         matrix_bytes: Weights of one expert's GEMM-1 and GEMM-2, as they lie in L2.
         weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
-        token_bytes: What a token moves through HBM: into GEMM-1, out of it, into GEMM-2, out of it.
+        l2_bytes: What L2 holds of weights and activations together.
+        token_bytes: What a token's row reads and writes: into GEMM-1, out of it, into GEMM-2, out of it.
         slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
         kernels: Kernels that phases may pay, as (stage, name, what it takes); see phases.py.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
@@ -188,7 +189,9 @@ class Costs:
         """
         layer = workload.layer
         slots = workload.num_tokens * layer.top_k
-        read_bytes = slots * sum(self.token_bytes) * 2 + slots * sum(self.weight_bytes)
+        # Every expert's vectors and, by static primitives, every GPU's; what is written may come back once.
+        vectors = slots + workload.num_tokens * workload.num_gpus
+        read_bytes = vectors * sum(self.token_bytes) * 2 + slots * sum(self.weight_bytes)
         block_ps = sum(
             blocks * (granule_ps + operand_ps + self.block_overhead_ps)
             for blocks, granule_ps, operand_ps in zip(self.blocks, self.granule_ps, self.operand_ps, strict=True)
@@ -205,6 +208,7 @@ class Costs:
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
             flits * ps_mult,
             max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
+            layer.tile_tokens * max(self.token_bytes) ** 2,
         )
         if largest >= 2**62:
             raise ConfigError(
@@ -378,6 +382,7 @@ def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str,
         blocks.append(count)
         granule_ps.append(max(1, round(gpu.row_granularity * token_ps)))
         operand_ps.append(round(gpu.operand_tokens * token_ps))
+    # GEMM-1's epilogue applies the activation, so that what it writes is what GEMM-2 reads.
     return {
         "blocks": tuple(blocks),
         "granule_ps": tuple(granule_ps),
@@ -387,5 +392,5 @@ def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str,
         "row_granularity": gpu.row_granularity,
         "matrix_bytes": layer.weight_bytes,
         "weight_bytes": tuple(num_bytes * layer.gemm_factor for num_bytes in layer.weight_bytes),
-        "token_bytes": (layer.dispatch_bytes, *layer.between_bytes, layer.combine_bytes),
+        "token_bytes": (layer.dispatch_bytes, layer.mid_bytes, layer.mid_bytes, layer.combine_bytes),
     }

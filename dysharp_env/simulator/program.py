@@ -65,6 +65,8 @@ class Program:
             a copy of its own. Parts of experts follow each other as waves: the next is dispatched as soon as all of the
             one before is issued, where others wait until that is stored.
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
+        prefetches: Whether an idle HBM fetches weights into L2 before rows need them; see kernel/prefetch.py.
+        counted: Whether experts' tokens are known when the layer begins, because counts were exchanged.
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
@@ -101,6 +103,8 @@ class Program:
     parts: int = 1
     parts_by: int = BY_TOKENS
     exclusive: bool = False
+    prefetches: bool = False
+    counted: bool = False
     pay_end_ps: int = 0
     kernels: tuple[tuple[str, ...], ...] = ((),) * 5
     hides_shared: bool = False

@@ -47,6 +47,8 @@ class GpuSpec(Spec):
     """Part of the time in which its weights stream from HBM that a thread block loses against weights in L2."""
     l2_mb: Rate
     """L2 capacity in units of 2**20 bytes, as device queries report it."""
+    l2_copies: Annotated[float, Field(ge=1, le=64)] = 1.0
+    """How often L2 holds a line that all SMs read: once in each partition or die that keeps a copy of its own."""
     memory_latency_ns: CountOrZero
     """One access to the GPU's memory made on behalf of a packet, nanoseconds."""
     store_in_flight_bytes: CountOrZero = 0
@@ -75,8 +77,8 @@ class GpuSpec(Spec):
 
     @property
     def l2_bytes(self) -> int:
-        """L2 capacity in bytes."""
-        return round(self.l2_mb * 2**20)
+        """Effective L2 capacity in bytes: what fits if every line is held ``l2_copies`` times."""
+        return max(1, round(self.l2_mb * 2**20 / self.l2_copies))
 
     def gemm_tflops(self, dtype: Literal["bf16", "fp8", "fp4"]) -> float:
         """Returns the rate of all SMs inside GEMM thread blocks, TFLOP/s.

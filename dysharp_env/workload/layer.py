@@ -130,10 +130,10 @@ class LayerSpec(Spec):
         return FORMATS[NATIVE_FORMAT[self.compute_dtype]]
 
     @property
-    def between_bytes(self) -> tuple[int, int]:
-        """Bytes of one token at one expert that leave GEMM-1 and that enter GEMM-2, scales included."""
-        (columns, _), (_, depth) = self.gemms
-        return self.compute_format.vector_bytes(columns), self.compute_format.vector_bytes(depth)
+    def mid_bytes(self) -> int:
+        """Bytes of one token at one expert between the GEMMs, scales included: what GEMM-2 reads."""
+        (_, _), (_, depth) = self.gemms
+        return self.compute_format.vector_bytes(depth)
 
     @property
     def gemm_flops(self) -> tuple[int, ...]:

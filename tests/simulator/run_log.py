@@ -14,7 +14,7 @@ from tests.conftest import Case
 
 
 class Use(NamedTuple):
-    """A log row whose item is spelt out: ``store`` (to a group), ``copy``, ``partial``, ``sum`` or ``tile``."""
+    """A log row, its item spelt out: ``store`` (to a group), ``copy``, ``partial``, ``sum``, ``tile`` or ``block``."""
 
     resource: int
     gpu: int
@@ -43,8 +43,9 @@ def uses(state: State) -> list[Use]:
     """Returns the rows of the log."""
     found = []
     for resource, gpu, purpose, item, amount, start_ps, end_ps in state.log[: state.root["log_size"][0]].tolist():
-        name = ("tile", item, gpu, 0, 0, 0)
-        if resource != codes.LOG_SM:
+        whats = {codes.LOG_SM: "tile", codes.LOG_HBM: "block"}
+        name = (whats.get(resource, ""), item, gpu, 0, 0, 0)
+        if resource not in whats:
             *name, plane, group = segment_name(state, item)
             name = (*name, group, plane)
         found.append(Use(resource, gpu, purpose, *name, amount, start_ps, end_ps))

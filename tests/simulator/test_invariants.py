@@ -89,9 +89,8 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
     everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu or program.loopback}
     sent = everywhere if program.dispatch.to_all else needed
     summed = everywhere if program.combine.to_all else needed
-    counts = Counter(
-        (use.resource, *use[3:8]) for use in log if use.purpose != codes.EVICTION and use.resource != codes.LOG_SM
-    )
+    on_wires = [use for use in log if use.resource not in (codes.LOG_SM, codes.LOG_HBM)]
+    counts = Counter((use.resource, *use[3:8]) for use in on_wires if use.purpose != codes.EVICTION)
     for (_, what, token, peer, *_), count in counts.items():
         is_per_expert = program.copies_per_expert and what in ("copy", "partial")
         assert count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)

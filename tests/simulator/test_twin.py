@@ -24,10 +24,26 @@ GROUPS, CASES_PER_GROUP = 20, 10
 
 def name_of_item(state: State, resource: int, item: int) -> tuple:
     """Returns what the twin's log calls an item of the engine's."""
+    if resource == codes.LOG_HBM:
+        return name_of_block(state, item)
     if resource == codes.LOG_SM:
         expert = state.experts[int(state.tiles["expert"][item])]
         return "tile", int(expert["number"]), int(expert["part"]), item - int(expert["tile0"])
     return tuple(segment_name(state, item)[:4])
+
+
+def name_of_block(state: State, block: int) -> tuple:
+    """Returns what the twin calls a block of memory."""
+    tile_blocks, chunk_blocks = int(state.root["tile_blocks"][0]), int(state.root["chunk_blocks"][0])
+    if block == codes.NOTHING:
+        return ("none",)
+    if block < tile_blocks:
+        return "weights", block // 2, block % 2 + 1
+    if block < chunk_blocks:
+        tile, what = divmod(block - tile_blocks, codes.BLOCKS_PER_TILE)
+        return ("in", "mid", "out")[what], *name_of_item(state, codes.LOG_SM, tile)[1:]
+    chunk, what = divmod(block - chunk_blocks, codes.BLOCKS_PER_CHUNK)
+    return ("input", "result")[what], *divmod(chunk, int(state.root["chunks_per_gpu"][0]))
 
 
 def name_of_candidate(state: State, kind: int, record: np.void) -> tuple:

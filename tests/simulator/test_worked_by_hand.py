@@ -37,20 +37,19 @@ def test_multicast_and_pull_worked_by_hand(make_case: Callable[..., Case]) -> No
     engine, twin = case.engine().run(), case.twin().run()
     # Start: what is paid first.
     sent = 10_000
-    # The local copy goes through memory and is written: HBM is busy from 60,000 to 60,128.
+    # The home GPU reads its token then: HBM is busy until 10,128. The local copy goes through memory and stays in L2.
     # Up: header, one target flit, 8 payload flits. The head cuts through the switch after a hop and goes on at once.
     at_switch = sent + 100_000
     stored = at_switch + 10 * 1000 + 100_000
     assert stored == 220_000
     # The algebraic index is not in the TLB yet: one memory access. The tile has its two tokens.
     arrived = stored + 50_000
-    # HBM: write the token 128, read weights 8192, read two tokens 256, write their results 256. The SM waits for the
-    # inputs, which take longer than its 2 x 1000 ps.
-    end1 = arrived + 128 + 8192 + 256
-    hbm_free = end1 + 256
-    # GEMM-2 starts at once, but its weights queue behind that write.
-    end2 = hbm_free + 8192 + 256
-    assert (arrived, end1, end2) == (270_000, 278_576, 287_280)
+    # HBM reads 8192 of weights; the two tokens are in L2. The SM waits for the weights, which take longer than its
+    # 2 x 1000 ps.
+    end1 = arrived + 8192
+    # GEMM-2 starts at once, and its inputs are in L2 too.
+    end2 = end1 + 8192
+    assert (arrived, end1, end2) == (270_000, 278_192, 286_384)
     # Each GPU tells the other, two hops away; its own token was counted at once. Now both know both.
     known = end2 + 2 * 100_000
     # The request of 2 flits asks for the partial sum, behind the flit that acknowledges the counter update, two hops
@@ -60,7 +59,7 @@ def test_multicast_and_pull_worked_by_hand(make_case: Callable[..., Case]) -> No
     summed = responds + 100_000 + 2 * 9000 + 640
     # The sum cuts through too: its last flit leaves the switch when it is added, and takes a hop.
     combined = summed + 100_000
-    assert (known, responds, combined) == (487_280, 740_280, 958_920)
+    assert (known, responds, combined) == (486_384, 739_384, 958_024)
     assert times(engine.state) == {
         "dispatch_start": [sent] * 2,
         "dispatch_end": [arrived] * 2,
@@ -95,16 +94,16 @@ def test_unicast_in_phases_worked_by_hand(make_case: Callable[..., Case]) -> Non
     engine, twin = case.engine().run(), case.twin().run()
     # 9 flits; a copy says where it goes, so no table is asked.
     arrived = 10_000 + 100_000 + 9000 + 100_000
-    # All has arrived; GEMM-1 pays 1000 to start. HBM is idle then: weights 8192, two tokens 256, results 256.
+    # All has arrived; GEMM-1 pays 1000 to start. HBM is idle then and reads weights of 8192; the tokens are in L2.
     start1 = arrived + 1000
-    end1 = start1 + 8192 + 256
+    end1 = start1 + 8192
     # GEMM-2 waits longer for the acknowledgement of what this GPU sent, two hops after it was stored, and pays 2000.
     start2 = arrived + 2 * 100_000 + 2000
-    end2 = start2 + 8192 + 256
+    end2 = start2 + 8192
     # Combine pays 3000, pushes 9 flits.
     pushed = end2 + 3000
     combined = pushed + 100_000 + 9000 + 100_000
-    assert (start1, end1, start2, end2, pushed, combined) == (220_000, 228_448, 421_000, 429_448, 432_448, 641_448)
+    assert (start1, end1, start2, end2, pushed, combined) == (220_000, 228_192, 421_000, 429_192, 432_192, 641_192)
     assert times(engine.state) == {
         "dispatch_start": [10_000] * 2,
         "dispatch_end": [arrived] * 2,

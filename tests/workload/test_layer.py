@@ -64,7 +64,7 @@ def test_deepseek_v3_by_hand() -> None:
     assert layer.combine_bytes == 14336
     assert layer.gemms == ((4096, 7168), (7168, 2048))
     assert layer.weight_bytes == (4096 * 7168 + 32 * 56 * 4, 7168 * 2048 + 56 * 16 * 4)
-    assert layer.between_bytes == (4096 + 32 * 4, 2048 + 16 * 4)
+    assert layer.mid_bytes == 2048 + 16 * 4
     assert layer.gemm_flops == (2 * 4096 * 7168, 2 * 7168 * 2048)
     # 8192 tokens with 8 experts each: 5.77 TFLOP in one pass, twice that backward.
     assert 8192 * 8 * sum(layer.gemm_flops) == pytest.approx(5.77e12, rel=1e-3)
@@ -102,7 +102,7 @@ def test_four_bits_by_hand() -> None:
     assert (layer.dispatch_bytes, layer.combine_bytes) == (2048 + 256, 4096 + 32 * 4)
     # Weights stay MXFP4: a byte of scale for 32 values; what lies between the GEMMs is NVFP4.
     assert layer.weight_bytes == (4096 * 4096 * 17 // 32, 4096 * 2048 * 17 // 32)
-    assert layer.between_bytes == (2048 + 256, 1024 + 128)
+    assert layer.mid_bytes == 1024 + 128
     assert load_model("deepseek-v4-flash").dispatch_bytes == 4096 + 128
     # By default weights are what tensor cores of that rate read.
     assert load_model("small", compute_dtype="fp4").weight_bytes[0] == 512 * 2048 * 9 // 16

@@ -8,11 +8,12 @@ from dysharp_env.simulator.kernel.gates import count_towards
 from dysharp_env.simulator.kernel.gemm import close_tile
 from dysharp_env.simulator.kernel.groups import end_segment, mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up
-from dysharp_env.simulator.kernel.memory import translate, use_hbm
+from dysharp_env.simulator.kernel.memory import tile_block, translate, use_hbm, write
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import store_of, token_of_store
+from dysharp_env.simulator.kernel.prefetch import fetch_ahead
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import GEMM1
+from dysharp_env.simulator.state.codes import GEMM1, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
 
 
@@ -46,7 +47,8 @@ def reach_dispatch(s: Root, node: int) -> None:
     if p.segments_left > 0:
         return
     if p.num_experts == 0:
-        use_hbm(s, p.gpu, s.gemms[GEMM1].token_in_bytes)
+        # Nobody here will read it.
+        use_hbm(s, p.gpu, s.gemms[GEMM1].token_in_bytes, codes.HBM_WRITE, NOTHING)
     elif s.dispatch.names_targets:
         push(s, max(s.now_ps, p.translated_ps), codes.EV_ARRIVE, pair, 0, 0)
     else:
@@ -63,12 +65,12 @@ def arrive(s: Root, pair: int) -> None:
     s.tokens[p.token].dispatch_end = s.now_ps
     s.dispatch_last = s.now_ps
     g.arrivals_left -= count
-    use_hbm(s, gpu, count * s.gemms[GEMM1].token_in_bytes)
     # A row whose only missing result of a token (pull) or of a pair (push) is its own would finish that.
     done = s.tokens[p.token].experts_done if s.combine.reads else p.experts_done
     needed = s.top_k if s.combine.reads else count
     for slot in range(p.slot0, p.slot0 + count):
         join_tile(s, slot, pair, done == needed - 1)
+    fetch_ahead(s, gpu)
     if s.partial_tiles:
         mark(s, GEMM, gpu)
     count_towards(s, gpu, p.part, codes.OPENS_GEMM1, count)
@@ -83,16 +85,18 @@ def join_tile(s: Root, slot: int, pair: int, finishes: bool) -> None:
     x = s.experts[expert]
     s.arrived_pair[x.slot0 + x.arrived] = pair
     if x.open_count == 0:
-        tile = s.tiles[x.tile0 + x.tiles_open]
-        tile.first = x.slot0 + x.arrived
-        tile.expert = expert
+        t = s.tiles[x.tile0 + x.tiles_open]
+        t.first = x.slot0 + x.arrived
+        t.expert = expert
         x.tiles_open += 1
         s.gpus[x.gpu].tiles_live += 1
     x.arrived += 1
     x.open_count += 1
-    s.slot_tile[slot] = x.tile0 + x.tiles_open - 1
+    tile = x.tile0 + x.tiles_open - 1
+    s.slot_tile[slot] = tile
     if finishes:
-        s.tiles[x.tile0 + x.tiles_open - 1].finishes += 1
+        s.tiles[tile].finishes += 1
+    write(s, x.gpu, tile_block(s, tile, codes.TILE_IN), s.gemms[GEMM1].token_in_bytes)
     s.shown[expert].fill = x.open_count / s.tile_tokens
     s.shown[expert].progress = x.arrived / x.total
     if x.open_count == s.tile_tokens or x.arrived == x.total:

@@ -12,13 +12,13 @@ from dysharp_env.simulator.kernel.fifo import append, append_both_ways, take
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.groups import begin_trip, end_segment, list_sm, mark
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
-from dysharp_env.simulator.kernel.memory import translate, use_hbm
+from dysharp_env.simulator.kernel.memory import read_partial, translate, write_result
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_remote, is_summed
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, sum_ready
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import GEMM2, NO_TIME, NOTHING
+from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE
 
 
@@ -154,7 +154,7 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     if not s.combine.reads:
         first = s.partial0 + item * s.combine.segments
         take_slot(s, gpu, first)
-        use_hbm(s, gpu, s.pairs[item].num_experts * s.gemms[GEMM2].token_out_bytes)
+        read_partial(s, item)
         send_vector(s, gpu, first)
     elif s.sums[token * s.combine.segments].pieces_left == 0:
         complete(s, token)
@@ -190,8 +190,7 @@ def requested(s: Root, pair: int) -> None:
         delay_ps += translate(s, pair)
     first = s.partial0 + pair * s.combine.segments
     ask_down(s, gpu, first, s.ask_flits[targets], codes.COMBINE_REQUEST)
-    # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
-    use_hbm(s, gpu, max(s.pairs[pair].num_experts, 1) * s.gemms[GEMM2].token_out_bytes)
+    read_partial(s, pair)
     push(s, s.now_ps + delay_ps, codes.EV_RESPOND, first, gpu, 0)
 
 
@@ -216,6 +215,7 @@ def complete(s: Root, token: int) -> None:
     s.tokens[token].combine_end = s.now_ps
     s.combine_last = s.now_ps
     s.tokens_left -= 1
+    write_result(s, token)
     g.combined += 1
     if s.notifies:
         g.outputs_live -= 1

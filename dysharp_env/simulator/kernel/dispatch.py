@@ -8,6 +8,7 @@ from dysharp_env.simulator.kernel.fifo import take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
 from dysharp_env.simulator.kernel.groups import begin_trip, list_sm, mark
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
+from dysharp_env.simulator.kernel.memory import read_input
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, share_done
@@ -35,6 +36,7 @@ def issue_local(s: Root, token: int, part: int) -> None:
     # The home GPU's own pairs come first.
     while pair < end and not is_remote(s, pair):
         if s.pairs[pair].num_experts > 0 and s.pairs[pair].part == part:
+            read_input(s, token)
             push(s, s.now_ps + s.memory_ps, codes.EV_ARRIVE, pair, 0, 0)
         pair += 1
 
@@ -120,6 +122,8 @@ def take_token(s: Root, gpu: int, token: int) -> None:
         tok.dispatch_start = s.now_ps
     if s.dispatch_first == NO_TIME:
         s.dispatch_first = s.now_ps
+    if not s.dispatch.reads:
+        read_input(s, token)
     if gpu == token // s.tokens_per_gpu:
         issue_local(s, token, g.part)
     issue_copies(s, gpu, sm)
@@ -131,6 +135,7 @@ def asked_for_token(s: Root, pair: int) -> None:
     home = s.pairs[pair].home
     first = pair * s.dispatch.segments
     ask_down(s, home, first, s.dispatch_ask_flits, codes.DISPATCH_REQUEST)
+    read_input(s, s.pairs[pair].token)
     push(s, s.now_ps + s.memory_ps, codes.EV_RESPOND, first, home, 0)
 
 

@@ -39,6 +39,18 @@ def append_both_ways(fifo: Fifo, links: Links, item: int) -> None:
 
 
 @compiled_in_place
+def prepend_both_ways(fifo: Fifo, links: Links, item: int) -> None:
+    """Puts an item before the others of a list that is linked backwards too."""
+    links[item].prev = NOTHING
+    links[item].next = fifo.head
+    if fifo.head == NOTHING:
+        fifo.tail = item
+    else:
+        links[fifo.head].prev = item
+    fifo.head = item
+
+
+@compiled_in_place
 def remove(fifo: Fifo, links: Links, item: int) -> None:
     """Takes an item out of a list that is linked both ways, wherever it is."""
     x = links[item]

@@ -10,8 +10,9 @@ from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.gates import count_towards
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up, log_row, update_plane
-from dysharp_env.simulator.kernel.memory import fetch_weights, use_hbm
+from dysharp_env.simulator.kernel.memory import fetch_weights, read, tile_block, write
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.prefetch import row_started
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import fill_groups
 from dysharp_env.simulator.state import codes
@@ -88,8 +89,11 @@ def start_row(s: Root, gpu: int, tile: int, gemm: int) -> None:
         take(x.second, s.tiles)
         if s.gemm2_first == NO_TIME:
             s.gemm2_first = s.now_ps
-    t.inputs_ps = max(t.weights_ps, use_hbm(s, gpu, t.count * cost.token_in_bytes))
-    use_hbm(s, gpu, t.count * cost.token_out_bytes)
+    # Of its three blocks a tile's GEMM-1 reads the first and writes the second, GEMM-2 the second and the third.
+    t.inputs_ps = max(t.weights_ps, read(s, gpu, tile_block(s, tile, gemm), t.count * cost.token_in_bytes))
+    write(s, gpu, tile_block(s, tile, gemm + 1), t.count * cost.token_out_bytes)
+    x.unstarted[gemm] -= t.count
+    row_started(s, gpu, x.number, gemm)
 
 
 @compiled

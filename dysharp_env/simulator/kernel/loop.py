@@ -43,6 +43,7 @@ from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_pump
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.state import codes
@@ -82,6 +83,7 @@ def open_gate(s: Root, gate: int) -> None:
             mark(s, DISPATCH, gpu)
             mark(s, GEMM, gpu)
             mark(s, COMBINE, gpu)
+            fetch_ahead(s, gpu)
             continue
         part_of(s, gpu, x.part).stages[x.stage].open = 1
         if x.stage == OPENS_COMBINE:
@@ -138,6 +140,8 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         item_ready(s, s.tokens[a].chunk, a, a // s.tokens_per_gpu)
     elif kind == codes.EV_GATE:
         open_gate(s, a)
+    elif kind == codes.EV_HBM:
+        hbm_falls_free(s, a)
 
 
 @compiled

@@ -21,8 +21,8 @@ def count_slot(s: Root, first: int, count: int, tile: int, left: int) -> None:
     rest = NOTHING
     for slot in range(first, first + count):
         if s.slot_tile[slot] == tile:
-            s.slot_tile[slot] = COUNTED
-        elif s.slot_tile[slot] != COUNTED:
+            s.slot_tile[slot] = COUNTED - tile
+        elif s.slot_tile[slot] > COUNTED:
             rest = s.slot_tile[slot]
     # One that has not arrived is seen to when it does.
     if left == 1 and rest != NOTHING:

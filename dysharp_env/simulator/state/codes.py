@@ -24,7 +24,8 @@ from dysharp_env.system.spec import Queueing
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
-) = range(16)
+    EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
+) = range(17)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)
@@ -61,7 +62,15 @@ UP, DOWN = range(2)
 REQUEST, RESPONSE = range(2)
 
 # What a log row describes.
-LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM = range(4)
+LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM, LOG_HBM = range(5)
+# What HBM is used for: weights and activations that are read, and what is written back or through.
+HBM_PURPOSES = ("weights", "read", "write")
+HBM_WEIGHTS, HBM_READ, HBM_WRITE = range(len(HBM_PURPOSES))
+
+# What L2 holds of a tile (tokens, what GEMM-1 makes of them, results) and of a token chunk at its home GPU.
+TILE_IN, TILE_MID, TILE_OUT = range(3)
+CHUNK_INPUT, CHUNK_RESULT = range(2)
+BLOCKS_PER_TILE, BLOCKS_PER_CHUNK = 3, 2
 
 # What a layer is at: no layer; may run; a decision waits; done; the heap or log wants room; nothing can happen.
 EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
@@ -74,5 +83,5 @@ ON_DUTY, LEAVING, AWAY = range(3)
 
 NO_TIME = -1
 NOTHING = -1
-# In ``slot_tile``: the row is done, as far as the GPU that waits for it knows.
+# In ``slot_tile``, less the tile: its row is done, as far as the GPU that waits for it knows.
 COUNTED = -2

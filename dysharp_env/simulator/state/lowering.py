@@ -11,7 +11,7 @@ from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import records
 from dysharp_env.simulator.state.block import Block
-from dysharp_env.simulator.state.codes import EV_GATE, NOTHING, NUM_PURPOSES
+from dysharp_env.simulator.state.codes import BLOCKS_PER_CHUNK, BLOCKS_PER_TILE, EV_GATE, NOTHING, NUM_PURPOSES
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, NUM_KINDS
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
@@ -180,7 +180,14 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
         "heap": heap,
         "wheel": blank(wheel_slots, records.FIFO),
     }
-    sizes = {"num_chunks": len(chunks), "num_tiles": num_tiles, "wire_entries": len(wire_times)}
+    tile_blocks = 2 * workload.layer.experts
+    sizes = {
+        "num_chunks": len(chunks),
+        "num_tiles": num_tiles,
+        "tile_blocks": tile_blocks,
+        "chunk_blocks": tile_blocks + BLOCKS_PER_TILE * num_tiles,
+        "wire_entries": len(wire_times),
+    }
     room = {
         "heap_capacity": len(heap),
         "pool_capacity": len(heap),
@@ -210,7 +217,8 @@ def _zeros(
     return {
         "uplinks": num_gpus * costs.planes,
         "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
-        "matrices": 2 * workload.layer.experts,
+        "blocks": size["chunk_blocks"] + BLOCKS_PER_CHUNK * num_gpus * size["chunks_per_gpu"],
+        "fetched_ps": 2 * workload.layer.experts,
         "gpu_experts": workload.layer.experts,
         "slot_expert": num_slots,
         "chunk_experts": num_slots,
@@ -260,8 +268,10 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
         costs.dispatch_flits(top_k),
         costs.combine_flits(),
         *costs.blocks,
-        # Every expert and part has at least one tile.
-        slots + workload.layer.experts * program.parts_per_expert,
+        # Blocks: every expert and part has at least one tile.
+        2 * workload.layer.experts
+        + BLOCKS_PER_TILE * (slots + workload.layer.experts * program.parts_per_expert)
+        + BLOCKS_PER_CHUNK * workload.num_gpus * chunks_per_gpu,
     )
     _require_numbers(largest, workload, costs)
 

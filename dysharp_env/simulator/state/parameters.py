@@ -18,7 +18,7 @@ from dysharp_env.workload.workload import Workload
 # What follows the routing, its bound, and the room that arrays have; see lowering.py.
 _LATER = frozenset(
     "partial0 store0 sum0 trip0 scale_ps links_ps gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity"
-    " pool_capacity marks_capacity log_capacity wheel_slots wheel_shift".split()
+    " tile_blocks chunk_blocks pool_capacity marks_capacity log_capacity wheel_slots wheel_shift".split()
 )
 
 
@@ -142,5 +142,8 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
         layer.tile_tokens,
     )
     vectors = dispatch_burst * costs.dispatch_segments + combine_burst * costs.combine_segments
-    wakes = 4 * num_links + num_sms + 64
-    return {"heap_margin": events + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes}
+    wakes = 4 * num_links + num_sms + num_gpus + 64
+    # A block that is read or written uses HBM at most twice: to make room, and itself. Tokens that are taken, or whole
+    # without a link; partial sums that are read, a token that arrives; three blocks of each row that starts.
+    blocks = 3 * tokens_per_gpu + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
+    return {"heap_margin": events + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}

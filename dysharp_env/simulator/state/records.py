@@ -20,6 +20,8 @@ Ids used throughout:
            are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
     unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
+    block  what L2 holds: [0, tile_blocks) matrices, expert * 2 + GEMM; from tile_blocks three of each tile, from
+           chunk_blocks two of each token chunk
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
     sm     a communication SM; a GPU's are consecutive, those that dispatch before those that combine
 """
@@ -100,7 +102,7 @@ ANSWERER = _record("exposed networked ruled walks may_hold")
 GROUP = _record("marked holding sms wanted_sms leaving in_flight", able=FIFO)
 GPU = _record(
     # memory side
-    "hbm_free_ps hbm_busy_ps l2_used_bytes l2_stamp tlb_sequence tiles_live outputs_live "
+    "hbm_free_ps hbm_busy_ps hbm_wake l2_used_bytes tlb_sequence tiles_live outputs_live "
     # dispatch: the chunk at hand, the token in it that is next, tokens sent, the part at hand, unsent chunks
     "chunk- chunk_pos tokens_sent part "
     # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do
@@ -110,6 +112,7 @@ GPU = _record(
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
     "split- early_tokens",
     slots_left=(np.int64, 2),
+    l2=FIFO,
     unsent=FIFO,
     ready=FIFO,
     issue=FIFO,
@@ -132,7 +135,8 @@ PORT = _record(
 QUEUE = _record("", "next-", nodes=FIFO)
 
 TOKEN = _record(
-    "dispatch_start- dispatch_end- combine_start- combine_end-", "pair0 experts_done sums_left chunk remote_targets"
+    "dispatch_start- dispatch_end- combine_start- combine_end-",
+    "pair0 experts_done sums_left chunk remote_targets is_read",
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
@@ -146,12 +150,15 @@ NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
 TRIP = _record("issued_ps", "sm segments_out")
 
 # An expert (and part): its tokens, its slots and tiles, GEMM-1 rows that are ready and that have started, tiles whose
-# GEMM-2 row is ready.
+# GEMM-2 row is ready, and its tokens whose row of each GEMM has not started.
 EXPERT = _record(
-    "ready_ps", "number part gpu total arrived slot0 tile0 tiles_open open_count rows_ready rows_started", second=FIFO
+    "ready_ps",
+    "number part gpu total arrived slot0 tile0 tiles_open open_count rows_ready rows_started",
+    second=FIFO,
+    unstarted=(np.int32, 2),
 )
-# One matrix of an expert: its bytes in L2, when it was last used, and when its fetch ends.
-MATRIX = _record("resident_bytes stamp fetched_ps")
+# What L2 holds of a block, and what of that HBM has not; it is linked with others of its GPU while that is anything.
+BLOCK = _record("resident_bytes dirty_bytes", "prev next")
 # One row: when it became ready, its place in the order of readiness, when it started and ended.
 ROW = _record("ready_ps ready_sequence start_ps- end_ps-")
 TILE = _record("weights_ps inputs_ps", "expert first count finishes left running next-", rows=(ROW, 2))
@@ -197,7 +204,8 @@ ARRAYS: dict[str, Any] = {
     "trips": TRIP,  # (node - trip0,), trip0 the first node that is ever issued
     "input_links": LINK,  # (node,) of the switch's input FIFOs; empty where inputs are no FIFOs
     "experts": EXPERT,  # (expert * parts + part,)
-    "matrices": MATRIX,  # (expert * 2 + GEMM,)
+    "blocks": BLOCK,  # (block,)
+    "fetched_ps": np.int64,  # (expert * 2 + GEMM,) when the fetch of a matrix ends
     "parts": PART,  # (gpu * parts + part,)
     "gates": GATE,  # (gate,), the first opens everything
     "tiles": TILE,  # (tile,), an expert's tiles consecutive
@@ -209,7 +217,7 @@ ARRAYS: dict[str, Any] = {
     "gpu_experts": np.int32,  # (expert,) experts grouped by the GPU that holds them
     "slot_expert": np.int32,  # (slot,) expert (and part) of each (token, expert), grouped by pair
     "slot_tlb": np.int32,  # (slot,) insertion number of its entry in the expert GPU's AL TLB, or NOTHING
-    "slot_tile": np.int32,  # (slot,) tile that it is in, NOTHING before it arrives, or COUNTED
+    "slot_tile": np.int32,  # (slot,) tile that it is in, NOTHING before it arrives, or COUNTED - tile
     "arrived_pair": np.int32,  # (slot,) pairs in order of arrival, grouped by expert
     "order": np.int32,  # (token,) tokens of each home GPU in the order its chunks hold them
     "chunk_experts": np.int32,  # (slot,) expert (and part) of each slot, grouped by chunk
@@ -246,10 +254,11 @@ PARAMETERS = (
     "team_gpus stores_per_token "
     # GPU
     "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
-    "l2_bytes al_tlb_entries tile_status_entries output_readiness_entries "
+    "l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert "
-    "exclusive pay_end_ps num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps hbm_ps "
+    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert exclusive "
+    "pay_end_ps prefetches counted num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps "
+    "hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"

@@ -243,6 +243,8 @@ def _count_work(s: Root, gpu_of_expert: np.ndarray, parts: Parts) -> None:
         x.tile0 = tile0
         slot0 += x.total
         tile0 += x.total // s.smallest_tile + 1
+        x.unstarted[GEMM1] = x.total
+        x.unstarted[GEMM2] = x.total
         own = s.gpus[x.gpu]
         own.slots += x.total
         own.arrivals_left += x.total

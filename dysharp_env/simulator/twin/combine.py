@@ -113,8 +113,12 @@ class CombineGroup(Crew):
         """Reads a partial sum; returns the delay with which it responds with it."""
         pair = vector[0].pair
         assert pair is not None
-        # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
-        self.memory.use_hbm(max(len(pair.experts), 1) * self.costs.token_bytes[3])
+        result_bytes = self.costs.token_bytes[3]
+        for tile in pair.tiles:
+            self.memory.read_part(tile.block("out"), result_bytes, len(tile.pairs) * result_bytes)
+        if not pair.experts:
+            # A static reduce-scatter reads one vector from every GPU, whether it holds a result or not.
+            self.memory.use_hbm(result_bytes, codes.HBM_READ)
         return self.costs.memory_ps + (self.memory.translate(pair) if self.world.combine.names_targets else 0)
 
     def reach(self, segment: Segment) -> None:
@@ -133,6 +137,7 @@ class CombineGroup(Crew):
         if any(token.pieces_left):
             return
         token.combine_end = self.clock.now_ps
+        self.memory.write(("result", token.home, token.place), self.costs.token_bytes[3])
         self.world.tokens_left -= 1
         self.combined += 1
         self.outputs_live -= self.world.notifies

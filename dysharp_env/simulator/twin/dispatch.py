@@ -63,8 +63,11 @@ class DispatchGroup(Crew):
         if token.dispatch_start == NO_TIME:
             token.dispatch_start = self.clock.now_ps
         pairs = self.in_turn(token)
+        if not self.world.dispatch.reads:
+            self._read_input(token)
         for pair in pairs:
             if not pair.is_remote and pair.experts:
+                self._read_input(token)
                 self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_ARRIVE, self.gemm.arrive, pair)
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
         if self.world.dispatch.in_switch:
@@ -84,6 +87,17 @@ class DispatchGroup(Crew):
         own = self.gpu // size
         ring = [*range(own, len(groups)), *range(own)]
         return [groups[group] for group in ring if groups[group]]
+
+    def _read_input(self, token: Token) -> None:
+        """Reads a token of this GPU from HBM, the first time that it is dispatched or asked for."""
+        if not token.is_read:
+            token.is_read = True
+            self.memory.read_more(("input", token.home, token.place), self.costs.token_bytes[0])
+
+    def read_ps(self, vector: Vector) -> int:
+        """Reads a token; returns the delay with which it is sent to who asks for it."""
+        self._read_input(vector[0].token)
+        return super().read_ps(vector)
 
     def _store_of(self, token: Token, copies: list[Vector]) -> Vector:
         """Returns a vector dispatched to several targets at once, of which the switch makes the copies."""
@@ -115,7 +129,7 @@ class DispatchGroup(Crew):
             pair.translated_ps = self.clock.now_ps + self.memory.translate(pair)
         if pair.segments_left == 0:
             if not pair.experts:
-                self.memory.use_hbm(self.costs.token_bytes[0])
+                self.memory.use_hbm(self.costs.token_bytes[0], codes.HBM_WRITE)
             elif dispatch.names_targets:
                 self.clock.at(max(self.clock.now_ps, pair.translated_ps), codes.EV_ARRIVE, self.gemm.arrive, pair)
             else:

@@ -9,6 +9,7 @@ from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
+from dysharp_env.simulator.twin.prefetch import Prefetcher
 from dysharp_env.simulator.twin.staffing import Group, Site
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
@@ -23,6 +24,7 @@ class GemmGroup(Group):
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
+        self.prefetcher = Prefetcher(self.world, self.memory, self.progress, experts.values())
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
         self.busy_ps = 0  # of all SMs, in thread blocks so far
@@ -31,9 +33,9 @@ class GemmGroup(Group):
         """Makes a token visible to its experts here, filling their tiles."""
         pair.token.dispatch_end = self.clock.now_ps
         self.progress.left[GEMM1][pair.part] -= len(pair.experts)
-        self.memory.use_hbm(len(pair.experts) * self.costs.token_bytes[0])
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
+        self.prefetcher.fetch()
         if self.world.may_close_early:
             self.mark()
         self.progress.check(GEMM1, pair.part)
@@ -47,6 +49,8 @@ class GemmGroup(Group):
             expert.tiles.append(expert.open)
             self.tiles_live += 1
         expert.open.pairs.append(pair)
+        pair.tiles.append(expert.open)
+        self.memory.write(expert.open.block("in"), self.costs.token_bytes[0])
         expert.arrived += 1
         if expert.open_count == self.world.workload.layer.tile_tokens or expert.arrived == expert.total:
             self._close_tile(expert)
@@ -86,7 +90,7 @@ class GemmGroup(Group):
         return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
-        """Makes a row the current one; its inputs are read from HBM now, behind its weights."""
+        """Makes a row the current one: it reads its weights and inputs now, and its results have their place."""
         tile, stage, count = row.tile, row.stage, len(row.tile.pairs)
         if row.is_open:
             self._close_tile(tile.expert)
@@ -97,8 +101,10 @@ class GemmGroup(Group):
         tile.blocks_left = self.costs.blocks[stage - 1]
         read_bytes, write_bytes = self.costs.token_bytes[:2] if stage == GEMM1 else self.costs.token_bytes[2:]
         tile.weights_ps = self.memory.fetch_weights(tile.expert.number, stage)
-        tile.inputs_ps = max(tile.weights_ps, self.memory.use_hbm(count * read_bytes))
-        self.memory.use_hbm(count * write_bytes)
+        source, target = ("in", "mid") if stage == GEMM1 else ("mid", "out")
+        tile.inputs_ps = max(tile.weights_ps, self.memory.read(tile.block(source), count * read_bytes))
+        self.memory.write(tile.block(target), count * write_bytes)
+        self.prefetcher.row_started(tile.expert.number, stage)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""

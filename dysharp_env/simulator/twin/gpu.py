@@ -43,6 +43,7 @@ class Gpu(Site):
         if stage == EVERYTHING:
             for group in (self.dispatch, self.gemm, self.combine):
                 group.mark()
+            self.gemm.prefetcher.fetch()
         elif stage == COMBINING:
             self.combine.open_part(part)
         else:

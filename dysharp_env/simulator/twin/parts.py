@@ -52,6 +52,7 @@ class Token:
     dispatch_end: int = NO_TIME
     combine_start: int = NO_TIME
     combine_end: int = NO_TIME
+    is_read: bool = False  # at its home GPU, to be dispatched
 
     @property
     def remote_experts(self) -> int:
@@ -71,6 +72,7 @@ class Pair:
     is_sent: bool  # whether dispatch has one
     is_summed: bool  # whether combine has one
     segments_left: int  # of its dispatched vector, still to come
+    tiles: list[Tile] = field(default_factory=list)  # that it has joined, one for each expert
     experts_done: int = 0
     translated_ps: int = 0
 
@@ -122,6 +124,10 @@ class Tile:
     ready_order: list[int] = field(default_factory=lambda: [0, 0])
     start_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
     end_ps: list[int] = field(default_factory=lambda: [NO_TIME, NO_TIME])
+
+    def block(self, what: str) -> Name:
+        """Returns what memory calls its ``in``, ``mid`` or ``out``."""
+        return what, self.expert.number, self.expert.part, self.place
 
 
 @dataclass(eq=False)

@@ -94,19 +94,18 @@ class Shown:
             finishes = sum(pair.token.experts_done == world.workload.layer.top_k - 1 for pair in pairs)
         else:
             finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
-        is_resident = memory.has_weights(expert.number, stage)
+        reads = memory.weights_to_read(expert.number, stage)
         block_ps = costs.block_ps(stage, len(pairs), gpu.number)
-        fetch_ps = 0 if is_resident else costs.hbm_ps(costs.weight_bytes[stage - 1])
         return {
             "size": len(pairs) / world.workload.layer.tile_tokens,
             "is_gemm2": float(stage == 2),
             "is_partial": float(row.is_open),
-            "weights_in_l2": float(is_resident),
+            "weights_in_l2": float(reads == 0),
             "waiting": self._root(0 if row.is_open else now_ps - row.tile.ready_ps[stage - 1]),
             "expert_left": (expert.total - expert.arrived) / expert.total,
             "finishes": finishes / len(pairs),
             "backlog": self._root(memory.hbm_free_ps - now_ps),
-            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.gemm_sms, fetch_ps)),
+            "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.gemm_sms, costs.hbm_ps(reads))),
         }
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:

@@ -28,7 +28,7 @@ class Site:
     def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
         self.world, self.number, program = world, number, world.program
         self.uplinks, self.downlinks = switch.uplinks[number], switch.downlinks[number]
-        self.memory, self.progress = Memory(world), Progress(world, everywhere)
+        self.memory, self.progress = Memory(world, number), Progress(world, everywhere)
         self.gemm_sms = program.gemm_sms
         self.free_sms = self.gemm_sms  # that run no thread block
         self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -124,20 +125,52 @@ class Progress:
             self.pay(GEMM2, part, everywhere=False)
 
 
-class Memory:
-    """HBM as a queue of accesses, L2 as the matrices used last, the AL TLB as the translations made last."""
+@dataclass
+class Held:
+    """What L2 holds of one block, and what of that HBM has not."""
 
-    def __init__(self, world: World) -> None:
+    num_bytes: int = 0
+    dirty_bytes: int = 0
+
+
+class Memory:
+    """HBM as a queue of accesses, L2 as the bytes used last, the AL TLB as the translations made last.
+
+    L2 holds blocks under the names that logs give them: ``weights`` of an (expert, stage); ``in``, ``mid`` and ``out``
+    of a tile; ``input`` and ``result`` of a home GPU's chunk.
+    """
+
+    def __init__(self, world: World, gpu: int) -> None:
+        self.world, self.gpu = world, gpu
         self.costs, self.clock = world.costs, world.clock
         self.hbm_free_ps = 0  # when HBM has served all accesses so far
-        # By (expert, stage), a matrix's bytes and when it is loaded; the least recently used first.
-        self._l2: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
+        self.on_free: Callable[[], None] | None = None  # who is told when HBM has nothing to do
+        self._wakes = False  # whether that is going to be seen
+        self._l2: OrderedDict[Name, Held] = OrderedDict()  # the least recently used first
+        self._loaded_ps: dict[Name, int] = {}  # when a matrix has come from HBM
         self._al_tlb: OrderedDict[tuple[int, int], None] = OrderedDict()  # (token, expert), first in first out
 
-    def use_hbm(self, num_bytes: int) -> int:
+    def use_hbm(self, num_bytes: int, purpose: int, block: Name = ("none",)) -> int:
         """Puts an access behind all earlier ones and returns when it is over."""
-        self.hbm_free_ps = max(self.hbm_free_ps, self.clock.now_ps) + self.costs.hbm_ps(num_bytes)
+        start_ps = max(self.hbm_free_ps, self.clock.now_ps)
+        self.hbm_free_ps = start_ps + self.costs.hbm_ps(num_bytes)
+        use = Use(codes.LOG_HBM, self.gpu, purpose, block, num_bytes, start_ps, self.hbm_free_ps)
+        self.world.log.append(use)
+        self._wake()
         return self.hbm_free_ps
+
+    def _wake(self) -> None:
+        """Sees to it that who waits for HBM to fall free is told."""
+        if self.on_free and not self._wakes:
+            self._wakes = True
+            self.clock.at(self.hbm_free_ps, codes.EV_HBM, self._falls_free)
+
+    def _falls_free(self) -> None:
+        self._wakes = False
+        if self.hbm_free_ps > self.clock.now_ps:
+            self._wake()
+        elif self.on_free:
+            self.on_free()
 
     def translate(self, pair: Pair) -> int:
         """Returns the delay of looking up a token's experts in the AL TLB: one memory latency if any misses."""
@@ -151,17 +184,86 @@ class Memory:
                     self._al_tlb.popitem(last=False)
         return delay_ps
 
-    def has_weights(self, expert: int, stage: int) -> bool:
-        """Returns whether an expert's matrix is in L2, or on its way there."""
-        return (expert, stage) in self._l2
+    def held_bytes(self, block: Name) -> int:
+        """Returns how much of a block is in L2, or on its way there."""
+        return self._l2[block].num_bytes if block in self._l2 else 0
+
+    @property
+    def room_bytes(self) -> int:
+        """What L2 can take before anything gives way."""
+        return self.costs.l2_bytes - sum(held.num_bytes for held in self._l2.values())
+
+    def drop(self, block: Name) -> None:
+        """Forgets a block that nobody has written."""
+        self._l2.pop(block, None)
+
+    def give_way_first(self, block: Name) -> None:
+        """Makes a block the one that gives way next."""
+        if block in self._l2:
+            self._l2.move_to_end(block, last=False)
+
+    def _bring(self, block: Name, num_bytes: int) -> Held:
+        """Makes room for more of a block, which becomes the last used, and puts there what fits."""
+        held = self._l2.setdefault(block, Held())
+        self._l2.move_to_end(block)
+        room = self.room_bytes
+        dirty_bytes = 0
+        while room < num_bytes and len(self._l2) > 1:
+            name, oldest = next(iter(self._l2.items()))
+            going = min(num_bytes - room, oldest.num_bytes)
+            going_dirty = min(going, oldest.dirty_bytes)
+            oldest.num_bytes -= going
+            oldest.dirty_bytes -= going_dirty
+            room += going
+            dirty_bytes += going_dirty
+            if oldest.num_bytes == 0:
+                del self._l2[name]
+        if dirty_bytes:
+            self.use_hbm(dirty_bytes, codes.HBM_WRITE, block)
+        held.num_bytes += min(num_bytes, room)
+        return held
+
+    def write(self, block: Name, num_bytes: int) -> None:
+        """Writes more of a block, and straight to HBM what L2 has no room for."""
+        before = self.held_bytes(block)
+        held = self._bring(block, num_bytes)
+        fitting = held.num_bytes - before
+        held.dirty_bytes += fitting
+        if fitting < num_bytes:
+            self.use_hbm(num_bytes - fitting, codes.HBM_WRITE, block)
+
+    def read(self, block: Name, num_bytes: int) -> int:
+        """Returns when a block of so many bytes is in L2."""
+        missing = max(0, num_bytes - self.held_bytes(block))
+        self._bring(block, missing)
+        return self.use_hbm(missing, codes.HBM_READ, block) if missing else self.clock.now_ps
+
+    def read_more(self, block: Name, num_bytes: int) -> None:
+        """Reads what of a block was never read before."""
+        self.read(block, self.held_bytes(block) + num_bytes)
+
+    def read_part(self, block: Name, num_bytes: int, block_bytes: int) -> None:
+        """Reads part of a block, which is as much in L2 as the whole is, for the only time: nothing is kept for it."""
+        held_bytes = self.held_bytes(block)
+        if held_bytes < block_bytes:
+            self.use_hbm(num_bytes * (block_bytes - held_bytes) // block_bytes, codes.HBM_READ, block)
+
+    def missing_bytes(self, expert: int, stage: int) -> int:
+        """Returns how much of an expert's matrix is not in L2; one larger than L2 fills it."""
+        held_bytes = self.held_bytes(("weights", expert, stage))
+        return min(self.costs.matrix_bytes[stage - 1], self.costs.l2_bytes) - held_bytes
+
+    def weights_to_read(self, expert: int, stage: int) -> int:
+        """Returns how much of an expert's matrix would have to be read from HBM now."""
+        matrix_bytes, all_bytes = self.costs.matrix_bytes[stage - 1], self.costs.weight_bytes[stage - 1]
+        if self.held_bytes(("weights", expert, stage)) == 0:
+            return all_bytes
+        return self.missing_bytes(expert, stage) * (all_bytes // matrix_bytes)
 
     def fetch_weights(self, expert: int, stage: int) -> int:
-        """Returns when an expert's matrix is in L2, read from HBM if it was not; one larger than L2 fills it."""
-        costs, key = self.costs, (expert, stage)
-        if key not in self._l2:
-            size_bytes = min(costs.matrix_bytes[stage - 1], costs.l2_bytes)
-            while self._l2 and sum(held_bytes for held_bytes, _ in self._l2.values()) + size_bytes > costs.l2_bytes:
-                self._l2.popitem(last=False)
-            self._l2[key] = size_bytes, self.use_hbm(costs.weight_bytes[stage - 1])
-        self._l2.move_to_end(key)
-        return self._l2[key][1]
+        """Returns when an expert's matrix is in L2, what was not there read from HBM."""
+        block, reads = ("weights", expert, stage), self.weights_to_read(expert, stage)
+        self._bring(block, self.missing_bytes(expert, stage))
+        if reads:
+            self._loaded_ps[block] = self.use_hbm(reads, codes.HBM_WEIGHTS, block)
+        return self._loaded_ps[block]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import block_ps, close_tile, start_blocks, start_row
-from dysharp_env.simulator.kernel.memory import hbm_ps
+from dysharp_env.simulator.kernel.memory import hbm_ps, missing_weights, weights_to_read
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
@@ -103,7 +103,7 @@ def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
         count = x.open_count
         ready_ps = s.now_ps
         f.is_partial = 1.0
-    is_resident = s.matrices[x.number * 2 + gemm].resident_bytes > 0
+    is_resident = missing_weights(s, x.number, gemm) == 0
     f.size = count / s.tile_tokens
     f.is_gemm2 = gemm
     f.weights_in_l2 = 1.0 if is_resident else 0.0
@@ -113,7 +113,7 @@ def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
         return
     f.finishes = t.finishes / count
     work_ps = block_ps(s, gpu, gemm, count) * s.gemms[gemm].blocks // max(s.gpus[gpu].groups[GEMM].sms, 1)
-    fetch_ps = 0 if is_resident else hbm_ps(s, s.gemms[gemm].weight_bytes)
+    fetch_ps = 0 if is_resident else hbm_ps(s, weights_to_read(s, x.number, gemm))
     f.backlog = rooted(s, hbm_backlog_ps(s, gpu))
     f.cost = rooted(s, max(work_ps, fetch_ps))
 
