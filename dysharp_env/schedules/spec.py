@@ -19,7 +19,7 @@ from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES
 
 Cost = Literal["launch", "barrier", "count_exchange"]
 # More tokens than any tile has.
@@ -59,7 +59,27 @@ class SmSpec(Spec):
     combine: int = Field(ge=1)
     """SMs that issue combines."""
     in_gemm: bool = False
-    """Whether the GEMMs' own thread blocks issue loads and stores, so that no SMs are taken from the GEMMs."""
+    """Whether the GEMMs' own thread blocks communicate: no SMs are taken from GEMMs, but the blocks lose the time."""
+
+
+class KernelsSpec(Spec):
+    """Families of the kernels that communicate; what is not named is what usually issues the primitive."""
+
+    dispatch: str = ""
+    """``warp_direct`` for stores, ``warp_load`` for loads, ``multimem`` in the switch unless named."""
+    combine: str = ""
+    """The same for combine."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> KernelsSpec:
+        for name in filter(None, (self.dispatch, self.combine)):
+            _require_known("family of kernels", name, FAMILIES)
+        return self
+
+
+def _require_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"'{name}' is not a {what}; choose from {list(known)}{did_you_mean(name, known)}")
 
 
 class PaysSpec(Spec):
@@ -71,11 +91,6 @@ class PaysSpec(Spec):
     combine: tuple[Cost, ...] = ()
     end: tuple[Cost, ...] = ()
     """After the last token is home."""
-
-
-def _require_known(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"'{name}' is not a {what}; choose from {list(known)}{did_you_mean(name, known)}")
 
 
 class RuleSpec(RootModel[dict[str, Weights]]):
@@ -143,6 +158,7 @@ class ScheduleSpec(Spec):
     communication: Literal["overlapped", "exclusive"] = "overlapped"
     """``exclusive``: a GPU's combine waits for the end of its dispatch, as in one stream of communication kernels."""
     sms: SmSpec
+    kernels: KernelsSpec = KernelsSpec()
     pays: PaysSpec = PaysSpec()
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
@@ -173,6 +189,10 @@ class ScheduleSpec(Spec):
             by_peers=self.parts.by == "peers",
             gpu_sums=self.readiness.combine == "gpu",
         )
+        if self.kernels.dispatch:
+            DISPATCH_PRIMITIVES[self.dispatch].require_family(self.kernels.dispatch)
+        if self.kernels.combine:
+            COMBINE_PRIMITIVES[self.combine].require_family(self.kernels.combine)
         if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
             raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
         if "launch" not in self.pays.dispatch:
@@ -218,6 +238,7 @@ class ScheduleSpec(Spec):
         return Program(
             dispatch=DISPATCH_PRIMITIVES[self.dispatch],
             combine=COMBINE_PRIMITIVES[self.combine],
+            kernels=(self.kernels.dispatch, self.kernels.combine),
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
             gates=(_gate(self.readiness.gemm1), _gate(self.readiness.gemm2), _gate(self.readiness.combine)),
@@ -229,6 +250,7 @@ class ScheduleSpec(Spec):
             dispatch_sms=self.sms.dispatch,
             gemm_sms=self.gemm_sms(system.gpu.num_sms),
             combine_sms=self.sms.combine,
+            in_gemm=self.sms.in_gemm,
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
             min_partial_tokens=self.min_partial_tokens,
@@ -243,6 +265,12 @@ class ScheduleSpec(Spec):
         ):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
+        families = system.gpu.families
+        for family in filter(None, (self.kernels.dispatch, self.kernels.combine)):
+            if families and family not in families and family != "multimem":
+                raise ConfigError(
+                    f"schedule='{self.name}' needs kernels '{family}'; gpu.families of {system.name} are {[*families]}"
+                )
         num_sms = system.gpu.num_sms
         if self.gemm_sms(num_sms) < 1 or max(self.sms.dispatch, self.sms.combine) > num_sms:
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
@@ -252,10 +280,7 @@ class ScheduleSpec(Spec):
 
     def _pays_ps(self, system: SystemSpec) -> list[int]:
         """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
-        return [
-            round(sum(getattr(system.overheads, f"{cost}_us") for cost in getattr(self.pays, stage)) * 1e6)
-            for stage in PaysSpec.model_fields
-        ]
+        return [round(sum(map(system.overhead_us, getattr(self.pays, stage))) * 1e6) for stage in PaysSpec.model_fields]
 
     def _answers(self, exposure: Exposure) -> dict[str, Any]:
         """Returns the fields of a program that say who answers which decisions, and what those offer."""

@@ -46,6 +46,7 @@ class Program:
 
     Attributes:
         dispatch, combine: Primitives that move tokens to their experts and sums home.
+        kernels: Families of kernels that issue dispatches and combines; empty: those that usually issue the primitive.
         copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
             (token, expert GPU); for unicast and pull only.
         parts: Shares that every stage is cut into, each with gates of its own and dispatched one after the other. Tiles
@@ -58,6 +59,7 @@ class Program:
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
         pay_end_ps: What is paid after the last token is home.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
+        in_gemm: Whether the GEMMs' thread blocks issue dispatches and combines, and lose the time.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
         partial_tiles: Whether an open tile may be closed early.
@@ -81,12 +83,14 @@ class Program:
     dispatch_sms: int
     gemm_sms: int
     combine_sms: int
+    kernels: tuple[str, str] = ("", "")
     copies_per_expert: bool = False
     loopback: bool = False
     parts: int = 1
     by_peers: bool = False
     exclusive: bool = False
     pay_end_ps: int = 0
+    in_gemm: bool = False
     chunk_tokens: int = 8
     waves: bool = False
     partial_tiles: bool = False
@@ -109,6 +113,9 @@ class Program:
             by_peers=self.by_peers,
             gpu_sums=self.gates[2] == GATE_GPU,
         )
+        for primitive, family in zip((self.dispatch, self.combine), self.kernels, strict=True):
+            if family:
+                primitive.require_family(family)
         if (self.network is None) != (not self.networked) or self.networked & self.exposed:
             raise ValueError("a network answers some kinds of decisions, and none that is asked")
         if self.gates[1] == GATE_GPU:

@@ -6,7 +6,7 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
-from dysharp_env.simulator.kernel.groups import begin_trip, list_sm, mark
+from dysharp_env.simulator.kernel.groups import list_sm, mark, take_vector
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
@@ -40,13 +40,11 @@ def issue_local(s: Root, token: int) -> None:
 
 
 @compiled
-def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
+def issue_dispatch(s: Root, gpu: int, node: int) -> None:
     """Stores a token to one GPU (unicast) or to all its targets (multicast, broadcast), or asks for it (pull).
 
     ``node`` is the first segment of its vector.
     """
-    s.gpus[gpu].groups[DISPATCH].in_flight += 1
-    begin_trip(s, sm, node, s.dispatch.segments)
     if s.dispatch.reads:
         crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, codes.DISPATCH_REQUEST)
         push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, node, 0, 0)
@@ -55,8 +53,11 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
 
 
 @compiled
-def issue_copies(s: Root, gpu: int, sm: int) -> None:
-    """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
+def issue_copies(s: Root, gpu: int, sm: int, token_ps: int) -> None:
+    """Takes what is left of an SM's token as far as it has places; with nothing left it may take another token.
+
+    The first vector bears ``token_ps``, work on the token itself.
+    """
     g = s.gpus[gpu]
     m = s.sms[sm]
     token = m.token
@@ -66,9 +67,14 @@ def issue_copies(s: Root, gpu: int, sm: int) -> None:
             if m.in_flight == s.dispatch.slots:
                 return
             if s.dispatch.in_switch:
-                issue_dispatch(s, gpu, sm, s.store0 + token * s.dispatch.segments)
+                store = s.store0 + token * s.dispatch.segments
+                if take_vector(s, DISPATCH, gpu, sm, store, token_ps):
+                    issue_dispatch(s, gpu, store)
                 break
-            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
+            copy = m.pair * s.dispatch.segments
+            if take_vector(s, DISPATCH, gpu, sm, copy, token_ps):
+                issue_dispatch(s, gpu, copy)
+            token_ps = 0
         m.pair += 1
     m.token = NOTHING
     g.tokens_sent += 1
@@ -94,7 +100,20 @@ def take_token(s: Root, gpu: int, token: int) -> None:
         s.dispatch_first = s.now_ps
     if gpu == token // s.tokens_per_gpu and (s.by_peers == 0 or g.part == 0):
         issue_local(s, token)
-    issue_copies(s, gpu, sm)
+    issue_copies(s, gpu, sm, s.dispatch.token_ps)
+
+
+@compiled
+def free_copy_place(s: Root, gpu: int, sm: int) -> None:
+    """Lets a dispatch SM take another vector: of the token it is at, or else of a new one."""
+    m = s.sms[sm]
+    if m.token != NOTHING:
+        issue_copies(s, gpu, sm, 0)
+    elif m.duty != codes.ON_DUTY:
+        leave_if_idle(s, DISPATCH, gpu, sm)
+    elif m.in_flight == s.dispatch.slots - 1:
+        # With fewer at hand it is listed already.
+        list_sm(s, DISPATCH, gpu, sm)
 
 
 @compiled

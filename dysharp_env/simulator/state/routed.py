@@ -130,6 +130,7 @@ def _write_token(
     stored = everywhere if s.dispatch.to_all else stored
     own = s.tokens[token]
     own.remote_targets = targets
+    own.partials = summed
     own.sums_left = s.combine.segments
     for segment in range(token * s.dispatch.segments, (token + 1) * s.dispatch.segments):
         s.stores[segment].acks_left = stored

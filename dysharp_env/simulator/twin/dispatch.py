@@ -68,7 +68,7 @@ class DispatchGroup(Crew):
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
         if copies and self.world.dispatch.in_switch:
             copies = [self._store_of(token, copies)]
-        self.give([[vector] for vector in copies])
+        self.give([[vector] for vector in copies], self.work.token_ps)
 
     def _store_of(self, token: Token, copies: list[Vector]) -> Vector:
         """Returns a vector dispatched to all its targets at once, of which the switch makes the copies."""
