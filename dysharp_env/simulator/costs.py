@@ -297,7 +297,7 @@ class Costs:
 def _families(system: SystemSpec, packet: PacketFormat) -> Families:
     gpu = system.gpu
     queue_bytes = gpu.multimem_queue_entries * gpu.multimem_access_bytes
-    return Families(gpu.families, packet, queue_bytes, system.link.multimem_flits)
+    return Families({**gpu.families}, packet, queue_bytes, system.link.multimem_flits)
 
 
 def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:

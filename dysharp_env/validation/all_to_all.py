@@ -54,6 +54,7 @@ def all_to_all_system(ranks: int) -> SystemSpec:
             "gpu.families": {},  # no SM is waited for
             "link.efficiency": 1.0,
             "link.efficiency_per_doubling": 0.0,
+            "link.multimem_flits": 0,
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,

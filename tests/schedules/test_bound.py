@@ -103,7 +103,8 @@ def test_local_tokens_cost_no_link() -> None:
 
 def test_in_switch_primitives_lower_it() -> None:
     """On hardware without in-switch operations the same workload needs more time on the links."""
-    full = load_system("dgx-h100")
+    alike = {"link.multimem_flits": 0, "gpu.families": {}}
+    full = load_system("dgx-h100").with_changes(alike)
     plain = full.with_changes({"switch.dispatch_primitives": ["unicast"], "switch.combine_primitives": ["unicast"]})
     layer = load_model("large", top_k=8)
     rng = np.random.default_rng(0)
@@ -112,6 +113,19 @@ def test_in_switch_primitives_lower_it() -> None:
     costs = Costs.of(full, layer, 1e-4)
     bound_ps = [LowerBound(system, layer, costs).of(workload).total_ps for system in (plain, full)]
     assert bound_ps[0] > 1.3 * bound_ps[1]
+
+
+def test_kernels_with_large_packets_lower_it() -> None:
+    """A bound for any schedule counts on the best packets that plain stores have: half of the headers here."""
+    system = load_system("dgx-h100", 2)
+    small = system.with_changes({"gpu.families.bulk.payload_bytes": 128})
+    workload = one_expert_each(2, 4000, lambda gpu: 1 - gpu)
+    links_ps = [
+        LowerBound(each, workload.layer, Costs.of(each, workload.layer)).of(workload).links_ps
+        for each in (small, system)
+    ]
+    # 2048 B are 128 flits, twice, with 16 or 8 headers each and as many acknowledgements of what the other sends.
+    assert links_ps[0] / links_ps[1] == pytest.approx((2 * 144 + 16) / (2 * 136 + 8), rel=1e-3)
 
 
 def test_it_counts_every_vector_request_and_acknowledgement(random_case: Callable[[int], Case]) -> None:
