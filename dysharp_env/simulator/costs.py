@@ -297,7 +297,8 @@ class Costs:
 def _families(system: SystemSpec, packet: PacketFormat) -> Families:
     gpu = system.gpu
     queue_bytes = gpu.multimem_queue_entries * gpu.multimem_access_bytes
-    return Families({**gpu.families}, packet, queue_bytes, system.link.multimem_flits)
+    specs = {str(name): family for name, family in gpu.families.items()}
+    return Families(specs, packet, queue_bytes, system.link.multimem_flits)
 
 
 def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:

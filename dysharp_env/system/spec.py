@@ -73,7 +73,8 @@ class GpuSpec(Spec):
     """Families of communication kernels that run on it, by name. With none at all communication costs SMs nothing.
     ``multimem`` costs what ``warp_direct`` does unless it is here: the instructions are a warp's."""
     in_gemm_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Part of an SM's work on a vector that its GEMM thread blocks lose, where those issue it themselves."""
+    """Part of an SM's work on a vector that its GEMM thread blocks lose, where those issue it themselves. What is taken
+    while thread blocks run counts; those that start next share it, each at most its own time again."""
     multimem_queue_entries: CountOrZero = 32
     """Multimem accesses one SM keeps in flight (MultimemQ, DySHARP, arXiv 2605.05607); 0 means unlimited."""
     multimem_access_bytes: Count = 512

@@ -115,8 +115,9 @@ def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case: Callable[..
     slow = {"gpu.bf16_tflops": 8 * 2 * 64 * 64 / 100_000, "gpu.cold_exposure": 0.0}
     layer = round_layer(2, tile_tokens=128).with_changes({"moe_ff": 5 * 64})
     case = make_case(round_system(2, num_sms=8).with_changes(slow), layer, np.array([[0, 1]] * 4), program)
+    late = case._replace(costs=dataclasses.replace(case.costs, role_change_ps=300_000))
 
-    def run(*choices: int) -> tuple[list[int], int]:
+    def run(*choices: int, case: Case = case) -> tuple[list[int], int]:
         engine, twin, left = case.engine(), case.twin(), list(choices)
         while (asked := engine.advance()) is not None:
             assert twin.advance().gpu == asked.gpu
@@ -143,5 +144,7 @@ def test_sms_that_have_sent_all_shorten_a_layer_by_a_wave(make_case: Callable[..
     joined, joined_ps = run(0, 1, 1)
     assert joined == [start1, end1 - 400_000, end1 - 400_000, end2 - 400_000]
     assert kept_ps - joined_ps == 400_000
+    # Where changing over takes 300,000 the first three blocks start without the two, which take the others.
+    assert run(0, 1, 1, case=late)[0][:2] == [start1, 10_000 + 300_000 + 400_000]
     # Back to four when the first sum is ready: nobody computes then, and nothing changes any more.
     assert run(0, 1, 1, 1, 1) == (joined, joined_ps)
