@@ -20,7 +20,7 @@ from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES, Primitive
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
@@ -51,7 +51,13 @@ class Case(NamedTuple):
 
     def with_program(self, **changes: Any) -> Case:
         values = {name: getattr(self.program, name) for name in Program.__dataclass_fields__}
-        return self._replace(program=Program(**{**values, **changes}))
+        program = Program(**{**values, **changes})
+        return self._replace(program=program, costs=costs_of(program, self.costs))
+
+
+def costs_of(program: Program, costs: Costs) -> Costs:
+    """Returns costs as a program has them."""
+    return costs.under(program.dispatch, program.combine, program.families)
 
 
 class Draw:
@@ -84,16 +90,19 @@ class Draw:
 
 def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
     payload_bytes, header_flits = draw.pick("payload_bytes", 128, 256), draw.pick("header_flits", 0, 1, 2)
+    multimem_flits = draw.pick("multimem_flits", 0, 0, 1, 3)
     return SystemSpec(
         name="random",
         num_gpus=num_gpus,
         gpu=draw_gpu(draw),
         link={
             "gbps": draw.pick("link_gbps", 25.0, 333.3, 450.0),
+            "efficiency": draw.pick("efficiency", 1.0, 1.0, 0.93),
             "planes": draw.pick("planes", 1, 3, 4),
             "latency_ns": draw.pick("latency_ns", 0, 0.5, 250),
             "payload_bytes": payload_bytes,
             "header_flits": header_flits,
+            "multimem_flits": multimem_flits,
             "ack_flits": draw.pick("ack_flits", 0, 1, 3),
             "request_flits": draw.pick("request_flits", 0, 1),
             "store_and_forward": draw.chance("store_and_forward", 1 / 3),
@@ -103,7 +112,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "team_gpus": draw.pick("team_gpus", 2, 3, 8),
             "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
             "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
-            "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + payload_bytes // 16, 64, 256),
+            "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + multimem_flits + payload_bytes // 16, 64, 256),
             "reduction_buffer_bytes": draw.pick("reduction_buffer", payload_bytes, 4 * payload_bytes, 65536),
             "reduction_cycle_ps": draw.pick("reduction_cycle_ps", 0, 640),
             "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),
@@ -114,6 +123,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "launch_gap_us": draw.pick("launch_gap_us", 0, 0.3),
             "barrier_us": 1,
             "count_exchange_us": 1,
+            "role_change_us": draw.pick("role_change_us", 0, 0, 0.3, 1.7),
             "phase_kernels": draw.chance("phase_kernels", 0.9),
         },
     )
@@ -128,8 +138,8 @@ def draw_gpu(draw: Draw) -> dict[str, object]:
         "block_overhead_ns": draw.pick("block_overhead_ns", 0, 300),
         "hbm_efficiency": draw.pick("hbm_efficiency", 0.5, 1.0),
         "cold_exposure": draw.pick("cold_exposure", 0.0, 0.6),
-        "store_in_flight_bytes": draw.pick("store_in_flight_bytes", 0, 100, 3000, 24000),
-        "load_in_flight_bytes": draw.pick("load_in_flight_bytes", 0, 100, 3000, 24000),
+        "families": {name: draw_family(draw, name) for name in drawn_families(draw)},
+        "in_gemm_share": draw.pick("in_gemm_share", 0.0, 0.35, 1.0),
         "hbm_gbps": draw.pick("hbm_gbps", 20.0, 333.3, 3350.0),
         "l2_mb": draw.pick("l2_mb", 0.01, 0.1, 50.0),
         "l2_copies": draw.pick("l2_copies", 1.0, 2.0, 3.3),
@@ -143,6 +153,31 @@ def draw_gpu(draw: Draw) -> dict[str, object]:
         "row_granularity": draw.pick("row_granularity", 1, 4, 64),
         "operand_tokens": draw.pick("operand_tokens", 0, 3, 100),
     }
+
+
+def drawn_families(draw: Draw) -> list[str]:
+    """Returns the families of communication kernels that a GPU has: none, or all but multimem and sometimes that."""
+    plain = [name for name in FAMILIES if name != "multimem"]
+    return draw.pick("families", [], plain, [*plain, "multimem"])
+
+
+def draw_family(draw: Draw, name: str) -> dict[str, object]:
+    return {
+        "token_ns": draw.pick(f"{name} token_ns", 0, 0, 150, 900.5),
+        "copy_ns": draw.pick(f"{name} copy_ns", 0, 33.3, 500),
+        "byte_ps": draw.pick(f"{name} byte_ps", 0, 20, 333.3),
+        "vectors": draw.pick(f"{name} vectors", 1, 2, 3, 8),
+        "payload_bytes": draw.pick(f"{name} payload_bytes", 0, 0, 64, 128),
+    }
+
+
+def draw_families(draw: Draw, *primitives: Primitive) -> tuple[str, str]:
+    """Returns the families that issue two primitives, or nothing where that is left to what is usual."""
+    plain = [name for name in drawn_families(draw) if name != "multimem"]
+    dispatch, combine = (
+        "" if primitive.in_switch else draw.pick(f"families {i}", "", *plain) for i, primitive in enumerate(primitives)
+    )
+    return dispatch, combine
 
 
 def draw_layer(draw: Draw, num_gpus: int) -> LayerSpec:
@@ -229,14 +264,16 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),
-        "kernels": draw_kernels(draw),
+        "kernels": draw_phase_kernels(draw),
         "hides_shared": draw.chance("hides_shared", 0.3),
         "chunk_tokens": draw.between("chunk_tokens", 1, 8),
         "waves": draw.chance("waves", 0.4),
+        "families": draw_families(draw, dispatch, combine),
+        "in_gemm": draw.chance("in_gemm", 0.4),
     }
 
 
-def draw_kernels(draw: Draw) -> tuple[tuple[str, ...], ...]:
+def draw_phase_kernels(draw: Draw) -> tuple[tuple[str, ...], ...]:
     """Returns kernels that stages pay, some of them twice."""
     known = [(stage, name) for name, stages in KERNEL_STAGES.items() for stage in stages]
     known += [("dispatch", SHARED), ("end", SHARED), ("end", WEIGHT_GRADIENTS)]
@@ -299,7 +336,8 @@ def draw_case(seed: int) -> Case:
     workload = draw_workload(draw, layer, num_gpus)
     num_sms = system.gpu.num_sms
     program = Program(**draw_movement(draw), **draw_sms(draw, num_sms), **draw_rules(draw))
-    return Case(workload, draw_costs(draw, system, workload), program, num_sms, draw_bound(draw))
+    costs = costs_of(program, draw_costs(draw, system, workload))
+    return Case(workload, costs, program, num_sms, draw_bound(draw))
 
 
 def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:
@@ -312,7 +350,7 @@ def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Pr
         name="made",
     )
     bound = Bound(scale_ps, scale_ps // 2, scale_ps // 3, scale_ps // 4)
-    return Case(workload, Costs.of(system, layer), program, system.gpu.num_sms, bound)
+    return Case(workload, costs_of(program, Costs.of(system, layer)), program, system.gpu.num_sms, bound)
 
 
 @pytest.fixture(scope="session")

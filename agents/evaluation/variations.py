@@ -7,12 +7,12 @@ measurement or assumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dysharp_env.config import ConfigError, did_you_mean
-from dysharp_env.system import SystemSpec
+from dysharp_env.system import FamilySpec, SystemSpec
 from dysharp_env.workload.suite import SuiteWorkload
 
 Change = Callable[[Any], Any]
@@ -61,9 +61,17 @@ def _to(value: Any) -> Change:
     return lambda _: value
 
 
-def _in_flight(factor: float) -> dict[str, Change]:
-    keys = ("store_in_flight_bytes", "load_in_flight_bytes", "multimem_queue_entries")
-    return {f"gpu.{key}": _times(factor) for key in keys}
+def _sm_rate(factor: float) -> dict[str, Change]:
+    """Returns what makes communication SMs so much faster: the costs of every family of kernels, and MultimemQ."""
+
+    def change(families: Mapping[str, FamilySpec]) -> dict[str, dict[str, Any]]:
+        costs = ("token_ns", "copy_ns", "byte_ps")
+        return {
+            name: family.model_dump() | {cost: getattr(family, cost) / factor for cost in costs}
+            for name, family in families.items()
+        }
+
+    return {"gpu.families": change, "gpu.multimem_queue_entries": _times(factor)}
 
 
 def _software(factor: float) -> dict[str, Change]:
@@ -88,10 +96,11 @@ VARIATIONS = (
     Variation("launch and exchange x 2", _software(2)),
     Variation("link latency x 0.5", {"link.latency_ns": _times(0.5)}),
     Variation("link latency x 2", {"link.latency_ns": _times(2)}),
-    Variation("in-flight bytes x 0.5", _in_flight(0.5)),
-    Variation("in-flight bytes x 2", _in_flight(2)),
+    Variation("communication SMs x 0.5", _sm_rate(0.5)),
+    Variation("communication SMs x 2", _sm_rate(2)),
+    Variation("in GEMM for free", {"gpu.in_gemm_share": _to(0.0)}),
+    Variation("no flits for multimem", {"link.multimem_flits": _to(0)}),
     Variation("reduction rate 0.7", {"switch.reduction_rate": _to(0.7)}),
-    Variation("reduction rate 1", {"switch.reduction_rate": _to(1.0)}),
 )
 
 

@@ -69,7 +69,7 @@ def link_system(num_gpus: int) -> SystemSpec:
         {
             "link.ack_flits": 0,
             "switch.queueing": "output_queued",
-            "gpu.store_in_flight_bytes": 0,  # as many as there are
+            "gpu.families": {},  # SMs send as many vectors as there are
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,

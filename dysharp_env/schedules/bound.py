@@ -46,16 +46,19 @@ class LowerBound:
         self._launch_ps = costs.launch_ps
         # By the number of experts that a store or request names.
         named = range(layer.top_k + 1)
-        self._store_ps = costs.wire_ps(np.array([costs.dispatch_flits(targets) for targets in named]))
-        self._request_ps = costs.wire_ps(np.array([costs.request_flits(targets) for targets in named]))
+        packet = costs.families.packet_of("multimem", in_switch=True)
+        self._store_ps = costs.wire_ps(np.array([packet.data_flits(costs.dispatch_bytes, count) for count in named]))
+        self._request_ps = costs.wire_ps(np.array([packet.ask_flits(costs.combine_bytes, count) for count in named]))
         dispatches = [DISPATCH_PRIMITIVES[name] for name in system.switch.dispatch_primitives]
         combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combining(layer.combine_dtype)]
         # (primitive, link or reduction unit, count)
         self._dispatch = np.array([_weights(_dispatch_needs(primitive, costs)) for primitive in dispatches])
         self._combine = np.array([_weights(_combine_needs(primitive, costs)) for primitive in combines])
         self._team_gpus = costs.team_gpus if any(primitive.by_team for primitive in dispatches) else 0
-        arrival_ps = 2 * costs.hop_ps + costs.wire_ps(costs.dispatch_flits())
-        home_ps = 2 * costs.hop_ps + costs.wire_ps(costs.combine_flits())
+        arrival_ps, home_ps = (
+            2 * costs.hop_ps + min(_Moved.by(primitive, costs, num_bytes).data_ps for primitive in primitives)
+            for primitives, num_bytes in ((dispatches, costs.dispatch_bytes), (combines, costs.combine_bytes))
+        )
         self._times = _Times(
             hop_ps=costs.hop_ps,
             arrival_ps=arrival_ps,
@@ -240,14 +243,33 @@ def _weights(needs: Needs) -> np.ndarray:
     return weights
 
 
+class _Moved(NamedTuple):
+    """What a vector keeps links busy for at least, in the packets of whichever kernels may move it."""
+
+    data_ps: int
+    ask_ps: int
+    ack_ps: int
+    reduce_ps: int
+
+    @classmethod
+    def by(cls, primitive: Primitive, costs: Costs, num_bytes: int) -> _Moved:
+        """Returns what a primitive takes for a vector that names no expert."""
+        packets = costs.families.packets_of(primitive)
+        data_flits = min(packet.data_flits(num_bytes) for packet in packets)
+        return cls(
+            costs.wire_ps(data_flits),
+            costs.wire_ps(min(packet.ask_flits(num_bytes) for packet in packets)),
+            costs.wire_ps(min(packet.acknowledge_flits(num_bytes) for packet in packets)),
+            costs.reduce_ps(data_flits),
+        )
+
+
 def _dispatch_needs(primitive: Primitive, costs: Costs) -> Needs:
     """Returns the least times of dispatch by a primitive, as picoseconds of each count.
 
     Acknowledgements count where data must follow them.
     """
-    data_ps = costs.wire_ps(costs.dispatch_flits())
-    ask_ps = costs.wire_ps(costs.packet.ask_flits(costs.dispatch_bytes))
-    ack_ps = costs.wire_ps(costs.packet.acknowledge_flits(costs.dispatch_bytes))
+    data_ps, ask_ps, ack_ps, _ = _Moved.by(primitive, costs, costs.dispatch_bytes)
     if primitive.reads:
         return {_SENT: data_ps, _RECEIVED: ask_ps}, {_RECEIVED: data_ps, _SENT: ask_ps}, {}
     if primitive.names_targets:
@@ -261,9 +283,7 @@ def _dispatch_needs(primitive: Primitive, costs: Costs) -> Needs:
 
 def _combine_needs(primitive: Primitive, costs: Costs) -> Needs:
     """Returns the least times of combine by a primitive, as picoseconds of each count."""
-    data_ps = costs.wire_ps(costs.combine_flits())
-    ask_ps = costs.wire_ps(costs.request_flits())
-    reduce_ps = costs.reduce_ps(costs.combine_flits())
+    data_ps, ask_ps, _, reduce_ps = _Moved.by(primitive, costs, costs.combine_bytes)
     if primitive.to_all:
         return {_OTHERS: data_ps, _OWN: ask_ps}, {_OWN: data_ps, _OTHERS: ask_ps}, {_OTHERS: reduce_ps}
     if primitive.names_targets:

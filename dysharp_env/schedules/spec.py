@@ -30,7 +30,7 @@ from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, KINDS, NUM_FEATURES, NUM_KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES
 from dysharp_env.workload.layer import LayerSpec
 
 Cost = Literal["launch", "gap", "barrier", "count_exchange", "quantise", "layout", "permute", "activation", "final_sum"]
@@ -88,13 +88,33 @@ class SmSpec(Spec):
     combine: SmCount
     """SMs that issue combines; ``all`` that the GPU has."""
     in_gemm: bool = False
-    """Whether the GEMMs' own thread blocks issue loads and stores, so that no SMs are taken from the GEMMs."""
+    """Whether the GEMMs' own thread blocks communicate: no SMs are taken from GEMMs, but the blocks lose the time."""
 
     def groups(self, num_sms: int) -> tuple[int, int]:
         """Returns the SMs that dispatch and that combine on a GPU of ``num_sms``."""
         dispatch = num_sms if self.dispatch == "all" else self.dispatch
         combine = num_sms if self.combine == "all" else self.combine
         return dispatch, combine
+
+
+class FamiliesSpec(Spec):
+    """Families of the kernels that communicate; what is not named is what usually issues the primitive."""
+
+    dispatch: str = ""
+    """``warp_direct`` for stores, ``warp_load`` for loads, ``multimem`` in the switch unless named."""
+    combine: str = ""
+    """The same for combine."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> FamiliesSpec:
+        for name in filter(None, (self.dispatch, self.combine)):
+            _require_known("family of kernels", name, FAMILIES)
+        return self
+
+
+def _require_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"'{name}' is not a {what}; choose from {list(known)}{did_you_mean(name, known)}")
 
 
 class PaysSpec(Spec):
@@ -123,11 +143,6 @@ class PaysSpec(Spec):
                 if stage not in stages:
                     raise ValueError(f"{stage} cannot pay '{cost}'; it belongs to {' or '.join(stages)}")
         return self
-
-
-def _require_known(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"'{name}' is not a {what}; choose from {list(known)}{did_you_mean(name, known)}")
 
 
 class RuleSpec(RootModel[dict[str, Weights]]):
@@ -200,6 +215,7 @@ class ScheduleSpec(Spec):
     """When home GPUs run the layer's shared experts: not in the layer, at all SMs before its dispatch or after its end,
     or beside the dispatch of phases, on the SMs that it leaves; GEMM-1 then waits for both."""
     sms: SmSpec
+    families: FamiliesSpec = FamiliesSpec()
     pays: PaysSpec = PaysSpec()
     prefetch: Literal["none", "fullest"] = "none"
     """Weights fetched into L2 while HBM has nothing to do. ``fullest``: of the expert with the most tokens, of those
@@ -235,6 +251,10 @@ class ScheduleSpec(Spec):
             parts_by=PARTS_BY.index(self.parts.by),
             combine_gate=_gate(self.readiness.combine),
         )
+        if self.families.dispatch:
+            DISPATCH_PRIMITIVES[self.dispatch].require_family(self.families.dispatch)
+        if self.families.combine:
+            COMBINE_PRIMITIVES[self.combine].require_family(self.families.combine)
         if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
             raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
         if "launch" not in self.pays.dispatch:
@@ -283,6 +303,7 @@ class ScheduleSpec(Spec):
         return Program(
             dispatch=DISPATCH_PRIMITIVES[self.dispatch],
             combine=COMBINE_PRIMITIVES[self.combine],
+            families=(self.families.dispatch, self.families.combine),
             copies_per_expert=self.copies == "expert",
             loopback=self.loopback,
             gates=(_gate(self.readiness.gemm1), _gate(self.readiness.gemm2), _gate(self.readiness.combine)),
@@ -298,6 +319,7 @@ class ScheduleSpec(Spec):
             dispatch_sms=dispatch_sms,
             gemm_sms=self.gemm_sms(system.gpu.num_sms),
             combine_sms=combine_sms,
+            in_gemm=self.sms.in_gemm,
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
             min_partial_tokens=self.min_partial_tokens,
@@ -324,6 +346,12 @@ class ScheduleSpec(Spec):
         ):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
+        families = system.gpu.families
+        for family in filter(None, (self.families.dispatch, self.families.combine)):
+            if families and family not in families and family != "multimem":
+                raise ConfigError(
+                    f"schedule='{self.name}' needs family '{family}'; gpu.families of {system.name} are {[*families]}"
+                )
         num_sms = system.gpu.num_sms
         dispatch_sms, combine_sms = self.sms.groups(num_sms)
         if self.shared_experts == "hidden" and dispatch_sms >= num_sms:
@@ -340,14 +368,7 @@ class ScheduleSpec(Spec):
     def _pays_ps(self, system: SystemSpec) -> list[int]:
         """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
         return [
-            round(
-                sum(
-                    getattr(system.overheads, FIXED_COSTS[cost])
-                    for cost in getattr(self.pays, stage)
-                    if cost in FIXED_COSTS
-                )
-                * 1e6
-            )
+            round(sum(system.overhead_us(cost) for cost in getattr(self.pays, stage) if cost in FIXED_COSTS) * 1e6)
             for stage in STAGES
         ]
 

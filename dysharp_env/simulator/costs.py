@@ -7,21 +7,22 @@ never longer than the exact value; the three users round the same way.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.simulator.families import Families, SmCosts
 from dysharp_env.simulator.phases import Load, PhaseKernel, phase_kernels
 from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
 from dysharp_env.system.packet import PacketFormat
+from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
 PS_PER_S = 10**12
 PS_PER_US = 10**6
-UNLIMITED = 2**40
 Resolution = Literal["token", "packet"]
 RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
 Flits = TypeVar("Flits", int, np.ndarray)
@@ -44,42 +45,12 @@ class Bound(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Window:
-    """What one communication SM may have in flight, as whole vectors.
-
-    Attributes:
-        slots: Vectors in flight at once.
-        linger_permille: How long a slot stays taken after its vector's round trip, in thousandths of that trip.
-    """
-
-    slots: int
-    linger_permille: int
-
-    @classmethod
-    def of(cls, limit_bytes: int, vector_bytes: int, is_queue: bool) -> Window:
-        """Returns the window of an SM that keeps ``limit_bytes`` in flight.
-
-        A larger vector goes alone, one window after the other: its slot is held for the round trips that takes.
-
-        Args:
-            limit_bytes: The window; 0 means any number of vectors.
-            vector_bytes: Payload of a vector.
-            is_queue: Whether the window is a queue that no vector may overfill. Otherwise it is what was measured on
-                average: the vectors are rounded up, and each holds its slot for longer, so that a round trip moves
-                exactly a window.
-        """
-        if limit_bytes == 0:
-            return cls(UNLIMITED, 0)
-        slots = max(1, limit_bytes // vector_bytes) if is_queue else -(-limit_bytes // vector_bytes)
-        return cls(slots, max(0, slots * vector_bytes * 1000 // limit_bytes - 1000))
-
-
-@dataclass(frozen=True)
 class Costs:
     """Costs in picoseconds, flits, packets and bytes.
 
     Attributes:
         packet: Packet arithmetic of the links.
+        families: Families of communication kernels.
         resolution: What a segment is: ``token``, one vector on all planes together; ``packet``, a packet on its plane.
         planes: Links of one GPU and direction that are told apart: 1 unless packets are.
         link_bytes_per_s: One GPU, one direction, all planes together.
@@ -94,8 +65,6 @@ class Costs:
         reduction_ppm: Rate of a reduction unit over line rate, in millionths.
         queueing: The switch's queueing discipline.
         team_gpus: Neighbouring GPUs whose every subset is a team made beforehand.
-        store_bytes, load_bytes, multimem_bytes: What one communication SM keeps in flight by plain stores, plain loads
-            and multimem instructions; 0 means any number.
         blocks: Thread blocks of one row of GEMM-1 and of GEMM-2.
         granule_ps: Time of the arithmetic of ``row_granularity`` tokens in one thread block, GEMM-1 and GEMM-2.
         operand_ps: Time in which a block reads the operand that stays the same however few tokens there are.
@@ -105,12 +74,17 @@ class Costs:
         weight_bytes: What a row reads of them from HBM: twice as much in a backward pass.
         l2_bytes: What L2 holds of weights and activations together.
         token_bytes: What a token's row reads and writes: into GEMM-1, out of it, into GEMM-2, out of it.
+        role_change_ps: Time in which an SM that changes over between communication and GEMMs does neither.
+        in_gemm_permille: What thread blocks that communicate lose of the time that it takes, in thousandths.
         slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
         kernels: Kernels that phases may pay, as (stage, name, what it takes); see phases.py.
+        dispatch_packet, combine_packet: Packets of the two directions; those of the links until ``under`` says more.
+        dispatch_sm, combine_sm: How one SM works on their vectors; at no cost until then.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
     """
 
     packet: PacketFormat
+    families: Families
     resolution: str
     planes: int
     link_bytes_per_s: int
@@ -125,9 +99,6 @@ class Costs:
     reduction_ppm: int
     queueing: str
     team_gpus: int
-    store_bytes: int
-    load_bytes: int
-    multimem_bytes: int
     al_tlb_entries: int
     tile_status_entries: int
     output_readiness_entries: int
@@ -146,9 +117,15 @@ class Costs:
     launch_ps: int
     barrier_ps: int
     count_exchange_ps: int
+    role_change_ps: int
+    in_gemm_permille: int
     slow_permille: int
     kernels: tuple[tuple[int, str, PhaseKernel], ...]
     compute_scale: float
+    dispatch_packet: PacketFormat
+    combine_packet: PacketFormat
+    dispatch_sm: SmCosts = SmCosts()
+    combine_sm: SmCosts = SmCosts()
 
     @classmethod
     def of(cls, system: SystemSpec, layer: LayerSpec, compute_scale: float = 1.0, resolution: str = "token") -> Costs:
@@ -166,16 +143,23 @@ class Costs:
         require_choice("resolution", resolution, RESOLUTIONS)
         overheads = system.overheads
         gemms = _of_gemms(system.gpu, layer, compute_scale)
+        links = _of_links(system.link, system.switch, resolution)
         return cls(
+            families=_families(system, links["packet"]),
+            link_bytes_per_s=system.link_bytes_per_s,
+            dispatch_packet=links["packet"],
+            combine_packet=links["packet"],
             resolution=resolution,
             compute_scale=compute_scale,
             dispatch_bytes=layer.dispatch_bytes,
             combine_bytes=layer.combine_bytes,
             launch_ps=round(overheads.launch_us * PS_PER_US),
-            barrier_ps=round(overheads.barrier_us * PS_PER_US),
+            barrier_ps=round(system.overhead_us("barrier") * PS_PER_US),
             count_exchange_ps=round(overheads.count_exchange_us * PS_PER_US),
+            role_change_ps=round(overheads.role_change_us * PS_PER_US),
+            in_gemm_permille=round(system.gpu.in_gemm_share * 1000),
             slow_permille=round(system.slow_gpu * 1000),
-            **_of_links(system.link, system.switch, resolution),
+            **links,
             **_of_gpu(system.gpu, compute_scale),
             **gemms,
             kernels=phase_kernels(system, layer, gemms["token_bytes"], compute_scale),
@@ -250,18 +234,41 @@ class Costs:
         block_ps = self.block_overhead_ps + max(granules * granule_ps, reading_ps)
         return block_ps * self.slow_permille // 1000 if gpu == 0 else block_ps
 
-    def dispatch_window(self, primitive: str) -> Window:
-        """Returns what a dispatch SM may have in flight by a primitive."""
-        return self._window(primitive, self.dispatch_bytes)
+    def under(self, dispatch: Primitive, combine: Primitive, kernels: tuple[str, str] = ("", "")) -> Costs:
+        """Returns the costs with the packets and SMs of two primitives.
 
-    def combine_window(self, primitive: str) -> Window:
-        """Returns what a combine SM may have in flight by a primitive."""
-        return self._window(primitive, self.combine_bytes)
+        Args:
+            dispatch: Moves tokens.
+            combine: Brings sums home.
+            kernels: Families of kernels that issue them; empty: those that usually do.
 
-    def _window(self, primitive: str, vector_bytes: int) -> Window:
-        plain = {"unicast": self.store_bytes, "pull": self.load_bytes}
-        limit_bytes = plain.get(primitive, self.multimem_bytes)
-        return Window.of(limit_bytes, vector_bytes, is_queue=primitive not in plain)
+        Raises:
+            ConfigError: The GPU has no such family.
+        """
+        out, home = kernels[0] or dispatch.usual_family, kernels[1] or combine.usual_family
+        out_packet = self.families.packet_of(out, dispatch.in_switch)
+        home_packet = self.families.packet_of(home, combine.in_switch)
+        out_ps = self._trip_ps(dispatch, out_packet, self.dispatch_bytes)
+        home_ps = self._trip_ps(combine, home_packet, self.combine_bytes)
+        if combine.in_switch and not combine.reads:
+            home_ps -= 2 * self.hop_ps  # the switch acknowledges what it merges
+        slots = self.reduction_slots * self.combine_packet.payload_bytes // home_packet.payload_bytes
+        return replace(
+            self,
+            dispatch_packet=out_packet,
+            combine_packet=home_packet,
+            reduction_slots=max(1, slots),
+            dispatch_sm=self.families.sm_costs(out, self.dispatch_bytes, out_ps),
+            combine_sm=self.families.sm_costs(home, self.combine_bytes, home_ps),
+        )
+
+    def _trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:
+        """Returns the round trip of a vector through an idle switch to the other end: there, acknowledged, back."""
+        named = int(primitive.names_targets)
+        wire_ps = self.spread_ps(packet.data_flits(num_bytes, named * (not primitive.reads)))
+        if primitive.reads:
+            wire_ps += self.spread_ps(packet.ask_flits(num_bytes, named)) + self.memory_ps
+        return 4 * self.hop_ps + wire_ps
 
     def store_groups(self, by_team: bool, num_gpus: int) -> int:
         """Returns how many stores of one vector reach all GPUs: one, or one for each group that has teams."""
@@ -287,34 +294,41 @@ class Costs:
     @property
     def dispatch_packets(self) -> int:
         """Packets of one dispatched vector."""
-        return self.packet.packets(self.dispatch_bytes)
+        return self.dispatch_packet.packets(self.dispatch_bytes)
 
     @property
     def dispatch_payload_flits(self) -> np.ndarray:
         """Data flits of one dispatched vector, (segment,)."""
-        return np.array(self.packet.segment_flits(self.dispatch_bytes, self.dispatch_segments))
+        return np.array(self.dispatch_packet.segment_flits(self.dispatch_bytes, self.dispatch_segments))
 
     @property
     def combine_payload_flits(self) -> np.ndarray:
         """Data flits of one partial or reduced sum, (segment,)."""
-        return np.array(self.packet.segment_flits(self.combine_bytes, self.combine_segments))
+        return np.array(self.combine_packet.segment_flits(self.combine_bytes, self.combine_segments))
 
     @property
     def combine_packets(self) -> int:
         """Packets of one partial or reduced sum."""
-        return self.packet.packets(self.combine_bytes)
+        return self.combine_packet.packets(self.combine_bytes)
 
     def dispatch_flits(self, targets: int = 0) -> int:
         """Returns the flits of one dispatched vector naming ``targets`` experts (0: plain or static store)."""
-        return self.packet.data_flits(self.dispatch_bytes, targets)
+        return self.dispatch_packet.data_flits(self.dispatch_bytes, targets)
 
     def combine_flits(self) -> int:
         """Returns the flits of one partial or reduced sum."""
-        return self.packet.data_flits(self.combine_bytes)
+        return self.combine_packet.data_flits(self.combine_bytes)
 
     def request_flits(self, targets: int = 0) -> int:
         """Returns the flits that ask for one reduced sum, naming ``targets`` experts (0: static)."""
-        return self.packet.ask_flits(self.combine_bytes, targets)
+        return self.combine_packet.ask_flits(self.combine_bytes, targets)
+
+
+def _families(system: SystemSpec, packet: PacketFormat) -> Families:
+    gpu = system.gpu
+    queue_bytes = gpu.multimem_queue_entries * gpu.multimem_access_bytes
+    specs = {str(name): family for name, family in gpu.families.items()}
+    return Families(specs, packet, queue_bytes, system.link.multimem_flits)
 
 
 def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:
@@ -342,7 +356,6 @@ def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, 
             asked_bytes or None,
         ),
         "planes": planes,
-        "link_bytes_per_s": round(link.gbps * 1e9),
         "quantum_ps": link.time_quantum_ps,
         "hop_ps": link.latency_ps,
         "store_and_forward": link.store_and_forward,
@@ -358,9 +371,6 @@ def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, 
 def _of_gpu(gpu: GpuSpec, compute_scale: float) -> dict[str, Any]:
     """Returns costs of a GPU's memory, tables and communication SMs."""
     return {
-        "store_bytes": gpu.store_in_flight_bytes,
-        "load_bytes": gpu.load_in_flight_bytes,
-        "multimem_bytes": gpu.multimem_queue_entries * gpu.multimem_access_bytes,
         "al_tlb_entries": gpu.al_tlb_entries,
         "tile_status_entries": gpu.tile_status_entries,
         "output_readiness_entries": gpu.output_readiness_entries,

@@ -56,6 +56,7 @@ class Program:
 
     Attributes:
         dispatch, combine: Primitives that move tokens to their experts and sums home.
+        families: Of kernels that issue dispatches and combines; empty: those that usually issue the primitive.
         copies_per_expert: Whether every (token, expert) is a copy and a partial sum of its own, rather than every
             (token, expert GPU); for unicast and pull only.
         parts: Shares that every stage is cut into, each with gates of its own and dispatched one after the other. Tiles
@@ -75,6 +76,7 @@ class Program:
         hides_shared: Whether GEMM-1, which needs a gate then, also waits for the shared experts, which run from the
             opening of dispatch on with the SMs that it leaves.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
+        in_gemm: Whether the GEMMs' thread blocks issue dispatches and combines, and lose the time.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
         partial_tiles: Whether an open tile may be closed early.
@@ -98,6 +100,7 @@ class Program:
     dispatch_sms: int
     gemm_sms: int
     combine_sms: int
+    families: tuple[str, str] = ("", "")
     copies_per_expert: bool = False
     loopback: bool = False
     parts: int = 1
@@ -108,6 +111,7 @@ class Program:
     pay_end_ps: int = 0
     kernels: tuple[tuple[str, ...], ...] = ((),) * 5
     hides_shared: bool = False
+    in_gemm: bool = False
     chunk_tokens: int = 8
     waves: bool = False
     partial_tiles: bool = False
@@ -130,6 +134,9 @@ class Program:
             parts_by=self.parts_by,
             combine_gate=self.gates[2],
         )
+        for primitive, family in zip((self.dispatch, self.combine), self.families, strict=True):
+            if family:
+                primitive.require_family(family)
         if (self.network is None) != (not self.networked) or self.networked & self.exposed:
             raise ValueError("a network answers some kinds of decisions, and none that is asked")
         if self.gates[1] == GATE_GPU:

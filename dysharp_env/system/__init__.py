@@ -2,6 +2,7 @@
 
 from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive
 from dysharp_env.system.spec import (
+    FamilySpec,
     GpuSpec,
     LinkSpec,
     OverheadSpec,
@@ -13,6 +14,7 @@ from dysharp_env.system.spec import (
 __all__ = [
     "CombinePrimitive",
     "DispatchPrimitive",
+    "FamilySpec",
     "GpuSpec",
     "LinkSpec",
     "OverheadSpec",

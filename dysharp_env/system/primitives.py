@@ -6,10 +6,15 @@ One table for the engine, its twin, the lower bound and the functional machine; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "team", "pull"]
 CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
+# What moves vectors in a communication kernel: warps that copy through ring buffers (DeepEP's normal kernels), that
+# store straight to where a vector belongs (its low-latency ones, one-sided stores), that load, or that pass vectors
+# through FIFOs with a partner on either side; bulk copies (TMA: HybridEP, Mega MoE); and multimem instructions.
+Family = Literal["warp_queue", "warp_direct", "warp_load", "warp_two_sided", "bulk", "multimem"]
+FAMILIES: tuple[str, ...] = get_args(Family)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,23 @@ class Primitive:
     names_targets: bool = False
     to_all: bool = False
     by_team: bool = False
+
+    @property
+    def usual_family(self) -> Family:
+        """The family of kernels that issues it, unless a schedule says which other does."""
+        if self.in_switch:
+            return "multimem"
+        return "warp_load" if self.reads else "warp_direct"
+
+    def require_family(self, family: str) -> None:
+        """Checks that a family of kernels can issue this primitive.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if self.in_switch != (family == "multimem"):
+            allowed = ["multimem"] if self.in_switch else [name for name in FAMILIES if name != "multimem"]
+            raise ValueError(f"'{family}' does not issue {self.name}; choose from {allowed}")
 
 
 def _by_name(*primitives: Primitive) -> dict[str, Primitive]:

@@ -8,20 +8,42 @@ links 5/4/4/5 to four chips; here every plane gets an equal share).
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, find_config, parse_spec, read_yaml
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, CombinePrimitive, DispatchPrimitive
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, CombinePrimitive, DispatchPrimitive, Family
 
 # The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
 Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 Queueing = Literal["output_queued", "voq", "input_fifo"]
+
+
+class FamilySpec(Spec):
+    """How one communication SM works under one family of kernels.
+
+    It works on several vectors at once, one for each warp or pipeline stage. A vector alone takes as many times its
+    cost, and with all of them at hand one leaves after each cost: ``vectors`` is latency, the costs are rate.
+    """
+
+    token_ns: Cost = 0.0
+    """Cost of a token, nanoseconds of an SM. The first vector taken of it bears it; partial sums that are pushed home
+    bear equal shares, as each is taken by itself."""
+    copy_ns: Cost = 0.0
+    """Cost of a vector whatever its size, nanoseconds of an SM."""
+    byte_ps: Cost = 0.0
+    """Cost of a byte of it, picoseconds of an SM: 1000 over the SM's rate in GB/s."""
+    vectors: Annotated[int, Field(ge=1, le=1_000_000)] = 8
+    """Vectors that an SM works on at once. For ``multimem`` what MultimemQ holds counts instead."""
+    payload_bytes: CountOrZero = 0
+    """Data bytes of its full packets; 0: as many as ``link.payload_bytes``."""
 
 
 class GpuSpec(Spec):
@@ -51,10 +73,12 @@ class GpuSpec(Spec):
     """How often L2 holds a line that all SMs read: once in each partition or die that keeps a copy of its own."""
     memory_latency_ns: CountOrZero
     """One access to the GPU's memory made on behalf of a packet, nanoseconds."""
-    store_in_flight_bytes: CountOrZero = 0
-    """Bytes one communication SM keeps in flight by plain stores to other GPUs; 0 means unlimited."""
-    load_in_flight_bytes: CountOrZero = 0
-    """Bytes one communication SM keeps in flight by plain loads from other GPUs; 0 means unlimited."""
+    families: dict[Family, FamilySpec] = Field(default_factory=dict)
+    """Families of communication kernels that run on it, by name. With none at all communication costs SMs nothing.
+    ``multimem`` costs what ``warp_direct`` does unless it is here: the instructions are a warp's."""
+    in_gemm_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Part of an SM's work on a vector that its GEMM thread blocks lose, where those issue it themselves. What is taken
+    while thread blocks run counts; those that start next share it, each at most its own time again."""
     multimem_queue_entries: CountOrZero = 32
     """Multimem accesses one SM keeps in flight (MultimemQ, DySHARP, arXiv 2605.05607); 0 means unlimited."""
     multimem_access_bytes: Count = 512
@@ -97,6 +121,10 @@ class LinkSpec(Spec):
 
     gbps: Rate
     """Bandwidth per GPU and direction, all planes together, GB/s."""
+    efficiency: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
+    """Fraction of ``gbps`` that flits get through the fabric between at most 8 GPUs."""
+    efficiency_per_doubling: Annotated[float, Field(ge=0, le=0.1)] = 0.0
+    """What that fraction loses with each doubling of the GPUs beyond 8."""
     planes: Count
     """Switch chips each GPU is wired to; each has an equal share of ``gbps``."""
     ports: CountOrZero = 0
@@ -113,6 +141,9 @@ class LinkSpec(Spec):
     """Flits that acknowledge one write."""
     request_flits: CountOrZero = 1
     """Flits of a read request, before its target flits."""
+    multimem_flits: CountOrZero = 0
+    """Flits that a packet has besides where the switch copies it or adds it up: stores and their copies, contributions
+    and reduced sums."""
     multimem_request_bytes: CountOrZero = 0
     """Data bytes that one ``dymultimem.ld_reduce`` request asks for, answered in packets; 0 means one packet's. Plain
     loads and static multimem ask for packet after packet."""
@@ -160,9 +191,8 @@ class SwitchSpec(Spec):
     """Accumulators of an output port, bytes (64 KB per port: DySHARP, arXiv 2605.05607)."""
     reduction_cycle_ps: CountOrZero = 640
     """The one cycle that reduction adds to the data path. Default: a 16 B flit on one 25 GB/s NVLink4 link."""
-    reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 0.85
-    """Rate of a reduction unit over its port's line rate; 0.85 is what NCCL's tuner grants NVLS on Hopper relative to
-    plain transfers (nvlsEfficiency, src/graph/tuning.cc)."""
+    reduction_rate: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
+    """Rate of a reduction unit over its port's line rate. What NVLS loses stands in ``link.multimem_flits``."""
     team_gpus: Annotated[int, Field(ge=2, le=16)] = 8
     """GPUs, neighbours by number, whose every subset of two or more is a team made beforehand, for ``team``: 247 teams
     of 8. Each is a CUDA multicast object, fixed when it is made; how many a driver allows was set, not measured."""
@@ -220,9 +250,13 @@ class OverheadSpec(Spec):
     """Whether kernels between phases (quantise, layout, permute, activation, final sum) take time; false leaves them
     out, for machines whose source does not count them."""
     barrier_us: Micros
-    """One barrier among all GPUs inside a kernel."""
+    """One barrier among all of at most 8 GPUs inside a kernel."""
     count_exchange_us: Micros
     """Exchange of per-expert token counts before a dispatch whose receivers must know sizes."""
+    barrier_per_doubling_us: Micros = 0.0
+    """What it takes longer with each doubling of the GPUs beyond 8."""
+    role_change_us: Micros = 0.0
+    """Time in which an SM that changes over between communication and GEMMs does neither."""
 
 
 class SystemSpec(Spec):
@@ -242,18 +276,45 @@ class SystemSpec(Spec):
     """Time of a GEMM's thread block on GPU 0 over that on the others, in thousandths: 1.2 for a GPU whose clock is held
     a sixth below theirs. HBM and links keep their rates."""
 
+    @property
+    def doublings(self) -> float:
+        """How often 8 GPUs are doubled, 0 for fewer: on boards of 8 most constants were measured."""
+        return max(0.0, math.log2(self.num_gpus / 8))
+
+    @property
+    def link_bytes_per_s(self) -> int:
+        """What a GPU's links carry in one direction, all planes together."""
+        efficiency = self.link.efficiency - self.link.efficiency_per_doubling * self.doublings
+        if efficiency == 1:
+            return round(self.link.gbps * 1e9)
+        # Whole MB/s keep the time of a flit a fraction of small numbers.
+        return max(1, round(self.link.gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
+
+    def overhead_us(self, cost: str) -> float:
+        """Returns what is paid for a launch, a barrier among all GPUs, or a count exchange, microseconds."""
+        per_doubling_us = self.overheads.barrier_per_doubling_us if cost == "barrier" else 0.0
+        return float(getattr(self.overheads, f"{cost}_us")) + per_doubling_us * self.doublings
+
     @model_validator(mode="after")
     def _check_packet_fits(self) -> SystemSpec:
         # A packet larger than a virtual channel or an accumulator slot could never move.
-        packet_flits = self.link.header_flits + self.link.payload_bytes // self.link.flit_bytes
+        payload_bytes = self.link.payload_bytes
+        for name, family in self.gpu.families.items():
+            if family.payload_bytes % self.link.flit_bytes:
+                raise ValueError(
+                    f"gpu.families.{name}.payload_bytes={family.payload_bytes} must be a multiple of"
+                    f" link.flit_bytes={self.link.flit_bytes}"
+                )
+            payload_bytes = max(payload_bytes, family.payload_bytes)
+        packet_flits = self.link.header_flits + self.link.multimem_flits + payload_bytes // self.link.flit_bytes
         if self.switch.vc_depth_flits < packet_flits:
             raise ValueError(
                 f"switch.vc_depth_flits={self.switch.vc_depth_flits} must hold one packet of {packet_flits} flits"
             )
-        if self.switch.reduction_buffer_bytes < self.link.payload_bytes:
+        if self.switch.reduction_buffer_bytes < payload_bytes:
             raise ValueError(
                 f"switch.reduction_buffer_bytes={self.switch.reduction_buffer_bytes} must hold one packet of "
-                f"link.payload_bytes={self.link.payload_bytes}"
+                f"payload_bytes={payload_bytes}"
             )
         return self
 

@@ -51,7 +51,10 @@ def all_to_all_system(ranks: int) -> SystemSpec:
             "link.store_and_forward": True,
             "link.time_quantum_ps": 1000,
             "switch.queueing": "output_queued",
-            "gpu.store_in_flight_bytes": 0,
+            "gpu.families": {},  # no SM is waited for
+            "link.efficiency": 1.0,
+            "link.efficiency_per_doubling": 0.0,
+            "link.multimem_flits": 0,
             "overheads.launch_us": 0,
             "overheads.barrier_us": 0,
             "overheads.count_exchange_us": 0,

@@ -23,6 +23,8 @@ from dysharp_env.workload import ScenarioSpec, Workload, load_model
 # The machine of DySHARP, arXiv 2605.05607; the closed forms below are its.
 SYSTEM = "gh200-nvl32"
 NUM_GPUS = 32
+# The paper's packets, on links that all flits get through.
+PROTOCOL = {"link.multimem_flits": 0, "link.efficiency": 1.0, "link.efficiency_per_doubling": 0.0}
 # Communication is all that is looked at, so the GEMMs may as well be short.
 COMPUTE_SCALE = 0.001
 # Random routing at this size keeps R within 0.3 % of its expectation.
@@ -69,7 +71,7 @@ def _uniform_runs(model: str, top_k: int, seed: int, *schedules: str) -> list[La
         system=SYSTEM, gpus=NUM_GPUS, model=model, top_k=top_k, tokens=TOKENS_PER_GPU, routing="uniform"
     ).build()
     workload = scenario.draw(seed)
-    return [_run(scenario.system, workload, schedule) for schedule in schedules]
+    return [_run(scenario.system.with_changes(PROTOCOL), workload, schedule) for schedule in schedules]
 
 
 def _useless_traffic(seed: int) -> Iterator[ValidationRow]:
@@ -103,7 +105,7 @@ def _payload_efficiency() -> Iterator[ValidationRow]:
     """Data flits over all flits, in and out of the switch, of a packet stored to eight GPUs and acknowledged by all."""
     destinations = 8
     num_gpus = destinations + 1
-    system = load_system(SYSTEM, num_gpus)
+    system = load_system(SYSTEM, num_gpus).with_changes(PROTOCOL)
     layer = load_model("small").with_changes({"experts": num_gpus, "top_k": destinations})
     home = np.repeat(np.arange(num_gpus), 16)
     workload = laid_out(layer, num_gpus, (home[:, None] + np.arange(1, num_gpus)) % num_gpus)
@@ -141,7 +143,7 @@ def _merged_gain() -> Iterator[ValidationRow]:
     workload = laid_out(layer, num_gpus, np.tile(topk_ids, (1, 10, 1)).reshape(-1, 8))
     mean = float(remote.mean())
     for payload_bytes in (128, 256):
-        system = load_system(SYSTEM, num_gpus).with_changes({"link.payload_bytes": payload_bytes})
+        system = load_system(SYSTEM, num_gpus).with_changes({**PROTOCOL, "link.payload_bytes": payload_bytes})
         unicast, dynamic = (
             int(_counts(_run(system, workload, schedule), "traffic")[:, :, COUNTED].sum(axis=(0, 2)).max())
             for schedule in ("deepep", "dysharp")
@@ -162,7 +164,7 @@ def _unicast_rate() -> Iterator[ValidationRow]:
     450, which is also what NCCL reaches on H100 (NVIDIA/nccl-tests issue 212).
     """
     num_gpus = 8
-    system = load_system(SYSTEM, num_gpus)
+    system = load_system(SYSTEM, num_gpus).with_changes(PROTOCOL)
     topk_ids = np.tile(np.arange(num_gpus), (num_gpus * 256, 1))
     workload = laid_out(one_expert_each(num_gpus, top_k=num_gpus), num_gpus, topk_ids)
     run = _run(system, workload, "deepep")

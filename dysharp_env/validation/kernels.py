@@ -67,7 +67,9 @@ def deepep_us(system: SystemSpec, tokens: int, sms: int, seed: int, **changes: f
     rng = np.random.default_rng(seed)
     topk_ids = draw_routing(ROUTING_MODELS["uniform"], layer, system.num_gpus, tokens, rng).reshape(-1, layer.top_k)
     pays = ["launch", "barrier", "launch"]
-    program = _program("unicast", "unicast", sms, pays={"dispatch": pays, "combine": pays}, readiness=PHASES)
+    families = {"dispatch": "warp_queue", "combine": "warp_queue"}
+    pays_for = {"dispatch": pays, "combine": pays}
+    program = _program("unicast", "unicast", sms, families=families, pays=pays_for, readiness=PHASES)
     dispatch, combine = (
         _run(system, layer.with_changes({"hidden": hidden}), topk_ids, program, changes)
         for hidden in DEEPEP_HIDDEN.values()

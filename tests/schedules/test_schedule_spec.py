@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names
+from dysharp_env.config import ConfigError, find_config, parse_spec, preset_names, read_yaml
 from dysharp_env.schedules import Exposure, ScheduleSpec, load_schedule, schedule_names, simulate
 from dysharp_env.schedules.spec import NEVER_EARLY
 from dysharp_env.simulator.state import observation
@@ -62,6 +62,12 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
         ),
         ({**BY_EXPERTS, "combine": "push_reduce"}, "copies=expert needs unicast or pull both ways"),
         ({"token_order": "expert_waves"}, "token_order=expert_waves needs 'count_exchange' in pays.dispatch"),
+        ({"families": {"dispatch": "warp_que"}}, "'warp_que' is not a family of kernels; choose from"),
+        ({"families": {"dispatch": "multimem"}}, "'multimem' does not issue unicast; choose from ['warp_queue'"),
+        (
+            {"dispatch": "multicast", "families": {"dispatch": "bulk"}},
+            "'bulk' does not issue multicast; choose from ['multimem']",
+        ),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )
@@ -92,6 +98,9 @@ def test_a_system_without_the_primitive_or_the_sms_refuses() -> None:
     plain = system.with_changes({"switch.dispatch_primitives": ["unicast"]})
     with pytest.raises(ConfigError, match="schedule='dysharp' needs dispatch 'multicast'"):
         load_schedule("dysharp").program(plain)
+    few = system.with_changes({"gpu.families": {"warp_direct": {}}})
+    with pytest.raises(ConfigError, match=r"schedule='mega-moe' needs family 'bulk'; gpu.families of dgx-h100 are \["):
+        load_schedule("mega-moe").program(few)
     greedy = parse_spec(ScheduleSpec, {**BASE, "sms": {"dispatch": 66, "combine": 66}}, "schedule")
     with pytest.raises(ConfigError, match="leave no SM for GEMMs"):
         greedy.program(system)
@@ -146,13 +155,14 @@ def test_phases_do_not_overlap_and_fusion_does() -> None:
 
 
 def test_the_paper_s_story_when_communication_binds() -> None:
-    """Saved bytes become saved time only under fusion (gh200-nvl32, large, top-8, GEMM time near zero)."""
+    """Saved bytes become saved time only under fusion (the paper's machine, large, top-8, GEMM time near zero)."""
     scenario = ScenarioSpec(
         system="gh200-nvl32", model="large", top_k=8, tokens=1024, routing="uniform", compute_scale=0.001
     ).build()
     workload = scenario.draw(0)
+    system = scenario.system.with_changes(read_yaml(find_config("calibrations", "paper"))["changes"])
     results = {
-        name: simulate(scenario.system, workload, load_schedule(name), compute_scale=0.001).result()
+        name: simulate(system, workload, load_schedule(name), compute_scale=0.001).result()
         for name in ("deepep", "dysharp-basic", "dysharp", "nvls")
     }
     time = {name: result.makespan_us for name, result in results.items()}

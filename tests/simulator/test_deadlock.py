@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dysharp_env.simulator.state import codes
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.system import FamilySpec
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES
 from tests.conftest import Case
 
 GROUPS, CASES_PER_GROUP = 10, 100
@@ -22,15 +23,14 @@ def with_smallest_buffers(case: Case, queueing: str) -> Case:
     One virtual channel of one packet, reduction units and communication SMs that hold one packet, tables of one entry,
     and four SMs, so that whichever group gets a second one takes it from another.
     """
-    packet = case.costs.packet
+    packet, families = case.costs.packet, case.costs.families
+    one = {name: FamilySpec(vectors=1) for name in FAMILIES}
     costs = dataclasses.replace(
         case.costs,
         queueing=queueing,
-        credit_flits=packet.header_flits + packet.payload_bytes // packet.flit_bytes,
+        credit_flits=packet.header_flits + families.multimem_flits + packet.payload_bytes // packet.flit_bytes,
         reduction_slots=1,
-        store_bytes=packet.payload_bytes,
-        load_bytes=packet.payload_bytes,
-        multimem_bytes=packet.payload_bytes,
+        families=dataclasses.replace(families, specs=one, multimem_bytes=packet.payload_bytes),
         al_tlb_entries=1,
         tile_status_entries=1,
         output_readiness_entries=1,

@@ -279,7 +279,7 @@ def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -
 
 def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
     """Returns the flits of every GPU by (direction, purpose), from the routing and the packet format alone."""
-    program, costs, packet, num_gpus = case.program, case.costs, case.costs.packet, case.workload.num_gpus
+    program, costs, packet, num_gpus = case.program, case.costs, case.costs.dispatch_packet, case.workload.num_gpus
     flits = defaultdict(lambda: np.zeros(num_gpus, np.int64))
     needed = experts_at(case)
     is_named = program.dispatch.names_targets

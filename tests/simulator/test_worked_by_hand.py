@@ -10,6 +10,7 @@ import pytest
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.state import State
+from dysharp_env.system import FamilySpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
@@ -133,7 +134,8 @@ def test_too_few_slots_evict_the_oldest_sum(make_case: Callable[..., Case]) -> N
 
 def test_an_sm_sends_its_next_token_when_it_knows_that_the_one_before_is_stored(make_case: Callable[..., Case]) -> None:
     case = make_case(round_system(2), round_layer(2), np.array([[0, 1]] * 8), ROUND_PROGRAM)
-    costs = dataclasses.replace(case.costs, store_bytes=128)
+    one = dataclasses.replace(case.costs.families, specs={"warp_direct": FamilySpec(vectors=1)})
+    costs = dataclasses.replace(case.costs, families=one)
     tokens = case._replace(costs=costs).with_program(dispatch_sms=2, chunk_tokens=2).engine().run().state.tokens
     # Two SMs of one vector each: 9,000 ps on the wire, 100,000 a hop, and as long back.
     assert tokens["dispatch_start"][:4].tolist() == [10_000, 10_000, 419_000, 428_000]

@@ -58,7 +58,8 @@ def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name: str) -
     assert load_system(name).name == name
     lines = (config_root() / "systems" / f"{name}.yaml").read_text().splitlines()
     explained_by_block = {"payload_bytes", "header_flits", "ack_flits", "request_flits"}
-    explained_by_block |= {"dispatch_primitives", "combine_primitives"}
+    explained_by_block |= {"dispatch_primitives", "combine_primitives", "multimem_flits"}
+    explained_by_block |= {"families", "warp_queue", "warp_direct", "bulk", "efficiency", "efficiency_per_doubling"}
     bare = {line.split(":")[0].strip() for line in lines if line.startswith("  ") and "#" not in line}
     assert bare <= explained_by_block
 
@@ -119,7 +120,11 @@ def test_own_file_loads(own_system: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("payload_bytes:", "payload_byte:", "unknown key 'link.payload_byte' (did you mean 'link.payload_bytes'?)"),
+        (
+            "payload_bytes: 128",
+            "payload_byte: 128",
+            "unknown key 'link.payload_byte' (did you mean 'link.payload_bytes'?)",
+        ),
         ("num_sms: 132", "num_sms: -132", "gpu.num_sms=-132: "),
         ("hbm_gbps: 3350", "hbm_gbps: 0", "gpu.hbm_gbps=0: "),
         ("hbm_gbps: 3350", "hbm_gbps: .inf", "gpu.hbm_gbps=inf: "),
@@ -142,12 +147,24 @@ def test_own_file_loads(own_system: Path) -> None:
         ("  queueing: voq", "  team_gpus: 1\n  queueing: voq", "switch.team_gpus=1: "),
         ("payload_bytes: 128", "payload_bytes: 100", "payload_bytes=100 must be a multiple of flit_bytes=16"),
         ("target_bytes: 2", "target_bytes: 32", "target_bytes=32 must be at most flit_bytes=16"),
-        ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 9 flits"),
+        ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 18 flits"),
         (
             "reduction_buffer_bytes: 65536",
             "reduction_buffer_bytes: 64",
-            "switch.reduction_buffer_bytes=64 must hold one packet of link.payload_bytes=128",
+            "switch.reduction_buffer_bytes=64 must hold one packet of payload_bytes=256",
         ),
+        ("    warp_load:", "    warp_lode:", "gpu.families.warp_lode"),
+        (
+            "    warp_load: {token_ns: 100",
+            "    warp_load: {token_n: 100",
+            "unknown key 'gpu.families.warp_load.token_n'",
+        ),
+        ("    warp_load: {token_ns: 100", "    warp_load: {token_ns: -1", "gpu.families.warp_load.token_ns=-1: "),
+        ("payload_bytes: 256}", "payload_bytes: 250}", "gpu.families.bulk.payload_bytes=250 must be a multiple of"),
+        ("in_gemm_share: 1.0", "in_gemm_share: 2", "gpu.in_gemm_share=2: "),
+        ("  efficiency: 1.0", "  efficiency: 1.1", "link.efficiency=1.1: "),
+        ("multimem_flits: 1", "multimem_flits: -1", "link.multimem_flits=-1: "),
+        ("role_change_us: 1.0", "role_change_us: -1", "overheads.role_change_us=-1: "),
         ("  barrier_us: 4.0", "  # barrier_us: 4.0", "key 'overheads.barrier_us' is missing"),
     ],
 )
@@ -181,6 +198,29 @@ def test_latency_keeps_fractions_of_a_nanosecond_and_whole_ones_stay_whole() -> 
     system = load_system("dgx-h100")
     assert isinstance(system.link.latency_ns, int)
     assert system.with_changes({"link.latency_ns": 936.25}).link.latency_ps == 936_250
+
+
+def test_settings_of_a_family_are_changed_one_by_one() -> None:
+    system = load_system("dgx-h100")
+    changed = system.with_changes({"gpu.families.warp_queue.byte_ps": 7})
+    assert changed.gpu.families["warp_queue"].byte_ps == 7
+    assert changed.gpu.families["warp_queue"].token_ns == system.gpu.families["warp_queue"].token_ns
+    assert changed.gpu.families["bulk"] == system.gpu.families["bulk"]
+    with pytest.raises(ConfigError, match=r"^'gpu.families.warp_que.byte_ps' is not a setting"):
+        system.with_changes({"gpu.families.warp_que.byte_ps": 7})
+
+
+def test_links_and_barriers_follow_the_number_of_gpus() -> None:
+    changes = {
+        "link.efficiency": 0.9,
+        "link.efficiency_per_doubling": 0.05,
+        "overheads.barrier_us": 4,
+        "overheads.barrier_per_doubling_us": 0.5,
+    }
+    for num_gpus, gbps, barrier_us in ((2, 405, 4), (8, 405, 4), (32, 360, 5)):
+        system = load_system("gh200-nvl32", num_gpus).with_changes(changes)
+        assert system.link_bytes_per_s == gbps * 10**9 and system.overhead_us("barrier") == barrier_us
+        assert system.overhead_us("launch") == system.overheads.launch_us
 
 
 def test_specs_are_frozen_and_survive_a_round_trip() -> None:

@@ -7,17 +7,8 @@ from typing import Any
 import pytest
 
 from dysharp_env.system import load_system
-from dysharp_env.validation.kernels import (
-    DENSE_TFLOPS,
-    GROUPED_TFLOPS,
-    deepep_us,
-    dense_gemm_tflops,
-    grouped_gemm_tflops,
-    one_sided_us,
-)
+from dysharp_env.validation.kernels import DENSE_TFLOPS, GROUPED_TFLOPS, dense_gemm_tflops, grouped_gemm_tflops
 from dysharp_env.validation.measurements import (
-    DEEPEP,
-    ONE_SIDED_US,
     deepep_published_us,
     prediction_errors_pct,
 )
@@ -29,42 +20,6 @@ def test_a_bandwidth_becomes_the_time_of_what_ranks_receive() -> None:
     for published_us, from_gbps in zip((500, 973), deepep_published_us("any", 4096, (320, 319)), strict=True):
         assert from_gbps == pytest.approx(published_us, rel=0.004)
     assert deepep_published_us("DeepEP V1 on 8 H200", 4096, (320, 319)) == (500, 973)
-
-
-@pytest.mark.parametrize("name", ["DeepEP V1 on 8 H200", "DeepEP V2 on 8 SM100, 24 SMs"])
-def test_window_of_stores_from_deepep_s_dispatch(name: str) -> None:
-    """Time falls as the window grows; where it is what was measured is the window of the preset, to 2 %."""
-    _, preset, tokens, sms, gbps, _ = next(row for row in DEEPEP if row[0] == name)
-    system = load_system(preset)
-    window = system.gpu.store_in_flight_bytes
-    measured_us, _ = deepep_published_us(name, tokens, gbps)
-    low, high = round(0.9 * window), round(1.1 * window)
-    slow_us, fast_us = (deepep_us(system, tokens, sms, 0, store_in_flight_bytes=value)[0] for value in (low, high))
-    assert fast_us < measured_us < slow_us
-    # In between, time goes with the inverse of the window.
-    inverse = 1 / low + (slow_us - measured_us) / (slow_us - fast_us) * (1 / high - 1 / low)
-    assert 1 / inverse == pytest.approx(window, rel=0.02)
-
-
-def test_launch_and_window_of_loads_from_one_token_on_blackwell() -> None:
-    system = load_system("gb200-nvl72", 8)
-    gpu, hop_us = system.gpu, system.link.latency_ns / 1000
-    vector_bytes = 7168 * 2
-    serial_us = vector_bytes / 128 * 9 * 16 / 900e3
-    dispatch_us, combine_us = ONE_SIDED_US[8][1]
-    # One SM stores 7 vectors, two in flight at a time: the last pair leaves after three round trips, each stretched to
-    # what two vectors need of the window.
-    trip_us = (4 * hop_us + serial_us) * 2 * vector_bytes / gpu.store_in_flight_bytes
-    stores_us = 3 * trip_us + 2 * hop_us + serial_us
-    launch_us = (dispatch_us - system.overheads.barrier_us - stores_us) / 2
-    assert launch_us == pytest.approx(system.overheads.launch_us, abs=0.1)
-    # It loads 7 vectors one after the other, each window by window.
-    loads_us = combine_us - system.overheads.barrier_us - 2 * system.overheads.launch_us
-    load_us = 4 * hop_us + gpu.memory_latency_ns / 1000 + serial_us
-    window = 6 * load_us * vector_bytes / (loads_us - load_us)
-    assert window == pytest.approx(gpu.load_in_flight_bytes, rel=0.02)
-    # And the engine says the same.
-    assert one_sided_us(system, 1, 0) == pytest.approx((dispatch_us, combine_us), rel=0.005)
 
 
 def test_thread_blocks_from_deepgemm_s_contiguous_rates() -> None:

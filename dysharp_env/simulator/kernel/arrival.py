@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
+from dysharp_env.simulator.kernel.dispatch import free_copy_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.gates import count_towards
 from dysharp_env.simulator.kernel.gemm import close_tile
@@ -117,6 +118,8 @@ def store_acknowledged(s: Root, node: int) -> None:
 @compiled
 def end_dispatch_segment(s: Root, gpu: int, first: int) -> None:
     """Counts a segment that is stored or read; the last one ends the round trip of its vector."""
-    if end_segment(s, DISPATCH, gpu, first):
+    sm = end_segment(s, DISPATCH, gpu, first)
+    if sm != NOTHING:
+        free_copy_place(s, gpu, sm)
         # With the last vector a part may be over.
         mark(s, DISPATCH, gpu)

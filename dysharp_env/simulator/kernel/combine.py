@@ -10,7 +10,7 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, append_both_ways, take
 from dysharp_env.simulator.kernel.gates import part_of
-from dysharp_env.simulator.kernel.groups import begin_trip, end_segment, list_sm, mark
+from dysharp_env.simulator.kernel.groups import end_segment, list_sm, mark, take_vector
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, charge_down, charge_up, is_partial, send_vector
 from dysharp_env.simulator.kernel.memory import read_partial, translate, write_result
 from dysharp_env.simulator.kernel.names import Root
@@ -110,19 +110,33 @@ def add_targets(s: Root, unit: int, token: int) -> None:
 
 
 @compiled
-def take_slot(s: Root, gpu: int, first: int) -> None:
-    """Puts a vector, whose first segment is ``first``, in flight at the first combine SM that may take one."""
-    group = s.gpus[gpu].groups[COMBINE]
-    sm = take(group.able, s.sms)
-    begin_trip(s, sm, first, s.combine.segments)
-    group.in_flight += 1
+def give_sum(s: Root, gpu: int, first: int, token_ps: int) -> None:
+    """Gives a sum, whose first segment is ``first``, to the first combine SM that may take one."""
+    sm = take(s.gpus[gpu].groups[COMBINE].able, s.sms)
+    if take_vector(s, COMBINE, gpu, sm, first, token_ps):
+        depart(s, gpu, first)
     if s.sms[sm].in_flight < s.combine.slots:
         list_sm(s, COMBINE, gpu, sm)
 
 
 @compiled
-def issue_loads(s: Root, gpu: int, sm: int) -> None:
-    """Asks for what an SM's token still lacks as far as its window allows; with nothing left it may take another."""
+def depart(s: Root, gpu: int, first: int) -> None:
+    """Stores a partial sum, or asks for one (plain loads) or for those of all GPUs at once (in-switch reduction)."""
+    if not s.combine.reads:
+        send_vector(s, gpu, first)
+    elif not s.combine.in_switch:
+        crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], codes.COMBINE_REQUEST)
+        push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, first, 0, 0)
+    else:
+        ask_for_sum(s, gpu, s.nodes[first].owner)
+
+
+@compiled
+def issue_loads(s: Root, gpu: int, sm: int, token_ps: int) -> None:
+    """Takes what an SM's token still lacks as far as it has places; with nothing left it may take another token.
+
+    The first vector bears ``token_ps``, work on the token itself.
+    """
     m = s.sms[sm]
     end = s.tokens[m.token + 1].pair0
     while m.pair < end:
@@ -130,10 +144,9 @@ def issue_loads(s: Root, gpu: int, sm: int) -> None:
             if m.in_flight == s.combine.slots:
                 return
             first = s.partial0 + m.pair * s.combine.segments
-            s.gpus[gpu].groups[COMBINE].in_flight += 1
-            begin_trip(s, sm, first, s.combine.segments)
-            crossed_ps = ask_up(s, gpu, first, s.ask_flits[0], codes.COMBINE_REQUEST)
-            push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, first, 0, 0)
+            if take_vector(s, COMBINE, gpu, sm, first, token_ps):
+                depart(s, gpu, first)
+            token_ps = 0
         m.pair += 1
     m.token = NOTHING
     if m.duty != codes.ON_DUTY:
@@ -152,26 +165,46 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
     if tok.combine_start == NO_TIME:
         tok.combine_start = s.now_ps
     if not s.combine.reads:
-        first = s.partial0 + item * s.combine.segments
-        take_slot(s, gpu, first)
         read_partial(s, item)
-        send_vector(s, gpu, first)
+        # Partial sums are taken one by one, so each bears a share of the token.
+        token_ps = s.combine.token_ps // tok.partials if s.combine.token_ps > 0 else 0
+        give_sum(s, gpu, s.partial0 + item * s.combine.segments, token_ps)
     elif s.sums[token * s.combine.segments].pieces_left == 0:
         complete(s, token)
     elif s.combine.in_switch:
-        ask_for_sum(s, gpu, token)
+        give_sum(s, gpu, s.sum0 + token * s.combine.segments, s.combine.token_ps)
     else:
         sm = take(s.gpus[gpu].groups[COMBINE].able, s.sms)
         s.sms[sm].token = token
         s.sms[sm].pair = tok.pair0
-        issue_loads(s, gpu, sm)
+        issue_loads(s, gpu, sm, s.combine.token_ps)
+
+
+@compiled
+def free_sum_place(s: Root, gpu: int, sm: int) -> None:
+    """Lets a combine SM take another vector: of the token it is at, or else of a new one."""
+    m = s.sms[sm]
+    if m.token != NOTHING:
+        issue_loads(s, gpu, sm, 0)
+    elif m.duty != codes.ON_DUTY:
+        leave_if_idle(s, COMBINE, gpu, sm)
+    elif m.in_flight == s.combine.slots - 1:
+        # With fewer at hand it is listed already.
+        list_sm(s, COMBINE, gpu, sm)
+
+
+@compiled
+def end_sum_segment(s: Root, gpu: int, first: int) -> None:
+    """Counts a segment that is stored or here; the last one ends the round trip of its vector."""
+    sm = end_segment(s, COMBINE, gpu, first)
+    if sm != NOTHING:
+        free_sum_place(s, gpu, sm)
 
 
 @compiled
 def ask_for_sum(s: Root, gpu: int, token: int) -> None:
     """Asks all GPUs that have a partial sum of a token for it, in one request that the switch spreads."""
     first = s.sum0 + token * s.combine.segments
-    take_slot(s, gpu, first)
     targets = s.tokens[token].remote_targets if s.combine.names_targets else 0
     crossed_ps = ask_up(s, gpu, first, s.ask_flits[targets], codes.COMBINE_REQUEST)
     for pair in range(s.tokens[token].pair0, s.tokens[token + 1].pair0):
@@ -202,7 +235,7 @@ def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
     if total.pieces_left > 0:
         return
     if s.combine.reads and s.combine.in_switch:
-        end_segment(s, COMBINE, token // s.tokens_per_gpu, s.sum0 + token * s.combine.segments)
+        end_sum_segment(s, token // s.tokens_per_gpu, s.sum0 + token * s.combine.segments)
     s.tokens[token].sums_left -= 1
     if s.tokens[token].sums_left == 0:
         complete(s, token)
@@ -237,7 +270,7 @@ def reach_combine(s: Root, node: int) -> None:
         if not s.combine.in_switch:
             push(s, s.now_ps + 2 * s.hop_ps, codes.EV_ACK, node, 0, 0)
     elif not s.combine.in_switch:
-        end_segment(s, COMBINE, home, s.partial0 + owner * s.combine.segments)
+        end_sum_segment(s, home, s.partial0 + owner * s.combine.segments)
     deliver(s, token, segment, s.nodes[node].pieces)
 
 
@@ -247,4 +280,4 @@ def push_acknowledged(s: Root, node: int) -> None:
     owner = s.nodes[node].owner
     gpu = s.pairs[owner].gpu
     charge_down(s, gpu, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, codes.COMBINE_ACK)
-    end_segment(s, COMBINE, gpu, s.partial0 + owner * s.combine.segments)
+    end_sum_segment(s, gpu, s.partial0 + owner * s.combine.segments)

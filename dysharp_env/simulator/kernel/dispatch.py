@@ -6,7 +6,7 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
-from dysharp_env.simulator.kernel.groups import begin_trip, list_sm, mark
+from dysharp_env.simulator.kernel.groups import list_sm, mark, take_vector
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
 from dysharp_env.simulator.kernel.memory import read_input
 from dysharp_env.simulator.kernel.names import Root
@@ -42,13 +42,11 @@ def issue_local(s: Root, token: int, part: int) -> None:
 
 
 @compiled
-def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
+def issue_dispatch(s: Root, gpu: int, node: int) -> None:
     """Stores a token to one GPU (unicast) or to several (multicast, broadcast, team), or asks for it (pull).
 
     ``node`` is the first segment of its vector.
     """
-    s.gpus[gpu].groups[DISPATCH].in_flight += 1
-    begin_trip(s, sm, node, s.dispatch.segments)
     if s.dispatch.reads:
         crossed_ps = ask_up(s, gpu, node, s.dispatch_ask_flits, codes.DISPATCH_REQUEST)
         push(s, crossed_ps + 2 * s.hop_ps, codes.EV_REQUEST, node, 0, 0)
@@ -57,8 +55,8 @@ def issue_dispatch(s: Root, gpu: int, sm: int, node: int) -> None:
 
 
 @compiled
-def issue_pairs(s: Root, gpu: int, sm: int) -> bool:
-    """Issues copies that an SM's token still lacks; False if its window is full before the last."""
+def issue_pairs(s: Root, gpu: int, sm: int, token_ps: int) -> bool:
+    """Takes copies that an SM's token still lacks; False if it has no place before the last."""
     m = s.sms[sm]
     part = s.gpus[gpu].part
     end = s.tokens[m.token + 1].pair0
@@ -66,14 +64,17 @@ def issue_pairs(s: Root, gpu: int, sm: int) -> bool:
         if is_target(s, m.pair) and is_in_turn(s, gpu, part, m.pair):
             if m.in_flight == s.dispatch.slots:
                 return False
-            issue_dispatch(s, gpu, sm, m.pair * s.dispatch.segments)
+            copy = m.pair * s.dispatch.segments
+            if take_vector(s, DISPATCH, gpu, sm, copy, token_ps):
+                issue_dispatch(s, gpu, copy)
+            token_ps = 0
         m.pair += 1
     return True
 
 
 @compiled
-def issue_stores(s: Root, gpu: int, sm: int) -> bool:
-    """Issues stores that an SM's token still lacks, its own group's first; False if its window is full before the last.
+def issue_stores(s: Root, gpu: int, sm: int, token_ps: int) -> bool:
+    """Takes stores that an SM's token still lacks, its own group's first; False if it has no place before the last.
 
     Nothing of a store that is not issued is acknowledged, so what is left of that says whether it has targets.
     """
@@ -85,17 +86,23 @@ def issue_stores(s: Root, gpu: int, sm: int) -> bool:
         if s.stores[store].acks_left > 0:
             if m.in_flight == s.dispatch.slots:
                 return False
-            issue_dispatch(s, gpu, sm, s.store0 + store)
+            if take_vector(s, DISPATCH, gpu, sm, s.store0 + store, token_ps):
+                issue_dispatch(s, gpu, s.store0 + store)
+            token_ps = 0
         m.pair += 1
     return True
 
 
 @compiled
-def issue_copies(s: Root, gpu: int, sm: int) -> None:
-    """Issues what is left of an SM's token as far as its window allows; with nothing left it may take another."""
+def issue_copies(s: Root, gpu: int, sm: int, token_ps: int) -> None:
+    """Takes what is left of an SM's token as far as it has places; with nothing left it may take another token.
+
+    The first vector bears ``token_ps``, work on the token itself.
+    """
     g = s.gpus[gpu]
     m = s.sms[sm]
-    if not (issue_stores(s, gpu, sm) if s.dispatch.in_switch else issue_pairs(s, gpu, sm)):
+    in_switch = s.dispatch.in_switch
+    if not (issue_stores(s, gpu, sm, token_ps) if in_switch else issue_pairs(s, gpu, sm, token_ps)):
         return
     m.token = NOTHING
     g.tokens_sent += 1
@@ -126,7 +133,20 @@ def take_token(s: Root, gpu: int, token: int) -> None:
         read_input(s, token)
     if gpu == token // s.tokens_per_gpu:
         issue_local(s, token, g.part)
-    issue_copies(s, gpu, sm)
+    issue_copies(s, gpu, sm, s.dispatch.token_ps)
+
+
+@compiled
+def free_copy_place(s: Root, gpu: int, sm: int) -> None:
+    """Lets a dispatch SM take another vector: of the token it is at, or else of a new one."""
+    m = s.sms[sm]
+    if m.token != NOTHING:
+        issue_copies(s, gpu, sm, 0)
+    elif m.duty != codes.ON_DUTY:
+        leave_if_idle(s, DISPATCH, gpu, sm)
+    elif m.in_flight == s.dispatch.slots - 1:
+        # With fewer at hand it is listed already.
+        list_sm(s, DISPATCH, gpu, sm)
 
 
 @compiled

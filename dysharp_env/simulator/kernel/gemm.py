@@ -104,8 +104,12 @@ def start_blocks(s: Root, gpu: int) -> None:
     count = min(g.free_sms, t.left)
     # While its weights stream from HBM a block works more slowly than from L2.
     cold_ps = max(t.weights_ps - s.now_ps, 0) // 1000 * s.cold_exposure_permille
+    own_ps = block_ps(s, gpu, g.row_gemm, t.count)
+    # The blocks share what those before them lost to communication, at most their own time again.
+    lost_ps = min(g.debt_ps // count, own_ps)
+    g.debt_ps -= lost_ps * count
     # A block cannot end before its weights and tokens have come from HBM; its SM waits for them.
-    end_ps = max(s.now_ps + block_ps(s, gpu, g.row_gemm, t.count) + cold_ps, t.inputs_ps)
+    end_ps = max(s.now_ps + own_ps + lost_ps + cold_ps, t.inputs_ps)
     g.free_sms -= count
     t.left -= count
     t.running += count

@@ -1,7 +1,7 @@
 """What SM groups share: being marked to act, and the communication SMs with what they have in flight.
 
-A communication SM works on one token or partial sum at a time; ``costs.Window`` says how many vectors it may have in
-flight and how long a slot stays taken after a round trip.
+A communication SM works on one token or partial sum at a time; families.py says how many vectors it may have at hand,
+and when one of them departs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append
 from dysharp_env.simulator.kernel.names import Flow, Root
-from dysharp_env.simulator.state.codes import EV_SLOT
-from dysharp_env.simulator.state.observation import COMBINE
+from dysharp_env.simulator.state.codes import EV_DEPART, NOTHING
+from dysharp_env.simulator.state.observation import COMBINE, GEMM
 
 
 @compiled
@@ -41,26 +41,38 @@ def list_sm(s: Root, kind: int, gpu: int, sm: int) -> None:
 
 
 @compiled
-def begin_trip(s: Root, sm: int, first: int, segments: int) -> None:
-    """Counts a vector of so many segments, the first of them ``first``, that an SM puts in flight."""
+def take_vector(s: Root, kind: int, gpu: int, sm: int, first: int, token_ps: int) -> bool:
+    """Gives an SM a vector, whose first segment is ``first``; returns whether it departs now, or EV_DEPART says when.
+
+    Where thread blocks do the SM's work, and any run, they are to lose the time; those that start next do.
+    """
+    flow = flow_of(s, kind)
+    g = s.gpus[gpu]
+    g.groups[kind].in_flight += 1
     s.sms[sm].in_flight += 1
     trip = s.trips[first - s.trip0]
     trip.sm = sm
-    trip.issued_ps = s.now_ps
-    trip.segments_out = segments
+    trip.segments_out = flow.segments
+    work_ps = flow.vector_ps + token_ps
+    if s.in_gemm_permille > 0 and g.free_sms < g.groups[GEMM].sms:
+        g.debt_ps += work_ps * s.in_gemm_permille // 1000
+    delay_ps = flow.slots * work_ps - flow.trip_ps
+    if delay_ps <= 0:
+        return True
+    push(s, s.now_ps + delay_ps, EV_DEPART, first, gpu, 0)
+    return False
 
 
 @compiled
-def end_segment(s: Root, kind: int, gpu: int, first: int) -> bool:
-    """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
+def end_segment(s: Root, kind: int, gpu: int, first: int) -> int:
+    """Counts a segment that has made the round trip; returns whose place is free with the last of a vector, or NOTHING.
 
-    Then the SM's slot falls free when its window has moved past the vector's bytes.
+    ``first`` is the first segment of its vector.
     """
     trip = s.trips[first - s.trip0]
     trip.segments_out -= 1
     if trip.segments_out > 0:
-        return False
-    linger_ps = (s.now_ps - trip.issued_ps) // 1000 * flow_of(s, kind).linger_permille
-    push(s, s.now_ps + linger_ps, EV_SLOT, trip.sm, 0, 0)
+        return NOTHING
     s.gpus[gpu].groups[kind].in_flight -= 1
-    return True
+    s.sms[trip.sm].in_flight -= 1
+    return trip.sm

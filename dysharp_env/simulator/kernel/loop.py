@@ -29,46 +29,36 @@ from dysharp_env.simulator.kernel.arrival import arrive, reach_dispatch, store_a
 from dysharp_env.simulator.kernel.choices.dispatch import weigh_chunks
 from dysharp_env.simulator.kernel.choosing import WAIT, decide, pump
 from dysharp_env.simulator.kernel.combine import (
-    issue_loads,
+    depart,
     item_ready,
     list_part,
     push_acknowledged,
     reach_combine,
     requested,
 )
-from dysharp_env.simulator.kernel.dispatch import asked_for_token, issue_copies
+from dysharp_env.simulator.kernel.dispatch import asked_for_token, issue_dispatch
 from dysharp_env.simulator.kernel.events import next_ps, pop
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
-from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
+from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_pump
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
-from dysharp_env.simulator.kernel.staffing import leave_if_idle, staff_groups
+from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import ASK, DONE, GROW, NOTHING, ON_DUTY, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
+from dysharp_env.simulator.state.codes import ASK, DONE, GROW, NOTHING, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT
 from dysharp_env.simulator.state.records import ROOT
 
 
 @compiled
-def free_slot(s: Root, sm: int) -> None:
-    """Lets a communication SM put another vector in flight: of the token it is at, or else of a new one."""
-    m = s.sms[sm]
-    gpu, place = divmod(sm, s.dispatch.most_sms + s.combine.most_sms)
-    kind = COMBINE if place >= s.dispatch.most_sms else DISPATCH
-    m.in_flight -= 1
-    if m.token != NOTHING:
-        if kind == COMBINE:
-            issue_loads(s, gpu, sm)
-        else:
-            issue_copies(s, gpu, sm)
-    elif m.duty != ON_DUTY:
-        leave_if_idle(s, kind, gpu, sm)
-    elif m.in_flight == flow_of(s, kind).slots - 1:
-        # With fewer in flight it is listed already.
-        list_sm(s, kind, gpu, sm)
+def depart_now(s: Root, gpu: int, first: int) -> None:
+    """Sends off a vector that was at hand long enough, or the request for it."""
+    if is_partial(s, first) or first >= s.sum0:
+        depart(s, gpu, first)
+    else:
+        issue_dispatch(s, gpu, first)
 
 
 @compiled
@@ -132,8 +122,10 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
             push_acknowledged(s, a)
         else:
             store_acknowledged(s, a)
-    elif kind == codes.EV_SLOT:
-        free_slot(s, a)
+    elif kind == codes.EV_DEPART:
+        depart_now(s, b, a)
+    elif kind == codes.EV_ROLE:
+        role_changed(s, a, b, c)
     elif kind == codes.EV_NOTIFY:
         notified(s, a, b)
     elif kind == codes.EV_READY:

@@ -4,15 +4,17 @@ A GPU decides on the sizes of its groups (``split``) before the layer starts, an
 gets on: whenever another share of its tokens is dispatched, when the first of its sums may be combined, and whenever
 another share of them may. An SM changes over when it has nothing to do: one that communicates takes no more tokens and
 goes once its last vector has made the round trip; one that computes goes at the end of its thread block. The GEMM group
-has whoever is in no other group.
+has whoever is in no other group. Where changing over takes time, an SM is nobody's on its way to the GEMM group; on its
+way to a communication group it holds its place there, and takes nothing yet.
 """
 
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.state.codes import AWAY, LEAVING, NOTHING, ON_DUTY
+from dysharp_env.simulator.state.codes import AWAY, COMING, EV_ROLE, LEAVING, NOTHING, ON_DUTY
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT
 
 COMMUNICATION = (DISPATCH, COMBINE)
@@ -75,11 +77,37 @@ def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
     s.sms[sm].duty = AWAY
     g.groups[kind].leaving -= 1
     g.groups[kind].sms -= 1
+    if s.role_change_ps > 0:
+        push(s, s.now_ps + s.role_change_ps, EV_ROLE, GEMM, gpu, NOTHING)
+    else:
+        join_gemm(s, gpu)
+
+
+@compiled
+def join_gemm(s: Root, gpu: int) -> None:
+    """Adds an SM to the GEMM group."""
+    g = s.gpus[gpu]
     g.groups[GEMM].sms += 1
     g.groups[GEMM].holding = 0
     g.free_sms += 1
     mark(s, GEMM, gpu)
     fill_groups(s, gpu)
+
+
+@compiled
+def role_changed(s: Root, kind: int, gpu: int, sm: int) -> None:
+    """Ends an SM's change over: it computes, or may take something, or is no longer wanted and goes back."""
+    if kind == GEMM:
+        join_gemm(s, gpu)
+        return
+    group = s.gpus[gpu].groups[kind]
+    if group.sms - group.leaving <= group.wanted_sms:
+        s.sms[sm].duty = ON_DUTY
+        list_sm(s, kind, gpu, sm)
+    else:
+        s.sms[sm].duty = LEAVING
+        group.leaving += 1
+        leave_if_idle(s, kind, gpu, sm)
 
 
 @compiled
@@ -92,8 +120,12 @@ def come(s: Root, kind: int, gpu: int) -> None:
     sm = first_sm(s, kind, gpu)
     while s.sms[sm].duty != AWAY:
         sm += 1
-    s.sms[sm].duty = ON_DUTY
-    list_sm(s, kind, gpu, sm)
+    if s.role_change_ps > 0:
+        s.sms[sm].duty = COMING
+        push(s, s.now_ps + s.role_change_ps, EV_ROLE, kind, gpu, sm)
+    else:
+        s.sms[sm].duty = ON_DUTY
+        list_sm(s, kind, gpu, sm)
 
 
 @compiled

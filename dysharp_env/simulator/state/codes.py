@@ -13,8 +13,9 @@ from dysharp_env.system.spec import Queueing
     EV_UPLINK,  # an uplink with something queued falls free: link
     EV_PORT,  # a port with something queued falls free: port
     EV_BLOCKS,  # thread blocks of a row end together: tile, GEMM, count
+    EV_ROLE,  # an SM has changed over: its communication group or GEMM, gpu, the SM (NOTHING: of the GEMM group)
     EV_ACK,  # the sender learns that its segment is stored: node
-    EV_SLOT,  # a communication SM may put another vector in flight: sm
+    EV_DEPART,  # an SM sends a vector off, or the request for it: its first node, gpu
     EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
     EV_REACH,  # the tail of a segment reaches a GPU: node, gpu
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
@@ -25,7 +26,7 @@ from dysharp_env.system.spec import Queueing
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
     EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
-) = range(17)
+) = range(18)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)
@@ -78,8 +79,8 @@ EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
 # A counter update at a home GPU: a header flit and a flit of data.
 NOTIFY_FLITS = 2
 
-# A communication SM: in its group, to leave it when it has nothing to do, or in the GEMM group.
-ON_DUTY, LEAVING, AWAY = range(3)
+# A communication SM: in its group, to leave it when it has nothing to do, in the GEMM group, or on its way from there.
+ON_DUTY, LEAVING, AWAY, COMING = range(4)
 
 NO_TIME = -1
 NOTHING = -1

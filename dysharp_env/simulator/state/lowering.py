@@ -56,7 +56,8 @@ class Lowering:
             num_sms: SMs of one GPU.
             logging: Whether every use of a link, reduction unit and SM group is recorded.
         """
-        self.costs, self.program = costs, program
+        self.costs = costs.under(program.dispatch, program.combine, program.families)
+        self.program = program
         self._num_sms, self._logging = num_sms, logging
         self._kernel_pays = KernelPays(costs, program, num_sms)
         self._last: _Frame | None = None
@@ -287,7 +288,7 @@ def _require_numbers(largest: int, workload: Workload, costs: Costs) -> None:
 def _vectors(workload: Workload, costs: Costs, program: Program) -> tuple[Vectors, Vectors]:
     """Returns the segments of dispatched vectors, and of partial and reduced sums."""
     dispatch_planes, combine_planes = vector_planes(costs, workload.num_tokens)
-    packet, named = costs.packet, np.arange(workload.layer.top_k + 1)
+    packet, named = costs.dispatch_packet, np.arange(workload.layer.top_k + 1)
     heads = packet.header_flits + -(-named * program.dispatch.names_targets // packet.targets_per_flit)
     return (
         Vectors(
@@ -296,7 +297,7 @@ def _vectors(workload: Workload, costs: Costs, program: Program) -> tuple[Vector
         Vectors(
             combine_planes,
             costs.combine_payload_flits,
-            costs.combine_packets // costs.combine_segments * np.full_like(named, packet.header_flits),
+            costs.combine_packets // costs.combine_segments * np.full_like(named, costs.combine_packet.header_flits),
         ),
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.costs import PS_PER_S, Costs, Window
+from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import NUM_KINDS, WALKS
@@ -15,6 +16,7 @@ from dysharp_env.simulator.state.records import PARAMETERS, ROOT, blank
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.workload import Workload
 
+_FLOWS = ("dispatch", "combine")
 # What follows the routing, its bound, and the room that arrays have; see lowering.py.
 _LATER = frozenset(
     "partial0 store0 sum0 trip0 scale_ps links_ps gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity"
@@ -36,7 +38,7 @@ def root_of(workload: Workload, costs: Costs, program: Program, num_sms: int, lo
     fill(root, values)
     fill(root["dispatch"], _flow(program.dispatch, costs.dispatch_segments, costs.dispatch_packets))
     fill(root["combine"], _flow(program.combine, costs.combine_segments, costs.combine_packets))
-    _fill_windows(root, costs, program)
+    _fill_sms(root, costs, program)
     for gemm in (codes.GEMM1, codes.GEMM2):
         root["gemms"][0, gemm] = (
             costs.blocks[gemm],
@@ -80,16 +82,10 @@ def _flow(primitive: Primitive, segments: int, packets: int) -> dict[str, int]:
     }
 
 
-def _windows(costs: Costs, program: Program) -> tuple[Window, Window]:
-    """Returns what one SM that dispatches, and one that combines, may have in flight."""
-    return costs.dispatch_window(program.dispatch.name), costs.combine_window(program.combine.name)
-
-
-def _fill_windows(root: np.ndarray, costs: Costs, program: Program) -> None:
+def _fill_sms(root: np.ndarray, costs: Costs, program: Program) -> None:
     first_sm = 0
-    for name, window, most_sms in zip(("dispatch", "combine"), _windows(costs, program), program.most_sms, strict=True):
-        values = {"slots": window.slots, "linger_permille": window.linger_permille}
-        fill(root[name], values | {"most_sms": most_sms, "first_sm": first_sm})
+    for name, sm, most_sms in zip(_FLOWS, (costs.dispatch_sm, costs.combine_sm), program.most_sms, strict=True):
+        fill(root[name], {**asdict(sm), "most_sms": most_sms, "first_sm": first_sm})
         first_sm += most_sms
 
 
@@ -107,7 +103,7 @@ def _worked_out(
         "num_links": num_gpus * costs.planes,
         "sum_flits": costs.combine_flits(),
         "stores_per_token": costs.store_groups(program.dispatch.by_team, num_gpus),
-        "dispatch_ask_flits": costs.packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments,
+        "dispatch_ask_flits": costs.dispatch_packet.ask_flits(costs.dispatch_bytes) // costs.dispatch_segments,
         "queueing": codes.QUEUEING.index(costs.queueing),
         "num_sms": num_sms,
         "hbm_mult": PS_PER_S // hbm_shared,
@@ -118,6 +114,7 @@ def _worked_out(
         "smallest_tile": program.smallest_tile(workload.layer.tile_tokens),
         "num_splits": len(program.splits),
         "network_width": program.network.width if program.network else 0,
+        "in_gemm_permille": costs.in_gemm_permille * program.in_gemm,
         "logging": logging,
         **_margins(workload, costs, program, num_sms),
     }
@@ -130,8 +127,8 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     # The most vectors one group may put in flight at once, under the most generous split.
     copies = tokens_per_gpu * max(num_gpus, layer.top_k)
     dispatch_burst, combine_burst = (
-        min(copies, most_sms * window.slots)
-        for window, most_sms in zip(_windows(costs, program), program.most_sms, strict=True)
+        min(copies, most_sms * sm.slots)
+        for sm, most_sms in zip((costs.dispatch_sm, costs.combine_sm), program.most_sms, strict=True)
     )
     local_copies = tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1)
     # A GPU's local copies and the stores it may have in flight; all the sums it may have in flight, requested from

@@ -81,9 +81,11 @@ FIFO = _record("", "head- tail-")
 LINK = _record("", "next")
 
 # The vectors of one direction, dispatch or combine: what its primitive is (system/primitives.py), segments of a vector
-# and packets of a segment, vectors that an SM may have in flight and how long a slot stays taken after a round trip,
-# in thousandths of it; the most SMs of its group under any split, and the first of them among those of a GPU.
-FLOW = _record("reads in_switch names_targets to_all segments segment_packets slots linger_permille most_sms first_sm")
+# and packets of a segment; how an SM works on them (simulator/families.py); the most SMs of its group under any split,
+# and the first of them among those of a GPU.
+FLOW = _record(
+    "reads in_switch names_targets to_all segments segment_packets slots vector_ps token_ps trip_ps most_sms first_sm"
+)
 # One GEMM: thread blocks of a row; what a granule of tokens adds to one by arithmetic, half of that, and the time of
 # reading weights from shared memory; bytes of an expert's matrix in L2 and of what a row reads of it, and bytes that a
 # token moves into it and out of it.
@@ -97,7 +99,7 @@ NETWORK_PLACES = _record("row row_bias context embed embed_bias score_row score_
 ANSWERER = _record("exposed networked ruled walks may_hold")
 
 # One SM group of one GPU (and, in row ``split``, its choice of sizes): whether it is marked to act, and waits after
-# hold; SMs that are in it, that it should have, and that are to leave it; vectors in flight, and SMs that may take
+# hold; SMs that are in it, that it should have, and that are to leave it; vectors at hand, and SMs that may take
 # something.
 GROUP = _record("marked holding sms wanted_sms leaving in_flight", able=FIFO)
 GPU = _record(
@@ -105,8 +107,9 @@ GPU = _record(
     "hbm_free_ps hbm_busy_ps hbm_wake l2_used_bytes tlb_sequence tiles_live outputs_live "
     # dispatch: the chunk at hand, the token in it that is next, tokens sent, the part at hand, unsent chunks
     "chunk- chunk_pos tokens_sent part "
-    # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do
-    "free_sms row_tile- row_gemm slots arrivals_left sm_busy_ps "
+    # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do; SM time
+    # that communication took from thread blocks and that none has lost yet
+    "free_sms row_tile- row_gemm slots arrivals_left sm_busy_ps debt_ps "
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
@@ -119,7 +122,7 @@ GPU = _record(
     groups=(GROUP, NUM_KINDS),
 )
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs or stores,
-# vectors in flight, the next SM that may take something, and whether it belongs to its group.
+# vectors at hand, the next SM that may take something, and whether it belongs to its group.
 SM = _record("", "token- pair in_flight next duty")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
@@ -136,7 +139,7 @@ QUEUE = _record("", "next-", nodes=FIFO)
 
 TOKEN = _record(
     "dispatch_start- dispatch_end- combine_start- combine_end-",
-    "pair0 experts_done sums_left chunk remote_targets is_read",
+    "pair0 experts_done sums_left chunk remote_targets partials is_read",
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
@@ -146,8 +149,8 @@ SUM = _record("ready_ps", "pieces_left contributions_left open open_count prev- 
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
 # A segment: whose it is (pair of a copy or partial sum, store, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
-# The round trip of a vector, kept for its first segment: when it was issued, by which SM, and segments under way.
-TRIP = _record("issued_ps", "sm segments_out")
+# A vector at hand, kept for its first segment: of which SM, and segments that have not made the round trip.
+TRIP = _record("", "sm segments_out")
 
 # An expert (and part): its tokens, its slots and tiles, GEMM-1 rows that are ready and that have started, tiles whose
 # GEMM-2 row is ready, and its tokens whose row of each GEMM has not started.
@@ -253,8 +256,9 @@ PARAMETERS = (
     "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     "team_gpus stores_per_token "
     # GPU
-    "memory_ps num_sms block_overhead_ps slow_permille cold_exposure_permille row_granularity hbm_mult hbm_div "
-    "l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries output_readiness_entries "
+    "memory_ps num_sms in_gemm_permille role_change_ps block_overhead_ps slow_permille cold_exposure_permille "
+    "row_granularity hbm_mult hbm_div l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries "
+    "output_readiness_entries "
     # schedule
     "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert exclusive "
     "pay_end_ps prefetches counted num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps "

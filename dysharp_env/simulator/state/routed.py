@@ -143,6 +143,7 @@ def _write_token(
     stored = everywhere if s.dispatch.to_all else stored
     own = s.tokens[token]
     own.remote_targets = targets
+    own.partials = summed
     own.sums_left = s.combine.segments
     if s.stores_per_token > 1:
         for its_pair in range(own.pair0, at + 1):

@@ -105,9 +105,15 @@ class CombineGroup(Crew):
             self._end_if_whole(token)
         elif self.world.combine.in_switch:
             # One instruction asks the switch for a sum; plain loads ask every GPU for its part.
-            self.give([partials])
+            self.give([partials], self._token_ps(item))
         else:
-            self.give([[vector] for vector in partials])
+            self.give([[vector] for vector in partials], self._token_ps(item))
+
+    def _token_ps(self, item: Token | Pair) -> int:
+        """Returns an SM's work on a token itself; partial sums are pushed one by one, so each bears a share of it."""
+        if isinstance(item, Pair):
+            return self.work.token_ps // sum(pair.is_summed for pair in item.token.pairs)
+        return self.work.token_ps
 
     def read_ps(self, vector: Vector) -> int:
         """Reads a partial sum; returns the delay with which it responds with it."""

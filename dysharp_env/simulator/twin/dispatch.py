@@ -72,7 +72,7 @@ class DispatchGroup(Crew):
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
         if self.world.dispatch.in_switch:
             copies = [self._store_of(token, members) for members in self.in_groups(copies)]
-        self.give([[vector] for vector in copies])
+        self.give([[vector] for vector in copies], self.work.token_ps)
 
     def in_groups(self, copies: list[Vector]) -> list[list[Vector]]:
         """Returns copies by the store that reaches them: one for all, or one for each group of GPUs that has teams.

@@ -127,7 +127,10 @@ class GemmGroup(Group):
         count = min(self.site.free_sms, tile.blocks_left)
         cold_ps = max(tile.weights_ps - now_ps, 0) // 1000 * self.costs.cold_exposure_permille
         block_ps = self.costs.block_ps(stage, len(tile.pairs), self.gpu)
-        end_ps = max(now_ps + block_ps + cold_ps, tile.inputs_ps)
+        # The blocks share what those before them lost to communication, at most their own time again.
+        lost_ps = min(self.site.debt_ps // count, block_ps)
+        self.site.debt_ps -= lost_ps * count
+        end_ps = max(now_ps + block_ps + lost_ps + cold_ps, tile.inputs_ps)
         self.site.free_sms -= count
         self.busy_ps += count * (end_ps - now_ps)
         tile.blocks_left -= count

@@ -15,10 +15,10 @@ Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, pla
 
 @dataclass(eq=False)
 class CommunicationSm:
-    """A place for one SM of a communication group: what its token still lacks, and how much it has in flight."""
+    """A place for one SM of a communication group: what its token still lacks, and how much it has at hand."""
 
     left: list[Load] | None = None  # None if it is at no token
-    in_flight: int = 0
+    in_flight: int = 0  # vectors taken whose round trip is not over
     duty: int = AWAY
 
     @property
@@ -32,7 +32,6 @@ class Trip:
     """The round trip of one vector, or of all that one instruction asks for."""
 
     sm: CommunicationSm
-    issued_ps: int
     segments_left: int  # that have not made it yet
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import AWAY, EV_SLOT, LEAVING, ON_DUTY
+from dysharp_env.simulator.state.codes import AWAY, COMING, EV_DEPART, EV_ROLE, LEAVING, ON_DUTY
 from dysharp_env.simulator.state.observation import DISPATCH
 from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
 from dysharp_env.simulator.twin.switch import Switch
@@ -31,6 +31,7 @@ class Site:
         self.memory, self.progress = Memory(world, number), Progress(world, everywhere)
         self.gemm_sms = program.gemm_sms
         self.free_sms = self.gemm_sms  # that run no thread block
+        self.debt_ps = 0  # SM time that communication took from thread blocks and none of them has lost yet
         self.split = Split(-1, program.dispatch_sms, program.combine_sms, program.min_partial_tokens)
 
     def start(self, split: Split | None) -> None:
@@ -59,9 +60,14 @@ class Site:
             while self.free_sms > 0 and crew.lacking() > 0:
                 self.gemm_sms -= 1
                 self.free_sms -= 1
-                sm = next(sm for sm in crew.places if sm.duty == AWAY)
-                sm.duty = ON_DUTY
-                crew.enlist(sm)
+                crew.expect(next(sm for sm in crew.places if sm.duty == AWAY))
+
+    def join_gemm(self) -> None:
+        """Adds an SM to the GEMM group."""
+        self.gemm_sms += 1
+        self.free_sms += 1
+        self.gemm.wake()
+        self.fill_crews()
 
 
 class Group:
@@ -105,14 +111,14 @@ class Crew(Group):
     def __init__(self, site: Site, kind: int, peers: Sequence[Crew], sizes: Sizes, primitive: Primitive) -> None:
         super().__init__(site, kind)
         self.peers, self.sizes, self.primitive = peers, sizes, primitive
-        costs, name = self.costs, primitive.name
+        costs = self.costs
         if kind == DISPATCH:
             self.data, self.request, self.ack = codes.DISPATCH_DATA, codes.DISPATCH_REQUEST, codes.DISPATCH_ACK
-            self.window, self.vector_bytes = costs.dispatch_window(name), costs.dispatch_bytes
+            self.work, self.packet, self.vector_bytes = costs.dispatch_sm, costs.dispatch_packet, costs.dispatch_bytes
             self.segments = costs.dispatch_segments
         else:
             self.data, self.request, self.ack = codes.COMBINE_DATA, codes.COMBINE_REQUEST, codes.COMBINE_ACK
-            self.window, self.vector_bytes = costs.combine_window(name), costs.combine_bytes
+            self.work, self.packet, self.vector_bytes = costs.combine_sm, costs.combine_packet, costs.combine_bytes
             self.segments = costs.combine_segments
         self.places = [CommunicationSm() for _ in range(self.world.num_sms)]
         self.free: deque[CommunicationSm] = deque()  # may take something, first come first served
@@ -132,65 +138,97 @@ class Crew(Group):
         self.free.append(sm)
         self.mark()
 
-    def give(self, loads: list[Load]) -> None:
-        """Gives what there is of one token to the first SM that may take something."""
+    def give(self, loads: list[Load], token_ps: int) -> None:
+        """Gives what there is of one token to the first SM that may take something, and its work on the token."""
         sm = self.free.popleft()
         sm.left = loads
-        self._issue(sm)
+        self._issue(sm, token_ps)
 
-    def _issue(self, sm: CommunicationSm) -> None:
-        """Puts what is left of an SM's token in flight as far as its window allows.
+    def _issue(self, sm: CommunicationSm, token_ps: int = 0) -> None:
+        """Takes what is left of an SM's token as far as it has places; the first vector bears work on the token.
 
-        With nothing left it leaves if it is to, or may take another if its window has room.
+        With nothing left it leaves if it is to, or may take another token if it has a place.
         """
         while sm.left:
-            if sm.in_flight == self.window.slots:
+            if sm.in_flight == self.work.slots:
                 return
-            self.in_flight += 1
-            sm.in_flight += 1
-            self._launch(sm.left.pop(0), Trip(sm, self.clock.now_ps, self.segments))
+            self._take(sm, sm.left.pop(0), token_ps)
+            token_ps = 0
         sm.left = None
         self.end_token()
         if sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
-        elif sm.in_flight < self.window.slots:
+        elif sm.in_flight < self.work.slots:
             self.enlist(sm)
+
+    def _take(self, sm: CommunicationSm, load: Load, token_ps: int) -> None:
+        """Gives an SM one vector, or what one instruction asks for, to work on until it departs."""
+        self.in_flight += 1
+        sm.in_flight += 1
+        trip = Trip(sm, self.segments)
+        for vector in load:
+            for segment in vector:
+                segment.trip = trip
+            if not self.primitive.reads:
+                self.read_ps(vector)
+        # Thread blocks that do an SM's work lose the time if any run.
+        if self.world.program.in_gemm and self.site.free_sms < self.site.gemm_sms:
+            self.site.debt_ps += (self.work.vector_ps + token_ps) * self.costs.in_gemm_permille // 1000
+        delay_ps = self.work.delay_ps(token_ps)
+        if delay_ps == 0:
+            self._depart(load)
+        else:
+            self.clock.at(self.clock.now_ps + delay_ps, EV_DEPART, self._depart, load)
 
     def end_segment(self, segment: Segment) -> bool:
         """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
 
-        Then the SM's slot falls free when its window has moved past the vector's bytes.
+        Then its place is free for another vector: of the token its SM is at, or else of a new one.
         """
         trip = segment.trip
         assert trip is not None
         trip.segments_left -= 1
         if trip.segments_left > 0:
             return False
+        sm = trip.sm
         self.in_flight -= 1
-        held_ps = (self.clock.now_ps - trip.issued_ps) // 1000 * self.window.linger_permille
-        self.clock.at(self.clock.now_ps + held_ps, EV_SLOT, self._free_slot, trip.sm)
-        return True
-
-    def _free_slot(self, sm: CommunicationSm) -> None:
-        """Lets an SM put another vector in flight: of the token it is at, or else of a new one."""
         sm.in_flight -= 1
         if sm.left is not None:
             self._issue(sm)
         elif sm.duty != ON_DUTY:
             self._leave_if_idle(sm)
-        elif sm.in_flight == self.window.slots - 1:
+        elif sm.in_flight == self.work.slots - 1:
             self.enlist(sm)
+        return True
+
+    def expect(self, sm: CommunicationSm) -> None:
+        """Takes an SM of the GEMM group in, once it has changed over."""
+        change_ps = self.costs.role_change_ps
+        sm.duty = COMING
+        if change_ps > 0:
+            self.clock.at(self.clock.now_ps + change_ps, EV_ROLE, self._come, sm)
+        else:
+            self._come(sm)
+
+    def _come(self, sm: CommunicationSm) -> None:
+        """Lets an SM that has changed over take something, unless it is one too many by now."""
+        if self.lacking() >= 0:
+            sm.duty = ON_DUTY
+            self.enlist(sm)
+        else:
+            sm.duty = LEAVING
+            self._leave_if_idle(sm)
 
     def lacking(self) -> int:
         """Returns how many SMs the group lacks beside those that stay, or how many are too many as a negative."""
-        return self.size - sum(sm.duty == ON_DUTY for sm in self.places)
+        return self.size - sum(sm.duty in (ON_DUTY, COMING) for sm in self.places)
 
     def call_back(self) -> None:
         """Keeps as many SMs that were to leave as the group lacks, the first first."""
         leaving = [sm for sm in self.places if sm.duty == LEAVING]
         for sm in leaving[: max(self.lacking(), 0)]:
             sm.duty = ON_DUTY
-            if sm.left is None and sm.in_flight < self.window.slots:
+            if sm.left is None and sm.in_flight < self.work.slots:
                 self.enlist(sm)
 
     def send_off(self) -> None:
@@ -211,10 +249,10 @@ class Crew(Group):
         """Lets an SM that is to leave go to the GEMM group, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            self.site.gemm_sms += 1
-            self.site.free_sms += 1
-            self.site.gemm.wake()
-            self.site.fill_crews()
+            if self.costs.role_change_ps > 0:
+                self.clock.at(self.clock.now_ps + self.costs.role_change_ps, EV_ROLE, self.site.join_gemm)
+            else:
+                self.site.join_gemm()
 
     def vector_of(self, token: Token, pair: Pair | None) -> Vector:
         """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.
@@ -236,7 +274,7 @@ class Crew(Group):
                 plane=token.planes[self.kind][place],
                 origin=origin,
                 flits=flits,
-                packets=self.costs.packet.packets(self.vector_bytes) // self.segments,
+                packets=self.packet.packets(self.vector_bytes) // self.segments,
                 vc=codes.RESPONSE if self.primitive.reads else codes.REQUEST,
                 reach=self.peers[target].reach,
                 acknowledged=self.peers[origin].acknowledged,
@@ -246,20 +284,16 @@ class Crew(Group):
 
     def _flits(self, targets: int) -> list[int]:
         """Returns the flits of a vector's segments, so many experts named in each packet."""
-        packet, total = self.costs.packet, self.vector_bytes
+        packet, total = self.packet, self.vector_bytes
         if self.costs.resolution != "packet":
             return [packet.data_flits(total, targets)]
         size = packet.payload_bytes
         return [packet.data_flits(min(size, total - at), targets) for at in range(0, total, size)]
 
-    def _launch(self, load: Load, trip: Trip) -> None:
+    def _depart(self, load: Load) -> None:
         """Stores vectors, or asks for them together: with one request for each segment."""
-        for vector in load:
-            for segment in vector:
-                segment.trip = trip
         if not self.primitive.reads:
             for vector in load:
-                self.read_ps(vector)
                 self._send(vector)
             return
         asked_ps, flits = self.clock.now_ps, self._request_flits(load)
@@ -275,7 +309,7 @@ class Crew(Group):
         """Returns the flits that ask for a segment of vectors, naming the experts unless the primitive is static."""
         experts = sum(len(vector[0].pair.experts) for vector in load if vector[0].pair)
         named = experts if self.primitive.names_targets else 0
-        return self.costs.packet.ask_flits(self.vector_bytes, named) // self.segments
+        return self.packet.ask_flits(self.vector_bytes, named) // self.segments
 
     def _requested(self, vector: Vector) -> None:
         """Reads a vector that another GPU asks for, and responds with it."""
@@ -298,7 +332,7 @@ class Crew(Group):
 
     def acknowledge(self, segment: Segment) -> None:
         """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
-        self.uplinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        self.uplinks[segment.plane].charge(segment.packets * self.packet.ack_flits, self.ack)
         whole = segment.carrier or segment
         whole.acks_left -= 1
         # What went into a reduced sum is acknowledged by the switch.
@@ -307,7 +341,7 @@ class Crew(Group):
 
     def acknowledged(self, segment: Segment) -> None:
         """Counts a segment that is stored, or in the switch."""
-        self.downlinks[segment.plane].charge(segment.packets * self.costs.packet.ack_flits, self.ack)
+        self.downlinks[segment.plane].charge(segment.packets * self.packet.ack_flits, self.ack)
         self.end_segment(segment)
 
 

@@ -33,6 +33,7 @@ class Twin:
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
         """Sets the layer up; times are compared with the bound in what decisions show."""
+        costs = costs.under(program.dispatch, program.combine, program.families)
         self.world = world = World(workload, costs, program, num_sms, bound)
         routing, switch = Routing(world), Switch(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log

@@ -1,0 +1,91 @@
+"""Families of communication kernels as integer costs: how one SM works on vectors, and the packets it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dysharp_env.config import ConfigError
+from dysharp_env.system import FamilySpec
+from dysharp_env.system.packet import PacketFormat
+from dysharp_env.system.primitives import Primitive
+
+UNLIMITED = 2**40
+
+
+@dataclass(frozen=True)
+class SmCosts:
+    """How one communication SM works on the vectors of one direction.
+
+    A vector is at hand from when the SM takes it until its round trip is over: the acknowledgement is back, or what was
+    asked for is here. It departs, or the request for it, when it has been at hand for as long as its share of the SM's
+    work takes, less a round trip through an idle switch. So an SM whose places are full sends a vector off after each
+    ``vector_ps``, or ``slots`` in each ``trip_ps`` where that is slower, and a lone vector takes ``slots * vector_ps``.
+
+    Attributes:
+        slots: Vectors at hand at once.
+        vector_ps: Work on one vector.
+        token_ps: Work on one token besides.
+        trip_ps: Round trip of a vector through an idle switch.
+    """
+
+    slots: int = UNLIMITED
+    vector_ps: int = 0
+    token_ps: int = 0
+    trip_ps: int = 0
+
+    def delay_ps(self, token_ps: int = 0) -> int:
+        """Returns how long a vector, with so much of a token's work, is at hand before it departs."""
+        return max(0, self.slots * (self.vector_ps + token_ps) - self.trip_ps)
+
+
+@dataclass(frozen=True)
+class Families:
+    """The families of communication kernels of a GPU.
+
+    Attributes:
+        specs: What they cost, by name; with none at all they cost nothing.
+        packet: Packets of the links; a family may have a payload of its own.
+        multimem_bytes: What MultimemQ of one SM holds; 0: any number of vectors.
+        multimem_flits: What a packet has besides where the switch copies it or adds it up.
+    """
+
+    specs: Mapping[str, FamilySpec]
+    packet: PacketFormat
+    multimem_bytes: int
+    multimem_flits: int = 0
+
+    def packet_of(self, family: str, in_switch: bool) -> PacketFormat:
+        """Returns the packets of a family of kernels."""
+        spec, packet = self.specs.get(family), self.packet
+        return replace(
+            packet,
+            payload_bytes=(spec.payload_bytes if spec else 0) or packet.payload_bytes,
+            header_flits=packet.header_flits + self.multimem_flits * in_switch,
+        )
+
+    def packets_of(self, primitive: Primitive) -> list[PacketFormat]:
+        """Returns the packets that a primitive may be issued in, by any family."""
+        if primitive.in_switch:
+            return [self.packet_of("multimem", in_switch=True)]
+        return [self.packet_of(name, in_switch=False) for name in self.specs if name != "multimem"] or [self.packet]
+
+    def sm_costs(self, family: str, vector_bytes: int, trip_ps: int) -> SmCosts:
+        """Returns how an SM works on vectors of so many bytes and such a round trip.
+
+        Raises:
+            ConfigError: The GPU has families, and not this one.
+        """
+        # A multimem instruction is a warp's.
+        name = "warp_direct" if family == "multimem" and family not in self.specs else family
+        if self.specs and name not in self.specs:
+            raise ConfigError(f"family='{name}' is not in gpu.families; choose from {[*self.specs]}")
+        spec = self.specs.get(name, FamilySpec())
+        vector_ps, token_ps = round(spec.copy_ns * 1000 + vector_bytes * spec.byte_ps), round(spec.token_ns * 1000)
+        if family != "multimem":
+            return SmCosts(spec.vectors, vector_ps, token_ps, trip_ps) if self.specs else SmCosts(trip_ps=trip_ps)
+        if self.multimem_bytes == 0:
+            return SmCosts(trip_ps=trip_ps)
+        # A vector that the queue cannot hold takes as many round trips as it fills the queue.
+        filled_ps = trip_ps * vector_bytes // self.multimem_bytes if vector_bytes > self.multimem_bytes else 0
+        return SmCosts(max(1, self.multimem_bytes // vector_bytes), max(vector_ps, filled_ps), token_ps, trip_ps)
