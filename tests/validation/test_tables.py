@@ -231,7 +231,7 @@ def test_low_latency_kernels_start_an_sm_for_each_group_of_experts() -> None:
 
 def test_few_low_latency_sms_take_longer() -> None:
     few, many = (DeepEPLowLatency("dgx-h100", 8, 2048, 2, experts, 64).figures()[0] for experts in (8, 128))
-    assert few > 1.5 * many
+    assert few > 1.05 * many
 
 
 def test_balanced_all_to_all_sends_every_rank_as_much() -> None:
