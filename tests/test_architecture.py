@@ -33,7 +33,12 @@ ROOMS = {
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
 HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib"}
 # What draws pictures, and the language model whose routing is recorded: imported inside the functions that need them.
-ON_DEMAND = {"dysharp_env.report.gantt", "dysharp_env.report.causes", "dysharp_env.workload.tiny_moe"}
+ON_DEMAND = {
+    "dysharp_env.report.gantt",
+    "dysharp_env.report.causes",
+    "dysharp_env.validation.tables.picture",
+    "dysharp_env.workload.tiny_moe",
+}
 # Imports every module that it is told and says which of the heavy ones that brought along.
 PROBE = (
     "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules, sep='\\n')"
