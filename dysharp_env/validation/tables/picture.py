@@ -18,6 +18,7 @@ from dysharp_env.validation.tables.errors import Outcome, TableErrors
 
 # Okabe and Ito, "Color Universal Design" (2008).
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^")  # once colours are used up
 _COLUMNS = 2
 _PANEL_INCHES = (7.0, 3.6)
 _DPI = 100
@@ -56,11 +57,14 @@ def _draw_table(panel: Axes, judged: TableErrors) -> None:
     for outcome in judged.outcomes:
         series.setdefault(outcome.reading.series, []).append(outcome)
     for place, (name, outcomes) in enumerate(series.items()):
-        _draw_series(panel, name, outcomes, _COLOURS[place % len(_COLOURS)])
+        lap, colour = divmod(place, len(_COLOURS))
+        _draw_series(panel, name, outcomes, _COLOURS[colour], _MARKERS[lap % len(_MARKERS)])
     panel.axhline(0, color=_FAINT, linewidth=0.8)
+    # Linear below 1, for what has no tokens.
     panel.set_xscale("symlog", base=2, linthresh=1)
     tokens = sorted({outcome.reading.tokens for outcome in judged.outcomes})
-    ticks = [each for each in tokens if each == 0 or each & (each - 1) == 0][:: 1 + len(tokens) // 16]
+    panel.set_xlim(tokens[0] / 1.3 if tokens[0] else -0.3, tokens[-1] * 1.3 + 0.1)
+    ticks = [each for each in tokens if each & (each - 1) == 0][:: 1 + len(tokens) // 20]
     panel.set_xticks(ticks, [str(tick) for tick in ticks])
     panel.minorticks_off()
     panel.set_ylim(-_LIMIT_PCT, _LIMIT_PCT)
@@ -71,7 +75,7 @@ def _draw_table(panel: Axes, judged: TableErrors) -> None:
     panel.legend(fontsize=7.5, frameon=False, ncols=2)
 
 
-def _draw_series(panel: Axes, name: str, outcomes: Sequence[Outcome], colour: str) -> None:
+def _draw_series(panel: Axes, name: str, outcomes: Sequence[Outcome], colour: str, marker: str) -> None:
     groups: dict[int, list[float]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.reading.tokens, []).append(outcome.error_pct)
@@ -80,5 +84,5 @@ def _draw_series(panel: Axes, name: str, outcomes: Sequence[Outcome], colour: st
         np.clip([np.quantile(groups[each], share) for each in tokens], -_LIMIT_PCT, _LIMIT_PCT)
         for share in (0.1, 0.5, 0.9)
     )
-    panel.plot(tokens, median, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
+    panel.plot(tokens, median, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
     panel.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
