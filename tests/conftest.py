@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
-        fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS}
+        fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS, "families": ("", "")}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
         changes = {"gates": gates, **fits, **changes}
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
