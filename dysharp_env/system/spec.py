@@ -90,6 +90,10 @@ class GpuSpec(Spec):
     row_granularity: Count = 64
     """Tokens a partial tile is rounded up to: the M of one wgmma instruction (PTX ISA, wgmma.mma_async)."""
 
+    def __hash__(self) -> int:
+        """Hashes all fields, of which a mapping has no hash of its own."""
+        return hash(tuple(tuple(value.items()) if isinstance(value, dict) else value for value in vars(self).values()))
+
     @property
     def l2_bytes(self) -> int:
         """L2 capacity in bytes."""
