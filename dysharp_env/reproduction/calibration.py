@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from dysharp_env.config import Spec, load_spec
@@ -19,7 +21,7 @@ class CalibrationSpec(Spec):
     """One line for people."""
     system: str
     """System preset the experiments run on, unless they name another."""
-    changes: dict[str, bool | int | float | str] = {}
+    changes: dict[str, bool | int | float | str | dict[str, Any]] = {}
     """Settings of the system by dotted key; physical constants only, so none favours a schedule."""
 
     def machine(self, system: str | None = None, changes: dict[str, object] | None = None) -> SystemSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dysharp_env.config import ConfigError
 from dysharp_env.system import FamilySpec
@@ -50,7 +50,7 @@ class Families:
         multimem_flits: What a packet has besides where the switch copies it or adds it up.
     """
 
-    specs: Mapping[str, FamilySpec]
+    specs: Mapping[str, FamilySpec] = field(hash=False)
     packet: PacketFormat
     multimem_bytes: int
     multimem_flits: int = 0

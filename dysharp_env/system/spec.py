@@ -99,6 +99,10 @@ class GpuSpec(Spec):
     """Arithmetic of so many tokens takes as long as reading the instruction's M side from shared memory, which swapped
     operands do for every step in depth, however few tokens there are."""
 
+    def __hash__(self) -> int:
+        """Hashes all fields, of which a mapping has no hash of its own."""
+        return hash(tuple(tuple(value.items()) if isinstance(value, dict) else value for value in vars(self).values()))
+
     @property
     def l2_bytes(self) -> int:
         """Effective L2 capacity in bytes: what fits if every line is held ``l2_copies`` times."""

@@ -206,6 +206,7 @@ def test_settings_of_a_family_are_changed_one_by_one() -> None:
     assert changed.gpu.families["warp_queue"].byte_ps == 7
     assert changed.gpu.families["warp_queue"].token_ns == system.gpu.families["warp_queue"].token_ns
     assert changed.gpu.families["bulk"] == system.gpu.families["bulk"]
+    assert hash(changed) != hash(system) == hash(load_system("dgx-h100"))
     with pytest.raises(ConfigError, match=r"^'gpu.families.warp_que.byte_ps' is not a setting"):
         system.with_changes({"gpu.families.warp_que.byte_ps": 7})
 
