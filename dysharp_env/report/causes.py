@@ -71,12 +71,12 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
         _Panel(figure, height, top).draw(title, explanation, block)
         top -= panel_height
     handles = [Patch(facecolor=COLOURS[stage], label=STAGE_NAMES[stage]) for stage in COLOURS]
-    has_hbm = any(name == "HBM" for block in blocks for name, _ in block.strips)
-    handles.append(Patch(facecolor=BESIDE["memory"], label="waiting for HBM" + ", its weights" * has_hbm))
-    if has_hbm:
-        handles.append(Patch(facecolor=BESIDE["activations"], label="other HBM traffic"))
-    handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, counts"))
-    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
+    handles.append(Patch(facecolor=BESIDE["memory"], label="waiting for HBM, its weights"))
+    handles += [Patch(facecolor=BESIDE[name], label=f"HBM {name}s") for name in ("read", "write")]
+    if any("communication" in stages for block in blocks for _, stages in block.strips):
+        handles.append(Patch(facecolor=BESIDE["communication"], label="thread blocks communicate"))
+    handles.append(Patch(facecolor=BESIDE["software"], label="paid beside"))
+    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: its turn to come"))
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=len(handles), **LEGEND)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -169,7 +169,7 @@ def _draw_path(axes: Axes, explanation: Explanation) -> None:
     axes.text(-0.006, 0.55, "critical path", **beside, fontsize=8.5, color=INK)
     for number, step in enumerate(explanation.path, start=1):
         start_us, took_us = step.start_ps / 1e6, (step.end_ps - step.start_ps) / 1e6
-        is_pale = step.is_waiting and step.stage != "memory"
+        is_pale = step.is_waiting and step.stage not in BESIDE
         style: dict[str, Any] = {"facecolor": _COLOURS[step.stage], "edgecolor": "white", "linewidth": 0.5}
         axes.broken_barh([(start_us, took_us)], (0.12, 0.82), **style, alpha=_PALE if is_pale else 1.0)
         if took_us > _NUMBERED_SHARE * end_us:
