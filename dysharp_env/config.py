@@ -180,7 +180,10 @@ def flat_keys(spec: Spec | type[Spec], prefix: str = "") -> list[str]:
             keys += [key for each in value for key in flat_keys(value[each], f"{prefix}{name}.{each}.")]
             continue
         nested = None if get_origin(field.annotation) is dict else _nested_spec(field.annotation)
-        keys += flat_keys(value if isinstance(value, Spec) else nested, f"{prefix}{name}.") if nested else [prefix + name]
+        if nested:
+            keys += flat_keys(value if isinstance(value, Spec) else nested, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
     return keys
 
 

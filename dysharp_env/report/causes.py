@@ -39,8 +39,8 @@ from dysharp_env.report.path import Step
 _COLOURS = {**COLOURS, **BESIDE}
 _RESOURCE_COLOURS = {"links": "dispatch", "memory": "memory", "compute": "gemm1", "software": "software"}
 _WIDTH, _LEFT_PX, _RIGHT_PX = 1200, 122, 24
-_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 58, 52, 40, 30, 26, 17
-_TEXTS_PX = 640  # of the width, for what the steps are
+_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 58, 52, 60, 30, 26, 17
+_TEXTS_PX = 652  # of the width, for what the steps are
 _LEAST_SHARE = 0.005  # of the makespan: shorter steps are told together
 _NUMBERED_SHARE = 0.014  # of the makespan: steps that have room for their number
 _PALE = 0.4
@@ -75,9 +75,9 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
     handles += [Patch(facecolor=BESIDE[name], label=f"HBM {name}s") for name in ("read", "write")]
     if any("communication" in stages for block in blocks for _, stages in block.strips):
         handles.append(Patch(facecolor=BESIDE["communication"], label="thread blocks communicate"))
-    handles.append(Patch(facecolor=BESIDE["software"], label="paid beside"))
-    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: its turn to come"))
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=len(handles), **LEGEND)
+    handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, other kernels"))
+    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=-(-len(handles) // 2), **LEGEND)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -134,7 +134,7 @@ class _Panel:
         bottom -= _AXIS_PX
         self._tell(explanation, bottom)
         ideal_px = (len(explanation.ideal) + 1) * _LINE_PX
-        left = _TEXTS_PX + 190
+        left = _TEXTS_PX + 178
         _draw_ideal(self.axes(left, bottom - ideal_px, _WIDTH - left - 130, ideal_px), explanation)
 
     def _tell(self, explanation: Explanation, bottom: int) -> None:

@@ -296,8 +296,9 @@ class _Walk:
         text = f"GEMM SMs of GPU {gpu}, at other rows"
         if since_ps < self.cursor:
             hbm, communication = self.moves.lost_shares(gpu, since_ps, self.cursor)
-            communicating = f", {communication:.0%} for communication" if self.program.in_gemm else ""
-            text += f" ({hbm:.0%} of that for HBM{communicating})"
+            text += f" ({hbm:.0%} of that for HBM)"
+            if self.program.in_gemm:
+                text = f"SMs of GPU {gpu}, at other rows ({hbm:.0%} HBM, {communication:.0%} communication)"
         self.back(since_ps, f"waiting for its {STAGE_NAMES[_GEMMS[gemm]]} row", text, _GEMMS[gemm], True)
 
     def _run_blocks(self, tile: int, gemm: int) -> None:

@@ -59,7 +59,7 @@ IDEALISATIONS = (
     Idealisation(
         "communication SMs",
         "links",
-        "move any number of vectors at no cost, wherever they are needed",
+        "move any number of vectors and change over at no cost",
         {
             **{"gpu.families.*_ns": 0, "gpu.families.*.byte_ps": 0, "gpu.families.*.vectors": 1_000_000},
             **{"gpu.multimem_queue_entries": 0, "gpu.in_gemm_share": 0, "overheads.role_change_us": 0},
