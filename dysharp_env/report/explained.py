@@ -75,7 +75,7 @@ def explain(problem: Problem, schedule: ScheduleSpec) -> Explanation:
     """
     run = problem.start(schedule, logging=True)
     run.engine.run()
-    return Explanation(schedule.name, run, ideal_runs(problem, schedule), critical_path(run, schedule))
+    return Explanation(schedule.name, run, ideal_runs(problem, schedule), critical_path(run, schedule, problem.system))
 
 
 def ideal_name(ideal: IdealRun) -> str:

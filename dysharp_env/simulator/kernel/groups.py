@@ -56,8 +56,10 @@ def take_vector(s: Root, kind: int, gpu: int, sm: int, first: int, token_ps: int
     work_ps = flow.vector_ps + token_ps
     if s.in_gemm_permille > 0 and g.free_sms < g.groups[GEMM].sms:
         g.debt_ps += work_ps * s.in_gemm_permille // 1000
-    delay_ps = flow.slots * work_ps - flow.trip_ps
-    if delay_ps <= 0:
+    delay_ps = max(flow.slots * work_ps - flow.trip_ps, 0)
+    trip.taken_ps = s.now_ps
+    trip.departs_ps = s.now_ps + delay_ps
+    if delay_ps == 0:
         return True
     push(s, s.now_ps + delay_ps, EV_DEPART, first, gpu, 0)
     return False
