@@ -152,7 +152,16 @@ def binds(problem: Problem, schedule: ScheduleSpec) -> str:
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    return binding([_resource_run(problem, schedule, resource) for resource in RESOURCES])
+    return binding(resource_runs(problem, schedule))
+
+
+def resource_runs(problem: Problem, schedule: ScheduleSpec) -> list[IdealRun]:
+    """Returns those of ``ideal_runs`` in which all of one resource is ideal, in the order of ``RESOURCES``.
+
+    Raises:
+        ConfigError: The schedule does not fit the system.
+    """
+    return [_resource_run(problem, schedule, resource) for resource in RESOURCES]
 
 
 def binding(runs: Iterable[IdealRun]) -> str:
