@@ -55,7 +55,8 @@ def test_steps_make_up_the_makespan(schedule: str, strict: None) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
-    path = critical_path(LayerRun(engine, 1), load_schedule("deepep"), load_system("dgx-h200"))
+    schedule = load_schedule("deepep")
+    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
 
 
