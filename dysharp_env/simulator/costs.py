@@ -14,7 +14,7 @@ import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.simulator.families import Families, SmCosts
-from dysharp_env.simulator.phases import Load, PhaseKernel, phase_kernels
+from dysharp_env.simulator.phases import STAGES, START, Load, PhaseKernel, phase_kernels
 from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import Primitive
@@ -77,6 +77,7 @@ class Costs:
         role_change_ps: Time in which an SM that changes over between communication and GEMMs does neither.
         in_gemm_permille: What thread blocks that communicate lose of the time that it takes, in thousandths.
         slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
+        experts: Experts of the layer.
         kernels: Kernels that phases may pay, as (stage, name, what it takes); see phases.py.
         dispatch_packet, combine_packet: Packets of the two directions; those of the links until ``under`` says more.
         dispatch_sm, combine_sm: How one SM works on their vectors; at no cost until then.
@@ -120,6 +121,7 @@ class Costs:
     role_change_ps: int
     in_gemm_permille: int
     slow_permille: int
+    experts: int
     kernels: tuple[tuple[int, str, PhaseKernel], ...]
     compute_scale: float
     dispatch_packet: PacketFormat
@@ -159,6 +161,7 @@ class Costs:
             role_change_ps=round(overheads.role_change_us * PS_PER_US),
             in_gemm_permille=round(system.gpu.in_gemm_share * 1000),
             slow_permille=round(system.slow_gpu * 1000),
+            experts=layer.experts,
             **links,
             **_of_gpu(system.gpu, compute_scale),
             **gemms,
@@ -253,6 +256,10 @@ class Costs:
         if combine.in_switch and not combine.reads:
             home_ps -= 2 * self.hop_ps  # the switch acknowledges what it merges
         slots = self.reduction_slots * self.combine_packet.payload_bytes // home_packet.payload_bytes
+        starts = (
+            (STAGES.index("dispatch"), START, self.families.start(out, self.experts)),
+            (STAGES.index("combine"), START, self.families.start(home, self.experts, self.combine_bytes)),
+        )
         return replace(
             self,
             dispatch_packet=out_packet,
@@ -260,6 +267,7 @@ class Costs:
             reduction_slots=max(1, slots),
             dispatch_sm=self.families.sm_costs(out, self.dispatch_bytes, out_ps),
             combine_sm=self.families.sm_costs(home, self.combine_bytes, home_ps),
+            kernels=(*(kernel for kernel in self.kernels if kernel[1] != START), *starts),
         )
 
     def _trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:

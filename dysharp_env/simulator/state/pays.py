@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.simulator.costs import Costs
-from dysharp_env.simulator.phases import SHARED, Load
+from dysharp_env.simulator.phases import SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import NOTHING, OPENS_ALL, OPENS_GEMM1
 from dysharp_env.simulator.state.state import State
@@ -20,7 +20,7 @@ class KernelPays:
     def __init__(self, costs: Costs, program: Program, num_sms: int) -> None:
         """Notes the kernels that are not free."""
         self._hbm_ps, self._program = costs.hbm_ps, program
-        self._kernels = [costs.phase_kernels(stage, names) for stage, names in enumerate(program.kernels)]
+        self._kernels = [costs.phase_kernels(stage, (START, *names)) for stage, names in enumerate(program.kernels)]
         # Hidden shared experts have the SMs that dispatch leaves.
         self._hidden = costs.phase_kernels(_DISPATCH, (SHARED,) if program.hides_shared else ())
         self._hidden_sms = num_sms - program.dispatch_sms, num_sms

@@ -71,10 +71,7 @@ class MegaMoE:
 
 @cache
 def layer_of(hidden: int, inter: int, top_k: int, experts: int) -> LayerSpec:
-    """Returns the layer with MXFP4 weights and MXFP8 activations.
-
-    Both are FP8 here until formats of weights and activations are told apart.
-    """
+    """Returns the layer with MXFP4 weights and MXFP8 activations."""
     return LayerSpec(
         name="mega-moe",
         hidden=hidden,
@@ -82,8 +79,9 @@ def layer_of(hidden: int, inter: int, top_k: int, experts: int) -> LayerSpec:
         experts=experts,
         top_k=top_k,
         ffn_matrices=3,
-        dispatch_dtype="fp8",
+        dispatch_dtype="mxfp8",
         compute_dtype="fp8",
+        weight_dtype="mxfp4",
         source="AIConfigurator, collector/sglang/collect_dsv4_megamoe.py",
     )
 
