@@ -36,7 +36,7 @@ PAYS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("NVLinkTwoSided", "alltoall_prepare"): {"dispatch": ("launch", "count_exchange")},
     ("NVLinkTwoSided", "alltoall_dispatch"): {"dispatch": ("launch",)},
     ("NVLinkTwoSided", "alltoall_combine"): {"combine": ("launch", "gap")},
-    ("NVLinkTwoSided", "alltoall_combine_low_precision"): {"combine": ("launch", "gap")},
+    ("NVLinkTwoSided", "alltoall_combine_low_precision"): {"combine": ("launch", "gap", "gap")},
 }
 
 
