@@ -6,8 +6,8 @@ never longer than the exact value; the three users round the same way.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -186,14 +186,13 @@ class Costs:
         granules = slots * -(-layer.tile_tokens // self.row_granularity)
         # The most that can wait at one port: every token's copy, and every token's partial sum.
         flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
-        ps_mult, _ = self.flit_ps
         most = Load(workload.num_tokens, slots, slots, slots, layer.experts)
         largest = max(
             sum(kernel.ps(most, self.hbm_ps) for _, _, kernel in self.kernels),
             2 * self.hbm_ps(read_bytes),
             granules * block_ps * self.slow_permille // 1000,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
-            flits * ps_mult,
+            flits * self.flit_ps[0],
             max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
             layer.tile_tokens * max(self.token_bytes) ** 2,
         )
@@ -229,26 +228,25 @@ class Costs:
     def block_ps(self, stage: int, tokens: int, gpu: int = 1) -> int:
         """Returns the time of one thread block of GEMM ``stage`` (1 or 2) over a tile of ``tokens`` on a GPU.
 
-        It is bound by arithmetic, or by reading both operands of its instructions from shared memory: the weights, and
-        the tokens, whose reading takes half as long as their arithmetic.
+        Arithmetic binds it, or reading both operands from shared memory: weights, and tokens in half their arithmetic.
         """
         granules, granule_ps = -(-tokens // self.row_granularity), self.granule_ps[stage - 1]
         reading_ps = self.operand_ps[stage - 1] + granules * (granule_ps // 2)
         block_ps = self.block_overhead_ps + max(granules * granule_ps, reading_ps)
         return block_ps * self.slow_permille // 1000 if gpu == 0 else block_ps
 
-    def under(self, dispatch: Primitive, combine: Primitive, kernels: tuple[str, str] = ("", "")) -> Costs:
+    def under(self, dispatch: Primitive, combine: Primitive, families: tuple[str, str] = ("", "")) -> Costs:
         """Returns the costs with the packets and SMs of two primitives.
 
         Args:
             dispatch: Moves tokens.
             combine: Brings sums home.
-            kernels: Families of kernels that issue them; empty: those that usually do.
+            families: Of kernels that issue them; empty: those that usually do.
 
         Raises:
             ConfigError: The GPU has no such family.
         """
-        out, home = kernels[0] or dispatch.usual_family, kernels[1] or combine.usual_family
+        out, home = families[0] or dispatch.usual_family, families[1] or combine.usual_family
         out_packet = self.families.packet_of(out, dispatch.in_switch)
         home_packet = self.families.packet_of(home, combine.in_switch)
         out_ps = self._trip_ps(dispatch, out_packet, self.dispatch_bytes)
@@ -285,9 +283,8 @@ class Costs:
     @property
     def flit_ps(self) -> tuple[int, int]:
         """Time of one flit on one link, as a reduced fraction: flits times its numerator stay inside int64."""
-        numerator, denominator = self.packet.flit_bytes * PS_PER_S * self.planes, self.link_bytes_per_s
-        shared = math.gcd(numerator, denominator)
-        return numerator // shared, denominator // shared
+        flit = Fraction(self.packet.flit_bytes * PS_PER_S * self.planes, self.link_bytes_per_s)
+        return flit.numerator, flit.denominator
 
     @property
     def dispatch_segments(self) -> int:
@@ -333,9 +330,8 @@ class Costs:
 
 
 def _families(system: SystemSpec, packet: PacketFormat) -> Families:
-    gpu = system.gpu
-    queue_bytes = gpu.multimem_queue_entries * gpu.multimem_access_bytes
-    specs = {str(name): family for name, family in gpu.families.items()}
+    queue_bytes = system.gpu.multimem_queue_entries * system.gpu.multimem_access_bytes
+    specs = {str(name): family for name, family in system.gpu.families.items()}
     return Families(specs, packet, queue_bytes, system.link.multimem_flits)
 
 
@@ -347,10 +343,8 @@ def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, 
     """
     asked_bytes = link.multimem_request_bytes
     if resolution == "packet" and asked_bytes > link.payload_bytes:
-        raise ConfigError(
-            f"link.multimem_request_bytes={asked_bytes} asks for several packets at once; resolution=packet allows"
-            f" 0 or payload_bytes={link.payload_bytes}"
-        )
+        given = f"link.multimem_request_bytes={asked_bytes} asks for several packets at once"
+        raise ConfigError(f"{given}; resolution=packet allows 0 or payload_bytes={link.payload_bytes}")
     # Planes that move as one have the buffers of all ports; a plane of its own has its share.
     planes = link.planes if resolution == "packet" else 1
     return {

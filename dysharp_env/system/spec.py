@@ -23,6 +23,14 @@ Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
 Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
+# What schedules may pay whatever the layer, and the settings that say how long it takes: the start of the first kernel
+# and of one behind another, a barrier among all GPUs, an exchange of counts.
+OVERHEADS = {
+    "launch": "launch_us",
+    "gap": "launch_gap_us",
+    "barrier": "barrier_us",
+    "count_exchange": "count_exchange_us",
+}
 Queueing = Literal["output_queued", "voq", "input_fifo"]
 
 
@@ -314,8 +322,8 @@ class SystemSpec(Spec):
         return max(1, round(self.link.gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
 
     def overhead_us(self, cost: str) -> float:
-        """Returns what is paid for a launch or gap, a barrier among all GPUs, or a count exchange, microseconds."""
-        cost_us = float(getattr(self.overheads, "launch_gap_us" if cost == "gap" else f"{cost}_us"))
+        """Returns what is paid for one of ``OVERHEADS``, microseconds."""
+        cost_us = float(getattr(self.overheads, OVERHEADS[cost]))
         if cost != "barrier":
             return cost_us
         per_doubling_us = self.overheads.barrier_per_doubling_us * math.log2(self.num_gpus / 8)

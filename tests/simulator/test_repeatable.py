@@ -12,9 +12,12 @@ import pytest
 
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.families import Families
 from dysharp_env.simulator.state import records
 from dysharp_env.simulator.state.state import State, bind
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES
+from dysharp_env.system import FamilySpec
+from dysharp_env.system.packet import PacketFormat
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, FAMILIES
 from tests.conftest import Case
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 from tests.simulator.run_log import play
@@ -89,13 +92,19 @@ def test_when_arrays_grow_changes_nothing(random_case: Callable[[int], Case], mo
         assert roomy.root["sequence"] == grown.root["sequence"]
 
 
+def families(vectors: int) -> Families:
+    """Returns families of kernels whose SMs work on so many vectors of 128 B at once, at no other cost."""
+    specs = dict.fromkeys(FAMILIES, FamilySpec(vectors=vectors))
+    return Families(specs, PacketFormat(), multimem_bytes=8 * 128)
+
+
 @pytest.mark.parametrize(
     ("program", "costs"),
     [
         # A split may give combine more SMs, and so more requests in flight at once, than the program starts with.
         ({"combine": COMBINE_PRIMITIVES["reduce_scatter"], "splits": ((1, 8, 1),), "gates": (1, 1, 1)}, {}),
         # Where times are rounded down to 0, all that the windows allow is sent in one step.
-        ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "store_bytes": 32 * 128}),
+        ({"dispatch_sms": 8}, {"quantum_ps": 10**6, "families": families(32)}),
         # All tokens of a tile may become ready at once, through entries that have spilled.
         ({"combine": COMBINE_PRIMITIVES["pull_reduce"]}, {"output_readiness_entries": 1}),
     ],
@@ -106,8 +115,7 @@ def test_no_step_needs_more_room_than_it_is_promised(
     case = make_case(
         round_system(6, num_sms=16), round_layer(6, tile_tokens=512), np.array([[0, 1]] * 360), ROUND_PROGRAM
     )
-    windows = {"store_bytes": 8 * 128, "multimem_bytes": 8 * 128}
-    costs = dataclasses.replace(case.costs, **{**windows, **costs})
+    costs = dataclasses.replace(case.costs, **{"families": families(8), **costs})
     tight = TightArrays()
     monkeypatch.setattr(engine_module, "_with_room", tight)
     tight.run(case.with_program(**program)._replace(costs=costs))

@@ -83,7 +83,7 @@ def test_a_deferred_backward_pass_by_hand() -> None:
     # GEMM-1 once more: gate and up, 4096 columns, beside the 2048; every token's input comes with its gradient.
     again = load_model("deepseek-v3", weight_gradients="deferred", direction="backward", recompute=True)
     assert again.gemms == ((6144, 7168), (7168, 4096))
-    assert again.weight_bytes == (6144 * 7168, 7168 * 4096)
+    assert again.weight_bytes == (6144 * 7168 + 48 * 56 * 4, 7168 * 4096 + 56 * 32 * 4)
     assert again.dispatch_bytes == 2 * 7392 and again.gemm_flops == forward.gemm_flops
     fused = load_model("deepseek-v3", direction="backward")
     assert (fused.gemms, fused.gemm_factor) == (fused.forward_gemms, 2)

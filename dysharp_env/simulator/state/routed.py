@@ -146,10 +146,7 @@ def _write_token(
     own.partials = summed
     own.sums_left = s.combine.segments
     if s.stores_per_token > 1:
-        for its_pair in range(own.pair0, at + 1):
-            if pairs[its_pair].num_experts > 0 and pairs[its_pair].gpu != home:
-                group = pairs[its_pair].gpu // s.team_gpus
-                _add_targets(s, token * s.stores_per_token + group, 1)
+        _add_team_targets(s, pairs, token, at + 1)
     else:
         _add_targets(s, token, stored)
     for segment in range(token * s.combine.segments, (token + 1) * s.combine.segments):
@@ -157,6 +154,14 @@ def _write_token(
         # A pull adds the local partial sum while it waits; a push counts it like the others.
         s.sums[segment].pieces_left = summed if s.combine.reads else used
     return pair + s.num_gpus if is_static else at + 1
+
+
+@compiled_in_place
+def _add_team_targets(s: Root, pairs: np.ndarray, token: int, end: int) -> None:
+    """Notes the GPUs that each of a token's stores goes to; its pairs end before ``end``."""
+    for pair in range(s.tokens[token].pair0, end):
+        if pairs[pair].num_experts > 0 and pairs[pair].gpu != pairs[pair].home:
+            _add_targets(s, token * s.stores_per_token + pairs[pair].gpu // s.team_gpus, 1)
 
 
 @compiled_in_place

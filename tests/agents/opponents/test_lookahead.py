@@ -9,7 +9,7 @@ from agents import evaluate as command
 from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead, rank
 from agents.opponents.rollouts import makespans_ps
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
-from dysharp_env.schedules.spec import RuleSpec
+from dysharp_env.schedules.sections import RuleSpec
 from dysharp_env.simulator.state.observation import FEATURES
 from dysharp_env.workload.suite import SuiteSpec
 

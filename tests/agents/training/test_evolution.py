@@ -27,7 +27,7 @@ from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
-from dysharp_env.schedules.spec import RuleSpec
+from dysharp_env.schedules.sections import RuleSpec
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, GEMM
 from dysharp_env.workload.suite import SuiteSpec
 
