@@ -14,7 +14,7 @@ import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.simulator.families import Families, SmCosts
-from dysharp_env.simulator.phases import STAGES, START, Load, PhaseKernel, phase_kernels
+from dysharp_env.simulator.phases import Load, PhaseKernel, phase_kernels
 from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import Primitive
@@ -57,8 +57,7 @@ class Costs:
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
         hop_ps: GPU to switch or switch to GPU, head of a packet.
         store_and_forward: A segment leaves a hop only when its tail has arrived.
-        dispatch_bytes: One token's vector on its way to an expert.
-        combine_bytes: One partial sum, or one reduced sum, on its way home.
+        dispatch_bytes, combine_bytes: A token's vector on its way out; a partial or reduced sum on its way home.
         credit_flits: Input buffer of the switch behind one link, one virtual-channel class.
         reduction_slots: Packets the reduction unit before one downlink can hold open.
         cycle_ps: What a reduction adds to the data path.
@@ -77,7 +76,6 @@ class Costs:
         role_change_ps: Time in which an SM that changes over between communication and GEMMs does neither.
         in_gemm_permille: What thread blocks that communicate lose of the time that it takes, in thousandths.
         slow_permille: Time of a thread block on GPU 0 over that on the others, in thousandths.
-        experts: Experts of the layer.
         kernels: Kernels that phases may pay, as (stage, name, what it takes); see phases.py.
         dispatch_packet, combine_packet: Packets of the two directions; those of the links until ``under`` says more.
         dispatch_sm, combine_sm: How one SM works on their vectors; at no cost until then.
@@ -121,7 +119,6 @@ class Costs:
     role_change_ps: int
     in_gemm_permille: int
     slow_permille: int
-    experts: int
     kernels: tuple[tuple[int, str, PhaseKernel], ...]
     compute_scale: float
     dispatch_packet: PacketFormat
@@ -147,7 +144,7 @@ class Costs:
         gemms = _of_gemms(system.gpu, layer, compute_scale)
         links = _of_links(system.link, system.switch, resolution)
         return cls(
-            families=_families(system, links["packet"]),
+            families=_families(system, layer, links["packet"]),
             link_bytes_per_s=system.link_bytes_per_s,
             dispatch_packet=links["packet"],
             combine_packet=links["packet"],
@@ -161,7 +158,6 @@ class Costs:
             role_change_ps=round(overheads.role_change_us * PS_PER_US),
             in_gemm_permille=round(system.gpu.in_gemm_share * 1000),
             slow_permille=round(system.slow_gpu * 1000),
-            experts=layer.experts,
             **links,
             **_of_gpu(system.gpu, compute_scale),
             **gemms,
@@ -254,10 +250,6 @@ class Costs:
         if combine.in_switch and not combine.reads:
             home_ps -= 2 * self.hop_ps  # the switch acknowledges what it merges
         slots = self.reduction_slots * self.combine_packet.payload_bytes // home_packet.payload_bytes
-        starts = (
-            (STAGES.index("dispatch"), START, self.families.start(out, self.experts)),
-            (STAGES.index("combine"), START, self.families.start(home, self.experts, self.combine_bytes)),
-        )
         return replace(
             self,
             dispatch_packet=out_packet,
@@ -265,7 +257,7 @@ class Costs:
             reduction_slots=max(1, slots),
             dispatch_sm=self.families.sm_costs(out, self.dispatch_bytes, out_ps),
             combine_sm=self.families.sm_costs(home, self.combine_bytes, home_ps),
-            kernels=(*(kernel for kernel in self.kernels if kernel[1] != START), *starts),
+            kernels=self.families.started(self.kernels, out, home, self.combine_bytes),
         )
 
     def _trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:
@@ -329,10 +321,10 @@ class Costs:
         return self.combine_packet.ask_flits(self.combine_bytes, targets)
 
 
-def _families(system: SystemSpec, packet: PacketFormat) -> Families:
+def _families(system: SystemSpec, layer: LayerSpec, packet: PacketFormat) -> Families:
     queue_bytes = system.gpu.multimem_queue_entries * system.gpu.multimem_access_bytes
     specs = {str(name): family for name, family in system.gpu.families.items()}
-    return Families(specs, packet, queue_bytes, system.link.multimem_flits)
+    return Families(specs, packet, queue_bytes, system.link.multimem_flits, layer.experts)
 
 
 def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.phases import PhaseKernel
+from dysharp_env.simulator.phases import STAGES, START, PhaseKernel
 from dysharp_env.system import FamilySpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import Primitive
 
 UNLIMITED = 2**40
+# (Stage, name, what it takes); see phases.py.
+Kernels = tuple[tuple[int, str, PhaseKernel], ...]
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Families:
         packet: Packets of the links; a family may have a payload of its own.
         multimem_bytes: What MultimemQ of one SM holds; 0: any number of vectors.
         multimem_flits: What a packet has besides where the switch copies it or adds it up.
+        experts: Experts of the layer.
     """
 
     specs: Mapping[str, FamilySpec] = field(hash=False)
     packet: PacketFormat
     multimem_bytes: int
     multimem_flits: int = 0
+    experts: int = 0
 
     def packet_of(self, family: str, in_switch: bool) -> PacketFormat:
         """Returns the packets of a family of kernels."""
@@ -98,8 +102,20 @@ class Families:
         filled_ps = trip_ps * vector_bytes // self.multimem_bytes if vector_bytes > self.multimem_bytes else 0
         return SmCosts(max(1, self.multimem_bytes // vector_bytes), max(vector_ps, filled_ps), token_ps, trip_ps)
 
-    def start(self, family: str, experts: int, sum_bytes: int = 0) -> PhaseKernel:
-        """Returns what a kernel of a family takes besides its vectors, whose last sum has so many bytes."""
+    def started(self, kernels: Kernels, out: str, home: str, sum_bytes: int) -> Kernels:
+        """Returns what phases may pay with what kernels of two families take besides their vectors.
+
+        Args:
+            kernels: What else they may pay.
+            out: The family that dispatches.
+            home: The one that combines.
+            sum_bytes: Of a sum.
+        """
+        others = [kernel for kernel in kernels if kernel[1] != START]
+        dispatch, combine = (STAGES.index(stage) for stage in ("dispatch", "combine"))
+        return (*others, (dispatch, START, self._start(out)), (combine, START, self._start(home, sum_bytes)))
+
+    def _start(self, family: str, sum_bytes: int = 0) -> PhaseKernel:
         spec = self.specs.get(family, FamilySpec())
-        start_ps = spec.start_us * 1e6 + spec.start_expert_ns * 1000 * experts + spec.sum_byte_ps * sum_bytes
+        start_ps = spec.start_us * 1e6 + spec.start_expert_ns * 1000 * self.experts + spec.sum_byte_ps * sum_bytes
         return PhaseKernel(launch_ps=round(start_ps), token_ps=round(spec.start_token_ns * 1000))
