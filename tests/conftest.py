@@ -112,7 +112,9 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "team_gpus": draw.pick("team_gpus", 2, 3, 8),
             "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
             "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
-            "vc_depth_flits": draw.pick("vc_depth_flits", 3 + header_flits + multimem_flits + payload_bytes // 16, 64, 256),
+            "vc_depth_flits": draw.pick(
+                "vc_depth_flits", 3 + header_flits + multimem_flits + payload_bytes // 16, 64, 256
+            ),
             "reduction_buffer_bytes": draw.pick("reduction_buffer", payload_bytes, 4 * payload_bytes, 65536),
             "reduction_cycle_ps": draw.pick("reduction_cycle_ps", 0, 640),
             "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),

@@ -84,9 +84,7 @@ def one_sender(
         }
     )
     # Four experts a GPU: the tokens of GPU 0 go to one of each other GPU, all others to those at home.
-    ids = np.array(
-        [list(to)] * tokens + [list(range(4 * gpu, 4 * gpu + 4)) for gpu in np.repeat(range(1, 5), tokens)]
-    )
+    ids = np.array([list(to)] * tokens + [list(range(4 * gpu, 4 * gpu + 4)) for gpu in np.repeat(range(1, 5), tokens)])
     program = Program(
         dispatch=DISPATCH_PRIMITIVES["unicast"],
         combine=COMBINE_PRIMITIVES["pull"],
@@ -161,9 +159,7 @@ def test_an_sm_prepares_one_token_after_the_other(make_case: Callable[..., Case]
 def test_a_copy_that_stays_is_work_where_the_family_says_so(make_case: Callable[..., Case]) -> None:
     # The first of three copies bears 500 ns for a fourth, which stays; expert 1's is no copy of its own.
     family = {"vectors": 1, "copy_ns": 500}
-    free, borne = (
-        stores(one_sender(make_case, 1, 1, (0, 1, 4, 8), own_copies=own, **family)) for own in (False, True)
-    )
+    free, borne = (stores(one_sender(make_case, 1, 1, (0, 1, 4, 8), own_copies=own, **family)) for own in (False, True))
     assert [after - before for after, before in zip(borne, free, strict=True)] == [500_000] * 2
 
 

@@ -296,7 +296,9 @@ def test_every_constant_that_a_preset_calls_set_is_listed() -> None:
     text = "  # set: rows\n  # more\n  one: {a: 1}\n  two: 2  # us; set by rows\n  three: 3  # read\n"
     assert keys_called_set(text) == {"one", "two"}
     # A family's comment stands for all of its constants.
-    listed = {(part, name) for constant in SET_CONSTANTS for name in constant.systems for part in constant.key.split(".")}
+    listed = {
+        (part, name) for constant in SET_CONSTANTS for name in constant.systems for part in constant.key.split(".")
+    }
     for path in sorted((config_root() / "systems").glob("*.yaml")):
         for key in keys_called_set(path.read_text(encoding="utf-8")):
             assert (key, path.stem) in listed, f"{path.name}: {key}"

@@ -70,13 +70,22 @@ SET_CONSTANTS = (
     SetConstant("link.multimem_flits", HOPPER, 1, "NVLS all-reduce of 4 to 8 H100"),
     *_families(HOPPER, "warp_queue", _NORMAL_ROWS, NORMAL[:1], copy_ns=18, byte_ps=22.5, start_us=11.5),
     *_families(
-        HOPPER, "warp_low_latency", _LL_ROWS, LOW_LATENCY[:1], prepare_ns=1230, extra_flits=5, start_us=1.5, start_expert_ns=10
+        HOPPER,
+        "warp_low_latency",
+        _LL_ROWS,
+        LOW_LATENCY[:1],
+        prepare_ns=1230,
+        extra_flits=5,
+        start_us=1.5,
+        start_expert_ns=10,
     ),
+    *_families(HOPPER + BLACKWELL, "warp_queue", _NORMAL_ROWS, NORMAL, token_ns=180, extra_flits=2, sum_byte_ps=1100),
     *_families(
-        HOPPER + BLACKWELL, "warp_queue", _NORMAL_ROWS, NORMAL, token_ns=180, extra_flits=2, sum_byte_ps=1100
-    ),
-    *_families(
-        HOPPER + BLACKWELL, "warp_low_latency", f"{_LL_ROWS}, and two-sided combine in low precision", LOW_LATENCY + TRTLLM, prepare_byte_ps=200
+        HOPPER + BLACKWELL,
+        "warp_low_latency",
+        f"{_LL_ROWS}, and two-sided combine in low precision",
+        LOW_LATENCY + TRTLLM,
+        prepare_byte_ps=200,
     ),
     SetConstant("gpu.gemm_efficiency", BLACKWELL, 0.594, "cuBLASLt's dense FP8 rates on GB200", SINGLE),
     SetConstant("gpu.hbm_efficiency", BLACKWELL, 0.745, "Mega MoE of few tokens, EP4", MEGAMOE),
@@ -90,9 +99,16 @@ SET_CONSTANTS = (
     SetConstant("overheads.layout_ns_per_token", BLACKWELL, 7, "two-sided prepare, many tokens", TRTLLM),
     *_families(BLACKWELL, "warp_queue", _NORMAL_ROWS, NORMAL[1:], copy_ns=90, byte_ps=16, start_us=14.5),
     *_families(
-        BLACKWELL, "warp_low_latency", _LL_ROWS, LOW_LATENCY[1:], prepare_ns=1770, extra_flits=2, start_us=6, start_expert_ns=19
+        BLACKWELL,
+        "warp_low_latency",
+        _LL_ROWS,
+        LOW_LATENCY[1:],
+        prepare_ns=1770,
+        extra_flits=2,
+        start_us=6,
+        start_expert_ns=19,
     ),
-    *_families(BLACKWELL, "warp_direct", "one-sided kernels, one token", TRTLLM, start_us=4.2, vectors=2),
+    *_families(BLACKWELL, "warp_direct", "one-sided kernels, one token", TRTLLM, start_us=4.8, vectors=2),
     *_families(BLACKWELL, "warp_load", "one-sided combine, one token", TRTLLM, byte_ps=145, vectors=1),
     *_families(BLACKWELL, "warp_two_sided", "two-sided dispatch of many tokens", TRTLLM, start_token_ns=16),
     *_families(BLACKWELL, "bulk", "HybridEP's dispatch with 16 SMs on GB200", byte_ps=21, tables=()),

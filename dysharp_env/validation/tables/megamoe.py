@@ -1,8 +1,8 @@
 """Whole layers of DeepGEMM's Mega MoE: the schedule ``mega-moe``, with the routing that the collector draws.
 
 In the collector's time are a kernel before the fused one, which quantises tokens into the symmetric buffer, and one
-after it, which scales the output, replayed from a graph on every rank: besides what the schedule pays for quantising
-they take ``AROUND_US``. Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all
+after it, which scales the output, replayed from a graph on every rank. Besides what the schedule pays for quantising,
+which is traffic, they take ``AROUND_US``, casting, at what a cast costs an SM, and the scaling's traffic. Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all
 ranks, dealt to home ranks at random.
 """
 
@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from dysharp_env.schedules import load_schedule
+from dysharp_env.system import GpuSpec
 from dysharp_env.validation.tables.deepep import uniform_ids
 from dysharp_env.validation.tables.runs import layer_result, machine
 from dysharp_env.workload import LayerSpec
@@ -23,6 +24,7 @@ POWER_LAW = "power_law_"
 # What the kernels around the fused one take: set on rows of few tokens, which are so much longer than DeepGEMM's own
 # times, in which these kernels are not (table ``published``).
 AROUND_US = 20.0
+BF16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class MegaMoE:
         distribution: ``balanced``, ``random`` or ``power_law_A``.
         tokens: Of each GPU.
         seed: Of the order of tokens, and of the choice between equals.
-        around_us: Of the kernels before and after the fused one.
+        is_served: Whether the kernels before and after the fused one are in the time.
     """
 
     line_through: ClassVar[tuple[int, int] | None] = None
@@ -49,7 +51,7 @@ class MegaMoE:
     distribution: str
     tokens: int
     seed: int = 0
-    around_us: float = AROUND_US
+    is_served: bool = True
 
     def at(self, tokens: int) -> Self:
         """Returns the same layer with other tokens on each GPU."""
@@ -59,8 +61,15 @@ class MegaMoE:
         """Returns the time of the layer, microseconds."""
         layer = layer_of(self.hidden, self.inter, self.top_k, self.experts)
         ids = self._topk_ids(layer)
-        result = layer_result(machine(self.preset, self.ranks), layer, ids, load_schedule("mega-moe"))
-        return (result.makespan_us + self.around_us,)
+        system = machine(self.preset, self.ranks)
+        result = layer_result(system, layer, ids, load_schedule("mega-moe"))
+        return (result.makespan_us + (self._around_us(system.gpu) if self.is_served else 0.0),)
+
+    def _around_us(self, gpu: GpuSpec) -> float:
+        """Returns what the kernels around the fused one take, but for what the schedule pays."""
+        cast_ps = gpu.families["warp_low_latency"].prepare_byte_ps / gpu.num_sms
+        scaling_ps = 2 * BF16_BYTES / (gpu.hbm_gbps * gpu.hbm_efficiency) * 1000
+        return AROUND_US + self.tokens * self.hidden * (cast_ps + scaling_ps) / 1e6
 
     def _topk_ids(self, layer: LayerSpec) -> np.ndarray:
         tokens = self.ranks * self.tokens
