@@ -12,7 +12,7 @@ import pytest
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.families import UNLIMITED, SmCosts
-from dysharp_env.simulator.phases import START, STAGES
+from dysharp_env.simulator.phases import STAGES, START
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import FamilySpec, load_system

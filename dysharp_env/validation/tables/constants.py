@@ -2,8 +2,8 @@
 
 All others were read in a document, or are assumptions, as the comment on their line of ``configs/systems`` says. A
 constant is physical or belongs to a family of kernels and holds for a generation of GPUs; none is for a row, a shape or
-a number of GPUs. Tables that constants were set on are no predictions row by row: a few dozen numbers stand for some
-11,000 measured ones, chosen by least errors over samples of their rows of up to 4096 tokens and by what one token takes.
+a number of GPUs. Rows of a table that constants were set on are no predictions: a few dozen numbers stand for some
+11,000 measured ones, chosen by what one token takes and by least errors over samples of rows of up to 4096 tokens.
 """
 
 from __future__ import annotations

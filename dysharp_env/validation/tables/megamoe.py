@@ -2,8 +2,10 @@
 
 In the collector's time are a kernel before the fused one, which quantises tokens into the symmetric buffer, and one
 after it, which scales the output, replayed from a graph on every rank. Besides what the schedule pays for quantising,
-which is traffic, they take ``AROUND_US``, casting, at what a cast costs an SM, and the scaling's traffic. Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all
-ranks, dealt to home ranks at random.
+which is traffic, they take ``AROUND_US``, casting, at what a cast costs an SM, and the scaling's traffic.
+
+Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all ranks, dealt to home
+ranks at random.
 """
 
 from __future__ import annotations
