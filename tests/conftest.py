@@ -112,7 +112,9 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "team_gpus": draw.pick("team_gpus", 2, 3, 8),
             "queueing": draw.pick("queueing", "output_queued", "voq", "input_fifo"),
             "vcs_per_class": draw.pick("vcs_per_class", 1, 1, 8),
-            "vc_depth_flits": draw.pick("vc_depth_flits", header_flits + multimem_flits + payload_bytes // 16, 64, 256),
+            "vc_depth_flits": draw.pick(
+                "vc_depth_flits", 3 + header_flits + multimem_flits + payload_bytes // 16, 64, 256
+            ),
             "reduction_buffer_bytes": draw.pick("reduction_buffer", payload_bytes, 4 * payload_bytes, 65536),
             "reduction_cycle_ps": draw.pick("reduction_cycle_ps", 0, 640),
             "reduction_rate": draw.pick("reduction_rate", 0.5, 0.85, 1.0),
@@ -168,6 +170,14 @@ def draw_family(draw: Draw, name: str) -> dict[str, object]:
         "byte_ps": draw.pick(f"{name} byte_ps", 0, 20, 333.3),
         "vectors": draw.pick(f"{name} vectors", 1, 2, 3, 8),
         "payload_bytes": draw.pick(f"{name} payload_bytes", 0, 0, 64, 128),
+        "extra_flits": draw.pick(f"{name} extra_flits", 0, 0, 1, 3),
+        "own_copies": draw.chance(f"{name} own_copies", 0.5),
+        "prepare_ns": draw.pick(f"{name} prepare_ns", 0, 0, 1200),
+        "prepare_byte_ps": draw.pick(f"{name} prepare_byte_ps", 0, 0, 200.5),
+        "start_us": draw.pick(f"{name} start_us", 0, 0, 0.7),
+        "start_token_ns": draw.pick(f"{name} start_token_ns", 0, 0, 18.1),
+        "start_expert_ns": draw.pick(f"{name} start_expert_ns", 0, 0, 14),
+        "sum_byte_ps": draw.pick(f"{name} sum_byte_ps", 0, 0, 1300),
     }
 
 

@@ -57,8 +57,7 @@ class Costs:
         quantum_ps: Serialisation and delivery times are rounded down to a multiple of this.
         hop_ps: GPU to switch or switch to GPU, head of a packet.
         store_and_forward: A segment leaves a hop only when its tail has arrived.
-        dispatch_bytes: One token's vector on its way to an expert.
-        combine_bytes: One partial sum, or one reduced sum, on its way home.
+        dispatch_bytes, combine_bytes: A token's vector on its way out; a partial or reduced sum on its way home.
         credit_flits: Input buffer of the switch behind one link, one virtual-channel class.
         reduction_slots: Packets the reduction unit before one downlink can hold open.
         cycle_ps: What a reduction adds to the data path.
@@ -145,7 +144,7 @@ class Costs:
         gemms = _of_gemms(system.gpu, layer, compute_scale)
         links = _of_links(system.link, system.switch, resolution)
         return cls(
-            families=_families(system, links["packet"]),
+            families=_families(system, layer, links["packet"]),
             link_bytes_per_s=system.link_bytes_per_s,
             dispatch_packet=links["packet"],
             combine_packet=links["packet"],
@@ -258,6 +257,7 @@ class Costs:
             reduction_slots=max(1, slots),
             dispatch_sm=self.families.sm_costs(out, self.dispatch_bytes, out_ps),
             combine_sm=self.families.sm_costs(home, self.combine_bytes, home_ps),
+            kernels=self.families.started(self.kernels, out, home, self.combine_bytes),
         )
 
     def _trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:
@@ -321,10 +321,10 @@ class Costs:
         return self.combine_packet.ask_flits(self.combine_bytes, targets)
 
 
-def _families(system: SystemSpec, packet: PacketFormat) -> Families:
+def _families(system: SystemSpec, layer: LayerSpec, packet: PacketFormat) -> Families:
     queue_bytes = system.gpu.multimem_queue_entries * system.gpu.multimem_access_bytes
     specs = {str(name): family for name, family in system.gpu.families.items()}
-    return Families(specs, packet, queue_bytes, system.link.multimem_flits)
+    return Families(specs, packet, queue_bytes, system.link.multimem_flits, layer.experts)
 
 
 def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dysharp_env.config import ConfigError
+from dysharp_env.simulator.phases import STAGES, START, PhaseKernel
 from dysharp_env.system import FamilySpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import Primitive
 
 UNLIMITED = 2**40
+# (Stage, name, what it takes); see phases.py.
+Kernels = tuple[tuple[int, str, PhaseKernel], ...]
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,16 @@ class SmCosts:
         vector_ps: Work on one vector.
         token_ps: Work on one token besides.
         trip_ps: Round trip of a vector through an idle switch.
+        prepare_ps: Work of the whole SM on a stored token before any of its vectors is at hand.
+        own_ps: Work on a vector that stays on its GPU.
     """
 
     slots: int = UNLIMITED
     vector_ps: int = 0
     token_ps: int = 0
     trip_ps: int = 0
+    prepare_ps: int = 0
+    own_ps: int = 0
 
     def delay_ps(self, token_ps: int = 0) -> int:
         """Returns how long a vector, with so much of a token's work, is at hand before it departs."""
@@ -48,12 +55,14 @@ class Families:
         packet: Packets of the links; a family may have a payload of its own.
         multimem_bytes: What MultimemQ of one SM holds; 0: any number of vectors.
         multimem_flits: What a packet has besides where the switch copies it or adds it up.
+        experts: Experts of the layer.
     """
 
     specs: Mapping[str, FamilySpec] = field(hash=False)
     packet: PacketFormat
     multimem_bytes: int
     multimem_flits: int = 0
+    experts: int = 0
 
     def packet_of(self, family: str, in_switch: bool) -> PacketFormat:
         """Returns the packets of a family of kernels."""
@@ -61,7 +70,7 @@ class Families:
         return replace(
             packet,
             payload_bytes=(spec.payload_bytes if spec else 0) or packet.payload_bytes,
-            header_flits=packet.header_flits + self.multimem_flits * in_switch,
+            header_flits=packet.header_flits + self.multimem_flits * in_switch + (spec.extra_flits if spec else 0),
         )
 
     def packets_of(self, primitive: Primitive) -> list[PacketFormat]:
@@ -83,9 +92,30 @@ class Families:
         spec = self.specs.get(name, FamilySpec())
         vector_ps, token_ps = round(spec.copy_ns * 1000 + vector_bytes * spec.byte_ps), round(spec.token_ns * 1000)
         if family != "multimem":
-            return SmCosts(spec.vectors, vector_ps, token_ps, trip_ps) if self.specs else SmCosts(trip_ps=trip_ps)
+            if not self.specs:
+                return SmCosts(trip_ps=trip_ps)
+            prepare_ps = round(spec.prepare_ns * 1000 + vector_bytes * spec.prepare_byte_ps)
+            return SmCosts(spec.vectors, vector_ps, token_ps, trip_ps, prepare_ps, vector_ps * spec.own_copies)
         if self.multimem_bytes == 0:
             return SmCosts(trip_ps=trip_ps)
         # A vector that the queue cannot hold takes as many round trips as it fills the queue.
         filled_ps = trip_ps * vector_bytes // self.multimem_bytes if vector_bytes > self.multimem_bytes else 0
         return SmCosts(max(1, self.multimem_bytes // vector_bytes), max(vector_ps, filled_ps), token_ps, trip_ps)
+
+    def started(self, kernels: Kernels, out: str, home: str, sum_bytes: int) -> Kernels:
+        """Returns what phases may pay with what kernels of two families take besides their vectors.
+
+        Args:
+            kernels: What else they may pay.
+            out: The family that dispatches.
+            home: The one that combines.
+            sum_bytes: Of a sum.
+        """
+        others = [kernel for kernel in kernels if kernel[1] != START]
+        dispatch, combine = (STAGES.index(stage) for stage in ("dispatch", "combine"))
+        return (*others, (dispatch, START, self._start(out)), (combine, START, self._start(home, sum_bytes)))
+
+    def _start(self, family: str, sum_bytes: int = 0) -> PhaseKernel:
+        spec = self.specs.get(family, FamilySpec())
+        start_ps = spec.start_us * 1e6 + spec.start_expert_ns * 1000 * self.experts + spec.sum_byte_ps * sum_bytes
+        return PhaseKernel(launch_ps=round(start_ps), token_ps=round(spec.start_token_ns * 1000))

@@ -26,6 +26,8 @@ KERNEL_STAGES = {
     "final_sum": ("end",),
 }
 SHARED, WEIGHT_GRADIENTS = "shared", "weight_gradients"
+# What communication kernels take besides their vectors (families.py); every schedule pays it.
+START = "start"
 BF16_BYTES, FP32_BYTES = 2, 4
 
 

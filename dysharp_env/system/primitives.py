@@ -11,9 +11,10 @@ from typing import Literal, get_args
 DispatchPrimitive = Literal["unicast", "multicast", "broadcast", "team", "pull"]
 CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scatter", "pull"]
 # What moves vectors in a communication kernel: warps that copy through ring buffers (DeepEP's normal kernels), that
-# store straight to where a vector belongs (its low-latency ones, one-sided stores), that load, or that pass vectors
-# through FIFOs with a partner on either side; bulk copies (TMA: HybridEP, Mega MoE); and multimem instructions.
-Family = Literal["warp_queue", "warp_direct", "warp_load", "warp_two_sided", "bulk", "multimem"]
+# cast and store straight to an expert's slots (its low-latency ones) or to where a vector belongs (one-sided stores),
+# that load, or that pass vectors through FIFOs with a partner on either side; bulk copies (TMA: HybridEP, Mega MoE);
+# and multimem instructions.
+Family = Literal["warp_queue", "warp_low_latency", "warp_direct", "warp_load", "warp_two_sided", "bulk", "multimem"]
 FAMILIES: tuple[str, ...] = get_args(Family)
 
 

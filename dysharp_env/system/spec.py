@@ -52,6 +52,25 @@ class FamilySpec(Spec):
     """Vectors that an SM works on at once. For ``multimem`` what MultimemQ holds counts instead."""
     payload_bytes: CountOrZero = 0
     """Data bytes of its full packets; 0: as many as ``link.payload_bytes``."""
+    extra_flits: CountOrZero = 0
+    """Flits that each packet costs besides: flags and pointers that are stored and polled, stores that do not merge."""
+    own_copies: bool = False
+    """Whether a vector that stays on its GPU is work for an SM like the others; the token bears it, as ``token_ns``."""
+    prepare_ns: Cost = 0.0
+    """Work of all of an SM's warps on a stored token before any of its copies leaves, nanoseconds: tokens wait for
+    each other."""
+    prepare_byte_ps: Cost = 0.0
+    """The same for each byte of a copy: casting it, picoseconds."""
+    start_us: Cost = 0.0
+    """What a kernel takes besides, once: from its start to its first vector and from its last to its end,
+    microseconds. Kernels pay this and what follows where they begin at a boundary: dispatch, and combine if that waits
+    for a GPU or for all."""
+    start_token_ns: Cost = 0.0
+    """The same for each token of a GPU that is dispatched, nanoseconds: looking up where it goes."""
+    start_expert_ns: Cost = 0.0
+    """The same for each expert of the layer, nanoseconds: counts and flags."""
+    sum_byte_ps: Cost = 0.0
+    """Latency of adding up one token at home for each byte, which the last token shows, picoseconds."""
 
 
 class GpuSpec(Spec):
@@ -262,11 +281,11 @@ class OverheadSpec(Spec):
     """Whether kernels between phases (quantise, layout, permute, activation, final sum) take time; false leaves them
     out, for machines whose source does not count them."""
     barrier_us: Micros
-    """One barrier among all of at most 8 GPUs inside a kernel."""
+    """One barrier among 8 GPUs inside a kernel."""
     count_exchange_us: Micros
     """Exchange of per-expert token counts before a dispatch whose receivers must know sizes."""
     barrier_per_doubling_us: Micros = 0.0
-    """What it takes longer with each doubling of the GPUs beyond 8."""
+    """What it takes longer with each doubling of the GPUs, or less with each halving, a round trip at least."""
     role_change_us: Micros = 0.0
     """Time in which an SM that changes over between communication and GEMMs does neither."""
 
@@ -304,13 +323,16 @@ class SystemSpec(Spec):
 
     def overhead_us(self, cost: str) -> float:
         """Returns what is paid for one of ``OVERHEADS``, microseconds."""
-        per_doubling_us = self.overheads.barrier_per_doubling_us if cost == "barrier" else 0.0
-        return float(getattr(self.overheads, OVERHEADS[cost])) + per_doubling_us * self.doublings
+        cost_us = float(getattr(self.overheads, OVERHEADS[cost]))
+        if cost != "barrier":
+            return cost_us
+        per_doubling_us = self.overheads.barrier_per_doubling_us * math.log2(self.num_gpus / 8)
+        return max(cost_us + per_doubling_us, min(cost_us, 4 * self.link.latency_ns / 1000))
 
     @model_validator(mode="after")
     def _check_packet_fits(self) -> SystemSpec:
         # A packet larger than a virtual channel or an accumulator slot could never move.
-        payload_bytes = self.link.payload_bytes
+        payload_bytes, extra_flits = self.link.payload_bytes, 0
         for name, family in self.gpu.families.items():
             if family.payload_bytes % self.link.flit_bytes:
                 raise ValueError(
@@ -318,7 +340,9 @@ class SystemSpec(Spec):
                     f" link.flit_bytes={self.link.flit_bytes}"
                 )
             payload_bytes = max(payload_bytes, family.payload_bytes)
-        packet_flits = self.link.header_flits + self.link.multimem_flits + payload_bytes // self.link.flit_bytes
+            extra_flits = max(extra_flits, family.extra_flits)
+        head_flits = self.link.header_flits + self.link.multimem_flits + extra_flits
+        packet_flits = head_flits + payload_bytes // self.link.flit_bytes
         if self.switch.vc_depth_flits < packet_flits:
             raise ValueError(
                 f"switch.vc_depth_flits={self.switch.vc_depth_flits} must hold one packet of {packet_flits} flits"

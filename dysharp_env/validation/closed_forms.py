@@ -24,7 +24,12 @@ from dysharp_env.workload import ScenarioSpec, Workload, load_model
 SYSTEM = "gh200-nvl32"
 NUM_GPUS = 32
 # The paper's packets, on links that all flits get through.
-PROTOCOL = {"link.multimem_flits": 0, "link.efficiency": 1.0, "link.efficiency_per_doubling": 0.0}
+PROTOCOL = {
+    "link.multimem_flits": 0,
+    "link.efficiency": 1.0,
+    "link.efficiency_per_doubling": 0.0,
+    "gpu.families.warp_queue.extra_flits": 0,
+}
 # Communication is all that is looked at, so the GEMMs may as well be short.
 COMPUTE_SCALE = 0.001
 # Random routing at this size keeps R within 0.3 % of its expectation.

@@ -10,8 +10,7 @@ published shapes: GEMM-1 is N = 4096, K = 7168 and GEMM-2 is N = 7168, K = 2048.
 *contiguous* and *masked* differ in how the library finds a group's rows, which the engine does not model. Compared is
 2 M N K over the time from a GEMM's first thread block to its last.
 
-cuBLASLt's dense FP8 GEMM is such a layer too: experts are panels of 4096 columns, each of which sees every row, as
-rasterised thread blocks walk a matrix that may be larger than L2.
+cuBLASLt's dense FP8 GEMM is such a layer too, GEMM-1 of the one expert of a GPU, with gate and up side by side.
 """
 
 from __future__ import annotations
@@ -46,11 +45,12 @@ GROUPED_TFLOPS = {
 }
 # Edge of a square FP8 GEMM of cuBLASLt on GB200: TFLOP/s (Azure/AI-benchmarking-guide, ND_GB200_v6).
 DENSE_TFLOPS = {8192: 2877, 16384: 2907}
-DENSE_PANEL = 4096
 SHAPES = ("N 4096 K 7168", "N 7168 K 2048")
 
 
-def deepep_us(system: SystemSpec, tokens: int, sms: int, seed: int, **changes: float) -> tuple[float, float]:
+def deepep_us(
+    system: SystemSpec, tokens: int, sms: int, seed: int, family: str = "warp_queue", **changes: float
+) -> tuple[float, float]:
     """Returns the times of a dispatch (FP8) and a combine (BF16) of DeepEP, normal mode, of 7168 values top-8 of 256.
 
     One copy per token and destination GPU goes out, one partial sum per token and expert GPU comes back, both by plain
@@ -61,13 +61,14 @@ def deepep_us(system: SystemSpec, tokens: int, sms: int, seed: int, **changes: f
         tokens: Tokens of each GPU, routed uniformly.
         sms: SMs that send.
         seed: Of the routing.
+        family: Of the kernels: V1's copy through queues, V2's in bulk.
         **changes: Fields of the GPU to replace.
     """
     layer = load_model("large").with_changes({"dispatch_dtype": "fp8"})
     rng = np.random.default_rng(seed)
     topk_ids = draw_routing(ROUTING_MODELS["uniform"], layer, system.num_gpus, tokens, rng).reshape(-1, layer.top_k)
     pays = ["launch", "barrier", "launch"]
-    families = {"dispatch": "warp_queue", "combine": "warp_queue"}
+    families = {"dispatch": family, "combine": family}
     pays_for = {"dispatch": pays, "combine": pays}
     program = _program("unicast", "unicast", sms, families=families, pays=pays_for, readiness=PHASES)
     dispatch, combine = (
@@ -98,7 +99,7 @@ def one_sided_us(system: SystemSpec, tokens: int, seed: int, **changes: float) -
     token = np.concatenate([rng.permutation(tokens) for _ in range(ranks)])
     slot = layer.top_k * token[:, None] + np.arange(layer.top_k) + np.repeat(np.arange(ranks), tokens)[:, None]
     topk_ids = slot % ranks * per_rank + slot // ranks % per_rank
-    pays = {"dispatch": ["launch", "launch"], "gemm1": ["barrier"], "combine": ["launch", "barrier", "launch"]}
+    pays = {"dispatch": ["launch", "gap"], "gemm1": ["barrier"], "combine": ["launch", "gap", "barrier"]}
     program = _program("unicast", "pull", system.gpu.num_sms, pays=pays, readiness=PHASES)
     result = _run(system, layer, topk_ids, program, changes)
     # GEMM-1 starts when the barrier that ends dispatch is over.
@@ -153,18 +154,18 @@ def dense_gemm_tflops(edge: int, **changes: float) -> float:
     """Returns the simulated TFLOP/s of cuBLASLt's FP8 GEMM of square matrices on GB200.
 
     Args:
-        edge: Of every matrix, a multiple of 4096.
+        edge: Of every matrix.
         **changes: Fields of the GPU to replace.
     """
-    num_gpus, panels = 2, edge // DENSE_PANEL
+    num_gpus = 2
     layer = load_model("large").with_changes(
         {
-            **{"hidden": edge, "moe_ff": DENSE_PANEL, "experts": num_gpus * panels, "top_k": panels},
+            **{"hidden": edge, "moe_ff": edge // 2, "experts": num_gpus, "top_k": 1, "ffn_matrices": 3},
             **{"compute_dtype": "fp8", "dispatch_dtype": "fp8"},
         }
     )
-    own = np.arange(layer.experts).reshape(num_gpus, panels)
-    return _gemm_tflops(load_system("gb200-nvl72", num_gpus), layer, np.repeat(own, edge, axis=0), changes)[0]
+    topk_ids = np.repeat(np.arange(num_gpus), edge)[:, None]
+    return _gemm_tflops(load_system("gb200-nvl72", num_gpus), layer, topk_ids, changes)[0]
 
 
 def _gemm_tflops(

@@ -1,19 +1,10 @@
 """Public measurements beside the simulator: rows of group ``measurement``.
 
 A row is ``set`` if its number was used to choose a constant, and ``predicted`` if not. One set of constants holds for a
-generation of GPUs; none is chosen for a row. What was run is said in ``kernels``. How a ``set`` row gave its constant
-in ``configs/systems``, each step of which a test repeats:
+generation of GPUs; none is chosen for a row. All that were set are listed in ``tables/constants.py``. What was run is
+said in ``kernels``. Kernels that communicate were set on the tables (``validate --table``), so that all their rows here
+are predictions. How a ``set`` row gave its constant in ``configs/systems``, each step of which a test repeats:
 
-store_in_flight_bytes, Hopper
-    DeepEP's dispatch on 8 H200 in 500 us, 12 SMs sending. Simulated time falls as the window grows; 25.5 KiB meet it.
-store_in_flight_bytes, Blackwell
-    DeepEP V2's dispatch on 8 SM100 GPUs with 24 SMs at 643 GB/s: 25 KiB.
-launch_us, Blackwell
-    TensorRT-LLM's dispatch of one token, EP8, in 18.9 us: 4 us of barrier, 3.9 us in which one SM stores 7 vectors of
-    14336 B window by window, and two launches.
-load_in_flight_bytes, Blackwell
-    TensorRT-LLM's combine of one token, EP8, in 31.0 us: barrier and launches as above, and 16 us in which one SM loads
-    7 vectors. Taken for Hopper too, where no measurement of plain loads was found.
 gemm_efficiency, block_overhead_ns, Hopper
     DeepGEMM's contiguous rates. 63 waves of thread blocks at K = 7168 and 109 at K = 2048, less what the weights of 4
     groups cost, give the time of a block at each K; it is linear in K.
@@ -21,13 +12,15 @@ gemm_efficiency, block_overhead_ns, Blackwell
     cuBLASLt's dense FP8 GEMMs, 8192^3 and 16384^3. 28 and 111 waves of thread blocks, less what cold weights cost, give
     the time of a block at each K. It is proportional to K: 0.59 of the peak, and nothing besides.
 cold_exposure
-    DeepGEMM's masked rate of 4 x 256 rows at K = 7168, which reads the most weights for its work: 0.58 meets it. 0.63
-    is taken, with which it still passes (-1.9 %), because 2 x 512 rows ask for more.
-hbm_efficiency
+    DeepGEMM's masked rate of 4 x 256 rows at K = 7168, which reads the most weights for its work.
+hbm_efficiency, Hopper
     No row: dense GEMMs of 64 rows read up to 2.7 of 3.35 TB/s (DeepGEMM README).
+multimem_flits, Hopper
+    NVLS all-reduce of 4 to 8 H100, which moves 0.85 of what flits alone allow; its row here is near to that.
 
-``reduction_rate`` (0.85 on Hopper, NCCL's tuner) is not set here. The row of the NVLS all-reduce is a prediction with
-it, some 6 % too fast; 0.76 would meet it.
+How the tables gave the constants of kernels: what one token takes gave what a kernel takes besides its vectors, tokens
+and SMs in their middle what an SM does, and many tokens what links lose. Values are those of least errors (the mean
+of logarithms and the 90th percentile) over some forty rows of a table, rounded.
 
 From published figure to compared figure:
 
@@ -36,19 +29,17 @@ DeepEP
     14336 B (combine) over the figure is the time; E = 8 (1 - C(224, 8) / C(256, 8)) = 5.29 is the mean number of ranks
     of a token with uniform routing. UCCL-EP, which runs DeepEP's kernels, publishes times too.
 TensorRT-LLM
-    Times as published.
+    Times as published. AIConfigurator's for the same kernels (table trtllm-alltoall-gb200) differ from them: a combine
+    of one token at EP8 takes 25.3 us there and 31.0 here, one of 2048 tokens 351 and 323.
 NCCL
     Bus bandwidth as published: 365 to 370 GB/s for the ring (compared with 367.5) and 480 for NVLS.
 DeepGEMM, cuBLASLt
     TFLOP/s as published.
 
-Known to be missing where predictions err: DeepEP on 8 H800 (-10 to -12 %) and V2 with 64 SMs (-5 %) are bound by links,
-which ideal virtual output queues fill to 97 %; measured are 84 to 90 %. DeepGEMM's 2 x 512 rows at K = 7168 (+12 %) run
-without the multicast of operands to pairs of SMs that 1 x 1024 rows have, and the engine knows neither.
+Known to be missing where predictions err: DeepGEMM's 2 x 512 rows at K = 7168 run without the multicast of operands to
+pairs of SMs that 1 x 1024 rows have, and the engine knows neither.
 
-Left out: DeepEP low latency, NCCL EP LL and pplx-kernels. At 128 tokens their times are as much what is not modelled
-(waiting for every expert's count, casts inside the kernel, RDMA-capable proxies) as transfer. What crosses nodes is out
-of scope.
+Left out: NCCL EP LL and pplx-kernels. What crosses nodes is out of scope.
 """
 
 from __future__ import annotations
@@ -74,14 +65,14 @@ GROUP = "measurement"
 # Largest error that passes, as a fraction of what was measured.
 TOLERANCE: dict[Role, float] = {"predicted": 0.12, "set": 0.02}
 
-# DeepEP, 7168 values, top-8 of 256, FP8 dispatch and BF16 combine: (what, preset, tokens, sending SMs, (dispatch,
-# combine) GB/s, roles). V1 has half of its 24 SMs send (docs/legacy.md; uccl-project/uccl, ep/README.md); in V2 all are
-# taken to (README of deepseek-ai/DeepEP).
+# DeepEP, 7168 values, top-8 of 256, FP8 dispatch and BF16 combine: (what, preset, tokens, sending SMs, family of
+# kernels, (dispatch, combine) GB/s). V1 has half of its 24 SMs send (docs/legacy.md; uccl-project/uccl, ep/README.md);
+# V2, whose kernels copy in bulk, is taken to do so too (README of deepseek-ai/DeepEP).
 DEEPEP = (
-    ("DeepEP V1 on 8 H200", "dgx-h200", 4096, 12, (320, 319), ("set", "predicted")),
-    ("DeepEP V1 on 8 H800", "dgx-h800", 4096, 12, (153, 158), ("predicted", "predicted")),
-    ("DeepEP V2 on 8 SM100, 24 SMs", "dgx-b200", 8192, 24, (643, 675), ("set", "predicted")),
-    ("DeepEP V2 on 8 SM100, 64 SMs", "dgx-b200", 8192, 64, (726, 740), ("predicted", "predicted")),
+    ("DeepEP V1 on 8 H200", "dgx-h200", 4096, 12, "warp_queue", (320, 319)),
+    ("DeepEP V1 on 8 H800", "dgx-h800", 4096, 12, "warp_queue", (153, 158)),
+    ("DeepEP V2 on 8 SM100, 24 SMs", "dgx-b200", 8192, 12, "bulk", (643, 675)),
+    ("DeepEP V2 on 8 SM100, 64 SMs", "dgx-b200", 8192, 32, "bulk", (726, 740)),
 )
 # UCCL-EP gives these as times, too.
 DEEPEP_TIMES_US = {"DeepEP V1 on 8 H200": (500.0, 973.0)}
@@ -128,11 +119,11 @@ def _row(name: str, expected: float, simulated: float, role: Role) -> Validation
 
 
 def _deepep(seed: int) -> Iterator[ValidationRow]:
-    for name, preset, tokens, sms, gbps, roles in DEEPEP:
+    for name, preset, tokens, sms, family, gbps in DEEPEP:
         published = deepep_published_us(name, tokens, gbps)
-        simulated = deepep_us(load_system(preset), tokens, sms, seed)
-        for stage, expected, value, role in zip(("dispatch", "combine"), published, simulated, roles, strict=True):
-            yield _row(f"{name}, {stage}, us", expected, value, role)  # type: ignore[arg-type]
+        simulated = deepep_us(load_system(preset), tokens, sms, seed, family)
+        for stage, expected, value in zip(("dispatch", "combine"), published, simulated, strict=True):
+            yield _row(f"{name}, {stage}, us", expected, value, "predicted")
 
 
 def _one_sided(seed: int) -> Iterator[ValidationRow]:
@@ -140,10 +131,9 @@ def _one_sided(seed: int) -> Iterator[ValidationRow]:
         system = load_system("gb200-nvl72", ranks)
         for tokens, published in by_tokens.items():
             simulated = one_sided_us(system, tokens, seed)
-            role: Role = "set" if (ranks, tokens) == (8, 1) else "predicted"
             for stage, expected, value in zip(("dispatch", "combine"), published, simulated, strict=True):
                 name = f"TensorRT-LLM one-sided on GB200, EP{ranks}, {tokens} tokens, {stage}, us"
-                yield _row(name, expected, value, role)
+                yield _row(name, expected, value, "predicted")
 
 
 def _all_reduce() -> Iterator[ValidationRow]:

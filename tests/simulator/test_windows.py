@@ -12,6 +12,7 @@ import pytest
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.families import UNLIMITED, SmCosts
+from dysharp_env.simulator.phases import STAGES, START
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import FamilySpec, load_system
@@ -69,8 +70,10 @@ def test_a_family_has_packets_of_its_own_and_the_switch_s_operations_a_flit_more
         )
 
 
-def one_sender(make_case: Callable[..., Case], sms: int, tokens: int, **family: float) -> Case:
-    """Returns a case in which only GPU 0's tokens leave home, each to all four others."""
+def one_sender(
+    make_case: Callable[..., Case], sms: int, tokens: int, to: tuple[int, ...] = (4, 8, 12, 16), **family: float
+) -> Case:
+    """Returns a case in which only GPU 0's tokens leave home, each to experts of all four others, or those named."""
     system = load_system("dgx-h100", 5).with_changes(
         {
             "link.gbps": 16,
@@ -81,9 +84,7 @@ def one_sender(make_case: Callable[..., Case], sms: int, tokens: int, **family: 
         }
     )
     # Four experts a GPU: the tokens of GPU 0 go to one of each other GPU, all others to those at home.
-    ids = np.array(
-        [[4, 8, 12, 16]] * tokens + [list(range(4 * gpu, 4 * gpu + 4)) for gpu in np.repeat(range(1, 5), tokens)]
-    )
+    ids = np.array([list(to)] * tokens + [list(range(4 * gpu, 4 * gpu + 4)) for gpu in np.repeat(range(1, 5), tokens)])
     program = Program(
         dispatch=DISPATCH_PRIMITIVES["unicast"],
         combine=COMBINE_PRIMITIVES["pull"],
@@ -144,6 +145,40 @@ def test_pushed_sums_share_the_work_on_their_token(make_case: Callable[..., Case
     rows = log[(log["resource"] == codes.LOG_UP) & (log["purpose"] == codes.COMBINE_DATA)]
     started_ps = engine.state.tokens["combine_start"][0]
     assert (rows["start_ps"] - started_ps).tolist() == [600_000 - TRIP_PS] * 4
+
+
+def test_an_sm_prepares_one_token_after_the_other(make_case: Callable[..., Case]) -> None:
+    # Four copies of each of two tokens leave with their token, 700 ns and 128 x 1 ns after the one before.
+    family = {"vectors": 8, "prepare_ns": 700, "prepare_byte_ps": 1000}
+    sent = stores(one_sender(make_case, 1, 2, **family))
+    assert sent == [828_000 + 9_000 * i for i in range(4)] + [2 * 828_000 + 9_000 * i for i in range(4)]
+    # Two SMs prepare a token each.
+    assert max(stores(one_sender(make_case, 2, 2, **family))) == 828_000 + 9_000 * 7
+
+
+def test_a_copy_that_stays_is_work_where_the_family_says_so(make_case: Callable[..., Case]) -> None:
+    # The first of three copies bears 500 ns for a fourth, which stays; expert 1's is no copy of its own.
+    family = {"vectors": 1, "copy_ns": 500}
+    free, borne = (stores(one_sender(make_case, 1, 1, (0, 1, 4, 8), own_copies=own, **family)) for own in (False, True))
+    assert [after - before for after, before in zip(borne, free, strict=True)] == [500_000] * 2
+
+
+def test_a_family_s_start_is_paid_with_its_stage(make_case: Callable[..., Case]) -> None:
+    plain = one_sender(make_case, 1, 3, vectors=8)
+    layer = plain.workload.layer
+    start = {"start_us": 0.5, "start_expert_ns": 2, "start_token_ns": 10}
+    later = one_sender(make_case, 1, 3, vectors=8, **start)
+    paid_ps = 500_000 + 2_000 * layer.experts + 10_000 * 3
+    assert [after - before for after, before in zip(stores(later), stores(plain), strict=True)] == [paid_ps] * 12
+
+
+def test_the_last_sum_s_latency_is_paid_before_a_combine_that_waits() -> None:
+    costs = costs_with({"warp_direct": {"sum_byte_ps": 10, "extra_flits": 2}, "warp_load": {}}, "unicast", "unicast")
+    (start,) = costs.phase_kernels(STAGES.index("combine"), (START,))
+    assert start.launch_ps == 10 * 14336 and costs.phase_kernels(0, (START,)) == []
+    # Each of its packets has two flits more.
+    plain = costs_with({"warp_direct": {}, "warp_load": {}}, "unicast", "unicast")
+    assert costs.combine_flits() == plain.combine_flits() + 2 * plain.combine_packets
 
 
 def test_another_sm_takes_the_next_token_and_none_helps_with_the_first(make_case: Callable[..., Case]) -> None:

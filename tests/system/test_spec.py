@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from dysharp_env.config import ConfigError, config_root, flat_keys, preset_names
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.system.primitives import FAMILIES
 from dysharp_env.workload import load_model
 
 PUBLISHED = {
@@ -59,8 +61,9 @@ def test_a_preset_is_named_as_its_file_and_every_value_is_annotated(name: str) -
     lines = (config_root() / "systems" / f"{name}.yaml").read_text().splitlines()
     explained_by_block = {"payload_bytes", "header_flits", "ack_flits", "request_flits"}
     explained_by_block |= {"dispatch_primitives", "combine_primitives", "multimem_flits"}
-    explained_by_block |= {"families", "warp_queue", "warp_direct", "bulk", "efficiency", "efficiency_per_doubling"}
-    bare = {line.split(":")[0].strip() for line in lines if line.startswith("  ") and "#" not in line}
+    explained_by_block |= {"families", *FAMILIES, "efficiency", "efficiency_per_doubling"}
+    # What is deeper belongs to a family, which a comment above explains.
+    bare = {line.split(":")[0].strip() for line in lines if re.match("(  |    )[^ #]", line) and "#" not in line}
     assert bare <= explained_by_block
 
 
@@ -147,7 +150,7 @@ def test_own_file_loads(own_system: Path) -> None:
         ("  queueing: voq", "  team_gpus: 1\n  queueing: voq", "switch.team_gpus=1: "),
         ("payload_bytes: 128", "payload_bytes: 100", "payload_bytes=100 must be a multiple of flit_bytes=16"),
         ("target_bytes: 2", "target_bytes: 32", "target_bytes=32 must be at most flit_bytes=16"),
-        ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 18 flits"),
+        ("vc_depth_flits: 256", "vc_depth_flits: 8", "switch.vc_depth_flits=8 must hold one packet of 23 flits"),
         (
             "reduction_buffer_bytes: 65536",
             "reduction_buffer_bytes: 64",
@@ -155,17 +158,17 @@ def test_own_file_loads(own_system: Path) -> None:
         ),
         ("    warp_load:", "    warp_lode:", "gpu.families.warp_lode"),
         (
-            "    warp_load: {token_ns: 100",
-            "    warp_load: {token_n: 100",
-            "unknown key 'gpu.families.warp_load.token_n'",
+            "    warp_load: {copy_ns: 0",
+            "    warp_load: {copy_n: 0",
+            "unknown key 'gpu.families.warp_load.copy_n'",
         ),
-        ("    warp_load: {token_ns: 100", "    warp_load: {token_ns: -1", "gpu.families.warp_load.token_ns=-1: "),
-        ("payload_bytes: 256}", "payload_bytes: 250}", "gpu.families.bulk.payload_bytes=250 must be a multiple of"),
+        ("    warp_load: {copy_ns: 0", "    warp_load: {copy_ns: -1", "gpu.families.warp_load.copy_ns=-1: "),
+        ("payload_bytes: 256,", "payload_bytes: 250,", "gpu.families.bulk.payload_bytes=250 must be a multiple of"),
         ("in_gemm_share: 1.0", "in_gemm_share: 2", "gpu.in_gemm_share=2: "),
         ("  efficiency: 1.0", "  efficiency: 1.1", "link.efficiency=1.1: "),
         ("multimem_flits: 1", "multimem_flits: -1", "link.multimem_flits=-1: "),
         ("role_change_us: 1.0", "role_change_us: -1", "overheads.role_change_us=-1: "),
-        ("  barrier_us: 4.0", "  # barrier_us: 4.0", "key 'overheads.barrier_us' is missing"),
+        ("  barrier_us: 2.3", "  # barrier_us: 2.3", "key 'overheads.barrier_us' is missing"),
     ],
 )
 def test_mistake_in_own_file_is_one_line(own_system: Path, old: str, new: str, message: str) -> None:
@@ -218,7 +221,10 @@ def test_links_and_barriers_follow_the_number_of_gpus() -> None:
         "overheads.barrier_us": 4,
         "overheads.barrier_per_doubling_us": 0.5,
     }
-    for num_gpus, gbps, barrier_us in ((2, 405, 4), (8, 405, 4), (32, 360, 5)):
+    # Two halvings, but a round trip at least.
+    steep = load_system("gh200-nvl32", 2).with_changes({**changes, "overheads.barrier_per_doubling_us": 3})
+    assert steep.overhead_us("barrier") == 1
+    for num_gpus, gbps, barrier_us in ((2, 405, 3), (8, 405, 4), (32, 360, 5)):
         system = load_system("gh200-nvl32", num_gpus).with_changes(changes)
         assert system.link_bytes_per_s == gbps * 10**9 and system.overhead_us("barrier") == barrier_us
         assert system.overhead_us("launch") == system.overheads.launch_us

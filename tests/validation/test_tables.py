@@ -8,7 +8,6 @@ import io
 import json
 import re
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +17,7 @@ import pytest
 from dysharp_env.__main__ import main
 from dysharp_env.config import ConfigError, config_root
 from dysharp_env.system import load_system
+from dysharp_env.validation.tables import megamoe
 from dysharp_env.validation.tables.constants import MOST_SET, SET_CONSTANTS
 from dysharp_env.validation.tables.deepep import DeepEPLowLatency, DeepEPNormal, low_latency_sms
 from dysharp_env.validation.tables.errors import Errors, Outcome, TableErrors
@@ -268,19 +268,39 @@ def test_dealt_rows_have_distinct_experts_and_the_counts() -> None:
 
 def test_constants_that_were_set_are_those_of_the_presets() -> None:
     assert len(SET_CONSTANTS) < MOST_SET
+    places = [(constant.key, name) for constant in SET_CONSTANTS for name in constant.systems]
+    assert len(places) == len(set(places))
     for constant in SET_CONSTANTS:
         for name in constant.systems:
-            value = reduce(getattr, constant.key.split("."), load_system(name))
-            assert value == constant.value, f"{constant.key} of {name}"
+            assert constant.value_in(load_system(name)) == constant.value, f"{constant.key} of {name}"
         assert set(constant.tables) <= set(table_names())
+        assert constant.generation in ("Hopper", "Blackwell", "all")
+    (around,) = (constant for constant in SET_CONSTANTS if not constant.systems)
+    assert around.key == f"{megamoe.__name__.removeprefix('dysharp_env.')}.AROUND_US"
+    assert around.value == megamoe.AROUND_US
+
+
+def keys_called_set(text: str) -> set[str]:
+    """Returns the keys of a preset whose comment, behind or above them, says that they were set."""
+    keys, is_set = set(re.findall(r"^\s*(\w+): [^#\n]+# .*\bset by\b", text, re.MULTILINE)), False
+    for line in text.splitlines():
+        if comment := re.match(r"\s*# (.*)", line):
+            is_set = is_set or comment[1].startswith("set: ")
+        elif key := re.match(r"\s*(\w+):", line):
+            keys |= {key[1]} if is_set else set()
+            is_set = False
+    return keys
 
 
 def test_every_constant_that_a_preset_calls_set_is_listed() -> None:
-    listed = {(constant.key.rpartition(".")[2], name) for constant in SET_CONSTANTS for name in constant.systems}
+    text = "  # set: rows\n  # more\n  one: {a: 1}\n  two: 2  # us; set by rows\n  three: 3  # read\n"
+    assert keys_called_set(text) == {"one", "two"}
+    # A family's comment stands for all of its constants.
+    listed = {
+        (part, name) for constant in SET_CONSTANTS for name in constant.systems for part in constant.key.split(".")
+    }
     for path in sorted((config_root() / "systems").glob("*.yaml")):
-        if path.stem.startswith("hypothetical"):  # takes its values from real ones
-            continue
-        for key in re.findall(r"^\s*(\w+): [^#\n]+# .*\bset by\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+        for key in keys_called_set(path.read_text(encoding="utf-8")):
             assert (key, path.stem) in listed, f"{path.name}: {key}"
 
 

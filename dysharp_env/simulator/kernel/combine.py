@@ -156,6 +156,18 @@ def issue_loads(s: Root, gpu: int, sm: int, token_ps: int) -> None:
 
 
 @compiled
+def own_partials(s: Root, token: int) -> int:
+    """Returns how many partial sums a token's home GPU has of it."""
+    count = 0
+    pair = s.tokens[token].pair0
+    # The home GPU's own pairs come first.
+    while pair < s.tokens[token + 1].pair0 and not is_remote(s, pair):
+        count += s.pairs[pair].num_experts > 0
+        pair += 1
+    return count
+
+
+@compiled
 def issue_combine(s: Root, gpu: int, item: int) -> None:
     """Asks the experts' GPUs for a token's sum (pull), or pushes one partial sum home."""
     token = item if s.combine.reads else s.pairs[item].token
@@ -166,8 +178,12 @@ def issue_combine(s: Root, gpu: int, item: int) -> None:
         tok.combine_start = s.now_ps
     if not s.combine.reads:
         read_partial(s, item)
-        # Partial sums are taken one by one, so each bears a share of the token.
-        token_ps = s.combine.token_ps // tok.partials if s.combine.token_ps > 0 else 0
+        # Partial sums are taken one by one, so each bears a share of the token, and of those that are home already.
+        token_ps = s.combine.token_ps
+        if s.combine.own_ps > 0:
+            token_ps += s.combine.own_ps * own_partials(s, token)
+        if token_ps > 0:
+            token_ps //= tok.partials
         give_sum(s, gpu, s.partial0 + item * s.combine.segments, token_ps)
     elif s.sums[token * s.combine.segments].pieces_left == 0:
         complete(s, token)

@@ -6,7 +6,7 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import take
 from dysharp_env.simulator.kernel.gates import count_towards, part_of
-from dysharp_env.simulator.kernel.groups import list_sm, mark, take_vector
+from dysharp_env.simulator.kernel.groups import list_sm, mark, prepare_token, take_vector
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
 from dysharp_env.simulator.kernel.memory import read_input
 from dysharp_env.simulator.kernel.names import Root
@@ -29,8 +29,9 @@ def next_token(s: Root, gpu: int) -> int:
 
 
 @compiled
-def issue_local(s: Root, token: int, part: int) -> None:
-    """Hands a token to the experts on its own GPU that are in a part: a copy through memory, no link."""
+def issue_local(s: Root, token: int, part: int) -> int:
+    """Hands a token to the experts on its own GPU that are in a part: copies through memory, no link. Returns them."""
+    copies = 0
     pair = s.tokens[token].pair0
     end = s.tokens[token + 1].pair0
     # The home GPU's own pairs come first.
@@ -38,7 +39,9 @@ def issue_local(s: Root, token: int, part: int) -> None:
         if s.pairs[pair].num_experts > 0 and s.pairs[pair].part == part:
             read_input(s, token)
             push(s, s.now_ps + s.memory_ps, codes.EV_ARRIVE, pair, 0, 0)
+            copies += 1
         pair += 1
+    return copies
 
 
 @compiled
@@ -131,9 +134,12 @@ def take_token(s: Root, gpu: int, token: int) -> None:
         s.dispatch_first = s.now_ps
     if not s.dispatch.reads:
         read_input(s, token)
+    if s.dispatch.prepare_ps > 0 and not s.dispatch.reads:
+        prepare_token(s, DISPATCH, gpu, sm)
+    token_ps = s.dispatch.token_ps
     if gpu == token // s.tokens_per_gpu:
-        issue_local(s, token, g.part)
-    issue_copies(s, gpu, sm, s.dispatch.token_ps)
+        token_ps += s.dispatch.own_ps * issue_local(s, token, g.part)
+    issue_copies(s, gpu, sm, token_ps)
 
 
 @compiled

@@ -56,13 +56,24 @@ def take_vector(s: Root, kind: int, gpu: int, sm: int, first: int, token_ps: int
     work_ps = flow.vector_ps + token_ps
     if s.in_gemm_permille > 0 and g.free_sms < g.groups[GEMM].sms:
         g.debt_ps += work_ps * s.in_gemm_permille // 1000
-    delay_ps = max(flow.slots * work_ps - flow.trip_ps, 0)
+    depart_ps = max(s.now_ps, s.sms[sm].ready_ps) + max(flow.slots * work_ps - flow.trip_ps, 0)
     trip.taken_ps = s.now_ps
-    trip.departs_ps = s.now_ps + delay_ps
-    if delay_ps == 0:
+    trip.departs_ps = depart_ps
+    if depart_ps == s.now_ps:
         return True
-    push(s, s.now_ps + delay_ps, EV_DEPART, first, gpu, 0)
+    push(s, depart_ps, EV_DEPART, first, gpu, 0)
     return False
+
+
+@compiled
+def prepare_token(s: Root, kind: int, gpu: int, sm: int) -> None:
+    """Has an SM prepare a token that it stores, once it has prepared the one before."""
+    flow = flow_of(s, kind)
+    m = s.sms[sm]
+    m.ready_ps = max(m.ready_ps, s.now_ps) + flow.prepare_ps
+    g = s.gpus[gpu]
+    if s.in_gemm_permille > 0 and g.free_sms < g.groups[GEMM].sms:
+        g.debt_ps += flow.prepare_ps * s.in_gemm_permille // 1000
 
 
 @compiled

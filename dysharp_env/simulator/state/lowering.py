@@ -59,7 +59,7 @@ class Lowering:
         self.costs = costs.under(program.dispatch, program.combine, program.families)
         self.program = program
         self._num_sms, self._logging = num_sms, logging
-        self._kernel_pays = KernelPays(costs, program, num_sms)
+        self._kernel_pays = KernelPays(self.costs, program, num_sms)
         self._last: _Frame | None = None
 
     def __getstate__(self) -> dict[str, Any]:

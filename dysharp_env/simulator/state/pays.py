@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.simulator.costs import Costs
-from dysharp_env.simulator.phases import SHARED, Load
+from dysharp_env.simulator.phases import SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import NOTHING, OPENS_ALL, OPENS_GEMM1
 from dysharp_env.simulator.state.state import State
@@ -21,7 +21,7 @@ class KernelPays:
         """Notes the kernels that are not free."""
         self._hbm_ps, self._program = costs.hbm_ps, program
         self._kernels = [
-            [(name, kernel) for name in names for kernel in costs.phase_kernels(stage, (name,))]
+            [(name, kernel) for name in (START, *names) for kernel in costs.phase_kernels(stage, (name,))]
             for stage, names in enumerate(program.kernels)
         ]
         # Hidden shared experts have the SMs that dispatch leaves.

@@ -84,7 +84,8 @@ LINK = _record("", "next")
 # and packets of a segment; how an SM works on them (simulator/families.py); the most SMs of its group under any split,
 # and the first of them among those of a GPU.
 FLOW = _record(
-    "reads in_switch names_targets to_all segments segment_packets slots vector_ps token_ps trip_ps most_sms first_sm"
+    "reads in_switch names_targets to_all segments segment_packets slots vector_ps token_ps trip_ps "
+    "prepare_ps own_ps most_sms first_sm"
 )
 # One GEMM: thread blocks of a row; what a granule of tokens adds to one by arithmetic, half of that, and the time of
 # reading weights from shared memory; bytes of an expert's matrix in L2 and of what a row reads of it, and bytes that a
@@ -122,8 +123,8 @@ GPU = _record(
     groups=(GROUP, NUM_KINDS),
 )
 # One communication SM: the token it is at (if something of that is left), the next of the token's pairs or stores,
-# vectors at hand, the next SM that may take something, and whether it belongs to its group.
-SM = _record("", "token- pair in_flight next duty")
+# vectors at hand, the next SM that may take something, and whether it belongs to its group; when its token is prepared.
+SM = _record("ready_ps", "token- pair in_flight next duty")
 
 UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
 # One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.

@@ -112,7 +112,9 @@ class CombineGroup(Crew):
     def _token_ps(self, item: Token | Pair) -> int:
         """Returns an SM's work on a token itself; partial sums are pushed one by one, so each bears a share of it."""
         if isinstance(item, Pair):
-            return self.work.token_ps // sum(pair.is_summed for pair in item.token.pairs)
+            own = sum(bool(pair.experts) and not pair.is_remote for pair in item.token.pairs)
+            summed = sum(pair.is_summed for pair in item.token.pairs)
+            return (self.work.token_ps + own * self.work.own_ps) // summed
         return self.work.token_ps
 
     def read_ps(self, vector: Vector) -> int:

@@ -62,17 +62,18 @@ class DispatchGroup(Crew):
         """Gives a token to an SM; its home GPU's own experts get it at once."""
         if token.dispatch_start == NO_TIME:
             token.dispatch_start = self.clock.now_ps
-        pairs = self.in_turn(token)
+        pairs, own = self.in_turn(token), 0
         if not self.world.dispatch.reads:
             self._read_input(token)
         for pair in pairs:
             if not pair.is_remote and pair.experts:
                 self._read_input(token)
                 self.clock.at(self.clock.now_ps + self.costs.memory_ps, codes.EV_ARRIVE, self.gemm.arrive, pair)
+                own += 1
         copies = [self.vector_of(token, pair) for pair in pairs if pair.is_sent]
         if self.world.dispatch.in_switch:
             copies = [self._store_of(token, members) for members in self.in_groups(copies)]
-        self.give([[vector] for vector in copies], self.work.token_ps)
+        self.give([[vector] for vector in copies], self.work.token_ps + own * self.work.own_ps)
 
     def in_groups(self, copies: list[Vector]) -> list[list[Vector]]:
         """Returns copies by the store that reaches them: one for all, or one for each group of GPUs that has teams.

@@ -20,6 +20,7 @@ class CommunicationSm:
     left: list[Load] | None = None  # None if it is at no token
     in_flight: int = 0  # vectors taken whose round trip is not over
     duty: int = AWAY
+    ready_ps: int = 0  # until when it prepares its token
 
     @property
     def is_idle(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dysharp_env.simulator.costs import Costs
-from dysharp_env.simulator.phases import SHARED, Load
+from dysharp_env.simulator.phases import SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin.parts import Pair, Token
 
@@ -22,7 +22,7 @@ class Phases:
     def pay_ps(self, stage: int, part: int, gpus: Iterable[int]) -> int:
         """Returns what a stage of a part, or the end, costs where it waits for these GPUs."""
         fixed_ps = self.program.pay_end_ps if stage == END else self.program.pays_ps[stage]
-        kernels = self.costs.phase_kernels(stage, self.program.kernels[stage])
+        kernels = self.costs.phase_kernels(stage, (*self.program.kernels[stage], START))
         if not kernels:
             return fixed_ps
         loads = [self._whole(gpu) if stage in (EVERYTHING, END) else self._of_part(gpu, part) for gpu in gpus]

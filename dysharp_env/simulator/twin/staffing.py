@@ -142,7 +142,15 @@ class Crew(Group):
         """Gives what there is of one token to the first SM that may take something, and its work on the token."""
         sm = self.free.popleft()
         sm.left = loads
+        if self.kind == DISPATCH and not self.primitive.reads:
+            self._prepare(sm)
         self._issue(sm, token_ps)
+
+    def _prepare(self, sm: CommunicationSm) -> None:
+        """Has an SM prepare its token, behind those that it prepared before."""
+        sm.ready_ps = max(sm.ready_ps, self.clock.now_ps) + self.work.prepare_ps
+        if self.world.program.in_gemm and self.site.free_sms < self.site.gemm_sms:
+            self.site.debt_ps += self.work.prepare_ps * self.costs.in_gemm_permille // 1000
 
     def _issue(self, sm: CommunicationSm, token_ps: int = 0) -> None:
         """Takes what is left of an SM's token as far as it has places; the first vector bears work on the token.
@@ -174,7 +182,7 @@ class Crew(Group):
         # Thread blocks that do an SM's work lose the time if any run.
         if self.world.program.in_gemm and self.site.free_sms < self.site.gemm_sms:
             self.site.debt_ps += (self.work.vector_ps + token_ps) * self.costs.in_gemm_permille // 1000
-        delay_ps = self.work.delay_ps(token_ps)
+        delay_ps = self.work.delay_ps(token_ps) + max(0, sm.ready_ps - self.clock.now_ps)
         if delay_ps == 0:
             self._depart(load)
         else:

@@ -67,7 +67,10 @@ class DeepEPNormal:
         layer = vectors(self.hidden + QUEUE_VALUES, self.experts, self.top_k, self.dtype)
         senders = max(1, self.dispatch_sms // 2), max(1, self.combine_sms // 2)
         pays = ("launch", "barrier", "launch")
-        schedule = phases("deepep", "unicast", "unicast", senders, {"dispatch": pays, "combine": pays})
+        families = {"dispatch": "warp_queue", "combine": "warp_queue"}
+        schedule = phases(
+            "deepep", "unicast", "unicast", senders, {"dispatch": pays, "combine": pays}, families=families
+        )
         topk_ids = uniform_ids(layer, self.gpus, self.tokens, self.seed)
         return transfers_us(machine(self.preset, self.gpus), layer, topk_ids, schedule)
 
@@ -96,7 +99,8 @@ class DeepEPLowLatency:
         layer = vectors(self.hidden + MESSAGE_VALUES, self.experts, self.top_k, "fp8")
         sms = low_latency_sms(self.experts, system.gpu.num_sms)
         pays: dict[str, tuple[str, ...]] = {"dispatch": ("launch",), "combine": ("launch",)}
-        schedule = phases("deepep-ll", "unicast", "unicast", (sms, sms), pays, copies="expert")
+        families = {"dispatch": "warp_low_latency", "combine": "warp_low_latency"}
+        schedule = phases("deepep-ll", "unicast", "unicast", (sms, sms), pays, copies="expert", families=families)
         return transfers_us(system, layer, uniform_ids(layer, self.gpus, self.tokens, self.seed), schedule)
 
 

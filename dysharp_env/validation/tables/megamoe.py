@@ -1,8 +1,11 @@
 """Whole layers of DeepGEMM's Mega MoE: the schedule ``mega-moe``, with the routing that the collector draws.
 
-Left out: the kernel that quantises tokens into the symmetric buffer and the one that scales the output, but for what
-the schedule pays. Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all
-ranks, dealt to home ranks at random.
+In the collector's time are a kernel before the fused one, which quantises tokens into the symmetric buffer, and one
+after it, which scales the output, replayed from a graph on every rank. Besides what the schedule pays for quantising,
+which is traffic, they take ``AROUND_US``, casting, at what a cast costs an SM, and the scaling's traffic.
+
+Routing follows the collector (``collector/helper.py`` of AIConfigurator): over the tokens of all ranks, dealt to home
+ranks at random.
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ from typing import ClassVar, Self
 import numpy as np
 
 from dysharp_env.schedules import load_schedule
+from dysharp_env.system import GpuSpec
 from dysharp_env.validation.tables.deepep import uniform_ids
 from dysharp_env.validation.tables.runs import layer_result, machine
 from dysharp_env.workload import LayerSpec
 
 POWER_LAW = "power_law_"
+# What the kernels around the fused one take: set on rows of few tokens, which are so much longer than DeepGEMM's own
+# times, in which these kernels are not (table ``published``).
+AROUND_US = 20.0
+BF16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class MegaMoE:
         distribution: ``balanced``, ``random`` or ``power_law_A``.
         tokens: Of each GPU.
         seed: Of the order of tokens, and of the choice between equals.
+        is_served: Whether the kernels before and after the fused one are in the time.
     """
 
     line_through: ClassVar[tuple[int, int] | None] = None
@@ -44,6 +53,7 @@ class MegaMoE:
     distribution: str
     tokens: int
     seed: int = 0
+    is_served: bool = True
 
     def at(self, tokens: int) -> Self:
         """Returns the same layer with other tokens on each GPU."""
@@ -53,7 +63,15 @@ class MegaMoE:
         """Returns the time of the layer, microseconds."""
         layer = layer_of(self.hidden, self.inter, self.top_k, self.experts)
         ids = self._topk_ids(layer)
-        return (layer_result(machine(self.preset, self.ranks), layer, ids, load_schedule("mega-moe")).makespan_us,)
+        system = machine(self.preset, self.ranks)
+        result = layer_result(system, layer, ids, load_schedule("mega-moe"))
+        return (result.makespan_us + (self._around_us(system.gpu) if self.is_served else 0.0),)
+
+    def _around_us(self, gpu: GpuSpec) -> float:
+        """Returns what the kernels around the fused one take, but for what the schedule pays."""
+        cast_ps = gpu.families["warp_low_latency"].prepare_byte_ps / gpu.num_sms
+        scaling_ps = 2 * BF16_BYTES / (gpu.hbm_gbps * gpu.hbm_efficiency) * 1000
+        return AROUND_US + self.tokens * self.hidden * (cast_ps + scaling_ps) / 1e6
 
     def _topk_ids(self, layer: LayerSpec) -> np.ndarray:
         tokens = self.ranks * self.tokens
@@ -71,10 +89,7 @@ class MegaMoE:
 
 @cache
 def layer_of(hidden: int, inter: int, top_k: int, experts: int) -> LayerSpec:
-    """Returns the layer with MXFP4 weights and MXFP8 activations.
-
-    Both are FP8 here until formats of weights and activations are told apart.
-    """
+    """Returns the layer with MXFP4 weights and MXFP8 activations."""
     return LayerSpec(
         name="mega-moe",
         hidden=hidden,
@@ -82,8 +97,9 @@ def layer_of(hidden: int, inter: int, top_k: int, experts: int) -> LayerSpec:
         experts=experts,
         top_k=top_k,
         ffn_matrices=3,
-        dispatch_dtype="fp8",
+        dispatch_dtype="mxfp8",
         compute_dtype="fp8",
+        weight_dtype="mxfp4",
         source="AIConfigurator, collector/sglang/collect_dsv4_megamoe.py",
     )
 

@@ -203,7 +203,7 @@ def _rows(seed: int) -> Iterator[tuple[str, str, float, Experiment, int]]:
         yield "FlashInfer one-sided dispatch", "GB200 EP32, NVFP4, us", published_us, one_sided, 0
     # DeepGEMM, pull request 316: DeepSeek-V4-Flash, FP8 x FP4.
     for tokens, published_us in ((512, 146.5), (8192, 1283)):
-        layer = MegaMoE("dgx-b200", 8, 4096, 2048, 6, 256, "random", tokens, seed=seed)
+        layer = MegaMoE("dgx-b200", 8, 4096, 2048, 6, 256, "random", tokens, seed=seed, is_served=False)
         yield "Mega MoE", "B200 EP8, V4-Flash, us", published_us, layer, 0
     # coreweave/nccl-tests, README: NCCL 2.26, 8 GiB.
     yield "NCCL all-reduce", "GB200 x72, GB/s of bus bandwidth", 847, AllReduce("gb200-nvl72", 72), 0

@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from dysharp_env.system import SystemSpec
 from dysharp_env.validation.tables.runs import machine, phases, transfers_us, vectors
 
 # Bytes of a vector of so many values, scales included: NVFP4 has one byte for 16 values, FP8 four for 128.
@@ -24,16 +25,18 @@ VECTOR_BYTES = {
     "fp8": lambda values: values + -(-values // 128) * 4,
     "nvfp4": lambda values: -(-values // 2) + -(-values // 16),
 }
-# (kernels, phase): primitives both ways, and what is paid before the phase. What ends dispatch stands under gemm1.
-ONE_SIDED = ("unicast", "pull")
-TWO_SIDED = ("unicast", "unicast")
+BF16_BYTES = 2
+# Primitives both ways, and families of kernels.
+ONE_SIDED = ("unicast", "pull"), ("warp_direct", "warp_load")
+TWO_SIDED = ("unicast", "unicast"), ("warp_two_sided", "warp_two_sided")
+# (kernels, phase): what is paid before the phase. What ends dispatch stands under gemm1.
 PAYS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
-    ("NVLinkOneSided", "alltoall_dispatch"): {"dispatch": ("launch", "launch"), "gemm1": ("barrier",)},
-    ("NVLinkOneSided", "alltoall_combine"): {"combine": ("launch", "barrier", "launch")},
+    ("NVLinkOneSided", "alltoall_dispatch"): {"dispatch": ("launch", "gap"), "gemm1": ("barrier",)},
+    ("NVLinkOneSided", "alltoall_combine"): {"combine": ("launch", "gap", "barrier")},
     ("NVLinkTwoSided", "alltoall_prepare"): {"dispatch": ("launch", "count_exchange")},
     ("NVLinkTwoSided", "alltoall_dispatch"): {"dispatch": ("launch",)},
-    ("NVLinkTwoSided", "alltoall_combine"): {"combine": ("launch", "launch")},
-    ("NVLinkTwoSided", "alltoall_combine_low_precision"): {"combine": ("launch", "launch")},
+    ("NVLinkTwoSided", "alltoall_combine"): {"combine": ("launch", "gap")},
+    ("NVLinkTwoSided", "alltoall_combine_low_precision"): {"combine": ("launch", "gap", "gap")},
 }
 
 
@@ -72,13 +75,30 @@ class AllToAll:
         system = machine(self.preset, self.ranks)
         pays = {"dispatch": ("launch",), **PAYS[self.kernels, self.phase]}
         if self.phase == "alltoall_prepare":
-            return (sum(getattr(system.overheads, f"{cost}_us") for cost in pays["dispatch"]),)
-        dispatch, combine = ONE_SIDED if self.kernels == "NVLinkOneSided" else TWO_SIDED
+            layout_us = self.tokens * system.overheads.layout_ns_per_token / 1000
+            return (sum(system.overhead_us(cost) for cost in pays["dispatch"]) + layout_us,)
+        kernels = ONE_SIDED if self.kernels == "NVLinkOneSided" else TWO_SIDED
+        (dispatch, combine), families = kernels
         sms = system.gpu.num_sms
-        schedule = phases("trtllm", dispatch, combine, (sms, sms), pays)
+        named = {"dispatch": families[0], "combine": families[1]}
+        schedule = phases("trtllm", dispatch, combine, (sms, sms), pays, families=named)
         layer = vectors(self._vector_bytes() // 2, self.experts, self.top_k)
         times_us = transfers_us(system, layer, balanced_ids(self), schedule)
-        return (times_us[0 if self.phase == "alltoall_dispatch" else 1],)
+        if self.phase == "alltoall_dispatch":
+            return (times_us[0],)
+        return (times_us[1] + (self._sum_us(system) if kernels == TWO_SIDED else 0.0),)
+
+    def _sum_us(self, system: SystemSpec) -> float:
+        """Returns what the kernels around a two-sided combine take.
+
+        A place for every expert's result of every token is cleared, read and summed, at HBM's rate. In low precision
+        every value is cast on its way into a FIFO, which costs an SM what it does in low-latency kernels.
+        """
+        gpu, values = system.gpu, self.tokens * self.top_k * self.hidden
+        moved = BF16_BYTES * (2 * values + self.tokens * self.hidden)
+        cast_ps = values * gpu.families["warp_low_latency"].prepare_byte_ps / gpu.num_sms
+        is_cast = self.phase == "alltoall_combine_low_precision"
+        return moved / (gpu.hbm_gbps * gpu.hbm_efficiency) / 1e3 + is_cast * cast_ps / 1e6
 
     def _vector_bytes(self) -> int:
         of_phase = {"alltoall_combine": "bfloat16", "alltoall_combine_low_precision": "nvfp4"}
