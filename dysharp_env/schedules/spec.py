@@ -36,10 +36,10 @@ from dysharp_env.workload.layer import LayerSpec
 Cost = Literal["launch", "gap", "barrier", "count_exchange", "quantise", "layout", "permute", "activation", "final_sum"]
 # Costs that systems have a fixed time for; the others are kernels whose time follows the layer and its routing.
 FIXED_COSTS = {
-    "launch": "launch_us",
-    "gap": "launch_gap_us",
-    "barrier": "barrier_us",
-    "count_exchange": "count_exchange_us",
+    "launch": "launch",
+    "gap": "launch_gap",
+    "barrier": "barrier",
+    "count_exchange": "count_exchange",
 }
 # More tokens than any tile has.
 NEVER_EARLY = 1 << 30
@@ -368,7 +368,7 @@ class ScheduleSpec(Spec):
     def _pays_ps(self, system: SystemSpec) -> list[int]:
         """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
         return [
-            round(sum(system.overhead_us(cost) for cost in getattr(self.pays, stage) if cost in FIXED_COSTS) * 1e6)
+            round(sum(system.overhead_us(FIXED_COSTS[cost]) for cost in getattr(self.pays, stage) if cost in FIXED_COSTS) * 1e6)
             for stage in STAGES
         ]
 
