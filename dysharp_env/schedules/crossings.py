@@ -53,8 +53,8 @@ class Crossings(NamedTuple):
 class Layer:
     """The arrays of a state that has not begun which say what has to move."""
 
-    def __init__(self, state: State, costs: Costs, *, waits_for_stores: bool) -> None:
-        """Takes a fresh state; ``waits_for_stores``: whether the layer waits for stores that bring nobody anything."""
+    def __init__(self, state: State, costs: Costs) -> None:
+        """Takes a fresh state."""
         self.root, self.costs, pairs = state.root[0], costs, state.pairs
         self.num_gpus, self.planes = int(self.root["num_gpus"]), int(self.root["planes"])
         self.num_parts = int(self.root["num_parts"])
@@ -63,7 +63,7 @@ class Layer:
         self.token, self.named = pairs["token"].astype(np.int64), pairs["num_experts"].astype(np.int64)
         self.crosses = (self.gpu != self.home) | bool(self.root["loopback"])
         is_used = self.named > 0
-        self.is_copied = self.crosses & (is_used | (bool(self.root["dispatch"]["to_all"]) & waits_for_stores))
+        self.is_copied = self.crosses & is_used
         self.is_summed = self.crosses & (is_used | bool(self.root["combine"]["to_all"]))
 
     def crossings(self) -> Crossings:

@@ -54,12 +54,12 @@ class FamilyBound(NamedTuple):
     hbm_ps: int
 
 
-def family_bound(workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> FamilyBound:
-    """Returns the bound of a program on a workload; at least the ``bound`` of any schedule at all."""
+def family_bound(workload: Workload, costs: Costs, program: Program, num_sms: int, least_ps: int) -> FamilyBound:
+    """Returns the bound of a program on a workload; no less than the bound ``least_ps`` of any schedule at all."""
     lowering = Lowering(costs, program, num_sms)
-    state = lowering.lower(workload, bound)
+    state = lowering.lower(workload, Bound(least_ps, 0, 0, 0))
     fitted = program.fitted(workload.experts_per_gpu)
-    return _Family(workload, state, lowering.costs, fitted, num_sms).bound(bound.total_ps)
+    return _Family(workload, state, lowering.costs, fitted, num_sms).bound(least_ps)
 
 
 def most_gemm_sms(program: Program, num_sms: int) -> int:
@@ -80,8 +80,10 @@ class _Ways:
         dispatch, combine, memory_ps = program.dispatch, program.combine, costs.memory_ps
         self.out_ps = self._spread_ps(costs, costs.dispatch_flits(int(dispatch.names_targets)), costs.dispatch_segments)
         self.home_ps = self._spread_ps(costs, costs.combine_flits(), costs.combine_segments)
-        self.dispatch_delay_ps = costs.dispatch_sm.delay_ps(costs.dispatch_sm.token_ps * dispatch.in_switch)
-        combine_delay_ps = costs.combine_sm.delay_ps(costs.combine_sm.token_ps * (combine.reads and combine.in_switch))
+        self.dispatch_delay_ps = costs.dispatch_sm.delay_ps(costs.dispatch_sm.token_ps * (dispatch.in_switch and not dispatch.by_team))
+        combine_delay_ps = costs.combine_sm.delay_ps(
+            costs.combine_sm.token_ps * (combine.reads and combine.in_switch)
+        )
         # From when a vector is at hand to when its data enters an uplink, and from when its last data is at the other
         # end of a downlink to when experts see it: a first look into the AL TLB misses.
         self.asked_ps = self._asked_ps(costs, int(root["dispatch_ask_flits"]), 1) if dispatch.reads else 0
@@ -130,7 +132,7 @@ class _Family:
         self.ways = _Ways(state, costs, program)
         self.open_ps = int(state.heap["time_ps"][0])
         self.sms = most_gemm_sms(program, num_sms)
-        layer = Layer(state, costs, waits_for_stores=program.gates[GEMM2] != GATE_FINE)
+        layer = Layer(state, costs)
         self.layer = layer
         self.crossings: Crossings = layer.crossings()
         experts = state.experts
