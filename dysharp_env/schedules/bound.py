@@ -287,17 +287,25 @@ def _families(primitive: Primitive, costs: Costs) -> list[str]:
 
 def _out_ps(primitive: Primitive, costs: Costs, combine: Primitive) -> int:
     """Returns how soon a token can be at an expert GPU, by whichever kernels issue a dispatch primitive."""
-    return min(_way_ps(costs.under(primitive, combine, (family, "")), primitive, True) for family in _families(primitive, costs))
+    return min(
+        _way_ps(costs.under(primitive, combine, (family, "")), primitive, True)
+        for family in _families(primitive, costs)
+    )
 
 
 def _home_ps(primitive: Primitive, costs: Costs, dispatch: Primitive) -> int:
     """Returns how soon a sum can be home, by whichever kernels issue a combine primitive."""
-    return min(_way_ps(costs.under(dispatch, primitive, ("", family)), primitive, False) for family in _families(primitive, costs))
+    return min(
+        _way_ps(costs.under(dispatch, primitive, ("", family)), primitive, False)
+        for family in _families(primitive, costs)
+    )
 
 
 def _way_ps(costs: Costs, primitive: Primitive, is_dispatch: bool) -> int:
     """Returns how long a vector is at hand and on its way at least, through an idle network, at either resolution."""
-    sm, num_bytes = (costs.dispatch_sm, costs.dispatch_bytes) if is_dispatch else (costs.combine_sm, costs.combine_bytes)
+    sm, num_bytes = (
+        (costs.dispatch_sm, costs.dispatch_bytes) if is_dispatch else (costs.combine_sm, costs.combine_bytes)
+    )
     packet = costs.dispatch_packet if is_dispatch else costs.combine_packet
     named = int(primitive.names_targets)
     way_ps = costs.wire_ps(packet.data_flits(num_bytes, named if is_dispatch else 0))

@@ -80,16 +80,21 @@ class _Ways:
         dispatch, combine, memory_ps = program.dispatch, program.combine, costs.memory_ps
         self.out_ps = self._spread_ps(costs, costs.dispatch_flits(int(dispatch.names_targets)), costs.dispatch_segments)
         self.home_ps = self._spread_ps(costs, costs.combine_flits(), costs.combine_segments)
-        self.dispatch_delay_ps = costs.dispatch_sm.delay_ps(costs.dispatch_sm.token_ps * (dispatch.in_switch and not dispatch.by_team))
-        combine_delay_ps = costs.combine_sm.delay_ps(
-            costs.combine_sm.token_ps * (combine.reads and combine.in_switch)
+        self.dispatch_delay_ps = costs.dispatch_sm.delay_ps(
+            costs.dispatch_sm.token_ps * (dispatch.in_switch and not dispatch.by_team)
         )
+        token_ps = costs.combine_sm.token_ps * (combine.reads and combine.in_switch)
+        self.combine_delay_ps = costs.combine_sm.delay_ps(token_ps)
         # From when a vector is at hand to when its data enters an uplink, and from when its last data is at the other
         # end of a downlink to when experts see it: a first look into the AL TLB misses.
         self.asked_ps = self._asked_ps(costs, int(root["dispatch_ask_flits"]), 1) if dispatch.reads else 0
         self.seen_ps = memory_ps if dispatch.names_targets and costs.dispatch_segments == 1 else 0
         asks = int(state.ask_flits[int(combine.names_targets)])
-        self.sum_asked_ps = combine_delay_ps + (self._asked_ps(costs, asks, costs.combine_segments) * combine.reads)
+        self.sum_asked_ps = self.combine_delay_ps + (
+            self._asked_ps(costs, asks, costs.combine_segments) * combine.reads
+        )
+        if combine.names_targets and not dispatch.names_targets:
+            self.sum_asked_ps += memory_ps  # nor has dispatch looked there before
         reduced_ps = self.home_ps
         if combine.in_switch:
             reduced_ps = max(reduced_ps, self.home_ps * 10**6 // costs.reduction_ppm - 1)
@@ -98,6 +103,10 @@ class _Ways:
         self.notify_ps = 2 * self.hop_ps * program.notifies
         # From when a token is known to be done at home (pull), or at the expert GPU (push), to when it is home.
         self.combined_ps = self.sum_asked_ps + self.summed_ps + reduced_ps
+        # From when a sum departs to when its SM may take another: it has come, or the other end or the switch says so.
+        self.sum_trip_ps = self.combined_ps - self.combine_delay_ps
+        if not combine.reads:
+            self.sum_trip_ps += -costs.cycle_ps if combine.in_switch else 2 * self.hop_ps
         # The same from the end of a row with a token of another GPU.
         self.remote_ps = self.notify_ps + self.combined_ps
         # From the opening of dispatch to when experts see a token that crossed links, or one of their own GPU.
@@ -192,8 +201,11 @@ class _Family:
 
     def _last_taken_ps(self) -> int:
         """Returns how long after its opening dispatch SMs can have sent off their last vector at the earliest."""
-        trip_ps = 4 * self.ways.hop_ps + self.ways.out_ps + self.ways.asked_ps - 2 * self.ways.hop_ps * (
-            self.program.dispatch.reads
+        trip_ps = (
+            4 * self.ways.hop_ps
+            + self.ways.out_ps
+            + self.ways.asked_ps
+            - 2 * self.ways.hop_ps * (self.program.dispatch.reads)
         )
         count, sms = int(self.crossings.dispatched.max()), self.program.most_sms[0]
         return _taken_ps(count, sms, self.costs.dispatch_sm, self.ways.dispatch_delay_ps, trip_ps)
@@ -207,7 +219,11 @@ class _Family:
     def _gate(self, stage: int, part: int, gpu: int) -> tuple[int, int]:
         """Returns what a gate pays and not before when it is paid."""
         gate = self.state.parts["stages"]["gate"][gpu * self.program.parts + part, stage]
-        return (0, 0) if gate == NOTHING else tuple(int(self.state.gates[name][gate]) for name in ("pay_ps", "not_before_ps"))  # type: ignore[return-value]
+        return (
+            (0, 0)
+            if gate == NOTHING
+            else tuple(int(self.state.gates[name][gate]) for name in ("pay_ps", "not_before_ps"))
+        )  # type: ignore[return-value]
 
     def _part_ps(self, part: int) -> int:
         gpus = np.unique(self.expert_gpu[(self.expert_part == part) & (self.tiles.total > 0)]).tolist()
@@ -222,8 +238,11 @@ class _Family:
             ends = []
             for gpu, done in done_ps.items():
                 wire_ps = int(moved.up[part, gpu * planes : (gpu + 1) * planes].max())
-                ends.append(done + (self._gate(OPENS_COMBINE, part, gpu)[0] + ways.sum_asked_ps + wire_ps
-                                    + ways.summed_ps) * (wire_ps > 0))
+                ends.append(
+                    done
+                    + (self._gate(OPENS_COMBINE, part, gpu)[0] + ways.sum_asked_ps + wire_ps + ways.summed_ps)
+                    * (wire_ps > 0)
+                )
             return max(ends)
         opens_ps = max(done_ps.values()) + self._gate(OPENS_COMBINE, part, gpus[0])[0]
         wire_ps = moved.busiest_ps(part)
@@ -231,11 +250,9 @@ class _Family:
             return opens_ps if self.program.combine.reads else max(done_ps.values())
         ends_ps = ways.sum_asked_ps + wire_ps + 2 * ways.hop_ps
         if self.program.parts == 1:
-            count, sms = int(self.crossings.summed.max()), self.program.most_sms[1]
-            hold_ps = max(ways.combined_ps, 0)
-            delay_ps = self.costs.combine_sm.delay_ps(0)
-            ends_ps = max(ends_ps, _taken_ps(count, sms, self.costs.combine_sm, delay_ps, hold_ps - delay_ps)
-                          + ways.combined_ps - delay_ps)
+            count, sms, delay_ps = int(self.crossings.summed.max()), self.program.most_sms[1], ways.combine_delay_ps
+            last_ps = _taken_ps(count, sms, self.costs.combine_sm, delay_ps, ways.sum_trip_ps)
+            ends_ps = max(ends_ps, last_ps + ways.combined_ps - delay_ps)
         return opens_ps + ends_ps
 
     def _done_ps(self, part: int, gpu: int) -> int:
@@ -245,13 +262,21 @@ class _Family:
         work = self.tiles.sm_ps[:, mine].sum(axis=1)
         row1, row2 = (int(self.tiles.row_ps[gemm, mine].min()) for gemm in (GEMM1, GEMM2))
         reads1, reads2 = self._reads_ps(mine, GEMM1), self._reads_ps(mine, GEMM2)
-        first_ps = starts_ps + max(int(work[GEMM1]) // self.sms, row1, reads1)
+        cold1, cold2 = row1 + self._cold_ps(reads1, GEMM1), row2 + self._cold_ps(reads2, GEMM2)
+        first_ps = starts_ps + max(int(work[GEMM1]) // self.sms, cold1, reads1)
         if self.program.gates[OPENS_GEMM1] == GATE_FINE:
             first_ps = max(first_ps, self._last_arrival_ps(part, gpu) + row1)
         if self.program.gates[OPENS_GEMM2] == GATE_FINE:
-            return max(starts_ps + max(int(work.sum()) // self.sms, reads1 + reads2), first_ps + row2)
+            return max(starts_ps + max(int(work.sum()) // self.sms, reads1 + reads2, cold1 + cold2), first_ps + row2)
         pays_ps, _ = self._gate(OPENS_GEMM2, part, gpu)
-        return first_ps + pays_ps + max(int(work[GEMM2]) // self.sms, row2, reads2)
+        return first_ps + pays_ps + max(int(work[GEMM2]) // self.sms, cold2, reads2)
+
+    def _cold_ps(self, reads_ps: int, gemm: int) -> int:
+        """Returns what the first row of an expert loses while its matrix comes, if it must be read by then."""
+        if reads_ps == 0:
+            return 0
+        read_ps = max(0, self.costs.hbm_ps(self.costs.weight_bytes[gemm]) - 1)
+        return read_ps // 1000 * self.costs.cold_exposure_permille
 
     def _reads_ps(self, mine: np.ndarray, gemm: int) -> int:
         """Returns what HBM needs for matrices that no row outside a part reads, unless they may be there already."""
@@ -287,9 +312,11 @@ class _Family:
         is_mine = (layer.gpu == gpu) & layer.crosses & (layer.named > 0)
         named = layer.named[is_mine]
         names = self.program.dispatch.names_targets
-        most = np.arange(workload_top(self.workload) + 1)
+        most = np.arange(self.workload.layer.top_k + 1)
         lost_ps = costs.dispatch_segments * costs.quantum_ps if costs.resolution == "packet" else 0
-        table = np.array([max(0, costs.spread_ps(costs.dispatch_flits(int(count) * names)) - lost_ps) for count in most])
+        table = np.array(
+            [max(0, costs.spread_ps(costs.dispatch_flits(int(count) * names)) - lost_ps) for count in most]
+        )
         return np.array([fewest_vectors_ps(int(count), named, table[named]) for count in slots])
 
     # The end of a row
@@ -361,10 +388,8 @@ class _Family:
         if not self.program.prefetches:
             return starts_ps + max(0, costs.hbm_ps(all_bytes) - accesses)
         most_bytes = max(costs.l2_bytes * max(costs.weight_bytes[0] // costs.matrix_bytes[0], 1), *costs.weight_bytes)
-        begins_ps = self.open_ps if self.program.counted else self.open_ps + min(self.ways.local_ps, self.ways.arrival_ps)
+        begins_ps = (
+            self.open_ps if self.program.counted else self.open_ps + min(self.ways.local_ps, self.ways.arrival_ps)
+        )
         late_ps = max(0, costs.hbm_ps(max(0, all_bytes - most_bytes)) - accesses)
         return max(begins_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)
-
-
-def workload_top(workload: Workload) -> int:
-    return workload.layer.top_k

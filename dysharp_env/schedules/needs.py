@@ -54,7 +54,7 @@ class Moved(NamedTuple):
 
 
 def dispatch_needs(primitive: Primitive, costs: Costs, *, acknowledged: bool) -> Needs:
-    """Returns the least times of dispatch by a primitive, as picoseconds of each count, with acknowledgements or not."""
+    """Returns the least times of dispatch by a primitive, picoseconds of each count, perhaps with acknowledgements."""
     data_ps, ask_ps, ack_ps, _ = Moved.by(primitive, costs, costs.dispatch_bytes)
     if primitive.reads:
         return {SENT: data_ps, RECEIVED: ask_ps}, {RECEIVED: data_ps}, {}

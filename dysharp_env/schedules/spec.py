@@ -368,7 +368,10 @@ class ScheduleSpec(Spec):
     def _pays_ps(self, system: SystemSpec) -> list[int]:
         """Returns what is paid before dispatch, GEMM-1, GEMM-2 and combine, and at the end."""
         return [
-            round(sum(system.overhead_us(FIXED_COSTS[cost]) for cost in getattr(self.pays, stage) if cost in FIXED_COSTS) * 1e6)
+            round(
+                sum(system.overhead_us(FIXED_COSTS[cost]) for cost in getattr(self.pays, stage) if cost in FIXED_COSTS)
+                * 1e6
+            )
             for stage in STAGES
         ]
 

@@ -58,7 +58,9 @@ class Tiles(NamedTuple):
             for gemm in (GEMM1, GEMM2):
                 blocks = costs.blocks[gemm]
                 if is_exact:
-                    counts = [tile_tokens] * (tokens // tile_tokens) + [tokens % tile_tokens] * (tokens % tile_tokens > 0)
+                    counts = [tile_tokens] * (tokens // tile_tokens) + [tokens % tile_tokens] * (
+                        tokens % tile_tokens > 0
+                    )
                     each = {count: costs.block_ps(gemm + 1, count, int(gpu[expert])) for count in set(counts)}
                     sm_ps[gemm, expert] = blocks * sum(each[count] for count in counts)
                 else:
@@ -126,7 +128,14 @@ def fewest_slots(first: np.ndarray, full: int, total: np.ndarray, local: np.ndar
 
 @njit(cache=True)
 def least_end_ps(
-    work_ps: int, sms: int, opens_ps: np.ndarray, closes_ps: np.ndarray, blocks1: int, blocks2: int, row1: int, row2: int
+    work_ps: int,
+    sms: int,
+    opens_ps: np.ndarray,
+    closes_ps: np.ndarray,
+    blocks1: int,
+    blocks2: int,
+    row1: int,
+    row2: int,
 ) -> int:
     """Returns the first time by which SMs can have done all work and what must follow it.
 
@@ -135,8 +144,10 @@ def least_end_ps(
         sms: SMs of the GPU that compute.
         opens_ps: (tile,) no more tiles than its place have closed before each time.
         closes_ps: (tile,) no more tiles than its place are unfinished so long before the end.
-        blocks1, blocks2: Thread blocks of a row of GEMM-1 and of GEMM-2.
-        row1, row2: The least time of a row.
+        blocks1: Thread blocks of a row of GEMM-1.
+        blocks2: Those of a row of GEMM-2.
+        row1: The least time of a row of GEMM-1.
+        row2: That of a row of GEMM-2.
     """
     low = opens_ps[0] + closes_ps[0] - 1
     high = low + 1 + work_ps + row1 + row2 + opens_ps[-1] - opens_ps[0] + closes_ps[-1]
