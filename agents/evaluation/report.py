@@ -37,8 +37,9 @@ def summary_table(summaries: Sequence[Summary], suite: str, note: str = "") -> T
     workloads = summaries[0].workloads
     table = plain_table(
         f"Suite {suite}{note}: {workloads} workloads, time / {against} on the same workload",
-        "bound: time / lower bound. family: time / bound of its program. ratio: geometric mean. IQM: mean of the middle half. P: share of workloads"
-        " and seeds it is faster on. 95 %: bootstrap over workloads, and over seeds where there are several",
+        "bound: time / lower bound. family: time / bound of its program. ratio: geometric mean. IQM: mean of the middle"
+        " half. P: share of workloads and seeds it is faster on. 95 %: bootstrap over workloads, and over seeds where"
+        " there are several",
     )
     table.add_column("policy", overflow="fold", min_width=8)
     for column in ("bound", "family", "ratio", "95 %", "IQM", "95 %", "P", "95 %", "wins"):

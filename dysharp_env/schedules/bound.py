@@ -7,8 +7,8 @@ It is the largest of what must come after a kernel has been launched:
   home before it; for what is combined alone, which is after the first rows.
 * The time each GPU's SMs need for its experts' thread blocks from the first token's arrival on, as if tiles wasted
   nothing but what reading weights costs, and the way home of a token from the last row.
-* The time each GPU's HBM needs for the weights of its experts that have tokens. Wherever else L2 finds room, each matrix
-  is read once, by turns, from the launch on; the last is that of a row, after which a token goes home.
+* The time each GPU's HBM needs for the weights of its experts that have tokens. Whatever L2 has room for, each matrix
+  is read once, one after the other, from the launch on; a row waits for the last, and a token goes home after it.
 * The path of a single token, by the quickest kernels.
 
 Left out is what depends on the schedule: acknowledgements that may still be on the wire when the last token is home,

@@ -17,8 +17,8 @@ import numpy as np
 
 from dysharp_env.schedules.crossings import Crossings, Layer
 from dysharp_env.schedules.tiles import Tiles, fewest_slots, fewest_vectors_ps, least_end_ps
+from dysharp_env.schedules.ways import Ways, taken_ps
 from dysharp_env.simulator.costs import Bound, Costs
-from dysharp_env.simulator.families import SmCosts
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import (
     BY_EXPERTS,
@@ -70,75 +70,12 @@ def most_gemm_sms(program: Program, num_sms: int) -> int:
     return num_sms - min(split[0] for split in program.splits) - min(split[1] for split in program.splits)
 
 
-class _Ways:
-    """How long single vectors are under way at least, picoseconds."""
-
-    def __init__(self, state: State, costs: Costs, program: Program) -> None:
-        """Works out the ways of a program's primitives."""
-        root = state.root[0]
-        self.hop_ps = costs.hop_ps // costs.quantum_ps * costs.quantum_ps
-        dispatch, combine, memory_ps = program.dispatch, program.combine, costs.memory_ps
-        self.out_ps = self._spread_ps(costs, costs.dispatch_flits(int(dispatch.names_targets)), costs.dispatch_segments)
-        self.home_ps = self._spread_ps(costs, costs.combine_flits(), costs.combine_segments)
-        self.dispatch_delay_ps = costs.dispatch_sm.delay_ps(
-            costs.dispatch_sm.token_ps * (dispatch.in_switch and not dispatch.by_team)
-        )
-        token_ps = costs.combine_sm.token_ps * (combine.reads and combine.in_switch)
-        self.combine_delay_ps = costs.combine_sm.delay_ps(token_ps)
-        # From when a vector is at hand to when its data enters an uplink, and from when its last data is at the other
-        # end of a downlink to when experts see it: a first look into the AL TLB misses.
-        self.asked_ps = self._asked_ps(costs, int(root["dispatch_ask_flits"]), 1) if dispatch.reads else 0
-        self.seen_ps = memory_ps if dispatch.names_targets and costs.dispatch_segments == 1 else 0
-        asks = int(state.ask_flits[int(combine.names_targets)])
-        self.sum_asked_ps = self.combine_delay_ps + (
-            self._asked_ps(costs, asks, costs.combine_segments) * combine.reads
-        )
-        if combine.names_targets and not dispatch.names_targets:
-            self.sum_asked_ps += memory_ps  # nor has dispatch looked there before
-        reduced_ps = self.home_ps
-        if combine.in_switch:
-            reduced_ps = max(reduced_ps, self.home_ps * 10**6 // costs.reduction_ppm - 1)
-        # From when a sum's last partial enters its uplink to when the token is home, but for its wire time.
-        self.summed_ps = 2 * self.hop_ps + (costs.cycle_ps if combine.in_switch else 0)
-        self.notify_ps = 2 * self.hop_ps * program.notifies
-        # From when a token is known to be done at home (pull), or at the expert GPU (push), to when it is home.
-        self.combined_ps = self.sum_asked_ps + self.summed_ps + reduced_ps
-        # From when a sum departs to when its SM may take another: it has come, or the other end or the switch says so.
-        self.sum_trip_ps = self.combined_ps - self.combine_delay_ps
-        if not combine.reads:
-            self.sum_trip_ps += -costs.cycle_ps if combine.in_switch else 2 * self.hop_ps
-        # The same from the end of a row with a token of another GPU.
-        self.remote_ps = self.notify_ps + self.combined_ps
-        # From the opening of dispatch to when experts see a token that crossed links, or one of their own GPU.
-        self.arrival_ps = self.dispatch_delay_ps + self.asked_ps + 2 * self.hop_ps + self.out_ps + self.seen_ps
-        self.local_ps = self.arrival_ps if program.loopback else memory_ps
-
-    def _asked_ps(self, costs: Costs, flits: int, segments: int) -> int:
-        return self._spread_ps(costs, flits * segments, segments) + 2 * self.hop_ps + costs.memory_ps
-
-    @staticmethod
-    def _spread_ps(costs: Costs, flits: int, segments: int) -> int:
-        """Returns the least time that flits need on all planes together; each segment is rounded down on its own."""
-        lost_ps = segments * costs.quantum_ps if costs.resolution == "packet" else 0
-        return max(0, costs.spread_ps(flits) - lost_ps)
-
-
-def _taken_ps(count: int, sms: int, sm: SmCosts, delay_ps: int, trip_ps: int) -> int:
-    """Returns how long SMs take at least until the last of so many vectors departs.
-
-    A vector takes a place of an SM for its delay and its trip. Those in the last places had the delay at least.
-    """
-    places = sms * sm.slots
-    waiting = max(0, count - places)
-    return (waiting * (delay_ps + trip_ps) + min(count, places) * delay_ps) // max(places, 1)
-
-
 class _Family:
     """Everything that the bound of one program is made of."""
 
     def __init__(self, workload: Workload, state: State, costs: Costs, program: Program, num_sms: int) -> None:
         self.workload, self.state, self.costs, self.program = workload, state, costs, program
-        self.ways = _Ways(state, costs, program)
+        self.ways = Ways(state, costs, program)
         self.open_ps = int(state.heap["time_ps"][0])
         self.sms = most_gemm_sms(program, num_sms)
         layer = Layer(state, costs)
@@ -173,17 +110,32 @@ class _Family:
     # Links
 
     def _links_ps(self) -> int:
-        """Returns what the busiest link needs in all: its first byte has one hop behind it or two ahead."""
-        moved, ways = self.crossings, self.ways
-        busiest_ps = int((moved.dispatch.all_ps() + moved.combine.all_ps() + moved.control.all_ps()).max())
-        if busiest_ps == 0:
-            return 0
-        rows_ps = self._least_row_ps(GEMM1) + self._least_row_ps(GEMM2)
-        begins_ps = min(ways.dispatch_delay_ps, min(ways.local_ps, ways.arrival_ps) + rows_ps)
-        return self.open_ps + begins_ps + busiest_ps + 2 * ways.hop_ps
+        """Returns what the busiest link needs for all there is, for dispatch before the last rows, or for sums alone.
 
-    def _least_row_ps(self, gemm: int) -> int:
-        return int(self.tiles.row_ps[gemm][self.tiles.total > 0].min())
+        An uplink's last byte still has two hops to go, a downlink's first had one and its last has one.
+        """
+        moved, ways = self.crossings, self.ways
+        all_ps = moved.dispatch.all_ps() + moved.combine.all_ps() + moved.control.all_ps()
+        if not all_ps.any():
+            return 0
+        used = self.tiles.total > 0
+        rows_ps = sum(int(self.tiles.row_ps[gemm, used].min()) for gemm in (GEMM1, GEMM2))
+        begins_ps = min(ways.dispatch_delay_ps, min(ways.local_ps, ways.arrival_ps) + rows_ps)
+        ends_ps = self.open_ps + begins_ps + int(all_ps.max()) + 2 * ways.hop_ps
+        for part in range(self.program.parts):
+            if moved.dispatch.up[part].any():
+                tail_ps = ways.remote_ps if self.program.gates[OPENS_COMBINE] == GATE_FINE else 0
+                ends_ps = max(ends_ps, self._last_arrival_ps(part) + rows_ps + tail_ps)
+        first_ps = min(int(self._opens_ps(gpu, used & (self.expert_gpu == gpu))[0]) for gpu in self._gpus(used))
+        # A sum for static operations may be that of a token whose experts are all at home.
+        notify_ps = 0 if self.program.combine.to_all else ways.remote_ps - ways.combined_ps
+        sums_ps = int(moved.combine.all_ps().max())
+        return max(ends_ps, first_ps + rows_ps + notify_ps + ways.sum_asked_ps + sums_ps + 2 * ways.hop_ps)
+
+    def _gpus(self, experts: np.ndarray) -> list[int]:
+        """Returns the GPUs that some experts, a mask, are on."""
+        gpus: list[int] = np.unique(self.expert_gpu[experts]).tolist()
+        return gpus
 
     def _last_arrival_ps(self, part: int, gpu: int = NOTHING) -> int:
         """Returns when all tokens of a part can have come at the earliest: to one GPU, or all of them."""
@@ -201,14 +153,8 @@ class _Family:
 
     def _last_taken_ps(self) -> int:
         """Returns how long after its opening dispatch SMs can have sent off their last vector at the earliest."""
-        trip_ps = (
-            4 * self.ways.hop_ps
-            + self.ways.out_ps
-            + self.ways.asked_ps
-            - 2 * self.ways.hop_ps * (self.program.dispatch.reads)
-        )
-        count, sms = int(self.crossings.dispatched.max()), self.program.most_sms[0]
-        return _taken_ps(count, sms, self.costs.dispatch_sm, self.ways.dispatch_delay_ps, trip_ps)
+        count, sms, ways = int(self.crossings.dispatched.max()), self.program.most_sms[0], self.ways
+        return taken_ps(count, sms, self.costs.dispatch_sm, ways.dispatch_delay_ps, ways.dispatch_trip_ps)
 
     # Stages of a part
 
@@ -219,14 +165,12 @@ class _Family:
     def _gate(self, stage: int, part: int, gpu: int) -> tuple[int, int]:
         """Returns what a gate pays and not before when it is paid."""
         gate = self.state.parts["stages"]["gate"][gpu * self.program.parts + part, stage]
-        return (
-            (0, 0)
-            if gate == NOTHING
-            else tuple(int(self.state.gates[name][gate]) for name in ("pay_ps", "not_before_ps"))
-        )  # type: ignore[return-value]
+        if gate == NOTHING:
+            return 0, 0
+        return int(self.state.gates["pay_ps"][gate]), int(self.state.gates["not_before_ps"][gate])
 
     def _part_ps(self, part: int) -> int:
-        gpus = np.unique(self.expert_gpu[(self.expert_part == part) & (self.tiles.total > 0)]).tolist()
+        gpus = self._gpus((self.expert_part == part) & (self.tiles.total > 0))
         if not gpus:
             return 0
         done_ps = {gpu: self._done_ps(part, gpu) for gpu in gpus}
@@ -234,16 +178,7 @@ class _Family:
         if kind == GATE_FINE:
             return max(done + self._tail_ps(gpu, part) for gpu, done in done_ps.items())
         if kind == GATE_GPU:
-            planes = self.layer.planes
-            ends = []
-            for gpu, done in done_ps.items():
-                wire_ps = int(moved.up[part, gpu * planes : (gpu + 1) * planes].max())
-                ends.append(
-                    done
-                    + (self._gate(OPENS_COMBINE, part, gpu)[0] + ways.sum_asked_ps + wire_ps + ways.summed_ps)
-                    * (wire_ps > 0)
-                )
-            return max(ends)
+            return max(done + self._pushes_ps(part, gpu) for gpu, done in done_ps.items())
         opens_ps = max(done_ps.values()) + self._gate(OPENS_COMBINE, part, gpus[0])[0]
         wire_ps = moved.busiest_ps(part)
         if wire_ps == 0:
@@ -251,14 +186,22 @@ class _Family:
         ends_ps = ways.sum_asked_ps + wire_ps + 2 * ways.hop_ps
         if self.program.parts == 1:
             count, sms, delay_ps = int(self.crossings.summed.max()), self.program.most_sms[1], ways.combine_delay_ps
-            last_ps = _taken_ps(count, sms, self.costs.combine_sm, delay_ps, ways.sum_trip_ps)
+            last_ps = taken_ps(count, sms, self.costs.combine_sm, delay_ps, ways.sum_trip_ps)
             ends_ps = max(ends_ps, last_ps + ways.combined_ps - delay_ps)
         return opens_ps + ends_ps
+
+    def _pushes_ps(self, part: int, gpu: int) -> int:
+        """Returns what a GPU pays and takes to push its sums of a part home when all are done."""
+        planes = self.layer.planes
+        wire_ps = int(self.crossings.combine.up[part, gpu * planes : (gpu + 1) * planes].max())
+        if wire_ps == 0:
+            return 0
+        return self._gate(OPENS_COMBINE, part, gpu)[0] + self.ways.sum_asked_ps + wire_ps + self.ways.summed_ps
 
     def _done_ps(self, part: int, gpu: int) -> int:
         """Returns when all rows of a part on a GPU can be done at the earliest."""
         mine = (self.expert_part == part) & (self.expert_gpu == gpu) & (self.tiles.total > 0)
-        starts_ps, _ = self._starts_ps(part, gpu)
+        starts_ps = int(self._starts_ps(part, gpu)[0])
         work = self.tiles.sm_ps[:, mine].sum(axis=1)
         row1, row2 = (int(self.tiles.row_ps[gemm, mine].min()) for gemm in (GEMM1, GEMM2))
         reads1, reads2 = self._reads_ps(mine, GEMM1), self._reads_ps(mine, GEMM2)
@@ -285,17 +228,15 @@ class _Family:
         count = int(mine.sum())
         return max(0, self.costs.hbm_ps(count * self.costs.weight_bytes[gemm]) - count - 1)
 
-    def _starts_ps(self, part: int, gpu: int) -> tuple[int, np.ndarray]:
-        """Returns when the first row of a part on a GPU may start, and when 1, 2, ... of its tiles may be closed."""
+    def _starts_ps(self, part: int, gpu: int) -> np.ndarray:
+        """Returns when 1, 2, ... tiles of a part on a GPU may start; the first, where they wait for a gate."""
         kind = self.program.gates[OPENS_GEMM1]
         mine = (self.expert_part == part) & (self.expert_gpu == gpu) & (self.tiles.total > 0)
         if kind == GATE_FINE:
-            closed_ps = self._closed_ps(gpu, mine)
-            return int(closed_ps[0]), closed_ps
+            return self._closed_ps(gpu, mine)
         pays_ps, not_before_ps = self._gate(OPENS_GEMM1, part, gpu)
         last_ps = self._last_arrival_ps(part, gpu if kind == GATE_GPU else NOTHING)
-        starts_ps = max(last_ps, not_before_ps) + pays_ps
-        return starts_ps, np.array([starts_ps])
+        return np.array([max(last_ps, not_before_ps) + pays_ps])
 
     def _closed_ps(self, gpu: int, mine: np.ndarray) -> np.ndarray:
         """Returns when 1, 2, ... tiles of some experts on a GPU may be closed: when enough tokens have come down."""
@@ -352,10 +293,8 @@ class _Family:
     def _gpus_ps(self) -> tuple[int, int]:
         """Returns what the SMs of the busiest GPU need for all its tiles, and its HBM for all its weights."""
         sms_ps, hbm_ps = 0, 0
-        for gpu in range(self.workload.num_gpus):
+        for gpu in self._gpus(self.tiles.total > 0):
             mine = (self.expert_gpu == gpu) & (self.tiles.total > 0)
-            if not mine.any():
-                continue
             opens_ps = self._opens_ps(gpu, mine)
             closes_ps = self._unfinished_ps(gpu)
             sms_ps = max(sms_ps, self._sms_ps(mine, opens_ps, closes_ps))
@@ -366,7 +305,7 @@ class _Family:
         """Returns when 1, 2, ... tiles of a GPU may have started, or when the first may where that is all there is."""
         if self.program.gates[OPENS_GEMM1] == GATE_FINE:
             return self._closed_ps(gpu, mine)
-        return np.array([min(self._starts_ps(int(part), gpu)[0] for part in np.unique(self.expert_part[mine]))])
+        return np.array([min(int(self._starts_ps(int(part), gpu)[0]) for part in np.unique(self.expert_part[mine]))])
 
     def _sms_ps(self, mine: np.ndarray, opens_ps: np.ndarray, closes_ps: np.ndarray) -> int:
         tiles = self.tiles

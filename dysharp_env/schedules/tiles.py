@@ -28,7 +28,6 @@ class Tiles(NamedTuple):
         full: The fewest tokens of a tile but for the last one of an expert.
         least: The fewest tokens that any of its tiles can have.
         first: The fewest tokens of the tile that closes first.
-        count: The fewest tiles.
         sm_ps: (GEMM, expert) SM time of all rows at least.
         row_ps: (GEMM, expert) time of a row of a tile with ``least`` tokens.
     """
@@ -37,7 +36,6 @@ class Tiles(NamedTuple):
     full: int
     least: np.ndarray
     first: np.ndarray
-    count: np.ndarray
     sm_ps: np.ndarray
     row_ps: np.ndarray
 
@@ -66,7 +64,7 @@ class Tiles(NamedTuple):
                 else:
                     sm_ps[gemm, expert] = least_sm_ps(costs, gemm, tokens, tile_tokens, int(gpu[expert]))
                 row_ps[gemm, expert] = costs.block_ps(gemm + 1, int(least[expert]), int(gpu[expert]))
-        return cls(total, full, least, np.minimum(total, full), -(-total // tile_tokens), sm_ps, row_ps)
+        return cls(total, full, least, np.minimum(total, full), sm_ps, row_ps)
 
 
 def least_sm_ps(costs: Costs, gemm: int, tokens: int, tile_tokens: int, gpu: int) -> int:
