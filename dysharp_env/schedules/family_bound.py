@@ -100,6 +100,10 @@ class _Family:
         self.at_home = np.bincount(slot_expert, weights=is_home[pair_of_slot], minlength=num).astype(np.int64)
         inner = np.bincount(slot_expert, weights=(is_home & is_inner)[pair_of_slot], minlength=num).astype(np.int64)
         self.inner = np.zeros_like(inner) if self.program.combine.to_all else inner
+        # (gpu, experts named) vectors that cross a GPU's links; as many sums leave it.
+        num_gpus, kinds = self.workload.num_gpus, self.workload.layer.top_k + 1
+        crossing = (layer.gpu * kinds + layer.named)[layer.crosses & (layer.named > 0)]
+        self.vectors = np.bincount(crossing, minlength=num_gpus * kinds).reshape(num_gpus, kinds)
 
     def bound(self, least_ps: int) -> FamilyBound:
         """Returns the bound, no lower than ``least_ps``."""
@@ -145,7 +149,8 @@ class _Family:
         if gpu == NOTHING:
             wire_ps = max(wire_ps, int(moved.up[part].max()))
         if wire_ps == 0:
-            return self.open_ps + (ways.local_ps if not self.program.loopback else 0)
+            # No token crosses links, or each in less than a quantum.
+            return self.open_ps + min(ways.local_ps, ways.arrival_ps)
         last_ps = ways.dispatch_delay_ps + ways.asked_ps + wire_ps + 2 * ways.hop_ps + ways.seen_ps
         if gpu == NOTHING and self.program.parts == 1:
             last_ps = max(last_ps, self._last_taken_ps() + ways.arrival_ps - ways.dispatch_delay_ps)
@@ -249,16 +254,14 @@ class _Family:
 
     def _wires_ps(self, gpu: int, slots: np.ndarray) -> np.ndarray:
         """Returns how long a GPU's downlink is busy at least with vectors that are of so many (token, expert)s."""
-        layer, costs = self.layer, self.costs
-        is_mine = (layer.gpu == gpu) & layer.crosses & (layer.named > 0)
-        named = layer.named[is_mine]
+        costs = self.costs
         names = self.program.dispatch.names_targets
         most = np.arange(self.workload.layer.top_k + 1)
         lost_ps = costs.dispatch_segments * costs.quantum_ps if costs.resolution == "packet" else 0
         table = np.array(
             [max(0, costs.spread_ps(costs.dispatch_flits(int(count) * names)) - lost_ps) for count in most]
         )
-        return np.array([fewest_vectors_ps(int(count), named, table[named]) for count in slots])
+        return np.array([fewest_vectors_ps(int(count), self.vectors[gpu], table) for count in slots])
 
     # The end of a row
 
@@ -283,9 +286,8 @@ class _Family:
             return np.array([pays_ps if self.program.combine.reads else 0])
         mine = (self.expert_gpu == gpu) & (self.tiles.total > 0)
         slots = fewest_slots(self.tiles.least[mine], self.tiles.full, self.tiles.total[mine], self.at_home[mine])
-        layer = self.layer
-        named = layer.named[(layer.gpu == gpu) & (layer.home != gpu) & (layer.named > 0)]
-        sums_ps = np.array([fewest_vectors_ps(int(count), named, np.full(len(named), ways.home_ps)) for count in slots])
+        home_ps = np.full(self.vectors.shape[1], ways.home_ps)
+        sums_ps = np.array([fewest_vectors_ps(int(count), self.vectors[gpu], home_ps) for count in slots])
         return np.where(slots > 0, ways.remote_ps + np.maximum(sums_ps - ways.home_ps, 0), self._tail_ps(gpu))
 
     # All parts together

@@ -80,25 +80,21 @@ def least_sm_ps(costs: Costs, gemm: int, tokens: int, tile_tokens: int, gpu: int
     return ps if gpu else max(0, ps * costs.slow_permille // 1000 - costs.blocks[gemm] * tokens)
 
 
-def fewest_vectors_ps(slots: int, named: np.ndarray, ps: np.ndarray) -> int:
+def fewest_vectors_ps(slots: int, vectors: np.ndarray, ps: np.ndarray) -> int:
     """Returns the least wire time of vectors that together are of so many (token, expert)s.
 
     Args:
         slots: (token, expert)s.
-        named: (vector,) experts of each.
-        ps: (vector,) wire time of each.
+        vectors: (top_k + 1,) vectors there are, by the experts they are for.
+        ps: (top_k + 1,) wire time of each.
     """
-    if slots <= 0 or len(named) == 0:
-        return 0
-    order = np.argsort(ps / named)
-    covered = np.cumsum(named[order])
-    spent = np.cumsum(ps[order])
-    last = int(np.searchsorted(covered, slots))
-    if last == len(covered):
-        return int(spent[-1])
-    before_slots, before_ps = (int(covered[last - 1]), int(spent[last - 1])) if last else (0, 0)
-    share = (slots - before_slots) * int(ps[order[last]]) // int(named[order[last]])
-    return before_ps + share
+    spent_ps = 0
+    kinds = [named for named in range(1, len(vectors)) if vectors[named]]
+    for named in sorted(kinds, key=lambda named: ps[named] / named):
+        taken = min(slots, named * int(vectors[named]))
+        spent_ps += taken * int(ps[named]) // named
+        slots -= taken
+    return spent_ps
 
 
 def fewest_slots(first: np.ndarray, full: int, total: np.ndarray, local: np.ndarray) -> np.ndarray:

@@ -155,8 +155,9 @@ def test_fewest_slots_of_other_gpus_tokens_in_some_tiles() -> None:
 
 
 def test_fewest_vectors_takes_those_with_most_experts_first() -> None:
-    named, ps = np.array([1, 3, 1, 2]), np.array([100, 150, 100, 140])
-    assert [fewest_vectors_ps(slots, named, ps) for slots in (0, 3, 4, 5, 6, 9)] == [0, 150, 220, 290, 390, 490]
+    # Two for one expert, one for two, one for three; a vector that is not wanted whole counts by its share.
+    vectors, ps = np.array([5, 2, 1, 1]), np.array([0, 100, 140, 150])
+    assert [fewest_vectors_ps(slots, vectors, ps) for slots in (0, 3, 4, 5, 6, 9)] == [0, 150, 220, 290, 390, 490]
 
 
 def test_least_end_counts_what_idles_at_both_ends() -> None:
