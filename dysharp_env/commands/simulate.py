@@ -89,7 +89,8 @@ def _print(timed: TimedRun, title: str) -> None:
     for note in variant_notes([(timed.schedule, timed.run)]):
         say(console, note)
     console.print(
-        f"makespan [bold]{result.makespan_us:.1f} us[/], lower bound {result.lower_bound_us:.1f} us, ratio"
+        f"makespan [bold]{result.makespan_us:.1f} us[/], lower bound {result.lower_bound_us:.1f} us"
+        f" ({result.family_bound_us:.1f} us for its family), ratio"
         f" [bold]{result.ratio:.3f}[/]; {result.decisions} decisions, {result.evictions} evictions,"
         f" {result.events} events in {timed.wall_s:.2f} s",
         highlight=False,

@@ -24,7 +24,8 @@ class TimedRun:
 
     def record(self) -> dict[str, Any]:
         """Returns the run as one item of ``runs`` in a JSON result."""
-        fields = ("makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes", "utilisation")
+        bounds = ("lower_bound_us", "family_bound_us", "ratio")
+        fields = ("makespan_us", *bounds, "phases_us", "wire_bytes", "payload_bytes", "utilisation")
         numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
         return {"schedule": self.schedule, "variant": self.run.variant, **numbers, "wall_s": self.wall_s}
 
@@ -39,7 +40,8 @@ def run_timed(
     """
     start_s, scale = time.perf_counter(), scenario.spec.compute_scale
     run = simulate(scenario.system, workload, schedule, compute_scale=scale, resolution=resolution, logging=logging)
-    return TimedRun(schedule.name, run, run.result(), time.perf_counter() - start_s)
+    wall_s = time.perf_counter() - start_s
+    return TimedRun(schedule.name, run, run.result(family=True), wall_s)
 
 
 def variant_notes(runs: Iterable[tuple[str, LayerRun]]) -> list[str]:

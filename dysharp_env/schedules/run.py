@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
+from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
@@ -39,9 +40,15 @@ class LayerRun:
         """Which of its schedule's ``best_of`` it runs; None if there is none."""
         return dict(self.schedule.best_of[0]) if self.schedule.best_of else None
 
-    def result(self) -> LayerResult:
-        """Returns the result; the engine must be done."""
-        return summarise(self.engine, self.lower_bound_ps)
+    def family_bound(self) -> FamilyBound:
+        """Returns what nothing can beat that runs by the engine's program, whatever it decides; takes milliseconds."""
+        engine = self.engine
+        num_sms = int(engine.state.root["num_sms"][0])
+        return family_bound(engine.workload, engine.costs, engine.program, num_sms, self.lower_bound_ps)
+
+    def result(self, *, family: bool = False) -> LayerResult:
+        """Returns the result, with the bound of the program's ``family`` or not; the engine must be done."""
+        return summarise(self.engine, self.lower_bound_ps, self.family_bound().total_ps if family else None)
 
 
 @dataclass(frozen=True, eq=False)
