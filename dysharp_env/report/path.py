@@ -30,6 +30,7 @@ _PAID = {
     "barrier": "barrier of all GPUs",
     "count_exchange": "exchange of token counts",
     "shared": "shared experts",
+    "start": "start of its kernels",
 }
 START = "before the start"
 _GEMMS = ("gemm1", "gemm2")

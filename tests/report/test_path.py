@@ -7,7 +7,7 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.report.path import Step, _Walk, critical_path
 from dysharp_env.schedules import LayerRun, Problem, load_schedule
-from dysharp_env.simulator.phases import Load
+from dysharp_env.simulator.phases import START, Load
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec
@@ -69,6 +69,7 @@ def test_phases_show_all_that_they_pay(strict: None) -> None:
     gap = ("launch of the next kernel", gap_ps)
     tokens = Load(tokens=96)
     quantise, layout = (costs.phase_kernels(0, (name,))[0].ps(tokens, costs.hbm_ps) for name in ("quantise", "layout"))
+    start, combine_start = (costs.phase_kernels(stage, (START,))[0].ps(tokens, costs.hbm_ps) for stage in (0, 3))
     # GEMM-2 waits on each GPU for itself.
     gates = state.gates[state.gates["stage"] == codes.OPENS_GEMM2]
     (activation_ps,) = {took_ps for _, name, took_ps in paid if name == "activation"}
@@ -77,12 +78,14 @@ def test_phases_show_all_that_they_pay(strict: None) -> None:
         ("before the start", "quantise", quantise),
         ("before the start", "layout", layout),
         ("before the start", "exchange of token counts", costs.count_exchange_ps),
+        ("before the start", "start of its kernels", start),
         ("before GEMM-1", *barrier),
         ("before GEMM-1", *gap),
         ("before GEMM-2", "activation", activation_ps),
         ("before GEMM-2", *gap),
         ("before combine", *gap),
         ("before combine", *barrier),
+        ("before combine", "start of its kernels", combine_start),
     ]
     assert activation_ps + gap_ps in gates["pay_ps"] and activation_ps > gap_ps
 
@@ -120,8 +123,5 @@ def test_a_lonely_layer_is_a_chain_without_waiting(strict: None) -> None:
         steps = [step for step in path if step.what == what]
         if len(steps) > 1:  # it crossed the switch
             sm = getattr(costs, f"{what}_sm")
-            assert [step.end_ps - step.start_ps for step in steps] == [
-                sm.delay_ps(sm.token_ps),
-                costs.hop_ps,
-                costs.hop_ps + costs.wire_ps(flits),
-            ]
+            expected = [sm.delay_ps(sm.token_ps), costs.hop_ps, costs.hop_ps + costs.wire_ps(flits)]
+            assert [step.end_ps - step.start_ps for step in steps] == [ps for ps in expected if ps > 0]

@@ -82,10 +82,8 @@ def test_many_gpus_show_as_their_mean_and_a_few() -> None:
 
 
 def test_pair_is_on_one_time_axis(logged: LayerRun) -> None:
-    # What dysharp pays before it dispatches, without the kernels of phases.
-    schedule = load_schedule("deepep").with_changes({"pays.dispatch": ("launch", "count_exchange")})
-    deepep = simulate(*scenario(), schedule, logging=True)
-    pair = gantt.render(("deepep", deepep.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
+    push = simulate(*scenario(), load_schedule("dysharp-push"), logging=True)
+    pair = gantt.render(("push", push.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
     assert pair.shape[1:] == (1200, 3)
     blue = (pair == [0x00, 0x72, 0xB2]).all(axis=-1)
     middle = pair.shape[0] // 2

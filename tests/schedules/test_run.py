@@ -40,7 +40,7 @@ def test_a_suite_s_problems_have_its_names_and_scales() -> None:
 
 def test_the_fastest_variant_runs_and_the_first_of_equals() -> None:
     problem = Problem.of(SCENARIO.system, SCENARIO.draw(1))
-    sms = [{"sms.dispatch": count, "sms.combine": count} for count in (1, 3, 20)]
+    sms = [{"sms.dispatch": count, "sms.combine": count} for count in (1, 20, 3)]
     plain = load_schedule("dysharp").with_changes({"sms": {"dispatch": 1, "combine": 1}})
     choice = plain.with_changes({"best_of": sms})
     alone = [problem.run(plain.with_changes(each)).engine.now_ps for each in sms]
