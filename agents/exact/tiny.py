@@ -49,6 +49,7 @@ _STRIPPED = {
     "overheads.count_exchange_us": 0,
     # Kernels between phases would delay a dispatch and follow the routing; what is solved has neither.
     "overheads.launch_gap_us": 0,
+    "overheads.fused_start_us": 0,
     "overheads.phase_kernels": False,
 }
 

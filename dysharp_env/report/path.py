@@ -27,6 +27,7 @@ from dysharp_env.system.spec import OVERHEADS
 _PAID = {
     "launch": "kernel launch",
     "gap": "launch of the next kernel",
+    "fused_start": "start of one kernel for all",
     "barrier": "barrier of all GPUs",
     "count_exchange": "exchange of token counts",
     "shared": "shared experts",

@@ -87,7 +87,7 @@ IDEALISATIONS = (
         "100 times the arithmetic, thread blocks cost nothing besides, all GPUs equally fast",
         {"gpu.*_tflops": Times(100), "gpu.block_overhead_ns": 0, "gpu.cold_exposure": 0, "slow_gpu": 1},
     ),
-    Idealisation("launches", "software", "take no time", {"overheads.*launch*_us": 0}),
+    Idealisation("launches", "software", "take no time", {"overheads.*launch*_us": 0, "overheads.fused_start_us": 0}),
     Idealisation("barriers", "software", "take no time", {"overheads.*barrier*_us": 0}),
     Idealisation("count exchange", "software", "takes no time", {"overheads.*exchange*_us": 0}),
     Idealisation(

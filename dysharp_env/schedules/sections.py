@@ -14,7 +14,8 @@ from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, NU
 from dysharp_env.system.primitives import FAMILIES
 
 # The overheads of a system and, besides, kernels whose time follows the layer and its routing.
-Cost = Literal["launch", "gap", "barrier", "count_exchange", "quantise", "layout", "permute", "activation", "final_sum"]
+Fixed = Literal["launch", "gap", "fused_start", "barrier", "count_exchange"]
+Cost = Fixed | Literal["quantise", "layout", "permute", "activation", "final_sum"]
 Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 

@@ -85,8 +85,7 @@ class Families:
         Raises:
             ConfigError: The GPU has families, and not this one.
         """
-        # A multimem instruction is a warp's.
-        name = "warp_direct" if family == "multimem" and family not in self.specs else family
+        name = self._named(family)
         if self.specs and name not in self.specs:
             raise ConfigError(f"family='{name}' is not in gpu.families; choose from {[*self.specs]}")
         spec = self.specs.get(name, FamilySpec())
@@ -102,6 +101,10 @@ class Families:
         filled_ps = trip_ps * vector_bytes // self.multimem_bytes if vector_bytes > self.multimem_bytes else 0
         return SmCosts(max(1, self.multimem_bytes // vector_bytes), max(vector_ps, filled_ps), token_ps, trip_ps)
 
+    def _named(self, family: str) -> str:
+        """Returns the family that a family's costs are those of: a multimem instruction is a warp's."""
+        return "warp_direct" if family == "multimem" and family not in self.specs else family
+
     def started(self, kernels: Kernels, out: str, home: str, sum_bytes: int) -> Kernels:
         """Returns what phases may pay with what kernels of two families take besides their vectors.
 
@@ -116,6 +119,6 @@ class Families:
         return (*others, (dispatch, START, self._start(out)), (combine, START, self._start(home, sum_bytes)))
 
     def _start(self, family: str, sum_bytes: int = 0) -> PhaseKernel:
-        spec = self.specs.get(family, FamilySpec())
+        spec = self.specs.get(self._named(family), FamilySpec())
         start_ps = spec.start_us * 1e6 + spec.start_expert_ns * 1000 * self.experts + spec.sum_byte_ps * sum_bytes
         return PhaseKernel(launch_ps=round(start_ps), token_ps=round(spec.start_token_ns * 1000))
