@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -172,11 +172,18 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], source: str) -> SpecT:
 
 
 def flat_keys(spec: Spec | type[Spec], prefix: str = "") -> list[str]:
-    """Returns every dotted key of a spec, nested specs included."""
+    """Returns every dotted key of a spec, nested specs included, and of a mapping of specs those that are in it."""
     keys: list[str] = []
     for name, field in (spec if isinstance(spec, type) else type(spec)).model_fields.items():
-        nested = _nested_spec(field.annotation)
-        keys += flat_keys(nested, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        value = None if isinstance(spec, type) else getattr(spec, name)
+        if isinstance(value, dict) and any(isinstance(each, Spec) for each in value.values()):
+            keys += [key for each in value for key in flat_keys(value[each], f"{prefix}{name}.{each}.")]
+            continue
+        nested = None if get_origin(field.annotation) is dict else _nested_spec(field.annotation)
+        if nested:
+            keys += flat_keys(value if isinstance(value, Spec) else nested, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
     return keys
 
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dysharp_env.envs.token_schedule import markdown_table
-from dysharp_env.report.explained import explain
 from dysharp_env.schedules import Problem, load_schedule
-from dysharp_env.schedules.ideal import RESOURCES
+from dysharp_env.schedules.ideal import RESOURCES, binding, resource_runs
 from dysharp_env.simulator.state.observation import CANDIDATE_MEANINGS, CONTEXT_MEANINGS, FEATURE_MEANINGS
 from dysharp_env.workload import ScenarioSpec
 
@@ -33,9 +32,10 @@ def regimes(token_counts: Iterable[int]) -> list[str]:
         scenario = ScenarioSpec(**options).build()
         problem = Problem.of(scenario.system, scenario.draw(0))
         for name in REGIME_SCHEDULES:
-            explanation = explain(problem, load_schedule(name))
-            saved = [f"{explanation.saved_pct(run):.0f}" for run in explanation.ideal if run.what in RESOURCES]
-            cells = (f"{tokens}", f"`{name}`", f"{explanation.makespan_ps / 1e6:.0f}", *saved, explanation.binds)
+            schedule = load_schedule(name)
+            makespan_ps, runs = problem.engine(schedule).run().now_ps, resource_runs(problem, schedule)
+            saved = [f"{100 * (makespan_ps - run.makespan_ps) / makespan_ps:.0f}" for run in runs]
+            cells = (f"{tokens}", f"`{name}`", f"{makespan_ps / 1e6:.0f}", *saved, binding(runs))
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
 from agents.evaluation.table import opponents_of
-from agents.opponents.opponent import Contender, Opponent, Played
+from agents.opponents.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.schedules import Problem
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
@@ -40,6 +40,8 @@ def write_rows(
 
 def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
     """Returns the decision list of a row."""
+    run = opponent.start(problem)
+    choices = tuple(row_taken for _, row_taken in stepwise(run.engine, opponent.answers(problem, place)))
     return DecisionList(
         policy=row.policy,
         seed=row.seed,
@@ -47,8 +49,8 @@ def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Probl
         scenario=item.scenario.spec.model_validate(item.entry.scenario_fields()),
         workload_seed=item.seed,
         routing_sha256=routing_digest(item.workload),
-        schedule=opponent.base,
+        schedule=run.schedule,
         asked=AskedSpec.of(opponent.exposure),
-        choices=tuple(row_taken for _, row_taken in opponent.replay(problem, place)),
+        choices=choices,
         makespan_ps=round(row.makespan_us * PS_PER_US),
     )

@@ -31,6 +31,8 @@ class Summary:
         wins: Workloads on which the policy (geometric mean of its seeds) is faster than ``against``.
         workloads: Workloads compared.
         seeds: Training seeds, or seeds of random choices.
+        mean_ratio_to_family_bound: Mean makespan over the bound of all that runs by the policy's program; None where
+            that is not known.
     """
 
     policy: str
@@ -48,6 +50,7 @@ class Summary:
     wins: int
     workloads: int
     seeds: int
+    mean_ratio_to_family_bound: float | None = None
 
 
 def evaluate(problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender) -> list[Played]:
@@ -110,8 +113,18 @@ def summarise(rows: Sequence[Played], against: str, seed: int = 0) -> list[Summa
         wins = int((relative.mean(axis=0) < -EQUAL).sum())
         seeds, workloads = relative.shape
         means = (*geometric_mean(relative, seed), *interquartile_mean(relative, seed), *improvement(relative, seed))
-        summaries.append(Summary(policy, against, *means, to_bound, wins, workloads, seeds))
+        to_family = _mean_ratio_to_family_bound(rows, policy)
+        summaries.append(Summary(policy, against, *means, to_bound, wins, workloads, seeds, to_family))
     return summaries
+
+
+def _mean_ratio_to_family_bound(rows: Sequence[Played], policy: str) -> float | None:
+    ratios = [
+        row.makespan_us / row.family_bound_us
+        for row in rows
+        if row.policy == policy and row.family_bound_us is not None
+    ]
+    return float(np.mean(ratios)) if ratios else None
 
 
 def makespans(rows: Sequence[Played], policy: str) -> np.ndarray:

@@ -160,6 +160,7 @@ class TinyLayer(Problem):
                 "chunk_tokens": 1,
                 "partial_tiles": schedule.partial_tiles and self.instance.is_early,
                 "min_partial_tokens": 1,
+                "best_of": (),
             }
         )
 

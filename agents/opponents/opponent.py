@@ -26,6 +26,7 @@ class Played:
         asked: Those of them that were not taken by the schedule's own rule.
         busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
         charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
+        family_bound_us: What nothing can beat that runs by the policy's program, whatever it decides.
     """
 
     policy: str
@@ -37,6 +38,7 @@ class Played:
     asked: int
     busiest_decisions: int | None = None
     charged_us: float | None = None
+    family_bound_us: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -98,9 +100,9 @@ class Opponent(ABC):
         rows = []
         for place, problem in enumerate(problems):
             run = self.run(problem, place)
-            result = run.result()
+            result = run.result(family=True)
             numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-            rows.append(Played(policy, self.seed, problem.name, *numbers))
+            rows.append(Played(policy, self.seed, problem.name, *numbers, family_bound_us=result.family_bound_us))
         return rows
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:

@@ -36,6 +36,14 @@ class ScheduleOpponent(Opponent):
         """Returns what is never called."""
         return _nobody
 
+    def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
+        """Returns a layer at time zero under the fastest variant of the schedule."""
+        return problem.start(problem.best(self.schedule), logging=logging)
+
+    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+        """Returns a layer that the fastest variant of the schedule has run."""
+        return problem.run(self.schedule, logging=logging)
+
 
 def _nobody(_: Decision) -> int:
     raise AssertionError("a schedule's own rule takes all its decisions")
@@ -63,10 +71,15 @@ class LookAheadOpponent(Opponent):
         choices = iter(look_ahead(problem, self.ahead).choices)
         return lambda _: next(choices)
 
+    def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
+        """Returns a layer at time zero under the fastest variant of the schedule, whose decisions are asked."""
+        ahead = self.ahead.on(problem)
+        return problem.start(ahead.schedule, ahead.exposure(), logging=logging)
+
     def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
         """Returns a layer played with look-ahead."""
         run = self.start(problem, logging=logging)
-        play_ahead(run.engine, self.ahead)
+        play_ahead(run.engine, replace(self.ahead, schedule=run.schedule))
         return run
 
 

@@ -161,5 +161,6 @@ class SearchSpace:
             "partial_tiles": True,
             "hold": True,
             "rule": rule,
+            "best_of": (),
         }
         return self._base.with_changes(changes)

@@ -13,7 +13,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import layer_title, run_timed
+from dysharp_env.report.records import layer_title, run_timed, variant_notes
 from dysharp_env.report.tables import comparison_table
 from dysharp_env.schedules import ScheduleSpec, preset_of
 from dysharp_env.simulator.warmup import ensure_compiled, notice
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         console = results_console()
         say(console, f"{layer_title(workload, scenario.system.name)}; lower bound {bound_us:.1f} us")
         console.print(comparison_table(runs, against))
+        for note in variant_notes((run.schedule, run.run) for run in runs):
+            say(console, note)
     if args.picture:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.gantt import write_picture

@@ -13,7 +13,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.report.explained import Explanation, explain, ideal_table, path_table
-from dysharp_env.report.records import layer_title
+from dysharp_env.report.records import layer_title, variant_notes
 from dysharp_env.schedules import Problem
 from dysharp_env.simulator.warmup import ensure_compiled
 
@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 def _print(explanation: Explanation, layer: str) -> None:
     console = results_console()
     say(console, f"{explanation.schedule} on {layer}")
+    for note in variant_notes([(explanation.schedule, explanation.run)]):
+        say(console, note)
     bound_us = explanation.run.lower_bound_ps / 1e6
     console.print(
         f"makespan [bold]{explanation.makespan_ps / 1e6:.1f} us[/], lower bound {bound_us:.1f} us;"

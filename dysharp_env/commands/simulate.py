@@ -15,7 +15,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError
-from dysharp_env.report.records import TimedRun, layer_title, run_timed
+from dysharp_env.report.records import TimedRun, layer_title, run_timed, variant_notes
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.tables import phase_table, traffic_table, utilisation_table
 from dysharp_env.simulator.warmup import ensure_compiled
@@ -86,8 +86,11 @@ def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
 def _print(timed: TimedRun, title: str) -> None:
     console, result = results_console(), timed.result
     say(console, title)
+    for note in variant_notes([(timed.schedule, timed.run)]):
+        say(console, note)
     console.print(
-        f"makespan [bold]{result.makespan_us:.1f} us[/], lower bound {result.lower_bound_us:.1f} us, ratio"
+        f"makespan [bold]{result.makespan_us:.1f} us[/], lower bound {result.lower_bound_us:.1f} us"
+        f" ({result.family_bound_us:.1f} us for its family), ratio"
         f" [bold]{result.ratio:.3f}[/]; {result.decisions} decisions, {result.evictions} evictions,"
         f" {result.events} events in {timed.wall_s:.2f} s",
         highlight=False,

@@ -39,8 +39,8 @@ from dysharp_env.report.path import Step
 _COLOURS = {**COLOURS, **BESIDE}
 _RESOURCE_COLOURS = {"links": "dispatch", "memory": "memory", "compute": "gemm1", "software": "software"}
 _WIDTH, _LEFT_PX, _RIGHT_PX = 1200, 122, 24
-_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 58, 52, 40, 30, 26, 17
-_TEXTS_PX = 640  # of the width, for what the steps are
+_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 58, 52, 60, 30, 26, 17
+_TEXTS_PX = 652  # of the width, for what the steps are
 _LEAST_SHARE = 0.005  # of the makespan: shorter steps are told together
 _NUMBERED_SHARE = 0.014  # of the makespan: steps that have room for their number
 _PALE = 0.4
@@ -71,13 +71,13 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
         _Panel(figure, height, top).draw(title, explanation, block)
         top -= panel_height
     handles = [Patch(facecolor=COLOURS[stage], label=STAGE_NAMES[stage]) for stage in COLOURS]
-    has_hbm = any(name == "HBM" for block in blocks for name, _ in block.strips)
-    handles.append(Patch(facecolor=BESIDE["memory"], label="waiting for HBM" + ", its weights" * has_hbm))
-    if has_hbm:
-        handles.append(Patch(facecolor=BESIDE["activations"], label="other HBM traffic"))
-    handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, counts"))
+    handles.append(Patch(facecolor=BESIDE["memory"], label="waiting for HBM, its weights"))
+    handles += [Patch(facecolor=BESIDE[name], label=f"HBM {name}s") for name in ("read", "write")]
+    if any("communication" in stages for block in blocks for _, stages in block.strips):
+        handles.append(Patch(facecolor=BESIDE["communication"], label="thread blocks communicate"))
+    handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, other kernels"))
     handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=len(handles), **LEGEND)
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=-(-len(handles) // 2), **LEGEND)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -134,7 +134,7 @@ class _Panel:
         bottom -= _AXIS_PX
         self._tell(explanation, bottom)
         ideal_px = (len(explanation.ideal) + 1) * _LINE_PX
-        left = _TEXTS_PX + 190
+        left = _TEXTS_PX + 178
         _draw_ideal(self.axes(left, bottom - ideal_px, _WIDTH - left - 130, ideal_px), explanation)
 
     def _tell(self, explanation: Explanation, bottom: int) -> None:
@@ -169,7 +169,7 @@ def _draw_path(axes: Axes, explanation: Explanation) -> None:
     axes.text(-0.006, 0.55, "critical path", **beside, fontsize=8.5, color=INK)
     for number, step in enumerate(explanation.path, start=1):
         start_us, took_us = step.start_ps / 1e6, (step.end_ps - step.start_ps) / 1e6
-        is_pale = step.is_waiting and step.stage != "memory"
+        is_pale = step.is_waiting and step.stage not in BESIDE
         style: dict[str, Any] = {"facecolor": _COLOURS[step.stage], "edgecolor": "white", "linewidth": 0.5}
         axes.broken_barh([(start_us, took_us)], (0.12, 0.82), **style, alpha=_PALE if is_pale else 1.0)
         if took_us > _NUMBERED_SHARE * end_us:

@@ -51,6 +51,7 @@ class Explanation:
         """Returns the explanation as one item of ``runs`` in a JSON result."""
         return {
             "schedule": self.schedule,
+            "variant": self.run.variant,
             "makespan_us": self.makespan_ps / 1e6,
             "lower_bound_us": self.run.lower_bound_ps / 1e6,
             "binds": self.binds,
@@ -68,14 +69,14 @@ class Explanation:
 
 
 def explain(problem: Problem, schedule: ScheduleSpec) -> Explanation:
-    """Returns where the time of a problem goes under a schedule.
+    """Returns where the time of a problem goes under a schedule, of several variants under the fastest.
 
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    run = problem.start(schedule, logging=True)
-    run.engine.run()
-    return Explanation(schedule.name, run, ideal_runs(problem, schedule), critical_path(run, schedule))
+    run = problem.run(schedule, logging=True)
+    path = critical_path(run, run.schedule, problem.system)
+    return Explanation(schedule.name, run, ideal_runs(problem, run.schedule), path)
 
 
 def ideal_name(ideal: IdealRun) -> str:

@@ -27,11 +27,13 @@ from dysharp_env.simulator.engine import Engine
 
 # Okabe and Ito, "Color Universal Design" (2008).
 COLOURS = {"dispatch": "#0072B2", "gemm1": "#009E73", "gemm2": "#CC79A7", "combine": "#E69F00"}
-# What is not a stage: thread blocks that wait for HBM, weights and other bytes that HBM moves, what software costs.
+# What is not a stage: thread blocks that wait for HBM or communicate, what HBM moves, what software costs.
 BESIDE = {
     "stalled": "#56B4E9",
+    "communication": "#882255",
     "weights": "#56B4E9",
-    "activations": "#0B4F6C",
+    "read": "#0B4F6C",
+    "write": "#7FA3B3",
     "memory": "#56B4E9",
     "software": "#868E96",
 }

@@ -16,11 +16,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from dysharp_env.report import STAGE_NAMES
-from dysharp_env.report.moves import Moves
+from dysharp_env.report.moves import Moves, Way
 from dysharp_env.schedules import LayerRun, ScheduleSpec
+from dysharp_env.simulator.phases import STAGES
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
+from dysharp_env.simulator.state.pays import KernelPays
+from dysharp_env.system import SystemSpec
+from dysharp_env.system.spec import OVERHEADS
 
-_PAID = {"launch": "kernel launch", "barrier": "barrier of all GPUs", "count_exchange": "exchange of token counts"}
+_PAID = {
+    "launch": "kernel launch",
+    "gap": "launch of the next kernel",
+    "barrier": "barrier of all GPUs",
+    "count_exchange": "exchange of token counts",
+    "shared": "shared experts",
+    "start": "start of its kernels",
+}
 START = "before the start"
 _GEMMS = ("gemm1", "gemm2")
 
@@ -32,7 +43,8 @@ class Step:
     Attributes:
         what: What was going on.
         waited_for: What took the time, or what had to come first.
-        stage: ``software``, ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
+        stage: ``software``, ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``; or what thread blocks lost time to:
+            ``memory`` or ``communication``.
         is_waiting: Whether nothing was done for the path in this time: something else was in its way.
         start_ps, end_ps: From when to when.
     """
@@ -50,21 +62,23 @@ class Step:
         return {"what": self.what, **times, "waited_for": self.waited_for}
 
 
-def critical_path(run: LayerRun, schedule: ScheduleSpec) -> list[Step]:
+def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> list[Step]:
     """Returns the steps of the critical path, the first first.
 
     Args:
         run: A finished layer whose engine kept a log.
         schedule: What it was run under.
+        system: What it was run on.
     """
-    walk = _Walk(run, schedule)
-    walk.pay("end", run.engine.program.pay_end_ps, "after the last token")
+    walk = _Walk(run, schedule, system)
+    walk.pay("end", None, "after the last token")
     tile = walk.come_home(int(np.argmax(walk.state.tokens["combine_end"][:-1])))
     tile, pair = walk.run_gemm2(tile)
     if pair == NOTHING:
         pair = walk.run_gemm1(tile)
-    walk.dispatch(pair)
-    walk.pay("dispatch", run.engine.program.pays_ps[0], START)
+    if pair != NOTHING:
+        walk.dispatch(pair)
+    walk.pay("dispatch", None, START)
     return _joined(walk.steps[::-1])
 
 
@@ -82,10 +96,11 @@ def _joined(steps: list[Step]) -> list[Step]:
 class _Walk:
     """A walk back from the end of a layer; ``cursor`` is how far it has come."""
 
-    def __init__(self, run: LayerRun, schedule: ScheduleSpec) -> None:
-        self.engine, self.schedule = run.engine, schedule
+    def __init__(self, run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> None:
+        self.engine, self.schedule, self.system = run.engine, schedule, system
         self.state, self.costs, self.program = run.engine.state, run.engine.costs, run.engine.program
         self.moves = Moves(run.engine)
+        self.opened_ps = int(self.state.gates["pay_ps"][0])  # dispatch may begin
         self.cursor = run.engine.now_ps
         self.steps: list[Step] = []
         tiles = self.state.tiles
@@ -105,16 +120,26 @@ class _Walk:
             self.steps.append(Step(what, waited_for, stage, is_waiting, since_ps, self.cursor))
             self.cursor = since_ps
 
-    def pay(self, stage: str, total_ps: int, what: str) -> None:
-        """Goes back over what a schedule pays before a stage, item by item where the items make up what is paid."""
-        paid = getattr(self.schedule.pays, stage)
-        times = [getattr(self.costs, f"{cost}_ps", 0) for cost in paid]
-        names = [_PAID.get(cost, cost.replace("_", " ")) for cost in paid]
-        if sum(times) != total_ps:
-            times, names = [total_ps], [" and ".join(names)]
-        end_ps = self.cursor
-        for place in reversed(range(len(times))):
-            self.back(end_ps - sum(times[place:]), what, names[place], "software", False)
+    def pay(self, stage: str, gate: np.void | None, what: str) -> None:
+        """Goes back over what is paid before a stage behind a gate, or before dispatch or at the end, item by item."""
+        for name, took_ps in reversed(self._paid(STAGES.index(stage), gate)):
+            self.back(self.cursor - took_ps, what, _PAID.get(name, name.replace("_", " ")), "software", False)
+
+    def _paid(self, stage: int, gate: np.void | None) -> list[tuple[str, int]]:
+        """Returns the items that are paid, by name, in the order that the schedule names them in."""
+        named = getattr(self.schedule.pays, STAGES[stage])
+        fixed = [cost for cost in named if cost in OVERHEADS]
+        fixed_ps = (*self.program.pays_ps, self.program.pay_end_ps)[stage]
+        # Rounded as their sum is.
+        ends_us = np.cumsum([self.system.overhead_us(cost) for cost in fixed])
+        times_ps = np.diff(np.round(ends_us * 1e6).astype(np.int64), prepend=0).tolist()
+        if sum(times_ps) != fixed_ps:  # not what this schedule pays on this system
+            fixed, times_ps = [" and ".join(fixed)], [fixed_ps]
+        part, gpu = (0, NOTHING) if gate is None else (int(gate["part"]), int(gate["gpu"]))
+        pays = KernelPays(self.costs, self.program, self.system.gpu.num_sms)
+        kernels = pays.named_ps(self.state, self.engine.workload, stage, part, gpu)
+        items = [*zip(fixed, times_ps, strict=True), *kernels]
+        return sorted(items, key=lambda item: named.index(item[0]) if item[0] in named else len(named))
 
     def gate(self, stage: int, part: int, gpu: int) -> np.void | None:
         """Returns the gate that a stage of a part waits behind on a GPU, if it has one."""
@@ -156,7 +181,7 @@ class _Walk:
         return self.moves.last_partial(token), NOTHING
 
     def _cross_combine(self, token: int, pair: int, home: int) -> None:
-        """Goes back from home to when the sum, or the partial sum of a pair, was issued."""
+        """Goes back from home to when the sum, or the partial sum of a pair, was taken by an SM."""
         if pair == NOTHING:
             return
         gpu = int(self.state.pairs["gpu"][pair])
@@ -170,15 +195,19 @@ class _Walk:
         else:
             self.back(way.switch_ps, name, f"downlink of GPU {home}, at other sums", "combine", True)
         self.back(way.up_ps, name, f"on the wire from GPU {gpu} to the switch", "combine", False)
-        if self.program.combine.reads:
-            asked_ps = way.issued_ps + 2 * self.costs.hop_ps + self.costs.memory_ps
-            self.back(asked_ps, name, f"uplink of GPU {gpu}, at other sums", "combine", True)
-            self.back(way.issued_ps, name, f"asked for, and read by GPU {gpu}", "combine", False)
-        else:
-            self.back(way.issued_ps, name, f"uplink of GPU {gpu}, at other sums", "combine", True)
+        self._take_off(way, "combine", gpu, home, "sums")
+
+    def _take_off(self, way: Way, stage: str, gpu: int, reader: int, others: str) -> None:
+        """Goes back from when a vector took the uplink of the GPU that has it to when an SM took it to work on."""
+        name, reads = STAGE_NAMES[stage], getattr(self.program, stage).reads
+        asked_ps = way.departs_ps + reads * (2 * self.costs.hop_ps + self.costs.memory_ps)
+        self.back(asked_ps, name, f"uplink of GPU {gpu}, at other {others}", stage, True)
+        self.back(way.departs_ps, name, f"asked for, and read by GPU {gpu}", stage, False)
+        by = "thread blocks" if self.program.in_gemm else f"{name} SM"
+        self.back(way.taken_ps, name, f"{by} of GPU {reader if reads else gpu}, at work on it", stage, False)
 
     def _be_combined(self, token: int, pair: int, gpu: int, waited_for: str) -> int:
-        """Goes back from the issue of a sum to the end of the row, or the opening of the gate, that it waited for."""
+        """Goes back from when a sum was taken to the end of the row, or the opening of the gate, that it waited for."""
         reads, hops_ps = self.program.combine.reads, 2 * self.costs.hop_ps
         ends_ps = self.state.tiles["rows"]["end_ps"][:, GEMM2]
         known_ps = ends_ps
@@ -197,7 +226,7 @@ class _Walk:
             last = self.last_behind(gate, part, ends_ps)
             if ends_ps[last] + gate["pay_ps"] >= known_ps[tile]:
                 self.back(ends_ps[last] + gate["pay_ps"], what, waited_for, "combine", True)
-                self.pay("combine", int(gate["pay_ps"]), "before combine")
+                self.pay("combine", gate, "before combine")
                 return last
         self.back(known_ps[tile], what, waited_for, "combine", True)
         self.back(ends_ps[tile], "notification", f"GPU {gpu} learns that the row is done", "combine", False)
@@ -220,7 +249,7 @@ class _Walk:
             pair, stored_ps, known_ps = self.moves.last_sent(gpu, part)
             done_ps = max(int(ends_ps[last]), known_ps)
             self._wait_for_sms(tile, GEMM2, done_ps + int(gate["pay_ps"]))
-            self.pay("gemm2", int(gate["pay_ps"]), "before GEMM-2")
+            self.pay("gemm2", gate, "before GEMM-2")
             if known_ps > ends_ps[last]:
                 self.back(stored_ps, "end of dispatch", f"GPU {gpu} learns that all is stored", "dispatch", False)
                 return tile, pair
@@ -229,15 +258,23 @@ class _Walk:
         return tile, NOTHING
 
     def run_gemm1(self, tile: int) -> int:
-        """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token; returns the pair that this is."""
+        """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token.
+
+        Returns:
+            The pair that this is, or NOTHING where the row waited for shared experts instead.
+        """
         self._run_blocks(tile, GEMM1)
         gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
         ready_ps = self.state.tiles["rows"]["ready_ps"][:, GEMM1]
         gate = self.gate(OPENS_GEMM1, part, gpu)
         if gate is not None:
             last = self.last_behind(gate, part, ready_ps)
-            self._wait_for_sms(tile, GEMM1, int(ready_ps[last] + gate["pay_ps"]))
-            self.pay("gemm1", int(gate["pay_ps"]), "before GEMM-1")
+            shared_ps = int(gate["not_before_ps"])
+            self._wait_for_sms(tile, GEMM1, max(int(ready_ps[last]), shared_ps) + int(gate["pay_ps"]))
+            self.pay("gemm1", gate, "before GEMM-1")
+            if shared_ps > ready_ps[last]:
+                self.back(self.opened_ps, "shared experts", "SMs beside those that dispatch", "gemm1", False)
+                return NOTHING
             tile = last
         else:
             self._wait_for_sms(tile, GEMM1, int(ready_ps[tile]))
@@ -259,7 +296,10 @@ class _Walk:
         gpu = int(self.tile_gpu[tile])
         text = f"GEMM SMs of GPU {gpu}, at other rows"
         if since_ps < self.cursor:
-            text += f" ({self.moves.stalled_share(gpu, since_ps, self.cursor):.0%} of that for HBM)"
+            hbm, communication = self.moves.lost_shares(gpu, since_ps, self.cursor)
+            text += f" ({hbm:.0%} of that for HBM)"
+            if self.program.in_gemm:
+                text = f"SMs of GPU {gpu}, at other rows ({hbm:.0%} HBM, {communication:.0%} communication)"
         self.back(since_ps, f"waiting for its {STAGE_NAMES[_GEMMS[gemm]]} row", text, _GEMMS[gemm], True)
 
     def _run_blocks(self, tile: int, gemm: int) -> None:
@@ -268,17 +308,21 @@ class _Walk:
         name, stage = STAGE_NAMES[_GEMMS[gemm]], _GEMMS[gemm]
         number, count = int(self.state.experts["number"][row["expert"]]), int(row["count"])
         tokens = "1 token" if count == 1 else f"{count} tokens"
-        mine = self.moves.blocks(tile, gemm)
-        alone_ps = self.costs.block_ps(gemm + 1, count, gpu)
+        blocks, lost = self.moves.blocks
+        is_mine = (blocks["item"] == tile) & (blocks["purpose"] == gemm + 1)
+        mine, hbm_ps, communication_ps = blocks[is_mine], lost.hbm_ps[is_mine], lost.communication_ps[is_mine]
         start_ps = int(row["rows"][gemm]["start_ps"])
         while self.cursor > start_ps:
-            ending = mine[mine["end_ps"] == self.cursor]
+            ending = np.flatnonzero(mine["end_ps"] == self.cursor)
             if len(ending) == 0:
                 self.back(start_ps, name, f"SMs of GPU {gpu}, at earlier rows", stage, True)
                 break
-            begun_ps = int(ending["start_ps"].min())
-            computed_ps = self.cursor - min(alone_ps, self.cursor - begun_ps)
-            self.back(computed_ps, name, f"thread blocks of expert {number}, {tokens}", stage, False)
+            block = ending[np.argmin(mine["start_ps"][ending])]
+            begun_ps = int(mine["start_ps"][block])
+            fed_ps = begun_ps + int(hbm_ps[block])
+            text = f"thread blocks of expert {number}, {tokens}"
+            self.back(fed_ps + int(communication_ps[block]), name, text, stage, False)
+            self.back(fed_ps, name, f"thread blocks of GPU {gpu}, at communication", "communication", True)
             self.back(begun_ps, name, f"weights and tokens from HBM of GPU {gpu}", "memory", True)
 
     def _tiles_of(self, pairs: list[int]) -> np.ndarray:
@@ -301,16 +345,11 @@ class _Walk:
         name, way = STAGE_NAMES["dispatch"], self.moves.way_out(pair)
         if way is None:
             self.back(self.cursor - self.costs.memory_ps, name, f"from memory of GPU {gpu}", "dispatch", False)
-        else:
+        elif way.taken_ps < self.cursor:
             self.back(way.down_ps, name, f"on the wire to GPU {gpu}", "dispatch", False)
             self.back(way.switch_ps, name, f"downlink of GPU {gpu}, at other tokens", "dispatch", True)
             self.back(way.up_ps, name, f"on the wire from GPU {home} to the switch", "dispatch", False)
-            if self.program.dispatch.reads:
-                asked_ps = way.issued_ps + 2 * self.costs.hop_ps + self.costs.memory_ps
-                self.back(asked_ps, name, f"uplink of GPU {home}, at other tokens", "dispatch", True)
-                self.back(way.issued_ps, name, f"asked for, and read by GPU {home}", "dispatch", False)
-            else:
-                self.back(way.issued_ps, name, f"uplink of GPU {home}, at other tokens", "dispatch", True)
+            self._take_off(way, "dispatch", home, gpu, "tokens")
         by = gpu if self.program.dispatch.reads else home
         text = f"dispatch SMs of GPU {by}, at tokens before token {token}"
-        self.back(self.program.pays_ps[0], "waiting to be dispatched", text, "dispatch", True)
+        self.back(self.opened_ps, "waiting to be dispatched", text, "dispatch", True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dysharp_env.schedules import LayerRun, ScheduleSpec, simulate
+from dysharp_env.schedules.variants import described
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.workload import Scenario, Workload
 
@@ -22,9 +24,10 @@ class TimedRun:
 
     def record(self) -> dict[str, Any]:
         """Returns the run as one item of ``runs`` in a JSON result."""
-        fields = ("makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes", "utilisation")
+        bounds = ("lower_bound_us", "family_bound_us", "ratio")
+        fields = ("makespan_us", *bounds, "phases_us", "wire_bytes", "payload_bytes", "utilisation")
         numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
-        return {"schedule": self.schedule, **numbers, "wall_s": self.wall_s}
+        return {"schedule": self.schedule, "variant": self.run.variant, **numbers, "wall_s": self.wall_s}
 
 
 def run_timed(
@@ -37,7 +40,13 @@ def run_timed(
     """
     start_s, scale = time.perf_counter(), scenario.spec.compute_scale
     run = simulate(scenario.system, workload, schedule, compute_scale=scale, resolution=resolution, logging=logging)
-    return TimedRun(schedule.name, run, run.result(), time.perf_counter() - start_s)
+    wall_s = time.perf_counter() - start_s
+    return TimedRun(schedule.name, run, run.result(family=True), wall_s)
+
+
+def variant_notes(runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
+    """Returns a line for each run, with its schedule's name, that was the fastest of several variants."""
+    return [f"{name}: {described(run.variant)}, the fastest of its variants" for name, run in runs if run.variant]
 
 
 def layer_title(workload: Workload, system: str) -> str:

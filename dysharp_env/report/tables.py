@@ -67,7 +67,7 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
     """Returns one line per run, fastest first; ``against`` is the schedule that speed-ups are relative to."""
     base_us = next(run.result.makespan_us for run in runs if run.schedule == against)
     busy = (f"{name} %" for name in RESOURCE_NAMES.values())
-    numbers = ("makespan us", "x bound", f"vs {against}", "payload MB", "wire MB", *busy)
+    numbers = ("makespan us", "x bound", "x family", f"vs {against}", "payload MB", "wire MB", *busy)
     table = empty_table("Fastest first; busy % is the mean over GPUs", ("schedule",), numbers)
     for run in sorted(runs, key=lambda run: run.result.makespan_us):
         result = run.result
@@ -77,6 +77,7 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
             escape(run.schedule),
             f"{result.makespan_us:.1f}",
             f"{result.ratio:.3f}",
+            "" if result.family_bound_us is None else f"{result.makespan_us / result.family_bound_us:.3f}",
             f"{base_us / result.makespan_us:.3f}x",
             f"{(payload['up'] + payload['down']) / 1e6:.1f}",
             f"{(wire['up'] + wire['down']) / 1e6:.1f}",

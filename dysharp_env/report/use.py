@@ -75,7 +75,7 @@ def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
     """Returns all strips of one GPU up to a time in so many bins, from the engine's log.
 
     Beside what ``blocks`` shows, these are the vectors that dispatch and combine groups have under way, relative to the
-    most; of the GEMM group the part whose thread blocks wait for HBM (``stalled``); and HBM.
+    most; of the GEMM group the part whose thread blocks wait for HBM (``stalled``) or communicate; and HBM.
     """
     edges_ps = np.linspace(0.0, end_us * 1e6, bins + 1)
     uplink, _, downlink = logged_use(engine, edges_ps)
@@ -92,45 +92,45 @@ def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
             ("combine SMs", {"combine": _under_way(engine, moves.combined(), edges_ps)}),
         ),
     ]
-    shown = ((name, {stage: used[gpu] for stage, used in stages.items()}) for name, stages in strips if stages)
+    shown = ((name, {stage: used[gpu] for stage, used in stages.items()}) for name, stages in strips)
     return Block(f"GPU {gpu}", tuple(shown))
 
 
 def _under_way(engine: Engine, trips: Trips, edges_ps: np.ndarray) -> np.ndarray:
     """Returns how many vectors are under way, over the most there are, (gpu, bin)."""
     weights = np.ones(len(trips.gpu))
-    count = _fractions(engine.workload.num_gpus, trips.gpu, trips.issued_ps, trips.arrived_ps, weights, edges_ps)
+    count = _fractions(engine.workload.num_gpus, trips.gpu, trips.taken_ps, trips.arrived_ps, weights, edges_ps)
     return np.clip(count / max(count.max(), 1e-9), 0.0, 1.0)
 
 
 def _gemm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the used fraction of the GEMM groups: thread blocks that wait for HBM first, and then compute."""
-    rows, stalled_ps = Moves(engine).stalls()
-    weight, fed_ps = rows["amount"] / _most_gemm_sms(engine), rows["start_ps"] + stalled_ps
+    """Returns the used fraction of the GEMM groups: thread blocks that wait for HBM, communicate, and then compute."""
+    rows, lost = Moves(engine).blocks
+    weight, fed_ps = rows["amount"] / _most_gemm_sms(engine), rows["start_ps"] + lost.hbm_ps
+    free_ps = fed_ps + lost.communication_ps
 
     def used(mine: np.ndarray, since_ps: np.ndarray, until_ps: np.ndarray) -> np.ndarray:
         num_gpus = engine.workload.num_gpus
         means = _fractions(num_gpus, rows["gpu"][mine], since_ps[mine], until_ps[mine], weight[mine], edges_ps)
         return np.clip(means, 0.0, 1.0)
 
-    computing = {f"gemm{stage}": used(rows["purpose"] == stage, fed_ps, rows["end_ps"]) for stage in (1, 2)}
-    return {**computing, "stalled": used(rows["purpose"] > 0, rows["start_ps"], fed_ps)}
+    computing = {f"gemm{stage}": used(rows["purpose"] == stage, free_ps, rows["end_ps"]) for stage in (1, 2)}
+    beside = {"stalled": used(rows["purpose"] > 0, rows["start_ps"], fed_ps)}
+    if lost.communication_ps.any():
+        beside["communication"] = used(rows["purpose"] > 0, fed_ps, free_ps)
+    return {**computing, **beside}
 
 
 def _hbm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the used fraction of HBM, for expert weights and for the rest; nothing where it is not logged."""
-    code, weights = getattr(codes, "LOG_HBM", None), getattr(codes, "HBM_WEIGHTS", 0)
+    """Returns the used fraction of HBM for each of ``HBM_PURPOSES``."""
     log = engine.state.log[: int(engine.state.root["log_size"][0])]
-    rows = log[log["resource"] == code] if code is not None else log[:0]
-    if len(rows) == 0:
-        return {}
+    rows = log[log["resource"] == codes.LOG_HBM]
 
     def used(mine: np.ndarray) -> np.ndarray:
         times = (mine["gpu"], mine["start_ps"], mine["end_ps"], np.ones(len(mine)))
         return np.clip(_fractions(engine.workload.num_gpus, *times, edges_ps), 0.0, 1.0)
 
-    is_weights = rows["purpose"] == weights
-    return {"weights": used(rows[is_weights]), "activations": used(rows[~is_weights])}
+    return {name: used(rows[rows["purpose"] == purpose]) for purpose, name in enumerate(codes.HBM_PURPOSES)}
 
 
 def _most_gemm_sms(engine: Engine) -> int:

@@ -39,12 +39,6 @@ class Measure:
     of: Callable[[Results], float]
 
 
-def best_of(measures: Sequence[Measure]) -> Measure:
-    """Returns the smallest of several measures, as one measure."""
-    cases = tuple(case for measure in measures for case in measure.cases)
-    return Measure(cases, lambda results: min(measure.of(results) for measure in measures))
-
-
 @dataclass(frozen=True)
 class Claim:
     """One number of one table.

@@ -14,7 +14,7 @@ from typing import Any
 
 from dysharp_env.config import ConfigError
 from dysharp_env.reproduction.calibration import CalibrationSpec
-from dysharp_env.reproduction.claims import Measure, Results, best_of
+from dysharp_env.reproduction.claims import Measure, Results
 from dysharp_env.reproduction.steps.inference import decode_us, prefill_two_batch_us, prefill_us
 from dysharp_env.reproduction.steps.layers import PS_PER_US, LayerCase, LayerTimes
 from dysharp_env.reproduction.steps.parts import StepSpec, block_parts
@@ -25,9 +25,8 @@ from dysharp_env.workload import LayerSpec, load_model
 
 PASSES = ("forward", "backward")
 TRAINING_ROUTING = "paper-normal"
-# Schedules that stand for others of a layer, of which the best is taken for each measure: Tutel splits a batch into the
-# number of chunks that measures best, and overlap across layers is a schedule of steps whose layers are DeepEP's.
-STANDS_FOR = {"tutel": ("tutel-2", "tutel-4", "tutel-8"), "dualpipe": ("deepep",), "two-batch": ("deepep",)}
+# Overlap across layers is a schedule of steps, whose layers are DeepEP's.
+LAYERS_OF = {"dualpipe": "deepep", "two-batch": "deepep"}
 # A quick look has this many times fewer tokens; fixed costs then weigh more and tiles fill less.
 QUICK_DIVISOR = 8
 # Shares are ratios to this.
@@ -87,12 +86,8 @@ class Experiments:
 
     def layer(self, point: Point, schedule: str, passes: Sequence[str] = ("forward",)) -> Measure:
         """Returns the time of an MoE layer, us, over some of ``PASSES``."""
-
-        def measure(name: str) -> Measure:
-            cases = tuple(self._case(point, name, direction) for direction in passes)
-            return Measure(cases, lambda results: sum(results[case].makespan_ps for case in cases) / 1e6)
-
-        return _best(schedule, measure)
+        cases = tuple(self._case(point, schedule, direction) for direction in passes)
+        return Measure(cases, lambda results: sum(results[case].makespan_ps for case in cases) / 1e6)
 
     def training(self, point: Point, schedule: str, moe_passes: Sequence[str] = PASSES) -> Measure:
         """Returns the time of a training step, us; ``dualpipe`` pairs passes across layers.
@@ -100,21 +95,17 @@ class Experiments:
         ``moe_passes`` are simulated for the MoE layers of the forward and the backward pass.
         """
         paired = schedule == "dualpipe"
+        cases = tuple(self._case(point, schedule, direction, shares_sms=paired) for direction in moe_passes)
+        around = [self._case(point, schedule, direction, shares_sms=paired) for direction in PASSES]
+        num_sms = cases[0].system.gpu.num_sms if paired else None
 
-        def measure(name: str) -> Measure:
-            cases = tuple(self._case(point, name, direction, shares_sms=paired) for direction in moe_passes)
-            around = [self._case(point, name, direction, shares_sms=paired) for direction in PASSES]
-            num_sms = cases[0].system.gpu.num_sms if paired else None
+        def step_us(results: Results) -> float:
+            passes = zip(around, cases, strict=True)
+            forward, backward = (block_parts(outside, results[case]) for outside, case in passes)
+            ops = training_ops(self.steps, _layers(cases[0].layer), forward, backward, num_sms)
+            return makespan_ps(ops) / PS_PER_US
 
-            def step_us(results: Results) -> float:
-                passes = zip(around, cases, strict=True)
-                forward, backward = (block_parts(outside, results[case]) for outside, case in passes)
-                ops = training_ops(self.steps, _layers(cases[0].layer), forward, backward, num_sms)
-                return makespan_ps(ops) / PS_PER_US
-
-            return Measure(cases, step_us)
-
-        return _best(schedule, measure)
+        return Measure(cases, step_us)
 
     def prefill(self, point: Point, schedule: str) -> Measure:
         """Returns the time of a prompt through the model, us; ``two-batch`` overlaps two, and counts half of both."""
@@ -153,12 +144,8 @@ class Experiments:
         self, point: Point, schedule: str, value: Callable[[LayerCase, LayerTimes], float], **settings: Any
     ) -> Measure:
         """Returns a value of a forward layer; ``settings`` are those of ``_case``."""
-
-        def measure(name: str) -> Measure:
-            case = self._case(point, name, "forward", **settings)
-            return Measure((case,), lambda results: value(case, results[case]))
-
-        return _best(schedule, measure)
+        case = self._case(point, schedule, "forward", **settings)
+        return Measure((case,), lambda results: value(case, results[case]))
 
     def _tokens(self, point: Point, layer: LayerSpec) -> int:
         tokens = point.tokens or (layer.transformer.sequence_tokens if layer.transformer else None)
@@ -178,7 +165,7 @@ class Experiments:
             tokens=tokens or self._tokens(point, layer),
             routing=point.routing,
             seed=self.seed,
-            schedule=schedule,
+            schedule=LAYERS_OF.get(schedule, schedule),
             compute_scale=point.compute_scale,
             schedule_changes=(*point.schedule_changes, *shared),
         )
@@ -188,11 +175,6 @@ class Experiments:
             gpus = {} if point.gpus is None else {"num_gpus": point.gpus}
             self._machines[point] = self.calibration.machine(point.system, {**gpus, **dict(point.changes)})
         return self._machines[point]
-
-
-def _best(schedule: str, measure: Callable[[str], Measure]) -> Measure:
-    """Returns the smallest measure of the layer schedules that ``schedule`` stands for."""
-    return best_of([measure(name) for name in STANDS_FOR.get(schedule, (schedule,))])
 
 
 # Tables ask for the same few layers thousands of times.

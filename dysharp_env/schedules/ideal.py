@@ -59,20 +59,28 @@ IDEALISATIONS = (
     Idealisation(
         "communication SMs",
         "links",
-        "issue at no cost, with any number of bytes in flight",
-        {"gpu.families": {}, "gpu.*_in_flight_bytes": 0, "gpu.multimem_queue_entries": 0},
+        "move any number of vectors and change over at no cost",
+        {
+            **{"gpu.families.*_ns": 0, "gpu.families.*.byte_ps": 0, "gpu.families.*.vectors": 1_000_000},
+            **{"gpu.multimem_queue_entries": 0, "gpu.in_gemm_share": 0, "overheads.role_change_us": 0},
+        },
     ),
     Idealisation(
         "switch",
         "links",
-        "queues at outputs, buffers without end",
+        "queues at outputs, buffers without end, copies and adds up packets like any others",
         {
             **{"switch.queueing": "output_queued", "switch.vc_depth_flits": Times(1000)},
-            **{"switch.reduction_buffer_bytes": Times(1000), "switch.reduction_rate": 1},
+            **{"switch.reduction_buffer_bytes": Times(1000), "switch.reduction_rate": 1, "link.multimem_flits": 0},
         },
     ),
     Idealisation("HBM", "memory", "100 times the bandwidth", {"gpu.hbm_gbps": Times(100)}),
-    Idealisation("L2", "memory", "holds everything that has been read once", {"gpu.l2_mb": Times(1000)}),
+    Idealisation(
+        "L2",
+        "memory",
+        "holds all that has been read or written",
+        {"gpu.l2_mb": Times(1000), "gpu.l2_copies": 1},
+    ),
     Idealisation(
         "GEMMs",
         "compute",
@@ -82,6 +90,12 @@ IDEALISATIONS = (
     Idealisation("launches", "software", "take no time", {"overheads.*launch*_us": 0}),
     Idealisation("barriers", "software", "take no time", {"overheads.*barrier*_us": 0}),
     Idealisation("count exchange", "software", "takes no time", {"overheads.*exchange*_us": 0}),
+    Idealisation(
+        "kernels between phases",
+        "software",
+        "take no time, with their launches",
+        {"overheads.phase_kernels": False, "overheads.layout_ns_per_token": 0},
+    ),
 )
 
 
@@ -105,15 +119,14 @@ class IdealRun:
 def ideal_system(system: SystemSpec, idealisations: Sequence[Idealisation]) -> SystemSpec:
     """Returns the system with some things made ideal; settings that a system does not have are passed over."""
     values: dict[str, Any] = {}
-    # A setting that holds others may be named too.
-    named = [pattern for each in idealisations for pattern in each.changes if "*" not in pattern]
-    for key in (*flat_keys(system), *named):
-        value: Any = system
+    settings = system.model_dump()
+    for key in flat_keys(system):
+        value: Any = settings
         for name in key.split("."):
-            value = getattr(value, name, None)
+            value = value[name]
         for each in idealisations:
             for pattern, change in each.changes.items():
-                if value is not None and fnmatchcase(key, pattern):
+                if fnmatchcase(key, pattern):
                     values[key] = min(value * change.factor, _MOST) if isinstance(change, Times) else change
     return system.with_changes(values)
 
@@ -139,7 +152,16 @@ def binds(problem: Problem, schedule: ScheduleSpec) -> str:
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    return binding([_resource_run(problem, schedule, resource) for resource in RESOURCES])
+    return binding(resource_runs(problem, schedule))
+
+
+def resource_runs(problem: Problem, schedule: ScheduleSpec) -> list[IdealRun]:
+    """Returns those of ``ideal_runs`` in which all of one resource is ideal, in the order of ``RESOURCES``.
+
+    Raises:
+        ConfigError: The schedule does not fit the system.
+    """
+    return [_resource_run(problem, schedule, resource) for resource in RESOURCES]
 
 
 def binding(runs: Iterable[IdealRun]) -> str:

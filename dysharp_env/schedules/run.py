@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
+from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
@@ -21,14 +23,32 @@ from dysharp_env.workload.suite import SuiteWorkload
 
 @dataclass(frozen=True)
 class LayerRun:
-    """An engine set up for one workload and schedule, and the workload's lower bound."""
+    """An engine set up for one workload and schedule, and the workload's lower bound.
+
+    Attributes:
+        engine: The engine.
+        lower_bound_ps: What no schedule can beat.
+        schedule: What it runs; of a schedule with ``best_of`` the first variant, or the one that was chosen.
+    """
 
     engine: Engine
     lower_bound_ps: int
+    schedule: ScheduleSpec
 
-    def result(self) -> LayerResult:
-        """Returns the result; the engine must be done."""
-        return summarise(self.engine, self.lower_bound_ps)
+    @property
+    def variant(self) -> dict[str, Any] | None:
+        """Which of its schedule's ``best_of`` it runs; None if there is none."""
+        return dict(self.schedule.best_of[0]) if self.schedule.best_of else None
+
+    def family_bound(self) -> FamilyBound:
+        """Returns what nothing can beat that runs by the engine's program, whatever it decides; takes milliseconds."""
+        engine = self.engine
+        num_sms = int(engine.state.root["num_sms"][0])
+        return family_bound(engine.workload, engine.costs, engine.program, num_sms, self.lower_bound_ps)
+
+    def result(self, *, family: bool = False) -> LayerResult:
+        """Returns the result, with the bound of the program's ``family`` or not; the engine must be done."""
+        return summarise(self.engine, self.lower_bound_ps, self.family_bound().total_ps if family else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +126,30 @@ class Problem:
             ConfigError: The schedule does not fit the system.
         """
         lowering = Lowering(self.costs, self.program(schedule, exposure), self.system.gpu.num_sms, logging)
-        return LayerRun(Engine(lowering, self.workload, self.bound), self.bound.total_ps)
+        return LayerRun(Engine(lowering, self.workload, self.bound), self.bound.total_ps, schedule)
+
+    def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
+        """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+
+        def ended(variant: ScheduleSpec) -> LayerRun:
+            run = self.start(variant, logging=logging)
+            run.engine.run()
+            return run
+
+        # The earliest of equals; only the best and the one that runs are in memory.
+        return min(map(ended, schedule.variants()), key=lambda run: run.engine.now_ps)
+
+    def best(self, schedule: ScheduleSpec) -> ScheduleSpec:
+        """Returns the fastest variant of a schedule, which ``run`` runs; the schedule itself if it has no others.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        return self.run(schedule).schedule if len(schedule.best_of) > 1 else schedule
 
     def engine(self, schedule: ScheduleSpec, exposure: Exposure = Exposure()) -> Engine:  # noqa: B008 (frozen)
         """Returns the engine of ``start``."""
@@ -143,6 +186,7 @@ class Starter:
             ConfigError: The schedule does not fit the system, or there is no such resolution.
         """
         schedule.require_sums(system, layer)
+        self._schedule = schedule
         costs, self._bound = _costs_and_bound(system, layer, compute_scale, resolution)
         self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
 
@@ -153,7 +197,7 @@ class Starter:
             ConfigError: The workload is too large for exact integer time.
         """
         bound = self._bound.of(workload)
-        return LayerRun(Engine(self._lowering, workload, bound), bound.total_ps)
+        return LayerRun(Engine(self._lowering, workload, bound), bound.total_ps, self._schedule)
 
 
 def _costs_and_bound(
@@ -174,8 +218,6 @@ def simulate(
     resolution: str = "token",
     logging: bool = False,
 ) -> LayerRun:
-    """Returns a layer run to its end under the schedule's own rule; see ``Starter``."""
+    """Returns a layer run to its end under the schedule's own rule; see ``Starter`` and ``Problem.run``."""
     problem = Problem.of(system, workload, compute_scale=compute_scale, resolution=resolution)
-    run = problem.start(schedule, logging=logging)
-    run.engine.run()
-    return run
+    return problem.run(schedule, logging=logging)

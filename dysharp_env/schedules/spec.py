@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, find_config, load_spec, preset_names, require_choice
 from dysharp_env.schedules.sections import FamiliesSpec, PartsSpec, PaysSpec, ReadinessSpec, RuleSpec, SmSpec
+from dysharp_env.schedules.variants import with_first_filled_in
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.phases import SHARED, STAGES, WEIGHT_GRADIENTS
 from dysharp_env.simulator.program import Program, require_fit
@@ -96,6 +97,16 @@ class ScheduleSpec(Spec):
     hold: bool = False
     """Whether the rule may let a group wait."""
     rule: RuleSpec = RuleSpec({})
+    best_of: tuple[dict[str, Any], ...] = ()
+    """Values of the same dotted settings, such as ``{parts.count: 4}``, of which whoever runs the schedule by its own
+    rule takes the fastest for the layer at hand, the earliest of equals: as a table made by profiling would, of which
+    it is an upper bound. The first is what the other keys say, and need not be repeated there; decisions asked from
+    outside, as in environments, are asked of the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_first(cls, data: Any) -> Any:
+        return with_first_filled_in(data)
 
     @model_validator(mode="after")
     def _check_parts_fit(self) -> ScheduleSpec:
@@ -124,6 +135,28 @@ class ScheduleSpec(Spec):
         if "launch" not in self.pays.dispatch:
             raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
         return self
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> ScheduleSpec:
+        for place in range(1, len(self.best_of)):  # the first is what has been checked
+            try:
+                self._variant(place)
+            except ConfigError as error:
+                raise ValueError(f"best_of[{place}]: {str(error).removeprefix('ScheduleSpec: ')}") from None
+        return self
+
+    def variants(self) -> tuple[ScheduleSpec, ...]:
+        """Returns what there is to choose between, one schedule for each of ``best_of``; itself if there is no choice.
+
+        The ``best_of`` of each holds its own changes alone.
+        """
+        if len(self.best_of) < 2:
+            return (self,)
+        return tuple(map(self._variant, range(len(self.best_of))))
+
+    def _variant(self, place: int) -> ScheduleSpec:
+        changes = self.best_of[place]
+        return self.with_changes({**changes, "best_of": (changes,)})
 
     def gemm_sms(self, num_sms: int) -> int:
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
@@ -159,7 +192,8 @@ class ScheduleSpec(Spec):
         Raises:
             ConfigError: The system lacks a primitive or the SMs.
         """
-        self._check_system(system)
+        for variant in self.variants():
+            variant._check_system(system)
         if "split" in exposure.kinds:
             self._check_splits(exposure, system)
         dispatch_ps, gemm1_ps, gemm2_ps, combine_ps, end_ps = self._pays_ps(system)

@@ -45,6 +45,7 @@ class LayerResult:
     Attributes:
         makespan_us: Until the last token is combined and what the schedule pays after that is over.
         lower_bound_us: What no schedule can beat.
+        family_bound_us: What nothing can beat that runs by the same program; None where it was not asked for.
         phases_us: First start and last end of each stage.
         wire_bytes, payload_bytes: ``up`` and ``down`` over all GPUs, and ``by_purpose`` (both directions).
         utilisation: Of ``uplink``, ``downlink``, ``sm``, ``hbm``: mean and maximum over GPUs of the busy fraction.
@@ -55,6 +56,7 @@ class LayerResult:
 
     makespan_us: float
     lower_bound_us: float
+    family_bound_us: float | None
     phases_us: dict[str, tuple[float, float]]
     wire_bytes: dict[str, Any]
     payload_bytes: dict[str, Any]
@@ -70,8 +72,8 @@ class LayerResult:
         return self.makespan_us / self.lower_bound_us
 
 
-def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
-    """Returns the result of a finished engine."""
+def summarise(engine: Engine, lower_bound_ps: int, family_bound_ps: int | None = None) -> LayerResult:
+    """Returns the result of a finished engine, of which two bounds are known, or one."""
     state, costs = engine.state, engine.costs
     root, gpus = state.root[0], state.gpus
     makespan_ps = max(1, engine.now_ps)
@@ -97,6 +99,7 @@ def summarise(engine: Engine, lower_bound_ps: int) -> LayerResult:
     return LayerResult(
         makespan_us=engine.now_ps / 1e6,
         lower_bound_us=lower_bound_ps / 1e6,
+        family_bound_us=None if family_bound_ps is None else family_bound_ps / 1e6,
         phases_us={stage: (int(root[f"{stage}_first"]) / 1e6, int(root[f"{stage}_last"]) / 1e6) for stage in STAGES},
         wire_bytes=_by_direction_and_purpose(wire),
         payload_bytes=_by_direction_and_purpose(payload),

@@ -21,7 +21,7 @@ from dysharp_env.workload import ScenarioSpec
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
-    *("schedule", "makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes"),
+    *("schedule", "variant", "makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes"),
     *("utilisation", "events", "decisions", "wall_s"),
 ]
 
@@ -169,6 +169,19 @@ def test_explain_says_what_binds_and_what_was_waited_for(capsys: pytest.CaptureF
         assert out.count(text) >= 2
 
 
+@pytest.mark.parametrize("command", ["simulate", "compare", "explain"])
+def test_results_say_which_variant_won(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [command, *TINY, "--schedule", "tutel"]
+    assert main([*options, "--json", "-"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["variant"] in [{"parts.count": count} for count in (2, 4, 8)]
+    assert main(options) == 0
+    note = f"tutel: parts.count={run['variant']['parts.count']}, the fastest of its variants"
+    assert note in capsys.readouterr().out.splitlines()
+    assert main([command, *TINY, "--schedule", "deepep", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["variant"] is None
+
+
 def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", *TINY, "--seed", "2", "--schedule", "deepep", "--schedule", "dysharp", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -176,7 +189,7 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (document["schema"], document["version"], document["seed"]) == ("dysharp/explain/1", __version__, 2)
     assert [run["schedule"] for run in document["runs"]] == ["deepep", "dysharp"]
     for run in document["runs"]:
-        assert list(run) == ["schedule", "makespan_us", "lower_bound_us", "binds", "idealised", "path"]
+        assert list(run) == ["schedule", "variant", "makespan_us", "lower_bound_us", "binds", "idealised", "path"]
         assert run["binds"] in RESOURCES
         whats = [ideal["what"] for ideal in run["idealised"]]
         assert len(set(whats)) == len(whats) and {*RESOURCES, "everything", "HBM", "launches"} <= set(whats)

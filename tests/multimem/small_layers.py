@@ -82,8 +82,10 @@ def played(
     ``switch`` are keys of the system's switch that are to have other values.
     """
     exposure = Exposure() if seed is None else EVERYTHING
-    machine = load_system(system, workload.num_gpus)
-    machine = machine.with_changes({f"switch.{key}": value for key, value in switch.items()})
+    # Packets of one format carry everything here, without the flits that hardware loses besides.
+    alike = {"link.multimem_flits": 0, "gpu.families.bulk.payload_bytes": 0}
+    alike |= {f"switch.{key}": value for key, value in switch.items()}
+    machine = load_system(system, workload.num_gpus).with_changes(alike)
     num_sms = machine.gpu.num_sms
     if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
         exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))

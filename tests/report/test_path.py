@@ -7,6 +7,9 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.report.path import Step, _Walk, critical_path
 from dysharp_env.schedules import LayerRun, Problem, load_schedule
+from dysharp_env.simulator.phases import START, Load
+from dysharp_env.simulator.state import codes
+from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec
 from tests.conftest import Case
 from tests.simulator.run_log import play
@@ -18,7 +21,7 @@ def explained(schedule: str, resolution: str = "token", **changes: object) -> tu
     problem = Problem.of(scenario.system, scenario.draw(0), resolution=resolution)
     run = problem.start(load_schedule(schedule), logging=True)
     run.engine.run()
-    return run, critical_path(run, load_schedule(schedule))
+    return run, critical_path(run, load_schedule(schedule), scenario.system)
 
 
 def assert_whole(path: list[Step], makespan_ps: int) -> None:
@@ -52,24 +55,59 @@ def test_steps_make_up_the_makespan(schedule: str, strict: None) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
-    path = critical_path(LayerRun(engine, 1), load_schedule("deepep"))
+    schedule = load_schedule("deepep")
+    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
 
 
 def test_phases_show_all_that_they_pay(strict: None) -> None:
-    run, path = explained("deepep")
-    costs = run.engine.costs
+    run, path = explained("deepep", model="deepseek-v3", system="dgx-h200")
+    costs, state = run.engine.costs, run.engine.state
     paid = [(step.what, step.waited_for, step.end_ps - step.start_ps) for step in path if step.stage == "software"]
     launch, barrier = ("kernel launch", costs.launch_ps), ("barrier of all GPUs", costs.barrier_ps)
+    gap_ps = round(load_system("dgx-h200").overheads.launch_gap_us * 1e6)
+    gap = ("launch of the next kernel", gap_ps)
+    tokens = Load(tokens=96)
+    quantise, layout = (costs.phase_kernels(0, (name,))[0].ps(tokens, costs.hbm_ps) for name in ("quantise", "layout"))
+    start, combine_start = (costs.phase_kernels(stage, (START,))[0].ps(tokens, costs.hbm_ps) for stage in (0, 3))
+    # GEMM-2 waits on each GPU for itself.
+    gates = state.gates[state.gates["stage"] == codes.OPENS_GEMM2]
+    (activation_ps,) = {took_ps for _, name, took_ps in paid if name == "activation"}
     assert paid == [
         ("before the start", *launch),
+        ("before the start", "quantise", quantise),
+        ("before the start", "layout", layout),
         ("before the start", "exchange of token counts", costs.count_exchange_ps),
+        ("before the start", "start of its kernels", start),
         ("before GEMM-1", *barrier),
-        ("before GEMM-1", *launch),
-        ("before GEMM-2", *launch),
-        ("before combine", *launch),
+        ("before GEMM-1", *gap),
+        ("before GEMM-2", "activation", activation_ps),
+        ("before GEMM-2", *gap),
+        ("before combine", *gap),
         ("before combine", *barrier),
+        ("before combine", "start of its kernels", combine_start),
     ]
+    assert activation_ps + gap_ps in gates["pay_ps"] and activation_ps > gap_ps
+
+
+def test_what_is_paid_at_the_end_is_named(strict: None) -> None:
+    run, path = explained("mega-moe", model="deepseek-v3", system="dgx-h200")
+    after = [step for step in path if step.what == "after the last token"]
+    assert sum(step.end_ps - step.start_ps for step in after) == run.engine.state.root["pay_end_ps"][0] > 0
+    assert [step.waited_for for step in after] == ["barrier of all GPUs", "final sum"]
+
+
+def test_gemms_may_wait_for_shared_experts(strict: None) -> None:
+    scenario = ScenarioSpec(system="dgx-h200", gpus=4, model="deepseek-v3", tokens=64, routing="uniform").build()
+    schedule = load_schedule("deepep").with_changes({"shared_experts": "hidden", "sms.dispatch": 130})
+    problem = Problem.of(scenario.system, scenario.draw(0))
+    run = problem.start(schedule, logging=True)
+    run.engine.run()
+    path = critical_path(run, schedule, scenario.system)
+    assert_whole(path, run.engine.now_ps)
+    place = [step.what for step in path].index("shared experts")
+    assert {step.what for step in path[:place]} == {"before the start"}
+    assert path[place].start_ps == run.engine.state.gates["pay_ps"][0]
 
 
 def test_a_lonely_layer_is_a_chain_without_waiting(strict: None) -> None:
@@ -84,7 +122,6 @@ def test_a_lonely_layer_is_a_chain_without_waiting(strict: None) -> None:
     for what, flits in (("dispatch", costs.dispatch_flits()), ("combine", costs.combine_flits())):
         steps = [step for step in path if step.what == what]
         if len(steps) > 1:  # it crossed the switch
-            assert [step.end_ps - step.start_ps for step in steps] == [
-                costs.hop_ps,
-                costs.hop_ps + costs.wire_ps(flits),
-            ]
+            sm = getattr(costs, f"{what}_sm")
+            expected = [sm.delay_ps(sm.token_ps), costs.hop_ps, costs.hop_ps + costs.wire_ps(flits)]
+            assert [step.end_ps - step.start_ps for step in steps] == [ps for ps in expected if ps > 0]

@@ -11,7 +11,7 @@ import pytest
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.reproduction import published
 from dysharp_env.reproduction.calibration import DEFAULT_CALIBRATIONS, load_calibration
-from dysharp_env.reproduction.claims import Claim, Measure, Row, best_of, evaluate, statistic_of, summary_lines
+from dysharp_env.reproduction.claims import Claim, Measure, Row, evaluate, statistic_of, summary_lines
 from dysharp_env.reproduction.experiments import PASSES, Experiments, Point
 from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulate_cases
 from dysharp_env.reproduction.tables import NINE, TABLES
@@ -82,11 +82,11 @@ def test_the_summary_counts_what_is_near_and_looks_at_the_order() -> None:
     assert summary_lines([row("c", None, 9.0)]) == []
 
 
-def test_the_best_of_several_is_chosen_for_each_result() -> None:
-    two, four = case("comet"), case("deepep")
-    best = best_of([measure(two), measure(four)])
-    assert best.of({two: times(7), four: times(9)}) == 7
-    assert best.of({two: times(9), four: times(8)}) == 8
+def test_the_best_of_several_is_taken_for_each_layer() -> None:
+    tutel = case("tutel")
+    chunks = [dataclasses.replace(tutel, schedule_changes=(("best_of", ()), ("parts.count", n))) for n in (2, 4, 8)]
+    results = simulate_cases([tutel, *chunks], 1, lambda *_: None)
+    assert results[tutel].makespan_ps == min(results[each].makespan_ps for each in chunks)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dysharp_env.schedules import Problem, load_schedule
@@ -16,6 +17,7 @@ from dysharp_env.schedules.ideal import (
     ideal_runs,
     ideal_system,
 )
+from dysharp_env.simulator.phases import Load
 from dysharp_env.system.spec import load_system
 from dysharp_env.workload import ScenarioSpec
 
@@ -40,20 +42,40 @@ def test_settings_are_replaced_multiplied_and_passed_over() -> None:
     assert ideal.gpu.fp8_tflops == 100 * SYSTEM.gpu.fp8_tflops and ideal.gpu.bf16_tflops == 100 * SYSTEM.gpu.bf16_tflops
     assert ideal.link.gbps == 10**9  # the most that a system may have
     kept = {"gpu.fp8_tflops": SYSTEM.gpu.fp8_tflops, "gpu.bf16_tflops": SYSTEM.gpu.bf16_tflops}
-    kept |= {"link.gbps": SYSTEM.link.gbps, "overheads.launch_us": SYSTEM.overheads.launch_us}
+    kept |= {"link.gbps": SYSTEM.link.gbps}
+    kept |= {f"overheads.{name}_us": getattr(SYSTEM.overheads, f"{name}_us") for name in ("launch", "launch_gap")}
     assert ideal.overheads.launch_us == 0 and ideal.with_changes(kept) == SYSTEM
 
 
 def test_what_phases_pay_is_what_they_save() -> None:
-    # deepep starts four kernels one after the other, with two barriers and an exchange of counts between them.
+    # deepep starts six kernels one after the other, with two barriers and an exchange of counts between them; in BF16
+    # nothing is quantised.
     free = problem()
     engine = free.engine(load_schedule("deepep"))
     engine.run()
     saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(free, load_schedule("deepep"))}
     launches, barriers, counts = (saved_ps[name] for name in ("launches", "barriers", "count exchange"))
-    costs = free.costs
-    assert (launches, barriers, counts) == (4 * costs.launch_ps, 2 * costs.barrier_ps, costs.count_exchange_ps)
-    assert saved_ps["software"] == launches + barriers + counts
+    costs, overheads = free.costs, free.system.overheads
+    gap_ps, layout_ps = round(overheads.launch_gap_us * 1e6), round(32 * overheads.layout_ns_per_token * 1000)
+    assert (barriers, counts) == (2 * costs.barrier_ps, costs.count_exchange_ps)
+    assert launches == costs.launch_ps + 5 * gap_ps
+    # What runs between phases takes time beside its launch: layout, and the activation, for which a GPU waits alone.
+    rows = np.bincount(free.workload.gpu_of_expert, weights=free.workload.demand.expert_tokens).astype(int)
+    (activation,) = costs.phase_kernels(2, ("activation",))
+    kernels_ps = saved_ps["kernels between phases"]
+    assert kernels_ps in [gap_ps + layout_ps + activation.ps(Load(rows=int(each)), costs.hbm_ps) for each in rows]
+    assert saved_ps["software"] == launches + barriers + counts + kernels_ps - 2 * gap_ps
+
+
+def test_ideal_communication_sms_leave_packets_as_they_are() -> None:
+    free = ideal_system(SYSTEM, [each for each in IDEALISATIONS if each.name == "communication SMs"])
+    assert {name: family.payload_bytes for name, family in free.gpu.families.items()} == {
+        name: family.payload_bytes for name, family in SYSTEM.gpu.families.items()
+    }
+    scenario = ScenarioSpec(system="dgx-h200", gpus=4, model="small", tokens=32, routing="uniform").build()
+    for name in ("deepep", "mega-moe", "dysharp", "trtllm-two-sided"):
+        costs = Problem.of(free, scenario.draw(0)).start(load_schedule(name)).engine.costs
+        assert all(sm.delay_ps(sm.token_ps) == 0 and sm.slots >= 10**6 for sm in (costs.dispatch_sm, costs.combine_sm))
 
 
 def test_there_is_a_run_for_everything_and_each_group() -> None:

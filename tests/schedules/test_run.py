@@ -38,6 +38,35 @@ def test_a_suite_s_problems_have_its_names_and_scales() -> None:
         assert problem.costs == Problem.of(item.scenario.system, item.workload, compute_scale=scale).costs
 
 
+def test_the_fastest_variant_runs_and_the_first_of_equals() -> None:
+    problem = Problem.of(SCENARIO.system, SCENARIO.draw(1))
+    sms = [{"sms.dispatch": count, "sms.combine": count} for count in (1, 20, 3)]
+    plain = load_schedule("dysharp").with_changes({"sms": {"dispatch": 1, "combine": 1}})
+    choice = plain.with_changes({"best_of": sms})
+    alone = [problem.run(plain.with_changes(each)).engine.now_ps for each in sms]
+    assert len(set(alone)) == 3 and min(alone) == alone[1]
+    run = problem.run(choice)
+    assert (run.engine.now_ps, run.variant, run.schedule) == (alone[1], sms[1], choice.variants()[1])
+    assert problem.best(choice) == run.schedule and problem.best(plain) is plain
+    assert simulate(SCENARIO.system, SCENARIO.draw(1), choice).result() == run.result()
+    assert problem.run(plain).variant is None
+    # Fewest tokens of tiles closed early, where none is: all are equal.
+    equal = plain.with_changes({"best_of": [{"min_partial_tokens": tokens} for tokens in (16, 8, 4)]})
+    assert problem.run(equal).variant == {"min_partial_tokens": 16}
+
+
+def test_whoever_is_asked_is_asked_of_the_first_variant() -> None:
+    exposure, workload = Exposure(("dispatch",)), SCENARIO.draw(0)
+    sms = [{"sms.dispatch": count} for count in (3, 20)]
+    choice = load_schedule("dysharp").with_changes({"sms.dispatch": 3, "best_of": sms})
+    runs = [
+        Problem.of(SCENARIO.system, workload).start(choice, exposure),
+        Starter(SCENARIO.system, workload.layer, choice, exposure=exposure).start(workload),
+    ]
+    assert [run.engine.program.dispatch_sms for run in runs] == [3, 3]
+    assert [run.variant for run in runs] == [sms[0]] * 2
+
+
 def test_what_is_exposed_is_asked() -> None:
     engine = Problem.of(SCENARIO.system, SCENARIO.draw(0)).engine(load_schedule("dysharp"), Exposure(("dispatch",)))
     assert engine.advance() is not None

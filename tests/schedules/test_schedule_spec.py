@@ -68,6 +68,25 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
             {"dispatch": "multicast", "families": {"dispatch": "bulk"}},
             "'bulk' does not issue multicast; choose from ['multimem']",
         ),
+        (
+            {"best_of": [{"sms.dispatch": 4, "sms.combine": 8}]},
+            "sms.dispatch=8 contradicts best_of[0], which says 4; leave one out",
+        ),
+        ({"best_of": [{"chunk_tokens": 8}, {"chunk_tokens": 0}]}, "best_of[1]: chunk_tokens=0: Input should be"),
+        ({"best_of": [{"chunk_tokens": 8}, {"sms.dispatch": 8}]}, "best_of[1] must set what best_of[0] does"),
+        ({"best_of": [{"chunk_tokens": 8}, {}]}, "best_of[1]={} must map settings to values"),
+        (
+            {"best_of": [{"chunk_tokens": 8}, {"parts": {"count": 2}}]},
+            "best_of[1]: parts={'count': 2} must be one value",
+        ),
+        ({"best_of": [{"name": "y"}]}, "best_of[0]: 'name' is not a setting to choose"),
+        ({"best_of": [{"dispatch.most": 8}]}, "best_of[0]: 'dispatch.most' is not a setting"),
+        ({"best_of": [{"sms.dispach": 8}]}, "unknown key 'sms.dispach' (did you mean 'sms.dispatch'?)"),
+        ({"best_of": {"chunk_tokens": 8}}, "best_of={'chunk_tokens': 8} must be a list of changes"),
+        (
+            {**BY_EXPERTS, "best_of": [{"combine": "unicast"}, {"combine": "push_reduce"}]},
+            "best_of[1]: copies=expert needs unicast or pull both ways",
+        ),
         ({"readines": {}}, "unknown key 'readines' (did you mean 'readiness'?)"),
     ],
 )
@@ -75,6 +94,25 @@ def test_mistakes_give_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         parse_spec(ScheduleSpec, {**BASE, **change}, source="schedule")
     assert "\n" not in str(error.value)
+
+
+def test_variants_are_the_schedule_with_their_changes_and_the_first_is_its_own() -> None:
+    given = [{"chunk_tokens": 4, "parts.count": 2}, {"chunk_tokens": 16, "parts.count": 1}]
+    schedule = parse_spec(ScheduleSpec, {**BASE, "best_of": given}, "schedule")
+    assert (schedule.chunk_tokens, schedule.parts.count) == (4, 2)
+    first, second = schedule.variants()
+    assert (second.chunk_tokens, second.parts.count, second.best_of) == (16, 1, ({**given[1]},))
+    assert first == schedule.with_changes({"best_of": given[:1]}) and first.variants() == (first,)
+    assert parse_spec(ScheduleSpec, schedule.model_dump(), "schedule") == schedule
+    with pytest.raises(ConfigError, match=re.escape("chunk_tokens=2 contradicts best_of[0]")):
+        schedule.with_changes({"chunk_tokens": 2})
+    assert schedule.with_changes({"chunk_tokens": 2, "best_of": ()}).chunk_tokens == 2
+
+
+def test_a_variant_that_does_not_fit_the_system_is_refused_before_any_runs() -> None:
+    given = {"best_of": [{"sms.dispatch": 8}, {"sms.dispatch": 130}], "sms": {"combine": 8}}
+    with pytest.raises(ConfigError, match="sms.dispatch=130 and sms.combine=8 leave no SM for GEMMs"):
+        parse_spec(ScheduleSpec, {**BASE, **given}, "schedule").program(load_system("dgx-h100"))
 
 
 def test_sms_left_for_gemms_depend_on_what_runs_beside_them() -> None:

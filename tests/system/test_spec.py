@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dysharp_env.config import ConfigError, config_root, preset_names
+from dysharp_env.config import ConfigError, config_root, flat_keys, preset_names
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.system.primitives import FAMILIES
@@ -244,3 +244,16 @@ def test_a_request_asks_for_at_least_one_packet() -> None:
     wide = system.with_changes({"link.multimem_request_bytes": 512})
     with pytest.raises(ConfigError, match="link.multimem_request_bytes=512 asks for several packets at once"):
         Costs.of(wide, load_model("small"), resolution="packet")
+
+
+def test_every_setting_that_is_listed_can_be_set() -> None:
+    system = load_system("dgx-h200")
+    keys, settings = flat_keys(system), system.model_dump()
+    assert len(set(keys)) == len(keys) and {"gpu.families.bulk.byte_ps", "link.gbps", "slow_gpu"} <= set(keys)
+    for key in keys:
+        value = settings
+        for name in key.split("."):
+            value = value[name]
+        assert system.with_changes({key: value}) == system
+    # Without a system there is no telling which families it has.
+    assert "gpu.families" in flat_keys(SystemSpec) and not [k for k in flat_keys(SystemSpec) if "byte_ps" in k]

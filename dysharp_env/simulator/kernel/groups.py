@@ -57,6 +57,8 @@ def take_vector(s: Root, kind: int, gpu: int, sm: int, first: int, token_ps: int
     if s.in_gemm_permille > 0 and g.free_sms < g.groups[GEMM].sms:
         g.debt_ps += work_ps * s.in_gemm_permille // 1000
     depart_ps = max(s.now_ps, s.sms[sm].ready_ps) + max(flow.slots * work_ps - flow.trip_ps, 0)
+    trip.taken_ps = s.now_ps
+    trip.departs_ps = depart_ps
     if depart_ps == s.now_ps:
         return True
     push(s, depart_ps, EV_DEPART, first, gpu, 0)

@@ -20,11 +20,14 @@ class KernelPays:
     def __init__(self, costs: Costs, program: Program, num_sms: int) -> None:
         """Notes the kernels that are not free."""
         self._hbm_ps, self._program = costs.hbm_ps, program
-        self._kernels = [costs.phase_kernels(stage, (START, *names)) for stage, names in enumerate(program.kernels)]
+        self._kernels = [
+            [(name, kernel) for name in (START, *names) for kernel in costs.phase_kernels(stage, (name,))]
+            for stage, names in enumerate(program.kernels)
+        ]
         # Hidden shared experts have the SMs that dispatch leaves.
         self._hidden = costs.phase_kernels(_DISPATCH, (SHARED,) if program.hides_shared else ())
         self._hidden_sms = num_sms - program.dispatch_sms, num_sms
-        paid = [kernel for kernels in self._kernels for kernel in kernels]
+        paid = [kernel for kernels in self._kernels for _, kernel in kernels]
         # Counting what GPUs receive takes a walk over all pairs.
         self._counts_received = any(kernel.received_bytes for kernel in paid)
         self._is_free = not paid and not self._hidden
@@ -34,7 +37,9 @@ class KernelPays:
         if self._is_free:
             return
         totals, of_parts = self._loads(state, workload)
-        state.heap["time_ps"][0] += self._busiest_ps(_DISPATCH, totals)
+        before_ps = self._busiest_ps(_DISPATCH, totals)
+        state.heap["time_ps"][0] += before_ps
+        state.gates["pay_ps"][0] += before_ps
         state.root["pay_end_ps"] = self._program.pay_end_ps + self._busiest_ps(_END, totals)
         tokens = Load(tokens=workload.tokens_per_gpu)
         hidden_ps = sum(kernel.ps(tokens, self._hbm_ps, self._hidden_sms) for kernel in self._hidden)
@@ -48,10 +53,23 @@ class KernelPays:
             if stage == OPENS_GEMM1:
                 gate["not_before_ps"] = shared_end_ps
 
+    def named_ps(self, state: State, workload: Workload, stage: int, part: int, gpu: int) -> list[tuple[str, int]]:
+        """Returns the kernels of a stage, 0 to 4, by name, with what each takes the GPU that has most to do.
+
+        ``part`` and ``gpu`` are those of its gate; dispatch and the end have none.
+        """
+        if not self._kernels[stage]:
+            return []
+        totals, of_parts = self._loads(state, workload)
+        loads = totals if stage in (_DISPATCH, _END) else of_parts[part]
+        return self._busiest(stage, loads if gpu == NOTHING else [loads[gpu]])
+
     def _busiest_ps(self, stage: int, loads: list[Load]) -> int:
-        """Returns what a stage's kernels take the GPU that has most to do."""
-        kernels = self._kernels[stage]
-        return max(sum(kernel.ps(load, self._hbm_ps) for kernel in kernels) for load in loads) if kernels else 0
+        return sum(ps for _, ps in self._busiest(stage, loads)) if self._kernels[stage] else 0
+
+    def _busiest(self, stage: int, loads: list[Load]) -> list[tuple[str, int]]:
+        times = ([(name, kernel.ps(load, self._hbm_ps)) for name, kernel in self._kernels[stage]] for load in loads)
+        return max(times, key=lambda named: sum(ps for _, ps in named))
 
     def _loads(self, state: State, workload: Workload) -> tuple[list[Load], list[list[Load]]]:
         """Returns what each GPU has to do with in all, and of each part."""

@@ -150,8 +150,9 @@ SUM = _record("ready_ps", "pieces_left contributions_left open open_count prev- 
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
 # A segment: whose it is (pair of a copy or partial sum, store, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
-# A vector at hand, kept for its first segment: of which SM, and segments that have not made the round trip.
-TRIP = _record("", "sm segments_out")
+# A vector at hand, kept for its first segment: when an SM took it and when it departs, of which SM it is, and segments
+# that have not made the round trip.
+TRIP = _record("taken_ps departs_ps", "sm segments_out")
 
 # An expert (and part): its tokens, its slots and tiles, GEMM-1 rows that are ready and that have started, tiles whose
 # GEMM-2 row is ready, and its tokens whose row of each GEMM has not started.

@@ -31,9 +31,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train.main(["--config", "smoke", "--run-dir", str(root / "runs"), *settings]) == 0
     (run,) = (root / "runs").iterdir()
     policies = [
-        option
-        for name in (str(run), "random", "first", "deepep", "look-ahead:dysharp")
-        for option in ("--policy", name)
+        option for name in (str(run), "random", "first", "tutel", "look-ahead:dysharp") for option in ("--policy", name)
     ]
     argv = ["--suite", str(root / "tiny.yaml"), *policies, "--seeds-of-random", "1", "--rollouts", "50", "--seed", "4"]
     assert evaluate.main([*argv, "--decisions", str(root / "lists"), "--json", str(root / "rows.json")]) == 0
@@ -58,6 +56,7 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
         assert len(match.choices) == (row["asked"])
         assert row["asked"] <= row["decisions"]
     assert sum(bool(d.choices) for d in stored) == 8  # all but those of the two schedules
+    assert all(len(d.schedule.best_of) == (d.policy == "tutel") for d in stored)
 
     def must_not_run(_: Any) -> None:
         raise AssertionError("the checker uses the engine")
@@ -118,12 +117,12 @@ def longer(decisions: DecisionList) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("policy", "edit", "expected"),
     [
-        ("deepep", lambda d: {"makespan_ps": d.makespan_ps + 1}, "the stored makespan is"),
+        ("tutel", lambda d: {"makespan_ps": d.makespan_ps + 1}, "the stored makespan is"),
         ("random", lambda d: {"makespan_ps": d.makespan_ps - 1}, "the stored makespan is"),
         ("random", lambda d: {"choices": (31, *d.choices[1:])}, "choice 0 takes row 31, which is not legal"),
         ("random", lambda d: {"choices": (9999, *d.choices[1:])}, "choice 0 takes row 9999, which is not legal"),
         ("random", longer, "it is over after"),
-        ("deepep", longer, "it is over after 0 choices, but 1 are stored"),
+        ("tutel", longer, "it is over after 0 choices, but 1 are stored"),
         ("random", lambda d: {"choices": d.choices[:-1]}, "it goes on after all"),
         ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
         ("first", lambda d: {"schedule": d.schedule.with_changes({"sms.combine": 1})}, "the stored makespan is"),

@@ -15,7 +15,7 @@ ITEMS = load_suite("smoke").draw()
 PROBLEMS = Problem.of_suite(ITEMS)
 
 
-@pytest.fixture(params=["dysharp-l2", "look-ahead:dysharp", "random", "first", "RUN"])
+@pytest.fixture(params=["dysharp-l2", "tutel", "look-ahead:dysharp", "look-ahead:comet", "random", "first", "RUN"])
 def contender(request: pytest.FixtureRequest, row_run: str) -> Contender:
     return read_contender(row_run if request.param == "RUN" else request.param, rollouts=20)
 

@@ -1,0 +1,54 @@
+"""Variants of a schedule: short lists of changes, of which the fastest is taken for a layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What names a schedule, and the list itself.
+_FIXED = ("name", "description", "aliases", "best_of")
+
+
+def with_first_filled_in(data: Any) -> Any:
+    """Returns a schedule's settings with the first of its ``best_of`` filled in; what is no schedule as it is.
+
+    Raises:
+        ValueError: An entry of ``best_of`` cannot be changes, or the settings contradict the first.
+    """
+    best_of = data.get("best_of", ()) if isinstance(data, dict) else ()
+    if not isinstance(best_of, list | tuple):
+        raise ValueError(f"best_of={best_of!r} must be a list of changes, such as [{{parts.count: 2}}]")
+    if not best_of:
+        return data
+    for place, changes in enumerate(best_of):
+        _check(place, changes, best_of[0])
+    filled = copy.deepcopy(data)
+    for key, value in best_of[0].items():
+        *parents, leaf = key.split(".")
+        node: Any = filled
+        for part in parents:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ValueError(f"best_of[0]: '{key}' is not a setting")
+        if node.setdefault(leaf, value) != value:
+            raise ValueError(f"{key}={node[leaf]!r} contradicts best_of[0], which says {value!r}; leave one out")
+    return filled
+
+
+def _check(place: int, changes: Any, first: Mapping[str, Any] | Sequence[Any]) -> None:
+    where = f"best_of[{place}]"
+    if not isinstance(changes, dict) or not changes:
+        raise ValueError(f"{where}={changes!r} must map settings to values, such as {{parts.count: 4}}")
+    for key, value in changes.items():
+        if not isinstance(key, str) or key.split(".")[0] in _FIXED:
+            raise ValueError(f"{where}: '{key}' is not a setting to choose")
+        if not isinstance(value, int | float | str):
+            raise ValueError(f"{where}: {key}={value!r} must be one value; settings within it have dotted keys")
+    if set(changes) != set(first):
+        raise ValueError(f"{where} must set what best_of[0] does, {sorted(first)}, not {sorted(changes)}")
+
+
+def described(changes: Mapping[str, Any]) -> str:
+    """Returns changes in one line for people."""
+    return ", ".join(f"{key}={value}" for key, value in changes.items())
