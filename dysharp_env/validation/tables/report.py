@@ -43,7 +43,7 @@ def printed_tables(judged: Sequence[TableErrors]) -> Iterator[Printed]:
 
 def constants_lines() -> list[str]:
     """Returns lines that say how many constants of the machines were set, and on what."""
-    generations = sorted({constant.generation for constant in SET_CONSTANTS})
+    generations = {constant.generation for constant in SET_CONSTANTS} - {"all"}
     lines = [f"{len(SET_CONSTANTS)} constants were set, for all GPUs of {len(generations)} generations:"]
     for constant in SET_CONSTANTS:
         lines.append(f"  {constant.generation}, {constant.key} = {constant.value:g}: {constant.rows}")
