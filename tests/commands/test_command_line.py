@@ -21,7 +21,8 @@ from dysharp_env.workload import ScenarioSpec
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
-    *("schedule", "variant", "makespan_us", "lower_bound_us", "ratio", "phases_us", "wire_bytes", "payload_bytes"),
+    *("schedule", "variant", "makespan_us", "lower_bound_us", "family_bound_us", "ratio", "phases_us", "wire_bytes"),
+    "payload_bytes",
     *("utilisation", "events", "decisions", "wall_s"),
 ]
 
@@ -97,7 +98,9 @@ def test_compare_runs_every_preset_and_sorts_by_makespan(capsys: pytest.CaptureF
     assert set(table) == set(preset_names("schedules"))
     makespans = [float(cells[0]) for cells in table.values()]
     assert makespans == sorted(makespans)
-    assert "vs deepep" in out and table["deepep"][2] == "1.000x"
+    assert "vs deepep" in out and table["deepep"][3] == "1.000x"
+    # Over the bound of any schedule, and over that of its own program.
+    assert all(float(cells[1]) >= float(cells[2]) >= 1 for cells in table.values())
 
 
 def test_compare_json_and_against(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,8 +88,9 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
     seeds: dict[str, list[Any]] = {}
     for line in result["rows"]:
         names = ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions", "asked"]
-        assert list(line) == [*names, "busiest_decisions", "charged_us"] and line["charged_us"] is None
-        assert line["makespan_us"] >= line["lower_bound_us"] > 0
+        assert list(line) == [*names, "busiest_decisions", "charged_us", "family_bound_us"]
+        assert line["charged_us"] is None
+        assert line["makespan_us"] >= line["family_bound_us"] >= line["lower_bound_us"] > 0
         seeds.setdefault(line["policy"], []).append((line["seed"], line["workload"]))
     expected = {"random": [4, 5], "first": [None], "deepep": [None], "smoke": [0, 1], "dysharp": [None]}
     assert {policy: [(seed, w) for seed in given for w in workloads] for policy, given in expected.items()} == seeds
