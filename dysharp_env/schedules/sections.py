@@ -15,7 +15,7 @@ from dysharp_env.system.primitives import FAMILIES
 
 # The overheads of a system and, besides, kernels whose time follows the layer and its routing.
 Fixed = Literal["launch", "gap", "fused_start", "barrier", "count_exchange"]
-Cost = Fixed | Literal["quantise", "layout", "permute", "activation", "final_sum"]
+Cost = Literal[Fixed, "quantise", "layout", "permute", "activation", "final_sum"]
 Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 

@@ -58,9 +58,19 @@ def test_what_can_be_taken_away_is() -> None:
     assert not found["no early closing"].env.partial_tiles and found["no early closing"].env.splits == ((8, 11), (4, 4))
 
 
+# With few tokens a layer is over before a split that comes late is missed.
+SUITE = """
+name: one
+description: One layer of many tokens.
+workloads:
+  - {system: dgx-h100, model: deepseek-v2-lite, tokens: 256, routing: uniform, seeds: [0, 1]}
+"""
+
+
 def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "a.json"
-    assert command.main([steered_run, "--suite", "smoke", "--means", "smoke", "--json", str(file)]) == 0
+    file, suite = tmp_path / "a.json", tmp_path / "one.yaml"
+    suite.write_text(SUITE)
+    assert command.main([steered_run, "--suite", str(suite), "--means", "smoke", "--json", str(file)]) == 0
     out = capsys.readouterr().out
     assert "progress held" in out and "first split only" in out and "CPU seconds" in out
     document = json.loads(file.read_text())
@@ -72,7 +82,7 @@ def test_table_and_json(steered_run: str, tmp_path: Path, capsys: pytest.Capture
     assert played["progress held"] != played[WHOLE] != played["first split only"]
     # The whole policy is the policy, and one that is asked once for all GPUs answers once.
     contender = read_contender(steered_run)
-    rows = evaluate(Problem.of_suite(load_suite("smoke").draw()), [contender], read_contender("dysharp"))
+    rows = evaluate(Problem.of_suite(load_suite(str(suite)).draw()), [contender], read_contender("dysharp"))
     assert played[WHOLE] == [row.makespan_us for row in rows if row.policy == contender.name]
     assert {row["asked"] for row in document["rows"] if row["policy"] == "first split only"} == {1}
 

@@ -83,9 +83,11 @@ def played(
     """
     exposure = Exposure() if seed is None else EVERYTHING
     # Packets of one format carry everything here, without the flits that hardware loses besides.
-    alike = {"link.multimem_flits": 0, "gpu.families.bulk.payload_bytes": 0}
-    alike |= {f"switch.{key}": value for key, value in switch.items()}
-    machine = load_system(system, workload.num_gpus).with_changes(alike)
+    machine = load_system(system, workload.num_gpus)
+    alike = {"link.multimem_flits": 0} | {f"switch.{key}": value for key, value in switch.items()}
+    for family in machine.gpu.families:
+        alike |= {f"gpu.families.{family}.{key}": 0 for key in ("payload_bytes", "extra_flits")}
+    machine = machine.with_changes(alike)
     num_sms = machine.gpu.num_sms
     if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
         exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))

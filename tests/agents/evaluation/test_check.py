@@ -125,7 +125,11 @@ def longer(decisions: DecisionList) -> dict[str, Any]:
         ("tutel", longer, "it is over after 0 choices, but 1 are stored"),
         ("random", lambda d: {"choices": d.choices[:-1]}, "it goes on after all"),
         ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
-        ("first", lambda d: {"schedule": d.schedule.with_changes({"sms.combine": 1})}, "the stored makespan is"),
+        (
+            "first",
+            lambda d: {"schedule": d.schedule.with_changes({"pays.dispatch": ("launch",)})},
+            "the stored makespan is",
+        ),
     ],
 )
 def test_what_was_changed_is_noticed(

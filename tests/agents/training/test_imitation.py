@@ -23,7 +23,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem
 from dysharp_env.workload.suite import load_suite
 
-SPEC = ImitationSpec(layers=2, rollouts=30, epochs=12, batch_size=64, learning_rate=5e-3)
+SPEC = ImitationSpec(layers=2, rollouts=30, epochs=24, batch_size=64, learning_rate=5e-3)
 ROWS = EnvSpec(
     suite="smoke", schedule="dysharp-l2", exposed=("gemm",), hold=False, partial_tiles=False, max_candidates=16
 )
