@@ -27,7 +27,7 @@ from dysharp_env.system.spec import OVERHEADS
 _PAID = {
     "launch": "kernel launch",
     "gap": "launch of the next kernel",
-    "fused_start": "start of one kernel for all",
+    "fused_start": "start of a fused kernel",
     "barrier": "barrier of all GPUs",
     "count_exchange": "exchange of token counts",
     "shared": "shared experts",

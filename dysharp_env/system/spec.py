@@ -24,7 +24,7 @@ Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 # What schedules may pay whatever the layer, and the settings that say how long it takes: the start of the first kernel
-# and of one behind another, what one kernel for the whole layer takes besides, a barrier among all GPUs, an exchange of
+# and of one behind another, what one that dispatches and computes takes besides, a barrier among all GPUs, an exchange of
 # counts.
 OVERHEADS = {
     "launch": "launch_us",
@@ -277,7 +277,7 @@ class OverheadSpec(Spec):
     """Start of a kernel right behind another, both launched beforehand: set, within the 1 to 2 us that profiles of
     back-to-back kernels show; no row of any table was used."""
     fused_start_us: Micros = 0.0
-    """What one kernel for the whole layer takes before it dispatches, beside what its family of kernels does."""
+    """What a kernel that dispatches and computes takes before it does, beside what its family of kernels takes."""
     layout_ns_per_token: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 12.0
     """Counting a token's destinations in a kernel of its own, nanoseconds a token: set by DeepEP's log of its layout
     kernel, 0.054 ms (0.049 elsewhere) at 4096 tokens, top-8 of 256 (deepseek-ai/DeepEP issue 261)."""

@@ -142,7 +142,7 @@ CONTEXT_TABLE = (
     Value("all_combined", "fraction of all tokens combined"),
     Value("link_share", "what the busiest link alone needs over the lower bound: near 1 if links bind"),
     Value("gemm_share", "the same for the SMs of the GPU with the most GEMM work"),
-    Value("hbm_share", "the same for the HBM that expert weights and tokens keep busiest"),
+    Value("hbm_share", "the same for the HBM that expert weights keep busiest"),
     Value(
         "tokens_per_expert", "(token, expert) pairs an expert of this GPU has on average, over themselves and a tile"
     ),
