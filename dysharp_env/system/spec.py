@@ -24,8 +24,7 @@ Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 # What schedules may pay whatever the layer, and the settings that say how long it takes: the start of the first kernel
-# and of one behind another, what one that dispatches and computes takes besides, a barrier among all GPUs, an exchange of
-# counts.
+# and of one behind another, what one that dispatches and computes takes besides, a barrier, an exchange of counts.
 OVERHEADS = {
     "launch": "launch_us",
     "gap": "launch_gap_us",
