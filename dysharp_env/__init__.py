@@ -19,23 +19,23 @@ Links and switch
       input_fifo``.
     - The hash that picks planes, the crossbar inside a switch, its arbitration time and the sizes of its route and
       group tables are not public. Here any mix of flows that fits the ports fits the crossbar, and virtual output
-      queues fill links to 97 %, where DeepEP measures 84 to 90 % on H800 and B200: predictions there are 5 to 12 %
-      too fast.
+      queues fill links to 97 %. What hardware reaches is less, by kernel: ``link.efficiency``, which falls with the
+      number of GPUs, and the ``extra_flits`` of families stand for it.
     - Planes of unequal width (a DGX H100 wires its 18 links 5/4/4/5) and faults: dead planes, lost
       packets.
-    - What a reduction unit does is one rate (0.85 of line rate on Hopper, a tuner's figure; the NVLS all-reduce
-      that it predicts is 6 % too fast). Sums are exact in time, whatever their format.
+    - What in-switch operations lose is flits (``link.multimem_flits``), set by all-reduces of 8 H100 and of 72 GB200;
+      reduction units themselves keep up with their ports. Dynamic multimem is taken to lose as much as static.
 
 GPU
-    - A communication SM is a number of bytes in flight and works on one token at a time. Its instructions, its
-      registers and shared memory, copies between queues and their places, and the tensor memory accelerator are not
-      there.
-    - An SM changes its group, where ``split_moments`` lets it, as soon as it has nothing to do and at no cost: one
-      persistent kernel that holds the code of all three roles is assumed, with the registers and shared memory of
-      the most demanding one.
+    - A communication SM is what its family of kernels costs for a token, a vector and a byte; a vector leaves when the
+      SM's work on it is done, where hardware streams. Its instructions, registers and shared memory are not there. How
+      a family starts (``start_us``) is measured for kernels that exist; DySHARP's instructions are taken to start like
+      plain stores, and kernels that dispatch and compute like Mega MoE (``fused_start_us``), the one that was measured.
+    - An SM changes its group, where ``split_moments`` lets it, when it has nothing to do, and is away for
+      ``role_change_us``, which was set, not measured.
     - A GEMM thread block takes a fixed time and its K steps. No two-block clusters, no multicast of operands, no
-      autotuned tile shapes (grouped GEMMs of few rows are up to 12 % too fast), and no slowing of GEMMs by the
-      loads and stores that other SMs issue.
+      autotuned tile shapes (grouped GEMMs of few rows are up to 12 % too fast). What a block's own loads and stores to
+      other GPUs cost it is all that slows it; those of other SMs do not.
     - L2 holds weights and activations in one order of use, whose oldest bytes give way first: no sets, no hashing, no
       policy of its own. That both partitions (or dies) hold what all SMs read is one factor on its capacity, for
       activations too. Hits are free, and its bandwidth has no limit. A thread block that runs keeps nothing there.
@@ -44,7 +44,8 @@ GPU
       A home GPU reads each of its tokens once, in the format in which it is sent, and nothing waits for that; the
       experts' sums that are home already, and those that are pushed home, are added without using memory.
     - Weights fetched ahead (``prefetch``) come matrix by matrix, at no cost but HBM's time.
-    - Clocks do not change with power or temperature. Blackwell's GEMM constants are Hopper's fractions of its peak.
+    - Clocks do not change with power or temperature. Mega MoE of 8192 tokens and more on GB200 comes out 6 to 10 % too
+      fast.
     - A page table never misses. The Hub's tables cost a memory latency where they miss or spill, and no bandwidth.
 
 Software
@@ -72,8 +73,9 @@ What binds where
 
 ``python -m dysharp_env explain`` says for any layer and schedule what binds and what the last token waited for; the
 README has a table for DeepSeek-V3 on 8 H200. Few tokens per GPU: memory, which streams expert weights, and then what
-software costs. Many: compute, and the links as far as a schedule leaves exchanges uncovered. In between phases wait for
-links, and overlapped schedules for memory; so does, at any size, one whose rows do not keep to the weights that L2 has.
+software costs. Many: in phases links, which stand beside the GEMMs, and memory, which kernels between phases read and
+write; overlapped, memory, and compute behind it. One whose rows do not keep to the weights that L2 has waits for memory
+at any size.
 
 And dynamic multimem itself does not exist in hardware: its instructions, queues and tables are as DySHARP (arXiv
 2605.05607) describes them, and where it does not, as the modules here say.
