@@ -16,7 +16,7 @@ from dysharp_env.simulator.kernel.memory import read_partial, translate, write_r
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_remote, is_summed
 from dysharp_env.simulator.kernel.slots import count_slot
-from dysharp_env.simulator.kernel.staffing import leave_if_idle, sum_ready
+from dysharp_env.simulator.kernel.staffing import leave_if_idle, offer_place, sum_ready
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE
@@ -202,11 +202,8 @@ def free_sum_place(s: Root, gpu: int, sm: int) -> None:
     m = s.sms[sm]
     if m.token != NOTHING:
         issue_loads(s, gpu, sm, 0)
-    elif m.duty != codes.ON_DUTY:
-        leave_if_idle(s, COMBINE, gpu, sm)
-    elif m.in_flight == s.combine.slots - 1:
-        # With fewer at hand it is listed already.
-        list_sm(s, COMBINE, gpu, sm)
+    else:
+        offer_place(s, COMBINE, gpu, sm)
 
 
 @compiled

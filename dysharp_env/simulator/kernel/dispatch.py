@@ -11,7 +11,7 @@ from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
 from dysharp_env.simulator.kernel.memory import read_input
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
-from dysharp_env.simulator.kernel.staffing import leave_if_idle, share_done
+from dysharp_env.simulator.kernel.staffing import leave_if_idle, offer_place, share_done
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
@@ -148,11 +148,8 @@ def free_copy_place(s: Root, gpu: int, sm: int) -> None:
     m = s.sms[sm]
     if m.token != NOTHING:
         issue_copies(s, gpu, sm, 0)
-    elif m.duty != codes.ON_DUTY:
-        leave_if_idle(s, DISPATCH, gpu, sm)
-    elif m.in_flight == s.dispatch.slots - 1:
-        # With fewer at hand it is listed already.
-        list_sm(s, DISPATCH, gpu, sm)
+    else:
+        offer_place(s, DISPATCH, gpu, sm)
 
 
 @compiled

@@ -111,6 +111,17 @@ def role_changed(s: Root, kind: int, gpu: int, sm: int) -> None:
 
 
 @compiled
+def offer_place(s: Root, kind: int, gpu: int, sm: int) -> None:
+    """Lets a communication SM at no token, of which a place has fallen free, take another one, or leave if it is to."""
+    m = s.sms[sm]
+    if m.duty != ON_DUTY:
+        leave_if_idle(s, kind, gpu, sm)
+    elif m.in_flight == flow_of(s, kind).slots - 1:
+        # With fewer at hand it is listed already.
+        list_sm(s, kind, gpu, sm)
+
+
+@compiled
 def come(s: Root, kind: int, gpu: int) -> None:
     """Moves a free SM of the GEMM group to a communication group that lacks one."""
     g = s.gpus[gpu]
