@@ -217,10 +217,9 @@ def draw_workload(draw: Draw, layer: LayerSpec, num_gpus: int) -> Workload:
     # A skewed choice of experts leaves some GPUs idle and makes others the bottleneck.
     popularity = draw.stream("popularity").random(layer.experts) * draw.pick("skew", 0.0, 1.0)
     liking = popularity + draw.stream("routing").random((num_gpus * tokens_per_gpu, layer.experts))
-    return Workload(
+    return Workload.even(
         layer=layer,
         num_gpus=num_gpus,
-        tokens_per_gpu=tokens_per_gpu,
         topk_ids=np.argsort(-liking, axis=1)[:, : layer.top_k],
         gpu_of_expert=draw.stream("placement").permutation(np.arange(layer.experts) % num_gpus),
         name="random",
@@ -351,10 +350,9 @@ def draw_case(seed: int) -> Case:
 
 
 def make(system: SystemSpec, layer: LayerSpec, topk_ids: np.ndarray, program: Program, scale_ps: int = 10**6) -> Case:
-    workload = Workload(
+    workload = Workload.even(
         layer=layer,
         num_gpus=system.num_gpus,
-        tokens_per_gpu=len(topk_ids) // system.num_gpus,
         topk_ids=topk_ids,
         gpu_of_expert=np.arange(layer.experts) * system.num_gpus // layer.experts,
         name="made",

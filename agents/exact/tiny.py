@@ -101,10 +101,9 @@ class TinyInstance:
         num_tokens = self.num_gpus * self.tokens_per_gpu
         # Some experts are liked more than others, as in real routing.
         liking = rng.random(self.experts) / 2 + rng.random((num_tokens, self.experts))
-        workload = Workload(
+        workload = Workload.even(
             layer=layer,
             num_gpus=self.num_gpus,
-            tokens_per_gpu=self.tokens_per_gpu,
             topk_ids=np.argsort(-liking, axis=1)[:, :2],
             gpu_of_expert=np.arange(self.experts) * self.num_gpus // self.experts,
             name=f"tiny, seed {self.seed}",

@@ -7,13 +7,14 @@ from math import comb
 import numpy as np
 
 from dysharp_env.workload import LayerSpec, Workload, load_model
-from dysharp_env.workload.workload import contiguous_placement
+from dysharp_env.workload.placement import contiguous_placement
 
 
 def laid_out(layer: LayerSpec, num_gpus: int, topk_ids: np.ndarray, name: str = "laid out") -> Workload:
     """Returns the workload of tokens with the experts ``topk_ids`` (token, top_k), experts placed contiguously."""
     placement = contiguous_placement(layer.experts, num_gpus)
-    return Workload(layer, num_gpus, len(topk_ids) // num_gpus, topk_ids, placement, name)
+    tokens = np.full(num_gpus, len(topk_ids) // num_gpus)
+    return Workload(layer, tokens, topk_ids, placement, name)
 
 
 def one_expert_each(num_gpus: int, top_k: int = 1) -> LayerSpec:

@@ -11,7 +11,7 @@ from numba import njit
 class Demand(NamedTuple):
     """Counts of tokens, experts and pairs; a pair is a token and a GPU that holds at least one of its experts."""
 
-    expert_tokens: np.ndarray  # (expert,) int64 tokens that chose it
+    expert_tokens: np.ndarray  # (expert,) int64 tokens that each physical expert serves
     local_pairs: np.ndarray  # (gpu,) int64 pairs of its own tokens with itself
     remote_pairs: np.ndarray  # (gpu,) int64 pairs of its own tokens with other GPUs
     pair_targets: np.ndarray  # (gpu, top_k + 1) int64 pairs of others' tokens with it, by the experts they name there
@@ -23,9 +23,15 @@ class Demand(NamedTuple):
         return int(self.local_pairs.sum() + self.remote_pairs.sum())
 
 
-def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> Demand:
-    """Returns what tokens ask for, given as (token, k) distinct experts; every home GPU has as many tokens."""
-    num_targets = topk_ids.shape[1] + 1
+def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndarray) -> Demand:
+    """Returns what tokens ask for.
+
+    Args:
+        topk_ids: (token, k) distinct experts, -1 behind the last where a token has fewer.
+        gpu_of_expert: (expert,) where they are.
+        first_token: (gpu + 1,) the first token that lives on each GPU, and the end.
+    """
+    num_targets, num_gpus = topk_ids.shape[1] + 1, len(first_token) - 1
     demand = Demand(
         np.zeros(len(gpu_of_expert), np.int64),
         np.zeros(num_gpus, np.int64),
@@ -33,27 +39,28 @@ def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int)
         np.zeros((num_gpus, num_targets), np.int64),
         np.zeros((num_gpus, num_targets), np.int64),
     )
-    _count(topk_ids, gpu_of_expert, demand)
+    _count(topk_ids, gpu_of_expert, first_token, demand)
     return demand
 
 
 @njit(cache=True, error_model="numpy")
-def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, demand: Demand) -> None:
+def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndarray, demand: Demand) -> None:
     num_gpus, top_k = len(demand.local_pairs), topk_ids.shape[1]
-    tokens_per_gpu = len(topk_ids) // num_gpus
     named = np.zeros(num_gpus, np.int64)  # experts of the token at hand
     for home in range(num_gpus):
         local_pairs = remote_pairs = 0
-        for token in range(home * tokens_per_gpu, (home + 1) * tokens_per_gpu):
-            for place in range(top_k):
-                expert = topk_ids[token, place]
+        for token in range(first_token[home], first_token[home + 1]):
+            count = 0
+            while count < top_k and topk_ids[token, count] >= 0:
+                expert = topk_ids[token, count]
                 demand.expert_tokens[expert] += 1
                 named[gpu_of_expert[expert]] += 1
+                count += 1
             local_pairs += named[home] > 0
-            demand.token_targets[home, top_k - named[home]] += 1
+            demand.token_targets[home, count - named[home]] += 1
             named[home] = 0
             # Without branches: routing is what a processor cannot predict. What is no remote pair has 0 targets.
-            for place in range(top_k):
+            for place in range(count):
                 gpu = gpu_of_expert[topk_ids[token, place]]
                 remote_pairs += named[gpu] > 0
                 demand.pair_targets[gpu, named[gpu]] += 1
@@ -63,21 +70,21 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, demand: Demand) -> N
 
 
 @njit(cache=True, error_model="numpy")
-def is_sound(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, num_gpus: int) -> bool:
-    """Returns whether every token chose distinct experts that exist, and every GPU holds as many of them."""
-    experts = len(gpu_of_expert)
-    held = np.zeros(num_gpus, np.int64)
-    for gpu in gpu_of_expert:
-        if not 0 <= gpu < num_gpus:
-            return False
-        held[gpu] += 1
-    if held.min() != held.max():
-        return False
+def is_sound(topk_ids: np.ndarray, logical_of_expert: np.ndarray) -> bool:
+    """Returns whether every token has experts of distinct logical ones that exist, and -1 only behind the last."""
+    experts = len(logical_of_expert)
     last_token = np.full(experts, -1)
     for token in range(len(topk_ids)):
+        has_ended = False
         for place in range(topk_ids.shape[1]):
             expert = topk_ids[token, place]
-            if not 0 <= expert < experts or last_token[expert] == token:
+            if expert == -1:
+                has_ended = True
+                continue
+            if has_ended or not 0 <= expert < experts:
                 return False
-            last_token[expert] = token
+            logical = logical_of_expert[expert]
+            if last_token[logical] == token:
+                return False
+            last_token[logical] = token
     return True

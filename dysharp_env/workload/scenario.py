@@ -11,7 +11,8 @@ from dysharp_env.config import Spec
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload.formats import FormatName
 from dysharp_env.workload.layer import LayerSpec, load_model
-from dysharp_env.workload.workload import Workload, WorkloadSource
+from dysharp_env.workload.source import WorkloadSource
+from dysharp_env.workload.workload import Workload
 
 
 class ScenarioSpec(Spec):

@@ -1,226 +1,177 @@
-"""A workload: one MoE layer, its tokens and where they go; and the sources workloads are drawn from.
+"""A workload: one MoE layer, its tokens and where they go.
 
-A ``Workload`` is all that the simulator knows of routing: for every token the experts it chose, and for every expert
-the GPU that holds it. A ``WorkloadSource`` is built once and draws any number of workloads, each of them from a seed of
-its own that is part of the workload's name.
+A ``Workload`` is all that the simulator knows of routing: for every token the physical experts that serve it, and for
+every physical expert the GPU that holds it. Everything that counts or moves tokens means physical experts by
+``topk_ids``; which logical expert a physical one is of matters to whoever computes, plans or draws.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.routing import RoutingModel, draw_routing, routing_candidates
-from dysharp_env.workload.traces import RoutingTrace, is_trace_name, load_trace, read_arrays, split_range
+from dysharp_env.workload.placement import Placement
+
+NO_EXPERT = -1  # in ``topk_ids``, behind the experts of a token that has fewer than ``top_k``
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
     """One MoE layer with the routing of its tokens. The arrays are read-only copies.
 
-    Token ``t`` lives on its home GPU ``t // tokens_per_gpu``.
+    Tokens are numbered GPU by GPU: those that live on GPU ``g`` are ``first_token[g]`` to ``first_token[g + 1]``.
+
+    Attributes:
+        layer: The layer's shape.
+        tokens_of_gpu: (gpu,) int64 tokens that live on each GPU; any of them may be 0, not all.
+        topk_ids: (token, top_k) int32 the distinct physical experts that serve a token, of logical experts that are
+            distinct too; ``NO_EXPERT`` behind the last where it has fewer: slots that were dropped, or experts that
+            compute nothing. A token without any needs nothing of the machine.
+        placement: The physical experts.
+        name: For people: routing, seed.
 
     Raises:
-        ConfigError: An array has the wrong shape, an id is out of range or twice in a row, or the experts cannot be or
-            are not spread evenly over the GPUs.
+        ConfigError: An array has the wrong shape, an id is out of range or an expert twice in a row.
     """
 
     layer: LayerSpec
-    num_gpus: int
-    tokens_per_gpu: int
-    topk_ids: np.ndarray  # (num_gpus * tokens_per_gpu, top_k) int32, the distinct experts of a token
-    gpu_of_expert: np.ndarray  # (experts,) int32
-    name: str  # for people: routing, seed
+    tokens_of_gpu: np.ndarray
+    topk_ids: np.ndarray
+    placement: Placement
+    name: str
 
     def __post_init__(self) -> None:
-        if self.tokens_per_gpu < 1:
-            raise ConfigError(f"tokens={self.tokens_per_gpu} must be at least 1")
-        ids = np.asarray(self.topk_ids)
+        tokens, ids, num_gpus = np.asarray(self.tokens_of_gpu), np.asarray(self.topk_ids), self.placement.num_gpus
+        if tokens.dtype.kind not in "iu" or tokens.shape != (num_gpus,):
+            raise ConfigError(f"tokens_of_gpu must hold a whole number for each of {num_gpus} GPUs, not {tokens}")
+        if tokens.min() < 0 or tokens.sum() < 1:
+            raise ConfigError(f"tokens={tokens.tolist()} must not be negative, and at least 1 together")
         if ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must hold whole numbers, not {ids.dtype}")
-        expected = (self.num_gpus * self.tokens_per_gpu, self.layer.top_k)
+        expected = (int(tokens.sum()), self.layer.top_k)
         if ids.shape != expected:
-            raise ConfigError(f"topk_ids is {ids.shape}, but '{self.layer.name}' on {self.num_gpus} GPUs: {expected}")
-        placement = np.asarray(self.gpu_of_expert)
-        if placement.dtype.kind not in "iu":
-            raise ConfigError(f"gpu_of_expert must hold whole numbers, not {placement.dtype}")
+            raise ConfigError(f"topk_ids is {ids.shape}, but '{self.layer.name}' on {num_gpus} GPUs: {expected}")
+        if self.placement.num_logical != self.layer.experts:
+            raise ConfigError(
+                f"the placement holds {self.placement.num_logical} experts; '{self.layer.name}' has"
+                f" {self.layer.experts}"
+            )
         # Copies: the caller may change theirs.
-        narrow_ids, narrow_placement = np.array(ids, np.int32, order="C"), np.array(placement, np.int32)
-        is_exact = all(given.dtype.itemsize < 4 or given.dtype == np.int32 for given in (ids, placement))
-        fits = placement.shape == (self.layer.experts,) and self.num_gpus >= 1
-        if not (is_exact and fits and is_sound(narrow_ids, narrow_placement, self.num_gpus)):
-            self._refuse_mistakes(ids, placement)
-        narrow_ids.flags.writeable = narrow_placement.flags.writeable = False
-        object.__setattr__(self, "topk_ids", narrow_ids)
-        object.__setattr__(self, "gpu_of_expert", narrow_placement)
+        narrow = np.array(ids, np.int32, order="C")
+        is_exact = ids.dtype.itemsize < 4 or ids.dtype == np.int32
+        if not (is_exact and is_sound(narrow, self.placement.logical_of_expert)):
+            self._refuse_mistakes(ids)
+        counts = np.array(tokens, np.int64)
+        narrow.flags.writeable = counts.flags.writeable = False
+        object.__setattr__(self, "topk_ids", narrow)
+        object.__setattr__(self, "tokens_of_gpu", counts)
 
-    def _refuse_mistakes(self, ids: np.ndarray, placement: np.ndarray) -> None:
-        """Says what is wrong with the arrays, of any type of whole numbers, if anything is."""
-        if ids.min() < 0 or ids.max() >= self.layer.experts:
-            bad = ids[(ids < 0) | (ids >= self.layer.experts)][0]
-            raise ConfigError(f"topk_ids holds {bad}; {self.layer.name} has experts 0 to {self.layer.experts - 1}")
-        ordered = np.sort(ids, axis=1)
-        repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-        if repeated.size:
-            raise ConfigError(f"topk_ids: token {repeated[0]} chose an expert twice: {ids[repeated[0]].tolist()}")
-        check_placement(placement, self.layer.experts, self.num_gpus, "gpu_of_expert")
+    def _refuse_mistakes(self, ids: np.ndarray) -> None:
+        """Says what is wrong with ids of any type of whole numbers, if anything is."""
+        count = self.num_experts
+        wrong = (ids < NO_EXPERT) | (ids >= count)
+        if wrong.any():
+            raise ConfigError(f"topk_ids holds {ids[wrong][0]}; {self.layer.name} has experts 0 to {count - 1}")
+        gaps = np.flatnonzero(((ids[:, 1:] != NO_EXPERT) & (ids[:, :-1] == NO_EXPERT)).any(axis=1))
+        if gaps.size:
+            raise ConfigError(f"topk_ids: token {gaps[0]} has {NO_EXPERT} before an expert: {ids[gaps[0]].tolist()}")
+        logical = np.where(ids == NO_EXPERT, NO_EXPERT, self.placement.logical_of_expert[ids])
+        ordered = np.sort(logical, axis=1)
+        repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_EXPERT)).any(axis=1)
+        if repeated.any():
+            token = np.flatnonzero(repeated)[0]
+            raise ConfigError(f"topk_ids: token {token} chose an expert twice: {logical[token].tolist()}")
+
+    @classmethod
+    def even(
+        cls, layer: LayerSpec, num_gpus: int, topk_ids: np.ndarray, gpu_of_expert: Sequence[int] | np.ndarray, name: str
+    ) -> Workload:
+        """Returns the workload of as many tokens on every GPU and experts that are there once.
+
+        Args:
+            layer: The layer's shape.
+            num_gpus: GPUs.
+            topk_ids: (token, top_k) experts, of ``num_gpus`` times as many tokens.
+            gpu_of_expert: (expert,) where they are.
+            name: For people.
+
+        Raises:
+            ConfigError: See the class; or the tokens cannot be spread evenly.
+        """
+        if num_gpus < 1 or len(topk_ids) % num_gpus:
+            raise ConfigError(f"gpus={num_gpus} cannot have {len(topk_ids)} tokens evenly")
+        tokens = np.full(num_gpus, len(topk_ids) // num_gpus)
+        return cls(layer, tokens, topk_ids, Placement(num_gpus, np.asarray(gpu_of_expert)), name)
+
+    def served_by(self, topk_ids: np.ndarray, placement: Placement) -> Workload:
+        """Returns the same tokens with other physical experts, which must be of the same logical ones.
+
+        Raises:
+            ConfigError: See the class; or a token's logical experts differ.
+        """
+        other = replace(self, topk_ids=topk_ids, placement=placement)
+        before, after = np.sort(self.logical_ids, axis=1), np.sort(other.logical_ids, axis=1)
+        if not np.array_equal(before, after):
+            token = np.flatnonzero((before != after).any(axis=1))[0]
+            raise ConfigError(f"token {token} chose {before[token].tolist()} and would get {after[token].tolist()}")
+        return other
 
     @cached_property
     def demand(self) -> Demand:
         """What the tokens ask of every GPU."""
-        return count_demand(self.topk_ids, self.gpu_of_expert, self.num_gpus)
+        return count_demand(self.topk_ids, self.gpu_of_expert, self.first_token)
+
+    @cached_property
+    def first_token(self) -> np.ndarray:
+        """(gpu + 1,) int64 the first token of each GPU, and the end."""
+        return np.concatenate([[0], np.cumsum(self.tokens_of_gpu)])
+
+    @cached_property
+    def home_of_token(self) -> np.ndarray:
+        """(token,) int32 the GPU that each token lives on."""
+        return np.repeat(np.arange(self.num_gpus, dtype=np.int32), self.tokens_of_gpu)
+
+    @cached_property
+    def experts_of_token(self) -> np.ndarray:
+        """(token,) int64 experts of each token: ``top_k``, or fewer."""
+        return np.count_nonzero(self.topk_ids != NO_EXPERT, axis=1)
 
     @property
+    def logical_ids(self) -> np.ndarray:
+        """(token, top_k) int32 the logical experts of each token, in the order of ``topk_ids``."""
+        if self.placement.is_plain:
+            return self.topk_ids
+        logical = self.placement.logical_of_expert[self.topk_ids]
+        logical[self.topk_ids == NO_EXPERT] = NO_EXPERT
+        return logical
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs."""
+        return self.placement.num_gpus
+
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens of all GPUs together."""
-        return self.num_gpus * self.tokens_per_gpu
+        return int(self.tokens_of_gpu.sum())
+
+    @cached_property
+    def most_tokens(self) -> int:
+        """Tokens of the GPU that has most."""
+        return int(self.tokens_of_gpu.max())
 
     @property
-    def experts_per_gpu(self) -> int:
-        """Experts a GPU holds."""
-        return self.layer.experts // self.num_gpus
+    def num_experts(self) -> int:
+        """Physical experts, copies with them."""
+        return len(self.placement)
 
-
-class WorkloadSource:
-    """Draws workloads for one layer and number of GPUs; see ``ScenarioSpec`` for what its other arguments mean.
-
-    A generator makes new routing for every draw: new popular experts, new documents. A trace gives every GPU a window
-    of its own, ``tokens`` consecutive tokens that start anywhere in the split, all in the same model layer: each GPU
-    serves requests of its own. Building the source reads files and reports every mistake; drawing does not fail.
-
-    Raises:
-        ConfigError: The routing or placement is unknown or does not fit the layer, or the trace's split is shorter than
-            ``tokens``.
-    """
-
-    def __init__(
-        self,
-        layer: LayerSpec,
-        num_gpus: int,
-        tokens: int,
-        routing: str = "uniform",
-        placement: str = "contiguous",
-        layer_index: int | None = None,
-        split: str = "all",
-    ) -> None:
-        self.layer, self.num_gpus, self.tokens, self.routing, self.split = layer, num_gpus, tokens, routing, split
-        self.gpu_of_expert = load_placement(placement, layer.experts, num_gpus)
-        self._models: list[RoutingModel] = []
-        self._trace: RoutingTrace | None = None
-        if is_trace_name(routing):
-            trace = load_trace(routing)
-            try:
-                self._trace = trace.for_layer(layer)
-                self._rows = [*range(len(trace.topk_ids))]
-                if layer_index is not None:
-                    self._rows = [trace.row_of_layer(layer_index)]
-            except ConfigError as error:
-                raise ConfigError(f"trace '{routing}': {error}") from None
-            self._start, self._stop = split_range(self._trace, split)
-            if self._stop - self._start < tokens:
-                raise ConfigError(
-                    f"tokens={tokens} is more than split '{split}' of '{routing}' holds"
-                    f" ({self._stop - self._start} of {self._trace.num_tokens} tokens)"
-                )
-        elif layer_index is not None:
-            raise ConfigError(f"layer_index={layer_index} needs a trace; routing='{routing}' is a generator")
-        elif split != "all":
-            raise ConfigError(f"split='{split}' needs a trace; routing='{routing}' is a generator")
-        else:
-            self._models = routing_candidates(routing)
-
-    def draw(self, seed: int) -> Workload:
-        """Returns the workload of one seed: the same seed gives the same workload, as its name records."""
-        rng = np.random.default_rng(seed)
-        if self._trace is not None:
-            topk_ids, label = self._window(self._trace, rng)
-        else:
-            model = self._models[int(rng.integers(len(self._models)))] if len(self._models) > 1 else self._models[0]
-            topk_ids = draw_routing(model, self.layer, self.num_gpus, self.tokens, rng)
-            label = self.routing if self.routing == model.name else f"{self.routing}/{model.name}"
-        return Workload(
-            layer=self.layer,
-            num_gpus=self.num_gpus,
-            tokens_per_gpu=self.tokens,
-            topk_ids=topk_ids.reshape(-1, self.layer.top_k),
-            gpu_of_expert=self.gpu_of_expert,
-            name=f"{label} seed={seed}",
-        )
-
-    def _window(self, trace: RoutingTrace, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """Returns (gpu * token, k) ids of one window per GPU, and a label that names layer and split."""
-        row = self._rows[int(rng.integers(len(self._rows)))]
-        starts = rng.integers(self._start, self._stop - self.tokens + 1, size=self.num_gpus)
-        ids = np.concatenate([trace.topk_ids[row, start : start + self.tokens] for start in starts.tolist()])
-        routing = self.routing if self.routing == "recorded" else Path(self.routing).stem
-        return ids, f"{routing} layer={trace.layer_index[row]} split={self.split}"
-
-
-def contiguous_placement(experts: int, num_gpus: int) -> np.ndarray:
-    """Returns the GPU of every expert, (experts,) int32, when each GPU holds consecutive experts.
-
-    Raises:
-        ConfigError: ``experts`` is not a multiple of ``num_gpus``.
-    """
-    _require_even(experts, num_gpus)
-    return np.repeat(np.arange(num_gpus, dtype=np.int32), experts // num_gpus)
-
-
-def load_placement(placement: str, experts: int, num_gpus: int) -> np.ndarray:
-    """Returns the GPU of every expert, (experts,) int32, for ``contiguous`` or a .json or .npz file.
-
-    Raises:
-        ConfigError: The name is neither, the file is unreadable, or its placement does not fit.
-    """
-    _require_even(experts, num_gpus)
-    if placement == "contiguous":
-        return contiguous_placement(experts, num_gpus)
-    if placement.endswith(".npz"):
-        listed = read_arrays(placement, required=("gpu_of_expert",))["gpu_of_expert"]
-    elif placement.endswith(".json"):
-        try:
-            listed = np.array(json.loads(Path(placement).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"cannot read placement '{placement}': {error.strerror}") from None
-        except ValueError:  # not UTF-8, not JSON, or a ragged list
-            raise ConfigError(f"placement '{placement}' must hold a JSON list with the GPU of every expert") from None
-    else:
-        raise ConfigError(f"placement='{placement}' is unknown; choose 'contiguous' or a .json or .npz file")
-    if listed.dtype.kind not in "iu":
-        raise ConfigError(f"placement '{placement}' must hold whole numbers, not {listed.dtype}")
-    check_placement(listed, experts, num_gpus, f"placement '{placement}'")
-    return listed.astype(np.int32)
-
-
-def check_placement(gpu_of_expert: np.ndarray, experts: int, num_gpus: int, source: str) -> None:
-    """Checks that every GPU holds the same number of experts; ``source`` names the placement in errors.
-
-    Raises:
-        ConfigError: It does not, or a GPU or the number of experts is wrong.
-    """
-    _require_even(experts, num_gpus)
-    if gpu_of_expert.shape != (experts,):
-        raise ConfigError(f"{source} has shape {gpu_of_expert.shape}; it must list a GPU for each of {experts} experts")
-    if gpu_of_expert.min() < 0 or gpu_of_expert.max() >= num_gpus:
-        bad = gpu_of_expert[(gpu_of_expert < 0) | (gpu_of_expert >= num_gpus)][0]
-        raise ConfigError(f"{source} names GPU {bad}; there are GPUs 0 to {num_gpus - 1}")
-    held = np.bincount(gpu_of_expert, minlength=num_gpus)
-    uneven = np.flatnonzero(held != experts // num_gpus)
-    if uneven.size:
-        gpu = uneven[0]
-        raise ConfigError(f"{source} gives GPU {gpu} {held[gpu]} experts; every GPU must hold {experts // num_gpus}")
-
-
-def _require_even(experts: int, num_gpus: int) -> None:
-    if num_gpus < 1:
-        raise ConfigError(f"gpus={num_gpus} must be at least 1")
-    if experts % num_gpus:
-        fitting = [count for count in range(1, experts + 1) if experts % count == 0]
-        raise ConfigError(f"gpus={num_gpus} does not divide {experts} experts evenly; choose from {fitting}")
+    @property
+    def gpu_of_expert(self) -> np.ndarray:
+        """(physical,) int32 where each physical expert is."""
+        return self.placement.gpu_of_expert

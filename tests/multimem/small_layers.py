@@ -55,10 +55,9 @@ def draw_workload(
         source="test",
     )
     popularity = rng.random((num_gpus * tokens_per_gpu, experts)) + 0.3 * rng.random(experts)
-    return Workload(
+    return Workload.even(
         layer=layer,
         num_gpus=num_gpus,
-        tokens_per_gpu=tokens_per_gpu,
         topk_ids=np.argsort(-popularity, axis=1)[:, :top_k],
         gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
         name="small",

@@ -31,7 +31,7 @@ def one_expert_each(num_gpus: int, tokens: int, target_of_home: Callable[..., An
         source="test",
     )
     ids = np.repeat([target_of_home(gpu) for gpu in range(num_gpus)], tokens)[:, None]
-    return Workload(layer, num_gpus, tokens, ids, np.arange(num_gpus), "one expert each")
+    return Workload.even(layer, num_gpus, ids, np.arange(num_gpus), "one expert each")
 
 
 @pytest.mark.parametrize("schedule", preset_names("schedules"))
@@ -126,7 +126,7 @@ def test_in_switch_primitives_lower_it() -> None:
     layer = load_model("large", top_k=8)
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((8 * 64, 256)), axis=1)[:, :8]
-    workload = Workload(layer, 8, 64, ids, np.arange(256) // 32, "uniform")
+    workload = Workload.even(layer, 8, ids, np.arange(256) // 32, "uniform")
     costs = Costs.of(full, layer, 1e-4)
     bound_ps = [LowerBound(system, layer, costs).of(workload).total_ps for system in (plain, full)]
     assert bound_ps[0] > 1.3 * bound_ps[1]
@@ -280,7 +280,7 @@ def test_what_would_leave_int64_is_refused() -> None:
         name="huge", hidden=10**6, moe_ff=10**6, experts=8, top_k=2, ffn_matrices=2, compute_dtype="bf16", source="test"
     )
     ids = np.tile([0, 1], (8 * 64, 1))
-    workload = Workload(layer, 8, 64, ids, np.arange(8), "huge")
+    workload = Workload.even(layer, 8, ids, np.arange(8), "huge")
     with pytest.raises(ConfigError, match="tokens=64 of 'huge' are too many for exact picoseconds"):
         simulate(system, workload, load_schedule("dysharp"))
 

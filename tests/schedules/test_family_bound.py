@@ -177,7 +177,7 @@ def test_workload_without_remote_tokens_needs_no_links() -> None:
     layer = LayerSpec(
         name="one", hidden=1024, moe_ff=128, experts=2, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
     )
-    workload = Workload(layer, 2, 8, np.repeat([[0], [1]], 8, axis=0), np.arange(2), "at home")
+    workload = Workload.even(layer, 2, np.repeat([[0], [1]], 8, axis=0), np.arange(2), "at home")
     run = Problem.of(system, workload).start(load_schedule("dysharp"))
     run.engine.run()
     bound = run.family_bound()

@@ -20,7 +20,7 @@ IDS = [[0, 2], [1, 3], [0, 3], [1, 3], [3, 1], [3, 1]]
 def small_workload() -> Workload:
     shape = {"hidden": 64, "moe_ff": 64, "experts": 4, "top_k": 2, "ffn_matrices": 2}
     layer = LayerSpec(name="small", **shape, compute_dtype="bf16", source="test")
-    return Workload(layer, 2, 3, np.array(IDS), np.array([0, 0, 1, 1]), "by hand")
+    return Workload.even(layer, 2, np.array(IDS), np.array([0, 0, 1, 1]), "by hand")
 
 
 def test_natural_order_is_that_of_the_workload() -> None:

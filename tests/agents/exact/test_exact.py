@@ -110,7 +110,7 @@ def test_a_hand_worked_optimum() -> None:
     """Each GPU has one token, with one expert at home and one at the neighbour; GEMMs are short."""
     tiny = TinyInstance(2, 1, 4, "multicast", 0.01, 0).build()
     topk_ids = np.array([[0, 2], [3, 1]])  # experts 0 and 1 are on GPU 0
-    workload = Workload(tiny.workload.layer, 2, 1, topk_ids, tiny.workload.gpu_of_expert, "by hand")
+    workload = Workload.even(tiny.workload.layer, 2, topk_ids, tiny.workload.gpu_of_expert, "by hand")
     bound = LowerBound(tiny.system, workload.layer, tiny.costs).of(workload)
     tiny = replace(tiny, workload=workload, bound=bound)
     start = play_randomly(tiny, False, 0)
