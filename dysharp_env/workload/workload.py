@@ -7,7 +7,7 @@ every physical expert the GPU that holds it. Everything that counts or moves tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,6 +35,7 @@ class Workload:
             compute nothing. A token without any needs nothing of the machine.
         placement: The physical experts.
         name: For people: routing, seed.
+        history: Counts what an earlier batch of the same kind sent to each logical expert; None where nobody knows.
 
     Raises:
         ConfigError: An array has the wrong shape, an id is out of range or an expert twice in a row.
@@ -45,6 +46,7 @@ class Workload:
     topk_ids: np.ndarray
     placement: Placement
     name: str
+    history: Callable[[], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         tokens, ids, num_gpus = np.asarray(self.tokens_of_gpu), np.asarray(self.topk_ids), self.placement.num_gpus
@@ -126,6 +128,11 @@ class Workload:
     def demand(self) -> Demand:
         """What the tokens ask of every GPU."""
         return count_demand(self.topk_ids, self.gpu_of_expert, self.first_token)
+
+    @cached_property
+    def past_loads(self) -> np.ndarray | None:
+        """(experts,) tokens that each logical expert had in an earlier batch: what a static placement is made from."""
+        return self.history() if self.history else None
 
     @cached_property
     def first_token(self) -> np.ndarray:
