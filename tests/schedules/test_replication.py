@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
+from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.replication import ReplicateSpec, planned
 from dysharp_env.schedules.replication.planners import plan
 from dysharp_env.schedules.replication.serving import with_copies
 from dysharp_env.schedules.replication.sharing import Sharing
+from dysharp_env.system import load_system
+from dysharp_env.system.primitives import DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.placement import NOWHERE, Placement, contiguous_placement
@@ -285,3 +291,94 @@ def test_copies_are_planned_once() -> None:
     with pytest.raises(ConfigError, match="planner=moonep: workload 'random 1' has copies already"):
         planned(shared, ReplicateSpec(planner="moonep"))
     assert planned(shared, ReplicateSpec()) is shared
+
+
+def test_a_planner_behind_a_name_shares_out_that_schedule_s_work() -> None:
+    schedule = load_schedule("dysharp-tuned+ultraep:multicast")
+    base = load_schedule("dysharp-tuned")
+    assert schedule.name == "dysharp-tuned+ultraep:multicast"
+    assert schedule.pays.dispatch == ("launch", "fused_start", "count_exchange", "plan")
+    assert schedule.replicate.model_dump() == {
+        **ReplicateSpec(planner="ultraep", slots=2, sms=64, min_tokens=1024).model_dump(),
+        "weights": "multicast",
+    }
+    assert schedule.with_changes({"name": base.name, "description": base.description}).rule == base.rule
+    assert load_schedule("nvls+moonep").pays.dispatch[-2:] == ("count_exchange", "plan")
+    assert load_schedule("deepep_v2+eplb").name == "deepep-v2+eplb"
+    assert load_schedule("deepep+eplb").pays == load_schedule("deepep").pays
+
+
+@pytest.mark.parametrize("planner", [*COPYING, "eplb"])
+def test_planners_behind_names_are_set_as_in_their_own_schedules(planner: str) -> None:
+    assert load_schedule(planner).replicate == load_schedule(f"deepep+{planner}").replicate
+
+
+def test_a_schedule_file_may_have_a_planner_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "a+b.yaml"
+    path.write_text("{name: own, dispatch: unicast, combine: unicast, sms: {dispatch: 8, combine: 8}}")
+    assert load_schedule(str(path)).replicate.planner == "none"
+    assert load_schedule(f"{path}+llep:relay").name == "own+llep:relay"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deepep+moonp", "schedule='deepep+moonp': planner='moonp' is unknown; choose from ['moonep', 'ultraep',"),
+        ("deepep+moonep:mail", "schedule='deepep+moonep:mail': weights='mail' is unknown; choose from ['pull',"),
+        ("deepeq+moonep", "schedule='deepeq' is unknown; choose from ["),
+        ("moonep+ultraep", "schedule='moonep+ultraep': 'moonep' has a planner of its own, moonep"),
+        ("deepep+eplb:pull", "schedule='deepep+eplb:pull': eplb moves no weights in the layer; leave ':pull' out"),
+        ("deepep+", "schedule='deepep+': planner='' is unknown"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_schedule(name)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"replicate.planner": "monep"}, "replicate.planner='monep'"),
+        (
+            {"replicate.planner": "llep", "pays.dispatch": ["launch", "plan"]},
+            "replicate.planner=llep needs 'count_exch",
+        ),
+        ({"replicate.planner": "moonep"}, "replicate.planner=moonep needs 'plan' in pays.dispatch"),
+        (
+            {"replicate.slots": 0},
+            "replicate.slots=0: Input should be a number of slots, 1 at least, 'experts' or 'any'",
+        ),
+        ({"replicate.tolerance": 0.9}, "replicate.tolerance=0.9: Input should be greater than or equal to 1"),
+        ({"replicate.family": "bulky"}, "'bulky' is not a family of kernels; choose from"),
+        ({"replicate.weights": "team", "replicate.family": "bulk"}, "'bulk' does not issue team; choose from"),
+        ({"replicate.slot": 2}, "unknown key 'replicate.slot' (did you mean 'replicate.slots'?)"),
+    ],
+)
+def test_sections_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_schedule("dysharp").with_changes(change)
+    assert message in str(error.value)
+
+
+def test_copies_need_what_the_system_has() -> None:
+    system = load_system("dgx-h100")
+    schedule = load_schedule("dysharp+moonep:multicast")
+    with pytest.raises(ConfigError, match="replicate.sms=116 leave none of the 116 SMs for GEMMs of dgx-h100"):
+        schedule.with_changes({"replicate.sms": 116}).program(system)
+    without = system.with_changes({"switch.dispatch_primitives": ["unicast", "pull"]})
+    with pytest.raises(ConfigError, match="needs 'multicast' for replicate.weights=multicast; dgx-h100 has"):
+        load_schedule("deepep+moonep:multicast").program(without)
+    program = schedule.program(system)
+    assert program.copying == DISPATCH_PRIMITIVES["multicast"] and program.copy_sms == 32
+    assert load_schedule("deepep+ultraep").program(system).copying == DISPATCH_PRIMITIVES["unicast"]
+    assert load_schedule("deepep+eplb").program(system).copying is None
+
+
+def test_a_plan_takes_longer_among_more_gpus() -> None:
+    system = load_system("gb200-nvl72")
+    small, large = (system.with_changes({"num_gpus": gpus}).overhead_us("plan") for gpus in (4, 64))
+    assert (small, large) == (36.0, 96.0)
+    paid = {name: load_schedule(name).program(system).pays_ps[0] for name in ("deepep", "deepep+moonep")}
+    assert paid["deepep+moonep"] - paid["deepep"] == round(system.overhead_us("plan") * 1e6)

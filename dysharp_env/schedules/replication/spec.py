@@ -31,14 +31,14 @@ class ReplicateSpec(Spec):
     """Experts that a GPU has room for besides its own: a number, ``experts``, as many as it has without them (the share
     of a GPU, rounded up), or ``any``."""
     weights: Weights = "pull"
-    """How weights travel. ``pull``: the GPU that wants them reads them. ``unicast``: where they are they are stored from
-    there. ``relay``: also from copies, tile by tile as they come, so that no GPU sends an expert more than ``fan_out``
+    """How weights travel. ``pull``: GPUs that want them read them. ``unicast``: the GPU that has them stores them there.
+    ``relay``: copies hand them on tile by tile as they come, so that no GPU sends an expert more than ``fan_out``
     times. ``team`` and ``multicast``: stored once, and the switch replicates them."""
     family: str = ""
     """Family of the kernels that move weights; empty: the one that usually issues the primitive."""
     sms: int = Field(default=32, ge=1)
     """SMs of a GPU that moves weights, taken from its GEMMs while it does."""
-    tile_kb: int = Field(default=32, ge=1, le=65536)
+    tile_kb: int = Field(default=64, ge=1, le=65536)
     """What one tile of weights holds, KiB."""
     fan_out: int = Field(default=4, ge=1)
     """With ``relay``: copies that one GPU sends one expert to at most."""
@@ -62,9 +62,25 @@ class ReplicateSpec(Spec):
         return DISPATCH_PRIMITIVES["unicast" if self.weights == "relay" else self.weights]
 
     @property
+    def used_family(self) -> str:
+        """The family of kernels that is asked for, if weights may travel."""
+        return self.family if self.makes_copies else ""
+
+    @property
     def most_sends(self) -> int | None:
         """Copies that a GPU sends one expert to at most; None: any number."""
         return self.fan_out if self.weights == "relay" else None
+
+    def program(self) -> dict[str, Any]:
+        """Returns the fields of a program that say how weights travel."""
+        if not self.makes_copies:
+            return {}
+        return {
+            "copying": self.primitive,
+            "copying_family": self.family,
+            "copy_sms": self.sms,
+            "weight_tile_bytes": self.tile_kb * 1024,
+        }
 
     @model_validator(mode="after")
     def _check_family(self) -> ReplicateSpec:
