@@ -31,7 +31,7 @@ class ReplicateSpec(Spec):
     """Experts that a GPU has room for besides its own: a number, ``experts``, as many as it has without them (the share
     of a GPU, rounded up), or ``any``."""
     weights: Weights = "pull"
-    """How weights travel. ``pull``: GPUs that want them read them. ``unicast``: the GPU that has them stores them there.
+    """How weights travel. ``pull``: GPUs that want them read them. ``unicast``: GPUs that have them store them there.
     ``relay``: copies hand them on tile by tile as they come, so that no GPU sends an expert more than ``fan_out``
     times. ``team`` and ``multicast``: stored once, and the switch replicates them."""
     family: str = ""
@@ -100,7 +100,7 @@ def replicate_defaults(planner: str, weights: str = "") -> dict[str, Any]:
     """
     settings = {"planner": planner, **_PUBLISHED[planner]}
     if weights and weights != settings.get("weights"):
-        in_switch = ReplicateSpec(planner="moonep", weights=weights).primitive.in_switch
+        in_switch = DISPATCH_PRIMITIVES.get(weights, DISPATCH_PRIMITIVES["unicast"]).in_switch
         settings |= {"weights": weights, "family": "" if in_switch else "bulk"}
     return settings
 
