@@ -18,7 +18,7 @@ from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
 from dysharp_env.simulator.state.pays import KernelPays
 from dysharp_env.simulator.state.planes import vector_planes
-from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, blank
+from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, SHORT_LIMIT, blank
 from dysharp_env.simulator.state.routed import Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
@@ -92,7 +92,9 @@ class Lowering:
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = weights0 if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
-        zeros = {"trips": trips_end - trip0, "item_links": num_pairs, "input_links": num_input_links}
+        # What is combined; tokens without experts have no pair, so there may be more of them.
+        num_items = num_tokens if program.combine.reads else num_pairs
+        zeros = {"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links}
         unwritten = {"pairs": num_pairs, "nodes": num_nodes, **(moves.sizes if moves else NO_COPIES)}
         state = frame.block.build(zeros, unwritten)
         firsts = {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0}
@@ -261,12 +263,14 @@ def _shared(costs: Costs, program: Program, top_k: int, wire_times: np.ndarray) 
 
 
 def _require_narrow(workload: Workload, costs: Costs, program: Program, home_chunks: int) -> None:
-    """Checks that what records and events hold as int32 fits, but for nodes, whose number follows the routing.
+    """Checks that what records and events hold as int32 or int16 fits, but for nodes, whose number follows the routing.
 
     Raises:
         ConfigError: It does not.
     """
     top_k = workload.layer.top_k
+    if top_k >= SHORT_LIMIT:
+        raise ConfigError(f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}")
     slots = workload.num_tokens * top_k
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.

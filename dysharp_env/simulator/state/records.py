@@ -7,7 +7,8 @@ Ids used throughout:
     token  global token; those of one home GPU are consecutive
     pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
            consecutive, in order of (expert GPU - home GPU) mod GPUs
-    slot   one (token, expert), grouped by pair: token * top_k + i; a token with fewer experts leaves its last ones empty
+    slot   one (token, expert), grouped by pair: token * top_k + i; a token with fewer experts leaves its last ones
+           empty
     part   a share of each stage with gates of its own: of every home GPU's tokens, of every expert GPU's peers, or of
            every GPU's experts
     expert where an expert's tokens are in several parts, one (expert, part) = expert * parts + part: a part's tokens
@@ -24,8 +25,8 @@ Ids used throughout:
            are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
     home chunk  a chunk of a home GPU's tokens; a GPU's are consecutive, and GPUs follow each other
-    unit   what a combine decision takes: a home chunk (pull), or a GPU's partial sums of one (push): gpu * home chunks +
-           home chunk
+    unit   what a combine decision takes: a home chunk (pull), or a GPU's partial sums of one (push), which is
+           gpu * home_chunks + home chunk
     block  what L2 holds: [0, tile_blocks) matrices, expert * 2 + GEMM; from tile_blocks three of each tile, from
            chunk_blocks two of each home chunk
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
@@ -41,26 +42,29 @@ import numpy as np
 from dysharp_env.simulator.state.codes import NOTHING
 from dysharp_env.simulator.state.observation import CONTEXT_ROW, FEATURE_ROW, NUM_KINDS
 
-# Ids, counts and flits in records and operands of events stay below this.
+# Ids, counts and flits in records and operands of events stay below this, and experts of a token below that.
 NARROW_LIMIT = 2**31
+SHORT_LIMIT = 2**15
 
 # Fields of each record that begin as NOTHING rather than 0.
 _NOTHINGS: dict[np.dtype, list[str]] = {}
 
 
-def _record(wide: str, narrow: str = "", **nested: Any) -> np.dtype:
-    """Returns a record of int64 fields, int32 fields, and records within it.
+def _record(wide: str, narrow: str = "", short: str = "", **nested: Any) -> np.dtype:
+    """Returns a record of int64, int32 and int16 fields, and records within it.
 
     Args:
         wide: Names of int64 fields, separated by spaces; a field whose name ends in ``-`` begins as NOTHING.
         narrow: Names of int32 fields, likewise.
+        short: Names of int16 fields, likewise.
         **nested: Records, or (record, count) for several of them.
     """
     fields: list[Any] = [(name.rstrip("-"), np.int64) for name in wide.split()]
     fields += [(name.rstrip("-"), np.int32) for name in narrow.split()]
+    fields += [(name.rstrip("-"), np.int16) for name in short.split()]
     fields += [(name, *(inner if isinstance(inner, tuple) else (inner,))) for name, inner in nested.items()]
     record = np.dtype(fields)
-    _NOTHINGS[record] = [name.rstrip("-") for name in f"{wide} {narrow}".split() if name.endswith("-")]
+    _NOTHINGS[record] = [name.rstrip("-") for name in f"{wide} {narrow} {short}".split() if name.endswith("-")]
     return record
 
 
@@ -149,9 +153,11 @@ PORT = _record(
 # The virtual output queue of one input, port and class, and the next input in the round.
 QUEUE = _record("", "next-", nodes=FIFO)
 
+# A cache line.
 TOKEN = _record(
     "dispatch_start- dispatch_end- combine_start- combine_end-",
-    "home num_experts pair0 experts_done sums_left chunk remote_targets partials is_read",
+    "home pair0 experts_done sums_left chunk remote_targets partials",
+    "num_experts is_read",
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
