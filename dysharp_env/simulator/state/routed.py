@@ -81,7 +81,7 @@ def follow_routing(
             own.chunk = chunk
             if count == 0:
                 _skip_token(s, home)
-            pair = _write_token(s, pairs, token, home, pair, chunk, keys[:count], parts)
+            pair = _write_token(s, pairs, token, home, pair, chunk, keys, count, parts)
     s.tokens[s.num_tokens].pair0 = pair
     _write_nodes(s, pairs, nodes, dispatch, combine)
     _count_work(s, gpu_of_expert, parts)
@@ -137,6 +137,7 @@ def _write_token(
     pair: int,
     chunk: int,
     keys: np.ndarray,
+    num_experts: int,
     parts: Parts,
 ) -> int:
     """Writes a token's pairs from ``pair`` on, its slots and what is counted of it; returns where the next's begin."""
@@ -149,7 +150,7 @@ def _write_token(
     targets = used = stored = count = 0
     slot = slot0 = token * s.top_k
     before, at = -1, pair - 1
-    for index in range(len(keys)):
+    for index in range(num_experts):
         offset, expert = keys[index] >> _EXPERT_BITS, keys[index] & _EXPERT_MASK
         begins = (offset != before) | s.copies_per_expert
         before = offset
