@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit
 
 from dysharp_env.config import ConfigError, did_you_mean
-from dysharp_env.workload.demand import NO_EXPERT
+from dysharp_env.workload.choices import NO_EXPERT, count_loads, in_front
 from dysharp_env.workload.layer import LayerSpec
 
 DOCUMENT_TOKENS = 256  # the mean document of the DeepSeek-V2-Lite traces the generator was fitted to has about 250
@@ -196,7 +196,7 @@ def draw_past_loads(
     ``seed`` is that of the batch at hand; the earlier one has a stream of its own.
     """
     earlier = draw_tokens(model, layer, popularity, tokens_of_gpu, np.random.default_rng([seed, _EARLIER]))
-    return np.bincount(earlier[earlier != NO_EXPERT], minlength=layer.experts)
+    return count_loads(earlier, layer.experts)
 
 
 def draw_popularity(model: RoutingModel, layer: LayerSpec, rng: np.random.Generator) -> np.ndarray:
@@ -222,12 +222,6 @@ def _keep_computing(ids: np.ndarray, layer: LayerSpec) -> np.ndarray:
     if not layer.zero_experts:
         return ids
     return in_front(np.where(ids < layer.experts, ids, NO_EXPERT))
-
-
-def in_front(ids: np.ndarray) -> np.ndarray:
-    """Returns ids of experts, (..., k), with every ``NO_EXPERT`` moved behind, the others in order."""
-    order = np.argsort(ids == NO_EXPERT, axis=-1, kind="stable")
-    return np.take_along_axis(ids, order, axis=-1)
 
 
 def _draw_scores(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.demand import NO_EXPERT
+from dysharp_env.workload.choices import NO_EXPERT, in_front
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.routing import (
     ROUTING_MODELS,
@@ -14,7 +14,6 @@ from dysharp_env.workload.routing import (
     draw_popularity,
     draw_routing,
     draw_tokens,
-    in_front,
     routing_candidates,
     routing_names,
 )
