@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-NO_EXPERT = -1  # in ids of experts, behind those of a token that has fewer than it has places for
-
 
 class Demand(NamedTuple):
     """Counts of tokens, experts and pairs; a pair is a token and a GPU that holds at least one of its experts."""

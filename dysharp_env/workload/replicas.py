@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from dysharp_env.config import ConfigError, require_choice
-from dysharp_env.workload.demand import NO_EXPERT
+from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.placement import Placement
 
 ReplicaRule = Literal["nearest", "round_robin", "least_loaded"]

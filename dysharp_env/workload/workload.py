@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.demand import NO_EXPERT as NO_EXPERT
+from dysharp_env.workload.choices import NO_EXPERT as NO_EXPERT
 from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.placement import Placement

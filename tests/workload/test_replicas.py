@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.demand import NO_EXPERT
+from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.placement import Placement, contiguous_placement
 from dysharp_env.workload.replicas import serve
 
