@@ -87,8 +87,10 @@ class Lowering:
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
+        # Tokens may be more than pairs, where some have no expert.
+        num_items = num_tokens if program.combine.reads else num_pairs
         state = frame.block.build(
-            zeros={"trips": trips_end - trip0, "item_links": num_pairs, "input_links": num_input_links},
+            zeros={"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links},
             unwritten={"pairs": num_pairs, "nodes": num_nodes},
         )
         fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
