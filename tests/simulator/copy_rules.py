@@ -1,15 +1,53 @@
-"""Who sends which tiles of copies' weights to whom, and the flits of it: from the placement and the packets alone."""
+"""Layers with copies on the machine of round numbers, and what copies move: from placement and packets alone."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.state import codes
 from dysharp_env.system.packet import PacketFormat
-from tests.conftest import Case
+from dysharp_env.system.primitives import DISPATCH_PRIMITIVES
+from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.placement import NOWHERE, Placement
+from dysharp_env.workload.workload import Workload
+from tests.conftest import Case, costs_of
+from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
+
+
+def copied_case(
+    primitive: str,
+    copies: Sequence[tuple[int, int]],
+    topk_ids: Sequence[Sequence[int]] = ((0, 1),),
+    num_gpus: int = 4,
+    layer: LayerSpec | None = None,
+    **changes: object,
+) -> Case:
+    """Returns a case with experts 0 and 1 on GPU 0, tokens on GPU 0 alone, and copies, (source, GPU) of each.
+
+    Copies are numbered from 2 on.
+    """
+    gpus = [0, 0, *(gpu for _, gpu in copies)]
+    sources = [NOWHERE, NOWHERE, *(source for source, _ in copies)]
+    logical = [0, 1]
+    for source, _ in copies:
+        logical.append(logical[source])
+    placement = Placement(num_gpus, np.array(gpus), np.array(logical), np.array(sources))
+    layer = layer or round_layer(2)
+    tokens = np.zeros(num_gpus, np.int64)
+    tokens[0] = len(topk_ids)
+    copying = {"copying": DISPATCH_PRIMITIVES[primitive], "copy_sms": 1, "weight_tile_bytes": 1024, **changes}
+    program = dataclasses.replace(ROUND_PROGRAM, **copying)  # type: ignore[arg-type]
+    workload = Workload(layer, tokens, np.array(topk_ids), placement, "copied")
+    system = round_system(num_gpus)
+    return Case(
+        workload, costs_of(program, Costs.of(system, layer)), program, system.gpu.num_sms, Bound(10**6, 1, 1, 1)
+    )
 
 
 class Store(NamedTuple):

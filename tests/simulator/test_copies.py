@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
-from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.families import Families
 from dysharp_env.simulator.result import schedule_table, summarise
@@ -17,13 +16,10 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE
 from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.simulator.state.state import State
-from dysharp_env.system.primitives import DISPATCH_PRIMITIVES
 from dysharp_env.system.spec import FamilySpec
-from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.placement import NOWHERE, Placement
-from dysharp_env.workload.workload import Workload
-from tests.conftest import Case, costs_of
-from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
+from tests.conftest import Case
+from tests.simulator.copy_rules import copied_case
+from tests.simulator.round_machine import round_layer
 from tests.simulator.run_log import Use, ended, play, started, uses
 
 # Matrices of 8192 B in tiles of 1024 B: 8 packets of 9 flits. A flit takes 1000 ps, a hop 100,000, memory 50,000.
@@ -33,36 +29,6 @@ OPENED_PS = 10_000
 READ_PS = 50_000
 HOPS_PS = 200_000
 ASK_PS = 8_000
-
-
-def copied_case(
-    primitive: str,
-    copies: Sequence[tuple[int, int]],
-    topk_ids: Sequence[Sequence[int]] = ((0, 1),),
-    num_gpus: int = 4,
-    layer: LayerSpec | None = None,
-    **changes: object,
-) -> Case:
-    """Returns a case with experts 0 and 1 on GPU 0, tokens on GPU 0 alone, and copies, (source, GPU) of each.
-
-    Copies are numbered from 2 on.
-    """
-    gpus = [0, 0, *(gpu for _, gpu in copies)]
-    sources = [NOWHERE, NOWHERE, *(source for source, _ in copies)]
-    logical = [0, 1]
-    for source, _ in copies:
-        logical.append(logical[source])
-    placement = Placement(num_gpus, np.array(gpus), np.array(logical), np.array(sources))
-    layer = layer or round_layer(2)
-    tokens = np.zeros(num_gpus, np.int64)
-    tokens[0] = len(topk_ids)
-    copying = {"copying": DISPATCH_PRIMITIVES[primitive], "copy_sms": 1, "weight_tile_bytes": 1024, **changes}
-    program = dataclasses.replace(ROUND_PROGRAM, **copying)  # type: ignore[arg-type]
-    workload = Workload(layer, tokens, np.array(topk_ids), placement, "copied")
-    system = round_system(num_gpus)
-    return Case(
-        workload, costs_of(program, Costs.of(system, layer)), program, system.gpu.num_sms, Bound(10**6, 1, 1, 1)
-    )
 
 
 def with_family(case: Case, **spec: object) -> Case:
