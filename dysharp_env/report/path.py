@@ -73,12 +73,8 @@ def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> 
     """
     walk = _Walk(run, schedule, system)
     walk.pay("end", None, "after the last token")
-    tile = walk.come_home(int(np.argmax(walk.state.tokens["combine_end"][:-1])))
-    tile, pair = walk.run_gemm2(tile)
-    if pair == NOTHING:
-        pair = walk.run_gemm1(tile)
-    if pair != NOTHING:
-        walk.dispatch(pair)
+    if len(walk.begun) > 0:  # some token has an expert
+        walk.through_stages()
     walk.pay("dispatch", None, START)
     return _joined(walk.steps[::-1])
 
@@ -154,6 +150,15 @@ class _Walk:
         if gate["gpu"] != NOTHING:
             mine = mine[self.tile_gpu[mine] == gate["gpu"]]
         return int(mine[np.argmax(times_ps[mine])])
+
+    def through_stages(self) -> None:
+        """Goes back from the last token's result at home to when dispatch began."""
+        tile = self.come_home(int(np.argmax(self.state.tokens["combine_end"][:-1])))
+        tile, pair = self.run_gemm2(tile)
+        if pair == NOTHING:
+            pair = self.run_gemm1(tile)
+        if pair != NOTHING:
+            self.dispatch(pair)
 
     # Combine.
 
