@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.parts import Expert
-from dysharp_env.simulator.twin.world import EVERYTHING, Memory, Progress, World
+from dysharp_env.simulator.twin.world import Memory, Progress, World
 
 
 class Matrix(NamedTuple):
@@ -22,8 +22,16 @@ class Matrix(NamedTuple):
 class Prefetcher:
     """Fetches the matrix of the expert with the most tokens for which L2 has room, GEMM-1's first."""
 
-    def __init__(self, world: World, memory: Memory, progress: Progress, experts: Iterable[Expert]) -> None:
-        self.world, self.memory, self.progress = world, memory, progress
+    def __init__(
+        self,
+        world: World,
+        memory: Memory,
+        progress: Progress,
+        experts: Iterable[Expert],
+        is_here: Callable[[int, int], bool],
+    ) -> None:
+        """Takes what says whether the matrix of an (expert, stage) is on its GPU: a copy's may be yet to come."""
+        self.world, self.memory, self.progress, self.is_here = world, memory, progress, is_here
         self.parts: dict[int, list[Expert]] = {}
         for expert in experts:
             self.parts.setdefault(expert.number, []).append(expert)
@@ -50,8 +58,8 @@ class Prefetcher:
     def fetch(self) -> None:
         """Fetches one, once the layer has begun; what no row is still to use goes first, as far as it is in the way."""
         memory = self.memory
-        has_begun = self.progress.is_open.get((EVERYTHING, 0), False)
-        if not self.world.program.prefetches or not has_begun or memory.hbm_free_ps > self.world.clock.now_ps:
+        is_busy = memory.hbm_free_ps > self.world.clock.now_ps
+        if not self.world.program.prefetches or not self.progress.has_begun or is_busy:
             return
         matrices = self._matrices()
         dead = [matrix for matrix in matrices if not matrix.is_needed]
@@ -60,6 +68,7 @@ class Prefetcher:
             matrix
             for matrix in matrices
             if matrix.is_needed and matrix.tokens > 0 and 0 < memory.missing_bytes(*matrix[:2]) <= room
+            if self.is_here(*matrix[:2])
         ]
         if not fitting:
             return
