@@ -21,6 +21,7 @@ from dysharp_env.workload.loads import load_loads, popularity_of, sampling_model
 from dysharp_env.workload.routing import draw_past_loads, draw_popularity, draw_tokens, routing_candidates
 from dysharp_env.workload.traces import RECORDED, load_trace, split_range
 
+_SAMPLED = 2  # tells the streams of sampled batches from that of an earlier batch
 # A number of a layer, several, all, or none: any of them.
 LayerIndex = int | tuple[int, ...] | Literal["all"] | None
 
@@ -202,7 +203,7 @@ class Sampled:
 
     def _batch(self, number: int, seed: int) -> Batch:
         # Each layer has a stream of its own, so that its tokens are the same alone and among others.
-        rng, popularity = np.random.default_rng([seed, number]), self._fitted(number)
+        rng, popularity = np.random.default_rng([seed, number, _SAMPLED]), self._fitted(number)
         return Batch(
             draw_tokens(self._model, self._layer, popularity, self.tokens_of_gpu, rng),
             f"{self._label} layer={number}",
