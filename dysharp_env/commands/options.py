@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
 from dysharp_env.simulator.costs import RESOLUTIONS
-from dysharp_env.workload import Scenario, ScenarioSpec
+from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 from dysharp_env.workload.routing import routing_names
 
 
@@ -101,6 +101,17 @@ def read_scenario(args: argparse.Namespace) -> Scenario:
     require_at_least(0, seed=args.seed)
     values = {name: getattr(args, name) for name in ScenarioSpec.model_fields}
     return parse_spec(ScenarioSpec, values, source=args.command).build()
+
+
+def require_one_layer(workloads: Sequence[Workload], files: Mapping[str, str | None]) -> None:
+    """Checks that files that show one layer, by option, are asked for of one only.
+
+    Raises:
+        ConfigError: One is asked for, and there are several layers.
+    """
+    for option, target in files.items():
+        if target and len(workloads) > 1:
+            raise ConfigError(f"{option}='{target}' shows one layer; layer_index names {len(workloads)}")
 
 
 def read_schedules(names: list[str]) -> list[ScheduleSpec]:

@@ -121,8 +121,8 @@ class Traced:
         trace = load_trace(routing, layer.choices)
         try:
             self._trace = trace.for_layer(layer)
-            self.layers = trace.layer_index.tolist()
-            self.chosen = _chosen(layer_index, self.layers)
+            self.layers: Sequence[int] = trace.layer_index.tolist()
+            self.chosen: Sequence[int] = _chosen(layer_index, self.layers)
         except ConfigError as error:
             raise ConfigError(f"trace '{routing}': {error}") from None
         self._start, self._stop = split_range(self._trace, split)
@@ -189,8 +189,8 @@ class Sampled:
         loads = load_loads(routing)
         try:
             self._counts = loads.for_layer(layer).counts
-            self.layers = loads.layer_index.tolist()
-            self.chosen = _chosen(layer_index, self.layers)
+            self.layers: Sequence[int] = loads.layer_index.tolist()
+            self.chosen: Sequence[int] = _chosen(layer_index, self.layers)
         except ConfigError as error:
             raise ConfigError(f"loads '{routing}': {error}") from None
         self._label = Path(routing).name.replace(".npz:", ":")

@@ -78,8 +78,8 @@ class ScenarioSpec(Spec):
     split: Literal["all", "train", "validation", "test"] = "all"
     """Which part of a trace to use."""
     layer_index: Layers = None
-    """Which layer of a trace, of loads or of a placement to use, or which: 3,7 or ``all``. Commands that show layers
-    run each of several; otherwise one of them is drawn for each workload. None draws any."""
+    """Layer of a trace, of loads or of a placement: a number, several (3,7) or ``all``, of which ``simulate`` and
+    ``compare`` run each and others draw one for each workload; none draws any."""
     placement: str = "contiguous"
     """``contiguous``, or a file of placements, with replicas or without, of one layer or of all: EPLB's, SGLang's,
     TensorRT-LLM's, vllm-ascend's or omni_infer's."""

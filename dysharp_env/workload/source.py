@@ -81,6 +81,7 @@ class WorkloadSource:
             placement=placement,
             name=f"{batch.label} seed={seed}",
             history=batch.history,
+            layer_index=batch.layer,
         )
 
 

@@ -116,10 +116,7 @@ def test_several_layers_have_the_same_tokens(numbered: str) -> None:
         assert np.array_equal(drawn[0].topk_ids, 7 - drawn[1].topk_ids)
         alone = source.draw(7)
         assert any(each.name == alone.name and np.array_equal(each.topk_ids, alone.topk_ids) for each in drawn)
-        for each, number in zip(drawn, numbers, strict=True):
-            one = WorkloadSource(LAYER, 4, routing=numbered, tokens=[9, 2, 0, 5], layer_index=number)
-            # A single layer leaves nothing to draw before the windows, but a draw among one takes no chance.
-            assert one.draw_layers(7)[0].name == each.name
+        assert [each.layer_index for each in drawn] == numbers
     for layer_index in (None, 3):
         source = WorkloadSource(LAYER, 4, routing=numbered, tokens=9, layer_index=layer_index)
         (only,) = source.draw_layers(7)
