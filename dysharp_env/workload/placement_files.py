@@ -97,7 +97,9 @@ def load_placements(name: str, experts: int, num_gpus: int) -> LayerPlacements:
     elif path.endswith(".json"):
         listed = _read_json(path)
     else:
-        raise ConfigError(f"placement='{name}' is unknown; choose '{CONTIGUOUS}' or a .json, .npz or .yaml file")
+        raise ConfigError(
+            f"placement='{name}' is unknown; choose '{CONTIGUOUS}', 'eplb:M' or a .json, .npz or .yaml file"
+        )
     try:
         numbers, rows = _rows_of(listed, experts, num_gpus)
         return LayerPlacements(name, numbers, tuple(_placement_of(*row, experts, num_gpus) for row in rows))

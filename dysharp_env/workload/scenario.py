@@ -81,8 +81,8 @@ class ScenarioSpec(Spec):
     """Layer of a trace, of loads or of a placement: a number, several (3,7) or ``all``, of which ``simulate`` and
     ``compare`` run each and others draw one for each workload; none draws any."""
     placement: str = "contiguous"
-    """``contiguous``, or a file of placements, with replicas or without, of one layer or of all: EPLB's, SGLang's,
-    TensorRT-LLM's, vllm-ascend's or omni_infer's."""
+    """``contiguous``; ``eplb:M``, M experts on each GPU, placed by EPLB from loads of an earlier batch; or a file of
+    one layer or of all, with replicas or without: EPLB's, SGLang's, TensorRT-LLM's, vllm-ascend's, omni_infer's."""
     replicas: ReplicaRule = "nearest"
     """Which replica serves a token where a placement holds an expert several times: the home GPU's or the next one's,
     each in turn, or the one on the GPU with least so far."""

@@ -13,10 +13,11 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.drawing import Batch, Drawing, Generated, LayerIndex, Sampled, Traced
+from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.loads import is_loads_name
 from dysharp_env.workload.placement import Placement
-from dysharp_env.workload.placement_files import LayerPlacements, load_placements
+from dysharp_env.workload.placement_files import CONTIGUOUS, LayerPlacements, load_placements
 from dysharp_env.workload.replicas import ReplicaRule, serve
 from dysharp_env.workload.traces import is_trace_name
 from dysharp_env.workload.workload import Workload
@@ -44,7 +45,8 @@ class WorkloadSource:
         replicas: ReplicaRule = "nearest",
     ) -> None:
         self._layer, self._replicas = layer, replicas
-        placements = load_placements(placement, layer.experts, num_gpus)
+        self._slots = _eplb_slots(placement, layer.experts, num_gpus)
+        placements = load_placements(placement if self._slots is None else CONTIGUOUS, layer.experts, num_gpus)
         counts = None if tokens == "trace" else _counted(tokens, num_gpus)
         if is_trace_name(routing):
             self._drawing: Drawing = Traced(routing, layer, counts, num_gpus, layer_index, split)
@@ -72,6 +74,8 @@ class WorkloadSource:
 
     def _workload(self, batch: Batch, seed: int) -> Workload:
         placement = self._placements[batch.layer]
+        if self._slots is not None:
+            placement = eplb_placement(batch.history(), placement.num_gpus, self._slots)
         counts = self._drawing.tokens_of_gpu
         first_token = np.concatenate([[0], np.cumsum(counts)])
         return Workload(
@@ -83,6 +87,24 @@ class WorkloadSource:
             history=batch.history,
             layer_index=batch.layer,
         )
+
+
+def _eplb_slots(placement: str, experts: int, num_gpus: int) -> int | None:
+    """Returns M of a placement ``eplb:M``; None of any other.
+
+    Raises:
+        ConfigError: M is no number, or such a placement cannot be made.
+    """
+    name, _, given = placement.partition(":")
+    if name != "eplb":
+        return None
+    if not given.isdecimal():
+        raise ConfigError(f"placement='{placement}' must be eplb:M, with the M experts that each GPU holds")
+    try:
+        eplb_placement(np.zeros(experts), num_gpus, int(given))
+    except ConfigError as error:
+        raise ConfigError(f"placement='{placement}': {error}") from None
+    return int(given)
 
 
 def _counted(tokens: int | Sequence[int], num_gpus: int) -> np.ndarray:

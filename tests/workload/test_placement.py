@@ -186,7 +186,7 @@ def test_wrong_names_and_arrays_give_one_line(tmp_path: Path) -> None:
     bits = np.ones(3, np.uint8)
     np.savez(path, other=np.zeros((3, 1, 8), int), short__bits=bits, short__shape=np.array([2, 2, 8]))
     for name, message in (
-        ("random", "placement='random' is unknown; choose 'contiguous' or a .json, .npz or .yaml file"),
+        ("random", "placement='random' is unknown; choose 'contiguous', 'eplb:M' or a .json, .npz or .yaml file"),
         (str(tmp_path / "missing.json"), "cannot read placement '.*missing.json': No such file"),
         (str(tmp_path / "missing.npz"), "npz file '.*missing.npz' does not exist"),
         (str(tmp_path / "missing.yaml"), "cannot read '.*missing.yaml': No such file"),

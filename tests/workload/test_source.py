@@ -12,6 +12,7 @@ import pytest
 
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.source import WorkloadSource
 from dysharp_env.workload.traces import RoutingTrace, save_trace
@@ -171,6 +172,20 @@ def test_tokens_are_served_by_replicas(tmp_path: Path) -> None:
     assert abs(np.subtract(*chosen["round_robin"][[0, 8]])) <= 2
 
 
+def test_eplb_places_by_the_loads_of_an_earlier_batch() -> None:
+    layer = LAYER.with_changes({"experts": 32, "top_k": 4})
+    source = WorkloadSource(layer, 4, 2000, "gpt-oss-20b:1.5", placement="eplb:12", replicas="round_robin")
+    for seed in range(3):
+        drawn, plain = source.draw(seed), WorkloadSource(layer, 4, 2000, "gpt-oss-20b:1.5").draw(seed)
+        placed = eplb_placement(drawn.past_loads, 4, 12)
+        assert np.array_equal(drawn.placement.logical_of_expert, placed.logical_of_expert)
+        assert np.array_equal(drawn.logical_ids, plain.topk_ids) and drawn.placement.held.tolist() == [12] * 4
+        busiest = [
+            np.bincount(each.gpu_of_expert, each.demand.expert_tokens).max() * 4 / (8000 * 4) for each in (drawn, plain)
+        ]
+        assert busiest[0] < 1.1 < busiest[1]
+
+
 def test_placements_of_layers_go_with_the_layers_of_routing(tmp_path: Path, numbered: str) -> None:
     rows = [[0, 0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1, 0]]
     path = tmp_path / "p.json"
@@ -211,7 +226,9 @@ def test_wrong_sources_give_one_line(tmp_path: Path, numbered: str) -> None:
         ({"tokens": "trace", "routing": numbered}, "tokens='trace' needs tokens_of_gpu in the trace; '.*' has none"),
         ({"tokens": "trace", "routing": own}, "tokens='trace': '.*' is of 2 GPUs, not gpus=4"),
         ({"tokens": [1, 2]}, r"tokens=\[1, 2\] lists 2 numbers for gpus=4"),
-        ({"placement": "random"}, "placement='random' is unknown; choose 'contiguous' or"),
+        ({"placement": "random"}, "placement='random' is unknown; choose 'contiguous', 'eplb:M' or a .json, .npz"),
+        ({"placement": "eplb"}, "placement='eplb' must be eplb:M, with the M experts that each GPU holds"),
+        ({"placement": "eplb:1"}, "placement='eplb:1': slots=1 on each of 4 GPUs must be from 2 to 8 for 8 experts"),
     ):
         with pytest.raises(ConfigError, match=message) as raised:
             WorkloadSource(LAYER, 4, **{"tokens": 10, **changes})
