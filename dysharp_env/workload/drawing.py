@@ -134,6 +134,9 @@ class Traced:
                 f"tokens={most} is more than split '{split}' of '{routing}' holds"
                 f" ({size} of {self._trace.num_tokens} tokens)"
             )
+        ends = self._stop - self.tokens_of_gpu + 1
+        # Even counts draw what they always drew: from one end for all.
+        self._ends = ends if np.ptp(ends) else int(ends[0])
 
     def _own_tokens(self, num_gpus: int) -> np.ndarray:
         counts = self._trace.tokens_of_gpu
@@ -152,9 +155,7 @@ class Traced:
         if self._is_whole:
             starts = np.cumsum(counts) - counts
         else:
-            ends = self._stop - counts + 1
-            # Even counts draw what they always drew: from one end for all.
-            starts = rng.integers(self._start, ends if np.ptp(counts) else int(ends[0]), size=len(counts))
+            starts = rng.integers(self._start, self._ends, size=len(counts))
         windows = [*zip(starts.tolist(), counts.tolist(), strict=True)]
         return [self._batch(number, windows) for number in (self.chosen if is_all else [drawn])]
 

@@ -76,12 +76,13 @@ class WorkloadSource:
         placement = self._placements[batch.layer]
         if self._slots is not None:
             placement = eplb_placement(batch.history(), placement.num_gpus, self._slots)
-        counts = self._drawing.tokens_of_gpu
-        first_token = np.concatenate([[0], np.cumsum(counts)])
+        ids, counts = batch.ids, self._drawing.tokens_of_gpu
+        if not placement.is_plain:
+            ids = serve(ids, np.concatenate([[0], np.cumsum(counts)]), placement, self._replicas)
         return Workload(
             layer=self._layer,
             tokens_of_gpu=counts,
-            topk_ids=batch.ids if placement.is_plain else serve(batch.ids, first_token, placement, self._replicas),
+            topk_ids=ids,
             placement=placement,
             name=f"{batch.label} seed={seed}",
             history=batch.history,
