@@ -7,6 +7,7 @@ its token may still be under way when the layer ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,13 @@ from dysharp_env.system.primitives import Primitive
 
 # What a primitive's needs are made of, counted for each GPU: pairs of its own tokens with other GPUs, pairs of others'
 # tokens with it, its own tokens, everybody else's, its own that any other GPU must see, and the stores to teams that
-# these take; and in picoseconds: its multicast stores and in-switch requests on its uplink, and what of the stores
-# comes down to it.
-SENT, RECEIVED, OWN, OTHERS, AWAY, TEAMS, STORES, REQUESTS, STORED = range(9)
-NUM_COUNTS = 9
+# these take; in picoseconds: its multicast stores and in-switch requests on its uplink, and what of the stores comes
+# down to it; and its experts that send their weights, how often they do, and its copies, to which they come. Tokens
+# without any expert need nothing and are in none of them.
+SENT, RECEIVED, OWN, OTHERS, AWAY, TEAMS, STORES, REQUESTS, STORED, SOURCES, COPIED, COPIES = range(12)
+NUM_COUNTS = 12
+# No schedule moves weights in smaller tiles: how much may be lost where the time of each is rounded down.
+LEAST_TILE_BYTES = 512
 Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
 
 
@@ -63,6 +67,22 @@ def dispatch_needs(primitive: Primitive, costs: Costs, *, acknowledged: bool) ->
         return {STORES: 1, **acks}, {STORED: 1}, {}
     stores = AWAY if primitive.to_all else TEAMS if primitive.by_team else SENT
     return {stores: data_ps, **acks}, {RECEIVED: data_ps}, {}
+
+
+def weight_needs(primitives: Sequence[Primitive], costs: Costs) -> Needs:
+    """Returns the least times of copying an expert's weights by the best of some primitives, as ``dispatch_needs``.
+
+    An in-switch store may serve all copies of an expert at once.
+    """
+    expert_ps = sum(matrix_ps(primitives, costs, num_bytes) for num_bytes in costs.matrix_bytes)
+    sends = SOURCES if any(primitive.in_switch for primitive in primitives) else COPIED
+    return {sends: expert_ps}, {COPIES: expert_ps}, {}
+
+
+def matrix_ps(primitives: Sequence[Primitive], costs: Costs, num_bytes: int) -> int:
+    """Returns what a matrix keeps a link busy for at least, by the best of some primitives and in tiles of any size."""
+    whole_ps = min(Moved.by(primitive, costs, num_bytes).data_ps for primitive in primitives)
+    return max(0, whole_ps - -(-num_bytes // LEAST_TILE_BYTES) * costs.quantum_ps)
 
 
 def combine_needs(primitive: Primitive, costs: Costs) -> Needs:
