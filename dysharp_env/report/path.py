@@ -159,7 +159,7 @@ class _Walk:
 
     def come_home(self, token: int) -> int:
         """Goes back from a token's result at home to the end of GEMM-2 of a tile, which is returned."""
-        home = token // self.engine.workload.tokens_per_gpu
+        home = int(self.state.tokens["home"][token])
         pair, local = self._last_sum(token, home)
         if local != NOTHING:
             return local

@@ -135,15 +135,17 @@ def _us(time_ps: int) -> float:
 
 def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
     state = engine.state
-    tokens_per_gpu = engine.workload.tokens_per_gpu
     rows = []
     # A chunk of each home GPU once, however many GPUs or parts dispatch from it.
     order = state.order
     firsts = np.flatnonzero(np.diff(state.tokens["chunk"][order], prepend=-1))
     for index, members in enumerate(np.split(state.tokens[order], firsts[1:])):
+        has_experts = members["num_experts"] > 0
         for stage in ("dispatch", "combine"):
             starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
             started = starts >= 0
+            # A token without experts arrives nowhere: it is over once it is taken, and never combined.
+            ends = np.where(has_experts, ends, starts if stage == "dispatch" else ends.max())
             if not started.any():
                 continue
             end = int(ends.max()) if (ends >= 0).all() else NO_TIME
@@ -151,7 +153,7 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
                 ScheduleRow(
                     f"chunk {index}",
                     stage,
-                    int(firsts[index]) // tokens_per_gpu,
+                    int(members["home"][0]),
                     stage,
                     len(members),
                     -1,
@@ -197,4 +199,4 @@ def segment_name(state: State, node: int) -> SegmentName:
     if what in ("copy", "partial"):
         return SegmentName(what, int(state.pairs["token"][owner]), int(state.pairs["gpu"][owner]), place, plane)
     token, group = divmod(owner, int(root["stores_per_token"])) if what == "store" else (owner, 0)
-    return SegmentName(what, token, token // int(root["tokens_per_gpu"]), place, plane, group)
+    return SegmentName(what, token, int(state.tokens["home"][token]), place, plane, group)

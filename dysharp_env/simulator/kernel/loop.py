@@ -129,7 +129,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_NOTIFY:
         notified(s, a, b)
     elif kind == codes.EV_READY:
-        item_ready(s, s.tokens[a].chunk, a, a // s.tokens_per_gpu)
+        item_ready(s, s.tokens[a].chunk, a, s.tokens[a].home)
     elif kind == codes.EV_GATE:
         open_gate(s, a)
     elif kind == codes.EV_HBM:
