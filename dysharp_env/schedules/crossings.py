@@ -64,7 +64,10 @@ class Layer:
         self.crosses = (self.gpu != self.home) | bool(self.root["loopback"])
         is_used = self.named > 0
         self.is_copied = self.crosses & is_used
-        self.is_summed = self.crosses & (is_used | bool(self.root["combine"]["to_all"]))
+        # Nobody sums up a token without experts.
+        self.experts_of_token = state.tokens["num_experts"][:-1].astype(np.int64)
+        is_served = self.experts_of_token[self.token] > 0
+        self.is_summed = self.crosses & (is_used | (is_served & bool(self.root["combine"]["to_all"])))
 
     def crossings(self) -> Crossings:
         """Returns all that must cross."""

@@ -92,11 +92,12 @@ class _Family:
         """Counts of each expert's tokens those that live on its GPU, and those that no other GPU sees."""
         layer, num = self.layer, len(self.expert)
         is_home = layer.gpu == layer.home
-        # A token's slots are its pairs', in their order.
+        # A token's slots are its pairs', in their order; those behind its last expert are empty.
         pair_of_slot = np.repeat(np.arange(len(layer.gpu)), layer.named)
-        slot_expert = self.state.slot_expert.astype(np.int64)
+        is_used = np.arange(self.workload.layer.top_k) < layer.experts_of_token[:, None]
+        slot_expert = self.state.slot_expert[is_used.ravel()].astype(np.int64)
         at_home = np.bincount(layer.token, weights=layer.named * is_home, minlength=self.workload.num_tokens)
-        is_inner = at_home[layer.token] == self.workload.layer.top_k
+        is_inner = at_home[layer.token] == layer.experts_of_token[layer.token]
         self.at_home = np.bincount(slot_expert, weights=is_home[pair_of_slot], minlength=num).astype(np.int64)
         inner = np.bincount(slot_expert, weights=(is_home & is_inner)[pair_of_slot], minlength=num).astype(np.int64)
         self.inner = np.zeros_like(inner) if self.program.combine.to_all else inner

@@ -260,7 +260,9 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, home_chu
     """
     top_k = workload.layer.top_k
     if top_k >= SHORT_LIMIT:
-        raise ConfigError(f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}")
+        raise ConfigError(
+            f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}"
+        )
     slots = workload.num_tokens * top_k
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.
