@@ -43,25 +43,29 @@ def name_of_block(state: State, block: int) -> tuple:
         tile, what = divmod(block - tile_blocks, codes.BLOCKS_PER_TILE)
         return ("in", "mid", "out")[what], *name_of_item(state, codes.LOG_SM, tile)[1:]
     chunk, what = divmod(block - chunk_blocks, codes.BLOCKS_PER_CHUNK)
-    return ("input", "result")[what], *divmod(chunk, int(state.root["chunks_per_gpu"][0]))
+    return ("input", "result")[what], *place_of(chunk, state.gpus["first_chunk"], state.gpus["num_chunks"])
+
+
+def place_of(number: int, first: np.ndarray, count: np.ndarray) -> tuple[int, int]:
+    """Returns the GPU of what GPUs have so many of, numbered GPU by GPU, and its place there."""
+    gpu = int(np.searchsorted(first + count, number, side="right"))
+    return gpu, number - int(first[gpu])
 
 
 def name_of_candidate(state: State, kind: int, record: np.void) -> tuple:
     """Returns what the twin calls a candidate of the engine's."""
     candidate = int(record["item"])
-    place = candidate % int(state.root["chunks_per_gpu"][0])
-    home = candidate // int(state.root["chunks_per_gpu"][0]) % len(state.gpus)
     if candidate == codes.NOTHING:
         return ("hold",)
     if kind == observation.SPLIT:
         return "split", *state.splits[candidate].tolist()
     if kind == observation.DISPATCH:
-        tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
         first = int(state.chunks["first"][candidate])
-        place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
-        return "chunk", first // tokens_per_gpu, place
+        home, place = place_of(first, state.gpus["first_token"], state.gpus["num_tokens"])
+        return "chunk", home, place // int(state.root["chunk_tokens"][0])
     if kind == observation.COMBINE:
-        return "unit", home, place
+        chunk = candidate % int(state.root["home_chunks"][0])
+        return "unit", *place_of(chunk, state.gpus["first_chunk"], state.gpus["num_chunks"])
     what = "open" if state.tiles["count"][candidate] == 0 else "row"
     return what, *name_of_item(state, codes.LOG_SM, candidate)[1:], int(record["gemm"]) + 1
 

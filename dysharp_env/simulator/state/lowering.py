@@ -87,7 +87,7 @@ class Lowering:
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
-        # Tokens may be more than pairs, where some have no expert.
+        # What is combined; tokens without experts have no pair, so there may be more of them.
         num_items = num_tokens if program.combine.reads else num_pairs
         state = frame.block.build(
             zeros={"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links},
@@ -260,9 +260,7 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, home_chu
     """
     top_k = workload.layer.top_k
     if top_k >= SHORT_LIMIT:
-        raise ConfigError(
-            f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}"
-        )
+        raise ConfigError(f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}")
     slots = workload.num_tokens * top_k
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.
