@@ -27,6 +27,7 @@ from numba import njit
 
 from dysharp_env.schedules.copy_bound import Asked, links_ps, shared_bound, without_copies
 from dysharp_env.schedules.needs import (
+    ADDED,
     AWAY,
     COPIED,
     COPIES,
@@ -155,6 +156,7 @@ def _count(demand: Demand, store_ps: np.ndarray, request_ps: np.ndarray, counts:
         counts[SENT, gpu] = demand.remote_pairs[gpu]
         counts[OWN, gpu] = demand.served[gpu]
         counts[OTHERS, gpu] = served - demand.served[gpu]
+        counts[ADDED, gpu] = demand.served[gpu] * (num_gpus - 1)
         for targets in range(1, len(store_ps)):
             pairs, tokens = demand.pair_targets[gpu, targets], demand.token_targets[gpu, targets]
             counts[RECEIVED, gpu] += pairs

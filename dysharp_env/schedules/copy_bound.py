@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.schedules.needs import AWAY, OTHERS, OWN, RECEIVED, REQUESTS, SENT, STORED, STORES, TEAMS
+from dysharp_env.schedules.needs import ADDED, AWAY, OTHERS, OWN, RECEIVED, REQUESTS, SENT, STORED, STORES, TEAMS
 from dysharp_env.schedules.times import CopyTimes, Times, work_ps
 from dysharp_env.simulator.costs import Bound
 from dysharp_env.workload.placement import NOWHERE, Placement
@@ -47,6 +47,7 @@ class Asked(NamedTuple):
         served: (gpu,) tokens that live there and have an expert.
         away: (gpu, logical) of every token that lives there and has experts which are not, an equal share for each.
         paired: (logical,) of every pair of a token and another GPU with the only replicas of experts of it, likewise.
+        is_placed: Whether every expert is there once, so that without copies there is nothing to share.
     """
 
     tokens: np.ndarray
@@ -54,6 +55,7 @@ class Asked(NamedTuple):
     served: np.ndarray
     away: np.ndarray
     paired: np.ndarray
+    is_placed: bool
 
     @classmethod
     def of(cls, workload: Workload) -> Asked:
@@ -77,12 +79,8 @@ class Asked(NamedTuple):
             served=workload.demand.served,
             away=away.reshape(num_gpus, experts),
             paired=np.bincount(ids[is_paired], 1 / np.asarray(alike)[is_paired], experts),
+            is_placed=np.count_nonzero(there) == experts,
         )
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether every expert is at one place, so that without copies there is nothing to share."""
-        return bool((np.count_nonzero(self.held, axis=1) == 1).all())
 
 
 def without_copies(workload: Workload) -> Workload:
@@ -152,10 +150,10 @@ def links_ps(asked: Asked, dispatch: np.ndarray, combine: np.ndarray, least_ps: 
 
 
 def _busiest_ps(asked: Asked, needs: np.ndarray, least_ps: tuple[int, int], expert_ps: int) -> float:
-    store_ps, request_ps = least_ps
+    (store_ps, request_ps), num_gpus = least_ps, len(asked.served)
     pair_ps = needs[:, SENT] + needs[:, RECEIVED] + needs[:, STORED] * store_ps
     token_ps = needs[:, AWAY] + needs[:, TEAMS] + needs[:, STORES] * store_ps + needs[:, REQUESTS] * request_ps
-    others = asked.served.sum() - asked.served
+    static = ((asked.served, OWN), (asked.served.sum() - asked.served, OTHERS), (asked.served * (num_gpus - 1), ADDED))
     busiest_ps = 0.0
     for kind in range(len(needs)):
         for share in (1.0,) if kind == DOWN else DOWN_SHARES:
@@ -163,10 +161,10 @@ def _busiest_ps(asked: Asked, needs: np.ndarray, least_ps: tuple[int, int], expe
             mean[kind] += 1 - share
             mean[DOWN] += share
             # Static sums are those of all tokens, wherever their experts are.
-            fixed_ps = asked.served * (mean @ needs[:, OWN]) + others * (mean @ needs[:, OTHERS])
+            fixed_ps = sum(tokens * (mean @ needs[:, count]) for tokens, count in static)
             own_ps = np.minimum(asked.away * (mean @ (token_ps + needs[:, SENT])), share * expert_ps).sum(axis=1)
             all_ps = _all_ps(asked, mean @ pair_ps, mean @ token_ps, share * expert_ps) + fixed_ps.sum()
-            busiest_ps = max(busiest_ps, (own_ps + fixed_ps).max(), all_ps / len(asked.served))
+            busiest_ps = max(busiest_ps, (own_ps + fixed_ps).max(), all_ps / num_gpus)
     return busiest_ps
 
 

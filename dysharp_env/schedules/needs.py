@@ -16,12 +16,12 @@ from dysharp_env.simulator.costs import Costs
 from dysharp_env.system.primitives import Primitive
 
 # What a primitive's needs are made of, counted for each GPU: pairs of its own tokens with other GPUs, pairs of others'
-# tokens with it, its own tokens, everybody else's, its own that any other GPU must see, and the stores to teams that
-# these take; in picoseconds: its multicast stores and in-switch requests on its uplink, and what of the stores comes
-# down to it; and its experts that send their weights, how often they do, and its copies, to which they come. Tokens
-# without any expert need nothing and are in none of them.
-SENT, RECEIVED, OWN, OTHERS, AWAY, TEAMS, STORES, REQUESTS, STORED, SOURCES, COPIED, COPIES = range(12)
-NUM_COUNTS = 12
+# tokens with it, its own tokens, everybody else's, what everybody else adds to its own, its own that any other GPU must
+# see, and the stores to teams that these take; in picoseconds: its multicast stores and in-switch requests on its
+# uplink, and what of the stores comes down to it; and its experts that send their weights, how often they do, and its
+# copies, to which they come. Tokens without any expert need nothing and are in none of them.
+SENT, RECEIVED, OWN, OTHERS, ADDED, AWAY, TEAMS, STORES, REQUESTS, STORED, SOURCES, COPIED, COPIES = range(13)
+NUM_COUNTS = 13
 # No schedule moves weights in smaller tiles: how much may be lost where the time of each is rounded down.
 LEAST_TILE_BYTES = 512
 Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
@@ -89,7 +89,7 @@ def combine_needs(primitive: Primitive, costs: Costs) -> Needs:
     """Returns the least times of combine by a primitive, as picoseconds of each count."""
     data_ps, ask_ps, _, reduce_ps = Moved.by(primitive, costs, costs.combine_bytes)
     if primitive.to_all:
-        return {OTHERS: data_ps, OWN: ask_ps}, {OWN: data_ps}, {OTHERS: reduce_ps}
+        return {OTHERS: data_ps, OWN: ask_ps}, {OWN: data_ps}, {ADDED: reduce_ps}
     if primitive.names_targets:
         return {RECEIVED: data_ps, REQUESTS: 1}, {AWAY: data_ps}, {SENT: reduce_ps}
     if primitive.in_switch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -35,13 +36,29 @@ def bound_of(case: Case, least_ps: int = 0) -> FamilyBound:
     return family_bound(case.workload, case.costs, case.program, case.num_sms, least_ps)
 
 
-def any_schedule_ps(case: Case, seed: int) -> int:
-    """Returns the bound of any schedule on a random case's machine, whose programs pay what stands first."""
-    draw = Draw(seed)
-    system = draw_system(draw, draw.between("num_gpus", 2, 6))
+def any_bound(case: Case, seed: int) -> LowerBound:
+    """Returns what bounds layers on a random case's machine; whose programs pay what stands first."""
+    system = draw_system(Draw(seed), case.workload.num_gpus)
     costs = Costs.of(system, case.workload.layer)
-    costs = dataclasses.replace(costs, launch_ps=case.program.pays_ps[0], slow_permille=case.costs.slow_permille)
-    return LowerBound(system, case.workload.layer, costs).of(case.workload).total_ps
+    paid = {"launch_ps": case.program.pays_ps[0], "count_exchange_ps": 0}
+    costs = dataclasses.replace(costs, **paid, slow_permille=case.costs.slow_permille)
+    return LowerBound(system, case.workload.layer, costs)
+
+
+class Bounds(NamedTuple):
+    """What bounds a random case: of its program, of any schedule, and of any that may copy weights."""
+
+    family_ps: int
+    any_ps: int
+    copies_ps: int
+
+
+def bounds_of(case: Case, seed: int) -> Bounds:
+    """Returns all bounds of a random case."""
+    bound = any_bound(case, seed)
+    any_ps = bound.of(case.workload).total_ps
+    copies_ps = bound.of(case.workload, copies_allowed=True).total_ps
+    return Bounds(bound_of(case, any_ps).total_ps, any_ps, copies_ps)
 
 
 @settings(max_examples=150, deadline=None)
@@ -49,9 +66,8 @@ def any_schedule_ps(case: Case, seed: int) -> int:
 def test_nothing_drawn_breaks_it(seed: int) -> None:
     """Machines, layers, routing, every primitive, gate, part, split and rule, decisions asked and drawn, with hold."""
     case = draw_case(seed)
-    least_ps = any_schedule_ps(case, seed)
-    bound = bound_of(case, least_ps)
-    assert play_at_random(case.engine(logging=False), seed) >= bound.total_ps >= least_ps > 0
+    bounds = bounds_of(case, seed)
+    assert play_at_random(case.engine(logging=False), seed) >= bounds.family_ps >= bounds.any_ps >= bounds.copies_ps > 0
 
 
 @settings(max_examples=20, deadline=None)
