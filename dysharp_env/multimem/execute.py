@@ -35,14 +35,15 @@ class ScheduleRow(NamedTuple):
     """One line of a schedule.
 
     Attributes:
-        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
-        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
-        gpu: Home GPU of a chunk, expert GPU of a tile.
-        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
-        tokens: Tokens in it.
-        expert: Expert of a tile, -1 for a chunk.
-        start_us: First token issued, or first thread block started.
-        end_us: Last copy visible to its expert, last result home, or last thread block ended.
+        item: ``chunk N`` (tokens of one home GPU), ``tile N`` (tokens of one expert) or ``copy N`` (expert N, whose
+            weights come over the links).
+        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``; of a copy's matrices ``weights1`` and ``weights2``.
+        gpu: Home GPU of a chunk, expert GPU of a tile or copy.
+        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``; ``weights``, SMs that move those.
+        tokens: Tokens in it; 0 for a copy.
+        expert: Expert of a tile or copy, -1 for a chunk.
+        start_us: First token issued, first thread block started, or first part of a matrix issued.
+        end_us: Last copy visible to its expert, last result home, last thread block ended, or last part there.
     """
 
     item: str
