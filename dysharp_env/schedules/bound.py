@@ -12,8 +12,9 @@ It is the largest of what must come after a kernel has been launched:
 * The path of a single token, by the quickest kernels.
 
 Tokens may be on some GPUs only, and so may experts; those that no token chose need nothing. Weights of copies, where a
-placement has any, come over the links: each crosses its downlink and, at least once, an uplink; HBM need not read them
-there, and their rows wait for the first matrix. What a source's HBM reads for copies alone is left out.
+placement has any, come over the links before the layer is over: down to each copy, and up from where they were first
+at least once, or as often as copies are made of that if no store is replicated by the switch. HBM need not read them
+where they come to, where rows wait for the first matrix. What HBM reads to send them is left out: nobody waits for it.
 
 Left out is what depends on the schedule: acknowledgements that may still be on the wire when the last token is home,
 notifications, evictions, the count exchange and barriers, gates and the order of tiles, and HBM traffic of activations,
@@ -46,8 +47,9 @@ from dysharp_env.schedules.needs import (
     weight_needs,
     weights,
 )
+from dysharp_env.schedules.spec import COSTS_OF_PLANNING
 from dysharp_env.schedules.times import CopyTimes, Times, least_times, work_ps
-from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
@@ -61,7 +63,7 @@ class LowerBound:
     def __init__(self, system: SystemSpec, layer: LayerSpec, costs: Costs) -> None:
         """Takes the costs of the layer on the system at token resolution."""
         self._launch_ps = costs.launch_ps
-        self._plan_ps = costs.count_exchange_ps
+        self._plan_ps = sum(int(system.overhead_us(cost) * PS_PER_US) for cost in COSTS_OF_PLANNING)
         # By the number of experts that a store or request names.
         named = range(layer.top_k + 1)
         packet = costs.families.packet_of("multimem", in_switch=True)
@@ -141,7 +143,7 @@ def _bound(
     """Returns what links need, and what ``_compute`` returns; one call, because each costs microseconds."""
     _count(demand, store_ps, request_ps, counts)
     _count_teams(topk_ids, gpu_of_expert, first_token, team_gpus, counts)
-    _count_copies(demand.expert_tokens, gpu_of_expert, copied_from, counts)
+    _count_copies(gpu_of_expert, copied_from, counts)
     links_ps, staged_ps = _links(_needs(counts, dispatch), _needs(counts, data), _needs(counts, combine), times)
     longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, copied_from, times)
     return links_ps, max(staged_ps, longest_ps), gemms_ps, hbm_ps
@@ -191,24 +193,23 @@ def _count_teams(
 
 
 @njit(cache=True)
-def _count_copies(
-    expert_tokens: np.ndarray, gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np.ndarray
-) -> None:
-    """Writes which weights must move: of copies with tokens, and of those that they come through."""
-    if copied_from.max() < 0:
+def _count_copies(gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np.ndarray) -> None:
+    """Writes which weights must move: those of all copies, from wherever a chain of them begins."""
+    last = -1
+    for copy in range(len(copied_from)):
+        source = copied_from[copy]
+        if source >= 0:
+            counts[COPIES, gpu_of_expert[copy]] += 1
+            counts[COPIED, gpu_of_expert[source]] += copied_from[source] < 0
+            last = copy
+    if last < 0:
         return
-    is_needed = expert_tokens > 0
-    sends = np.zeros(len(copied_from), np.bool_)
+    is_source = np.zeros(len(copied_from), np.bool_)
+    for copy in range(last + 1):
+        if copied_from[copy] >= 0:
+            is_source[copied_from[copy]] = copied_from[copied_from[copy]] < 0
     for expert in range(len(copied_from)):
-        copy = expert
-        while is_needed[expert] and copied_from[copy] >= 0:
-            copy = copied_from[copy]
-            is_needed[copy] = sends[copy] = True
-    for expert in range(len(copied_from)):
-        counts[SOURCES, gpu_of_expert[expert]] += sends[expert]
-        if is_needed[expert] and copied_from[expert] >= 0:
-            counts[COPIES, gpu_of_expert[expert]] += 1
-            counts[COPIED, gpu_of_expert[copied_from[expert]]] += 1
+        counts[SOURCES, gpu_of_expert[expert]] += is_source[expert]
 
 
 @njit(cache=True)

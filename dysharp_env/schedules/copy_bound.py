@@ -6,8 +6,8 @@ primitive moves them, and which token goes where. What remains, from the time at
 * SM time of all experts together, each in as few tiles as its tokens need, spread over all GPUs; the slow one does less
   in the same time. A GPU starts with its first token and, until the first matrix of a copy can have crossed a link,
   has only the experts that it holds; where no token lives, the last one there still has its way home before it.
-* HBM of each GPU that holds the only replica of experts with tokens: whoever computes them, each byte of their weights
-  is read there once, for a row or to be sent away.
+* Weights of each GPU that holds the only replica of experts with tokens: whoever computes them, HBM reads them there
+  for a row or, if all tokens go elsewhere, its uplink sends them away at least once.
 * Links, by what copies save against what they cost. A token leaves home and a sum comes back unless all its experts are
   at home; it visits each other GPU with experts of it unless all of these are elsewhere. Either takes copies, and every
   copy brings its weights down a link. Let each expert away from home bear an equal share of what its token takes, and
@@ -112,14 +112,21 @@ def shared_bound(
     all_ps = max(0, int(works_ps.sum()) - lost_ps)
     idle_ps = _idle_ps(asked, works_ps, times, times.first_copy_ps * copies)
     gemms_ps = spread_ps(all_ps, times.num_sms, times.slow_permille, idle_ps)
+    hbm_ps, leaves_ps = _weights_ps(asked, times, copy_times)
+    links_ps = wires_ps + 2 * times.hop_ps * (wires_ps > 0)
+    copied_ps = (copy_times.wire_ps + 2 * times.hop_ps + copy_times.last_row_ps) * copies
+    total_ps = pays_ps + max(links_ps, gemms_ps, leaves_ps, copied_ps, 1)
+    return Bound(total_ps, links_ps, all_ps // (times.num_sms * len(idle_ps)), hbm_ps)
+
+
+def _weights_ps(asked: Asked, times: Times, copy_times: CopyTimes) -> tuple[int, int]:
+    """Returns what HBM needs on the GPU with most experts, and what that and its uplink need if they share the work."""
     is_read = (asked.tokens > 0) & (np.count_nonzero(asked.held, axis=1) == 1)
-    read = int(np.count_nonzero(asked.held[is_read], axis=0).max())
-    # Each tile is an access, which rounds down by less than a picosecond; so does the sum.
-    hbm_ps = max(0, int(read * copy_times.num_bytes * times.byte_ps) - read * max(2, copy_times.tiles) - 1)
-    hops_ps = 2 * times.hop_ps
-    copied_ps = (copy_times.wire_ps + hops_ps + copy_times.last_row_ps) * copies
-    total_ps = pays_ps + max(wires_ps + hops_ps * (wires_ps > 0), gemms_ps, hbm_ps, copied_ps, 1)
-    return Bound(total_ps, wires_ps + hops_ps * (wires_ps > 0), all_ps // (times.num_sms * len(idle_ps)), hbm_ps)
+    read = np.arange(np.count_nonzero(asked.held[is_read], axis=0).max() + 1)
+    # An expert's two matrices are an access each, which rounds down by less than a picosecond; so does the sum.
+    hbm_ps = np.maximum(0, np.floor(read * times.weight_bytes * times.byte_ps).astype(np.int64) - 2 * read - 1)
+    sent_ps = read[::-1] * copy_times.wire_ps
+    return int(hbm_ps[-1]), int(np.maximum(hbm_ps, sent_ps).min())
 
 
 def _idle_ps(asked: Asked, works_ps: np.ndarray, times: Times, first_copy_ps: int) -> list[int]:

@@ -18,12 +18,12 @@ from dysharp_env.system.primitives import Primitive
 # What a primitive's needs are made of, counted for each GPU: pairs of its own tokens with other GPUs, pairs of others'
 # tokens with it, its own tokens, everybody else's, what everybody else adds to its own, its own that any other GPU must
 # see, and the stores to teams that these take; in picoseconds: its multicast stores and in-switch requests on its
-# uplink, and what of the stores comes down to it; and its experts that send their weights, how often they do, and its
-# copies, to which they come. Tokens without any expert need nothing and are in none of them.
+# uplink, and what of the stores comes down to it; and its experts of which copies are made, how many are made of these
+# themselves (a relay is a copy), and its copies. Tokens without any expert need nothing and are in none of them.
 SENT, RECEIVED, OWN, OTHERS, ADDED, AWAY, TEAMS, STORES, REQUESTS, STORED, SOURCES, COPIED, COPIES = range(13)
 NUM_COUNTS = 13
-# No schedule moves weights in smaller tiles: how much may be lost where the time of each is rounded down.
-LEAST_TILE_BYTES = 512
+# Weights move in tiles of 1 KiB at least (``tile_kb`` of schedules), or in few: that many times may be rounded down.
+LEAST_TILE_BYTES, FEW_TILES = 1024, 16
 Needs = tuple[dict[int, int], dict[int, int], dict[int, int]]
 
 
@@ -80,9 +80,9 @@ def weight_needs(primitives: Sequence[Primitive], costs: Costs) -> Needs:
 
 
 def matrix_ps(primitives: Sequence[Primitive], costs: Costs, num_bytes: int) -> int:
-    """Returns what a matrix keeps a link busy for at least, by the best of some primitives and in tiles of any size."""
+    """Returns what a matrix keeps a link busy for at least, by the best of some primitives, cut into any tiles."""
     whole_ps = min(Moved.by(primitive, costs, num_bytes).data_ps for primitive in primitives)
-    return max(0, whole_ps - -(-num_bytes // LEAST_TILE_BYTES) * costs.quantum_ps)
+    return max(0, whole_ps - max(FEW_TILES, -(-num_bytes // LEAST_TILE_BYTES)) * costs.quantum_ps)
 
 
 def combine_needs(primitive: Primitive, costs: Costs) -> Needs:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from numba import njit
 
-from dysharp_env.schedules.needs import LEAST_TILE_BYTES, matrix_ps
+from dysharp_env.schedules.needs import matrix_ps
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import Primitive
@@ -41,8 +41,6 @@ class CopyTimes(NamedTuple):
 
     wire_ps: int  # of a link
     last_row_ps: int  # of a tile of one token in GEMM-2
-    num_bytes: int
-    tiles: int  # at most
 
     @classmethod
     def of(cls, costs: Costs, dispatches: Sequence[Primitive]) -> CopyTimes:
@@ -50,8 +48,6 @@ class CopyTimes(NamedTuple):
         return cls(
             wire_ps=sum(matrix_ps(dispatches, costs, num_bytes) for num_bytes in costs.matrix_bytes),
             last_row_ps=min(costs.block_ps(2, 1, gpu) for gpu in (0, 1)),
-            num_bytes=sum(costs.matrix_bytes),
-            tiles=sum(-(-num_bytes // LEAST_TILE_BYTES) for num_bytes in costs.matrix_bytes),
         )
 
 
@@ -77,7 +73,8 @@ def least_times(
         num_sms=system.gpu.num_sms,
         weight_bytes=sum(costs.weight_bytes),
         byte_ps=PS_PER_S / costs.hbm_bytes_per_s,
-        first_copy_ps=matrix_ps(dispatches, costs, costs.matrix_bytes[0]) + 2 * _hop_ps(costs),
+        # Read, sent off, and two hops.
+        first_copy_ps=costs.memory_ps + matrix_ps(dispatches, costs, costs.matrix_bytes[0]) + 2 * _hop_ps(costs),
     )
 
 
