@@ -121,7 +121,7 @@ class LowerBound:
             return shared if workload.placement.num_copies else min(shared, self.of(workload))
         pays_ps += self._plan_ps
         shared = shared_bound(asked, wires_ps, self._times, self._copy_times, pays_ps, copies=True)
-        return min(shared, self.of(without_copies(workload)))
+        return min(shared, self.of(without_copies(workload) if workload.placement.num_copies else workload))
 
 
 @njit(cache=True)
