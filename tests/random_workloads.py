@@ -119,13 +119,12 @@ def choose_replicas(draw: Draw, logical_ids: np.ndarray, placement: Placement) -
 
 
 def with_copies(draw: Draw, workload: Workload) -> Workload:
-    """Returns a workload with copies made in the layer, some of them of copies, that take some of the tokens; or not."""
+    """Returns a workload, some with copies made in the layer, also of copies, that take some of the tokens."""
     if not draw.chance("copies", 0.4):
         return workload
     rng, before = draw.stream("copies"), workload.placement
-    gpus, logical, sources = (
-        array.tolist() for array in (before.gpu_of_expert, before.logical_of_expert, before.copied_from)
-    )
+    gpus, logical = before.gpu_of_expert.tolist(), before.logical_of_expert.tolist()
+    sources = before.copied_from.tolist()
     for _ in range(draw.between("num_copies", 1, 6)):
         source = int(rng.integers(len(gpus) if draw.chance("relays", 0.5) else len(before)))
         gpus.append((gpus[source] + int(rng.integers(1, before.num_gpus))) % before.num_gpus)

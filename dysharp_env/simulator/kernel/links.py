@@ -123,7 +123,7 @@ def tile_of_node(s: Root, node: int) -> int:
     return (node - s.weights0) % s.num_weight_tiles
 
 
-@compiled
+@compiled_in_place
 def packets_of(s: Root, node: int) -> int:
     """Returns the packets of a segment."""
     if node >= s.weights0:
