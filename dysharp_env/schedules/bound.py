@@ -106,7 +106,7 @@ class LowerBound:
             self._times,
             np.empty((NUM_COUNTS, workload.num_gpus), np.int64),
         )
-        return Bound(self._launch_ps + max(links_ps, longest_ps, 1), links_ps, gemms_ps, hbm_ps)
+        return Bound(self._launch_ps + max(links_ps, longest_ps), links_ps, gemms_ps, hbm_ps)
 
     def _with_copies(self, workload: Workload) -> Bound:
         """Returns the bound of whoever copies nothing or, if that is less, of whoever copies something and pays for it.

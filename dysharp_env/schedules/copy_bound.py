@@ -115,7 +115,7 @@ def shared_bound(
     hbm_ps, leaves_ps = _weights_ps(asked, times, copy_times)
     links_ps = wires_ps + 2 * times.hop_ps * (wires_ps > 0)
     copied_ps = (copy_times.wire_ps + 2 * times.hop_ps + copy_times.last_row_ps) * copies
-    total_ps = pays_ps + max(links_ps, gemms_ps, leaves_ps, copied_ps, 1)
+    total_ps = pays_ps + max(links_ps, gemms_ps, leaves_ps, copied_ps)
     return Bound(total_ps, links_ps, all_ps // (times.num_sms * len(idle_ps)), hbm_ps)
 
 
@@ -195,6 +195,8 @@ def spread_ps(work_ps: int, num_sms: int, slow_permille: int, idle_ps: list[int]
         slow_permille: SM time on GPU 0 over that on others.
         idle_ps: (gpu,) how long each does nothing.
     """
+    if work_ps == 0:
+        return 0
     rates = [num_sms * (1000 if gpu == 0 else slow_permille) for gpu in range(len(idle_ps))]
     ends_ps, rate, done = [], 0, work_ps * slow_permille
     # Whoever could help for no time at all does not count: the least of all groups of the earliest.

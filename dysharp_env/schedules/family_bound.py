@@ -116,7 +116,7 @@ class _Family:
         """Returns the bound, no lower than ``least_ps``."""
         end_ps = int(self.state.root["pay_end_ps"][0])
         times = [self._links_ps(), self._stages_ps(), *self._gpus_ps()]
-        return FamilyBound(max(least_ps, max(times) + end_ps), *(ps + end_ps for ps in times))
+        return FamilyBound(max(least_ps, max(*times, self.open_ps) + end_ps), *(ps + end_ps for ps in times))
 
     # Links
 

@@ -19,7 +19,7 @@ from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload
 from dysharp_env.workload.placement import NOWHERE, Placement
 from tests.conftest import Case
-from tests.schedules.test_bound import link_needs, one_expert_each
+from tests.schedules.test_bound import link_needs, one_expert_each, weight_needs
 
 PAYS_US = {"overheads.launch_us": 4, "overheads.count_exchange_us": 7, "overheads.plan_us": 36}
 
@@ -52,7 +52,7 @@ def test_work_is_spread_over_all_gpus() -> None:
     assert placed_ps == pytest.approx(4_000_000 + costs.memory_ps + sm_ps / 132, abs=2000)
     lost_ps = (costs.memory_ps + 3 * first_copy_ps) / 4
     assert copies_ps == pytest.approx(47_000_000 + lost_ps + sm_ps / 132 / 4, abs=2000)
-    assert copies_ps < 0.3 * placed_ps
+    assert copies_ps < 0.4 * placed_ps
 
 
 def test_a_slow_gpu_has_its_part_of_the_work() -> None:
@@ -173,11 +173,7 @@ def test_no_choice_of_copies_needs_less_of_the_links(random_case: Callable[[int]
 def busiest_ps(workload: Workload, costs: Costs, dispatch: Primitive, combine: Primitive, expert_ps: int) -> int:
     """Returns what the busiest link or reduction unit needs of a plan, weights replicated in the switch if possible."""
     needs = link_needs(workload, costs, dispatch.name, combine.name).sum(axis=0)
-    placement = workload.placement
-    copies = np.flatnonzero(placement.is_copy)
-    np.add.at(needs[1], placement.gpu_of_expert[copies], expert_ps)
-    np.add.at(needs[0], placement.gpu_of_expert[np.unique(placement.copied_from[copies])], expert_ps)
-    return int(needs.max())
+    return int((needs + weight_needs(workload, "multicast", expert_ps)).max())
 
 
 @pytest.mark.parametrize("schedule", ["dysharp", "deepep"])

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import Exposure, LowerBound, Problem, load_schedule
+from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.schedules.copy_bound import without_copies
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.tiles import fewest_slots, fewest_vectors_ps, least_end_ps
-from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload
 from dysharp_env.workload.suite import load_suite
-from tests.conftest import Case, Draw, draw_case, draw_system
+from tests.conftest import Case, draw_case
+from tests.schedules.test_bound import any_bound
 
 
 def play_at_random(engine: Engine, seed: int) -> int:
@@ -35,15 +35,6 @@ def play_at_random(engine: Engine, seed: int) -> int:
 
 def bound_of(case: Case, least_ps: int = 0) -> FamilyBound:
     return family_bound(case.workload, case.costs, case.program, case.num_sms, least_ps)
-
-
-def any_bound(case: Case, seed: int) -> LowerBound:
-    """Returns what bounds layers on a random case's machine; whose programs pay what stands first."""
-    system = draw_system(Draw(seed), case.workload.num_gpus)
-    system = system.with_changes({"overheads.count_exchange_us": 0, "overheads.plan_us": 0})
-    costs = Costs.of(system, case.workload.layer)
-    costs = dataclasses.replace(costs, launch_ps=case.program.pays_ps[0], slow_permille=case.costs.slow_permille)
-    return LowerBound(system, case.workload.layer, costs)
 
 
 class Bounds(NamedTuple):
