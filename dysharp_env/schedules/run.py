@@ -125,9 +125,16 @@ class Problem:
         Raises:
             ConfigError: The schedule's planner needs what the workload does not have.
         """
+        if schedule.replicate.makes_copies:
+            return self.copies_bound
         if schedule.replicate.planner == "none":
             return self.bound
         return _bound_under(schedule, self._lower_bound, self.workload)
+
+    @cached_property
+    def copies_bound(self) -> Bound:
+        """What no schedule can beat that copies any experts in the layer, or none, and shares their tokens at will."""
+        return self._lower_bound.of(self.workload, copies_allowed=True)
 
     @cached_property
     def _lower_bound(self) -> LowerBound:
@@ -233,6 +240,8 @@ def _lower_bound(system: SystemSpec, costs: Costs, layer: LayerSpec) -> LowerBou
 
 def _bound_under(schedule: ScheduleSpec, bound: LowerBound, workload: Workload) -> Bound:
     """Returns the bound of a workload for all that may move its experts as a schedule may."""
+    if schedule.replicate.makes_copies:
+        return bound.of(workload, copies_allowed=True)
     return bound.of(schedule.planned(workload))
 
 
