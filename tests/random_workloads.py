@@ -82,7 +82,8 @@ def draw_workload(draw: Draw, layer: LayerSpec, num_gpus: int, even: bool) -> Wo
     liking = popularity + draw.stream("routing").random((int(tokens.sum()), layer.experts))
     ids = np.argsort(-liking, axis=1)[:, : layer.top_k]
     if not even:
-        ids = drop(draw, choose_replicas(draw, ids, placement))
+        dropped, bare = draw.pick("dropped_slots", 0.0, 0.1, 0.5), draw.pick("bare_tokens", 0.0, 0.2, 0.6)
+        ids = drop(draw, choose_replicas(draw, ids, placement), dropped, bare)
     return with_copies(draw, Workload(layer, tokens, ids, placement, "random"))
 
 
@@ -144,10 +145,10 @@ def with_copies(draw: Draw, workload: Workload) -> Workload:
     return workload.served_by(ids, placement)
 
 
-def drop(draw: Draw, ids: np.ndarray) -> np.ndarray:
-    """Returns (token, k) ids without some, and some tokens without all; at least one stays."""
-    kept = draw.stream("dropped").random(ids.shape) >= draw.pick("dropped_slots", 0.0, 0.1, 0.5)
-    kept[draw.stream("bare").random(len(ids)) < draw.pick("bare_tokens", 0.0, 0.2, 0.6)] = False
+def drop(draw: Draw, ids: np.ndarray, dropped: float, bare: float) -> np.ndarray:
+    """Returns (token, k) ids without such shares of them, and of tokens that have none at all; at least one stays."""
+    kept = draw.stream("dropped").random(ids.shape) >= dropped
+    kept[draw.stream("bare").random(len(ids)) < bare] = False
     if not kept.any():
         kept[draw.between("lone_token", 0, len(ids) - 1), 0] = True
     order = np.argsort(~kept, axis=1, kind="stable")

@@ -47,14 +47,7 @@ def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> 
     """
     walk = _Walk(run, schedule, system)
     walk.pay("end", None, "after the last token")
-    tile = walk.begin()
-    pair = NOTHING
-    if tile != NOTHING:
-        tile, pair = walk.run_gemm2(tile)
-    if tile != NOTHING and pair == NOTHING:
-        pair = walk.run_gemm1(tile)
-    if pair != NOTHING:
-        walk.dispatch(pair)
+    walk.through_stages()
     walk.pay("dispatch", None, START)
     return joined(walk.steps[::-1])
 
@@ -120,12 +113,17 @@ class _Walk:
             mine = mine[self.tile_gpu[mine] == gate["gpu"]]
         return int(mine[np.argmax(times_ps[mine])])
 
-    def begin(self) -> int:
-        """Goes back to the end of GEMM-2 of a tile, which is returned; NOTHING if weights came later than tokens."""
-        home_ps, matrices = self.state.tokens["combine_end"][:-1], self.state.matrices["end_ps"]
-        if matrices.max() > home_ps.max():
-            return self.come_over(int(np.argmax(matrices)))
-        return self.come_home(int(np.argmax(home_ps)))
+    def through_stages(self) -> None:
+        """Goes back from what came last, a token's result at home or a copy's weights, to when dispatch began."""
+        home_ps, matrices_ps = self.state.tokens["combine_end"][:-1], self.state.matrices["end_ps"]
+        if matrices_ps.max() > home_ps.max():
+            self.come_over(int(np.argmax(matrices_ps)))
+        elif len(self.begun) > 0:  # some token has an expert
+            tile, pair = self.run_gemm2(self.come_home(int(np.argmax(home_ps))))
+            if tile != NOTHING and pair == NOTHING:
+                pair = self.run_gemm1(tile)
+            if pair != NOTHING:
+                self.dispatch(pair)
 
     # Weights.
 

@@ -76,7 +76,7 @@ _FITTED = (
 # Fitted to the loads of DeepSeek-R1's 58 MoE layers in two runs of SGLang, prefill and decode, 256 experts in groups of
 # 32 (medians over layers; in brackets the worst): busiest expert over mean 8.2 and 5.8 (13.4, 10.5), busiest GPU over
 # mean 1.82 and 1.79 (4.3, 3.7) on 8 GPUs, 2.5 and 2.3 (6.9, 8.0) on 32. Popularity alone: loads say no more.
-_SERVED = RoutingModel("deepseek-r1", "lognormal", 0.7, sigma_group=0.37, layer_spread=(0.2, 0.6), obeys_groups=True)
+_SERVED = RoutingModel("deepseek-r1", "lognormal", 0.7, sigma_group=0.35, layer_spread=(0.2, 0.5), obeys_groups=True)
 _ASSUMED = (
     RoutingModel("uniform"),  # every set of top_k experts is equally likely; no groups, as in the paper's counts
     # DySHARP (arXiv 2605.05607) trains with 0.032 and infers with a power law of 0.5 to 2.5, typically 1.5.
@@ -209,12 +209,21 @@ def draw_popularity(model: RoutingModel, layer: LayerSpec, rng: np.random.Genera
         return np.log(np.maximum(1.0 + model.sigma_expert * normal, 0.01))
     if not model.sigma_group:
         return model.sigma_expert * normal
+    sigmas = (model.sigma_expert, model.sigma_group)
     skew = rng.standard_normal() if model.quantile is None else NormalDist().inv_cdf(model.quantile)
-    of_expert, of_group = (np.exp(spread * skew) for spread in model.layer_spread)
-    common = np.repeat(rng.standard_normal(layer.n_group), layer.experts // layer.n_group)
-    popularity = model.sigma_expert * of_expert * normal
-    popularity[: layer.experts] += model.sigma_group * of_group * common
+    of_expert, of_group = (
+        sigma * np.exp(spread * skew) for sigma, spread in zip(sigmas, model.layer_spread, strict=True)
+    )
+    popularity = of_expert * _standardised(normal)
+    common = _standardised(rng.standard_normal(layer.n_group))
+    popularity[: layer.experts] += of_group * np.repeat(common, layer.experts // layer.n_group)
     return popularity.astype(np.float32)
+
+
+def _standardised(normal: np.ndarray) -> np.ndarray:
+    """Returns draws with mean 0 and deviation 1: a layer's skew is what is drawn for it, not chance among a few."""
+    centred = normal - normal.mean()
+    return centred / max(float(centred.std()), 1e-9)
 
 
 def _keep_computing(ids: np.ndarray, layer: LayerSpec) -> np.ndarray:

@@ -10,11 +10,7 @@ may be damaged or made by other programs, so everything is checked before it is 
 
 from __future__ import annotations
 
-import lzma
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,25 +20,12 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.choices import NO_EXPERT, front_order
 from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.npz import read_arrays
 
 RECORDED = "recorded"  # the name of the recording that ships with the package
 _RECORDING = Path(__file__).resolve().parent / "recordings" / "stdlib-moe64.npz"
 SPLITS = {"all": (0.0, 1.0), "train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 _SNAP = 0.05  # a split's end moves to a document boundary at most this share of the trace away
-# What reading a truncated or foreign file raises, besides OSError.
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    RuntimeError,  # an encrypted archive
-    lzma.LZMAError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -244,27 +227,6 @@ def _cut(trace: RoutingTrace, share: float) -> int:
     exact = round(share * trace.num_tokens)
     boundary = int(trace.doc_offsets[np.abs(trace.doc_offsets - exact).argmin()])
     return boundary if abs(boundary - exact) <= _SNAP * trace.num_tokens else exact
-
-
-def read_arrays(path: str, required: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns all arrays of an npz file; pickled objects are refused.
-
-    Raises:
-        ConfigError: The file is missing, damaged, not an npz, or lacks an array in ``required``.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"npz file '{path}' does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
-    except (*_DAMAGED, AttributeError, TypeError):  # the last two: a bare .npy array is no archive
-        raise ConfigError(f"'{path}' is not a whole npz file of plain arrays") from None
-    missing = [name for name in required if name not in arrays]
-    if missing:
-        raise ConfigError(f"'{path}' lacks the array '{missing[0]}'; it holds {sorted(arrays)}")
-    return arrays
 
 
 def load_trace(name: str, experts: int | None = None) -> RoutingTrace:

@@ -299,7 +299,7 @@ def test_a_planner_behind_a_name_shares_out_that_schedule_s_work() -> None:
     assert schedule.name == "dysharp-tuned+ultraep:multicast"
     assert schedule.pays.dispatch == ("launch", "fused_start", "count_exchange", "plan")
     assert schedule.replicate.model_dump() == {
-        **ReplicateSpec(planner="ultraep", slots=2, sms=64, min_tokens=1024).model_dump(),
+        **ReplicateSpec(planner="ultraep", slots=2, sms=32, min_tokens=1024).model_dump(),
         "weights": "multicast",
     }
     assert schedule.with_changes({"name": base.name, "description": base.description}).rule == base.rule

@@ -36,7 +36,9 @@ def copied_case(
     sources = [NOWHERE, NOWHERE, *(source for source, _ in copies)]
     logical = [0, 1]
     for source, _ in copies:
-        logical.append(logical[source])
+        while source > 1:
+            source = copies[source - 2][0]
+        logical.append(source)
     placement = Placement(num_gpus, np.array(gpus), np.array(logical), np.array(sources))
     layer = layer or round_layer(2)
     tokens = np.zeros(num_gpus, np.int64)

@@ -12,17 +12,17 @@ import pytest
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.record import record
-from dysharp_env.simulator.result import schedule_table
+from dysharp_env.simulator.result import STAGES, schedule_table, summarise
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.simulator.state.observation import CONTEXT, DISPATCH, GEMM, NUM_FEATURES, NUM_KINDS
 from dysharp_env.simulator.state.records import ARRAYS
 from dysharp_env.simulator.state.state import State, point
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
-from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.placement import Placement
 from dysharp_env.workload.workload import NO_EXPERT, Workload
 from tests.conftest import Case, costs_of
+from tests.simulator.odd_shapes import draw_shape
 from tests.simulator.round_machine import ROUND_PROGRAM, round_layer, round_system
 
 NONE = NO_EXPERT
@@ -41,22 +41,6 @@ def shaped(
     return Case(workload, costs, program, system.gpu.num_sms, Bound(10**6, 10**6, 10**6, 10**6))
 
 
-def drawn(layer: LayerSpec, num_gpus: int, rng: np.random.Generator) -> Workload:
-    """Returns a workload of any shape: some GPUs without tokens, some without experts, replicas, dropped slots."""
-    tokens = rng.integers(0, rng.choice([4, 9, 25]), num_gpus) * (rng.random(num_gpus) < 0.7)
-    tokens[rng.integers(num_gpus)] += 1
-    logical = np.concatenate([np.arange(layer.experts), rng.integers(layer.experts, size=rng.integers(4))])
-    gpus = rng.choice(rng.permutation(num_gpus)[: rng.integers(1, num_gpus + 1)], len(logical))
-    of_logical = [np.flatnonzero(logical == expert) for expert in range(layer.experts)]
-    liking = rng.random(layer.experts) * rng.integers(2) + rng.random((int(tokens.sum()), layer.experts))
-    chosen = np.argsort(-liking, axis=1)[:, : layer.top_k].tolist()
-    ids = np.array([[rng.choice(of_logical[expert]) for expert in experts] for experts in chosen], np.int64)
-    few = np.where(rng.random(len(ids)) < rng.choice([0.0, 0.3, 0.8]), rng.integers(layer.top_k + 1, size=len(ids)), 99)
-    few[rng.integers(len(ids))] = layer.top_k  # one at least has all
-    ids[np.arange(layer.top_k) >= few[:, None]] = NONE
-    return Workload(layer, tokens, ids, Placement(num_gpus, gpus, logical), "drawn")
-
-
 def follows_order(case: Case) -> Case:
     """Returns the case with nobody who sees features, and in one part: whoever comes first is taken."""
     nobody: Any = {"weights": np.zeros((NUM_KINDS, NUM_FEATURES)), "network": None, "networked": frozenset()}
@@ -68,7 +52,7 @@ def odd_cases(random_case: Callable[[int], Case], group: int) -> list[tuple[Case
     cases = []
     for seed in range(70_000 + group * CASES_PER_GROUP, 70_000 + (group + 1) * CASES_PER_GROUP):
         case, rng = random_case(seed), np.random.default_rng(seed)
-        workload = drawn(case.workload.layer, case.workload.num_gpus, rng)
+        workload = draw_shape(case.workload.layer, case.workload.num_gpus, rng)
         cases.append((follows_order(case._replace(workload=workload)), rng))
     return cases
 
@@ -155,11 +139,13 @@ def test_parts_of_experts_that_do_not_divide() -> None:
     assert state.gpus["first_expert"].tolist() == [0, 2] and state.gpus["num_experts"].tolist() == [2, 1]
 
 
-def test_tokens_without_experts_alone_take_what_is_paid_at_the_end() -> None:
+def test_tokens_without_experts_alone_take_what_is_paid_at_the_start_and_the_end() -> None:
     for dispatch in DISPATCH_PRIMITIVES.values():
         case = shaped([2, 0], [[NONE, NONE]] * 2, [0, 1], dispatch=dispatch, pay_end_ps=7)
         engine = case.engine().run()
-        assert engine.done and engine.now_ps == 7
+        assert engine.done and engine.now_ps == 10_000 + 7
+        phases_us = summarise(engine, lower_bound_ps=1).phases_us
+        assert phases_us == {**dict.fromkeys(STAGES, (0.0, 0.0)), "dispatch": (0.01, 0.0)}
 
 
 def test_more_pulled_tokens_than_copies() -> None:
@@ -335,7 +321,7 @@ def test_what_layers_share_is_that_of_their_shape(random_case: Callable[[int], C
     """One lowering for layers of one model: tokens and experts elsewhere, as many in all, and back again."""
     for seed in range(80_000, 80_030):
         case, rng = random_case(seed), np.random.default_rng(seed)
-        workload = drawn(case.workload.layer, case.workload.num_gpus, rng)
+        workload = draw_shape(case.workload.layer, case.workload.num_gpus, rng)
         placement = workload.placement
         turned = Placement(placement.num_gpus, rng.permutation(placement.gpu_of_expert), placement.logical_of_expert)
         elsewhere = dataclasses.replace(workload, tokens_of_gpu=workload.tokens_of_gpu[::-1])

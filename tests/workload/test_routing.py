@@ -202,7 +202,7 @@ def test_a_parameter_says_how_skewed_a_layer_is() -> None:
         (model,) = routing_candidates(name)
         drawn = [draw_routing(model, layer, 1, 2000, np.random.default_rng(seed)) for seed in range(12)]
         medians.append(np.median([gpu_skew(ids, 8) for ids in drawn]))
-    assert medians[0] < 1.5 and medians[1] > 2.0
+    assert medians[0] < 1.55 and medians[1] > 2.2
     assert routing_candidates("gpt-oss-20b:0.4")[0].sigma_expert == 0.4
 
 

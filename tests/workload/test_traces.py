@@ -254,8 +254,25 @@ def test_statistics_by_hand() -> None:
     assert two.gpu_max_over_mean == pytest.approx(5 / 4)
     assert two.pair_max_over_mean == pytest.approx(3 / 2)  # [[3, 1], [2, 2]]
     assert statistics.gate_weights == pytest.approx([0.75, 0.25])
-    with pytest.raises(ConfigError, match="gpus=3 does not divide"):
-        trace_statistics(small_trace(), (3,))
+    for num_gpus, message in ((0, "gpus=0 must be at least 1"), (7, "gpus=7 is more than the trace's 6 tokens")):
+        with pytest.raises(ConfigError, match=message):
+            trace_statistics(small_trace(), (num_gpus,))
+
+
+def test_statistics_of_odd_shapes_by_hand() -> None:
+    # Experts 0 and 1 on one of three GPUs, 2 and 3 on one each: tokens visit 1, 1, 2, 2, 1, 2 GPUs.
+    (three,) = trace_statistics(small_trace().window(0, 6, [5]), (3,)).fan_out
+    assert three.fan_out == pytest.approx(9 / 6)
+    assert three.fan_out_uniform == pytest.approx(3 - (1 / 6 + 2 * 3 / 6))
+    assert three.gpu_max_over_mean == pytest.approx(5 / (9 / 3))
+    # Dropped slots are no experts: they are not repeated, go nowhere and weigh nothing.
+    ids = np.array([[[0, 1], [1, -1], [-1, -1], [1, 2]]])
+    trace = RoutingTrace(ids, 4, np.array([0, 4]), np.array([0]))
+    statistics = trace_statistics(trace, (2,))
+    assert statistics.layers[0].load_max_over_mean == pytest.approx(3 / (5 / 4))
+    assert statistics.layers[0].adjacent_share == pytest.approx((1 + 0 + 0) / 3)
+    assert statistics.fan_out[0].fan_out == pytest.approx((1 + 1 + 0 + 2) / 4)
+    assert trace_statistics(trace.window(2, 3), ()).mean.load_cv == 0.0
 
 
 def test_the_shipped_recording_is_small_real_and_fits_its_model() -> None:

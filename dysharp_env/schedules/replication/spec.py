@@ -38,8 +38,9 @@ class ReplicateSpec(Spec):
     """Family of the kernels that move weights; empty: the one that usually issues the primitive."""
     sms: int = Field(default=32, ge=1)
     """SMs of a GPU that moves weights, taken from its GEMMs while it does."""
-    tile_kb: int = Field(default=64, ge=1, le=65536)
-    """What one tile of weights holds, KiB."""
+    tile_kb: int = Field(default=16, ge=1, le=65536)
+    """What one tile of weights holds, KiB. Set: a stage of bulk copies in shared memory, and what the multimem queue of an
+    SM holds; larger ones keep tokens waiting on the links."""
     fan_out: int = Field(default=4, ge=1)
     """With ``relay``: copies that one GPU sends one expert to at most."""
     tolerance: float = Field(default=1.0, ge=1, allow_inf_nan=False)
@@ -108,7 +109,7 @@ def replicate_defaults(planner: str, weights: str = "") -> dict[str, Any]:
 # Sources stand in configs/schedules/PLANNER.yaml, whose sections these are (a test holds them to it).
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "moonep": {"slots": "experts", "weights": "pull", "family": "bulk", "sms": 32},
-    "ultraep": {"slots": 2, "weights": "relay", "family": "bulk", "sms": 64, "fan_out": 4, "min_tokens": 1024},
+    "ultraep": {"slots": 2, "weights": "relay", "family": "bulk", "sms": 32, "fan_out": 4, "min_tokens": 1024},
     "llep": {
         "slots": "any",
         "weights": "unicast",

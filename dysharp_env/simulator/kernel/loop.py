@@ -214,7 +214,8 @@ def advance_one(s: Root) -> int:
             status = act(s)
             if status != RUN:
                 return status
-            if s.tokens_left == 0 and s.weights_left == 0:
+            # Where no token has an expert, the layer is over once it has opened.
+            if s.tokens_left == 0 and s.weights_left == 0 and s.gpus[0].start_open:
                 s.now_ps += s.pay_end_ps
                 return DONE
             if s.heap_size + s.wheel_size == 0:

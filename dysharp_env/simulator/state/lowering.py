@@ -92,7 +92,7 @@ class Lowering:
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = weights0 if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
-        # What is combined; tokens without experts have no pair, so there may be more of them.
+        # Tokens may be more than pairs, where some have no expert.
         num_items = num_tokens if program.combine.reads else num_pairs
         zeros = {"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links}
         unwritten = {"pairs": num_pairs, "nodes": num_nodes, **(moves.sizes if moves else NO_COPIES)}

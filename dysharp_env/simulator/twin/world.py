@@ -97,6 +97,11 @@ class Progress:
         self.is_boundary_paid = [False for _ in parts]  # before GEMM-2, or being paid
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the layer has opened: its start is paid for."""
+        return self.is_open.get((EVERYTHING, 0), False)
+
+    @property
     def is_dispatched(self) -> bool:
         """Whether all that this GPU dispatches is stored, and all that it is sent has arrived."""
         return self.part == len(self.sends_left) and not any(self.left[GEMM1])
