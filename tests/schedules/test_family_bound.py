@@ -15,6 +15,7 @@ from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.schedules.copy_bound import without_copies
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
+from dysharp_env.schedules.replication import ReplicateSpec, planned
 from dysharp_env.schedules.tiles import fewest_slots, fewest_vectors_ps, least_end_ps
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.system import load_system
@@ -22,6 +23,7 @@ from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVE
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload
 from dysharp_env.workload.suite import load_suite
 from tests.conftest import Case, draw_case
+from tests.random_workloads import Draw
 from tests.schedules.test_bound import any_bound
 
 
@@ -60,6 +62,33 @@ def bounds_of(case: Case, seed: int) -> Bounds:
 def is_placed_once(workload: Workload) -> bool:
     """Returns whether every expert is there once before the layer."""
     return int(np.count_nonzero(~workload.placement.is_copy)) == workload.layer.experts
+
+
+def planned_case(case: Case, seed: int) -> Case:
+    """Returns a random case with its work shared out by a planner; as it is where it has copies already."""
+    if case.workload.placement.num_copies:
+        return case
+    draw = Draw(seed)
+    spec = ReplicateSpec(
+        planner=draw.pick("planner", "moonep", "ultraep", "llep"),
+        slots=draw.pick("slots", 1, "experts", "any"),
+        weights=draw.pick("planned_weights", "unicast", "relay"),
+        fan_out=draw.between("fan_out", 1, 2),
+        tolerance=draw.pick("tolerance", 1.0, 1.3),
+        min_tokens=draw.pick("min_tokens", 1, 3),
+    )
+    return case._replace(workload=planned(case.workload, spec))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**40))
+def test_no_planner_breaks_it(seed: int) -> None:
+    """Plans of random layers, against what bounds any plan of the layer before it was planned."""
+    case = draw_case(seed)
+    shared = planned_case(case, seed)
+    now_ps = play_at_random(shared.engine(logging=False), seed)
+    assert now_ps >= bounds_of(shared, seed).family_ps
+    assert now_ps >= any_bound(case, seed).of(case.workload, copies_allowed=True).total_ps
 
 
 @settings(max_examples=150, deadline=None)
