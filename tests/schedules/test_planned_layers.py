@@ -12,7 +12,6 @@ from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule
 from dysharp_env.workload import ScenarioSpec, Workload
 from dysharp_env.workload.placement import contiguous_placement
 
-
 GPUS, TOKENS = 4, 96
 SCENARIO = ScenarioSpec(system="dgx-h100", gpus=GPUS, model="small", tokens=TOKENS, routing="uniform").build()
 
