@@ -106,6 +106,7 @@ def test_plans_of_random_layers_keep_every_promise(planner: str) -> None:
         held = {*zip(workload.placement.logical_of_expert.tolist(), workload.gpu_of_expert.tolist(), strict=True)}
         pairs = [*zip(logical.tolist(), new.tolist(), strict=True)]
         assert len({*pairs}) == len(pairs) and not held & {*pairs}
+        assert (after[logical, new] >= spec.min_tokens).all()
         # The busiest GPU never gets busier.
         assert loads_of(shared).max() <= loads_of(workload).max()
         sources = shared.placement.copied_from

@@ -31,12 +31,12 @@ def plan_moonep(sharing: Sharing, spec: ReplicateSpec) -> None:
     many; so each GPU takes from one other, and as many slots as that has experts are always enough. Then, for each GPU
     that gives, its expert with most tokens left goes to the GPU that is to get most, again and again. Where slots run
     out MoonEP reads the weights of the smallest experts from afar; here what is left goes wherever there is room, the
-    largest move first. With a tolerance it stops at that, as asked for in MoonEP issue 30: pairs move no more than the
+    largest move first; and no move is smaller than ``min_tokens``. With a tolerance it stops at that, as asked for in MoonEP issue 30: pairs move no more than the
     one has too many, and a GPU gives no further expert away once it is within the tolerance.
     """
     most = sharing.most(spec.tolerance)
     for source, wanted in enumerate(_pairs(sharing, most, exact=spec.tolerance == 1)):
-        _hand_out(sharing, source, wanted, most if spec.tolerance > 1 else None)
+        _hand_out(sharing, source, wanted, most if spec.tolerance > 1 else None, spec.min_tokens)
     _level(sharing, most, spec.min_tokens)
 
 
@@ -55,7 +55,7 @@ def _pairs(sharing: Sharing, most: np.ndarray, *, exact: bool) -> np.ndarray:
         loads[gpu] += tokens
 
 
-def _hand_out(sharing: Sharing, source: int, wanted: np.ndarray, enough: np.ndarray | None) -> None:
+def _hand_out(sharing: Sharing, source: int, wanted: np.ndarray, enough: np.ndarray | None, min_tokens: int) -> None:
     """Moves experts of one GPU to those that want (gpu,) tokens of it; stops at (gpu,) loads that are enough."""
     left = sharing.quota[:, source].copy()
     wanted = wanted.copy()
@@ -64,7 +64,7 @@ def _hand_out(sharing: Sharing, source: int, wanted: np.ndarray, enough: np.ndar
         may = np.where(sharing.may_take(gpu), left, 0)
         expert = int(may.argmax())
         tokens = int(min(may[expert], wanted[gpu]))
-        if not tokens:
+        if tokens < min_tokens:
             wanted[gpu] = 0
             continue
         sharing.take(expert, source, gpu, tokens)
