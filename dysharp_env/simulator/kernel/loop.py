@@ -69,6 +69,15 @@ def depart_now(s: Root, gpu: int, first: int) -> None:
 
 
 @compiled
+def respond(s: Root, gpu: int, first: int) -> None:
+    """Sends what a GPU has read: a vector that was asked for, or a tile of weights."""
+    if first < s.weights0:
+        send_vector(s, gpu, first)
+    else:
+        uplink_enqueue(s, gpu, first)
+
+
+@compiled
 def open_gate(s: Root, gate: int) -> None:
     """Lets the stage behind a gate start, on all GPUs or on one."""
     x = s.gates[gate]
@@ -128,10 +137,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         else:
             asked_for_tile(s, a)
     elif kind == codes.EV_RESPOND:
-        if a < s.weights0:
-            send_vector(s, b, a)
-        else:
-            uplink_enqueue(s, b, a)
+        respond(s, b, a)
     elif kind == codes.EV_ACK:
         if is_partial(s, a):
             push_acknowledged(s, a)
