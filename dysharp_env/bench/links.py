@@ -55,8 +55,7 @@ class LinkProblem:
         """Returns what the dispatch of a layer by unicast gives the links to do."""
         engine = run.engine
         costs, workload = engine.costs, engine.workload
-        home = engine.state.pairs["token"] // workload.tokens_per_gpu
-        gpu = engine.state.pairs["gpu"]
+        home, gpu = engine.state.pairs["home"], engine.state.pairs["gpu"]
         remote = gpu != home
         targets = [gpu[remote & (home == each)].tolist() for each in range(workload.num_gpus)]
         vector_ps = costs.wire_ps(costs.dispatch_flits())

@@ -86,7 +86,8 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
 def _block_of(explanation: Explanation) -> use.Block:
     """Returns the strips of the GPU whose token is the last home."""
     engine = explanation.run.engine
-    gpu = int(np.argmax(engine.state.tokens["combine_end"][:-1])) // engine.workload.tokens_per_gpu
+    tokens = engine.state.tokens[:-1]
+    gpu = int(tokens["home"][np.argmax(tokens["combine_end"])])
     end_us, inner_px = explanation.makespan_ps / 1e6, _WIDTH - _LEFT_PX - _RIGHT_PX
     return use.everything_of(engine, gpu, end_us, inner_px // BIN_PX)
 

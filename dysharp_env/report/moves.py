@@ -98,8 +98,7 @@ class Moves:
         if reads and in_switch:
             rows = self._down[self._down["item"] >= self._sum0]
             token = (rows["item"] - self._sum0) // self._sums
-            root = self._state.root[0]
-            return self._trips(token // int(root["tokens_per_gpu"]), self._sum0 + token * self._sums, rows)
+            return self._trips(self._state.tokens["home"][token], self._sum0 + token * self._sums, rows)
         rows = self._reduce if in_switch else _of(self._down, self._partial0, self._store0)
         pair = (rows["item"] - self._partial0) // self._sums
         return self._trips(pairs["home" if reads else "gpu"][pair], self._partial0 + pair * self._sums, rows)

@@ -73,12 +73,8 @@ def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> 
     """
     walk = _Walk(run, schedule, system)
     walk.pay("end", None, "after the last token")
-    tile = walk.come_home(int(np.argmax(walk.state.tokens["combine_end"][:-1])))
-    tile, pair = walk.run_gemm2(tile)
-    if pair == NOTHING:
-        pair = walk.run_gemm1(tile)
-    if pair != NOTHING:
-        walk.dispatch(pair)
+    if len(walk.begun) > 0:  # some token has an expert
+        walk.through_stages()
     walk.pay("dispatch", None, START)
     return _joined(walk.steps[::-1])
 
@@ -155,11 +151,20 @@ class _Walk:
             mine = mine[self.tile_gpu[mine] == gate["gpu"]]
         return int(mine[np.argmax(times_ps[mine])])
 
+    def through_stages(self) -> None:
+        """Goes back from the last token's result at home to when dispatch began."""
+        tile = self.come_home(int(np.argmax(self.state.tokens["combine_end"][:-1])))
+        tile, pair = self.run_gemm2(tile)
+        if pair == NOTHING:
+            pair = self.run_gemm1(tile)
+        if pair != NOTHING:
+            self.dispatch(pair)
+
     # Combine.
 
     def come_home(self, token: int) -> int:
         """Goes back from a token's result at home to the end of GEMM-2 of a tile, which is returned."""
-        home = token // self.engine.workload.tokens_per_gpu
+        home = int(self.state.tokens["home"][token])
         pair, local = self._last_sum(token, home)
         if local != NOTHING:
             return local

@@ -52,5 +52,7 @@ def variant_notes(runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
 def layer_title(workload: Workload, system: str) -> str:
     """Returns the machine and the layer of a workload in one line for people."""
     layer = workload.layer
-    what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {workload.tokens_per_gpu} tokens per GPU"
+    least, most = int(workload.tokens_of_gpu.min()), workload.most_tokens
+    tokens = f"{most}" if least == most else f"{least} to {most}"
+    what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {tokens} tokens per GPU"
     return f"{workload.num_gpus} GPUs of {system}: {what}, {workload.name}"

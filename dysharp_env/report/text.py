@@ -23,15 +23,15 @@ def describe_state(run: LayerRun) -> str:
     engine = run.engine
     state, costs = engine.state, engine.costs
     gpus = state.gpus
-    num_gpus, tokens_per_gpu = engine.workload.num_gpus, engine.workload.tokens_per_gpu
+    num_gpus, tokens = engine.workload.num_gpus, engine.workload.tokens_of_gpu
     slots = np.zeros(num_gpus)
     np.add.at(slots, state.experts["gpu"], state.experts["total"])
     done = {
-        "sent": gpus["tokens_sent"] / tokens_per_gpu,
+        "sent": _fraction(gpus["sends"], gpus["sends"] - gpus["tokens_sent"]),
         "received": _fraction(slots, gpus["arrivals_left"]),
         "GEMM-1": _fraction(slots, gpus["slots_left"][:, GEMM1]),
         "GEMM-2": _fraction(slots, gpus["slots_left"][:, GEMM2]),
-        "combined": gpus["combined"] / tokens_per_gpu,
+        "combined": _fraction(tokens, tokens - gpus["combined"]),
     }
     uplink_us, downlink_us = (
         np.array([max(link["free_ps"] - engine.now_ps, 0) + costs.wire_ps(int(link["queued_flits"])) for link in links])
@@ -72,7 +72,7 @@ def _headline(run: LayerRun) -> str:
 
 
 def _fraction(total: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Returns the done fraction of each GPU's (token, expert) pairs; a GPU that has none is done."""
+    """Returns the done fraction of each GPU's tokens or (token, expert) pairs; a GPU that has none is done."""
     return 1.0 - left / np.maximum(total, 1)
 
 

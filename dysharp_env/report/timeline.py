@@ -64,13 +64,12 @@ def _span(
 
 def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
     state, planes = engine.state, engine.costs.planes
-    tokens_per_gpu = engine.workload.tokens_per_gpu
     flit_bytes = engine.costs.packet.flit_bytes
     for resource, gpu, purpose, node, flits, start_ps, end_ps in state.log[: int(state.root["log_size"][0])].tolist():
         if resource not in _LINK_LANES:
             continue
         segment = segment_name(state, node)
-        home = segment.token // tokens_per_gpu
+        home = int(state.tokens["home"][segment.token])
         args = {"token": segment.token, "home GPU": home, "bytes": flits * flit_bytes}
         if segment.what in ("copy", "partial"):
             args["expert GPU"] = segment.gpu

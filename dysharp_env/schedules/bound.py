@@ -93,7 +93,7 @@ class LowerBound:
             workload.topk_ids,
             workload.gpu_of_expert,
             self._team_gpus,
-            workload.tokens_per_gpu,
+            workload.first_token,
             self._store_ps,
             self._request_ps,
             self._dispatch,
@@ -132,7 +132,7 @@ def _bound(
     topk_ids: np.ndarray,
     gpu_of_expert: np.ndarray,
     team_gpus: int,
-    tokens_per_gpu: int,
+    first_token: np.ndarray,
     store_ps: np.ndarray,
     request_ps: np.ndarray,
     dispatch: np.ndarray,
@@ -142,8 +142,8 @@ def _bound(
     counts: np.ndarray,
 ) -> tuple[int, int, int, int]:
     """Returns what links need, and what ``_compute`` returns; one call, because each costs microseconds."""
-    _count(demand, tokens_per_gpu, store_ps, request_ps, counts)
-    _count_teams(topk_ids, gpu_of_expert, team_gpus, counts)
+    _count(demand, first_token, store_ps, request_ps, counts)
+    _count_teams(topk_ids, gpu_of_expert, team_gpus, first_token, counts)
     links_ps, staged_ps = _links(_needs(counts, dispatch), _needs(counts, data), _needs(counts, combine), times)
     longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, times)
     return links_ps, max(staged_ps, longest_ps), gemms_ps, hbm_ps
@@ -151,15 +151,15 @@ def _bound(
 
 @njit(cache=True)
 def _count(
-    demand: Demand, tokens_per_gpu: int, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray
+    demand: Demand, first_token: np.ndarray, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray
 ) -> None:
     """Writes what primitives need of each GPU, (count, gpu)."""
     num_gpus = counts.shape[1]
     counts[:] = 0
     for gpu in range(num_gpus):
         counts[SENT, gpu] = demand.remote_pairs[gpu]
-        counts[OWN, gpu] = tokens_per_gpu
-        counts[OTHERS, gpu] = tokens_per_gpu * (num_gpus - 1)
+        counts[OWN, gpu] = first_token[gpu + 1] - first_token[gpu]
+        counts[OTHERS, gpu] = first_token[num_gpus] - counts[OWN, gpu]
         for targets in range(1, len(store_ps)):
             pairs, tokens = demand.pair_targets[gpu, targets], demand.token_targets[gpu, targets]
             counts[RECEIVED, gpu] += pairs
@@ -170,7 +170,9 @@ def _count(
 
 
 @njit(cache=True)
-def _count_teams(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, team_gpus: int, counts: np.ndarray) -> None:
+def _count_teams(
+    topk_ids: np.ndarray, gpu_of_expert: np.ndarray, team_gpus: int, first_token: np.ndarray, counts: np.ndarray
+) -> None:
     """Writes how many stores to teams the tokens of each GPU take: one for every group of GPUs with a remote target.
 
     Without ``team_gpus`` there are no teams.
@@ -179,11 +181,14 @@ def _count_teams(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, team_gpus: int
     if team_gpus >= num_gpus:
         counts[TEAMS] = counts[AWAY]
     elif team_gpus > 0:
-        tokens_per_gpu = len(topk_ids) // num_gpus
+        home = 0
         last_token = np.full((num_gpus - 1) // team_gpus + 1, -1)  # with a target in each group
         for token in range(len(topk_ids)):
-            home = token // tokens_per_gpu
+            while token == first_token[home + 1]:
+                home += 1
             for place in range(topk_ids.shape[1]):
+                if topk_ids[token, place] < 0:
+                    break
                 gpu = gpu_of_expert[topk_ids[token, place]]
                 if gpu != home and last_token[gpu // team_gpus] != token:
                     last_token[gpu // team_gpus] = token

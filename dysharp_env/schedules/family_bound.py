@@ -58,7 +58,7 @@ def family_bound(workload: Workload, costs: Costs, program: Program, num_sms: in
     """Returns the bound of a program on a workload; no less than the bound ``least_ps`` of any schedule at all."""
     lowering = Lowering(costs, program, num_sms)
     state = lowering.lower(workload, Bound(least_ps, 0, 0, 0))
-    fitted = program.fitted(workload.experts_per_gpu)
+    fitted = program.fitted(workload.most_experts)
     return _Family(workload, state, lowering.costs, fitted, num_sms).bound(least_ps)
 
 

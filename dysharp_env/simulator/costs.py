@@ -182,7 +182,7 @@ class Costs:
         granules = slots * -(-layer.tile_tokens // self.row_granularity)
         # The most that can wait at one port: every token's copy, and every token's partial sum.
         flits = workload.num_tokens * (self.dispatch_flits(layer.top_k) + self.combine_flits())
-        most = Load(workload.num_tokens, slots, slots, slots, layer.experts)
+        most = Load(workload.num_tokens, slots, slots, slots, workload.num_experts)
         largest = max(
             sum(kernel.ps(most, self.hbm_ps) for _, _, kernel in self.kernels),
             2 * self.hbm_ps(read_bytes),
@@ -194,7 +194,7 @@ class Costs:
         )
         if largest >= 2**62:
             raise ConfigError(
-                f"tokens={workload.tokens_per_gpu} of '{layer.name}' are too many for exact picoseconds on this system;"
+                f"tokens={workload.most_tokens} of '{layer.name}' are too many for exact picoseconds on this system;"
                 " use fewer tokens, a smaller layer, or faster and rounder rates"
             )
 

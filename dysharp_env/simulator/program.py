@@ -142,11 +142,11 @@ class Program:
         if self.gates[1] == GATE_GPU:
             raise ValueError("GEMM-2 waits for its GPU's GEMM-1 at most: GATE_PHASE")
 
-    def fitted(self, experts_per_gpu: int) -> Program:
-        """Returns the program for GPUs with so many experts each: parts of experts have at least one of them."""
+    def fitted(self, most_experts: int) -> Program:
+        """Returns the program for GPUs with so many experts at most: parts of experts have one of them on some GPU."""
         if self.parts_by != BY_EXPERTS:
             return self
-        return replace(self, parts=min(self.parts, experts_per_gpu))
+        return replace(self, parts=min(self.parts, most_experts))
 
     @property
     def parts_per_expert(self) -> int:

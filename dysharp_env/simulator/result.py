@@ -46,7 +46,7 @@ class LayerResult:
         makespan_us: Until the last token is combined and what the schedule pays after that is over.
         lower_bound_us: What no schedule can beat.
         family_bound_us: What nothing can beat that runs by the same program; None where it was not asked for.
-        phases_us: First start and last end of each stage.
+        phases_us: First start and last end of each stage; 0 of one that nothing reached.
         wire_bytes, payload_bytes: ``up`` and ``down`` over all GPUs, and ``by_purpose`` (both directions).
         utilisation: Of ``uplink``, ``downlink``, ``sm``, ``hbm``: mean and maximum over GPUs of the busy fraction.
         transfers: Segments put on a link.
@@ -90,6 +90,10 @@ def summarise(engine: Engine, lower_bound_ps: int, family_bound_ps: int | None =
         """Returns the mean over planes for each GPU."""
         return within(links["busy_ps"], links["free_ps"]).reshape(num_gpus, -1).mean(axis=1)
 
+    def reached_us(name: str) -> float:
+        """Returns a time that the root holds, 0 if it never came."""
+        return max(int(root[name]), 0) / 1e6
+
     busy = {
         "uplink": of_links(state.uplinks),
         "downlink": of_links(state.ports[: len(state.uplinks)]),
@@ -100,7 +104,7 @@ def summarise(engine: Engine, lower_bound_ps: int, family_bound_ps: int | None =
         makespan_us=engine.now_ps / 1e6,
         lower_bound_us=lower_bound_ps / 1e6,
         family_bound_us=None if family_bound_ps is None else family_bound_ps / 1e6,
-        phases_us={stage: (int(root[f"{stage}_first"]) / 1e6, int(root[f"{stage}_last"]) / 1e6) for stage in STAGES},
+        phases_us={stage: (reached_us(f"{stage}_first"), reached_us(f"{stage}_last")) for stage in STAGES},
         wire_bytes=_by_direction_and_purpose(wire),
         payload_bytes=_by_direction_and_purpose(payload),
         utilisation={name: {"mean": float(use.mean()), "max": float(use.max())} for name, use in busy.items()},
@@ -135,15 +139,17 @@ def _us(time_ps: int) -> float:
 
 def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
     state = engine.state
-    tokens_per_gpu = engine.workload.tokens_per_gpu
     rows = []
     # A chunk of each home GPU once, however many GPUs or parts dispatch from it.
     order = state.order
     firsts = np.flatnonzero(np.diff(state.tokens["chunk"][order], prepend=-1))
     for index, members in enumerate(np.split(state.tokens[order], firsts[1:])):
+        has_experts = members["num_experts"] > 0
         for stage in ("dispatch", "combine"):
             starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
             started = starts >= 0
+            # A token without experts arrives nowhere: it is over once it is taken, and never combined.
+            ends = np.where(has_experts, ends, starts if stage == "dispatch" else ends.max())
             if not started.any():
                 continue
             end = int(ends.max()) if (ends >= 0).all() else NO_TIME
@@ -151,7 +157,7 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
                 ScheduleRow(
                     f"chunk {index}",
                     stage,
-                    int(firsts[index]) // tokens_per_gpu,
+                    int(members["home"][0]),
                     stage,
                     len(members),
                     -1,
@@ -197,4 +203,4 @@ def segment_name(state: State, node: int) -> SegmentName:
     if what in ("copy", "partial"):
         return SegmentName(what, int(state.pairs["token"][owner]), int(state.pairs["gpu"][owner]), place, plane)
     token, group = divmod(owner, int(root["stores_per_token"])) if what == "store" else (owner, 0)
-    return SegmentName(what, token, token // int(root["tokens_per_gpu"]), place, plane, group)
+    return SegmentName(what, token, int(state.tokens["home"][token]), place, plane, group)

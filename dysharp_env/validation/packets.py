@@ -115,7 +115,6 @@ def settled_flits(engine: Engine) -> np.ndarray:
     flits = state.traffic.reshape(-1, 2, codes.NUM_PURPOSES).copy()
     owner, out = state.nodes["owner"], state.trips["segments_out"] * engine.costs.packet.ack_flits
     partial0, store0, sum0, trip0 = (int(root[name]) for name in ("partial0", "store0", "sum0", "trip0"))
-    tokens_per_gpu = int(root["tokens_per_gpu"])
 
     def add(purpose: int, gpu: np.ndarray, segments: slice, packets: int) -> None:
         under_way = out[segments.start - trip0 : segments.stop - trip0]
@@ -126,7 +125,7 @@ def settled_flits(engine: Engine) -> np.ndarray:
         sent = slice(store0, sum0) if program.dispatch.in_switch else slice(0, partial0)
         stored = owner[sent] // int(root["stores_per_token"])
         token = stored if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
-        add(codes.DISPATCH_ACK, token // tokens_per_gpu, sent, packets)
+        add(codes.DISPATCH_ACK, state.tokens["home"][token], sent, packets)
     if not program.combine.reads:
         partials = slice(partial0, store0)
         gpu = state.pairs["gpu"][owner[partials]]

@@ -178,6 +178,11 @@ class Workload:
         """Physical experts, copies with them."""
         return len(self.placement)
 
+    @cached_property
+    def most_experts(self) -> int:
+        """Physical experts of the GPU that holds most."""
+        return int(self.placement.held.max())
+
     @property
     def gpu_of_expert(self) -> np.ndarray:
         """(physical,) int32 where each physical expert is."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from dysharp_env.config import preset_names
@@ -10,8 +12,10 @@ from dysharp_env.schedules import LayerRun, Problem, load_schedule
 from dysharp_env.simulator.phases import START, Load
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
-from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload import ScenarioSpec, load_model
+from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
+from tests.simulator.odd_shapes import draw_shape
 from tests.simulator.run_log import play
 
 
@@ -50,6 +54,19 @@ def test_steps_make_up_the_makespan(schedule: str, strict: None) -> None:
         assert path[0].what == "before the start" and path[0].waited_for == "kernel launch"
         whats = [step.what for step in path]
         assert "GEMM-1" in whats and whats.index("GEMM-1") < whats.index("GEMM-2")
+
+
+@pytest.mark.parametrize("schedule", preset_names("schedules"))
+def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
+    """Some GPUs have no tokens or no experts, and some tokens few experts; and a layer of tokens that have none."""
+    system, layer = load_system("gh200-nvl32", 4), load_model("small")
+    shapes = [draw_shape(layer, system.num_gpus, np.random.default_rng(seed)) for seed in range(4)]
+    nobody = dataclasses.replace(shapes[0], topk_ids=np.full_like(shapes[0].topk_ids, NO_EXPERT))
+    for workload in (*shapes, nobody):
+        run = Problem.of(system, workload).run(load_schedule(schedule), logging=True)
+        path = critical_path(run, run.schedule, system)
+        assert_whole(path, run.engine.now_ps)
+        assert path[0].what == "before the start"
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -13,6 +13,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.state import State
+from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
 from tests.simulator.run_log import Use, ended, play, started, uses
 
@@ -24,7 +25,7 @@ def experts_at(case: Case) -> dict[tuple[int, int], list[int]]:
     """Returns the experts of every (token, GPU) that has some, straight from the routing."""
     found = defaultdict(list)
     for token, ids in enumerate(case.workload.topk_ids.tolist()):
-        for expert in ids:
+        for expert in (expert for expert in ids if expert != NO_EXPERT):
             found[token, int(case.workload.gpu_of_expert[expert])].append(expert)
     return dict(found)
 
@@ -49,12 +50,14 @@ def part_of(case: Case, token: int, gpu: int, expert: int | None = None) -> int:
     if case.program.parts_by == codes.BY_EXPERTS:
         assert expert is not None
         here = np.flatnonzero(case.workload.gpu_of_expert == gpu)
-        return int(np.flatnonzero(here == expert)[0]) * min(case.program.parts, len(here)) // len(here)
+        parts = min(case.program.parts, case.workload.most_experts)
+        return int(np.flatnonzero(here == expert)[0]) * parts // len(here)
+    home = case.workload.home_of_token[token]
     position = np.flatnonzero(token_order(case.workload, case.program.waves) == token)[0]
-    home, place = divmod(position, case.workload.tokens_per_gpu)
     if case.program.parts_by == codes.BY_PEERS:
-        return (gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
-    num_chunks = -(-case.workload.tokens_per_gpu // case.program.chunk_tokens)
+        return int(gpu - home) % case.workload.num_gpus * case.program.parts // case.workload.num_gpus
+    place = int(position - case.workload.first_token[home])
+    num_chunks = -(-int(case.workload.tokens_of_gpu[home]) // case.program.chunk_tokens)
     return place // case.program.chunk_tokens * case.program.parts // num_chunks
 
 
@@ -83,12 +86,13 @@ def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> Non
 
 def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> None:
     """Every vector crosses every link it has to exactly once, and nothing else crosses."""
-    program, per_gpu = case.program, case.workload.tokens_per_gpu
+    program, home = case.program, case.workload.home_of_token.tolist()
     tokens, gpus = range(case.workload.num_tokens), range(case.workload.num_gpus)
-    needed = {(token, gpu) for token, gpu in experts_at(case) if gpu != token // per_gpu}
-    everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != token // per_gpu or program.loopback}
+    served = set(np.flatnonzero(case.workload.experts_of_token).tolist())
+    needed = {(token, gpu) for token, gpu in experts_at(case) if gpu != home[token]}
+    everywhere = {(token, gpu) for token in tokens for gpu in gpus if gpu != home[token] or program.loopback}
     sent = everywhere if program.dispatch.to_all else needed
-    summed = everywhere if program.combine.to_all else needed
+    summed = {(token, gpu) for token, gpu in everywhere if token in served} if program.combine.to_all else needed
     on_wires = [use for use in log if use.resource not in (codes.LOG_SM, codes.LOG_HBM)]
     counts = Counter((use.resource, *use[3:8]) for use in on_wires if use.purpose != codes.EVICTION)
     for (_, what, token, peer, *_), count in counts.items():
@@ -109,15 +113,18 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
         assert (resource, what) == (codes.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
         return {vector for vector, count in segments.items() if count == whole}
 
-    stores = {(token, token // per_gpu, group_of(case, gpu)) for token, gpu in sent}
+    stores = {(token, home[token], group_of(case, gpu)) for token, gpu in sent}
+    awaited = {(token, *store) for token, *store in stores if token in served}
     needed, sent, summed = ({(*vector, 0) for vector in vectors} for vectors in (needed, sent, summed))
     is_unicast = not program.dispatch.in_switch
-    assert moved(codes.LOG_UP, "store") == (set() if is_unicast else stores)
+    # The layer may be over before a token without experts is stored everywhere.
+    assert is_unicast or awaited <= moved(codes.LOG_UP, "store") <= stores
+    assert not is_unicast or not moved(codes.LOG_UP, "store")
     assert moved(codes.LOG_UP, "copy") == (sent if is_unicast else set())
     # A static store also goes where nobody waits for it, so the layer may be over first.
     assert needed <= moved(codes.LOG_DOWN, "copy") <= sent
     assert moved(codes.LOG_UP, "partial") == summed
-    in_switch, sums = program.combine.in_switch, {(token, token // per_gpu, 0) for token, *_ in summed}
+    in_switch, sums = program.combine.in_switch, {(token, home[token], 0) for token, *_ in summed}
     assert moved(codes.LOG_REDUCE, "partial") == (summed if in_switch else set())
     assert moved(codes.LOG_DOWN, "partial") == (set() if in_switch else summed)
     assert moved(codes.LOG_DOWN, "sum") == (sums if in_switch else set())
@@ -133,9 +140,9 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
         if use.purpose != codes.EVICTION:
             by_name.setdefault((use.resource, *use[3:8]), use)
     costs = case.costs
-    tokens, tiles, per_gpu = state.tokens, tile_of(state), case.workload.tokens_per_gpu
+    tokens, tiles, homes = state.tokens, tile_of(state), case.workload.home_of_token.tolist()
     for (token, gpu), experts in experts_at(case).items():
-        home, first_ps = token // per_gpu, tokens["dispatch_start"][token] + case.costs.memory_ps
+        home, first_ps = homes[token], tokens["dispatch_start"][token] + case.costs.memory_ps
         assert case.program.pays_ps[0] <= tokens["dispatch_start"][token]
         if gpu != home or case.program.loopback:
             is_unicast = not case.program.dispatch.in_switch
@@ -167,7 +174,7 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
                 assert use.start_ps >= up.start_ps + hop_ps and use.end_ps >= up.end_ps + hop_ps
             assert tokens["combine_end"][use.token] >= use.end_ps + hop_ps
         if use.resource == codes.LOG_REDUCE:
-            total = by_name[codes.LOG_DOWN, "sum", use.token, use.token // per_gpu, use.place, 0]
+            total = by_name[codes.LOG_DOWN, "sum", use.token, homes[use.token], use.place, 0]
             assert total.end_ps >= use.end_ps
     assert engine_end(state) == tokens["combine_end"][:-1].max() + int(state.root["pay_end_ps"][0])
 
@@ -178,13 +185,13 @@ def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
     tiles = state.tiles[started(state.tiles, 0) >= 0]
     gpu, part = state.experts["gpu"][tiles["expert"]], state.experts["part"][tiles["expert"]]
     if case.program.parts_by == codes.BY_TOKENS:
-        per_gpu = case.workload.tokens_per_gpu
-        of_token = np.array([part_of(case, token, token // per_gpu) for token in range(case.workload.num_tokens)])
+        served = np.flatnonzero(case.workload.experts_of_token)
+        of_token = np.array([part_of(case, token, int(case.workload.home_of_token[token])) for token in served])
         for tile, its_part in zip(tiles, part, strict=True):
             if gates[0] == codes.GATE_PHASE:
-                assert started(tile, 0) >= state.tokens["dispatch_end"][:-1][of_token == its_part].max() + pays_ps[1]
+                assert started(tile, 0) >= state.tokens["dispatch_end"][served][of_token == its_part].max() + pays_ps[1]
             if gates[2] == codes.GATE_PHASE and case.program.combine.reads:
-                assert state.tokens["combine_start"][:-1][of_token == its_part].min() >= ended(tile, 1) + pays_ps[3]
+                assert state.tokens["combine_start"][served][of_token == its_part].min() >= ended(tile, 1) + pays_ps[3]
     for tile, its_gpu, its_part in zip(tiles, gpu, part, strict=True):
         if gates[1] == codes.GATE_PHASE:
             assert started(tile, 1) >= ended(tiles, 0)[(gpu == its_gpu) & (part == its_part)].max() + pays_ps[2]
@@ -258,7 +265,7 @@ def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -
     for use in log:
         leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
         if leaves and use.purpose != codes.EVICTION:
-            home, group = use.token // case.workload.tokens_per_gpu, group_of(case, use.peer)
+            home, group = int(case.workload.home_of_token[use.token]), group_of(case, use.peer)
             whole = "store", use.token, home, use.place, group
             leaving[use[3:8] if use.what == "partial" or is_unicast else whole].append(use)
     sent = defaultdict(list)
@@ -285,7 +292,7 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
     is_named = program.dispatch.names_targets
     is_unicast = not program.dispatch.in_switch
     for token in range(case.workload.num_tokens):
-        home = token // case.workload.tokens_per_gpu
+        home = int(case.workload.home_of_token[token])
         others = [gpu for gpu in range(num_gpus) if gpu != home]
         remote = {gpu: len(needed[token, gpu]) for gpu in others if (token, gpu) in needed}
         copies = [gpu for gpu, experts in remote.items() for _ in range(experts if program.copies_per_expert else 1)]
@@ -308,7 +315,8 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
         # One acknowledgement comes back for a store of any width.
         acks = 0 if program.dispatch.reads else len(sent) if is_unicast else num_stores
         flits[codes.DOWN, codes.DISPATCH_ACK][home] += acks * costs.dispatch_packets * packet.ack_flits
-        summed = everyone if program.combine.to_all else copies
+        has_experts = case.workload.experts_of_token[token] > 0
+        summed = (everyone if has_experts else []) if program.combine.to_all else copies
         comes_once = program.combine.in_switch
         results = min(len(summed), 1) if comes_once else len(summed)
         flits[codes.DOWN, codes.COMBINE_DATA][home] += results * costs.combine_flits()

@@ -39,15 +39,15 @@ def test_chunks_of_the_engine_hold_tokens_in_that_order(random_case: Callable[[i
     case = next(case for case in map(random_case, range(60)) if not case.program.exposed and is_reordered(case))
     order = token_order(case.workload, waves=True)
     engine = case.engine().run()
-    size, tokens_per_gpu = case.program.chunk_tokens, case.workload.tokens_per_gpu
+    size, bounds = case.program.chunk_tokens, case.workload.first_token.tolist()
     expected = [
-        sorted(order[home + first : home + min(first + size, tokens_per_gpu)].tolist())
-        for home in range(0, len(order), tokens_per_gpu)
-        for first in range(0, tokens_per_gpu, size)
+        sorted(order[first : min(first + size, end)].tolist())
+        for home, end in zip(bounds, bounds[1:], strict=False)
+        for first in range(home, end, size)
     ]
     chunks = engine.state.tokens["chunk"][:-1]
     assert [np.flatnonzero(chunks == chunk).tolist() for chunk in range(len(expected))] == expected
     for row in schedule_table(engine):
         if row.stage == "combine":
             members = expected[int(row.item.removeprefix("chunk "))]
-            assert (row.tokens, row.gpu) == (len(members), members[0] // tokens_per_gpu)
+            assert (row.tokens, row.gpu) == (len(members), case.workload.home_of_token[members[0]])

@@ -65,7 +65,7 @@ def test_a_layer_with_more_than_int32_ids_is_refused(
 ) -> None:
     case = random_case(3)
     monkeypatch.setattr(lowering, "NARROW_LIMIT", 8)
-    with pytest.raises(ConfigError, match=f"tokens={case.workload.tokens_per_gpu} of 'random' make [0-9]+ segments"):
+    with pytest.raises(ConfigError, match=f"tokens={case.workload.most_tokens} of 'random' make [0-9]+ segments"):
         case.engine()
 
 

@@ -68,7 +68,7 @@ def arrive(s: Root, pair: int) -> None:
     g.arrivals_left -= count
     # A row whose only missing result of a token (pull) or of a pair (push) is its own would finish that.
     done = s.tokens[p.token].experts_done if s.combine.reads else p.experts_done
-    needed = s.top_k if s.combine.reads else count
+    needed = s.tokens[p.token].num_experts if s.combine.reads else count
     for slot in range(p.slot0, p.slot0 + count):
         join_tile(s, slot, pair, done == needed - 1)
     fetch_ahead(s, gpu)
@@ -109,8 +109,7 @@ def store_acknowledged(s: Root, node: int) -> None:
     """Counts a segment of a dispatched vector that is stored, as its sender learns it."""
     owner = s.nodes[node].owner
     is_copy = node < s.partial0
-    token = s.pairs[owner].token if is_copy else token_of_store(s, owner)
-    gpu = token // s.tokens_per_gpu
+    gpu = s.pairs[owner].home if is_copy else s.tokens[token_of_store(s, owner)].home
     charge_down(s, gpu, s.nodes[node].plane, s.dispatch.segment_packets * s.ack_flits, codes.DISPATCH_ACK)
     end_dispatch_segment(s, gpu, (0 if is_copy else s.store0) + owner * s.dispatch.segments)
 

@@ -68,10 +68,10 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     gemm, dispatch, combine = g.groups[GEMM], g.groups[DISPATCH], g.groups[COMBINE]
     x = s.context[0]
     x.elapsed = min(1.0, s.now_ps / (4.0 * s.scale_ps))
-    x.sent = fraction(g.tokens_sent, s.sends_per_gpu)
+    x.sent = fraction(g.tokens_sent, g.sends)
     x.received = fraction(g.slots - g.arrivals_left, g.slots)
     x.gemm_done = fraction(2 * g.slots - g.slots_left[GEMM1] - g.slots_left[GEMM2], 2 * g.slots)
-    x.combined = fraction(g.combined, s.tokens_per_gpu)
+    x.combined = fraction(g.combined, g.num_tokens)
     x.uplink_backlog = rooted(s, backlog_ps(s, s.uplinks, gpu))
     x.downlink_backlog = rooted(s, backlog_ps(s, s.ports, gpu))
     x.hbm_backlog = rooted(s, hbm_backlog_ps(s, gpu))
@@ -82,13 +82,14 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.link_share = fraction(s.links_ps, s.scale_ps)
     x.gemm_share = fraction(s.gemms_ps, s.scale_ps)
     x.hbm_share = fraction(s.hbm_ps, s.scale_ps)
-    x.tokens_per_expert = g.slots / (g.slots + s.experts_per_gpu * s.tile_tokens)
+    # A GPU without experts has no slots either.
+    x.tokens_per_expert = g.slots / max(g.slots + g.num_experts * s.tile_tokens, 1)
     expert_bytes = s.gemms[GEMM1].matrix_bytes + s.gemms[GEMM2].matrix_bytes
-    x.l2_room = s.l2_bytes / (s.l2_bytes + s.experts_per_gpu * expert_bytes)
+    x.l2_room = s.l2_bytes / (s.l2_bytes + g.num_experts * expert_bytes)
     ready = g.items - g.items_waiting if s.split_done else 0
     x.ready = ready / max(g.items, 1)
     x.any_ready = 1.0 if ready > 0 else 0.0
-    x.all_sent = 1.0 if g.tokens_sent == s.sends_per_gpu else 0.0
+    x.all_sent = 1.0 if g.tokens_sent == g.sends else 0.0
 
 
 @compiled

@@ -26,16 +26,16 @@ from dysharp_env.simulator.state.observation import COMBINE
 def expert_done(s: Root, token: int, tile: int) -> None:
     """Counts a finished row of a token at its home GPU; with the last one the token may be combined."""
     tok = s.tokens[token]
-    g = s.gpus[token // s.tokens_per_gpu]
+    g = s.gpus[tok.home]
     tok.experts_done += 1
-    count_slot(s, token * s.top_k, s.top_k, tile, s.top_k - tok.experts_done)
+    count_slot(s, token * s.top_k, tok.num_experts, tile, tok.num_experts - tok.experts_done)
     if tok.experts_done == 1 and s.notifies:
         g.outputs_live += 1
-    if tok.experts_done == s.top_k:
+    if tok.experts_done == tok.num_experts:
         if s.notifies and g.outputs_live > s.output_readiness_entries:
             push(s, s.now_ps + s.memory_ps, codes.EV_READY, token, 0, 0)
         else:
-            item_ready(s, tok.chunk, token, token // s.tokens_per_gpu)
+            item_ready(s, tok.chunk, token, tok.home)
 
 
 @compiled
@@ -49,7 +49,7 @@ def partial_ready(s: Root, pair: int) -> None:
         for segment in range(s.combine.segments):
             deliver(s, token, segment, 1)
     else:
-        item_ready(s, gpu * s.num_gpus * s.chunks_per_gpu + s.tokens[token].chunk, pair, gpu)
+        item_ready(s, gpu * s.home_chunks + s.tokens[token].chunk, pair, gpu)
 
 
 @compiled
@@ -66,14 +66,17 @@ def list_part(s: Root, gpu: int, part: int) -> None:
     Chunk after chunk; pushed partial sums go to one home GPU after the other, from the neighbour on, so that senders
     do not meet at one downlink.
     """
-    s.gpus[gpu].groups[COMBINE].holding = 0
-    for place in range(s.chunks_per_gpu):
-        if s.combine.reads:
-            list_late(s, gpu, gpu * s.chunks_per_gpu + place, part)
-        else:
-            for offset in range(1, s.num_gpus):
-                home = (gpu + offset) % s.num_gpus
-                list_late(s, gpu, (gpu * s.num_gpus + home) * s.chunks_per_gpu + place, part)
+    g = s.gpus[gpu]
+    g.groups[COMBINE].holding = 0
+    if s.combine.reads:
+        for chunk in range(g.first_chunk, g.first_chunk + g.num_chunks):
+            list_late(s, gpu, chunk, part)
+        return
+    for place in range(s.most_chunks):
+        for offset in range(1, s.num_gpus):
+            home = s.gpus[(gpu + offset) % s.num_gpus]
+            if place < home.num_chunks:
+                list_late(s, gpu, gpu * s.home_chunks + home.first_chunk + place, part)
 
 
 @compiled
@@ -248,7 +251,7 @@ def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
     if total.pieces_left > 0:
         return
     if s.combine.reads and s.combine.in_switch:
-        end_sum_segment(s, token // s.tokens_per_gpu, s.sum0 + token * s.combine.segments)
+        end_sum_segment(s, s.tokens[token].home, s.sum0 + token * s.combine.segments)
     s.tokens[token].sums_left -= 1
     if s.tokens[token].sums_left == 0:
         complete(s, token)
@@ -257,7 +260,7 @@ def deliver(s: Root, token: int, segment: int, pieces: int) -> None:
 @compiled
 def complete(s: Root, token: int) -> None:
     """Ends a token: its result is at home."""
-    g = s.gpus[token // s.tokens_per_gpu]
+    g = s.gpus[s.tokens[token].home]
     s.tokens[token].combine_end = s.now_ps
     s.combine_last = s.now_ps
     s.tokens_left -= 1
@@ -277,7 +280,7 @@ def reach_combine(s: Root, node: int) -> None:
     else:
         token = owner
         segment = node - s.sum0 - owner * s.combine.segments
-    home = token // s.tokens_per_gpu
+    home = s.tokens[token].home
     if not s.combine.reads:
         charge_up(s, home, s.nodes[node].plane, s.combine.segment_packets * s.ack_flits, codes.COMBINE_ACK)
         if not s.combine.in_switch:

@@ -109,7 +109,7 @@ def issue_copies(s: Root, gpu: int, sm: int, token_ps: int) -> None:
         return
     m.token = NOTHING
     g.tokens_sent += 1
-    share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, s.sends_per_gpu)
+    share_done(s, gpu, g.tokens_sent - 1, g.tokens_sent, g.sends)
     part = part_of(s, gpu, g.part)
     part.sends_left -= 1
     if part.sends_left == 0 and s.parts_by == codes.BY_EXPERTS:
@@ -137,7 +137,7 @@ def take_token(s: Root, gpu: int, token: int) -> None:
     if s.dispatch.prepare_ps > 0 and not s.dispatch.reads:
         prepare_token(s, DISPATCH, gpu, sm)
     token_ps = s.dispatch.token_ps
-    if gpu == token // s.tokens_per_gpu:
+    if gpu == tok.home:
         token_ps += s.dispatch.own_ps * issue_local(s, token, g.part)
     issue_copies(s, gpu, sm, token_ps)
 

@@ -188,8 +188,8 @@ def remote_on_plane(s: Root, tile: int, gpu: int, plane: int) -> int:
     t = s.tiles[tile]
     count = 0
     for i in range(t.first, t.first + t.count):
-        token = s.pairs[s.arrived_pair[i]].token
-        if token // s.tokens_per_gpu != gpu and update_plane(s, token) == plane:
+        q = s.pairs[s.arrived_pair[i]]
+        if q.home != gpu and update_plane(s, q.token) == plane:
             count += 1
     return count
 

@@ -129,7 +129,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_NOTIFY:
         notified(s, a, b)
     elif kind == codes.EV_READY:
-        item_ready(s, s.tokens[a].chunk, a, a // s.tokens_per_gpu)
+        item_ready(s, s.tokens[a].chunk, a, s.tokens[a].home)
     elif kind == codes.EV_GATE:
         open_gate(s, a)
     elif kind == codes.EV_HBM:
@@ -195,7 +195,8 @@ def advance_one(s: Root) -> int:
             status = act(s)
             if status != RUN:
                 return status
-            if s.tokens_left == 0:
+            # Where no token has an expert, the layer is over once it has opened.
+            if s.tokens_left == 0 and s.gpus[0].start_open:
                 s.now_ps += s.pay_end_ps
                 return DONE
             if s.heap_size + s.wheel_size == 0:

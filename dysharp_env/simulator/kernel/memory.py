@@ -156,14 +156,14 @@ def read_input(s: Root, token: int) -> None:
         tok.is_read = 1
         block = chunk_block(s, token, codes.CHUNK_INPUT)
         num_bytes = s.blocks[block].resident_bytes + s.gemms[GEMM1].token_in_bytes
-        read(s, token // s.tokens_per_gpu, block, num_bytes)
+        read(s, tok.home, block, num_bytes)
 
 
 @compiled
 def write_result(s: Root, token: int) -> None:
     """Writes a token's sum at its home GPU."""
     block = chunk_block(s, token, codes.CHUNK_RESULT)
-    write(s, token // s.tokens_per_gpu, block, s.gemms[GEMM2].token_out_bytes)
+    write(s, s.tokens[token].home, block, s.gemms[GEMM2].token_out_bytes)
 
 
 @compiled

@@ -39,7 +39,8 @@ def known_tokens(s: Root, expert: int) -> int:
 @compiled
 def dead_matrix(s: Root, gpu: int, after: int) -> int:
     """Returns the first block behind ``after`` of a GPU's experts that is a dead matrix in L2, or NOTHING."""
-    for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+    g = s.gpus[gpu]
+    for i in range(g.first_expert, g.first_expert + g.num_experts):
         for gemm in (GEMM1, GEMM2):
             block = s.gpu_experts[i] * 2 + gemm
             if block > after and s.blocks[block].resident_bytes > 0 and not is_alive(s, s.gpu_experts[i], gemm):
@@ -64,7 +65,8 @@ def fullest(s: Root, gpu: int) -> int:
     room_bytes = free_bytes(s, gpu)
     most_tokens = 0
     found = NOTHING
-    for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+    g = s.gpus[gpu]
+    for i in range(g.first_expert, g.first_expert + g.num_experts):
         expert = s.gpu_experts[i]
         tokens = known_tokens(s, expert)
         for gemm in (GEMM1, GEMM2):

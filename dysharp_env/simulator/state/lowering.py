@@ -17,11 +17,10 @@ from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
 from dysharp_env.simulator.state.pays import KernelPays
 from dysharp_env.simulator.state.planes import vector_planes
-from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, blank
+from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, SHORT_LIMIT, blank
 from dysharp_env.simulator.state.routed import Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
-from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
 # Entries of the table of wire times; more flits are worked out when they are needed.
@@ -36,9 +35,7 @@ MOST_WHEEL_SLOTS = 1 << 16
 class _Frame(NamedTuple):
     """What layers of one size start from, whatever their routing."""
 
-    layer: LayerSpec
-    num_gpus: int
-    tokens_per_gpu: int
+    size: tuple[Any, ...]
     block: Block
     dispatch: Vectors
     combine: Vectors
@@ -90,8 +87,10 @@ class Lowering:
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
         trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
+        # Tokens may be more than pairs, where some have no expert.
+        num_items = num_tokens if program.combine.reads else num_pairs
         state = frame.block.build(
-            zeros={"trips": trips_end - trip0, "item_links": num_pairs, "input_links": num_input_links},
+            zeros={"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links},
             unwritten={"pairs": num_pairs, "nodes": num_nodes},
         )
         fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
@@ -125,20 +124,20 @@ class Lowering:
         Raises:
             ConfigError: Workloads of that size are too large.
         """
-        size = (workload.layer, workload.num_gpus, workload.tokens_per_gpu)
-        if self._last is None or self._last[:3] != size:
-            self._last = self._build_frame(workload)
+        # Parts of experts are fitted to the most that a GPU holds; where each is follows the routing.
+        size = (workload.layer, workload.tokens_of_gpu.tobytes(), workload.num_experts, workload.most_experts)
+        if self._last is None or self._last.size != size:
+            self._last = self._build_frame(workload, size)
         return self._last
 
-    def _build_frame(self, workload: Workload) -> _Frame:
-        costs, program, layer = self.costs, self.program.fitted(workload.experts_per_gpu), workload.layer
-        num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+    def _build_frame(self, workload: Workload, size: tuple[Any, ...]) -> _Frame:
+        costs, program = self.costs, self.program.fitted(workload.most_experts)
         costs.require_exact(workload)
         root = root_of(workload, costs, program, self._num_sms, self._logging)
-        _require_narrow(workload, costs, program, int(root["chunks_per_gpu"][0]))
+        _require_narrow(workload, costs, program, int(root["home_chunks"][0]))
         dispatch, combine = _vectors(workload, costs, program)
         block = _block(workload, costs, program, root, _wire_times(costs, dispatch, combine))
-        return _Frame(layer, num_gpus, tokens_per_gpu, block, dispatch, combine)
+        return _Frame(size, block, dispatch, combine)
 
 
 def _num_pairs(workload: Workload, program: Program) -> int:
@@ -146,13 +145,13 @@ def _num_pairs(workload: Workload, program: Program) -> int:
     if program.static:
         return workload.num_tokens * workload.num_gpus
     if program.copies_per_expert:
-        return workload.num_tokens * workload.layer.top_k
+        return int(workload.demand.expert_tokens.sum())
     return workload.demand.num_pairs
 
 
 def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray, wire_times: np.ndarray) -> Block:
     """Returns what makes states of a workload's size; completes the root."""
-    num_experts = workload.layer.experts * program.parts_per_expert
+    num_experts = workload.num_experts * program.parts_per_expert
     chunks = chunks_of(workload, program)
     parts, gates = parts_and_gates(workload.num_gpus, chunks, program)
     # Room for the events that one step can add, and some more.
@@ -163,7 +162,7 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
     num_links = workload.num_gpus * costs.planes
     wheel_slots = min(1 << max(6, (WHEEL_SLOTS_PER_LINK * num_links - 1).bit_length()), MOST_WHEEL_SLOTS)
     given = {
-        "gpus": gpus_of(workload, len(chunks), program),
+        "gpus": gpus_of(workload, chunks, program),
         "sms": blank(workload.num_gpus * sum(program.most_sms), records.SM),
         "lanes": blank(2 * num_links, records.LANE),
         "ports": blank(2 * num_links, records.PORT),
@@ -181,7 +180,7 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
         "heap": heap,
         "wheel": blank(wheel_slots, records.FIFO),
     }
-    tile_blocks = 2 * workload.layer.experts
+    tile_blocks = 2 * workload.num_experts
     sizes = {
         "num_chunks": len(chunks),
         "num_tiles": num_tiles,
@@ -218,15 +217,15 @@ def _zeros(
     return {
         "uplinks": num_gpus * costs.planes,
         "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
-        "blocks": size["chunk_blocks"] + BLOCKS_PER_CHUNK * num_gpus * size["chunks_per_gpu"],
-        "fetched_ps": 2 * workload.layer.experts,
-        "gpu_experts": workload.layer.experts,
+        "blocks": size["chunk_blocks"] + BLOCKS_PER_CHUNK * size["home_chunks"],
+        "fetched_ps": 2 * workload.num_experts,
+        "gpu_experts": workload.num_experts,
         "slot_expert": num_slots,
         "chunk_experts": num_slots,
         "chunk_targets": size["num_chunks"] * num_gpus,
         "unit_targets": num_units * num_gpus,
         "backlogs": num_gpus,
-        "shown": workload.layer.experts * program.parts_per_expert,
+        "shown": workload.num_experts * program.parts_per_expert,
         "traffic": num_flows,
         "payload": num_flows,
         "pool": size["pool_capacity"],
@@ -253,26 +252,30 @@ def _shared(costs: Costs, program: Program, top_k: int, wire_times: np.ndarray) 
     }
 
 
-def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_per_gpu: int) -> None:
-    """Checks that what records and events hold as int32 fits, but for nodes, whose number follows the routing.
+def _require_narrow(workload: Workload, costs: Costs, program: Program, home_chunks: int) -> None:
+    """Checks that what records and events hold as int32 or int16 fits, but for nodes, whose number follows the routing.
 
     Raises:
         ConfigError: It does not.
     """
     top_k = workload.layer.top_k
+    if top_k >= SHORT_LIMIT:
+        raise ConfigError(
+            f"top_k={top_k} of '{workload.layer.name}' is too much; the engine counts to {SHORT_LIMIT - 1}"
+        )
     slots = workload.num_tokens * top_k
     largest = max(
         # A slot may enter the TLB when its token comes and when its sum is asked for.
         2 * slots,
-        workload.num_gpus**2 * chunks_per_gpu,
+        workload.num_gpus * home_chunks,
         # An event holds a segment's flits, or a row's blocks.
         costs.dispatch_flits(top_k),
         costs.combine_flits(),
         *costs.blocks,
         # Blocks: every expert and part has at least one tile.
-        2 * workload.layer.experts
-        + BLOCKS_PER_TILE * (slots + workload.layer.experts * program.parts_per_expert)
-        + BLOCKS_PER_CHUNK * workload.num_gpus * chunks_per_gpu,
+        2 * workload.num_experts
+        + BLOCKS_PER_TILE * (slots + workload.num_experts * program.parts_per_expert)
+        + BLOCKS_PER_CHUNK * home_chunks,
     )
     _require_numbers(largest, workload, costs)
 
@@ -280,7 +283,7 @@ def _require_narrow(workload: Workload, costs: Costs, program: Program, chunks_p
 def _require_numbers(largest: int, workload: Workload, costs: Costs) -> None:
     if largest >= NARROW_LIMIT:
         raise ConfigError(
-            f"tokens={workload.tokens_per_gpu} of '{workload.layer.name}' make {largest} segments, units or flits at"
+            f"tokens={workload.most_tokens} of '{workload.layer.name}' make {largest} segments, units or flits at"
             f" resolution={costs.resolution}; the engine numbers up to {NARROW_LIMIT - 1}"
         )
 

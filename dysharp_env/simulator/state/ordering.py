@@ -16,19 +16,21 @@ def token_order(workload: Workload, waves: bool) -> np.ndarray:
     """Returns (token,) int64 tokens in the order in which chunks hold them; a home GPU's stay together.
 
     In waves, an expert's rank is how many experts of its GPU receive more tokens, and a home GPU sorts its tokens by
-    their experts' ranks: the lowest first, then the second lowest, and so on. Equal tokens keep their natural order.
+    their experts' ranks: the lowest first, then the second lowest, and so on. An expert that a token lacks ranks behind
+    all. Equal tokens keep their natural order.
     """
     if not waves:
         return np.arange(workload.num_tokens)
-    ranks = np.sort(_ranks(workload)[workload.topk_ids], axis=1)  # (token, k)
-    home = np.arange(workload.num_tokens) // workload.tokens_per_gpu
-    return np.lexsort((*ranks.T[::-1], home))
+    # NO_EXPERT finds the last rank.
+    ranks = np.append(_ranks(workload), workload.num_experts)
+    ranks = np.sort(ranks[workload.topk_ids], axis=1)  # (token, k)
+    return np.lexsort((*ranks.T[::-1], workload.home_of_token))
 
 
 def _ranks(workload: Workload) -> np.ndarray:
     """Returns (expert,) the place of each expert among its GPU's, the one with the most tokens first."""
-    tokens = np.bincount(workload.topk_ids.reshape(-1), minlength=workload.layer.experts)
-    by_gpu = np.lexsort((-tokens, workload.gpu_of_expert))
-    ranks = np.empty(workload.layer.experts, np.int64)
-    ranks[by_gpu] = np.arange(workload.layer.experts) % workload.experts_per_gpu
+    by_gpu = np.lexsort((-workload.demand.expert_tokens, workload.gpu_of_expert))
+    held = workload.placement.held
+    ranks = np.empty(workload.num_experts, np.int64)
+    ranks[by_gpu] = np.arange(workload.num_experts) - np.repeat(np.cumsum(held) - held, held)
     return ranks

@@ -13,6 +13,7 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import NUM_KINDS, WALKS
 from dysharp_env.simulator.state.records import PARAMETERS, ROOT, blank
+from dysharp_env.simulator.state.work import count_chunks
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.workload import Workload
 
@@ -93,11 +94,12 @@ def _worked_out(
     workload: Workload, costs: Costs, program: Program, num_sms: int, logging: bool
 ) -> dict[str, int | bool]:
     """Returns the parameters that stand nowhere under their own name."""
-    num_gpus, tokens_per_gpu = workload.num_gpus, workload.tokens_per_gpu
+    num_gpus, chunks = workload.num_gpus, count_chunks(workload, program)
     ps_mult, ps_div = costs.flit_ps
     hbm_shared = math.gcd(PS_PER_S, costs.hbm_bytes_per_s)
     return {
-        "chunks_per_gpu": -(-tokens_per_gpu // program.chunk_tokens),
+        "home_chunks": int(chunks.sum()),
+        "most_chunks": int(chunks.max()),
         "ps_mult": ps_mult,
         "ps_div": ps_div,
         "num_links": num_gpus * costs.planes,
@@ -109,7 +111,6 @@ def _worked_out(
         "hbm_mult": PS_PER_S // hbm_shared,
         "hbm_div": costs.hbm_bytes_per_s // hbm_shared,
         "partial_tiles": program.may_close_early(workload.layer.tile_tokens),
-        "sends_per_gpu": tokens_per_gpu * (num_gpus if program.dispatch.reads else 1) * program.rounds,
         "num_parts": program.parts,
         "smallest_tile": program.smallest_tile(workload.layer.tile_tokens),
         "num_splits": len(program.splits),
@@ -122,15 +123,15 @@ def _worked_out(
 
 def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -> dict[str, int]:
     """Returns the most events and the most log rows that one step can add."""
-    num_gpus, tokens_per_gpu, layer = workload.num_gpus, workload.tokens_per_gpu, workload.layer
+    num_gpus, most_tokens, layer = workload.num_gpus, workload.most_tokens, workload.layer
     num_links = num_gpus * costs.planes
     # The most vectors one group may put in flight at once, under the most generous split.
-    copies = tokens_per_gpu * max(num_gpus, layer.top_k)
+    copies = max(most_tokens * num_gpus, workload.num_tokens * layer.top_k)
     dispatch_burst, combine_burst = (
         min(copies, most_sms * sm.slots)
         for sm, most_sms in zip((costs.dispatch_sm, costs.combine_sm), program.most_sms, strict=True)
     )
-    local_copies = tokens_per_gpu * (layer.top_k if program.copies_per_expert else 1)
+    local_copies = most_tokens * (layer.top_k if program.copies_per_expert else 1)
     # A GPU's local copies and the stores it may have in flight; all the sums it may have in flight, requested from
     # every GPU or sent; or the tokens of one tile becoming ready; and a few for whatever wakes.
     events = max(
@@ -142,5 +143,5 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     wakes = 4 * num_links + num_sms + num_gpus + 64
     # A block that is read or written uses HBM at most twice: to make room, and itself. Tokens that are taken, or whole
     # without a link; partial sums that are read, a token that arrives; three blocks of each row that starts.
-    blocks = 3 * tokens_per_gpu + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
+    blocks = 3 * most_tokens + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
     return {"heap_margin": events + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}

@@ -41,9 +41,7 @@ class KernelPays:
         state.heap["time_ps"][0] += before_ps
         state.gates["pay_ps"][0] += before_ps
         state.root["pay_end_ps"] = self._program.pay_end_ps + self._busiest_ps(_END, totals)
-        tokens = Load(tokens=workload.tokens_per_gpu)
-        hidden_ps = sum(kernel.ps(tokens, self._hbm_ps, self._hidden_sms) for kernel in self._hidden)
-        shared_end_ps = int(state.heap["time_ps"][0]) + hidden_ps if self._hidden else 0
+        shared_end_ps = self._shared_ends_ps(workload, int(state.heap["time_ps"][0]))
         for gate in state.gates:
             stage, gpu = int(gate["stage"]), int(gate["gpu"])
             if stage == OPENS_ALL:
@@ -51,7 +49,15 @@ class KernelPays:
             loads = of_parts[int(gate["part"])]
             gate["pay_ps"] += self._busiest_ps(stage + 1, loads if gpu == NOTHING else [loads[gpu]])
             if stage == OPENS_GEMM1:
-                gate["not_before_ps"] = shared_end_ps
+                gate["not_before_ps"] = max(shared_end_ps) if gpu == NOTHING else shared_end_ps[gpu]
+
+    def _shared_ends_ps(self, workload: Workload, open_ps: int) -> list[int]:
+        """Returns when each GPU's hidden shared experts are over, which begin as dispatch opens; 0 without any."""
+        if not self._hidden:
+            return [0] * workload.num_gpus
+        loads = [Load(tokens=tokens) for tokens in workload.tokens_of_gpu.tolist()]
+        sms = self._hidden_sms
+        return [open_ps + sum(kernel.ps(load, self._hbm_ps, sms) for kernel in self._hidden) for load in loads]
 
     def named_ps(self, state: State, workload: Workload, stage: int, part: int, gpu: int) -> list[tuple[str, int]]:
         """Returns the kernels of a stage, 0 to 4, by name, with what each takes the GPU that has most to do.
@@ -81,7 +87,8 @@ class KernelPays:
         received = rows
         sent = workload.demand.local_pairs + workload.demand.remote_pairs
         if self._program.copies_per_expert:
-            sent = np.full(num_gpus, workload.tokens_per_gpu * workload.layer.top_k)
+            experts = workload.experts_of_token
+            sent = np.bincount(workload.home_of_token, weights=experts, minlength=num_gpus).astype(np.int64)
         elif self._counts_received:
             place, used = state.pairs["gpu"] * parts + state.pairs["part"], state.pairs["num_experts"] > 0
             received = np.bincount(place, weights=used, minlength=num_gpus * parts)
@@ -89,8 +96,8 @@ class KernelPays:
         received_of, rows_of = (table.reshape(num_gpus, parts).astype(np.int64).tolist() for table in (received, rows))
         gpus = range(num_gpus)
         totals = [
-            Load(workload.tokens_per_gpu, int(sent[gpu]), sum(received_of[gpu]), sum(rows_of[gpu]), int(chosen[gpu]))
-            for gpu in gpus
+            Load(tokens, int(sent[gpu]), sum(received_of[gpu]), sum(rows_of[gpu]), int(chosen[gpu]))
+            for gpu, tokens in enumerate(workload.tokens_of_gpu.tolist())
         ]
         of_parts = [
             [Load(received=received_of[gpu][part], rows=rows_of[gpu][part]) for gpu in gpus] for part in range(parts)

@@ -4,10 +4,11 @@ All times are int64 picoseconds. Ids, counts and flits of what there is much of 
 enough, and come out as int64 in compiled code (jit/rows.py).
 
 Ids used throughout:
-    token  global token, home GPU = token // tokens_per_gpu
+    token  global token; those of one home GPU are consecutive
     pair   one (token, expert GPU), or one (token, expert) where each expert gets its own copy; a token's pairs are
            consecutive, in order of (expert GPU - home GPU) mod GPUs
-    slot   one (token, expert), grouped by pair
+    slot   one (token, expert), grouped by pair: token * top_k + i; a token with fewer experts leaves its last ones
+           empty
     part   a share of each stage with gates of its own: of every home GPU's tokens, of every expert GPU's peers, or of
            every GPU's experts
     expert where an expert's tokens are in several parts, one (expert, part) = expert * parts + part: a part's tokens
@@ -19,9 +20,11 @@ Ids used throughout:
     store  a token's store to the GPUs of one group, token * stores_per_token + group; a token has one but where teams
            are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
-    unit   what a combine decision takes: a token chunk at its home GPU (pull), a GPU's partial sums of a chunk (push)
+    home chunk  a chunk of a home GPU's tokens; a GPU's are consecutive, and GPUs follow each other
+    unit   what a combine decision takes: a home chunk (pull), or a GPU's partial sums of one (push), which is
+           gpu * home_chunks + home chunk
     block  what L2 holds: [0, tile_blocks) matrices, expert * 2 + GEMM; from tile_blocks three of each tile, from
-           chunk_blocks two of each token chunk
+           chunk_blocks two of each home chunk
     port   [0, links) downlinks, [links, 2 links) the reduction units in front of them
     sm     a communication SM; a GPU's are consecutive, those that dispatch before those that combine
 """
@@ -35,26 +38,29 @@ import numpy as np
 from dysharp_env.simulator.state.codes import NOTHING
 from dysharp_env.simulator.state.observation import CONTEXT_ROW, FEATURE_ROW, NUM_KINDS
 
-# Ids, counts and flits in records and operands of events stay below this.
+# Ids, counts and flits in records and operands of events stay below this, and experts of a token below that.
 NARROW_LIMIT = 2**31
+SHORT_LIMIT = 2**15
 
 # Fields of each record that begin as NOTHING rather than 0.
 _NOTHINGS: dict[np.dtype, list[str]] = {}
 
 
-def _record(wide: str, narrow: str = "", **nested: Any) -> np.dtype:
-    """Returns a record of int64 fields, int32 fields, and records within it.
+def _record(wide: str, narrow: str = "", short: str = "", **nested: Any) -> np.dtype:
+    """Returns a record of int64, int32 and int16 fields, and records within it.
 
     Args:
         wide: Names of int64 fields, separated by spaces; a field whose name ends in ``-`` begins as NOTHING.
         narrow: Names of int32 fields, likewise.
+        short: Names of int16 fields, likewise.
         **nested: Records, or (record, count) for several of them.
     """
     fields: list[Any] = [(name.rstrip("-"), np.int64) for name in wide.split()]
     fields += [(name.rstrip("-"), np.int32) for name in narrow.split()]
+    fields += [(name.rstrip("-"), np.int16) for name in short.split()]
     fields += [(name, *(inner if isinstance(inner, tuple) else (inner,))) for name, inner in nested.items()]
     record = np.dtype(fields)
-    _NOTHINGS[record] = [name.rstrip("-") for name in f"{wide} {narrow}".split() if name.endswith("-")]
+    _NOTHINGS[record] = [name.rstrip("-") for name in f"{wide} {narrow} {short}".split() if name.endswith("-")]
     return record
 
 
@@ -114,7 +120,10 @@ GPU = _record(
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
-    "split- early_tokens",
+    "split- early_tokens "
+    # the layer: tokens that this GPU goes through as it dispatches; its own tokens, their chunks, and its experts in
+    # ``gpu_experts``: the first of each, and how many there are
+    "sends first_token num_tokens first_chunk num_chunks first_expert num_experts",
     slots_left=(np.int64, 2),
     l2=FIFO,
     unsent=FIFO,
@@ -138,9 +147,11 @@ PORT = _record(
 # The virtual output queue of one input, port and class, and the next input in the round.
 QUEUE = _record("", "next-", nodes=FIFO)
 
+# A cache line.
 TOKEN = _record(
     "dispatch_start- dispatch_end- combine_start- combine_end-",
-    "pair0 experts_done sums_left chunk remote_targets partials is_read",
+    "home pair0 experts_done sums_left chunk remote_targets partials",
+    "num_experts is_read",
 )
 # One segment of a multicast store: GPUs that have not acknowledged it, replicas in the switch, when the last of them
 # has left, and when their buffer is free.
@@ -175,7 +186,8 @@ STAGE = _record("open gate-")
 # One part on one GPU: tokens it has to send, and the stages that gates open.
 PART = _record("sends_left", stages=(STAGE, 3))
 
-CHUNK = _record("flits", "first last prev- next- part slot0 num_slots copies")
+# What a GPU dispatches together: tokens of one home GPU, places in ``order``.
+CHUNK = _record("flits", "gpu first last prev- next- part slot0 num_slots copies")
 # What is ready of a unit, its place in the list of ready units, its part, and remote copies of its ready tokens.
 UNIT = _record("ready_ps", "count prev- next- listed part copies", items=FIFO)
 # An event: time, kind and sequence in one number, three operands, and in the wheel the event behind it.
@@ -214,7 +226,7 @@ ARRAYS: dict[str, Any] = {
     "parts": PART,  # (gpu * parts + part,)
     "gates": GATE,  # (gate,), the first opens everything
     "tiles": TILE,  # (tile,), an expert's tiles consecutive
-    "chunks": CHUNK,  # (chunk,), a home GPU's chunks consecutive
+    "chunks": CHUNK,  # (chunk,), those that a GPU dispatches consecutive
     "units": UNIT,  # (unit,)
     "wire_times": np.int64,  # (flits,) ps that so many flits keep a link busy
     "store_flits": np.int64,  # (top_k + 1,) flits of a dispatched vector naming so many experts
@@ -251,8 +263,7 @@ ARRAYS: dict[str, Any] = {
 
 PARAMETERS = (
     # workload
-    "num_gpus num_tokens tokens_per_gpu top_k experts_per_gpu tile_tokens smallest_tile chunk_tokens chunks_per_gpu "
-    "num_chunks "
+    "num_gpus num_tokens top_k most_experts tile_tokens smallest_tile chunk_tokens home_chunks most_chunks num_chunks "
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
     "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
@@ -262,7 +273,7 @@ PARAMETERS = (
     "row_granularity hbm_mult hbm_div l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries "
     "output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback sends_per_gpu num_parts parts_by parts_per_expert exclusive "
+    "notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
     "pay_end_ps prefetches counted num_splits split_moments network_width max_candidates scale_ps links_ps gemms_ps "
     "hbm_ps "
     # room

@@ -11,6 +11,7 @@ from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, GEMM1, GEMM2, NOTHING
 from dysharp_env.simulator.state.records import ROOT
+from dysharp_env.workload.workload import NO_EXPERT
 
 # A token's expert and, above it, how far its GPU is from the token's home.
 _EXPERT_BITS = 32
@@ -30,7 +31,7 @@ class Vectors(NamedTuple):
 class Parts(NamedTuple):
     """Tables of parts, because divisions are slow."""
 
-    of_chunk: np.ndarray  # (chunk of a GPU,) where they are of tokens
+    of_chunk: np.ndarray  # (home chunk,) where they are of tokens
     of_offset: np.ndarray  # (gpu,) of peers, by their distance from the home GPU
     of_expert: np.ndarray  # (expert,) of experts, by their place on their GPU
 
@@ -52,47 +53,79 @@ def follow_routing(
         root: (1,) ROOT, complete.
         pairs: (pair,) PAIR of its state, written whole: here fields change that are constant ever after.
         nodes: (node,) NODE of its state, likewise.
-        topk_ids: (token, k) experts.
+        topk_ids: (token, k) experts, NO_EXPERT behind the last of a token.
         gpu_of_expert: (expert,) where they are.
         positions: (token,) places of tokens in the order in which chunks hold them.
         dispatch: Dispatched vectors.
         combine: Partial and reduced sums.
     """
     s = rows(root.ctypes.data, ROOT)[0]
-    chunk_of_place = np.arange(s.tokens_per_gpu) // s.chunk_tokens
+    chunk_of_place = np.arange(s.most_chunks * s.chunk_tokens) // s.chunk_tokens
     parts = Parts(
-        np.arange(s.chunks_per_gpu) * s.num_parts // s.chunks_per_gpu,
+        _parts_of_chunks(s),
         np.arange(s.num_gpus) * s.num_parts // s.num_gpus,
-        _group_experts(s, gpu_of_expert) * s.num_parts // s.experts_per_gpu,
+        _group_experts(s, gpu_of_expert),
     )
     keys = np.empty(s.top_k, np.int64)
     pair = 0
     for home in range(s.num_gpus):
-        for token in range(home * s.tokens_per_gpu, (home + 1) * s.tokens_per_gpu):
-            chunk = chunk_of_place[positions[token] - home * s.tokens_per_gpu]
-            _sort_by_gpu(topk_ids[token], gpu_of_expert, home, s.num_gpus, keys)
+        g = s.gpus[home]
+        first = g.first_token
+        for token in range(first, first + g.num_tokens):
+            count = _sort_by_gpu(topk_ids[token], gpu_of_expert, home, s.num_gpus, keys)
+            chunk = g.first_chunk + chunk_of_place[positions[token] - first]
             own = s.tokens[token]
+            own.home = home
+            own.num_experts = count
             own.pair0 = pair
-            own.chunk = home * s.chunks_per_gpu + chunk
-            pair = _write_token(s, pairs, token, home, pair, chunk, keys, parts)
+            own.chunk = chunk
+            if count == 0:
+                _skip_token(s, home)
+            pair = _write_token(s, pairs, token, home, pair, chunk, keys, count, parts)
     s.tokens[s.num_tokens].pair0 = pair
     _write_nodes(s, pairs, nodes, dispatch, combine)
     _count_work(s, gpu_of_expert, parts)
 
 
+@compiled
+def _parts_of_chunks(s: Root) -> np.ndarray:
+    """Returns (home chunk,) the part of each where they are of tokens."""
+    parts = np.empty(s.home_chunks, np.int64)
+    for home in range(s.num_gpus):
+        g = s.gpus[home]
+        for place in range(g.num_chunks):
+            parts[g.first_chunk + place] = place * s.num_parts // g.num_chunks
+    return parts
+
+
+@compiled
+def _skip_token(s: Root, home: int) -> None:
+    """Counts a token without experts as combined: it is over from the start."""
+    g = s.gpus[home]
+    g.combined += 1
+    s.tokens_left -= 1
+    if s.combine.reads:
+        g.items_waiting -= 1
+
+
 @compiled_in_place
-def _sort_by_gpu(ids: np.ndarray, gpu_of_expert: np.ndarray, home: int, num_gpus: int, keys: np.ndarray) -> None:
-    """Sorts a token's experts by their GPU's distance from home, then by number; a key is the one and the other.
+def _sort_by_gpu(ids: np.ndarray, gpu_of_expert: np.ndarray, home: int, num_gpus: int, keys: np.ndarray) -> int:
+    """Sorts a token's experts by their GPU's distance from home, then by number; returns how many it has.
+
+    A key is the one and the other.
 
     Copies start at the neighbour after the home GPU, so that all GPUs do not address the same one first. Every key goes
     past all before it, without a branch, which nobody could predict.
     """
-    for count in range(len(ids)):
+    count = 0
+    while count < len(ids) and ids[count] != NO_EXPERT:
         offset = gpu_of_expert[ids[count]] - home
         key = (offset + num_gpus * (offset < 0)) << _EXPERT_BITS | ids[count]
         for place in range(count):
             keys[place], key = min(keys[place], key), max(keys[place], key)
         keys[count] = key
+        count += 1
+    return count
 
 
 @compiled_in_place
@@ -104,6 +137,7 @@ def _write_token(
     pair: int,
     chunk: int,
     keys: np.ndarray,
+    num_experts: int,
     parts: Parts,
 ) -> int:
     """Writes a token's pairs from ``pair`` on, its slots and what is counted of it; returns where the next's begin."""
@@ -116,7 +150,7 @@ def _write_token(
     targets = used = stored = count = 0
     slot = slot0 = token * s.top_k
     before, at = -1, pair - 1
-    for index in range(s.top_k):
+    for index in range(num_experts):
         offset, expert = keys[index] >> _EXPERT_BITS, keys[index] & _EXPERT_MASK
         begins = (offset != before) | s.copies_per_expert
         before = offset
@@ -225,15 +259,23 @@ def _write_vector(nodes: np.ndarray, first: int, owner: int, token: int, named: 
 
 @compiled
 def _group_experts(s: Root, gpu_of_expert: np.ndarray) -> np.ndarray:
-    """Writes the experts of the first GPU, then those of the next, and so on; returns their places there, (expert,)."""
+    """Writes the experts of the first GPU, then those of the next, and so on; returns (expert,) parts of experts."""
     held = np.zeros(s.num_gpus, np.int64)
-    places = np.empty(len(gpu_of_expert), np.int64)
+    for expert in range(len(gpu_of_expert)):
+        held[gpu_of_expert[expert]] += 1
+    first = 0
+    for gpu in range(s.num_gpus):
+        g = s.gpus[gpu]
+        g.first_expert = first
+        first += held[gpu]
+    parts = np.empty(len(gpu_of_expert), np.int64)
     for expert in range(len(gpu_of_expert)):
         gpu = gpu_of_expert[expert]
-        s.gpu_experts[gpu * s.experts_per_gpu + held[gpu]] = expert
-        places[expert] = held[gpu]
-        held[gpu] += 1
-    return places
+        g = s.gpus[gpu]
+        s.gpu_experts[g.first_expert + g.num_experts] = expert
+        parts[expert] = g.num_experts * s.num_parts // held[gpu]
+        g.num_experts += 1
+    return parts
 
 
 @compiled

@@ -56,7 +56,7 @@ def measure_uplinks(s: Root) -> None:
 def most_items(s: Root) -> int:
     """Returns how many items a unit has at most: sums of a chunk's tokens, or one GPU's partial sums of them."""
     if s.copies_per_expert and not s.combine.reads:
-        return s.chunk_tokens * min(s.top_k, s.experts_per_gpu)
+        return s.chunk_tokens * min(s.top_k, s.most_experts)
     return s.chunk_tokens
 
 

@@ -127,6 +127,5 @@ def weigh_chunk(s: Root, gpu: int, chunk: int, slots: int) -> int:
 def weigh_chunks(s: Root) -> None:
     """Fills in what every chunk moves, once, so that a decision need not walk tokens; every slot is in one of them."""
     slots = 0
-    per_gpu = s.num_chunks // s.num_gpus
     for chunk in range(s.num_chunks):
-        slots = weigh_chunk(s, chunk // per_gpu, chunk, slots)
+        slots = weigh_chunk(s, s.chunks[chunk].gpu, chunk, slots)

@@ -62,9 +62,10 @@ def put_candidate(s: Root, place: int, key: int, item: int, gemm: int) -> None:
 @compiled
 def list_rows(s: Root, gpu: int, limit: int) -> int:
     """Lists a GPU's ready rows, one per expert and GEMM, first ready first, then tiles that may be closed early."""
-    early_tokens = s.gpus[gpu].early_tokens
+    g = s.gpus[gpu]
+    early_tokens = g.early_tokens
     count = 0
-    for i in range(gpu * s.experts_per_gpu, (gpu + 1) * s.experts_per_gpu):
+    for i in range(g.first_expert, g.first_expert + g.num_experts):
         first = s.gpu_experts[i] * s.parts_per_expert
         for expert in range(first, first + s.parts_per_expert):
             x = s.experts[expert]
