@@ -67,7 +67,9 @@ def test_replicas_and_missing_experts_worked_by_hand() -> None:
     # Expert 1 is there twice, as physical experts 0 and 2; token 1 has one expert, token 2 none.
     placement = Placement(2, np.array([0, 1, 1]), np.array([1, 0, 1]))
     ids = np.array([[1, 2], [0, -1], [-1, -1]])
-    workload = Workload(small_layer(experts=2, top_k=2, ffn_matrices=2, tile_tokens=8), np.array([0, 3]), ids, placement, "by hand")
+    workload = Workload(
+        small_layer(experts=2, top_k=2, ffn_matrices=2, tile_tokens=8), np.array([0, 3]), ids, placement, "by hand"
+    )
     tensors = MoeTensors(
         tokens=np.float32([[1], [2], [4]]),
         gate_weights=np.float32([[1, 0.5], [2, 9], [9, 9]]),
