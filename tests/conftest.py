@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES, Primitive
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
+from tests.random_workloads import Draw, draw_layer, draw_num_gpus, draw_workload
 
 
 class Case(NamedTuple):
@@ -58,34 +58,6 @@ class Case(NamedTuple):
 def costs_of(program: Program, costs: Costs) -> Costs:
     """Returns costs as a program has them."""
     return costs.under(program.dispatch, program.combine, program.families)
-
-
-class Draw:
-    """Random options of one case, each from a stream of its own name: a new option leaves all others as they are."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def number(self, name: str) -> int:
-        """Returns 64 random bits."""
-        digest = hashlib.blake2b(f"{self.seed} {name}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
-
-    def stream(self, name: str) -> np.random.Generator:
-        """Returns a stream for arrays."""
-        return np.random.default_rng(self.number(name))
-
-    def pick(self, name: str, *values: Any) -> Any:
-        """Returns one of some values."""
-        return values[self.number(name) % len(values)]
-
-    def between(self, name: str, first: int, last: int) -> int:
-        """Returns a whole number from ``first`` to ``last``."""
-        return first + self.number(name) % (last - first + 1)
-
-    def chance(self, name: str, probability: float) -> bool:
-        """Returns whether something as likely as that is so."""
-        return self.number(name) < probability * 2**64
 
 
 def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
@@ -188,42 +160,6 @@ def draw_families(draw: Draw, *primitives: Primitive) -> tuple[str, str]:
         "" if primitive.in_switch else draw.pick(f"families {i}", "", *plain) for i, primitive in enumerate(primitives)
     )
     return dispatch, combine
-
-
-def draw_layer(draw: Draw, num_gpus: int) -> LayerSpec:
-    experts = num_gpus * draw.between("experts_per_gpu", 1, 4)
-    return LayerSpec(
-        name="random",
-        hidden=draw.pick("hidden", 16, 64, 200, 2048),
-        moe_ff=draw.pick("moe_ff", 32, 256, 1000),
-        experts=experts,
-        top_k=draw.between("top_k", 1, min(experts, 6)),
-        ffn_matrices=draw.pick("ffn_matrices", 2, 3),
-        dispatch_dtype=draw.pick("dispatch_dtype", "bf16", "fp8", "nvfp4"),
-        combine_dtype=draw.pick("combine_dtype", "bf16", "bf16", "fp8"),
-        compute_dtype=draw.pick("compute_dtype", "bf16", "fp8"),
-        weight_dtype=draw.pick("weight_dtype", None, None, "mxfp4"),
-        direction=draw.pick("direction", "forward", "backward"),
-        weight_gradients=(deferred := draw.pick("weight_gradients", "fused", "deferred")),
-        recompute=deferred == "deferred" and draw.chance("recompute", 0.5),
-        shared_experts=draw.pick("shared_experts", 0, 1, 2),
-        tile_tokens=draw.pick("tile_tokens", 1, 2, 4, 8, 128),
-        source="test",
-    )
-
-
-def draw_workload(draw: Draw, layer: LayerSpec, num_gpus: int) -> Workload:
-    tokens_per_gpu = draw.between("tokens_per_gpu", 1, draw.pick("most_tokens_per_gpu", 3, 11, 24))
-    # A skewed choice of experts leaves some GPUs idle and makes others the bottleneck.
-    popularity = draw.stream("popularity").random(layer.experts) * draw.pick("skew", 0.0, 1.0)
-    liking = popularity + draw.stream("routing").random((num_gpus * tokens_per_gpu, layer.experts))
-    return Workload.even(
-        layer=layer,
-        num_gpus=num_gpus,
-        topk_ids=np.argsort(-liking, axis=1)[:, : layer.top_k],
-        gpu_of_expert=draw.stream("placement").permutation(np.arange(layer.experts) % num_gpus),
-        name="random",
-    )
 
 
 def draw_costs(draw: Draw, system: SystemSpec, workload: Workload) -> Costs:
@@ -338,11 +274,14 @@ def draw_network(draw: Draw, width: int) -> Network:
     return Network(**{name: array.astype(np.float32) for name, array in arrays.items()})
 
 
-def draw_case(seed: int) -> Case:
+def draw_case(seed: int, even: bool | None = None) -> Case:
+    """Returns a case; about half of them have as many tokens and experts on every GPU, or all or none if asked to."""
     draw = Draw(seed)
-    num_gpus = draw.between("num_gpus", 2, 6)
-    system, layer = draw_system(draw, num_gpus), draw_layer(draw, num_gpus)
-    workload = draw_workload(draw, layer, num_gpus)
+    if even is None:
+        even = draw.chance("even", 0.5)
+    num_gpus = draw_num_gpus(draw, even)
+    system, layer = draw_system(draw, num_gpus), draw_layer(draw, num_gpus, even)
+    workload = draw_workload(draw, layer, num_gpus, even)
     num_sms = system.gpu.num_sms
     program = Program(**draw_movement(draw), **draw_sms(draw, num_sms), **draw_rules(draw))
     costs = costs_of(program, draw_costs(draw, system, workload))
@@ -368,6 +307,6 @@ def make_case() -> Callable[..., Case]:
 
 
 @pytest.fixture(scope="session")
-def random_case() -> Callable[[int], Case]:
-    """Returns the function that draws a case from a seed."""
+def random_case() -> Callable[..., Case]:
+    """Returns the function that draws a case from a seed; see ``draw_case``."""
     return draw_case

@@ -113,7 +113,7 @@ class ExactModel:
 
     def home(self, token: int) -> int:
         """Returns a token's home GPU."""
-        return token // self._tiny.workload.tokens_per_gpu
+        return int(self._tiny.workload.home_of_token[token])
 
     def _remote(self, token: int) -> list[int]:
         return [gpu for gpu in self.gpus if (token, gpu) in self._pairs and gpu != self.home(token)]

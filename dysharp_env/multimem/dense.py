@@ -18,10 +18,10 @@ from dysharp_env.workload import Workload
 
 @dataclass(frozen=True)
 class MoeTensors:
-    """The numbers of one layer, all float32."""
+    """The numbers of one layer, all float32. Experts are logical ones: replicas have the same matrices."""
 
     tokens: np.ndarray  # (token, hidden)
-    gate_weights: np.ndarray  # (token, top_k) weight of each expert of ``Workload.topk_ids``
+    gate_weights: np.ndarray  # (token, top_k) weight of each expert of ``Workload.topk_ids``, anything where none is
     up: np.ndarray  # (expert, hidden, inner)
     down: np.ndarray  # (expert, inner, hidden)
     gate: np.ndarray | None = None  # (expert, hidden, inner), of three-matrix experts only
@@ -92,10 +92,13 @@ def check_tensors(workload: Workload, tensors: MoeTensors) -> None:
 
 
 def dense_moe(workload: Workload, tensors: MoeTensors) -> np.ndarray:
-    """Returns the layer's outputs, (token, hidden) float32, expert by expert in float64: no dispatch, no switch."""
+    """Returns the layer's outputs, (token, hidden) float32, expert by expert in float64: no dispatch, no switch.
+
+    Experts that a token lacks add nothing; the output of one without any is 0.
+    """
     outputs = np.zeros(tensors.tokens.shape)
     for expert in range(workload.layer.experts):
-        token, place = np.nonzero(workload.topk_ids == expert)
+        token, place = np.nonzero(workload.logical_ids == expert)
         inner = tensors.gemm1(expert, tensors.tokens[token].astype(np.float64))
         outputs[token] += tensors.gemm2(expert, inner, tensors.gate_weights[token, place])
     return outputs.astype(np.float32)

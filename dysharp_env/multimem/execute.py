@@ -29,6 +29,7 @@ from dysharp_env.multimem.tokens import Tokens, plain_bytes
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
+from dysharp_env.workload.workload import NO_EXPERT
 
 
 class ScheduleRow(NamedTuple):
@@ -40,7 +41,7 @@ class ScheduleRow(NamedTuple):
         gpu: Home GPU of a chunk, expert GPU of a tile.
         resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
         tokens: Tokens in it.
-        expert: Expert of a tile, -1 for a chunk.
+        expert: Physical expert of a tile, -1 for a chunk.
         start_us: First token issued, or first thread block started.
         end_us: Last copy visible to its expert, last result home, or last thread block ended.
     """
@@ -82,7 +83,7 @@ class Schedule:
 
     Attributes:
         rows: Its table.
-        chunks: Token ids of each chunk.
+        chunks: Token ids of each chunk; those of its tokens that have no expert are never combined.
         tiles: Token ids of each tile; one without tokens was never opened and has no rows.
         dispatch, combine: Primitives by name; see ``system.primitives``.
         copy_per_expert: Whether every expert gets a copy and gives a sum of its own, rather than every GPU; of
@@ -115,7 +116,7 @@ class Execution:
     Attributes:
         steps: All steps, in the order in which they must be applied.
         runtime: The machine.
-        outputs: (token, hidden) float32, a row valid once its token is combined.
+        outputs: (token, hidden) float32, a row valid once its token is combined; 0 of tokens without experts.
     """
 
     def __init__(
@@ -138,15 +139,16 @@ class Execution:
         self.runtime = Runtime(
             workload.gpu_of_expert, workload.num_gpus, plain_bytes=plain_bytes(workload, block_bytes), **sizes
         )
-        self.steps = steps_of(schedule)
-        self.outputs = np.full(tensors.tokens.shape, np.nan, np.float32)
+        self._has_experts = workload.experts_of_token > 0
+        self.steps = steps_of(schedule, self._has_experts)
+        self.outputs = np.where(self._has_experts[:, None], np.float32(np.nan), np.zeros_like(tensors.tokens))
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
         self._dispatch = Dispatch(tokens, DISPATCH_PRIMITIVES[schedule.dispatch], schedule.team_gpus)
         self._combine = Combine(tokens, COMBINE_PRIMITIVES[schedule.combine])
         self._read: dict[tuple[int, int], np.ndarray] = {}  # (tile, GEMM) -> inputs taken at its start
         self._inner: dict[int, np.ndarray] = {}  # tile -> what its GEMM-1 wrote
-        self._computed = np.zeros(workload.topk_ids.shape, bool)  # (token, k) has its GEMM-2 result
+        self._computed = workload.topk_ids == NO_EXPERT  # (token, k) has its GEMM-2 result, or lacks an expert
 
     def apply(self, step: Step) -> None:
         """Applies one step.
@@ -158,10 +160,10 @@ class Execution:
             for token in self._schedule.chunks[step.item]:
                 self._dispatch.send(int(token), self._tensors.tokens[token])
         elif step.action == Action.ASK:
-            self._ask(self._schedule.chunks[step.item])
+            self._ask(self._combined(step.item))
         elif step.action == Action.COMBINE:
             self._combine.respond()
-            for token in self._schedule.chunks[step.item]:
+            for token in self._combined(step.item):
                 self.outputs[token] = self._combine.take(int(token))
         else:
             self._gemm(step)
@@ -187,8 +189,14 @@ class Execution:
         self.runtime.check_idle()
         return self.outputs
 
+    def _combined(self, chunk: int) -> np.ndarray:
+        """Returns the tokens of a chunk that are combined."""
+        tokens = self._schedule.chunks[chunk]
+        return tokens[self._has_experts[tokens]]
+
     def _gemm(self, step: Step) -> None:
         tokens, expert = self._schedule.tiles[step.item], step.expert
+        logical = int(self._workload.placement.logical_of_expert[expert])
         hub = self.runtime.hubs[int(self._workload.gpu_of_expert[expert])]
         rows = hub.rows(expert, tokens)
         if (rows < 0).any():
@@ -197,7 +205,7 @@ class Execution:
         if step.action == Action.READ_GEMM1:
             self._read[step.item, 1] = hub.read_rows(Stage.DISPATCH, expert, rows)
         elif step.action == Action.WRITE_GEMM1:
-            self._inner[step.item] = self._tensors.gemm1(expert, self._read.pop((step.item, 1)))
+            self._inner[step.item] = self._tensors.gemm1(logical, self._read.pop((step.item, 1)))
         elif step.action == Action.READ_GEMM2:
             if step.item not in self._inner:
                 raise ScheduleFault(f"GEMM-2 of tile {step.item} starts before its GEMM-1 has ended")
@@ -205,7 +213,7 @@ class Execution:
         else:
             place = np.argmax(self._workload.topk_ids[tokens] == expert, axis=1)
             inner = self._read.pop((step.item, 2))
-            results = self._tensors.gemm2(expert, inner, self._tensors.gate_weights[tokens, place])
+            results = self._tensors.gemm2(logical, inner, self._tensors.gate_weights[tokens, place])
             hub.write_rows(Stage.COMBINE, expert, rows, results)
             self._computed[tokens, place] = True
 
@@ -220,6 +228,8 @@ class Execution:
 def execute(schedule: Schedule, workload: Workload, tensors: MoeTensors, **sizes: Unpack[MachineSizes]) -> np.ndarray:
     """Returns the layer's outputs under a schedule, (token, hidden) float32: the dense layer's, up to rounding.
 
+    The output of a token without experts is 0, whatever the schedule does with it.
+
     Raises:
         ConfigError: Tensors, primitives or sizes do not fit.
         MultimemFault: The schedule cannot be run, or leaves a token out or moves it twice.
@@ -230,8 +240,15 @@ def execute(schedule: Schedule, workload: Workload, tensors: MoeTensors, **sizes
     return execution.finish()
 
 
-def steps_of(schedule: Schedule) -> list[Step]:
+def steps_of(schedule: Schedule, has_experts: np.ndarray) -> list[Step]:
     """Returns what a schedule's rows do, in order.
+
+    A chunk with no token that has an expert is never combined, and need not be dispatched: where primitives address
+    all GPUs it is, unless the layer is over before.
+
+    Args:
+        schedule: A finished schedule.
+        has_experts: (token,) bool, whether a token has an expert.
 
     Raises:
         ScheduleFault: A row has not ended, or a chunk's or tile's stage is missing or there twice.
@@ -251,13 +268,12 @@ def steps_of(schedule: Schedule) -> list[Step]:
             "combine": ((end, Action.ASK), (end, Action.COMBINE)),
         }
         steps += [Step(time_us, action, index, row.expert) for time_us, action in effects[row.stage]]
-    items = [(stage, i) for stage in ("dispatch", "combine") for i in _filled(schedule.chunks)]
-    items += [(stage, i) for stage in ("gemm1", "gemm2") for i in _filled(schedule.tiles)]
-    if sorted(done) != sorted(items):
-        wrong = sorted(set(done) ^ set(items)) or sorted(item for item in set(done) if done.count(item) > 1)
+    needed = [index for index, tokens in enumerate(schedule.chunks) if has_experts[tokens].any()]
+    filled = [index for index, tokens in enumerate(schedule.tiles) if len(tokens)]
+    items = {(stage, index) for stage in ("dispatch", "combine") for index in needed}
+    items |= {(stage, index) for stage in ("gemm1", "gemm2") for index in filled}
+    idle = {("dispatch", index) for index, tokens in enumerate(schedule.chunks) if len(tokens)} - items
+    wrong = sorted((set(done) - idle) ^ items) or sorted(item for item in set(done) if done.count(item) > 1)
+    if wrong:
         raise ScheduleFault(f"{wrong[0][0]} of item {wrong[0][1]} is missing, unknown, or there twice")
     return sorted(steps)
-
-
-def _filled(items: Sequence[np.ndarray]) -> list[int]:
-    return [index for index, tokens in enumerate(items) if len(tokens)]

@@ -31,8 +31,13 @@ class Dispatch:
         self._teams: dict[tuple[int, ...], Team] = {}
 
     def send(self, token: int, vector: np.ndarray) -> None:
-        """Dispatches one token, (values,) float32, to all its experts."""
+        """Dispatches one token, (values,) float32, to all its experts.
+
+        One without any moves only where a primitive addresses all GPUs.
+        """
         tokens, home = self._tokens, self._tokens.home(token)
+        if not tokens.experts(token) and not self._team:
+            return
         offset, reads = token * tokens.block_bytes, self._primitive.reads
         if self._primitive.names_targets:
             tokens.scatter(home, token, tokens.experts(token), vector)

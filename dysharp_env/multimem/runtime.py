@@ -13,6 +13,7 @@ lists fetched from memory, the MultimemQ where instructions wait for them); and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +52,7 @@ class Runtime:
     """A functional machine: GPUs with Hubs and plain memory, joined by one switch.
 
     Attributes:
-        num_experts: Experts of all GPUs together.
+        num_experts: Physical experts of all GPUs together.
         links, switch, fabric, hubs: The parts; ``hubs`` is empty until a region is bound.
         plain: Plain memory of all GPUs, with the plain instructions.
         region: The dynamic region, or None.
@@ -116,12 +117,15 @@ class Runtime:
         self.region = region
         return region
 
-    def exchange_counts(self, topk_ids: np.ndarray) -> np.ndarray:
-        """Returns (experts,) int64 tokens each expert will receive; ``topk_ids`` is (token, k), home GPUs in order.
+    def exchange_counts(self, ids_of_gpu: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns (experts,) int64 tokens each expert will receive.
 
         Every GPU counts its own tokens, every expert's GPU adds the counts of all.
+
+        Args:
+            ids_of_gpu: (token, k) experts of each GPU's own tokens, -1 where a token has fewer.
         """
-        per_gpu = [np.bincount(ids.ravel(), minlength=self.num_experts) for ids in np.split(topk_ids, self.num_gpus)]
+        per_gpu = [np.bincount(ids[ids >= 0], minlength=self.num_experts) for ids in ids_of_gpu]
         return np.sum(per_gpu, axis=0)
 
     def bind(self, nactive: np.ndarray) -> None:

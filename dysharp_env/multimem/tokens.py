@@ -14,6 +14,7 @@ from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.team import Team
 from dysharp_env.workload import Workload
+from dysharp_env.workload.workload import NO_EXPERT
 
 
 class Tokens:
@@ -43,16 +44,16 @@ class Tokens:
         self.block_bytes = block_bytes
         self.workload = workload
         self.region = runtime.create_region(block_bytes, workload.num_tokens)
-        runtime.bind(runtime.exchange_counts(workload.topk_ids))
+        runtime.bind(runtime.exchange_counts(np.split(workload.topk_ids, workload.first_token[1:-1])))
         self._copy_per_expert, self._loopback = copy_per_expert, loopback
 
     def home(self, token: int) -> int:
         """Returns the GPU a token lives on."""
-        return token // self.workload.tokens_per_gpu
+        return int(self.workload.home_of_token[token])
 
     def experts(self, token: int) -> tuple[int, ...]:
-        """Returns all experts of a token: the target list of dynamic multimem."""
-        return tuple(int(expert) for expert in self.workload.topk_ids[token])
+        """Returns all physical experts of a token: the target list of dynamic multimem."""
+        return tuple(int(expert) for expert in self.workload.topk_ids[token] if expert != NO_EXPERT)
 
     def copies(self, token: int) -> list[tuple[int, tuple[int, ...]]]:
         """Returns (GPU, its experts) of each copy of a token, the home GPU first, then its neighbours in order."""

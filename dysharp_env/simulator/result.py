@@ -148,11 +148,13 @@ def _chunk_rows(engine: Engine) -> list[ScheduleRow]:
         for stage in ("dispatch", "combine"):
             starts, ends = members[f"{stage}_start"], members[f"{stage}_end"]
             started = starts >= 0
-            # A token without experts arrives nowhere: it is over once it is taken, and never combined.
-            ends = np.where(has_experts, ends, starts if stage == "dispatch" else ends.max())
             if not started.any():
                 continue
-            end = int(ends.max()) if (ends >= 0).all() else NO_TIME
+            # Nothing waits for a token without experts: it is dispatched once it is taken, if the layer is not over by
+            # then, and never combined.
+            if stage == "dispatch":
+                ends = np.where(has_experts, ends, starts)
+            end = int(ends.max()) if (ends[has_experts] >= 0).all() else NO_TIME
             rows.append(
                 ScheduleRow(
                     f"chunk {index}",

@@ -16,6 +16,8 @@ from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import observation
 from dysharp_env.system import load_system
 from dysharp_env.workload import LayerSpec, Workload
+from dysharp_env.workload.placement import Placement, contiguous_placement
+from tests.random_workloads import Draw, choose_replicas, drop
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path.stem for path in (CONFIGS / "schedules").glob("*.yaml"))
@@ -43,7 +45,49 @@ def draw_workload(
     """Returns a workload with some experts more popular than others, placed at random."""
     rng = np.random.default_rng(seed)
     experts = num_gpus * experts_per_gpu
-    layer = LayerSpec(
+    layer = small_layer(experts, top_k, ffn_matrices, tile_tokens)
+    popularity = rng.random((num_gpus * tokens_per_gpu, experts)) + 0.3 * rng.random(experts)
+    return Workload.even(
+        layer=layer,
+        num_gpus=num_gpus,
+        topk_ids=np.argsort(-popularity, axis=1)[:, :top_k],
+        gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
+        name="small",
+    )
+
+
+def draw_shape(
+    seed: int,
+    num_gpus: int,
+    experts: int,
+    top_k: int = 3,
+    idle_gpus: tuple[int, ...] = (),
+    replicas: int = 0,
+    dropped: float = 0.0,
+    bare: float = 0.0,
+    ffn_matrices: int = 2,
+    tile_tokens: int = 8,
+) -> Workload:
+    """Returns a workload with a few tokens on every GPU but the idle ones, experts in shares that differ by one.
+
+    Besides those there are so many replicas, anywhere; ``dropped`` and ``bare`` are those of ``drop``.
+    """
+    draw, rng = Draw(seed), np.random.default_rng(seed)
+    tokens = rng.integers(1, 6, num_gpus)
+    tokens[list(idle_gpus)] = 0
+    placement = Placement(
+        num_gpus,
+        np.append(contiguous_placement(experts, num_gpus).gpu_of_expert, rng.integers(0, num_gpus, replicas)),
+        np.append(np.arange(experts), rng.integers(0, experts, replicas)),
+    )
+    logical_ids = np.argsort(rng.random((tokens.sum(), experts)), axis=1)[:, :top_k]
+    ids = drop(draw, choose_replicas(draw, logical_ids, placement), dropped, bare)
+    return Workload(small_layer(experts, top_k, ffn_matrices, tile_tokens), tokens, ids, placement, "small")
+
+
+def small_layer(experts: int, top_k: int, ffn_matrices: int, tile_tokens: int) -> LayerSpec:
+    """Returns a layer whose vectors have as many bytes here as in the engine."""
+    return LayerSpec(
         name="small",
         hidden=2 * HIDDEN,  # BF16 in the engine: as many bytes as HIDDEN float32 values here
         moe_ff=64,
@@ -53,14 +97,6 @@ def draw_workload(
         compute_dtype="bf16",
         tile_tokens=tile_tokens,
         source="test",
-    )
-    popularity = rng.random((num_gpus * tokens_per_gpu, experts)) + 0.3 * rng.random(experts)
-    return Workload.even(
-        layer=layer,
-        num_gpus=num_gpus,
-        topk_ids=np.argsort(-popularity, axis=1)[:, :top_k],
-        gpu_of_expert=rng.permutation(np.arange(experts) % num_gpus),
-        name="small",
     )
 
 

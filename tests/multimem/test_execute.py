@@ -19,15 +19,18 @@ from dysharp_env.simulator.record import record
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, Primitive
+from dysharp_env.workload.placement import Placement
 from dysharp_env.workload.workload import Workload
 from tests.multimem.small_layers import (
     HIDDEN,
     INNER,
     SHIPPED,
     SYSTEMS,
+    draw_shape,
     draw_workload,
     is_dense,
     played,
+    small_layer,
     spec_of,
     total_flits,
 )
@@ -60,6 +63,23 @@ def test_an_expert_worked_by_hand() -> None:
     np.testing.assert_allclose(dense_moe(workload, gated), silu[:, None] * [[3, 6], [8, 16]], rtol=1e-6)
 
 
+def test_replicas_and_missing_experts_worked_by_hand() -> None:
+    # Expert 1 is there twice, as physical experts 0 and 2; token 1 has one expert, token 2 none.
+    placement = Placement(2, np.array([0, 1, 1]), np.array([1, 0, 1]))
+    ids = np.array([[1, 2], [0, -1], [-1, -1]])
+    workload = Workload(
+        small_layer(experts=2, top_k=2, ffn_matrices=2, tile_tokens=8), np.array([0, 3]), ids, placement, "by hand"
+    )
+    tensors = MoeTensors(
+        tokens=np.float32([[1], [2], [4]]),
+        gate_weights=np.float32([[1, 0.5], [2, 9], [9, 9]]),
+        up=np.float32([[[10]], [[1000]]]),
+        down=np.float32([[[1]], [[1]]]),
+    )
+    # 1 x 10 + 0.5 x 1000; 2 x 2 x 1000; nothing.
+    assert dense_moe(workload, tensors).tolist() == [[510], [4000], [0]]
+
+
 @pytest.mark.parametrize("ffn_matrices", [2, 3])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_schedule_computes_the_dense_layer(name: str, ffn_matrices: int) -> None:
@@ -80,17 +100,21 @@ def any_schedule(rng: np.random.Generator) -> ScheduleSpec:
 
 
 def any_sequence(system: str, seed: int) -> tuple[Workload, Engine, np.random.Generator]:
-    """Returns a workload, the engine that random legal actions led to its end, and the random generator."""
+    """Returns a workload, the engine that random legal actions led to its end, and the random generator.
+
+    Half of the seeds have as many tokens and experts on every GPU.
+    """
     rng = np.random.default_rng([SYSTEMS.index(system), seed])
-    workload = draw_workload(
-        seed,
-        num_gpus=8,
-        tokens_per_gpu=int(rng.integers(2, 7)),
-        experts_per_gpu=int(rng.integers(1, 4)),
-        top_k=int(rng.integers(1, 5)),
-        ffn_matrices=2 + seed % 2,
-        tile_tokens=int(rng.integers(2, 9)),
-    )
+    tokens_per_gpu, experts_per_gpu = int(rng.integers(2, 7)), int(rng.integers(1, 4))
+    top_k, tile_tokens = int(rng.integers(1, 5)), int(rng.integers(2, 9))
+    shape = {"num_gpus": 8, "top_k": top_k, "ffn_matrices": 2 + seed % 2, "tile_tokens": tile_tokens}
+    if seed // 2 % 2:
+        workload = draw_workload(seed, tokens_per_gpu=tokens_per_gpu, experts_per_gpu=experts_per_gpu, **shape)
+    else:
+        shares = {"dropped": float(rng.choice((0, 0.3))), "bare": float(rng.choice((0, 0.3)))}
+        idle = tuple(np.flatnonzero(rng.random(8) < rng.choice((0, 0.4)))[:7].tolist())
+        experts, replicas = int(rng.integers(4, 25)), int(rng.integers(0, 7))
+        workload = draw_shape(seed, experts=experts, idle_gpus=idle, replicas=replicas, **shape, **shares)
     return workload, played(any_schedule(rng), workload, system, seed), rng
 
 
@@ -186,6 +210,41 @@ def test_every_primitive_computes_the_dense_layer_with_the_flits_charged(primiti
     assert_flits_are_charged(engine, execution)
 
 
+SHAPES = {
+    "60 experts on 8 GPUs": draw_shape(0, num_gpus=8, experts=60, top_k=6),
+    "GPUs without tokens": draw_shape(1, num_gpus=4, experts=8, idle_gpus=(0, 2)),
+    "GPUs without experts": draw_shape(2, num_gpus=5, experts=3),
+    "replicas": draw_shape(3, num_gpus=4, experts=6, replicas=5),
+    "dropped slots": draw_shape(4, num_gpus=3, experts=7, dropped=0.4),
+    "tokens without experts": draw_shape(5, num_gpus=3, experts=7, bare=0.6),
+    "all of it": draw_shape(6, num_gpus=6, experts=5, idle_gpus=(5,), replicas=3, dropped=0.3, bare=0.3),
+}
+
+
+def test_shapes_have_what_their_names_say() -> None:
+    held = {name: workload.placement.held for name, workload in SHAPES.items()}
+    assert held["60 experts on 8 GPUs"].tolist() == [8, 8, 8, 8, 7, 7, 7, 7]
+    assert (held["GPUs without experts"] == 0).any() and (held["all of it"] == 0).any()
+    used = np.unique(SHAPES["replicas"].topk_ids)
+    assert len(np.unique(SHAPES["replicas"].placement.logical_of_expert[used])) < len(used)
+    for name, least in (("dropped slots", 1), ("tokens without experts", 0), ("all of it", 0)):
+        assert SHAPES[name].experts_of_token.min() == least < SHAPES[name].layer.top_k, name
+
+
+@pytest.mark.parametrize("primitives", EVERY_PRIMITIVE, ids=lambda given: "-".join(map(str, given.values())))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_primitive_computes_every_shape_with_the_flits_charged(shape: str, primitives: dict[str, Any]) -> None:
+    workload = SHAPES[shape]
+    tensors = random_tensors(workload, HIDDEN, INNER)
+    engine = played(spec_of("dysharp-basic").with_changes({**primitives, "chunk_tokens": 2}), workload)
+    execution = Execution(record(engine), workload, tensors)
+    for step in execution.steps:
+        execution.apply(step)
+    assert is_dense(execution.finish(), workload, tensors)
+    assert (execution.outputs[workload.experts_of_token == 0] == 0).all()
+    assert_flits_are_charged(engine, execution)
+
+
 @pytest.mark.parametrize("combine", COMBINE_PRIMITIVES)
 @pytest.mark.parametrize("team_gpus", [2, 3, 5])
 def test_teams_of_some_of_the_gpus_compute_the_dense_layer_with_the_flits_charged(team_gpus: int, combine: str) -> None:
@@ -252,13 +311,32 @@ def test_using_data_before_it_is_there_is_a_fault(tiny: tuple[Workload, MoeTenso
 
 def test_a_table_that_lacks_or_repeats_work_is_refused(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
     _, _, schedule = tiny
+    all_have = np.ones(6, bool)
     with pytest.raises(ScheduleFault, match="is missing, unknown, or there twice"):
-        steps_of(swapped(schedule, rows=schedule.rows[1:]))
+        steps_of(swapped(schedule, rows=schedule.rows[1:]), all_have)
     with pytest.raises(ScheduleFault, match="is missing, unknown, or there twice"):
-        steps_of(swapped(schedule, rows=[*schedule.rows, schedule.rows[0]]))
+        steps_of(swapped(schedule, rows=[*schedule.rows, schedule.rows[0]]), all_have)
     unfinished = [schedule.rows[0]._replace(end_us=float("nan")), *schedule.rows[1:]]
     with pytest.raises(ScheduleFault, match="only a finished schedule"):
-        steps_of(swapped(schedule, rows=unfinished))
+        steps_of(swapped(schedule, rows=unfinished), all_have)
+
+
+def test_a_chunk_is_combined_only_for_tokens_that_have_experts(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:
+    _, _, schedule = tiny
+    uncombined = [row for row in schedule.rows if (row.item, row.stage) != ("chunk 0", "combine")]
+    nowhere = [row for row in uncombined if (row.item, row.stage) != ("chunk 0", "dispatch")]
+    has_experts = np.ones(6, bool)
+    has_experts[schedule.chunks[0][1:]] = False
+    with pytest.raises(ScheduleFault, match="combine of item 0 is missing"):
+        steps_of(swapped(schedule, rows=uncombined), has_experts)
+    has_experts[schedule.chunks[0]] = False
+    # One that static primitives send, or do not get to before the layer is over.
+    for rows in (uncombined, nowhere):
+        assert len(steps_of(swapped(schedule, rows=rows), has_experts)) > 0
+    with pytest.raises(ScheduleFault, match="combine of item 0 is missing, unknown"):
+        steps_of(schedule, has_experts)
+    with pytest.raises(ScheduleFault, match="dispatch of item 0 is missing, unknown, or there twice"):
+        steps_of(swapped(schedule, rows=[*uncombined, uncombined[0]]), has_experts)
 
 
 def test_a_token_sent_twice_is_a_fault(tiny: tuple[Workload, MoeTensors, Schedule]) -> None:

@@ -46,7 +46,7 @@ class LayerProgram:
         return sums
 
     def counts(self) -> np.ndarray:
-        return self.runtime.exchange_counts(TOPK_IDS)
+        return self.runtime.exchange_counts(np.split(TOPK_IDS, 3))
 
     def dispatched(self) -> list[int]:
         return list(range(len(TOPK_IDS)))
@@ -75,7 +75,7 @@ class RegionForOneGpuLess(LayerProgram):
     region_tokens = 4
 
     def counts(self) -> np.ndarray:
-        return self.runtime.exchange_counts(TOPK_IDS).clip(max=4)
+        return self.runtime.exchange_counts(np.split(TOPK_IDS, 3)).clip(max=4)
 
 
 class AddressOfTheNextLayer(LayerProgram):
@@ -95,12 +95,12 @@ class CountOfTopOne(LayerProgram):
 
 class CountsOfAnotherBatch(LayerProgram):
     def counts(self) -> np.ndarray:
-        return self.runtime.exchange_counts(TOPK_IDS // 2)
+        return self.runtime.exchange_counts(np.split(TOPK_IDS // 2, 3))
 
 
 class BoundForMore(LayerProgram):
     def counts(self) -> np.ndarray:
-        return self.runtime.exchange_counts(TOPK_IDS) + (np.arange(6) == 4)
+        return self.runtime.exchange_counts(np.split(TOPK_IDS, 3)) + (np.arange(6) == 4)
 
 
 class TokenDropped(LayerProgram):

@@ -55,10 +55,12 @@ def test_store_then_sum_over_local_and_remote_experts() -> None:
 
 def test_counts_are_exchanged_before_binding() -> None:
     runtime = machine()
-    counts = runtime.exchange_counts(np.array([[0, 1], [0, 5], [0, 1]]))
-    assert counts.tolist() == [3, 2, 0, 0, 0, 1]
+    # GPU 1 has no tokens, and a token of GPU 2 has one expert only.
+    ids = [np.array([[0, 1], [0, 5]]), np.empty((0, 2), np.int32), np.array([[0, 1], [1, -1]])]
+    counts = runtime.exchange_counts(ids)
+    assert counts.tolist() == [3, 3, 0, 0, 0, 1]
     runtime.bind(counts)
-    assert runtime.hubs[0].nactive == {0: 3, 1: 2} and runtime.hubs[2].nactive == {4: 0, 5: 1}
+    assert runtime.hubs[0].nactive == {0: 3, 1: 3} and runtime.hubs[2].nactive == {4: 0, 5: 1}
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def blocks_in_order(state: State, gpu: int) -> Iterator[int]:
 def written_bytes(case: Case, state: State) -> int:
     """Returns what all GPUs have written: tokens that have come, two outputs of each that a row took, and results."""
     token_in, mid, _, out = case.costs.token_bytes
-    slots = case.workload.num_tokens * case.workload.layer.top_k
+    experts = case.workload.experts_of_token
     nobodys = state.pairs[(state.pairs["segments_left"] == 0) & (state.pairs["num_experts"] == 0)]
-    return slots * (token_in + mid + out) + len(nobodys) * token_in + case.workload.num_tokens * out
+    return experts.sum() * (token_in + mid + out) + len(nobodys) * token_in + np.count_nonzero(experts) * out
 
 
 @pytest.mark.parametrize("group", range(5))

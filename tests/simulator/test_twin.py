@@ -16,6 +16,7 @@ from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.twin import Twin
+from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
 from tests.simulator.run_log import ended, started
 
@@ -43,25 +44,29 @@ def name_of_block(state: State, block: int) -> tuple:
         tile, what = divmod(block - tile_blocks, codes.BLOCKS_PER_TILE)
         return ("in", "mid", "out")[what], *name_of_item(state, codes.LOG_SM, tile)[1:]
     chunk, what = divmod(block - chunk_blocks, codes.BLOCKS_PER_CHUNK)
-    return ("input", "result")[what], *divmod(chunk, int(state.root["chunks_per_gpu"][0]))
+    return ("input", "result")[what], *place_of(chunk, state.gpus["first_chunk"], state.gpus["num_chunks"])
+
+
+def place_of(number: int, first: np.ndarray, count: np.ndarray) -> tuple[int, int]:
+    """Returns the GPU of what GPUs have so many of, numbered GPU by GPU, and its place there."""
+    gpu = int(np.searchsorted(first + count, number, side="right"))
+    return gpu, number - int(first[gpu])
 
 
 def name_of_candidate(state: State, kind: int, record: np.void) -> tuple:
     """Returns what the twin calls a candidate of the engine's."""
     candidate = int(record["item"])
-    place = candidate % int(state.root["chunks_per_gpu"][0])
-    home = candidate // int(state.root["chunks_per_gpu"][0]) % len(state.gpus)
     if candidate == codes.NOTHING:
         return ("hold",)
     if kind == observation.SPLIT:
         return "split", *state.splits[candidate].tolist()
     if kind == observation.DISPATCH:
-        tokens_per_gpu = int(state.root["tokens_per_gpu"][0])
         first = int(state.chunks["first"][candidate])
-        place = first % tokens_per_gpu // int(state.root["chunk_tokens"][0])
-        return "chunk", first // tokens_per_gpu, place
+        home, place = place_of(first, state.gpus["first_token"], state.gpus["num_tokens"])
+        return "chunk", home, place // int(state.root["chunk_tokens"][0])
     if kind == observation.COMBINE:
-        return "unit", home, place
+        chunk = candidate % int(state.root["home_chunks"][0])
+        return "unit", *place_of(chunk, state.gpus["first_chunk"], state.gpus["num_chunks"])
     what = "open" if state.tiles["count"][candidate] == 0 else "row"
     return what, *name_of_item(state, codes.LOG_SM, candidate)[1:], int(record["gemm"]) + 1
 
@@ -177,6 +182,33 @@ def test_twin_and_engine_agree(random_case: Callable[[int], Case], group: int) -
     for seed in range(group * CASES_PER_GROUP, (group + 1) * CASES_PER_GROUP):
         engine, twin = play(random_case(seed), seed)
         assert_same_history(engine.state, twin)
+
+
+def test_random_cases_are_of_all_shapes(random_case: Callable[..., Case]) -> None:
+    """What the twin is compared on: about half of the cases are even, and the others have all that a shape may have."""
+    workloads = [random_case(seed).workload for seed in range(GROUPS * CASES_PER_GROUP)]
+    held, experts = [workload.placement.held for workload in workloads], [w.experts_of_token for w in workloads]
+    uneven = [np.ptp(w.tokens_of_gpu) > 0 or np.ptp(h) > 0 for w, h in zip(workloads, held, strict=True)]
+    assert 0.3 < np.mean(uneven) < 0.7
+    for name, are in {
+        "60 experts on 8 GPUs": [(w.layer.experts, w.num_gpus) == (60, 8) for w in workloads],
+        "a GPU without tokens": [w.tokens_of_gpu.min() == 0 for w in workloads],
+        "a GPU without experts": [h.min() == 0 for h in held],
+        "a replica": [w.num_experts > w.layer.experts for w in workloads],
+        "a dropped slot": [((0 < e) & (e < w.layer.top_k)).any() for w, e in zip(workloads, experts, strict=True)],
+        "a token without experts": [(e == 0).any() for e in experts],
+    }.items():
+        assert 5 <= sum(are) <= 0.5 * len(workloads), name
+    assert all(e.any() for e in experts)
+
+
+def test_layers_without_any_expert_end_alike(random_case: Callable[..., Case]) -> None:
+    for seed in range(20):
+        case = random_case(seed)
+        bare = dataclasses.replace(case.workload, topk_ids=np.full_like(case.workload.topk_ids, NO_EXPERT))
+        engine, twin = play(case._replace(workload=bare), seed)
+        assert_same_history(engine.state, twin)
+        assert twin.now_ps > 0 and not twin.world.tokens_left
 
 
 @pytest.mark.parametrize("dispatch", ["broadcast", "multicast"])

@@ -23,19 +23,20 @@ class CombineGroup(Crew):
         self.issuing: deque[Token | Pair] = deque()
         # Tokens or partial sums that this GPU combines, and those of them that are not ready yet.
         if self.primitive.reads:
-            self.items = sum(token.home == self.gpu for token in tokens)
+            self.items = sum(token.home == self.gpu and token.num_experts > 0 for token in tokens)
         else:
             pairs = [pair for token in tokens for pair in token.pairs if pair.gpu == self.gpu]
             self.items = sum(pair.is_remote and bool(pair.experts) for pair in pairs)
         self.items_waiting = self.items
         self.outputs_live = 0  # tokens of this GPU with results that it was told of and has not combined
-        self.combined = 0  # tokens of this GPU
+        # Tokens of this GPU; those without experts are over from the start.
+        self.combined = sum(token.home == self.gpu and token.num_experts == 0 for token in tokens)
 
     def expert_done(self, token: Token) -> None:
         """Counts one finished expert of a token of this GPU; after the last one it may be combined."""
         token.experts_done += 1
         self.outputs_live += self.world.notifies and token.experts_done == 1
-        if token.experts_done == self.world.workload.layer.top_k:
+        if token.experts_done == token.num_experts:
             if self.world.notifies and self.outputs_live > self.costs.output_readiness_entries:
                 spilled_ps = self.clock.now_ps + self.costs.memory_ps
                 self.clock.at(spilled_ps, codes.EV_READY, self._item_ready, token, token)

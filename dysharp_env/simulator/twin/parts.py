@@ -55,6 +55,11 @@ class Token:
     is_read: bool = False  # at its home GPU, to be dispatched
 
     @property
+    def num_experts(self) -> int:
+        """How many experts it has; one without any is never combined."""
+        return sum(len(pair.experts) for pair in self.pairs)
+
+    @property
     def remote_experts(self) -> int:
         """How many experts packets name that are for all of its GPUs."""
         return sum(len(pair.experts) for pair in self.pairs if pair.is_remote)

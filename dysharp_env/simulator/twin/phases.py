@@ -28,15 +28,15 @@ class Phases:
         loads = [self._whole(gpu) if stage in (EVERYTHING, END) else self._of_part(gpu, part) for gpu in gpus]
         return fixed_ps + max(sum(kernel.ps(load, self.costs.hbm_ps) for kernel in kernels) for load in loads)
 
-    def shared_end_ps(self, num_gpus: int) -> int:
-        """Returns when shared experts that hide beside dispatch are over; 0 if none do."""
+    def shared_end_ps(self, num_gpus: int) -> list[int]:
+        """Returns when the shared experts of each GPU that hide beside dispatch are over; 0 if none do."""
         kernels = self.costs.phase_kernels(EVERYTHING, (SHARED,)) if self.program.hides_shared else []
         if not kernels:
-            return 0
-        free = self.num_sms - self.program.dispatch_sms
-        tokens = Load(tokens=len(self.tokens) // num_gpus)
-        own_ps = sum(kernel.ps(tokens, self.costs.hbm_ps, (free, self.num_sms)) for kernel in kernels)
-        return self.pay_ps(EVERYTHING, 0, range(num_gpus)) + own_ps
+            return [0] * num_gpus
+        sms = self.num_sms - self.program.dispatch_sms, self.num_sms
+        begin_ps = self.pay_ps(EVERYTHING, 0, range(num_gpus))
+        loads = [Load(tokens=sum(token.home == gpu for token in self.tokens)) for gpu in range(num_gpus)]
+        return [begin_ps + sum(kernel.ps(load, self.costs.hbm_ps, sms) for kernel in kernels) for load in loads]
 
     def _whole(self, gpu: int) -> Load:
         here = [pair for pair in self.pairs if pair.gpu == gpu]

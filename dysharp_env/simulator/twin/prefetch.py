@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.parts import Expert
-from dysharp_env.simulator.twin.world import EVERYTHING, Memory, Progress, World
+from dysharp_env.simulator.twin.world import Memory, Progress, World
 
 
 class Matrix(NamedTuple):
@@ -50,8 +50,8 @@ class Prefetcher:
     def fetch(self) -> None:
         """Fetches one, once the layer has begun; what no row is still to use goes first, as far as it is in the way."""
         memory = self.memory
-        has_begun = self.progress.is_open.get((EVERYTHING, 0), False)
-        if not self.world.program.prefetches or not has_begun or memory.hbm_free_ps > self.world.clock.now_ps:
+        is_busy = memory.hbm_free_ps > self.world.clock.now_ps
+        if not self.world.program.prefetches or not self.progress.has_begun or is_busy:
             return
         matrices = self._matrices()
         dead = [matrix for matrix in matrices if not matrix.is_needed]

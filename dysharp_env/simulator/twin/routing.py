@@ -9,7 +9,7 @@ from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, BY_TOKENS
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
 from dysharp_env.simulator.twin.parts import Chunk, Expert, Pair, Token
 from dysharp_env.simulator.twin.world import World
-from dysharp_env.workload.workload import Workload
+from dysharp_env.workload.workload import NO_EXPERT, Workload
 
 GOLDEN = (isqrt(5 << 128) - (1 << 64)) // 2  # 2**64 over the golden ratio, an odd number
 
@@ -18,7 +18,7 @@ def token_order(workload: Workload, waves: bool) -> list[int]:
     """Returns tokens in the order in which chunks hold them; in waves, tokens of the busiest experts come first.
 
     An expert's rank is how many experts of its GPU receive more tokens, or as many and have a lower number. A home GPU
-    compares its tokens by their experts' ranks, the lowest first.
+    compares its tokens by their experts' ranks, the lowest first; an expert that a token lacks ranks behind all.
     """
     tokens = list(range(workload.num_tokens))
     if not waves:
@@ -29,8 +29,11 @@ def token_order(workload: Workload, waves: bool) -> list[int]:
     for expert, gpu in enumerate(gpu_of):
         others = [other for other in range(len(gpu_of)) if gpu_of[other] == gpu]
         ranks.append(sum((-received[other], other) < (-received[expert], expert) for other in others))
-    ranks_of = [sorted(ranks[expert] for expert in experts) for experts in workload.topk_ids.tolist()]
-    return sorted(tokens, key=lambda token: (token // workload.tokens_per_gpu, ranks_of[token]))
+    ranks_of = [
+        sorted(len(gpu_of) if expert == NO_EXPERT else ranks[expert] for expert in experts)
+        for experts in workload.topk_ids.tolist()
+    ]
+    return sorted(tokens, key=lambda token: (workload.home_of_token[token], ranks_of[token]))
 
 
 def planes_of(first: int, segments: int, planes: int) -> list[int]:
@@ -50,7 +53,8 @@ def part_of(world: World, token: Token, gpu: int) -> int:
         return 0
     if program.parts_by == BY_PEERS:
         return (gpu - token.home) % world.num_gpus * program.parts // world.num_gpus
-    return token.place * program.parts // -(-world.workload.tokens_per_gpu // program.chunk_tokens)
+    num_chunks = -(-int(world.workload.tokens_of_gpu[token.home]) // program.chunk_tokens)
+    return token.place * program.parts // num_chunks
 
 
 class Routing:
@@ -58,7 +62,7 @@ class Routing:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        numbers, parts = range(world.workload.layer.experts), range(world.program.parts)
+        numbers, parts = range(world.workload.num_experts), range(world.program.parts)
         self.wave_of = self._waves()
         self.experts = {
             (number, part): Expert(number, part)
@@ -82,7 +86,8 @@ class Routing:
     def _make_token(self, number: int, position: int) -> Token:
         """Returns a token with a pair for every GPU that any primitive of the program addresses for it."""
         world, costs, workload = self.world, self.world.costs, self.world.workload
-        home, place = divmod(position, workload.tokens_per_gpu)
+        home = int(workload.home_of_token[number])
+        place = position - int(workload.first_token[home])
         # Addresses count segments; the region of dispatched vectors comes first.
         first = number * costs.dispatch_segments
         first_sum = workload.num_tokens * costs.dispatch_segments + number * costs.combine_segments
@@ -104,7 +109,7 @@ class Routing:
     def _add_pairs(self, token: Token, gpu: int) -> None:
         world, workload = self.world, self.world.workload
         part, is_remote = part_of(world, token, gpu), gpu != token.home or world.program.loopback
-        ids = sorted(workload.topk_ids[token.number].tolist())
+        ids = sorted(expert for expert in workload.topk_ids[token.number].tolist() if expert != NO_EXPERT)
         here = [expert for expert in ids if workload.gpu_of_expert[expert] == gpu]
         groups = [[expert] for expert in here] if world.program.copies_per_expert else [here]
         for experts in groups:

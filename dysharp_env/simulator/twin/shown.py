@@ -91,7 +91,7 @@ class Shown:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs
         now_ps, memory = world.clock.now_ps, gpu.memory
         if world.combine.reads:
-            finishes = sum(pair.token.experts_done == world.workload.layer.top_k - 1 for pair in pairs)
+            finishes = sum(pair.token.experts_done == pair.token.num_experts - 1 for pair in pairs)
         else:
             finishes = sum(pair.experts_done == len(pair.experts) - 1 for pair in pairs)
         reads = memory.weights_to_read(expert.number, stage)
@@ -112,7 +112,7 @@ class Shown:
         world, count = self.world, len(unit.items)
         workload, per_token = world.workload, 1
         if world.program.copies_per_expert and not world.combine.reads:
-            per_token = min(workload.layer.top_k, workload.experts_per_gpu)
+            per_token = min(workload.layer.top_k, workload.most_experts)
         backlogs_ps = []
         for item in unit.items:
             if isinstance(item, Pair):
@@ -133,13 +133,14 @@ class Shown:
         world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
         left, slots, dispatch, combine = gpu.progress.left, gpu.gemm.slots, gpu.dispatch, gpu.combine
         ready = combine.items - combine.items_waiting
+        experts = int(workload.placement.held[gpu.number])
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
             "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
-            "sent": dispatch.tokens_sent / dispatch.tokens_to_send,
+            "sent": fraction(dispatch.tokens_sent, dispatch.tokens_to_send),
             "received": fraction(slots - sum(left[GEMM1]), slots),
             "gemm_done": fraction(2 * slots - sum(left[GEMM2]) - sum(left[COMBINING]), 2 * slots),
-            "combined": combine.combined / workload.tokens_per_gpu,
+            "combined": fraction(combine.combined, int(workload.tokens_of_gpu[gpu.number])),
             "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
             "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
             "hbm_backlog": self._root(gpu.memory.hbm_free_ps - world.clock.now_ps),
@@ -150,8 +151,8 @@ class Shown:
             "link_share": fraction(bound.links_ps, world.scale_ps),
             "gemm_share": fraction(bound.gemms_ps, world.scale_ps),
             "hbm_share": fraction(bound.hbm_ps, world.scale_ps),
-            "tokens_per_expert": slots / (slots + workload.experts_per_gpu * workload.layer.tile_tokens),
-            "l2_room": costs.l2_bytes / (costs.l2_bytes + workload.experts_per_gpu * sum(costs.matrix_bytes)),
+            "tokens_per_expert": slots / (slots + experts * workload.layer.tile_tokens) if experts else 0.0,
+            "l2_room": costs.l2_bytes / (costs.l2_bytes + experts * sum(costs.matrix_bytes)),
             "ready": ready / max(combine.items, 1),
             "any_ready": float(ready > 0),
             "all_sent": float(dispatch.tokens_sent == dispatch.tokens_to_send),

@@ -74,7 +74,8 @@ class Twin:
                         group.holds = True
                     else:
                         group.take(chosen)
-            if world.tokens_left == 0:
+            # Where no token has an expert, the layer is over once it has opened.
+            if world.tokens_left == 0 and self.gpus[0].progress.has_begun:
                 world.clock.now_ps += world.phases.pay_ps(END, 0, range(world.num_gpus))
                 return
             if not world.clock.serve_instant():

@@ -50,10 +50,10 @@ class World:
     """One layer's inputs, clock and records."""
 
     phases: Phases  # what is paid, once the tokens are known
-    shared_end_ps: int  # when shared experts that run beside dispatch are over
+    shared_end_ps: list[int]  # when each GPU's shared experts that run beside dispatch are over
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
-        self.workload, self.costs, self.program = workload, costs, program.fitted(workload.experts_per_gpu)
+        self.workload, self.costs, self.program = workload, costs, program.fitted(workload.most_experts)
         self.num_gpus, self.num_sms, self.bound = workload.num_gpus, num_sms, bound
         self.dispatch, self.combine = program.dispatch, program.combine
         # Expert GPUs tell home GPUs of finished rows, unless a phase boundary makes that unnecessary.
@@ -64,7 +64,7 @@ class World:
         self.scale_ps = max(1, bound.total_ps)  # what times are compared with in what decisions show
         self.clock = Clock()
         self.marked: deque[Any] = deque()  # groups that are to act, first come first served
-        self.tokens_left = workload.num_tokens  # that are not combined
+        self.tokens_left = int((workload.experts_of_token > 0).sum())  # that are to be combined and are not
         self.rows_ready = 0
         self.decisions = 0  # between two or more legal candidates
         self.evictions = 0  # partial sums sent home for want of accumulator slots
@@ -93,6 +93,11 @@ class Progress:
         self.is_boundary_paid = [False for _ in parts]  # before GEMM-2, or being paid
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the layer has opened: its start is paid for."""
+        return self.is_open.get((EVERYTHING, 0), False)
+
+    @property
     def is_dispatched(self) -> bool:
         """Whether all that this GPU dispatches is stored, and all that it is sent has arrived."""
         return self.part == len(self.sends_left) and not any(self.left[GEMM1])
@@ -100,7 +105,9 @@ class Progress:
     def pay(self, stage: int, part: int, everywhere: bool) -> None:
         """Opens a stage of a part, here or everywhere, once it is paid for."""
         gpus = [gpu for gpu, progress in enumerate(self.everywhere) if everywhere or progress is self]
-        begins_ps = max(self.clock.now_ps, self.world.shared_end_ps if stage == GEMM1 else 0)
+        begins_ps = self.clock.now_ps
+        if stage == GEMM1:
+            begins_ps = max(begins_ps, *(self.world.shared_end_ps[gpu] for gpu in gpus))
         paid_ps = begins_ps + self.world.phases.pay_ps(stage, part, gpus)
         self.clock.at(paid_ps, codes.EV_GATE, self._open, stage, part, self.everywhere if everywhere else [self])
 
