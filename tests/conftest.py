@@ -153,13 +153,12 @@ def draw_family(draw: Draw, name: str) -> dict[str, object]:
     }
 
 
-def draw_families(draw: Draw, *primitives: Primitive) -> tuple[str, str]:
-    """Returns the families that issue two primitives, or nothing where that is left to what is usual."""
-    plain = [name for name in drawn_families(draw) if name != "multimem"]
-    dispatch, combine = (
-        "" if primitive.in_switch else draw.pick(f"families {i}", "", *plain) for i, primitive in enumerate(primitives)
+def draw_families(draw: Draw, *primitives: Primitive, name: str = "families") -> tuple[str, ...]:
+    """Returns the families that issue some primitives, or nothing where that is left to what is usual."""
+    plain = [family for family in drawn_families(draw) if family != "multimem"]
+    return tuple(
+        "" if primitive.in_switch else draw.pick(f"{name} {i}", "", *plain) for i, primitive in enumerate(primitives)
     )
-    return dispatch, combine
 
 
 def draw_costs(draw: Draw, system: SystemSpec, workload: Workload) -> Costs:
@@ -215,6 +214,17 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "waves": draw.chance("waves", 0.4),
         "families": draw_families(draw, dispatch, combine),
         "in_gemm": draw.chance("in_gemm", 0.4),
+    }
+
+
+def draw_copying(draw: Draw, matrix_bytes: int) -> dict[str, object]:
+    """Returns how copies get their weights, in a few tiles."""
+    primitive = DISPATCH_PRIMITIVES[draw.pick("copying", "unicast", "unicast", "multicast", "team", "pull")]
+    return {
+        "copying": primitive,
+        "copying_family": draw_families(draw, primitive, name="copying_family")[0],
+        "copy_sms": draw.between("copy_sms", 1, 4),
+        "weight_tile_bytes": matrix_bytes // draw.between("weight_tiles", 1, 9) + draw.pick("uneven_tiles", 0, 1, 37),
     }
 
 
@@ -283,8 +293,10 @@ def draw_case(seed: int, even: bool | None = None) -> Case:
     system, layer = draw_system(draw, num_gpus), draw_layer(draw, num_gpus, even)
     workload = draw_workload(draw, layer, num_gpus, even)
     num_sms = system.gpu.num_sms
-    program = Program(**draw_movement(draw), **draw_sms(draw, num_sms), **draw_rules(draw))
-    costs = costs_of(program, draw_costs(draw, system, workload))
+    costs = draw_costs(draw, system, workload)
+    copying = draw_copying(draw, max(costs.matrix_bytes))
+    program = Program(**draw_movement(draw), **draw_sms(draw, num_sms), **draw_rules(draw), **copying)
+    costs = costs_of(program, costs)
     return Case(workload, costs, program, num_sms, draw_bound(draw))
 
 

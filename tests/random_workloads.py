@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.placement import Placement, contiguous_placement
+from dysharp_env.workload.placement import NOWHERE, Placement, contiguous_placement
 from dysharp_env.workload.workload import NO_EXPERT, Workload
 
 
@@ -84,7 +84,7 @@ def draw_workload(draw: Draw, layer: LayerSpec, num_gpus: int, even: bool) -> Wo
     if not even:
         dropped, bare = draw.pick("dropped_slots", 0.0, 0.1, 0.5), draw.pick("bare_tokens", 0.0, 0.2, 0.6)
         ids = drop(draw, choose_replicas(draw, ids, placement), dropped, bare)
-    return Workload(layer, tokens, ids, placement, "random")
+    return with_copies(draw, Workload(layer, tokens, ids, placement, "random"))
 
 
 def draw_tokens(draw: Draw, num_gpus: int, most: int) -> np.ndarray:
@@ -117,6 +117,32 @@ def choose_replicas(draw: Draw, logical_ids: np.ndarray, placement: Placement) -
     first = np.cumsum(counts) - counts
     which = (draw.stream("chosen_replicas").random(logical_ids.shape) * counts[logical_ids]).astype(np.int64)
     return np.argsort(placement.logical_of_expert, kind="stable")[first[logical_ids] + which]
+
+
+def with_copies(draw: Draw, workload: Workload) -> Workload:
+    """Returns a workload, some with copies made in the layer, also of copies, that take some of the tokens."""
+    if not draw.chance("copies", 0.4):
+        return workload
+    rng, before = draw.stream("copies"), workload.placement
+    gpus, logical = before.gpu_of_expert.tolist(), before.logical_of_expert.tolist()
+    sources = before.copied_from.tolist()
+    for _ in range(draw.between("num_copies", 1, 6)):
+        source = int(rng.integers(len(gpus) if draw.chance("relays", 0.5) else len(before)))
+        gpus.append((gpus[source] + int(rng.integers(1, before.num_gpus))) % before.num_gpus)
+        logical.append(logical[source])
+        sources.append(source)
+    # Copies may have any numbers.
+    number = rng.permutation(len(gpus)) if draw.chance("shuffled_copies", 0.5) else np.arange(len(gpus))
+    order = np.argsort(number)
+    from_where = np.append(number, NOWHERE)[np.array(sources)]
+    placement = Placement(before.num_gpus, np.array(gpus)[order], np.array(logical)[order], from_where[order])
+    ids = np.array(workload.topk_ids)
+    for slot in np.ndindex(ids.shape):
+        if ids[slot] != NO_EXPERT:
+            same = np.flatnonzero(placement.logical_of_expert == before.logical_of_expert[ids[slot]])
+            moves = rng.random() < draw.pick("copied_tokens", 0.2, 0.7)
+            ids[slot] = rng.choice(same) if moves else number[ids[slot]]
+    return workload.served_by(ids, placement)
 
 
 def drop(draw: Draw, ids: np.ndarray, dropped: float, bare: float) -> np.ndarray:

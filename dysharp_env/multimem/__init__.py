@@ -5,7 +5,8 @@
 Modelled: packets as bytes on every link they cross, requests, responses and acknowledgements included; routing by
 expert with targets trimmed for each replica; merged acknowledgements; reduction in bounded slots with eviction; address
 translation with AL tables, AL TLB and first-touch allocation, shared by dispatch and combine; fixed teams; plain stores
-and loads; pushed sums; the count exchange, create and bind; and the faults that programs make.
+and loads; pushed sums; weights on their way to copies; the count exchange, create and bind; and the faults that
+programs make.
 
 Left out, and why the results do not need it:
 

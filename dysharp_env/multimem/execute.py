@@ -26,24 +26,28 @@ from dysharp_env.multimem.moves import Combine, Dispatch
 from dysharp_env.multimem.packets import Stage
 from dysharp_env.multimem.runtime import Runtime
 from dysharp_env.multimem.tokens import Tokens, plain_bytes
+from dysharp_env.multimem.weights import Weights
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
 from dysharp_env.workload.workload import NO_EXPERT
+
+_WEIGHTS = ("weights1", "weights2")
 
 
 class ScheduleRow(NamedTuple):
     """One line of a schedule.
 
     Attributes:
-        item: ``chunk N`` (tokens of one home GPU) or ``tile N`` (tokens of one expert).
-        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``.
-        gpu: Home GPU of a chunk, expert GPU of a tile.
-        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``.
-        tokens: Tokens in it.
-        expert: Physical expert of a tile, -1 for a chunk.
-        start_us: First token issued, or first thread block started.
-        end_us: Last copy visible to its expert, last result home, or last thread block ended.
+        item: ``chunk N`` (tokens of one home GPU), ``tile N`` (tokens of one expert) or ``copy N`` (expert N, whose
+            weights come over the links).
+        stage: ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``; of a copy's matrices ``weights1`` and ``weights2``.
+        gpu: Home GPU of a chunk, expert GPU of a tile or copy.
+        resource: SM group that ran it: ``dispatch``, ``gemm`` or ``combine``; ``weights``, SMs that move those.
+        tokens: Tokens in it; 0 for a copy.
+        expert: Physical expert of a tile or copy, -1 for a chunk.
+        start_us: First token issued, first thread block started, or first part of a matrix issued.
+        end_us: Last copy visible to its expert, last result home, last thread block ended, or last part there.
     """
 
     item: str
@@ -60,12 +64,13 @@ class Action(IntEnum):
     """What a step does, in the order of the layer."""
 
     DISPATCH = 0
-    READ_GEMM1 = 1
-    WRITE_GEMM1 = 2
-    READ_GEMM2 = 3
-    WRITE_GEMM2 = 4
-    ASK = 5
-    COMBINE = 6
+    COPY = 1
+    READ_GEMM1 = 2
+    WRITE_GEMM1 = 3
+    READ_GEMM2 = 4
+    WRITE_GEMM2 = 5
+    ASK = 6
+    COMBINE = 7
 
 
 class Step(NamedTuple):
@@ -73,7 +78,7 @@ class Step(NamedTuple):
 
     time_us: float
     action: Action
-    item: int  # number of the chunk or tile
+    item: int  # number of the chunk or tile; of a copy's matrix, 0 for GEMM-1 and 1 for GEMM-2
     expert: int
 
 
@@ -90,6 +95,7 @@ class Schedule:
             ``unicast`` and ``pull``.
         loopback: Whether a GPU's own replica crosses the switch as well; of ``broadcast`` and ``reduce_scatter``.
         team_gpus: Neighbouring GPUs whose every subset is a team made beforehand; of ``team``.
+        copying: Primitive that brings copies their weights; empty where none are made.
     """
 
     rows: Sequence[ScheduleRow]
@@ -100,6 +106,7 @@ class Schedule:
     copy_per_expert: bool = False
     loopback: bool = False
     team_gpus: int = 8
+    copying: str = ""
 
 
 class MachineSizes(TypedDict, total=False):
@@ -140,7 +147,15 @@ class Execution:
             workload.gpu_of_expert, workload.num_gpus, plain_bytes=plain_bytes(workload, block_bytes), **sizes
         )
         self._has_experts = workload.experts_of_token > 0
-        self.steps = steps_of(schedule, self._has_experts)
+        is_copy = workload.placement.is_copy
+        self._weights = None
+        if is_copy.any():
+            self._weights = Weights(workload, tensors, schedule.copying, schedule.team_gpus)
+        self.steps = steps_of(schedule, self._has_experts, np.flatnonzero(is_copy).tolist())
+        if self._weights:
+            # What comes at one moment comes in the order in which it is sent on.
+            order_of = self._weights.order_of
+            self.steps.sort(key=lambda step: (*step[:2], step.action == Action.COPY and order_of(step.expert)))
         self.outputs = np.where(self._has_experts[:, None], np.float32(np.nan), np.zeros_like(tensors.tokens))
         self._schedule, self._workload, self._tensors = schedule, workload, tensors
         tokens = Tokens(self.runtime, workload, block_bytes, schedule.copy_per_expert, schedule.loopback)
@@ -159,6 +174,9 @@ class Execution:
         if step.action == Action.DISPATCH:
             for token in self._schedule.chunks[step.item]:
                 self._dispatch.send(int(token), self._tensors.tokens[token])
+        elif step.action == Action.COPY:
+            assert self._weights is not None
+            self._weights.copy(step.expert, step.item)
         elif step.action == Action.ASK:
             self._ask(self._combined(step.item))
         elif step.action == Action.COMBINE:
@@ -187,6 +205,8 @@ class Execution:
                         f"expert {expert} received {hub.row_bytes[expert][row]} B of token {tokens[row]}"
                     )
         self.runtime.check_idle()
+        if self._weights:
+            self._weights.runtime.check_idle()
         return self.outputs
 
     def _combined(self, chunk: int) -> np.ndarray:
@@ -196,7 +216,11 @@ class Execution:
 
     def _gemm(self, step: Step) -> None:
         tokens, expert = self._schedule.tiles[step.item], step.expert
-        logical = int(self._workload.placement.logical_of_expert[expert])
+        tensors, logical = self._tensors, int(self._workload.placement.logical_of_expert[expert])
+        if self._weights:
+            tensors, logical = self._weights.of(expert), 0
+            if step.action in (Action.READ_GEMM1, Action.READ_GEMM2):
+                self._weights.require(expert, int(step.action == Action.READ_GEMM2), step.item)
         hub = self.runtime.hubs[int(self._workload.gpu_of_expert[expert])]
         rows = hub.rows(expert, tokens)
         if (rows < 0).any():
@@ -205,7 +229,7 @@ class Execution:
         if step.action == Action.READ_GEMM1:
             self._read[step.item, 1] = hub.read_rows(Stage.DISPATCH, expert, rows)
         elif step.action == Action.WRITE_GEMM1:
-            self._inner[step.item] = self._tensors.gemm1(logical, self._read.pop((step.item, 1)))
+            self._inner[step.item] = tensors.gemm1(logical, self._read.pop((step.item, 1)))
         elif step.action == Action.READ_GEMM2:
             if step.item not in self._inner:
                 raise ScheduleFault(f"GEMM-2 of tile {step.item} starts before its GEMM-1 has ended")
@@ -213,7 +237,7 @@ class Execution:
         else:
             place = np.argmax(self._workload.topk_ids[tokens] == expert, axis=1)
             inner = self._read.pop((step.item, 2))
-            results = self._tensors.gemm2(logical, inner, self._tensors.gate_weights[tokens, place])
+            results = tensors.gemm2(logical, inner, tensors.gate_weights[tokens, place])
             hub.write_rows(Stage.COMBINE, expert, rows, results)
             self._computed[tokens, place] = True
 
@@ -240,7 +264,7 @@ def execute(schedule: Schedule, workload: Workload, tensors: MoeTensors, **sizes
     return execution.finish()
 
 
-def steps_of(schedule: Schedule, has_experts: np.ndarray) -> list[Step]:
+def steps_of(schedule: Schedule, has_experts: np.ndarray, copies: Sequence[int] = ()) -> list[Step]:
     """Returns what a schedule's rows do, in order.
 
     A chunk with no token that has an expert is never combined, and need not be dispatched: where primitives address
@@ -249,9 +273,10 @@ def steps_of(schedule: Schedule, has_experts: np.ndarray) -> list[Step]:
     Args:
         schedule: A finished schedule.
         has_experts: (token,) bool, whether a token has an expert.
+        copies: Physical experts whose weights come over the links.
 
     Raises:
-        ScheduleFault: A row has not ended, or a chunk's or tile's stage is missing or there twice.
+        ScheduleFault: A row has not ended, or a chunk's, tile's or copy's stage is missing or there twice.
     """
     steps = []
     done: list[tuple[str, int]] = []
@@ -263,15 +288,19 @@ def steps_of(schedule: Schedule, has_experts: np.ndarray) -> list[Step]:
         start, end = row.start_us, row.end_us
         effects = {
             "dispatch": ((start, Action.DISPATCH),),
+            "weights1": ((end, Action.COPY),),
+            "weights2": ((end, Action.COPY),),
             "gemm1": ((start, Action.READ_GEMM1), (end, Action.WRITE_GEMM1)),
             "gemm2": ((start, Action.READ_GEMM2), (end, Action.WRITE_GEMM2)),
             "combine": ((end, Action.ASK), (end, Action.COMBINE)),
         }
-        steps += [Step(time_us, action, index, row.expert) for time_us, action in effects[row.stage]]
+        item = int(row.stage == "weights2") if row.stage in _WEIGHTS else index
+        steps += [Step(time_us, action, item, row.expert) for time_us, action in effects[row.stage]]
     needed = [index for index, tokens in enumerate(schedule.chunks) if has_experts[tokens].any()]
     filled = [index for index, tokens in enumerate(schedule.tiles) if len(tokens)]
     items = {(stage, index) for stage in ("dispatch", "combine") for index in needed}
     items |= {(stage, index) for stage in ("gemm1", "gemm2") for index in filled}
+    items |= {(stage, expert) for stage in _WEIGHTS for expert in copies}
     idle = {("dispatch", index) for index, tokens in enumerate(schedule.chunks) if len(tokens)} - items
     wrong = sorted((set(done) - idle) ^ items) or sorted(item for item in set(done) if done.count(item) > 1)
     if wrong:

@@ -24,6 +24,7 @@ from dysharp_env.report.gantt import (
     BESIDE,
     BIN_PX,
     COLOURS,
+    COPYING,
     DPI,
     FAINT,
     INK,
@@ -34,7 +35,7 @@ from dysharp_env.report.gantt import (
     draw_ends,
     encode_png,
 )
-from dysharp_env.report.path import Step
+from dysharp_env.report.steps import Step
 
 _COLOURS = {**COLOURS, **BESIDE}
 _RESOURCE_COLOURS = {"links": "dispatch", "memory": "memory", "compute": "gemm1", "software": "software"}
@@ -75,6 +76,8 @@ def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndar
     handles += [Patch(facecolor=BESIDE[name], label=f"HBM {name}s") for name in ("read", "write")]
     if any("communication" in stages for block in blocks for _, stages in block.strips):
         handles.append(Patch(facecolor=BESIDE["communication"], label="thread blocks communicate"))
+    if any("copying" in stages for block in blocks for _, stages in block.strips):
+        handles.append(Patch(**COPYING))
     handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, other kernels"))
     handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=-(-len(handles) // 2), **LEGEND)

@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from dysharp_env.report.path import Step, critical_path
+from dysharp_env.report.path import critical_path
+from dysharp_env.report.steps import Step
 from dysharp_env.report.tables import add_groups, empty_table
 from dysharp_env.schedules import LayerRun, Problem, ScheduleSpec
 from dysharp_env.schedules.ideal import ALL, IDEALISATIONS, IdealRun, binding, ideal_runs

@@ -27,7 +27,8 @@ from dysharp_env.simulator.engine import Engine
 
 # Okabe and Ito, "Color Universal Design" (2008).
 COLOURS = {"dispatch": "#0072B2", "gemm1": "#009E73", "gemm2": "#CC79A7", "combine": "#E69F00"}
-# What is not a stage: thread blocks that wait for HBM or communicate, what HBM moves, what software costs.
+# What is not a stage: thread blocks that wait for HBM or communicate, what HBM moves, what software costs, and weights
+# on links.
 BESIDE = {
     "stalled": "#56B4E9",
     "communication": "#882255",
@@ -36,10 +37,12 @@ BESIDE = {
     "write": "#7FA3B3",
     "memory": "#56B4E9",
     "software": "#868E96",
+    "copying": "#F0E442",
 }
 STRIP_GROUND = "#F1F3F5"
 INK, FAINT = "#212529", "#868E96"
 _BOUND_COLOUR = "#D55E00"
+COPYING: dict[str, Any] = {"facecolor": BESIDE["copying"], "label": "weights of copies"}
 TITLE: dict[str, Any] = {"fontsize": 11.5, "fontweight": "bold", "color": INK}
 LEGEND: dict[str, Any] = {
     **{"frameon": False, "fontsize": 9.5, "labelcolor": INK},
@@ -91,6 +94,8 @@ def render(
         figure.text(14 / width, (top + 34) / height, title, **TITLE, va="center", parse_math=False)
     axes.set_xlabel("time, µs", color=INK, fontsize=9.5, loc="left", labelpad=1)
     handles = [Patch(facecolor=colour, label=STAGE_NAMES[stage]) for stage, colour in COLOURS.items()]
+    if any("copying" in stages for *_, blocks in drawn for block in blocks for _, stages in block.strips):
+        handles.append(Patch(**COPYING))
     corner = (1 - _RIGHT_PX / width, 0.0)
     figure.legend(handles=handles, loc="lower right", bbox_to_anchor=corner, ncols=len(handles), **LEGEND)
     canvas = FigureCanvasAgg(figure)

@@ -67,12 +67,17 @@ class Moves:
         self._trip0 = int(root["trip0"])
         self._copies, self._sums = engine.costs.dispatch_segments, engine.costs.combine_segments
         log = engine.state.log[: int(root["log_size"])]
+        is_link = (log["resource"] == codes.LOG_UP) | (log["resource"] == codes.LOG_DOWN)
+        is_weights = is_link & (log["purpose"] == codes.WEIGHT_DATA)
         self._up, self._down, self._reduce, self._sm = (
-            log[log["resource"] == code] for code in (codes.LOG_UP, codes.LOG_DOWN, codes.LOG_REDUCE, codes.LOG_SM)
+            log[(log["resource"] == code) & ~is_weights]
+            for code in (codes.LOG_UP, codes.LOG_DOWN, codes.LOG_REDUCE, codes.LOG_SM)
         )
         # Places in the log, which is in order of time, of thread blocks and of what is read from HBM.
         self._sm_places = np.flatnonzero(log["resource"] == codes.LOG_SM)
-        is_read = (log["resource"] == codes.LOG_HBM) & (log["purpose"] != codes.HBM_WRITE) & (log["item"] != NOTHING)
+        # No row waits for weights that are read to be copied.
+        is_of_row = (log["purpose"] == codes.HBM_WEIGHTS) | (log["item"] >= int(root["tile_blocks"]))
+        is_read = (log["resource"] == codes.LOG_HBM) & (log["purpose"] != codes.HBM_WRITE) & is_of_row
         self._read_places = np.flatnonzero(is_read)
         self._reads = log[is_read]
 

@@ -11,12 +11,11 @@ the makespan to the picosecond; where several things ended at one moment, the pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.report.moves import Moves, Way
+from dysharp_env.report.steps import Step, joined
 from dysharp_env.schedules import LayerRun, ScheduleSpec
 from dysharp_env.simulator.phases import STAGES
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
@@ -32,35 +31,10 @@ _PAID = {
     "count_exchange": "exchange of token counts",
     "shared": "shared experts",
     "start": "start of its kernels",
+    "copy_gradients": "adding up the gradients of copies",
 }
 START = "before the start"
 _GEMMS = ("gemm1", "gemm2")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stretch of the critical path.
-
-    Attributes:
-        what: What was going on.
-        waited_for: What took the time, or what had to come first.
-        stage: ``software``, ``dispatch``, ``gemm1``, ``gemm2`` or ``combine``; or what thread blocks lost time to:
-            ``memory`` or ``communication``.
-        is_waiting: Whether nothing was done for the path in this time: something else was in its way.
-        start_ps, end_ps: From when to when.
-    """
-
-    what: str
-    waited_for: str
-    stage: str
-    is_waiting: bool
-    start_ps: int
-    end_ps: int
-
-    def record(self) -> dict[str, object]:
-        """Returns the step as an item of ``path`` in a JSON result."""
-        times = {"start_us": self.start_ps / 1e6, "end_us": self.end_ps / 1e6}
-        return {"what": self.what, **times, "waited_for": self.waited_for}
 
 
 def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> list[Step]:
@@ -73,21 +47,9 @@ def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> 
     """
     walk = _Walk(run, schedule, system)
     walk.pay("end", None, "after the last token")
-    if len(walk.begun) > 0:  # some token has an expert
-        walk.through_stages()
+    walk.through_stages()
     walk.pay("dispatch", None, START)
-    return _joined(walk.steps[::-1])
-
-
-def _joined(steps: list[Step]) -> list[Step]:
-    """Returns the steps with neighbours that say the same made one."""
-    joined: list[Step] = []
-    for step in steps:
-        if joined and (joined[-1].what, joined[-1].waited_for) == (step.what, step.waited_for):
-            last = joined.pop()
-            step = Step(step.what, step.waited_for, step.stage, step.is_waiting, last.start_ps, step.end_ps)
-        joined.append(step)
-    return joined
+    return joined(walk.steps[::-1])
 
 
 class _Walk:
@@ -152,13 +114,33 @@ class _Walk:
         return int(mine[np.argmax(times_ps[mine])])
 
     def through_stages(self) -> None:
-        """Goes back from the last token's result at home to when dispatch began."""
-        tile = self.come_home(int(np.argmax(self.state.tokens["combine_end"][:-1])))
-        tile, pair = self.run_gemm2(tile)
-        if pair == NOTHING:
-            pair = self.run_gemm1(tile)
-        if pair != NOTHING:
-            self.dispatch(pair)
+        """Goes back from what came last, a token's result at home or a copy's weights, to when dispatch began."""
+        home_ps, matrices_ps = self.state.tokens["combine_end"][:-1], self.state.matrices["end_ps"]
+        if matrices_ps.max() > home_ps.max():
+            self.come_over(int(np.argmax(matrices_ps)))
+        elif len(self.begun) > 0:  # some token has an expert
+            tile, pair = self.run_gemm2(self.come_home(int(np.argmax(home_ps))))
+            if tile != NOTHING and pair == NOTHING:
+                pair = self.run_gemm1(tile)
+            if pair != NOTHING:
+                self.dispatch(pair)
+
+    # Weights.
+
+    def come_over(self, block: int) -> int:
+        """Goes back from when a copy's matrix, expert * 2 + GEMM, was there to when dispatch began; returns NOTHING."""
+        copies, name = self.state.copies, STAGE_NAMES["weights"]
+        expert, gemm = divmod(block, 2)
+        while (copies["expert"] == expert).any():
+            copy = copies[np.argmax(copies["expert"] == expert)]
+            source, target, number = int(copy["source_gpu"]), int(copy["gpu"]), expert
+            text = f"those of expert {number}, from GPU {source} to GPU {target}"
+            self.back(self.state.matrices["start_ps"][2 * expert + gemm], name, text, "copying", False)
+            expert = int(copy["source"])  # of which a relay waits for the first tile
+        mover = target if self.state.root["copying"]["reads"][0] else source
+        text = f"GPU {mover}, at weights before those of expert {number}"
+        self.back(self.opened_ps, f"waiting for {name}", text, "copying", True)
+        return NOTHING
 
     # Combine.
 
@@ -244,30 +226,36 @@ class _Walk:
         """Goes back over a tile's GEMM-2 row to the end of a GEMM-1 row, or to the arrival of a GPU's last copy.
 
         Returns:
-            The tile of the GEMM-1 row and NOTHING, or any tile and the pair that the copy was for.
+            The tile of the GEMM-1 row and NOTHING, or any tile and the pair that the copy was for; NOTHING twice if the
+            row waited for weights.
         """
         self._run_blocks(tile, GEMM2)
         gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
         ends_ps = self.state.tiles["rows"]["end_ps"][:, GEMM1]
-        gate = self.gate(OPENS_GEMM2, part, gpu)
+        gate, block = self.gate(OPENS_GEMM2, part, gpu), self._block(tile, GEMM2)
+        came_ps = int(self.state.matrices["end_ps"][block])
         if gate is not None:
             last = self.last_behind(gate, part, ends_ps)
             pair, stored_ps, known_ps = self.moves.last_sent(gpu, part)
-            done_ps = max(int(ends_ps[last]), known_ps)
-            self._wait_for_sms(tile, GEMM2, done_ps + int(gate["pay_ps"]))
-            self.pay("gemm2", gate, "before GEMM-2")
-            if known_ps > ends_ps[last]:
+            opens_ps = max(int(ends_ps[last]), known_ps) + int(gate["pay_ps"])
+            if came_ps <= opens_ps:
+                self._wait_for_sms(tile, GEMM2, opens_ps)
+                self.pay("gemm2", gate, "before GEMM-2")
+                if known_ps <= ends_ps[last]:
+                    return last, NOTHING
                 self.back(stored_ps, "end of dispatch", f"GPU {gpu} learns that all is stored", "dispatch", False)
                 return tile, pair
-            return last, NOTHING
-        self._wait_for_sms(tile, GEMM2, int(ends_ps[tile]))
-        return tile, NOTHING
+        elif came_ps <= ends_ps[tile]:
+            self._wait_for_sms(tile, GEMM2, int(ends_ps[tile]))
+            return tile, NOTHING
+        self._wait_for_sms(tile, GEMM2, came_ps)
+        return self.come_over(block), NOTHING
 
     def run_gemm1(self, tile: int) -> int:
         """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token.
 
         Returns:
-            The pair that this is, or NOTHING where the row waited for shared experts instead.
+            The pair that this is, or NOTHING where the row waited for shared experts or weights instead.
         """
         self._run_blocks(tile, GEMM1)
         gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
@@ -275,15 +263,21 @@ class _Walk:
         gate = self.gate(OPENS_GEMM1, part, gpu)
         if gate is not None:
             last = self.last_behind(gate, part, ready_ps)
-            shared_ps = int(gate["not_before_ps"])
-            self._wait_for_sms(tile, GEMM1, max(int(ready_ps[last]), shared_ps) + int(gate["pay_ps"]))
+            shared_ps, block = int(gate["not_before_ps"]), self._last_block(int(gate["gpu"]))
+            came_ps = int(self.state.matrices["end_ps"][block])
+            opens_ps = max(int(ready_ps[last]), shared_ps, came_ps)
+            self._wait_for_sms(tile, GEMM1, opens_ps + int(gate["pay_ps"]))
             self.pay("gemm1", gate, "before GEMM-1")
+            if came_ps > max(ready_ps[last], shared_ps):
+                return self.come_over(block)
             if shared_ps > ready_ps[last]:
                 self.back(self.opened_ps, "shared experts", "SMs beside those that dispatch", "gemm1", False)
                 return NOTHING
             tile = last
         else:
             self._wait_for_sms(tile, GEMM1, int(ready_ps[tile]))
+        if self.state.matrices["end_ps"][self._block(tile, GEMM1)] == ready_ps[tile]:
+            return self.come_over(self._block(tile, GEMM1))
         row = self.state.tiles[tile]
         pair = int(self.state.arrived_pair[row["first"] + row["count"] - 1])
         expert = self.state.experts[row["expert"]]
@@ -297,6 +291,17 @@ class _Walk:
             self.back(arrived_ps, "waiting for its tile to fill", text, "gemm1", True)
         self.back(arrived_ps, STAGE_NAMES["dispatch"], f"tables of GPU {int(expert['gpu'])}", "dispatch", False)
         return pair
+
+    def _block(self, tile: int, gemm: int) -> int:
+        """Returns the matrix that a tile's row uses: expert * 2 + GEMM."""
+        return 2 * int(self.state.experts["number"][self.state.tiles["expert"][tile]]) + gemm
+
+    def _last_block(self, gpu: int) -> int:
+        """Returns the matrix that came last of all copies on a GPU, NOTHING for any; any other if there are none."""
+        copies = self.state.copies
+        experts = copies["expert"][(copies["gpu"] == gpu) | (gpu == NOTHING)]
+        blocks = np.concatenate([2 * experts, 2 * experts + 1, [0]])
+        return int(blocks[np.argmax(self.state.matrices["end_ps"][blocks])])
 
     def _wait_for_sms(self, tile: int, gemm: int, since_ps: int) -> None:
         gpu = int(self.tile_gpu[tile])

@@ -1,9 +1,9 @@
 """A simulated layer as a Chrome trace, to be opened in Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-The trace has one process per GPU with lanes for uplink, downlink, reduction unit, GEMM rows, and dispatch and combine
-chunks. A lane of the viewer cannot show two things at once, so what overlaps in one SM group is spread over as many
-lanes as it needs. Data segments are shown; control flits (acknowledgements, requests, notifications) delay them but are
-not drawn, so small gaps between segments are time in which the link carried those.
+The trace has one process per GPU with lanes for uplink, downlink, reduction unit, GEMM rows, dispatch and combine
+chunks, and weights that come to copies. A lane of the viewer cannot show two things at once, so what overlaps in one SM
+group is spread over as many lanes as it needs. Data segments are shown; control flits (acknowledgements, requests,
+notifications) delay them but are not drawn, so small gaps between segments are time in which the link carried those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dysharp_env.simulator.result import schedule_table, segment_name
 from dysharp_env.simulator.state import codes
 
 _LINK_LANES = {codes.LOG_UP: "uplink", codes.LOG_DOWN: "downlink", codes.LOG_REDUCE: "reduction unit"}
-_GROUP_LANES = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs"}
+_GROUP_LANES = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs", "weights": "weights to come"}
 # Lanes of one SM group are numbered from its base, so they are listed together and in this order.
 _LANES_PER_GROUP = 1000
 
@@ -69,8 +69,11 @@ def _link_spans(engine: Engine) -> Iterator[dict[str, Any]]:
         if resource not in _LINK_LANES:
             continue
         segment = segment_name(state, node)
-        home = int(state.tokens["home"][segment.token])
-        args = {"token": segment.token, "home GPU": home, "bytes": flits * flit_bytes}
+        if purpose == codes.WEIGHT_DATA:
+            args = {"expert": segment.token, "tile": segment.place}
+        else:
+            args = {"token": segment.token, "home GPU": int(state.tokens["home"][segment.token])}
+        args["bytes"] = flits * flit_bytes
         if segment.what in ("copy", "partial"):
             args["expert GPU"] = segment.gpu
         lane = _LINK_LANES[resource]

@@ -58,12 +58,12 @@ def logged_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
         return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
     once = np.full(len(log), 1 / engine.costs.planes)
-    is_dispatch = purpose == codes.DISPATCH_DATA
+    is_dispatch, is_weights = purpose == codes.DISPATCH_DATA, purpose == codes.WEIGHT_DATA
+    stages = {"dispatch": is_dispatch, "combine": ~is_dispatch & ~is_weights}
+    if len(engine.state.copies):
+        stages["copying"] = is_weights
     links = {
-        name: {
-            "dispatch": used((resource == code) & is_dispatch, once),
-            "combine": used((resource == code) & ~is_dispatch, once),
-        }
+        name: {stage: used((resource == code) & is_stage, once) for stage, is_stage in stages.items()}
         for name, code in (("uplink", codes.LOG_UP), ("downlink", codes.LOG_DOWN))
     }
     blocks = amount / _most_gemm_sms(engine)
@@ -138,7 +138,8 @@ def _most_gemm_sms(engine: Engine) -> int:
     root, splits = engine.state.root[0], engine.state.splits
     if root["split_moments"] > 0 and len(splits) > 0:
         return int(root["num_sms"] - (splits["dispatch_sms"] + splits["combine_sms"]).min())
-    return int(engine.state.gpus["groups"]["sms"][0, observation.GEMM])
+    # Those that move weights are yet to come back.
+    return int((engine.state.gpus["groups"]["sms"][:, observation.GEMM] + engine.state.movers["sms"]).max())
 
 
 def table_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:

@@ -245,8 +245,8 @@ class Costs:
         out, home = families[0] or dispatch.usual_family, families[1] or combine.usual_family
         out_packet = self.families.packet_of(out, dispatch.in_switch)
         home_packet = self.families.packet_of(home, combine.in_switch)
-        out_ps = self._trip_ps(dispatch, out_packet, self.dispatch_bytes)
-        home_ps = self._trip_ps(combine, home_packet, self.combine_bytes)
+        out_ps = self.trip_ps(dispatch, out_packet, self.dispatch_bytes)
+        home_ps = self.trip_ps(combine, home_packet, self.combine_bytes)
         if combine.in_switch and not combine.reads:
             home_ps -= 2 * self.hop_ps  # the switch acknowledges what it merges
         slots = self.reduction_slots * self.combine_packet.payload_bytes // home_packet.payload_bytes
@@ -260,7 +260,7 @@ class Costs:
             kernels=self.families.started(self.kernels, out, home, self.combine_bytes),
         )
 
-    def _trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:
+    def trip_ps(self, primitive: Primitive, packet: PacketFormat, num_bytes: int) -> int:
         """Returns the round trip of a vector through an idle switch to the other end: there, acknowledged, back."""
         named = int(primitive.names_targets)
         wire_ps = self.spread_ps(packet.data_flits(num_bytes, named * (not primitive.reads)))

@@ -26,6 +26,8 @@ KERNEL_STAGES = {
     "final_sum": ("end",),
 }
 SHARED, WEIGHT_GRADIENTS = "shared", "weight_gradients"
+# What a backward pass of a layer with copies ends with, whatever the schedule.
+COPY_GRADIENTS = "copy_gradients"
 # What communication kernels take besides their vectors (families.py); every schedule pays it.
 START = "start"
 BF16_BYTES, FP32_BYTES = 2, 4
@@ -43,27 +45,35 @@ class Load(NamedTuple):
     received: int = 0  # copies that come here, or sums that leave
     rows: int = 0  # (token, expert)s with the expert here
     experts: int = 0  # here, that any token chose
+    copies: int = 0  # here, whose gradients leave
+    gradients: int = 0  # of copies elsewhere, that come here to be added, each by itself or summed by the switch
 
 
 class PhaseKernel(NamedTuple):
-    """One kernel: picoseconds and bytes of HBM, whatever there is to do and for each thing in a ``Load``."""
+    """One kernel: picoseconds and bytes of HBM, whatever there is to do and for each thing in a ``Load``.
+
+    ``link_ps`` is what a copy's gradients take of a GPU's links, each way.
+    """
 
     launch_ps: int = 0
     token_ps: int = 0
     row_ps: int = 0
+    link_ps: int = 0
     fixed_bytes: int = 0
     token_bytes: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     row_bytes: int = 0
     expert_bytes: int = 0
+    copy_bytes: int = 0
+    gradient_bytes: int = 0
 
     def ps(self, load: Load, hbm_ps: Callable[[int], int], sms: tuple[int, int] = (1, 1)) -> int:
         """Returns its time on a GPU, with ``sms`` (those it has, those there are); all of them unless told."""
         has, there_are = sms
         work_ps = (self.token_ps * load.tokens + self.row_ps * load.rows) * there_are // has
-        num_bytes = self.fixed_bytes + sum(each * number for each, number in zip(self[4:], load, strict=True))
-        return self.launch_ps + max(work_ps, hbm_ps(num_bytes))
+        num_bytes = self.fixed_bytes + sum(each * number for each, number in zip(self[5:], load, strict=True))
+        return self.launch_ps + max(work_ps, self.link_ps * max(load.copies, load.gradients), hbm_ps(num_bytes))
 
 
 def phase_kernels(
@@ -101,8 +111,9 @@ def phase_kernels(
         kernels = {}
     shared, gradients = _shared(system, layer, gap_ps, compute_scale), _gradients(system, layer, gap_ps, compute_scale)
     kernels |= {("dispatch", SHARED): shared, ("end", SHARED): shared, ("end", WEIGHT_GRADIENTS): gradients}
+    kernels["end", COPY_GRADIENTS] = _copy_gradients(layer, gap_ps)
     keys = [(stage, name) for name, stages in KERNEL_STAGES.items() for stage in stages]
-    keys += [("dispatch", SHARED), ("end", SHARED), ("end", WEIGHT_GRADIENTS)]
+    keys += [("dispatch", SHARED), ("end", SHARED), ("end", WEIGHT_GRADIENTS), ("end", COPY_GRADIENTS)]
     return tuple((STAGES.index(key[0]), key[1], kernels.get(key, PhaseKernel())) for key in keys)
 
 
@@ -138,6 +149,20 @@ def _gradients(system: SystemSpec, layer: LayerSpec, gap_ps: int, compute_scale:
         row_bytes=layer.compute_format.vector_bytes(vectors),
         expert_bytes=weights * FP32_BYTES,
     )
+
+
+def _copy_gradients(layer: LayerSpec, gap_ps: int) -> PhaseKernel:
+    """Returns the adding up of copies' weight gradients in FP32, where the experts are that they are copies of.
+
+    A copy's are read where it is; there, others are read, added to and written. FP32 is what weight gradients are
+    summed in over micro-batches as well (Megatron's ``main_grad``), and what ``multimem.red`` adds in the switch among
+    other formats (PTX ISA). What the links take depends on how copies move; see weights.py. Acknowledgements, and that
+    a relay sends on what it has summed, are left out: all of it streams.
+    """
+    if layer.direction == "forward":
+        return PhaseKernel()
+    gradients = sum(columns * depth for columns, depth in layer.forward_gemms) * FP32_BYTES
+    return PhaseKernel(gap_ps, copy_bytes=gradients, gradient_bytes=2 * gradients)
 
 
 def _flop_ps(system: SystemSpec, layer: LayerSpec, compute_scale: float) -> float:

@@ -50,6 +50,22 @@ def require_fit(
         raise ValueError(f"loopback needs dispatch broadcast and combine reduce_scatter, {given}")
 
 
+def require_copying(primitive: Primitive, family: str) -> None:
+    """Checks that copies of weights can be made by a primitive.
+
+    Args:
+        primitive: Moves weights.
+        family: Of the kernels that issue it; empty: those that usually do.
+
+    Raises:
+        ValueError: They cannot, or not by such kernels.
+    """
+    if primitive.to_all:
+        raise ValueError(f"weights cannot go to all GPUs, as {primitive.name} does: copies are of some")
+    if family:
+        primitive.require_family(family)
+
+
 @dataclass(frozen=True)
 class Program:
     """How one layer is run: primitives, readiness gates, costs paid, SM groups, rules and what is asked.
@@ -77,6 +93,11 @@ class Program:
             opening of dispatch on with the SMs that it leaves.
         dispatch_sms, gemm_sms, combine_sms: SM groups of every GPU.
         in_gemm: Whether the GEMMs' thread blocks issue dispatches and combines, and lose the time.
+        copying: Primitive by which copies made in the layer get their weights; see kernel/weights.py. None: none are.
+        copying_family: Of the kernels that issue it; empty: those that usually do.
+        copy_sms: SMs of every GPU that issues some, from its GEMM group, until it has no more to do with weights; as
+            many as that group has if it has fewer.
+        weight_tile_bytes: Weights move in tiles of so many bytes; the last of a matrix may be smaller.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
         partial_tiles: Whether an open tile may be closed early.
@@ -112,6 +133,10 @@ class Program:
     kernels: tuple[tuple[str, ...], ...] = ((),) * 5
     hides_shared: bool = False
     in_gemm: bool = False
+    copying: Primitive | None = None
+    copying_family: str = ""
+    copy_sms: int = 32
+    weight_tile_bytes: int = 65536
     chunk_tokens: int = 8
     waves: bool = False
     partial_tiles: bool = False
@@ -137,6 +162,10 @@ class Program:
         for primitive, family in zip((self.dispatch, self.combine), self.families, strict=True):
             if family:
                 primitive.require_family(family)
+        if self.copying:
+            require_copying(self.copying, self.copying_family)
+        if min(self.copy_sms, self.weight_tile_bytes) < 1:
+            raise ValueError(f"copies need SMs and tiles: {self.copy_sms} of {self.weight_tile_bytes} B")
         if (self.network is None) != (not self.networked) or self.networked & self.exposed:
             raise ValueError("a network answers some kinds of decisions, and none that is asked")
         if self.gates[1] == GATE_GPU:

@@ -26,4 +26,5 @@ def record(engine: Engine) -> Schedule:
         copy_per_expert=program.copies_per_expert,
         loopback=program.loopback,
         team_gpus=engine.costs.team_gpus,
+        copying=program.copying.name if program.copying else "",
     )

@@ -16,18 +16,21 @@ from dysharp_env.simulator.state.codes import DOWN, GEMM1, NO_TIME, NUM_PURPOSES
 from dysharp_env.simulator.state.state import State
 
 STAGES = ("dispatch", "gemm1", "gemm2", "combine")
+# What a layer with copies has besides; in a schedule's table, of which a matrix has a row, with the GEMM's number.
+WEIGHTS = "weights"
 
 
 class SegmentName(NamedTuple):
     """What a node of the engine's is: a vector or packet on its way.
 
     Attributes:
-        what: ``copy`` (dispatched to one GPU), ``store`` (to many at once), ``partial`` or ``sum``.
-        token: Whose vector it is.
-        gpu: Expert GPU of a copy or partial sum, home GPU of a store or sum.
-        place: Packet in its vector; 0 at token resolution.
+        what: ``copy`` (dispatched to one GPU), ``store`` (to many at once), ``partial`` or ``sum``; ``weights`` (to one
+            GPU) or ``weight_store`` (to many).
+        token: Whose vector it is; of weights the expert that gets them, or of a store that gives them.
+        gpu: Expert GPU of a copy or partial sum, home GPU of a store or sum; of weights where that expert is.
+        place: Packet in its vector, 0 at token resolution; tile of its expert's weights.
         plane: Plane it takes; 0 at token resolution.
-        group: Of a store to a team: the group of GPUs that the team is of.
+        group: Of a store to a team: the group of GPUs that the team is of; of weights the number of the store.
     """
 
     what: str
@@ -46,7 +49,8 @@ class LayerResult:
         makespan_us: Until the last token is combined and what the schedule pays after that is over.
         lower_bound_us: What no schedule can beat.
         family_bound_us: What nothing can beat that runs by the same program; None where it was not asked for.
-        phases_us: First start and last end of each stage; 0 of one that nothing reached.
+        phases_us: First start and last end of each stage, and of ``weights`` if copies are made; 0 of one that nothing
+            reached.
         wire_bytes, payload_bytes: ``up`` and ``down`` over all GPUs, and ``by_purpose`` (both directions).
         utilisation: Of ``uplink``, ``downlink``, ``sm``, ``hbm``: mean and maximum over GPUs of the busy fraction.
         transfers: Segments put on a link.
@@ -100,11 +104,12 @@ def summarise(engine: Engine, lower_bound_ps: int, family_bound_ps: int | None =
         "sm": gpus["sm_busy_ps"] / (makespan_ps * int(root["num_sms"])),
         "hbm": within(gpus["hbm_busy_ps"], gpus["hbm_free_ps"]),
     }
+    stages = (*STAGES, WEIGHTS) if len(state.copies) else STAGES
     return LayerResult(
         makespan_us=engine.now_ps / 1e6,
         lower_bound_us=lower_bound_ps / 1e6,
         family_bound_us=None if family_bound_ps is None else family_bound_ps / 1e6,
-        phases_us={stage: (reached_us(f"{stage}_first"), reached_us(f"{stage}_last")) for stage in STAGES},
+        phases_us={stage: (reached_us(f"{stage}_first"), reached_us(f"{stage}_last")) for stage in stages},
         wire_bytes=_by_direction_and_purpose(wire),
         payload_bytes=_by_direction_and_purpose(payload),
         utilisation={name: {"mean": float(use.mean()), "max": float(use.max())} for name, use in busy.items()},
@@ -129,7 +134,7 @@ def schedule_table(engine: Engine) -> list[ScheduleRow]:
 
     What has not started is left out; what has not ended has the end ``nan``.
     """
-    rows = _chunk_rows(engine) + _tile_rows(engine)
+    rows = _chunk_rows(engine) + _tile_rows(engine) + _copy_rows(engine)
     return sorted(rows, key=lambda row: (row.start_us, row.gpu, row.stage, row.item))
 
 
@@ -194,10 +199,28 @@ def _tile_rows(engine: Engine) -> list[ScheduleRow]:
     return rows
 
 
+def _copy_rows(engine: Engine) -> list[ScheduleRow]:
+    rows = []
+    for expert, gpu in engine.state.copies[["expert", "gpu"]].tolist():
+        for gemm, stage in enumerate(("weights1", "weights2")):
+            start_ps, end_ps = engine.state.matrices[["start_ps", "end_ps"]][2 * expert + gemm].tolist()
+            if start_ps >= 0:
+                rows.append(
+                    ScheduleRow(f"copy {expert}", stage, gpu, WEIGHTS, 0, expert, _us(start_ps), _us(end_ps)),
+                )
+    return rows
+
+
 def segment_name(state: State, node: int) -> SegmentName:
     """Returns what a node is."""
     root = state.root[0]
     owner, plane = int(state.nodes["owner"][node]), int(state.nodes["plane"][node])
+    if node >= root["weights0"]:
+        copy, place = state.copies[owner], (node - int(root["weights0"])) % int(root["num_weight_tiles"])
+        if node < root["weight_store0"]:
+            return SegmentName(WEIGHTS, int(copy["expert"]), int(copy["gpu"]), place, plane)
+        group = int(copy["store"])
+        return SegmentName("weight_store", int(copy["source"]), int(copy["source_gpu"]), place, plane, group)
     bases = {"copy": 0, "partial": int(root["partial0"]), "store": int(root["store0"]), "sum": int(root["sum0"])}
     what = next(what for what, base in reversed(bases.items()) if node >= base)
     stage = "dispatch" if what in ("copy", "store") else "combine"

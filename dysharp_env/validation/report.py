@@ -9,6 +9,7 @@ from rich.table import Table
 from dysharp_env.report.tables import add_groups, empty_table
 from dysharp_env.validation.all_to_all import all_to_all_rows
 from dysharp_env.validation.closed_forms import closed_form_rows
+from dysharp_env.validation.copies import copy_rows
 from dysharp_env.validation.measurements import measurement_rows
 from dysharp_env.validation.packets import packet_rows
 from dysharp_env.validation.rows import ValidationRow
@@ -20,6 +21,7 @@ def validation_rows(seed: int = 0) -> Iterator[ValidationRow]:
     yield from all_to_all_rows()
     yield from packet_rows(seed)
     yield from measurement_rows(seed)
+    yield from copy_rows()
 
 
 def validation_table(rows: Iterable[ValidationRow]) -> Table:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import preset_names
-from dysharp_env.report.path import Step, _Walk, critical_path
+from dysharp_env.report.path import _Walk, critical_path
+from dysharp_env.report.steps import Step
 from dysharp_env.schedules import LayerRun, Problem, load_schedule
 from dysharp_env.simulator.phases import START, Load
 from dysharp_env.simulator.state import codes
@@ -15,6 +16,7 @@ from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec, load_model
 from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
+from tests.simulator.copy_rules import copied_case
 from tests.simulator.odd_shapes import draw_shape
 from tests.simulator.run_log import play
 
@@ -73,8 +75,36 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
     schedule = load_schedule("deepep")
+    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
+    assert_whole(path, engine.now_ps)
+
+
+@pytest.mark.parametrize("gates", [(0, 0, 0), (1, 1, 1), (2, 1, 0)])
+@pytest.mark.parametrize("primitive", ["unicast", "pull", "team", "multicast"])
+def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int, int, int], strict: None) -> None:
+    """A copy's only token is there long before its weights, which come from a copy of a copy if they are relayed."""
+    case = copied_case(primitive, [(0, 1), (2, 2)], [(3, 1)], gates=gates)
+    engine, schedule = play(case, 0), load_schedule("deepep")
     path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
+    steps = [(step.what, step.waited_for, step.end_ps) for step in path if step.stage == "copying"]
+    near, far = "those of expert 2, from GPU 0 to GPU 1", "those of expert 3, from GPU 0 to GPU 2"
+    found = [waited_for for what, waited_for, _ in steps if what == "weights"]
+    if primitive == "unicast":
+        assert found == [near, "those of expert 3, from GPU 1 to GPU 2"]
+    else:
+        # One store brings both copies theirs at the same moment, of which all GPUs may wait for either.
+        assert found == [far] or (primitive != "pull" and gates[0] == codes.GATE_PHASE and found == [near])
+    # Behind a gate both matrices are there before GEMM-1.
+    ends_ps = engine.state.matrices["end_ps"][6:8]
+    assert steps[-1][2] == ends_ps[1]
+
+
+def test_a_layer_may_end_with_weights(strict: None) -> None:
+    engine, schedule = play(copied_case("unicast", [(0, 1)]), 0), load_schedule("deepep")
+    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
+    assert_whole(path, engine.now_ps)
+    assert path[-1].what == "weights"
 
 
 def test_phases_show_all_that_they_pay(strict: None) -> None:

@@ -22,6 +22,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.workload import Workload
+from tests.simulator.copy_rules import copied_case
 
 
 def scenario(**changes: int) -> tuple[SystemSpec, Workload]:
@@ -58,6 +59,21 @@ def test_picture_shows_every_stage(logged: LayerRun) -> None:
     assert all(pixels_of(picture, stage) > 5 * legend_patch for stage in gantt.COLOURS)
     plain = gantt.render(("", logged.engine))
     assert plain.shape == picture.shape and (plain != picture).any()
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_weights_of_copies_are_shown(is_logged: bool) -> None:
+    engine = copied_case("unicast", [(0, 1), (2, 2)], [(3, 1)] * 4).engine(logging=is_logged).run()
+    picture = gantt.render(("", engine), lower_bound_us=1.0)
+    colour = [int(gantt.BESIDE["copying"][i : i + 2], 16) for i in (1, 3, 5)]
+    shown = int((picture == colour).all(axis=-1).sum())
+    assert shown > 5000 if is_logged else shown == 0
+    plain = gantt.render(("", copied_case("unicast", []).engine().run()))
+    assert not (plain == colour).all(axis=-1).any()
+    events = json.loads(chrome_trace(engine, ""))["traceEvents"]
+    names = {event["name"] for event in events if event["ph"] == "X"}
+    assert {"weights of GEMM-1 copy 2", "weights of GEMM-2 copy 3"} <= names and ("weight" in names) == is_logged
+    assert {event["args"]["name"] for event in events if event["name"] == "thread_name"} >= {"weights to come"}
 
 
 def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged: LayerRun) -> None:

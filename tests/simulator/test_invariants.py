@@ -15,6 +15,7 @@ from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.state import State
 from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
+from tests.simulator.copy_rules import weight_traffic
 from tests.simulator.run_log import Use, ended, play, started, uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
@@ -176,7 +177,8 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
         if use.resource == codes.LOG_REDUCE:
             total = by_name[codes.LOG_DOWN, "sum", use.token, homes[use.token], use.place, 0]
             assert total.end_ps >= use.end_ps
-    assert engine_end(state) == tokens["combine_end"][:-1].max() + int(state.root["pay_end_ps"][0])
+    last_ps = max(int(tokens["combine_end"][:-1].max()), int(state.root["weights_last"][0]))
+    assert engine_end(state) == last_ps + int(state.root["pay_end_ps"][0])
 
 
 def check_gates_are_kept(case: Case, state: State, log: list[Use]) -> None:
@@ -264,7 +266,7 @@ def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -
     is_unicast = not case.program.dispatch.in_switch
     for use in log:
         leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
-        if leaves and use.purpose != codes.EVICTION:
+        if leaves and use.purpose not in (codes.EVICTION, codes.WEIGHT_DATA):
             home, group = int(case.workload.home_of_token[use.token]), group_of(case, use.peer)
             whole = "store", use.token, home, use.place, group
             leaving[use[3:8] if use.what == "partial" or is_unicast else whole].append(use)
@@ -340,7 +342,7 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
                 flits[codes.DOWN, codes.NOTIFY][home] += 2 * experts
                 flits[codes.UP, codes.NOTIFY][home] += experts * packet.ack_flits
                 flits[codes.DOWN, codes.NOTIFY][gpu] += experts * packet.ack_flits
-    return flits
+    return flits | weight_traffic(case)
 
 
 def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use]) -> None:

@@ -119,6 +119,10 @@ def assert_same_decision(state: State, asked: Decision, expected: Any) -> None:
 def assert_same_history(state: State, twin: Twin) -> None:
     for name in ("dispatch_start", "dispatch_end", "combine_start", "combine_end"):
         assert state.tokens[name][:-1].tolist() == [getattr(token, name) for token in twin.tokens], name
+    for copy in twin.copies:
+        matrices = state.matrices[2 * copy.expert : 2 * copy.expert + 2]
+        for name in ("start_ps", "end_ps", "here_bytes", "tiles_left"):
+            assert matrices[name].tolist() == getattr(copy, name), name
     for record, expert in zip(state.experts, twin.experts.values(), strict=True):
         assert (record["number"], record["part"]) == (expert.number, expert.part)
         tiles = state.tiles[record["tile0"] : record["tile0"] + record["tiles_open"]]

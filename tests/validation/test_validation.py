@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from dysharp_env.system import load_system
 from dysharp_env.validation import packets
+from dysharp_env.validation.copies import fetch_us
 from dysharp_env.validation.layers import expected_remote_gpus
 from dysharp_env.validation.measurements import prediction_errors_pct
 from dysharp_env.validation.report import validation_rows
@@ -22,7 +24,7 @@ def rows() -> dict[str, ValidationRow]:
 def test_every_row_passes(rows: dict[str, ValidationRow]) -> None:
     assert [row for row in rows.values() if not row.passes] == []
     groups = [row.group for row in rows.values()]
-    assert groups.count("all-to-all") == 4 and groups.count("resolution") == 2
+    assert groups.count("all-to-all") == 4 and groups.count("resolution") == 2 and groups.count("copies") == 5
 
 
 # What the DySHARP paper states (340 %, 80 %, 69 %), what follows from it by hand, and what NCCL reaches (360 GB/s).
@@ -58,9 +60,9 @@ def test_expectations_are_the_published_ones(
 
 def test_random_rows_are_told_from_exact_ones(rows: dict[str, ValidationRow]) -> None:
     for name, row in rows.items():
-        is_random = name.startswith(("useless", "bytes saved", "makespan"))
+        is_predicted = name.startswith(("useless", "bytes saved", "makespan")) or row.group == "copies"
         if row.group != "measurement":
-            assert row.role == ("predicted" if is_random else "exact")
+            assert row.role == ("predicted" if is_predicted else "exact")
 
 
 def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(rows: dict[str, ValidationRow]) -> None:
@@ -69,6 +71,21 @@ def test_measurements_are_predicted_within_6_percent_on_average_and_12_at_most(r
     assert [row.role for row in measured].count("set") == 7
     mean_pct, largest_pct = prediction_errors_pct(measured)
     assert mean_pct <= 6 and largest_pct <= 12
+
+
+def test_fetches_of_weights_are_predicted_within_6_percent(rows: dict[str, ValidationRow]) -> None:
+    fetches = [row for row in rows.values() if row.group == "copies"]
+    assert max(abs(row.error_pct) for row in fetches) <= 6
+    # What a matrix more takes, without what a kernel takes besides.
+    times = zip(*((row.expected, row.simulated) for row in fetches), strict=True)
+    published, simulated = ((last - first) / 11 for first, *_, last in times)
+    assert simulated == pytest.approx(published, rel=0.05)
+
+
+@pytest.mark.parametrize("tile_bytes", [8192, 1 << 20])
+def test_the_size_of_tiles_hardly_matters(tile_bytes: int) -> None:
+    system = load_system("gb200-nvl72", 4)
+    assert fetch_us(system, 3, tile_bytes) == pytest.approx(fetch_us(system, 3), rel=0.01)
 
 
 def test_expected_remote_gpus_by_hand() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dysharp_env.simulator.jit.compiled import compiled
+from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.links import (
     delivery_ps,
-    flow_of_node,
     is_partial,
     node_class,
+    packets_of,
+    tile_of_node,
     wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
@@ -26,7 +27,7 @@ def streamed_ps(s: Root, node: int, leaving_ps: int) -> int:
     """
     if s.store_and_forward:
         return 0
-    packets = flow_of_node(s, node).segment_packets
+    packets = packets_of(s, node)
     entering_ps = wire_ps(s, s.nodes[node].flits)
     return min(leaving_ps, (packets - 1) * (entering_ps + leaving_ps) // (2 * packets))
 
@@ -39,7 +40,7 @@ def credit_ps(s: Root, node: int, free_ps: int) -> int:
     that a buffer full of them passes as much as one full of packets. For the same reason one larger than the buffer,
     which passes alone, holds it for more.
     """
-    if s.store_and_forward or flow_of_node(s, node).segment_packets == 1:
+    if s.store_and_forward or packets_of(s, node) == 1:
         return free_ps
     flits = s.nodes[node].flits
     held_ps = free_ps - (s.nodes[node].tail_ps - delivery_ps(s, flits, wire_ps(s, flits)))
@@ -52,9 +53,12 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
     """Gives back the input buffer of a segment once its last replica has left the switch."""
     if s.queueing == codes.OUTPUT_QUEUED:
         return
+    free_ps = end_ps - streamed_ps(s, node, end_ps - s.now_ps)
+    if node >= s.weights0:
+        tile_leaves(s, node, end_ps, free_ps)
+        return
     pair = s.nodes[node].owner
     whole = node
-    free_ps = end_ps - streamed_ps(s, node, end_ps - s.now_ps)
     gpu = s.pairs[pair].gpu
     if not is_partial(s, node):
         gpu = s.pairs[pair].home
@@ -70,6 +74,31 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
                 return
             end_ps = q.end_ps
             free_ps = q.free_ps
+    free_input(s, gpu, whole, end_ps, free_ps)
+
+
+@compiled
+def tile_leaves(s: Root, node: int, end_ps: int, free_ps: int) -> None:
+    """Gives back the input buffer of a tile of weights once its last replica has left the switch."""
+    c = s.copies[s.nodes[node].owner]
+    whole = node
+    if s.copying.in_switch:
+        store = c.store * s.num_weight_tiles + tile_of_node(s, node)
+        whole = s.weight_store0 + store
+        q = s.weight_stores[store]
+        q.replicas_left -= 1
+        q.end_ps = max(q.end_ps, end_ps)
+        q.free_ps = max(q.free_ps, free_ps)
+        if q.replicas_left > 0:
+            return
+        end_ps = q.end_ps
+        free_ps = q.free_ps
+    free_input(s, c.source_gpu, whole, end_ps, free_ps)
+
+
+@compiled_in_place
+def free_input(s: Root, gpu: int, whole: int, end_ps: int, free_ps: int) -> None:
+    """Has a GPU learn that a segment's buffer behind its uplink is free, and an input FIFO move on."""
     cls = node_class(s, whole)
     link = gpu * s.planes + s.nodes[whole].plane
     push(s, credit_ps(s, whole, free_ps + s.hop_ps), codes.EV_CREDIT, link, cls, s.nodes[whole].flits)

@@ -10,7 +10,7 @@ from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.gates import count_towards
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up, log_row, update_plane
-from dysharp_env.simulator.kernel.memory import fetch_weights, read, tile_block, write
+from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, read, tile_block, write
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import row_started
 from dysharp_env.simulator.kernel.slots import count_slot
@@ -44,11 +44,17 @@ def row_ready(s: Root, gpu: int, tile: int, gemm: int) -> None:
 
 
 @compiled
-def tile_ready(s: Root, tile: int) -> None:
-    """Makes a tile's GEMM-1 row ready."""
+def tile_ready(s: Root, tile: int, gemm: int) -> None:
+    """Makes a tile's row ready, whose tokens are there, or holds it until the weights are: rows stay in order."""
     x = s.experts[s.tiles[tile].expert]
-    x.rows_ready += 1
-    row_ready(s, x.gpu, tile, GEMM1)
+    if not is_here(s, x.number, gemm):
+        append(s.matrices[x.number * 2 + gemm].held, s.tiles, tile)
+        return
+    if gemm == GEMM1:
+        x.rows_ready += 1
+    else:
+        append(x.second, s.tiles, tile)
+    row_ready(s, x.gpu, tile, gemm)
 
 
 @compiled
@@ -63,7 +69,7 @@ def close_tile(s: Root, expert: int) -> None:
     # Tiles of one expert become ready in the order in which they closed.
     x.ready_ps = max(x.ready_ps, s.now_ps + (s.memory_ps if spilled else 0))
     if x.ready_ps == s.now_ps:
-        tile_ready(s, tile)
+        tile_ready(s, tile, GEMM1)
     else:
         push(s, x.ready_ps, codes.EV_TILE, tile, 0, 0)
 
@@ -146,12 +152,10 @@ def blocks_end(s: Root, tile: int, gemm: int, count: int) -> None:
 
 @compiled
 def finish_gemm1(s: Root, tile: int, gpu: int) -> None:
-    """Makes the GEMM-2 row of a tile ready."""
+    """Makes the GEMM-2 row of a tile ready, as far as it depends on GEMM-1."""
     t = s.tiles[tile]
-    x = s.experts[t.expert]
-    append(x.second, s.tiles, tile)
-    row_ready(s, gpu, tile, GEMM2)
-    count_towards(s, gpu, x.part, codes.OPENS_GEMM2, t.count)
+    tile_ready(s, tile, GEMM2)
+    count_towards(s, gpu, s.experts[t.expert].part, codes.OPENS_GEMM2, t.count)
 
 
 @compiled

@@ -106,13 +106,29 @@ def node_class(s: Root, node: int) -> int:
     """Returns the virtual-channel class of a node on its way up: read responses, or everything else."""
     if node < s.partial0:
         return codes.RESPONSE if s.dispatch.reads else codes.REQUEST
-    return codes.RESPONSE if node < s.store0 and s.combine.reads else codes.REQUEST
+    if node < s.store0:
+        return codes.RESPONSE if s.combine.reads else codes.REQUEST
+    return codes.RESPONSE if node >= s.weights0 and s.copying.reads else codes.REQUEST
 
 
 @compiled_in_place
 def flow_of_node(s: Root, node: int) -> Flow:
-    """Returns what the vector is that a node belongs to: dispatched, or a sum."""
+    """Returns what the vector is that a node belongs to, which is no tile of weights: dispatched, or a sum."""
     return s.combine if is_partial(s, node) or node >= s.sum0 else s.dispatch
+
+
+@compiled_in_place
+def tile_of_node(s: Root, node: int) -> int:
+    """Returns which tile of weights a node is, of those of an expert."""
+    return (node - s.weights0) % s.num_weight_tiles
+
+
+@compiled_in_place
+def packets_of(s: Root, node: int) -> int:
+    """Returns the packets of a segment."""
+    if node >= s.weights0:
+        return s.weight_tiles[tile_of_node(s, node)].packets
+    return flow_of_node(s, node).segment_packets
 
 
 @compiled
@@ -204,5 +220,7 @@ def uplink_send(s: Root, link: int, node: int) -> None:
     q.free_ps = now + serial_ps
     q.busy_ps += serial_ps
     purpose = codes.COMBINE_DATA if is_partial(s, node) else codes.DISPATCH_DATA
+    if node >= s.weights0:
+        purpose = codes.WEIGHT_DATA
     count_data(s, gpu, codes.UP, purpose, node)
     log_row(s, codes.LOG_UP, gpu, purpose, node, flits, now, now + serial_ps)

@@ -41,13 +41,20 @@ from dysharp_env.simulator.kernel.events import next_ps, pop
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import mark
-from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_pump
+from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_enqueue, uplink_pump
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
+from dysharp_env.simulator.kernel.weights import (
+    asked_for_tile,
+    issue_soon,
+    issue_tile,
+    reach_tile,
+    tile_acknowledged,
+)
 from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import ASK, DONE, GROW, NOTHING, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
+from dysharp_env.simulator.state.codes import ASK, DONE, GEMM1, GROW, NOTHING, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT
 from dysharp_env.simulator.state.records import ROOT
 
@@ -74,6 +81,7 @@ def open_gate(s: Root, gate: int) -> None:
             mark(s, GEMM, gpu)
             mark(s, COMBINE, gpu)
             fetch_ahead(s, gpu)
+            issue_soon(s, gpu)
             continue
         part_of(s, gpu, x.part).stages[x.stage].open = 1
         if x.stage == OPENS_COMBINE:
@@ -91,8 +99,10 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_REACH:
         if a < s.partial0:
             reach_dispatch(s, a)
-        else:
+        elif a < s.weights0:
             reach_combine(s, a)
+        else:
+            reach_tile(s, a)
     elif kind == codes.EV_CREDIT:
         s.lanes[a * 2 + b].used_flits -= c
         uplink_pump(s, a)
@@ -109,19 +119,28 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_ARRIVE:
         arrive(s, a)
     elif kind == codes.EV_TILE:
-        tile_ready(s, a)
+        tile_ready(s, a, GEMM1)
     elif kind == codes.EV_REQUEST:
         if a < s.partial0:
             asked_for_token(s, s.nodes[a].owner)
-        else:
+        elif a < s.weights0:
             requested(s, s.nodes[a].owner)
+        else:
+            asked_for_tile(s, a)
     elif kind == codes.EV_RESPOND:
-        send_vector(s, b, a)
+        if a < s.weights0:
+            send_vector(s, b, a)
+        else:
+            uplink_enqueue(s, b, a)
     elif kind == codes.EV_ACK:
         if is_partial(s, a):
             push_acknowledged(s, a)
-        else:
+        elif a < s.weights0:
             store_acknowledged(s, a)
+        else:
+            tile_acknowledged(s, a)
+    elif kind == codes.EV_MOVE:
+        issue_tile(s, a)
     elif kind == codes.EV_DEPART:
         depart_now(s, b, a)
     elif kind == codes.EV_ROLE:
@@ -196,7 +215,7 @@ def advance_one(s: Root) -> int:
             if status != RUN:
                 return status
             # Where no token has an expert, the layer is over once it has opened.
-            if s.tokens_left == 0 and s.gpus[0].start_open:
+            if s.tokens_left == 0 and s.weights_left == 0 and s.gpus[0].start_open:
                 s.now_ps += s.pay_end_ps
                 return DONE
             if s.heap_size + s.wheel_size == 0:

@@ -179,6 +179,12 @@ def read_partial(s: Root, pair: int) -> None:
         use_hbm(s, p.gpu, num_bytes, codes.HBM_READ, NOTHING)
 
 
+@compiled_in_place
+def is_here(s: Root, expert: int, gemm: int) -> bool:
+    """Returns whether an expert's matrix (without its part) is on its GPU: a copy's may be yet to come."""
+    return s.matrices[expert * 2 + gemm].tiles_left == 0
+
+
 @compiled
 def missing_weights(s: Root, expert: int, gemm: int) -> int:
     """Returns how many bytes of an expert's matrix (without its part) L2 lacks."""
@@ -208,8 +214,8 @@ def fetch_weights(s: Root, gpu: int, expert: int, gemm: int) -> int:
     else:
         num_bytes = weights_to_read(s, expert, gemm)
         bring(s, gpu, block, missing_bytes)
-        s.fetched_ps[block] = use_hbm(s, gpu, num_bytes, codes.HBM_WEIGHTS, block)
-    return s.fetched_ps[block]
+        s.matrices[block].fetched_ps = use_hbm(s, gpu, num_bytes, codes.HBM_WEIGHTS, block)
+    return s.matrices[block].fetched_ps
 
 
 @compiled

@@ -1,8 +1,9 @@
 """Weights that are fetched ahead: whenever a GPU's HBM has nothing to do and L2 has room beside what is alive.
 
-Candidates are matrices that some row is still to use and that L2 lacks; the one of the expert with the most tokens is
-taken, GEMM-1's before GEMM-2's. Room is what is free and what dead matrices hold, which no row is still to use. Both
-can change only when HBM falls free, a row starts or a token arrives, so that is when this is looked at.
+Candidates are matrices that some row is still to use and that L2 lacks, but for those of copies that are yet to come
+over the links; the one of the expert with the most tokens is taken, GEMM-1's before GEMM-2's. Room is what is free and
+what dead matrices hold, which no row is still to use. Both can change only when HBM falls free, a row starts, a token
+arrives or the last tile of a copy's matrix does, so that is when this is looked at.
 
 A matrix that dies gives way before all else, as a kernel that fetches ahead tells L2 to evict first what it reads for
 the last time: else rows would evict what was fetched ahead, which nobody has used yet.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
-from dysharp_env.simulator.kernel.memory import fetch_weights, missing_weights, wake_hbm
+from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, missing_weights, wake_hbm
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
 
@@ -72,7 +73,7 @@ def fullest(s: Root, gpu: int) -> int:
         for gemm in (GEMM1, GEMM2):
             missing_bytes = missing_weights(s, expert, gemm)
             fits = 0 < missing_bytes <= room_bytes
-            if tokens > most_tokens and fits and is_alive(s, expert, gemm):
+            if tokens > most_tokens and fits and is_here(s, expert, gemm) and is_alive(s, expert, gemm):
                 most_tokens = tokens
                 found = expert * 2 + gemm
     return found
@@ -92,7 +93,9 @@ def fetch_ahead(s: Root, gpu: int) -> None:
         dead = dead_matrix(s, gpu, NOTHING)
         remove(g.l2, s.blocks, dead)
         g.l2_used_bytes -= s.blocks[dead].resident_bytes
+        # What nobody reads again need not be written, as of a copy: PTX has ``discard`` for it.
         s.blocks[dead].resident_bytes = 0
+        s.blocks[dead].dirty_bytes = 0
     fetch_weights(s, gpu, expert, gemm)
 
 

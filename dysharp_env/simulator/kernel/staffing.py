@@ -5,7 +5,8 @@ gets on: whenever another share of its tokens is dispatched, when the first of i
 another share of them may. An SM changes over when it has nothing to do: one that communicates takes no more tokens and
 goes once its last vector has made the round trip; one that computes goes at the end of its thread block. The GEMM group
 has whoever is in no other group. Where changing over takes time, an SM is nobody's on its way to the GEMM group; on its
-way to a communication group it holds its place there, and takes nothing yet.
+way to a communication group it holds its place there, and takes nothing yet. SMs that move weights come from the GEMM
+group before the layer starts, and join it when nothing is left to move.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def staff_groups(s: Root, row: int) -> None:
         if row != NOTHING:
             want_sizes(s, gpu, row)
             g.groups[GEMM].sms = s.num_sms - s.splits[row].dispatch_sms - s.splits[row].combine_sms
+        lend_to_mover(s, gpu)
         g.free_sms = g.groups[GEMM].sms
         g.items = g.items_waiting
         for kind in COMMUNICATION:
@@ -69,6 +71,26 @@ def staff_groups(s: Root, row: int) -> None:
 
 
 @compiled
+def lend_to_mover(s: Root, gpu: int) -> None:
+    """Takes the SMs that move weights, if a GPU moves some, from its GEMM group; they go back when that is done."""
+    gemm = s.gpus[gpu].groups[GEMM]
+    m = s.movers[gpu]
+    if m.left > 0:
+        m.sms = min(s.copy_sms, gemm.sms)
+        m.pace_ps = s.copying.vector_ps // m.sms
+        gemm.sms -= m.sms
+
+
+@compiled
+def go_to_gemm(s: Root, gpu: int) -> None:
+    """Has an SM go to the GEMM group."""
+    if s.role_change_ps > 0:
+        push(s, s.now_ps + s.role_change_ps, EV_ROLE, GEMM, gpu, NOTHING)
+    else:
+        join_gemm(s, gpu)
+
+
+@compiled
 def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
     """Lets an SM that is to leave its communication group go to the GEMM group, if it has nothing left to do."""
     if s.sms[sm].duty != LEAVING or not is_idle(s, sm):
@@ -77,10 +99,7 @@ def leave_if_idle(s: Root, kind: int, gpu: int, sm: int) -> None:
     s.sms[sm].duty = AWAY
     g.groups[kind].leaving -= 1
     g.groups[kind].sms -= 1
-    if s.role_change_ps > 0:
-        push(s, s.now_ps + s.role_change_ps, EV_ROLE, GEMM, gpu, NOTHING)
-    else:
-        join_gemm(s, gpu)
+    go_to_gemm(s, gpu)
 
 
 @compiled

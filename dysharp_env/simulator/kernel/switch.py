@@ -14,6 +14,7 @@ from dysharp_env.simulator.kernel.links import (
     delivery_ps,
     log_row,
     node_class,
+    tile_of_node,
     wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
@@ -58,6 +59,8 @@ def expose(s: Root, node: int, gpu: int) -> None:
             port += s.num_links
         s.nodes[node].pieces = 1
         port_enqueue(s, port, node_class(s, node), gpu, node)
+    elif node >= s.weights0:
+        expose_tile(s, node, gpu)
     else:
         segment = node - s.store0 - owner * s.dispatch.segments
         token = token_of_store(s, owner)
@@ -66,6 +69,21 @@ def expose(s: Root, node: int, gpu: int) -> None:
                 copy = pair * s.dispatch.segments + segment
                 s.nodes[copy].tail_ps = s.nodes[node].tail_ps
                 port_enqueue(s, s.pairs[pair].gpu * s.planes + plane, codes.REQUEST, gpu, copy)
+
+
+@compiled
+def expose_tile(s: Root, node: int, gpu: int) -> None:
+    """Offers a tile of weights to the downlinks of the copies that it is for."""
+    first = s.nodes[node].owner
+    plane = s.nodes[node].plane
+    if node < s.weight_store0:
+        port_enqueue(s, s.copies[first].gpu * s.planes + plane, node_class(s, node), gpu, node)
+        return
+    tile = tile_of_node(s, node)
+    for copy in range(first, first + s.copies[first].replicas):
+        replica = s.weights0 + copy * s.num_weight_tiles + tile
+        s.nodes[replica].tail_ps = s.nodes[node].tail_ps
+        port_enqueue(s, s.copies[copy].gpu * s.planes + plane, codes.REQUEST, gpu, replica)
 
 
 @compiled
@@ -102,10 +120,12 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     end_ps = max(now + serial_ps, s.nodes[node].tail_ps)
     q.free_ps = end_ps
     q.busy_ps += serial_ps
-    is_result = node >= s.sum0
+    is_result = s.sum0 <= node < s.weights0
     purpose = codes.DISPATCH_DATA
     if is_result:
         purpose = codes.COMBINE_DATA
+    elif node >= s.weights0:
+        purpose = codes.WEIGHT_DATA
     elif node >= s.partial0:
         purpose = codes.EVICTION if s.combine.in_switch else codes.COMBINE_DATA
     count_data(s, gpu, codes.DOWN, purpose, node)

@@ -16,17 +16,18 @@ from dysharp_env.system.spec import Queueing
     EV_ROLE,  # an SM has changed over: its communication group or GEMM, gpu, the SM (NOTHING: of the GEMM group)
     EV_ACK,  # the sender learns that its segment is stored: node
     EV_DEPART,  # an SM sends a vector off, or the request for it: its first node, gpu
+    EV_MOVE,  # the SMs that move weights issue the next tile of them: gpu
     EV_SWITCH,  # the head of a segment reaches the switch: node, gpu it came from
     EV_REACH,  # the tail of a segment reaches a GPU: node, gpu
     EV_ARRIVE,  # a token becomes visible to the experts of one GPU: pair
     EV_TILE,  # a tile whose status entry had spilled becomes ready: tile
     EV_REQUEST,  # a read request reaches the GPU that has the vector: its first node
-    EV_RESPOND,  # what was asked for has been read: its first node, gpu that has it
+    EV_RESPOND,  # what was asked for, or is a tile of weights, has been read: its first node, gpu that has it
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
     EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
-) = range(18)
+) = range(19)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)
@@ -53,9 +54,13 @@ PURPOSES = (
     "combine_ack",
     "notify",
     "eviction",
+    "weight_request",
+    "weight_data",
+    "weight_ack",
 )
 (
     DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION,
+    WEIGHT_REQUEST, WEIGHT_DATA, WEIGHT_ACK,
 ) = range(len(PURPOSES))  # fmt: skip
 NUM_PURPOSES = len(PURPOSES)
 UP, DOWN = range(2)
@@ -64,7 +69,7 @@ REQUEST, RESPONSE = range(2)
 
 # What a log row describes.
 LOG_UP, LOG_DOWN, LOG_REDUCE, LOG_SM, LOG_HBM = range(5)
-# What HBM is used for: weights and activations that are read, and what is written back or through.
+# What HBM is used for: weights that rows use, what else is read, and what is written back or through.
 HBM_PURPOSES = ("weights", "read", "write")
 HBM_WEIGHTS, HBM_READ, HBM_WRITE = range(len(HBM_PURPOSES))
 

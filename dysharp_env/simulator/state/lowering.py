@@ -12,6 +12,7 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import records
 from dysharp_env.simulator.state.block import Block
 from dysharp_env.simulator.state.codes import BLOCKS_PER_CHUNK, BLOCKS_PER_TILE, EV_GATE, NOTHING, NUM_PURPOSES
+from dysharp_env.simulator.state.copies import NO_COPIES, WeightMoves, gradients_ps
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, NUM_KINDS
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
@@ -21,6 +22,7 @@ from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, SHORT_
 from dysharp_env.simulator.state.routed import Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
+from dysharp_env.simulator.weights import WeightCosts
 from dysharp_env.workload.workload import Workload
 
 # Entries of the table of wire times; more flits are worked out when they are needed.
@@ -79,21 +81,24 @@ class Lowering:
         store0 = partial0 + num_pairs * costs.combine_segments
         stores_per_token = costs.store_groups(program.dispatch.by_team, workload.num_gpus)
         sum0 = store0 + num_tokens * stores_per_token * costs.dispatch_segments
-        num_nodes = sum0 + num_tokens * costs.combine_segments
+        weights0 = sum0 + num_tokens * costs.combine_segments
+        weights = WeightCosts.of(costs, program, workload)
+        moves = WeightMoves(workload.placement, costs, weights) if weights else None
+        num_nodes = weights0 + (moves.num_nodes if moves else 0)
         # No other id is larger, but those that _require_narrow knows.
         _require_numbers(num_nodes, workload, costs)
         # What is dispatched and combined: copies or stores, and partial sums or sums.
         asks_for_sums = program.combine.reads and program.combine.in_switch
         trip0 = (store0 if asks_for_sums else partial0) if program.dispatch.in_switch else 0
-        trips_end = num_nodes if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
+        trips_end = weights0 if asks_for_sums else (sum0 if program.dispatch.in_switch else store0)
         num_input_links = num_nodes if costs.queueing == "input_fifo" else 0
         # Tokens may be more than pairs, where some have no expert.
         num_items = num_tokens if program.combine.reads else num_pairs
-        state = frame.block.build(
-            zeros={"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links},
-            unwritten={"pairs": num_pairs, "nodes": num_nodes},
-        )
-        fill(state.root, {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0})
+        zeros = {"trips": trips_end - trip0, "item_links": num_items, "input_links": num_input_links}
+        unwritten = {"pairs": num_pairs, "nodes": num_nodes, **(moves.sizes if moves else NO_COPIES)}
+        state = frame.block.build(zeros, unwritten)
+        firsts = {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0}
+        fill(state.root, {**firsts, "weights0": weights0, "weight_store0": weights0})
         times = {"links_ps": bound.links_ps, "gemms_ps": bound.gemms_ps, "hbm_ps": bound.hbm_ps}
         fill(state.root, {"scale_ps": max(1, bound.total_ps), **times})
         follow_routing(
@@ -107,6 +112,10 @@ class Lowering:
             frame.combine,
         )
         self._kernel_pays.add_to(state, workload)
+        if weights and moves:
+            vectors = costs.dispatch_segments + costs.combine_segments
+            moves.write(state, weights0, num_tokens * vectors)
+            state.root["pay_end_ps"] += gradients_ps(costs, weights, workload.placement)
         return state
 
     def _positions(self, workload: Workload, state: State) -> np.ndarray:
@@ -164,6 +173,8 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
     given = {
         "gpus": gpus_of(workload, chunks, program),
         "sms": blank(workload.num_gpus * sum(program.most_sms), records.SM),
+        "matrices": blank(2 * workload.num_experts, records.MATRIX),
+        "movers": blank(workload.num_gpus, records.MOVER),
         "lanes": blank(2 * num_links, records.LANE),
         "ports": blank(2 * num_links, records.PORT),
         "queues": blank(4 * num_links * (workload.num_gpus + 1), records.QUEUE),
@@ -218,7 +229,6 @@ def _zeros(
         "uplinks": num_gpus * costs.planes,
         "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
         "blocks": size["chunk_blocks"] + BLOCKS_PER_CHUNK * size["home_chunks"],
-        "fetched_ps": 2 * workload.num_experts,
         "gpu_experts": workload.num_experts,
         "slot_expert": num_slots,
         "chunk_experts": num_slots,

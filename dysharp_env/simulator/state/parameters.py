@@ -20,8 +20,9 @@ from dysharp_env.workload.workload import Workload
 _FLOWS = ("dispatch", "combine")
 # What follows the routing, its bound, and the room that arrays have; see lowering.py.
 _LATER = frozenset(
-    "partial0 store0 sum0 trip0 scale_ps links_ps gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity"
-    " tile_blocks chunk_blocks pool_capacity marks_capacity log_capacity wheel_slots wheel_shift".split()
+    "partial0 store0 sum0 weights0 weight_store0 num_weight_tiles copy_sms trip0 scale_ps links_ps gemms_ps hbm_ps"
+    " num_chunks wire_entries num_tiles heap_capacity tile_blocks chunk_blocks pool_capacity marks_capacity"
+    " log_capacity wheel_slots wheel_shift".split()
 )
 
 
@@ -144,4 +145,6 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     # A block that is read or written uses HBM at most twice: to make room, and itself. Tokens that are taken, or whole
     # without a link; partial sums that are read, a token that arrives; three blocks of each row that starts.
     blocks = 3 * most_tokens + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
-    return {"heap_margin": events + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}
+    # With the last of a copy's weights gates of all parts may open.
+    gates = program.parts
+    return {"heap_margin": events + gates + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.simulator.costs import Costs
-from dysharp_env.simulator.phases import SHARED, START, Load
+from dysharp_env.simulator.phases import COPY_GRADIENTS, SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import NOTHING, OPENS_ALL, OPENS_GEMM1
+from dysharp_env.simulator.state.copies import gradients_ps
 from dysharp_env.simulator.state.state import State
+from dysharp_env.simulator.weights import WeightCosts
 from dysharp_env.workload.workload import Workload
 
 _DISPATCH, _END = 0, 4
@@ -19,7 +21,7 @@ class KernelPays:
 
     def __init__(self, costs: Costs, program: Program, num_sms: int) -> None:
         """Notes the kernels that are not free."""
-        self._hbm_ps, self._program = costs.hbm_ps, program
+        self._costs, self._hbm_ps, self._program = costs, costs.hbm_ps, program
         self._kernels = [
             [(name, kernel) for name in (START, *names) for kernel in costs.phase_kernels(stage, (name,))]
             for stage, names in enumerate(program.kernels)
@@ -64,11 +66,17 @@ class KernelPays:
 
         ``part`` and ``gpu`` are those of its gate; dispatch and the end have none.
         """
+        gradients = self._copy_gradients(workload) if stage == _END else []
         if not self._kernels[stage]:
-            return []
+            return gradients
         totals, of_parts = self._loads(state, workload)
         loads = totals if stage in (_DISPATCH, _END) else of_parts[part]
-        return self._busiest(stage, loads if gpu == NOTHING else [loads[gpu]])
+        return self._busiest(stage, loads if gpu == NOTHING else [loads[gpu]]) + gradients
+
+    def _copy_gradients(self, workload: Workload) -> list[tuple[str, int]]:
+        weights = WeightCosts.of(self._costs, self._program, workload)
+        took_ps = gradients_ps(self._costs, weights, workload.placement) if weights else 0
+        return [(COPY_GRADIENTS, took_ps)] if took_ps else []
 
     def _busiest_ps(self, stage: int, loads: list[Load]) -> int:
         return sum(ps for _, ps in self._busiest(stage, loads)) if self._kernels[stage] else 0

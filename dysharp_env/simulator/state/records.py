@@ -16,7 +16,11 @@ Ids used throughout:
     segment  place of a segment in its vector: always 0 at token resolution, the packet's number at packet resolution
     node   a segment in a link or switch queue; S of a dispatched vector and C of a sum, P pairs, T tokens:
            [0, partial0) copies, pair * S + segment; from partial0 partial sums, pair * C + segment;
-           from store0 multicast stores, store * S + segment; from sum0 reduced sums, token * C + segment
+           from store0 multicast stores, store * S + segment; from sum0 reduced sums, token * C + segment;
+           from weights0 tiles of weights on their way to one GPU, copy * weight tiles + tile; from weight_store0 tiles
+           that are stored to several, store * weight tiles + tile, numbered by themselves
+    copy   a physical expert whose weights come over the links, numbered by where from, and by group where teams are of
+           fewer than all GPUs; the copies that one store reaches are consecutive
     store  a token's store to the GPUs of one group, token * stores_per_token + group; a token has one but where teams
            are of fewer than all GPUs, group = gpu // team_gpus
     link   gpu * planes + plane
@@ -117,6 +121,8 @@ GPU = _record(
     # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do; SM time
     # that communication took from thread blocks and that none has lost yet
     "free_sms row_tile- row_gemm slots arrivals_left sm_busy_ps debt_ps "
+    # matrices of copies here that are to come
+    "weights_left "
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
@@ -159,7 +165,8 @@ STORE = _record("end_ps free_ps", "acks_left replicas_left")
 # One segment of a token's sum: at its home GPU, and in the reduction unit before that.
 SUM = _record("ready_ps", "pieces_left contributions_left open open_count prev- next- open_pair-")
 PAIR = _record("translated_ps", "token home gpu slot0 num_experts experts_done part segments_left")
-# A segment: whose it is (pair of a copy or partial sum, store, else token), where it goes, and what it weighs.
+# A segment: whose it is (pair of a copy or partial sum, store, copy of weights or the first that a store of them
+# reaches, else token), where it goes, and what it weighs.
 NODE = _record("tail_ps", "owner plane flits next payload_flits pieces")
 # A vector at hand, kept for its first segment: when an SM took it and when it departs, of which SM it is, and segments
 # that have not made the round trip.
@@ -173,6 +180,18 @@ EXPERT = _record(
     second=FIFO,
     unstarted=(np.int32, 2),
 )
+# A copy: its expert, where that is, the expert that its weights come from and where that is, the store that brings them
+# and how many copies that reaches, whether it is the first that each tile is sent to, and the copies that it is sent on
+# to (relays).
+COPY = _record("", "expert gpu source source_gpu store replicas is_first child0 children")
+# A tile of any expert's weights; see simulator/weights.py.
+WEIGHT_TILE = _record("num_bytes", "gemm packets ask_flits")
+# An expert's matrix: when a fetch from HBM ends; of a copy's, when its first tile was issued and its last one came,
+# what of it is here (all of one that copies are made of), tiles to come, and tiles of tokens whose rows wait for it.
+MATRIX = _record("fetched_ps start_ps- end_ps- here_bytes", "tiles_left", held=FIFO)
+# The SMs of a GPU that move weights: when they may issue another tile, the time between two, tiles that they are yet to
+# issue and those of them that are at hand, tiles under way, and whether EV_MOVE is to come.
+MOVER = _record("next_ps pace_ps left in_flight", "sms issuing", queue=FIFO)
 # What L2 holds of a block, and what of that HBM has not; it is linked with others of its GPU while that is anything.
 BLOCK = _record("resident_bytes dirty_bytes", "prev next")
 # One row: when it became ready, its place in the order of readiness, when it started and ended.
@@ -222,7 +241,11 @@ ARRAYS: dict[str, Any] = {
     "input_links": LINK,  # (node,) of the switch's input FIFOs; empty where inputs are no FIFOs
     "experts": EXPERT,  # (expert * parts + part,)
     "blocks": BLOCK,  # (block,)
-    "fetched_ps": np.int64,  # (expert * 2 + GEMM,) when the fetch of a matrix ends
+    "matrices": MATRIX,  # (expert * 2 + GEMM,)
+    "copies": COPY,  # (copy,)
+    "weight_tiles": WEIGHT_TILE,  # (weight tile,) those of one expert
+    "weight_stores": STORE,  # (store of weights * weight tiles + tile,)
+    "movers": MOVER,  # (gpu,)
     "parts": PART,  # (gpu * parts + part,)
     "gates": GATE,  # (gate,), the first opens everything
     "tiles": TILE,  # (tile,), an expert's tiles consecutive
@@ -266,7 +289,8 @@ PARAMETERS = (
     "num_gpus num_tokens top_k most_experts tile_tokens smallest_tile chunk_tokens home_chunks most_chunks num_chunks "
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
-    "partial0 store0 sum0 trip0 ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "partial0 store0 sum0 weights0 weight_store0 trip0 num_weight_tiles copy_sms "
+    "ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     "team_gpus stores_per_token "
     # GPU
     "memory_ps num_sms in_gemm_permille role_change_ps block_overhead_ps slow_permille cold_exposure_permille "
@@ -285,6 +309,7 @@ _COUNTERS = (
     "sequence events decisions asked transfers log_size marks_head marks_size serving pending_kind- "
     "pending_gpu- num_candidates num_legal choice- ready_sequence tokens_left split_done "
     "dispatch_first- dispatch_last- gemm1_first- gemm1_last- gemm2_first- gemm2_last- combine_first- combine_last- "
+    "weights_first- weights_last- weights_left "
     "evictions status chunks_weighed"
 )
 _ADDRESSES = " ".join(f"{name}_at" for name in ARRAYS)
@@ -292,6 +317,7 @@ ROOT = _record(
     f"{' '.join(PARAMETERS)} {_COUNTERS} {_ADDRESSES}",
     dispatch=FLOW,
     combine=FLOW,
+    copying=FLOW,
     gemms=(GEMM_COST, 2),
     answerers=(ANSWERER, NUM_KINDS),
     places=NETWORK_PLACES,
@@ -306,4 +332,6 @@ CONSTANT_FIELDS = (
     (NETWORK_PLACES, frozenset(NETWORK_PLACES.names or ())),
     (PAIR, frozenset("token home gpu slot0 num_experts part".split())),
     (NODE, frozenset("owner plane".split())),
+    (COPY, frozenset(COPY.names or ())),
+    (WEIGHT_TILE, frozenset(WEIGHT_TILE.names or ())),
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import NO_TIME
-from dysharp_env.simulator.twin.parts import Pair, Segment, Token, Unit, Vector
+from dysharp_env.simulator.twin.parts import Pair, Token, TokenSegment, Unit, Vector
 from dysharp_env.simulator.twin.routing import part_of
 from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
 from dysharp_env.simulator.twin.world import COMBINING
@@ -130,7 +130,7 @@ class CombineGroup(Crew):
             self.memory.use_hbm(result_bytes, codes.HBM_READ)
         return self.costs.memory_ps + (self.memory.translate(pair) if self.world.combine.names_targets else 0)
 
-    def reach(self, segment: Segment) -> None:
+    def reach(self, segment: TokenSegment) -> None:
         """Takes a segment of a partial or reduced sum in at its home GPU."""
         token, place, combine = segment.token, segment.place, self.world.combine
         if not combine.reads:

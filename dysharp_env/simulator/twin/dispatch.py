@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import BY_EXPERTS, NO_TIME
 from dysharp_env.simulator.twin.gemm import GemmGroup
-from dysharp_env.simulator.twin.parts import Chunk, Pair, Segment, Token, Vector
+from dysharp_env.simulator.twin.parts import Chunk, Pair, Token, TokenSegment, Vector
 from dysharp_env.simulator.twin.staffing import Crew, Site, Sizes
 
 
@@ -104,10 +104,7 @@ class DispatchGroup(Crew):
         """Returns a vector dispatched to several targets at once, of which the switch makes the copies."""
         store = self.vector_of(token, None)
         for whole, *replicas in zip(store, *copies, strict=True):
-            whole.replicas = replicas
-            whole.replicas_left = whole.acks_left = len(replicas)
-            for replica in replicas:
-                replica.carrier = whole
+            whole.split(replicas)
         return store
 
     def end_token(self) -> None:
@@ -118,7 +115,7 @@ class DispatchGroup(Crew):
         if self.progress.sends_left[self.progress.part] == 0 and self.world.program.parts_by == BY_EXPERTS:
             self.mark()
 
-    def reach(self, copy: Segment) -> None:
+    def reach(self, copy: TokenSegment) -> None:
         """Stores a segment; the first has the token's place found, the last completes it."""
         pair, dispatch = copy.pair, self.world.dispatch
         assert pair is not None
@@ -139,7 +136,7 @@ class DispatchGroup(Crew):
             # The reader has what it asked for; nobody is told.
             self.end_segment(copy)
 
-    def end_segment(self, segment: Segment) -> bool:
+    def end_segment(self, segment: TokenSegment) -> bool:
         """Counts a segment that is stored or read; with the last one of a vector a part may be over."""
         is_last = super().end_segment(segment)
         if is_last:

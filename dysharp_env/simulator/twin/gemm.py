@@ -11,20 +11,25 @@ from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
 from dysharp_env.simulator.twin.prefetch import Prefetcher
 from dysharp_env.simulator.twin.staffing import Group, Site
+from dysharp_env.simulator.twin.weights import Mover
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
 
 
 class GemmGroup(Group):
     """The GEMM group of one GPU and its experts, by number and part."""
 
-    def __init__(self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert]) -> None:
+    def __init__(
+        self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert], mover: Mover
+    ) -> None:
         super().__init__(site, observation.GEMM)
-        self.combines, self.experts = combines, experts
+        self.combines, self.experts, self.mover = combines, experts, mover
+        mover.on_matrix = self.matrix_comes
+        self.held: dict[tuple[int, int], list[Tile]] = {}  # rows by expert and stage whose weights are to come
         self.slots = sum(expert.total for expert in experts.values())  # (token, expert)s
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
-        self.prefetcher = Prefetcher(self.world, self.memory, self.progress, experts.values())
+        self.prefetcher = Prefetcher(self.world, self.memory, self.progress, experts.values(), mover.is_here)
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
         self.busy_ps = 0  # of all SMs, in thread blocks so far
@@ -69,13 +74,26 @@ class GemmGroup(Group):
             self.clock.at(expert.ready_ps, codes.EV_TILE, self._row_ready, tile, GEMM1)
 
     def _row_ready(self, tile: Tile, stage: int) -> None:
-        """Makes a row ready, unless it was closed early and runs already, and notes when in the order of all rows."""
+        """Makes a row ready, unless it was closed early and runs already, and notes when in the order of all rows.
+
+        One whose weights are to come waits for them.
+        """
+        if not self.mover.is_here(tile.expert.number, stage):
+            self.held.setdefault((tile.expert.number, stage), []).append(tile)
+            return
         if tile.start_ps[stage - 1] == NO_TIME:
             tile.expert.rows[stage - 1].append(tile)
         self.world.rows_ready += 1
         tile.ready_order[stage - 1] = self.world.rows_ready
         tile.ready_ps[stage - 1] = self.clock.now_ps
         self.wake()
+
+    def matrix_comes(self, expert: int, stage: int) -> None:
+        """Makes rows ready that waited for a copy's matrix, in the order in which they did; tiles may be closed now."""
+        for tile in self.held.pop((expert, stage), []):
+            self._row_ready(tile, stage)
+        self.wake()
+        self.prefetcher.fetch()
 
     def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
@@ -87,7 +105,8 @@ class GemmGroup(Group):
 
     def may_hold(self) -> bool:
         """Returns whether something is yet to arrive here, or to finish."""
-        return any(self.progress.left[GEMM1]) or self.site.free_sms < self.site.gemm_sms
+        is_to_come = any(self.progress.left[GEMM1]) or self.mover.matrices_left > 0
+        return is_to_come or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
         """Makes a row the current one: it reads its weights and inputs now, and its results have their place."""
@@ -115,6 +134,7 @@ class GemmGroup(Group):
                     ready.append(Row(expert.rows[stage - 1][0], stage))
             is_next = expert.open is not None and all(tile.start_ps[0] != NO_TIME for tile in expert.tiles[:-1])
             may_close = self.world.may_close_early and self.progress.is_open[GEMM1, expert.part]
+            may_close = may_close and self.mover.is_here(expert.number, GEMM1)
             if may_close and is_next and expert.open_count >= self.site.split.early_tokens:
                 early.append(Row(expert.tiles[-1], GEMM1, is_open=True))
         ready.sort(key=lambda row: row.tile.ready_order[row.stage - 1])

@@ -9,6 +9,7 @@ from dysharp_env.simulator.twin.gemm import GemmGroup
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.staffing import Site, Sizes
 from dysharp_env.simulator.twin.switch import Switch
+from dysharp_env.simulator.twin.weights import Copy, Mover
 from dysharp_env.simulator.twin.world import COMBINING, EVERYTHING, Progress, World
 
 
@@ -22,6 +23,8 @@ class Gpu(Site):
         switch: Switch,
         everywhere: list[Progress],
         routing: Routing,
+        copies: list[Copy],
+        movers: list[Mover],
         dispatches: list[DispatchGroup],
         combines: list[CombineGroup],
     ) -> None:
@@ -31,8 +34,10 @@ class Gpu(Site):
         self.experts = list(experts.values())
         sizes = Sizes(self, SPLIT)
         self.combine = CombineGroup(self, combines, sizes, routing.tokens)
-        self.gemm: GemmGroup = GemmGroup(self, combines, experts)
+        self.mover: Mover = Mover(self, movers, copies)
+        self.gemm: GemmGroup = GemmGroup(self, combines, experts, self.mover)
         self.dispatch = DispatchGroup(self, dispatches, sizes, self.gemm, routing.chunks[number])
+        movers.append(self.mover)
         combines.append(self.combine)
         dispatches.append(self.dispatch)
         self.crews = self.dispatch, self.combine
@@ -44,6 +49,7 @@ class Gpu(Site):
             for group in (self.dispatch, self.gemm, self.combine):
                 group.mark()
             self.gemm.prefetcher.fetch()
+            self.mover.issue_soon()
         elif stage == COMBINING:
             self.combine.open_part(part)
         else:

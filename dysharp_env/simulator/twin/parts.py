@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,26 +82,24 @@ class Pair:
     translated_ps: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Segment:
-    """One vector on its way through links and switch, or one packet of it."""
+    """What moves as one through links and switch."""
 
     name: Name
     purpose: int
-    token: Token
-    pair: Pair | None
-    place: int  # in its vector
+    place: int  # in its vector, or tile of its expert's weights
     plane: int
     origin: int  # the GPU whose uplink carries it
+    target: int  # the GPU that it is for; of what the switch makes replicas of, any
     flits: int
     packets: int
     vc: int
-    reach: Callable[[Segment], None]  # who takes it in
-    acknowledged: Callable[[Segment], None]  # who learns that it is stored, or in the switch
+    reach: Callable[[Any], None]  # who takes it in
+    acknowledged: Callable[[Any], None]  # who learns that it is stored, or in the switch
     tail_ps: int = 0  # when its last flit is at the switch
-    pieces: int = 1  # partial sums it stands for
-    trip: Trip | None = None
-    replicas: list[Segment] = field(default_factory=list)  # that the switch makes of it
+    is_sum: bool = False  # made in the switch, of contributions that are acknowledged
+    replicas: list[Any] = field(default_factory=list)  # that the switch makes of it
     carrier: Segment | None = None  # of a replica: whose input buffer it leaves
     # What counts replicas is 1 where there are none, and the times are of the last that has left.
     replicas_left: int = 1  # in the switch
@@ -109,8 +107,25 @@ class Segment:
     end_ps: int = 0
     free_ps: int = 0  # when its share of the input buffer is free
 
+    def split(self, replicas: Sequence[Segment]) -> None:
+        """Has the switch make replicas of it; it is acknowledged, and leaves its input, with the last of them."""
+        self.replicas = list(replicas)
+        self.replicas_left = self.acks_left = len(replicas)
+        for replica in replicas:
+            replica.carrier = self
 
-Vector = list[Segment]
+
+@dataclass(eq=False, kw_only=True)
+class TokenSegment(Segment):
+    """One vector of a token on its way, or one packet of it."""
+
+    token: Token
+    pair: Pair | None
+    pieces: int = 1  # partial sums it stands for
+    trip: Trip | None = None
+
+
+Vector = list[TokenSegment]
 Load = list[Vector]  # what an SM puts in flight at once
 
 

@@ -15,13 +15,16 @@ EVERYTHING, END = 0, 4  # stages that concern all parts
 class Phases:
     """Works out what is paid, from the tokens themselves."""
 
-    def __init__(self, costs: Costs, program: Program, num_sms: int, tokens: list[Token]) -> None:
+    def __init__(
+        self, costs: Costs, program: Program, num_sms: int, tokens: list[Token], copy_gradients_ps: int
+    ) -> None:
         self.costs, self.program, self.num_sms, self.tokens = costs, program, num_sms, tokens
+        self.copy_gradients_ps = copy_gradients_ps  # until copies' gradients are added up, at the end
         self.pairs = [pair for token in tokens for pair in token.pairs if pair.experts]
 
     def pay_ps(self, stage: int, part: int, gpus: Iterable[int]) -> int:
         """Returns what a stage of a part, or the end, costs where it waits for these GPUs."""
-        fixed_ps = self.program.pay_end_ps if stage == END else self.program.pays_ps[stage]
+        fixed_ps = self.program.pay_end_ps + self.copy_gradients_ps if stage == END else self.program.pays_ps[stage]
         kernels = self.costs.phase_kernels(stage, (*self.program.kernels[stage], START))
         if not kernels:
             return fixed_ps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from dysharp_env.simulator.state.codes import NO_TIME
@@ -22,8 +22,16 @@ class Matrix(NamedTuple):
 class Prefetcher:
     """Fetches the matrix of the expert with the most tokens for which L2 has room, GEMM-1's first."""
 
-    def __init__(self, world: World, memory: Memory, progress: Progress, experts: Iterable[Expert]) -> None:
-        self.world, self.memory, self.progress = world, memory, progress
+    def __init__(
+        self,
+        world: World,
+        memory: Memory,
+        progress: Progress,
+        experts: Iterable[Expert],
+        is_here: Callable[[int, int], bool],
+    ) -> None:
+        """Takes what says whether the matrix of an (expert, stage) is on its GPU: a copy's may be yet to come."""
+        self.world, self.memory, self.progress, self.is_here = world, memory, progress, is_here
         self.parts: dict[int, list[Expert]] = {}
         for expert in experts:
             self.parts.setdefault(expert.number, []).append(expert)
@@ -60,6 +68,7 @@ class Prefetcher:
             matrix
             for matrix in matrices
             if matrix.is_needed and matrix.tokens > 0 and 0 < memory.missing_bytes(*matrix[:2]) <= room
+            if self.is_here(*matrix[:2])
         ]
         if not fitting:
             return

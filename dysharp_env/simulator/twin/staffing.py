@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, COMING, EV_DEPART, EV_ROLE, LEAVING, ON_DUTY
 from dysharp_env.simulator.state.observation import DISPATCH
-from dysharp_env.simulator.twin.parts import Candidate, CommunicationSm, Load, Pair, Segment, Split, Token, Trip, Vector
+from dysharp_env.simulator.twin.parts import (
+    Candidate,
+    CommunicationSm,
+    Load,
+    Pair,
+    Split,
+    Token,
+    TokenSegment,
+    Trip,
+    Vector,
+)
 from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.world import Memory, Progress, World
 from dysharp_env.system.primitives import Primitive
@@ -24,6 +34,7 @@ class Site:
 
     crews: tuple[Crew, Crew]  # dispatch first, in the order in which they get SMs
     gemm: Group
+    mover: Mover
 
     def __init__(self, world: World, number: int, switch: Switch, everywhere: list[Progress]) -> None:
         self.world, self.number, program = world, number, world.program
@@ -39,6 +50,7 @@ class Site:
         if split:
             self.split = split
             self.gemm_sms = self.free_sms = self.world.num_sms - split.dispatch_sms - split.combine_sms
+        self.mover.start()
         for crew in self.crews:
             for sm in crew.places[: crew.size]:
                 sm.duty = ON_DUTY
@@ -62,12 +74,26 @@ class Site:
                 self.free_sms -= 1
                 crew.expect(next(sm for sm in crew.places if sm.duty == AWAY))
 
+    def go_to_gemm(self) -> None:
+        """Has an SM that has nothing left to do elsewhere join the GEMM group, once it has changed over."""
+        if self.world.costs.role_change_ps > 0:
+            self.world.clock.at(self.world.clock.now_ps + self.world.costs.role_change_ps, EV_ROLE, self.join_gemm)
+        else:
+            self.join_gemm()
+
     def join_gemm(self) -> None:
         """Adds an SM to the GEMM group."""
         self.gemm_sms += 1
         self.free_sms += 1
         self.gemm.wake()
         self.fill_crews()
+
+
+class Mover(Protocol):
+    """Who moves weights, as far as others know."""
+
+    def start(self) -> None:
+        """Takes SMs of the GEMM group for it, if there is something to move."""
 
 
 class Group:
@@ -188,7 +214,7 @@ class Crew(Group):
         else:
             self.clock.at(self.clock.now_ps + delay_ps, EV_DEPART, self._depart, load)
 
-    def end_segment(self, segment: Segment) -> bool:
+    def end_segment(self, segment: TokenSegment) -> bool:
         """Counts a segment that has made the round trip, and returns whether it is the last of its vector.
 
         Then its place is free for another vector: of the token its SM is at, or else of a new one.
@@ -257,10 +283,7 @@ class Crew(Group):
         """Lets an SM that is to leave go to the GEMM group, if it has nothing left to do."""
         if sm.duty == LEAVING and sm.is_idle:
             sm.duty = AWAY
-            if self.costs.role_change_ps > 0:
-                self.clock.at(self.clock.now_ps + self.costs.role_change_ps, EV_ROLE, self.site.join_gemm)
-            else:
-                self.site.join_gemm()
+            self.site.go_to_gemm()
 
     def vector_of(self, token: Token, pair: Pair | None) -> Vector:
         """Returns a token's vector for one GPU, or that GPU's partial sum; without a pair, one store for all targets.
@@ -273,7 +296,7 @@ class Crew(Group):
         origin, target = (token.home, gpu) if is_dispatched else (gpu, token.home)
         what = "partial" if not is_dispatched else "copy" if pair else "store"
         return [
-            Segment(
+            TokenSegment(
                 name=(what, token.number, gpu, place),
                 purpose=self.data,
                 token=token,
@@ -281,6 +304,7 @@ class Crew(Group):
                 place=place,
                 plane=token.planes[self.kind][place],
                 origin=origin,
+                target=target,
                 flits=flits,
                 packets=self.packet.packets(self.vector_bytes) // self.segments,
                 vc=codes.RESPONSE if self.primitive.reads else codes.REQUEST,
@@ -334,20 +358,20 @@ class Crew(Group):
         for segment in vector:
             self.uplinks[segment.plane].enqueue(segment)
 
-    def reach(self, segment: Segment) -> None:
+    def reach(self, segment: TokenSegment) -> None:
         """Takes a segment in."""
         raise NotImplementedError
 
-    def acknowledge(self, segment: Segment) -> None:
+    def acknowledge(self, segment: TokenSegment) -> None:
         """Acknowledges a segment; the switch merges what comes back for a store: the last one counts."""
         self.uplinks[segment.plane].charge(segment.packets * self.packet.ack_flits, self.ack)
         whole = segment.carrier or segment
         whole.acks_left -= 1
         # What went into a reduced sum is acknowledged by the switch.
-        if whole.acks_left == 0 and segment.pair is not None:
+        if whole.acks_left == 0 and not segment.is_sum:
             self.clock.at(self.clock.now_ps + 2 * self.costs.hop_ps, codes.EV_ACK, whole.acknowledged, whole)
 
-    def acknowledged(self, segment: Segment) -> None:
+    def acknowledged(self, segment: TokenSegment) -> None:
         """Counts a segment that is stored, or in the switch."""
         self.downlinks[segment.plane].charge(segment.packets * self.packet.ack_flits, self.ack)
         self.end_segment(segment)

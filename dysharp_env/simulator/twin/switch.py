@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.links import Link, Uplink
-from dysharp_env.simulator.twin.parts import Segment, Token
+from dysharp_env.simulator.twin.parts import Segment, Token, TokenSegment
 from dysharp_env.simulator.twin.world import World
 
 
@@ -24,12 +25,10 @@ class Switch:
     def _expose(self, segment: Segment) -> None:
         """Queues a segment, or each replica of a store by itself, at the output it goes to."""
         for replica in segment.replicas or [segment]:
-            assert replica.pair is not None
             replica.tail_ps = segment.tail_ps
-            output: Port = self.downlinks[replica.pair.gpu][replica.plane]
-            if replica.purpose == codes.COMBINE_DATA:
-                outputs = self.reducers if self.world.combine.in_switch else self.downlinks
-                output = outputs[replica.token.home][replica.plane]
+            is_summed = replica.purpose == codes.COMBINE_DATA and self.world.combine.in_switch
+            outputs: Sequence[Sequence[Port]] = self.reducers if is_summed else self.downlinks
+            output = outputs[replica.target][replica.plane]
             output.append(replica, replica.origin)
             output.pump()
 
@@ -76,7 +75,7 @@ class Downlink(Port):
         self.carry(segment)
         reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits)
         self.clock.at(reach_ps, codes.EV_REACH, segment.reach, segment)
-        if segment.pair is None:
+        if segment.is_sum:
             self.switch.reducers[self.gpu][self.plane].drain()
         else:
             self.switch.uplinks[segment.origin][self.plane].leave_input(segment, self.free_ps)
@@ -89,13 +88,14 @@ class Reducer(Port):
     def __init__(self, world: World, gpu: int, plane: int, switch: Switch) -> None:
         super().__init__(world, gpu, plane, switch)
         # By token and place in its vector, the oldest first: what came last, how many did, when their sum is there.
-        self.open: dict[tuple[Token, int], tuple[Segment, int, int]] = {}
+        self.open: dict[tuple[Token, int], tuple[TokenSegment, int, int]] = {}
         self.need = world.costs.combine_packets // world.costs.combine_segments  # slots of one sum
         self.slots_used = 0
         self.slots_draining = 0  # of those used, the ones whose sum waits for the downlink
 
     def start(self, segment: Segment) -> bool:
         """Adds a contribution to its token's sum; the last one sends the result down."""
+        assert isinstance(segment, TokenSegment)
         token, place = segment.token, segment.place
         self.stalled = None
         if (token, place) not in self.open and not self._make_room():
@@ -135,6 +135,7 @@ class Reducer(Port):
             name=("sum", token.number, self.gpu, place) if is_whole else last.name,
             purpose=codes.COMBINE_DATA if is_whole else codes.EVICTION,
             pair=None,
+            is_sum=True,
             origin=self.gpu,
             vc=codes.RESPONSE,
             tail_ps=ready_ps,

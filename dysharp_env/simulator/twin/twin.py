@@ -19,6 +19,7 @@ from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.shown import Shown, scores_of
 from dysharp_env.simulator.twin.staffing import Group
 from dysharp_env.simulator.twin.switch import Switch
+from dysharp_env.simulator.twin.weights import Mover, copies_of, gradients_ps
 from dysharp_env.simulator.twin.world import EVERYTHING, Progress, World
 from dysharp_env.workload.workload import Workload
 
@@ -27,7 +28,8 @@ class Twin:
     """One simulated layer, with the engine's interface. Time runs only inside ``advance``.
 
     Attributes:
-        tokens, experts, gpus: What the layer is made of; times are in tokens and in the experts' tiles.
+        tokens, experts, copies, gpus: What the layer is made of; times are in tokens, in the experts' tiles and in
+            copies.
         log: Every use of a link, reduction unit and SM group.
     """
 
@@ -37,13 +39,16 @@ class Twin:
         self.world = world = World(workload, costs, program, num_sms, bound)
         routing, switch = Routing(world), Switch(world)
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
-        world.phases = Phases(costs, program, num_sms, routing.tokens)
+        world.phases = Phases(costs, program, num_sms, routing.tokens, gradients_ps(world))
         world.shared_end_ps = world.phases.shared_end_ps(world.num_gpus)
         everywhere: list[Progress] = []
         dispatches: list[DispatchGroup] = []
         combines: list[CombineGroup] = []
+        movers: list[Mover] = []
+        self.copies = copies_of(world)
         self.gpus = [
-            Gpu(world, number, switch, everywhere, routing, dispatches, combines) for number in range(world.num_gpus)
+            Gpu(world, number, switch, everywhere, routing, self.copies, movers, dispatches, combines)
+            for number in range(world.num_gpus)
         ]
         self.shown = Shown(world, self.gpus)
         everywhere[0].pay(EVERYTHING, 0, everywhere=True)
@@ -75,7 +80,7 @@ class Twin:
                     else:
                         group.take(chosen)
             # Where no token has an expert, the layer is over once it has opened.
-            if world.tokens_left == 0 and self.gpus[0].progress.has_begun:
+            if world.tokens_left == 0 and world.matrices_left == 0 and self.gpus[0].progress.has_begun:
                 world.clock.now_ps += world.phases.pay_ps(END, 0, range(world.num_gpus))
                 return
             if not world.clock.serve_instant():

@@ -15,6 +15,7 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.parts import Name, Pair, Split, Use
 from dysharp_env.simulator.twin.phases import Phases
+from dysharp_env.simulator.weights import WeightCosts
 from dysharp_env.workload.workload import Workload
 
 EVERYTHING, GEMM1, GEMM2, COMBINING = range(4)  # what a gate opens
@@ -64,6 +65,8 @@ class World:
         self.scale_ps = max(1, bound.total_ps)  # what times are compared with in what decisions show
         self.clock = Clock()
         self.marked: deque[Any] = deque()  # groups that are to act, first come first served
+        self.weights = WeightCosts.of(costs, program, workload)  # None without copies
+        self.matrices_left = 2 * workload.placement.num_copies  # of copies, that are to come
         self.tokens_left = int((workload.experts_of_token > 0).sum())  # that are to be combined and are not
         self.rows_ready = 0
         self.decisions = 0  # between two or more legal candidates
@@ -89,6 +92,7 @@ class Progress:
         self.sends_left = [0 for _ in parts]  # tokens yet to be given to an SM
         # (token, expert)s that a stage waits for: to arrive, or to have the GEMM before it.
         self.left = {stage: [0 for _ in parts] for stage in STAGES}
+        self.copies_left = 0  # here, that lack weights, for which the gates of all parts' GEMM-1 wait too
         self.is_open = {(stage, part): gates[stage - 1] == codes.GATE_FINE for stage in STAGES for part in parts}
         self.is_boundary_paid = [False for _ in parts]  # before GEMM-2, or being paid
 
@@ -119,10 +123,14 @@ class Progress:
     def check(self, stage: int, part: int) -> None:
         """Opens a stage of a part, GEMM-1 or combine, if what it waits for is over."""
         gate = self.program.gates[stage - 1]
-        if gate == codes.GATE_PHASE and not any(progress.left[stage][part] for progress in self.everywhere):
+        if gate == codes.GATE_PHASE and all(progress._is_over(stage, part) for progress in self.everywhere):
             self.pay(stage, part, everywhere=True)
-        if gate == codes.GATE_GPU and self.left[stage][part] == 0:
+        if gate == codes.GATE_GPU and self._is_over(stage, part):
             self.pay(stage, part, everywhere=False)
+
+    def _is_over(self, stage: int, part: int) -> bool:
+        """Returns whether all is here that a stage of a part, GEMM-1 or combine, waits for."""
+        return self.left[stage][part] == 0 and (stage != GEMM1 or self.copies_left == 0)
 
     def end_first_kernel(self, part: int) -> None:
         """Opens a part's GEMM-2 behind a kernel boundary: its GEMM-1 is over here, what it dispatched is stored."""
@@ -201,7 +209,7 @@ class Memory:
         return self.costs.l2_bytes - sum(held.num_bytes for held in self._l2.values())
 
     def drop(self, block: Name) -> None:
-        """Forgets a block that nobody has written."""
+        """Forgets a block that nobody reads again."""
         self._l2.pop(block, None)
 
     def give_way_first(self, block: Name) -> None:
@@ -273,4 +281,5 @@ class Memory:
         self._bring(block, self.missing_bytes(expert, stage))
         if reads:
             self._loaded_ps[block] = self.use_hbm(reads, codes.HBM_WEIGHTS, block)
-        return self._loaded_ps[block]
+        # What never came from HBM came over the links.
+        return self._loaded_ps.get(block, 0)

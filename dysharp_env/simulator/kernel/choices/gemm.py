@@ -5,7 +5,7 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import block_ps, close_tile, start_blocks, start_row
-from dysharp_env.simulator.kernel.memory import hbm_ps, missing_weights, weights_to_read
+from dysharp_env.simulator.kernel.memory import hbm_ps, is_here, missing_weights, weights_to_read
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
@@ -79,7 +79,8 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
                     row = s.tiles[tile].rows[GEMM1]
                     count = add_sorted(s, count, limit, row.ready_sequence, tile, GEMM1)
                 elif s.partial_tiles and x.open_count >= early_tokens and x.rows_started == x.tiles_open - 1:
-                    count = add_sorted(s, count, limit, OPEN_KEY - x.open_count, tile, GEMM1)
+                    if is_here(s, x.number, GEMM1):
+                        count = add_sorted(s, count, limit, OPEN_KEY - x.open_count, tile, GEMM1)
     return count
 
 
@@ -87,7 +88,7 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
 def may_hold_gemm(s: Root, gpu: int) -> bool:
     """Returns whether something must still come to this GPU, or hold would wait for ever."""
     g = s.gpus[gpu]
-    return g.arrivals_left > 0 or g.free_sms < g.groups[GEMM].sms
+    return g.arrivals_left > 0 or g.weights_left > 0 or g.free_sms < g.groups[GEMM].sms
 
 
 @compiled
