@@ -97,6 +97,7 @@ class Program:
         copying_family: Of the kernels that issue it; empty: those that usually do.
         copy_sms: SMs of every GPU that issues some, from its GEMM group, until it has no more to do with weights; as
             many as that group has if it has fewer.
+        copies_behind: Whether a GPU issues weights only once all that it dispatches is stored.
         weight_tile_bytes: Weights move in tiles of so many bytes; the last of a matrix may be smaller.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
@@ -136,6 +137,7 @@ class Program:
     copying: Primitive | None = None
     copying_family: str = ""
     copy_sms: int = 32
+    copies_behind: bool = False
     weight_tile_bytes: int = 65536
     chunk_tokens: int = 8
     waves: bool = False
