@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
+from dysharp_env.schedules.replication import PLANNERS, WEIGHTS
 from dysharp_env.simulator.costs import RESOLUTIONS
 from dysharp_env.workload import Scenario, ScenarioSpec
 from dysharp_env.workload.routing import routing_names
@@ -56,7 +57,9 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(schedule_names())
-    text = f"a .yaml file, or one of {names}; repeatable (default: {default})"
+    planners = f"{', '.join(PLANNERS)}; weights: {', '.join(WEIGHTS)}"
+    text = f"a .yaml file, or one of {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
+    text += f" (planners: {planners}); repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)

@@ -75,6 +75,12 @@ class Placement:
         """(gpu,) int64 physical experts that each GPU holds, copies with them."""
         return np.bincount(self.gpu_of_expert, minlength=self.num_gpus)
 
+    @cached_property
+    def replicas(self) -> tuple[np.ndarray, np.ndarray]:
+        """(logical + 1,) int64 the first place of each expert's replicas, and (physical,) int32 those, in order."""
+        first = np.concatenate([[0], np.cumsum(np.bincount(self.logical_of_expert))])
+        return first, np.argsort(self.logical_of_expert, kind="stable").astype(np.int32)
+
     @property
     def is_copy(self) -> np.ndarray:
         """(physical,) bool, whether its weights come while the layer runs."""

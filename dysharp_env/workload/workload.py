@@ -14,11 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.choices import NO_EXPERT as NO_EXPERT
 from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.placement import Placement
-
-NO_EXPERT = -1  # in ``topk_ids``, behind the experts of a token that has fewer than ``top_k``
 
 
 @dataclass(frozen=True, eq=False)

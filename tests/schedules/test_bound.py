@@ -205,16 +205,17 @@ def link_needs(workload: Workload, costs: Costs, dispatch: str, combine: str) ->
     Of dispatch, of its acknowledgements, and of combine, (3, 3, gpu). What only goes where no expert is is left out:
     nobody waits for it.
     """
-    num_gpus, tokens = workload.num_gpus, workload.tokens_per_gpu
+    num_gpus = workload.num_gpus
     needs = np.zeros((3, 3, num_gpus), np.int64)
     (up, down, _), (acks, _, _), (home_up, home_down, reduction) = needs
     packet, wire_ps = costs.dispatch_packet, costs.wire_ps
     data_ps, sum_ps = wire_ps(costs.dispatch_flits()), wire_ps(costs.combine_flits())
     ack_ps = wire_ps(packet.acknowledge_flits(costs.dispatch_bytes))
     ask_ps, ask_sum_ps = wire_ps(packet.ask_flits(costs.dispatch_bytes)), wire_ps(costs.request_flits())
-    for token, chosen in enumerate(workload.topk_ids):
-        home = token // tokens
-        gpus = workload.gpu_of_expert[chosen]
+    for home, chosen, count in zip(
+        workload.home_of_token.tolist(), workload.topk_ids, workload.experts_of_token.tolist(), strict=True
+    ):
+        gpus = workload.gpu_of_expert[chosen[:count]]
         others = {gpu: int((gpus == gpu).sum()) for gpu in gpus.tolist() if gpu != home}
         everyone = [gpu for gpu in range(num_gpus) if gpu != home]
         targets = sum(others.values())
@@ -224,7 +225,7 @@ def link_needs(workload: Workload, costs: Costs, dispatch: str, combine: str) ->
             up[home] += wire_ps(costs.dispatch_flits(targets))
         if dispatch == "team":
             up[home] += len({gpu // costs.team_gpus for gpu in others}) * data_ps
-        if combine == "reduce_scatter":
+        if combine == "reduce_scatter" and count:
             home_up[everyone] += sum_ps
             home_up[home] += ask_sum_ps
             home_down[home] += sum_ps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, LowerBound, Problem, load_schedule
+from dysharp_env.schedules.copy_bound import without_copies
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.tiles import fewest_slots, fewest_vectors_ps, least_end_ps
 from dysharp_env.simulator.costs import Costs
@@ -35,23 +37,49 @@ def bound_of(case: Case, least_ps: int = 0) -> FamilyBound:
     return family_bound(case.workload, case.costs, case.program, case.num_sms, least_ps)
 
 
-def any_schedule_ps(case: Case, seed: int) -> int:
-    """Returns the bound of any schedule on a random case's machine, whose programs pay what stands first."""
-    draw = Draw(seed)
-    system = draw_system(draw, draw.between("num_gpus", 2, 6))
+def any_bound(case: Case, seed: int) -> LowerBound:
+    """Returns what bounds layers on a random case's machine; whose programs pay what stands first."""
+    system = draw_system(Draw(seed), case.workload.num_gpus)
+    system = system.with_changes({"overheads.count_exchange_us": 0, "overheads.plan_us": 0})
     costs = Costs.of(system, case.workload.layer)
     costs = dataclasses.replace(costs, launch_ps=case.program.pays_ps[0], slow_permille=case.costs.slow_permille)
-    return LowerBound(system, case.workload.layer, costs).of(case.workload).total_ps
+    return LowerBound(system, case.workload.layer, costs)
+
+
+class Bounds(NamedTuple):
+    """What bounds a random case: of its program, of any schedule, of any that may copy weights, of none that may."""
+
+    family_ps: int
+    any_ps: int
+    copies_ps: int
+    placed_ps: int
+
+
+def bounds_of(case: Case, seed: int) -> Bounds:
+    """Returns all bounds of a random case; where it has copies none of them is for whoever leaves experts in place."""
+    bound, workload = any_bound(case, seed), case.workload
+    any_ps = bound.of(workload).total_ps
+    copies_ps = bound.of(workload, copies_allowed=True).total_ps
+    placed_ps = any_ps
+    if workload.placement.num_copies:
+        placed_ps = bound.of(without_copies(workload)).total_ps if is_placed_once(workload) else copies_ps
+    return Bounds(bound_of(case, any_ps).total_ps, any_ps, copies_ps, placed_ps)
+
+
+def is_placed_once(workload: Workload) -> bool:
+    """Returns whether every expert is there once before the layer."""
+    return int(np.count_nonzero(~workload.placement.is_copy)) == workload.layer.experts
 
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**40))
 def test_nothing_drawn_breaks_it(seed: int) -> None:
-    """Machines, layers, routing, every primitive, gate, part, split and rule, decisions asked and drawn, with hold."""
+    """Machines, layers, routing, copies, every primitive, gate, part, split and rule, decisions asked and drawn."""
     case = draw_case(seed)
-    least_ps = any_schedule_ps(case, seed)
-    bound = bound_of(case, least_ps)
-    assert play_at_random(case.engine(logging=False), seed) >= bound.total_ps >= least_ps > 0
+    bounds = bounds_of(case, seed)
+    now_ps = play_at_random(case.engine(logging=False), seed)
+    assert now_ps >= bounds.family_ps >= bounds.any_ps > 0
+    assert now_ps >= bounds.copies_ps <= bounds.placed_ps
 
 
 @settings(max_examples=20, deadline=None)
