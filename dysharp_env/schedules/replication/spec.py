@@ -38,6 +38,9 @@ class ReplicateSpec(Spec):
     """Family of the kernels that move weights; empty: the one that usually issues the primitive."""
     sms: int = Field(default=32, ge=1)
     """SMs of a GPU that moves weights, taken from its GEMMs while it does."""
+    when: Literal["beside", "behind"] = "beside"
+    """``beside``: weights travel from the start, beside tokens. ``behind``: a GPU moves weights once all that it
+    dispatches is stored, so that no token waits for them on its links."""
     tile_kb: int = Field(default=64, ge=1, le=65536)
     """What one tile of weights holds, KiB."""
     fan_out: int = Field(default=4, ge=1)
@@ -79,6 +82,7 @@ class ReplicateSpec(Spec):
             "copying": self.primitive,
             "copying_family": self.family,
             "copy_sms": self.sms,
+            "copies_behind": self.when == "behind",
             "weight_tile_bytes": self.tile_kb * 1024,
         }
 
@@ -107,7 +111,7 @@ def replicate_defaults(planner: str, weights: str = "") -> dict[str, Any]:
 
 # Sources stand in configs/schedules/PLANNER.yaml, whose sections these are (a test holds them to it).
 _PUBLISHED: dict[str, dict[str, Any]] = {
-    "moonep": {"slots": "experts", "weights": "pull", "family": "bulk", "sms": 32},
+    "moonep": {"slots": "experts", "weights": "pull", "family": "bulk", "sms": 32, "when": "behind"},
     "ultraep": {"slots": 2, "weights": "relay", "family": "bulk", "sms": 64, "fan_out": 4, "min_tokens": 1024},
     "llep": {
         "slots": "any",
