@@ -53,6 +53,8 @@ def require_fit(
 def require_copying(primitive: Primitive, family: str) -> None:
     """Checks that copies of weights can be made by a primitive.
 
+    Bulk copies also go to multimem addresses (``multimem.cp.async.bulk`` of the PTX ISA), which suits whole tiles.
+
     Args:
         primitive: Moves weights.
         family: Of the kernels that issue it; empty: those that usually do.
@@ -62,7 +64,7 @@ def require_copying(primitive: Primitive, family: str) -> None:
     """
     if primitive.to_all:
         raise ValueError(f"weights cannot go to all GPUs, as {primitive.name} does: copies are of some")
-    if family:
+    if family and not (primitive.in_switch and family == "bulk"):
         primitive.require_family(family)
 
 
