@@ -36,9 +36,9 @@ class ReplicateSpec(Spec):
     ``relay``: copies hand them on tile by tile as they come, so that no GPU sends an expert more than ``fan_out``
     times. ``team`` and ``multicast``: stored once, and the switch replicates them."""
     family: str = ""
-    """Family of the kernels that move weights; empty: the one that usually issues the primitive. Bulk copies can store
-    to what the switch replicates as well: ``multimem.cp.async.bulk`` of the PTX ISA, for ``team``; that there is one with
-    targets of its own, for ``multicast``, is assumed."""
+    """Family of the kernels that move weights; empty: the one that usually issues the primitive. Bulk copies also store
+    to what the switch replicates (``multimem.cp.async.bulk`` of the PTX ISA), for ``team``; that they may name targets,
+    for ``multicast``, is assumed."""
     sms: int = Field(default=32, ge=1)
     """SMs of a GPU that moves weights, taken from its GEMMs while it does."""
     when: Literal["beside", "behind"] = "beside"
