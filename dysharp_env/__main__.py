@@ -1,4 +1,4 @@
-"""``python -m dysharp_env COMMAND``: simulate, compare, explain, validate, reproduce, bench; and routing traces."""
+"""``python -m dysharp_env COMMAND``: layers, what to believe of them, speed, and routing traces."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import sys
 from collections.abc import Sequence
 
 from dysharp_env import __version__
-from dysharp_env.commands import CommandParser, bench, compare, explain, reproduce, run_main, simulate, trace, validate
+from dysharp_env.commands import (
+    CommandParser,
+    balance,
+    bench,
+    compare,
+    explain,
+    reproduce,
+    run_main,
+    simulate,
+    trace,
+    validate,
+)
 
 COMMANDS = (
     (simulate, "simulate", "simulate one layer under one schedule: times, traffic, utilisation"),
     (compare, "compare", "run one workload under many schedules and compare them"),
+    (balance, "balance", "say what balance is worth, and how much of it copies of experts bring"),
     (explain, "explain", "say where a layer's time goes under a schedule, and what would help"),
     (validate, "validate", "check the simulator against closed forms: expected, simulated, error"),
     (reproduce, "reproduce", "repeat the paper's experiments: published, simulated, ratio"),

@@ -50,7 +50,7 @@ class GroupResult:
 
 
 def _tokens(item: SuiteWorkload) -> str:
-    return next((name for most, name in _BANDS if item.entry.tokens <= most), _LARGE)
+    return next((name for most, name in _BANDS if item.workload.most_tokens <= most), _LARGE)
 
 
 def _machine(scenario: Scenario) -> tuple[str, int]:
@@ -87,7 +87,7 @@ GROUPINGS: dict[str, Callable[[SuiteWorkload], str]] = {
 # Groups of these are shown by size, others in the order of the suite.
 _SIZES: dict[str, Callable[[SuiteWorkload], int]] = {
     "gpus": lambda item: item.scenario.system.num_gpus,
-    "tokens": lambda item: item.entry.tokens,
+    "tokens": lambda item: item.workload.most_tokens,
 }
 
 

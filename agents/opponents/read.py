@@ -13,7 +13,7 @@ from agents.policies.files import load_policy
 from agents.policies.rule import read_rule
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule, schedule_names
+from dysharp_env.schedules import is_schedule_name, load_schedule, schedule_names
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 
@@ -55,7 +55,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         ahead = LookAhead(load_schedule(given.removeprefix(LOOK_AHEAD)), rollouts)
         name = f"{LOOK_AHEAD}{ahead.schedule.name}"
         return Contender(given, name, "schedule", ahead, (LookAheadOpponent(ahead),))
-    if given in schedule_names() or given.endswith((".yaml", ".yml")):
+    if is_schedule_name(given):
         schedule = load_schedule(given)
         return Contender(given, schedule.name, "schedule", schedule, (ScheduleOpponent(schedule),))
     if given.endswith(".json"):

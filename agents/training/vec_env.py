@@ -111,7 +111,7 @@ class ScheduleVecEnv(VecEnv):
         if name not in self._reference_us:
             if len(self._reference_us) >= _MOST_REFERENCES:
                 self._reference_us.clear()
-            scenario, workload = self.episodes.source(index).scenario, self.episodes.run(index).engine.workload
+            scenario, workload = self.episodes.source(index).scenario, self.episodes.run(index).routed
             scale = scenario.spec.compute_scale
             done = simulate(scenario.system, workload, self._reference, compute_scale=scale)
             self._reference_us[name] = done.result().makespan_us

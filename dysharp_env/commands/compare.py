@@ -1,4 +1,4 @@
-"""``python -m dysharp_env compare``: one workload under many schedules."""
+"""``python -m dysharp_env compare``: one workload, or several layers of one trace, under many schedules."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dysharp_env.commands.options import (
     describe_config,
     read_scenario,
     read_schedules,
+    require_one_layer,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console, say
+from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import layer_title, run_timed, variant_notes
-from dysharp_env.report.tables import comparison_table
+from dysharp_env.report.records import layers_title, run_timed, totals_of, variant_notes
+from dysharp_env.report.tables import comparison_table, layer_tables, totals_table
 from dysharp_env.schedules import ScheduleSpec, preset_of
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.workload import Scenario
@@ -47,20 +48,27 @@ def run(args: argparse.Namespace) -> int:
     against = given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
     if args.picture and len(schedules) != 2:
         raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
-    workload = scenario.draw(args.seed)
+    workloads = scenario.draw_layers(args.seed)
+    require_one_layer(workloads, {"picture": args.picture})
     ensure_compiled()
     runs = [
         run_timed(scenario, workload, schedule, resolution=args.resolution, logging=bool(args.picture))
+        for workload in workloads
         for schedule in schedules
     ]
-    bound_us = runs[0].result.lower_bound_us
+    totals = totals_of(runs)
+    bound_us = totals[0].lower_bound_us
     config = {**describe_config(scenario, schedules, args.resolution), "against": against}
-    if publish(args.json, "compare", args.seed, config, runs=[run.record() for run in runs]):
+    if publish(args.json, "compare", args.seed, config, **run_records(runs)):
         console = results_console()
-        say(console, f"{layer_title(workload, scenario.system.name)}; lower bound {bound_us:.1f} us")
-        console.print(comparison_table(runs, against))
-        for note in variant_notes((run.schedule, run.run) for run in runs):
-            say(console, note)
+        say(console, f"{layers_title(workloads, scenario.system.name)}; lower bound {bound_us:.1f} us")
+        if len(workloads) > 1:
+            for table in (*layer_tables(runs), totals_table(totals, against)):
+                console.print(table)
+        else:
+            console.print(comparison_table(runs, against))
+            for note in variant_notes((run.schedule, run.run) for run in runs):
+                say(console, note)
     if args.picture:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.gantt import write_picture

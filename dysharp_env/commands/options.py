@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
+from dysharp_env.schedules.replication import PLANNERS, WEIGHTS
 from dysharp_env.simulator.costs import RESOLUTIONS
-from dysharp_env.workload import Scenario, ScenarioSpec
+from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 from dysharp_env.workload.routing import routing_names
-
-_METAVARS: dict[type, str] = {int: "N", float: "X"}
 
 
 def add_spec_options(
@@ -24,15 +23,17 @@ def add_spec_options(
 
     Args:
         parser: A parser or a group of one.
-        spec: Every field must be a number or a string, from a ``Literal`` or not; None may stand beside it.
+        spec: Every field must be a number or a string, from a ``Literal`` or not; None may stand beside it, and tuples
+            of numbers beside a number.
         names: Names that a field takes, by field, where its type does not say them.
     """
     for name, field in spec.model_fields.items():
         types = {field.annotation, *get_args(field.annotation)}
         literals = [choice for each in types for choice in get_args(each) if isinstance(choice, str)]
-        number, metavar = next(
-            ((each, mark) for each, mark in ((int, "N"), (float, "X")) if each in types), (str, "NAME")
-        )
+        number = next((each for each in (int, float) if each in types), str)
+        # A number that may also be several, or a word.
+        is_open = number is not str and any(get_origin(each) is tuple for each in types)
+        metavar = {int: "N", float: "X", str: "NAME"}[number]
         text = str(field.description).replace("``", "").removesuffix(".").replace("%", "%%")
         text = text if text[1].isupper() else text[0].lower() + text[1:]
         text += f": {', '.join(names[name])}" if name in names else ""
@@ -40,10 +41,18 @@ def add_spec_options(
             f"--{name.replace('_', '-')}",
             default=field.default,
             help=text if field.default is None else f"{text} (default: %(default)s)",
-            type=number,
-            choices=literals or None,
-            metavar=None if literals else _METAVARS.get(number, "NAME"),
+            type=_number_or_text if is_open else number,
+            choices=None if is_open else literals or None,
+            metavar=f"{metavar}[,{metavar},...]" if is_open else None if literals else metavar,
         )
+
+
+def _number_or_text(given: str) -> int | str:
+    """Returns a whole number if it is one; the spec says what is wrong with any other text."""
+    try:
+        return int(given)
+    except ValueError:
+        return given
 
 
 def add_scenario_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +65,9 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(schedule_names())
-    text = f"a .yaml file, or one of {names}; repeatable (default: {default})"
+    planners = f"{', '.join(PLANNERS)}; weights: {', '.join(WEIGHTS)}"
+    text = f"a .yaml file, or one of {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
+    text += f" (planners: {planners}); repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)
@@ -93,6 +104,17 @@ def read_scenario(args: argparse.Namespace) -> Scenario:
     require_at_least(0, seed=args.seed)
     values = {name: getattr(args, name) for name in ScenarioSpec.model_fields}
     return parse_spec(ScenarioSpec, values, source=args.command).build()
+
+
+def require_one_layer(workloads: Sequence[Workload], files: Mapping[str, str | None]) -> None:
+    """Checks that files that show one layer, by option, are asked for of one only.
+
+    Raises:
+        ConfigError: One is asked for, and there are several layers.
+    """
+    for option, target in files.items():
+        if target and len(workloads) > 1:
+            raise ConfigError(f"{option}='{target}' shows one layer; layer_index names {len(workloads)}")
 
 
 def read_schedules(names: list[str]) -> list[ScheduleSpec]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
+from dysharp_env.report.records import TimedRun, totals_of
 
 STANDARD_OUTPUT = "-"
 _PIPED_WIDTH = 140
@@ -76,6 +78,11 @@ def publish(target: str | None, command: str, seed: int | None, config: dict[str
     if target is not None:
         write_json(target, json_document(command, seed, config, **content))
     return target != STANDARD_OUTPUT
+
+
+def run_records(runs: Sequence[TimedRun]) -> dict[str, Any]:
+    """Returns ``runs``, one of each layer and schedule, and ``totals``, one of each schedule, for a JSON result."""
+    return {"runs": [run.record() for run in runs], "totals": [total.record() for total in totals_of(runs)]}
 
 
 def results_console() -> Console:

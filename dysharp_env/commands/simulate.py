@@ -1,4 +1,4 @@
-"""``python -m dysharp_env simulate``: one layer under one schedule."""
+"""``python -m dysharp_env simulate``: one layer under one schedule, or several layers of one trace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from dysharp_env.commands.options import (
     describe_config,
     read_scenario,
     read_schedules,
+    require_one_layer,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console, say
+from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
 from dysharp_env.config import ConfigError
-from dysharp_env.report.records import TimedRun, layer_title, run_timed, variant_notes
+from dysharp_env.report.records import TimedRun, layers_title, run_timed, totals_of, variant_notes
 from dysharp_env.report.schedule import ScheduleTable
-from dysharp_env.report.tables import phase_table, traffic_table, utilisation_table
+from dysharp_env.report.tables import layer_tables, phase_table, traffic_table, utilisation_table
 from dysharp_env.simulator.warmup import ensure_compiled
 
 DEFAULT_SCHEDULE = "dysharp"
@@ -52,17 +53,23 @@ def run(args: argparse.Namespace) -> int:
     scenario = read_scenario(args)
     schedules = read_schedules(names)
     schedules[0].program(scenario.system)  # refuses a schedule that does not fit before anything long starts
-    workload = scenario.draw(args.seed)
+    workloads = scenario.draw_layers(args.seed)
+    require_one_layer(workloads, {option: getattr(args, option) for option in FILES})
     ensure_compiled()
     logging = bool(args.timeline or args.picture)
-    timed = run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
-    title = f"{timed.schedule} on {layer_title(workload, args.system)}"
+    runs = [
+        run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
+        for workload in workloads
+    ]
+    title = f"{schedules[0].name} on {layers_title(workloads, args.system)}"
     config = describe_config(scenario, schedules, args.resolution)
-    may_print = publish(args.json, "simulate", args.seed, config, runs=[timed.record()])
-    if may_print:
-        _print(timed, title)
+    may_print = publish(args.json, "simulate", args.seed, config, **run_records(runs))
+    if may_print and len(runs) > 1:
+        _print_layers(runs, title)
+    elif may_print:
+        _print(runs[0], title)
     # Results first: they are there even if a file cannot be written.
-    _write_files(args, timed, title)
+    _write_files(args, runs[0], title)
     if may_print:
         for option, (_, use) in {**FILES, "json": ("", "the results")}.items():
             if getattr(args, option):
@@ -81,6 +88,18 @@ def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
         from dysharp_env.report.gantt import write_picture
 
         write_picture(args.picture, (title, engine), lower_bound_us=timed.result.lower_bound_us)
+
+
+def _print_layers(runs: list[TimedRun], title: str) -> None:
+    console, (total,) = results_console(), totals_of(runs)
+    say(console, title)
+    say(
+        console,
+        f"{total.layers} layers: makespans {total.makespan_us:.1f} us together, lower bounds"
+        f" {total.lower_bound_us:.1f} us, ratio {total.ratio:.3f}",
+    )
+    for table in layer_tables(runs):
+        console.print(table)
 
 
 def _print(timed: TimedRun, title: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dysharp_env.schedules import LayerRun, ScheduleSpec, simulate
@@ -27,7 +27,43 @@ class TimedRun:
         bounds = ("lower_bound_us", "family_bound_us", "ratio")
         fields = ("makespan_us", *bounds, "phases_us", "wire_bytes", "payload_bytes", "utilisation")
         numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
-        return {"schedule": self.schedule, "variant": self.run.variant, **numbers, "wall_s": self.wall_s}
+        head = {"schedule": self.schedule, "variant": self.run.variant, "layer": self.layer_index}
+        return {**head, **numbers, "wall_s": self.wall_s}
+
+    @property
+    def layer_index(self) -> int | None:
+        """The model's number of the layer; None where routing is of no layer in particular."""
+        return self.run.engine.workload.layer_index
+
+
+@dataclass(frozen=True)
+class Total:
+    """All layers of one schedule, one after the other."""
+
+    schedule: str
+    layers: int
+    makespan_us: float
+    lower_bound_us: float
+
+    @property
+    def ratio(self) -> float:
+        """Makespans over lower bounds."""
+        return self.makespan_us / self.lower_bound_us
+
+    def record(self) -> dict[str, Any]:
+        """Returns the total as one item of ``totals`` in a JSON result."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def totals_of(runs: Sequence[TimedRun]) -> list[Total]:
+    """Returns the total of every schedule, in order."""
+    results: dict[str, list[LayerResult]] = {}
+    for run in runs:
+        results.setdefault(run.schedule, []).append(run.result)
+    return [
+        Total(schedule, len(each), sum(one.makespan_us for one in each), sum(one.lower_bound_us for one in each))
+        for schedule, each in results.items()
+    ]
 
 
 def run_timed(
@@ -51,8 +87,21 @@ def variant_notes(runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
 
 def layer_title(workload: Workload, system: str) -> str:
     """Returns the machine and the layer of a workload in one line for people."""
+    return f"{_size(workload, system)}, {workload.name}"
+
+
+def layers_title(workloads: Sequence[Workload], system: str) -> str:
+    """Returns the same of one workload, or of several layers of one model."""
+    first = workloads[0]
+    if len(workloads) == 1:
+        return layer_title(first, system)
+    numbers = ",".join(str(workload.layer_index) for workload in workloads)
+    return f"{_size(first, system)}, {first.name.replace(f'layer={first.layer_index} ', f'layers={numbers} ')}"
+
+
+def _size(workload: Workload, system: str) -> str:
     layer = workload.layer
     least, most = int(workload.tokens_of_gpu.min()), workload.most_tokens
     tokens = f"{most}" if least == most else f"{least} to {most}"
     what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {tokens} tokens per GPU"
-    return f"{workload.num_gpus} GPUs of {system}: {what}, {workload.name}"
+    return f"{workload.num_gpus} GPUs of {system}: {what}"

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from dysharp_env.report import RESOURCE_NAMES, STAGE_NAMES
-from dysharp_env.report.records import TimedRun
+from dysharp_env.report.records import TimedRun, Total
+
+_MOST_COLUMNS = 6  # schedules side by side in a table of layers
 
 
 def empty_table(title: str, text_columns: Sequence[str], number_columns: Sequence[str]) -> Table:
@@ -83,4 +85,33 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
             f"{(wire['up'] + wire['down']) / 1e6:.1f}",
             *(f"{100 * result.utilisation[name]['mean']:.1f}" for name in RESOURCE_NAMES),
         )
+    return table
+
+
+def layer_tables(runs: Sequence[TimedRun]) -> list[Table]:
+    """Returns the makespan of every layer, one line each, under every schedule; a few schedules a table."""
+    schedules = list(dict.fromkeys(run.schedule for run in runs))
+    makespan_us = {(run.layer_index, run.schedule): run.result.makespan_us for run in runs}
+    bound_us = {run.layer_index: run.result.lower_bound_us for run in runs}
+    tables = []
+    for first in range(0, len(schedules), _MOST_COLUMNS):
+        shown = schedules[first : first + _MOST_COLUMNS]
+        table = empty_table("Makespan of every layer, us", ("layer",), ("lower bound", *map(escape, shown)))
+        for layer, bound in bound_us.items():
+            table.add_row(str(layer), f"{bound:.1f}", *(f"{makespan_us[layer, name]:.1f}" for name in shown))
+        table.add_section()
+        totals = (sum(us for (_, name), us in makespan_us.items() if name == each) for each in shown)
+        table.add_row("total", f"{sum(bound_us.values()):.1f}", *(f"{total:.1f}" for total in totals))
+        tables.append(table)
+    return tables
+
+
+def totals_table(totals: Sequence[Total], against: str) -> Table:
+    """Returns one line per schedule over all layers, fastest first; speed-ups are relative to ``against``."""
+    base_us = next(total.makespan_us for total in totals if total.schedule == against)
+    title = f"All {totals[0].layers} layers, fastest first"
+    table = empty_table(title, ("schedule",), ("makespan us", "x bound", f"vs {against}"))
+    for total in sorted(totals, key=lambda total: total.makespan_us):
+        speed = f"{base_us / total.makespan_us:.3f}x"
+        table.add_row(escape(total.schedule), f"{total.makespan_us:.1f}", f"{total.ratio:.3f}", speed)
     return table

@@ -11,6 +11,11 @@ It is the largest of what must come after a kernel has been launched:
   is read once, one after the other, from the launch on; a row waits for the last, and a token goes home after it.
 * The path of a single token, by the quickest kernels.
 
+Tokens may be on some GPUs only, and so may experts; those that no token chose need nothing. Weights of copies, where a
+placement has any, come over the links before the layer is over: down to each copy, and up from where they were first
+at least once, or as often as copies are made of that if no store is replicated by the switch. HBM need not read them
+where they come to, where rows wait for the first matrix. What HBM reads to send them is left out: nobody waits for it.
+
 Left out is what depends on the schedule: acknowledgements that may still be on the wire when the last token is home,
 notifications, evictions, the count exchange and barriers, gates and the order of tiles, and HBM traffic of activations,
 which L2 may hold or which nobody may wait for.
@@ -18,30 +23,35 @@ which L2 may hold or which nobody may wait for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
+from dysharp_env.schedules.copy_bound import Asked, links_ps, shared_bound, without_copies
 from dysharp_env.schedules.needs import (
+    ADDED,
     AWAY,
+    COPIED,
+    COPIES,
     NUM_COUNTS,
     OTHERS,
     OWN,
     RECEIVED,
     REQUESTS,
     SENT,
+    SOURCES,
     STORED,
     STORES,
     TEAMS,
     combine_needs,
     dispatch_needs,
+    weight_needs,
     weights,
 )
-from dysharp_env.simulator.costs import PS_PER_S, Bound, Costs
+from dysharp_env.schedules.spec import COSTS_OF_PLANNING
+from dysharp_env.schedules.times import CopyTimes, Times, least_times, work_ps
+from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
 from dysharp_env.system import SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, Primitive
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import Workload
 from dysharp_env.workload.demand import Demand
 from dysharp_env.workload.layer import LayerSpec
@@ -53,6 +63,7 @@ class LowerBound:
     def __init__(self, system: SystemSpec, layer: LayerSpec, costs: Costs) -> None:
         """Takes the costs of the layer on the system at token resolution."""
         self._launch_ps = costs.launch_ps
+        self._plan_ps = sum(int(system.overhead_us(cost) * PS_PER_US) for cost in COSTS_OF_PLANNING)
         # By the number of experts that a store or request names.
         named = range(layer.top_k + 1)
         packet = costs.families.packet_of("multimem", in_switch=True)
@@ -62,38 +73,31 @@ class LowerBound:
         combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combining(layer.combine_dtype)]
         # (primitive, link or reduction unit, count)
         self._dispatch = np.array([weights(dispatch_needs(each, costs, acknowledged=True)) for each in dispatches])
+        self._dispatch += weights(weight_needs(dispatches, costs))
         self._data = np.array([weights(dispatch_needs(each, costs, acknowledged=False)) for each in dispatches])
         self._combine = np.array([weights(combine_needs(each, costs)) for each in combines])
         self._team_gpus = costs.team_gpus if any(primitive.by_team for primitive in dispatches) else 0
-        arrival_ps = min(_out_ps(each, costs, combines[0]) for each in dispatches)
-        home_ps = min(_home_ps(each, costs, dispatches[0]) for each in combines)
-        self._times = _Times(
-            hop_ps=_hop_ps(costs),
-            arrival_ps=arrival_ps,
-            local_arrival_ps=min(costs.memory_ps, arrival_ps),
-            rows_ps=min(costs.block_ps(1, 1, gpu) + costs.block_ps(2, 1, gpu) for gpu in (0, 1)),
-            home_ps=home_ps,
-            granule_tokens=costs.row_granularity,
-            granule_ps=_of_row(costs, costs.granule_ps),
-            half_granule_ps=_of_row(costs, [granule_ps // 2 for granule_ps in costs.granule_ps]),
-            operand_ps=_of_row(costs, costs.operand_ps),
-            tile_tokens=layer.tile_tokens,
-            tile_ps=sum(costs.blocks) * costs.block_overhead_ps,
-            blocks=sum(costs.blocks),
-            slow_permille=costs.slow_permille,
-            num_sms=system.gpu.num_sms,
-            weight_bytes=sum(costs.weight_bytes),
-            byte_ps=PS_PER_S / costs.hbm_bytes_per_s,
-        )
+        self._times = least_times(system, layer, costs, dispatches, combines)
+        self._copy_times = CopyTimes.of(costs, dispatches)
 
-    def of(self, workload: Workload) -> Bound:
-        """Returns a time that no schedule of a workload of this layer can beat, and what it is made of."""
+    def of(self, workload: Workload, *, copies_allowed: bool = False) -> Bound:
+        """Returns a time that no schedule of a workload of this layer can beat, and what it is made of.
+
+        Args:
+            workload: Routing and placement of the layer.
+            copies_allowed: Whether schedules may also copy the weights of any experts to any GPUs, and share their
+                tokens in any way; see copy_bound.py. Copies that the workload has already then do not matter. Takes
+                milliseconds rather than microseconds.
+        """
+        if copies_allowed:
+            return self._with_copies(workload)
         links_ps, longest_ps, gemms_ps, hbm_ps = _bound(
             workload.demand,
             workload.topk_ids,
             workload.gpu_of_expert,
-            self._team_gpus,
+            workload.placement.copied_from,
             workload.first_token,
+            self._team_gpus,
             self._store_ps,
             self._request_ps,
             self._dispatch,
@@ -102,28 +106,22 @@ class LowerBound:
             self._times,
             np.empty((NUM_COUNTS, workload.num_gpus), np.int64),
         )
-        return Bound(self._launch_ps + max(links_ps, longest_ps, 1), links_ps, gemms_ps, hbm_ps)
+        return Bound(self._launch_ps + max(links_ps, longest_ps), links_ps, gemms_ps, hbm_ps)
 
+    def _with_copies(self, workload: Workload) -> Bound:
+        """Returns the bound of whoever copies nothing or, if that is less, of whoever copies something and pays for it.
 
-class _Times(NamedTuple):
-    """What compute and single tokens take, and what that is made of."""
-
-    hop_ps: int
-    arrival_ps: int  # of a token from another GPU
-    local_arrival_ps: int
-    rows_ps: int  # of a tile of one token in both GEMMs
-    home_ps: int  # from the end of a row to the sum at another GPU
-    granule_tokens: int
-    granule_ps: int  # of SM time, both GEMMs
-    half_granule_ps: int
-    operand_ps: int  # of SM time of a tile that is bound by reading, beside that of half its granules
-    tile_tokens: int
-    tile_ps: int  # of SM time beside that of its granules
-    blocks: int  # of a tile, both GEMMs
-    slow_permille: int  # SM time on GPU 0 over that on others
-    num_sms: int
-    weight_bytes: int  # of an expert
-    byte_ps: float  # of HBM
+        Replicas that are there before the layer may be chosen anew for nothing.
+        """
+        asked, pays_ps = Asked.of(workload), self._launch_ps
+        least_ps = int(self._store_ps[1]), int(self._request_ps[1])
+        wires_ps = links_ps(asked, self._dispatch, self._combine, least_ps, self._copy_times.wire_ps)
+        if not asked.is_placed:
+            shared = shared_bound(asked, wires_ps, self._times, self._copy_times, pays_ps, copies=False)
+            return shared if workload.placement.num_copies else min(shared, self.of(workload))
+        pays_ps += self._plan_ps
+        shared = shared_bound(asked, wires_ps, self._times, self._copy_times, pays_ps, copies=True)
+        return min(shared, self.of(without_copies(workload) if workload.placement.num_copies else workload))
 
 
 @njit(cache=True)
@@ -131,35 +129,36 @@ def _bound(
     demand: Demand,
     topk_ids: np.ndarray,
     gpu_of_expert: np.ndarray,
-    team_gpus: int,
+    copied_from: np.ndarray,
     first_token: np.ndarray,
+    team_gpus: int,
     store_ps: np.ndarray,
     request_ps: np.ndarray,
     dispatch: np.ndarray,
     data: np.ndarray,
     combine: np.ndarray,
-    times: _Times,
+    times: Times,
     counts: np.ndarray,
 ) -> tuple[int, int, int, int]:
     """Returns what links need, and what ``_compute`` returns; one call, because each costs microseconds."""
-    _count(demand, first_token, store_ps, request_ps, counts)
-    _count_teams(topk_ids, gpu_of_expert, team_gpus, first_token, counts)
+    _count(demand, store_ps, request_ps, counts)
+    _count_teams(topk_ids, gpu_of_expert, first_token, team_gpus, counts)
+    _count_copies(gpu_of_expert, copied_from, counts)
     links_ps, staged_ps = _links(_needs(counts, dispatch), _needs(counts, data), _needs(counts, combine), times)
-    longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, times)
+    longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, copied_from, times)
     return links_ps, max(staged_ps, longest_ps), gemms_ps, hbm_ps
 
 
 @njit(cache=True)
-def _count(
-    demand: Demand, first_token: np.ndarray, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray
-) -> None:
+def _count(demand: Demand, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray) -> None:
     """Writes what primitives need of each GPU, (count, gpu)."""
-    num_gpus = counts.shape[1]
+    num_gpus, served = counts.shape[1], demand.served.sum()
     counts[:] = 0
     for gpu in range(num_gpus):
         counts[SENT, gpu] = demand.remote_pairs[gpu]
-        counts[OWN, gpu] = first_token[gpu + 1] - first_token[gpu]
-        counts[OTHERS, gpu] = first_token[num_gpus] - counts[OWN, gpu]
+        counts[OWN, gpu] = demand.served[gpu]
+        counts[OTHERS, gpu] = served - demand.served[gpu]
+        counts[ADDED, gpu] = demand.served[gpu] * (num_gpus - 1)
         for targets in range(1, len(store_ps)):
             pairs, tokens = demand.pair_targets[gpu, targets], demand.token_targets[gpu, targets]
             counts[RECEIVED, gpu] += pairs
@@ -171,7 +170,7 @@ def _count(
 
 @njit(cache=True)
 def _count_teams(
-    topk_ids: np.ndarray, gpu_of_expert: np.ndarray, team_gpus: int, first_token: np.ndarray, counts: np.ndarray
+    topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndarray, team_gpus: int, counts: np.ndarray
 ) -> None:
     """Writes how many stores to teams the tokens of each GPU take: one for every group of GPUs with a remote target.
 
@@ -181,18 +180,36 @@ def _count_teams(
     if team_gpus >= num_gpus:
         counts[TEAMS] = counts[AWAY]
     elif team_gpus > 0:
-        home = 0
         last_token = np.full((num_gpus - 1) // team_gpus + 1, -1)  # with a target in each group
-        for token in range(len(topk_ids)):
-            while token == first_token[home + 1]:
-                home += 1
-            for place in range(topk_ids.shape[1]):
-                if topk_ids[token, place] < 0:
-                    break
-                gpu = gpu_of_expert[topk_ids[token, place]]
-                if gpu != home and last_token[gpu // team_gpus] != token:
-                    last_token[gpu // team_gpus] = token
-                    counts[TEAMS, home] += 1
+        for home in range(num_gpus):
+            for token in range(first_token[home], first_token[home + 1]):
+                for place in range(topk_ids.shape[1]):
+                    if topk_ids[token, place] < 0:
+                        break
+                    gpu = gpu_of_expert[topk_ids[token, place]]
+                    if gpu != home and last_token[gpu // team_gpus] != token:
+                        last_token[gpu // team_gpus] = token
+                        counts[TEAMS, home] += 1
+
+
+@njit(cache=True)
+def _count_copies(gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np.ndarray) -> None:
+    """Writes which weights must move: those of all copies, from wherever a chain of them begins."""
+    last = -1
+    for copy in range(len(copied_from)):
+        source = copied_from[copy]
+        if source >= 0:
+            counts[COPIES, gpu_of_expert[copy]] += 1
+            counts[COPIED, gpu_of_expert[source]] += copied_from[source] < 0
+            last = copy
+    if last < 0:
+        return
+    is_source = np.zeros(len(copied_from), np.bool_)
+    for copy in range(last + 1):
+        if copied_from[copy] >= 0:
+            is_source[copied_from[copy]] = copied_from[copied_from[copy]] < 0
+    for expert in range(len(copied_from)):
+        counts[SOURCES, gpu_of_expert[expert]] += is_source[expert]
 
 
 @njit(cache=True)
@@ -209,7 +226,7 @@ def _needs(counts: np.ndarray, weights_ps: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def _links(dispatch: np.ndarray, data: np.ndarray, combine: np.ndarray, times: _Times) -> tuple[int, int]:
+def _links(dispatch: np.ndarray, data: np.ndarray, combine: np.ndarray, times: Times) -> tuple[int, int]:
     """Returns the time that the busiest link or reduction unit needs under the best pair of primitives, with hops.
 
     With it comes the same where dispatch is before rows and combine behind them.
@@ -237,90 +254,42 @@ def _links(dispatch: np.ndarray, data: np.ndarray, combine: np.ndarray, times: _
 
 
 @njit(cache=True)
-def _compute(demand: Demand, gpu_of_expert: np.ndarray, times: _Times) -> tuple[int, int, int]:
+def _compute(demand: Demand, gpu_of_expert: np.ndarray, copied_from: np.ndarray, times: Times) -> tuple[int, int, int]:
     """Returns the time the busiest GPU needs for its experts, or a single token for its way to one and back.
 
     A GPU's time is from the first token there to the last one home. With it comes what the SMs of the busiest GPU alone
     need, and what the HBM of the busiest.
     """
     num_gpus = len(demand.local_pairs)
-    sm_ps, experts, slots = np.zeros(num_gpus, np.int64), np.zeros(num_gpus, np.int64), 0
+    sm_ps, copied_ps, used, read = np.zeros((4, num_gpus), np.int64)
+    slots = 0
     for expert in range(len(gpu_of_expert)):
         gpu, tokens = gpu_of_expert[expert], demand.expert_tokens[expert]
-        granules, tiles = -(-tokens // times.granule_tokens), -(-tokens // times.tile_tokens)
-        # Every tile takes the longer of two times, hence all tiles together no less than the longer of the sums.
-        reading_ps = tiles * times.operand_ps + granules * times.half_granule_ps
-        sm_ps[gpu] += max(granules * times.granule_ps, reading_ps) + tiles * times.tile_ps
-        experts[gpu] += tokens > 0
+        expert_ps, is_copy = work_ps(tokens, times), copied_from[expert] >= 0
+        sm_ps[gpu] += expert_ps
+        copied_ps[gpu] += expert_ps * is_copy
+        used[gpu] += tokens > 0
+        read[gpu] += tokens > 0 and not is_copy
         slots += tokens * (gpu == 0)
     # Each thread block's time is rounded down; no tile has less than a token.
     sm_ps[0] = max(sm_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
+    copied_ps[0] = max(copied_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
     one_token_ps = times.arrival_ps + times.rows_ps + times.home_ps
     longest_ps = one_token_ps if demand.remote_pairs.any() else 0
     most_sms_ps, most_hbm_ps = 0, 0
     for gpu in range(num_gpus):
         # An expert's two matrices are an access each, which rounds down by less than a picosecond; so does the sum.
-        accesses = 2 * experts[gpu]
-        hbm_ps = max(np.int64(np.floor(experts[gpu] * times.weight_bytes * times.byte_ps)) - accesses - 1, 0)
+        accesses = 2 * read[gpu]
+        hbm_ps = max(np.int64(np.floor(read[gpu] * times.weight_bytes * times.byte_ps)) - accesses - 1, 0)
         most_sms_ps = max(most_sms_ps, sm_ps[gpu] // times.num_sms)
         most_hbm_ps = max(most_hbm_ps, hbm_ps)
-        if experts[gpu] > 0:
+        if used[gpu] > 0:
             is_local = demand.local_pairs[gpu] > 0
             head_ps = times.local_arrival_ps if is_local else times.arrival_ps
             tail_ps = 0 if is_local else times.home_ps
-            # Weights need not wait for the first token; thread blocks do.
-            longest_ps = max(longest_ps, max(head_ps + sm_ps[gpu] // times.num_sms, hbm_ps) + tail_ps)
+            # Weights need not wait for the first token; thread blocks do, and those of copies for their weights.
+            ends_ps = max(head_ps + sm_ps[gpu] // times.num_sms, hbm_ps)
+            if copied_ps[gpu] > 0:
+                ends_ps = max(ends_ps, times.first_copy_ps + copied_ps[gpu] // times.num_sms)
+            longest_ps = max(longest_ps, ends_ps + tail_ps)
     return longest_ps, most_sms_ps, most_hbm_ps
-
-
-def _of_row(costs: Costs, block_ps: Sequence[int]) -> int:
-    """Returns what all thread blocks of a row in both GEMMs take, each so long."""
-    return sum(blocks * ps for blocks, ps in zip(costs.blocks, block_ps, strict=True))
-
-
-def _hop_ps(costs: Costs) -> int:
-    """Returns a hop in whole quanta, to which deliveries are rounded down."""
-    return costs.hop_ps // costs.quantum_ps * costs.quantum_ps
-
-
-def _families(primitive: Primitive, costs: Costs) -> list[str]:
-    """Returns the families that may issue a primitive; the usual one where a GPU has none."""
-    if primitive.in_switch or not costs.families.specs:
-        return [primitive.usual_family]
-    return [name for name in costs.families.specs if name != "multimem"]
-
-
-def _out_ps(primitive: Primitive, costs: Costs, combine: Primitive) -> int:
-    """Returns how soon a token can be at an expert GPU, by whichever kernels issue a dispatch primitive."""
-    return min(
-        _way_ps(costs.under(primitive, combine, (family, "")), primitive, True)
-        for family in _families(primitive, costs)
-    )
-
-
-def _home_ps(primitive: Primitive, costs: Costs, dispatch: Primitive) -> int:
-    """Returns how soon a sum can be home, by whichever kernels issue a combine primitive."""
-    return min(
-        _way_ps(costs.under(dispatch, primitive, ("", family)), primitive, False)
-        for family in _families(primitive, costs)
-    )
-
-
-def _way_ps(costs: Costs, primitive: Primitive, is_dispatch: bool) -> int:
-    """Returns how long a vector is at hand and on its way at least, through an idle network, at either resolution."""
-    sm, num_bytes = (
-        (costs.dispatch_sm, costs.dispatch_bytes) if is_dispatch else (costs.combine_sm, costs.combine_bytes)
-    )
-    packet = costs.dispatch_packet if is_dispatch else costs.combine_packet
-    named = int(primitive.names_targets)
-    way_ps = costs.wire_ps(packet.data_flits(num_bytes, named if is_dispatch else 0))
-    if is_dispatch and primitive.names_targets:
-        # A first look into the AL TLB misses; packets behind the first pass it meanwhile.
-        way_ps = max(way_ps, costs.memory_ps)
-    if primitive.reads:
-        way_ps += costs.wire_ps(packet.ask_flits(num_bytes, named)) + 2 * _hop_ps(costs) + costs.memory_ps
-    if not is_dispatch and primitive.in_switch:
-        way_ps += costs.cycle_ps
-    # Only the first of a token's vectors bears the work on the token itself, so all do where there is one of them.
-    is_only = primitive.in_switch and not primitive.by_team and (is_dispatch or primitive.reads)
-    return sm.delay_ps(sm.token_ps * is_only) + way_ps + 2 * _hop_ps(costs)

@@ -33,11 +33,12 @@ class Crossing(NamedTuple):
 
 
 class Crossings(NamedTuple):
-    """Vectors that dispatch and combine move, the control flits around them, and how many of them each GPU takes.
+    """Vectors that dispatch and combine move, weights, the control flits around them, and how many each GPU takes.
 
     Attributes:
         dispatch: Dispatched vectors that somebody waits for.
         combine: Partial and reduced sums.
+        weights: Weights of copies, without which no layer is over, all as of one part.
         control: What else is before the last data on each link: requests, acknowledgements, notifications.
         dispatched: (gpu,) vectors that its dispatch SMs take and somebody waits for.
         summed: (gpu,) vectors that its combine SMs take.
@@ -45,6 +46,7 @@ class Crossings(NamedTuple):
 
     dispatch: Crossing
     combine: Crossing
+    weights: Crossing
     control: Crossing
     dispatched: np.ndarray
     summed: np.ndarray
@@ -64,17 +66,21 @@ class Layer:
         self.crosses = (self.gpu != self.home) | bool(self.root["loopback"])
         is_used = self.named > 0
         self.is_copied = self.crosses & is_used
-        self.is_summed = self.crosses & (is_used | bool(self.root["combine"]["to_all"]))
+        # Nobody sums up a token without experts.
+        self.experts_of_token = state.tokens["num_experts"][:-1].astype(np.int64)
+        is_served = self.experts_of_token[self.token] > 0
+        self.is_summed = self.crosses & (is_used | (is_served & bool(self.root["combine"]["to_all"])))
 
     def crossings(self) -> Crossings:
         """Returns all that must cross."""
         control = self._nothing()
         dispatch, dispatched = self._dispatch(control)
         combine, summed = self._combine(control)
+        weights = self._weights(control)
         if self.planes == 1:
             # Behind them is data of the same token, on the same link where there is one.
             self._add_updates(control)
-        return Crossings(dispatch, combine, control, dispatched, summed)
+        return Crossings(dispatch, combine, weights, control, dispatched, summed)
 
     def _nothing(self) -> Crossing:
         shape = (self.num_parts, self.num_gpus * self.planes)
@@ -146,6 +152,34 @@ class Layer:
         targets = state.tokens["remote_targets"][tokens].astype(np.int64) if names else np.zeros_like(tokens)
         self._add(control.up, part[of], home[of], nodes, ask_ps[targets][of])
         return moved, np.bincount(home, minlength=self.num_gpus)
+
+    def _weights(self, control: Crossing) -> Crossing:
+        moved, flow, state = self._nothing(), self.root["copying"], self.state
+        tiles, copies = len(state.weight_tiles), state.copies
+        nodes, of = self._nodes("weights0", np.arange(len(copies)), tiles)
+        gpu, source = (copies[name].astype(np.int64)[of] for name in ("gpu", "source_gpu"))
+        part, ps = np.zeros_like(of), self._wire_ps(nodes)
+        self._add(moved.down, part, gpu, nodes, ps)
+        if not flow["in_switch"]:
+            self._add(moved.up, part, source, nodes, ps)
+            if flow["reads"]:
+                ask_ps = self.costs.wire_ps(state.weight_tiles["ask_flits"].astype(np.int64))
+                self._add(control.up, part, gpu, nodes, np.tile(ask_ps, len(copies)))
+            return moved
+        stores, first = np.unique(copies["store"], return_index=True)
+        nodes, of = self._nodes("weight_store0", stores.astype(np.int64), tiles)
+        source = copies["source_gpu"].astype(np.int64)[first]
+        self._add(moved.up, np.zeros_like(of), source[of], nodes, self._wire_ps(nodes))
+        return moved
+
+    def matrices_ps(self) -> np.ndarray:
+        """Returns what each copy's matrices keep its downlinks busy, (copy, GEMM, plane)."""
+        copies, tiles = np.arange(len(self.state.copies)), len(self.state.weight_tiles)
+        table = np.zeros((len(copies), 2, self.planes), np.int64)
+        nodes, of = self._nodes("weights0", copies, tiles)
+        gemm = np.tile(self.state.weight_tiles["gemm"], len(copies))
+        np.add.at(table, (of, gemm, self.state.nodes["plane"][nodes]), self._wire_ps(nodes))
+        return table
 
     def _add_updates(self, control: Crossing) -> None:
         """Adds acknowledgements of tokens that come, and counter updates of rows that are done."""

@@ -7,6 +7,9 @@ so the bound is worked out from there: no decision has been taken yet.
 For every part of a layer and every GPU it follows what must come one after the other: tokens arrive, GEMM-1 may start,
 then GEMM-2, then combine, then the last token is home; each with what it pays and with the time that links, SMs and HBM
 need in between. Beside that stand bounds over all parts together: links in all, HBM in all, and SMs in all (tiles.py).
+
+Copies wait for their weights: rows of GEMM-1 for one matrix, those of GEMM-2 for both, gates for those of a GPU or of
+all. HBM need not read them where they come to.
 """
 
 from __future__ import annotations
@@ -84,6 +87,9 @@ class _Family:
         experts = state.experts
         self.expert_gpu, self.expert_part = experts["gpu"].astype(np.int64), experts["part"].astype(np.int64)
         self.expert = experts["number"].astype(np.int64)
+        self.is_copy = workload.placement.is_copy[self.expert]
+        self.copy_of = {expert: copy for copy, expert in enumerate(state.copies["expert"].tolist())}
+        self.matrices_ps = layer.matrices_ps()
         total = experts["total"].astype(np.int64)
         self.tiles = Tiles.of(total, self.expert_gpu, costs, program, workload.layer.tile_tokens)
         self._count_home_tokens()
@@ -92,11 +98,12 @@ class _Family:
         """Counts of each expert's tokens those that live on its GPU, and those that no other GPU sees."""
         layer, num = self.layer, len(self.expert)
         is_home = layer.gpu == layer.home
-        # A token's slots are its pairs', in their order.
+        # A token's slots are its pairs', in their order; those behind its last expert are empty.
         pair_of_slot = np.repeat(np.arange(len(layer.gpu)), layer.named)
-        slot_expert = self.state.slot_expert.astype(np.int64)
+        is_used = np.arange(self.workload.layer.top_k) < layer.experts_of_token[:, None]
+        slot_expert = self.state.slot_expert[is_used.ravel()].astype(np.int64)
         at_home = np.bincount(layer.token, weights=layer.named * is_home, minlength=self.workload.num_tokens)
-        is_inner = at_home[layer.token] == self.workload.layer.top_k
+        is_inner = at_home[layer.token] == layer.experts_of_token[layer.token]
         self.at_home = np.bincount(slot_expert, weights=is_home[pair_of_slot], minlength=num).astype(np.int64)
         inner = np.bincount(slot_expert, weights=(is_home & is_inner)[pair_of_slot], minlength=num).astype(np.int64)
         self.inner = np.zeros_like(inner) if self.program.combine.to_all else inner
@@ -109,7 +116,7 @@ class _Family:
         """Returns the bound, no lower than ``least_ps``."""
         end_ps = int(self.state.root["pay_end_ps"][0])
         times = [self._links_ps(), self._stages_ps(), *self._gpus_ps()]
-        return FamilyBound(max(least_ps, max(times) + end_ps), *(ps + end_ps for ps in times))
+        return FamilyBound(max(least_ps, max(*times, self.open_ps) + end_ps), *(ps + end_ps for ps in times))
 
     # Links
 
@@ -119,17 +126,21 @@ class _Family:
         An uplink's last byte still has two hops to go, a downlink's first had one and its last has one.
         """
         moved, ways = self.crossings, self.ways
-        all_ps = moved.dispatch.all_ps() + moved.combine.all_ps() + moved.control.all_ps()
-        if not all_ps.any():
+        all_ps = sum(each.all_ps() for each in (moved.dispatch, moved.combine, moved.weights, moved.control))
+        if not np.any(all_ps):
             return 0
         used = self.tiles.total > 0
+        if not used.any():
+            return self.open_ps + int(np.max(all_ps)) + 2 * ways.hop_ps
         rows_ps = sum(int(self.tiles.row_ps[gemm, used].min()) for gemm in (GEMM1, GEMM2))
-        begins_ps = min(ways.dispatch_delay_ps, min(ways.local_ps, ways.arrival_ps) + rows_ps)
-        ends_ps = self.open_ps + begins_ps + int(all_ps.max()) + 2 * ways.hop_ps
+        begins_ps = min(ways.dispatch_delay_ps, min(ways.local_ps, ways.arrival_ps) + rows_ps) * (not self.copy_of)
+        ends_ps = self.open_ps + begins_ps + int(np.max(all_ps)) + 2 * ways.hop_ps
         for part in range(self.program.parts):
             if moved.dispatch.up[part].any():
                 tail_ps = ways.remote_ps if self.program.gates[OPENS_COMBINE] == GATE_FINE else 0
                 ends_ps = max(ends_ps, self._last_arrival_ps(part) + rows_ps + tail_ps)
+        if not self.layer.is_summed.any():
+            return ends_ps
         first_ps = min(int(self._opens_ps(gpu, used & (self.expert_gpu == gpu))[0]) for gpu in self._gpus(used))
         # A sum for static operations may be that of a token whose experts are all at home.
         notify_ps = 0 if self.program.combine.to_all else ways.remote_ps - ways.combined_ps
@@ -160,6 +171,14 @@ class _Family:
         """Returns how long after its opening dispatch SMs can have sent off their last vector at the earliest."""
         count, sms, ways = int(self.crossings.dispatched.max()), self.program.most_sms[0], self.ways
         return taken_ps(count, sms, self.costs.dispatch_sm, ways.dispatch_delay_ps, ways.dispatch_trip_ps)
+
+    def _came_ps(self, experts: np.ndarray, gemm: int) -> int:
+        """Returns when all copies on one GPU among some experts can have all matrices up to one; 0 without copies."""
+        copies = [self.copy_of[expert] for expert in np.unique(self.expert[experts & self.is_copy]).tolist()]
+        if not copies:
+            return 0
+        wire_ps = int(self.matrices_ps[copies, : gemm + 1].sum(axis=(0, 1)).max())
+        return self.open_ps + self.costs.memory_ps + wire_ps + 2 * self.ways.hop_ps
 
     # Stages of a part
 
@@ -214,10 +233,14 @@ class _Family:
         first_ps = starts_ps + max(int(work[GEMM1]) // self.sms, cold1, reads1)
         if self.program.gates[OPENS_GEMM1] == GATE_FINE:
             first_ps = max(first_ps, self._last_arrival_ps(part, gpu) + row1)
+        if self.is_copy[mine].any():
+            first_ps = max(first_ps, self._came_ps(mine, GEMM1) + row1)
+        last_ps = self._came_ps(mine, GEMM2) + row2
         if self.program.gates[OPENS_GEMM2] == GATE_FINE:
-            return max(starts_ps + max(int(work.sum()) // self.sms, reads1 + reads2, cold1 + cold2), first_ps + row2)
+            done_ps = starts_ps + max(int(work.sum()) // self.sms, reads1 + reads2, cold1 + cold2)
+            return max(done_ps, first_ps + row2, last_ps)
         pays_ps, _ = self._gate(OPENS_GEMM2, part, gpu)
-        return first_ps + pays_ps + max(int(work[GEMM2]) // self.sms, cold2, reads2)
+        return max(first_ps + pays_ps + max(int(work[GEMM2]) // self.sms, cold2, reads2), last_ps)
 
     def _cold_ps(self, reads_ps: int, gemm: int) -> int:
         """Returns what the first row of an expert loses while its matrix comes, if it must be read by then."""
@@ -230,7 +253,7 @@ class _Family:
         """Returns what HBM needs for matrices that no row outside a part reads, unless they may be there already."""
         if self.program.prefetches or (self.program.parts > 1 and self.program.parts_by != BY_EXPERTS):
             return 0
-        count = int(mine.sum())
+        count = int((mine & ~self.is_copy).sum())
         return max(0, self.costs.hbm_ps(count * self.costs.weight_bytes[gemm]) - count - 1)
 
     def _starts_ps(self, part: int, gpu: int) -> np.ndarray:
@@ -240,7 +263,9 @@ class _Family:
         if kind == GATE_FINE:
             return self._closed_ps(gpu, mine)
         pays_ps, not_before_ps = self._gate(OPENS_GEMM1, part, gpu)
+        gpus = [gpu] if kind == GATE_GPU else range(self.workload.num_gpus)
         last_ps = self._last_arrival_ps(part, gpu if kind == GATE_GPU else NOTHING)
+        last_ps = max(last_ps, *(self._came_ps(self.expert_gpu == each, GEMM2) for each in gpus))
         return np.array([max(last_ps, not_before_ps) + pays_ps])
 
     def _closed_ps(self, gpu: int, mine: np.ndarray) -> np.ndarray:
@@ -250,7 +275,10 @@ class _Family:
         ways = self.ways
         wires_ps = self._wires_ps(gpu, slots)
         remote_ps = ways.arrival_ps + np.maximum(wires_ps - ways.out_ps, 0)
-        return self.open_ps + np.where(slots > 0, remote_ps, min(ways.local_ps, ways.arrival_ps))
+        closed_ps = self.open_ps + np.where(slots > 0, remote_ps, min(ways.local_ps, ways.arrival_ps))
+        if not self.is_copy[mine].all():
+            return closed_ps
+        return np.maximum(closed_ps, min(self._came_ps(self.expert == each, GEMM1) for each in self.expert[mine]))
 
     def _wires_ps(self, gpu: int, slots: np.ndarray) -> np.ndarray:
         """Returns how long a GPU's downlink is busy at least with vectors that are of so many (token, expert)s."""
@@ -324,7 +352,7 @@ class _Family:
         than L2 holds: nothing in it is dead until then.
         """
         costs = self.costs
-        experts = len(np.unique(self.expert[mine]))
+        experts = len(np.unique(self.expert[mine & ~self.is_copy]))
         all_bytes, accesses = experts * sum(costs.weight_bytes), 2 * experts + 1
         if not self.program.prefetches:
             return starts_ps + max(0, costs.hbm_ps(all_bytes) - accesses)

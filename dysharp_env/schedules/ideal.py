@@ -90,6 +90,7 @@ IDEALISATIONS = (
     Idealisation("launches", "software", "take no time", {"overheads.*launch*_us": 0, "overheads.fused_start_us": 0}),
     Idealisation("barriers", "software", "take no time", {"overheads.*barrier*_us": 0}),
     Idealisation("count exchange", "software", "takes no time", {"overheads.*exchange*_us": 0}),
+    Idealisation("planning", "software", "of copies takes no time", {"overheads.plan*_us": 0}),
     Idealisation(
         "kernels between phases",
         "software",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
@@ -29,11 +30,13 @@ class LayerRun:
         engine: The engine.
         lower_bound_ps: What no schedule can beat.
         schedule: What it runs; of a schedule with ``best_of`` the first variant, or the one that was chosen.
+        routed: The workload as it was before the schedule's planner shared it out; what runs is ``engine.workload``.
     """
 
     engine: Engine
     lower_bound_ps: int
     schedule: ScheduleSpec
+    routed: Workload
 
     @property
     def variant(self) -> dict[str, Any] | None:
@@ -60,7 +63,7 @@ class Problem:
         system: The machine.
         workload: The layer and its routing.
         costs: What things take there, at the resolution that is simulated.
-        bound: What no schedule can beat, the same at every resolution.
+        bound: What no schedule can beat that leaves experts where they are, the same at every resolution.
     """
 
     name: str
@@ -84,8 +87,10 @@ class Problem:
         Raises:
             ConfigError: There is no such resolution, or the workload is too large for exact integer time.
         """
-        costs, bound = _costs_and_bound(system, workload.layer, compute_scale, resolution)
-        return cls(name or workload.name, system, workload, costs, bound.of(workload))
+        costs = Costs.of(system, workload.layer, compute_scale, resolution)
+        return cls(
+            name or workload.name, system, workload, costs, _lower_bound(system, costs, workload.layer).of(workload)
+        )
 
     @classmethod
     def of_suite(cls, items: Iterable[SuiteWorkload]) -> list[Problem]:
@@ -111,7 +116,29 @@ class Problem:
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns the twin at time zero, as ``start`` does the engine."""
         program = self.program(schedule, exposure)
-        return Twin(self.workload, self.costs, program, self.system.gpu.num_sms, self.bound)
+        bound = self.bound_under(schedule)
+        return Twin(schedule.planned(self.workload), self.costs, program, self.system.gpu.num_sms, bound)
+
+    def bound_under(self, schedule: ScheduleSpec) -> Bound:
+        """Returns what no schedule can beat that may move experts as this one may; ``bound`` if it moves none.
+
+        Raises:
+            ConfigError: The schedule's planner needs what the workload does not have.
+        """
+        if schedule.replicate.makes_copies:
+            return self.copies_bound
+        if schedule.replicate.planner == "none":
+            return self.bound
+        return _bound_under(schedule, self._lower_bound, self.workload)
+
+    @cached_property
+    def copies_bound(self) -> Bound:
+        """What no schedule can beat that copies any experts in the layer, or none, and shares their tokens at will."""
+        return self._lower_bound.of(self.workload, copies_allowed=True)
+
+    @cached_property
+    def _lower_bound(self) -> LowerBound:
+        return _lower_bound(self.system, self.costs, self.workload.layer)
 
     def start(
         self,
@@ -123,10 +150,12 @@ class Problem:
         """Returns the layer at time zero under a schedule; see ``Starter`` for the arguments.
 
         Raises:
-            ConfigError: The schedule does not fit the system.
+            ConfigError: The schedule does not fit the system, or its planner the workload.
         """
         lowering = Lowering(self.costs, self.program(schedule, exposure), self.system.gpu.num_sms, logging)
-        return LayerRun(Engine(lowering, self.workload, self.bound), self.bound.total_ps, schedule)
+        bound = self.bound_under(schedule)
+        engine = Engine(lowering, schedule.planned(self.workload), bound)
+        return LayerRun(engine, bound.total_ps, schedule, self.workload)
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
         """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.
@@ -187,26 +216,33 @@ class Starter:
         """
         schedule.require_sums(system, layer)
         self._schedule = schedule
-        costs, self._bound = _costs_and_bound(system, layer, compute_scale, resolution)
+        costs = Costs.of(system, layer, compute_scale, resolution)
+        self._bound = _lower_bound(system, costs, layer)
         self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
 
     def start(self, workload: Workload) -> LayerRun:
         """Returns a layer at time zero.
 
         Raises:
-            ConfigError: The workload is too large for exact integer time.
+            ConfigError: The workload is too large for exact integer time, or the schedule's planner needs what it does
+                not have.
         """
-        bound = self._bound.of(workload)
-        return LayerRun(Engine(self._lowering, workload, bound), bound.total_ps, self._schedule)
+        bound = _bound_under(self._schedule, self._bound, workload)
+        engine = Engine(self._lowering, self._schedule.planned(workload), bound)
+        return LayerRun(engine, bound.total_ps, self._schedule, workload)
 
 
-def _costs_and_bound(
-    system: SystemSpec, layer: LayerSpec, compute_scale: float, resolution: str
-) -> tuple[Costs, LowerBound]:
-    """Returns costs at a resolution, and what bounds workloads of the layer, which is worked out by the token."""
-    costs = Costs.of(system, layer, compute_scale, resolution)
-    by_token = costs if resolution == "token" else Costs.of(system, layer, compute_scale)
-    return costs, LowerBound(system, layer, by_token)
+def _lower_bound(system: SystemSpec, costs: Costs, layer: LayerSpec) -> LowerBound:
+    """Returns what bounds workloads of a layer, which is worked out by the token at any resolution."""
+    by_token = costs if costs.resolution == "token" else Costs.of(system, layer, costs.compute_scale)
+    return LowerBound(system, layer, by_token)
+
+
+def _bound_under(schedule: ScheduleSpec, bound: LowerBound, workload: Workload) -> Bound:
+    """Returns the bound of a workload for all that may move its experts as a schedule may."""
+    if schedule.replicate.makes_copies:
+        return bound.of(workload, copies_allowed=True)
+    return bound.of(schedule.planned(workload))
 
 
 def simulate(

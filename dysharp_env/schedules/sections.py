@@ -14,7 +14,7 @@ from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, NU
 from dysharp_env.system.primitives import FAMILIES
 
 # The overheads of a system and, besides, kernels whose time follows the layer and its routing.
-Fixed = Literal["launch", "gap", "fused_start", "barrier", "count_exchange"]
+Fixed = Literal["launch", "gap", "fused_start", "barrier", "count_exchange", "plan"]
 Cost = Literal[Fixed, "quantise", "layout", "permute", "activation", "final_sum"]
 Weights = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
@@ -91,12 +91,12 @@ def _require_known(what: str, name: str, known: Sequence[str]) -> None:
 class PaysSpec(Spec):
     """Costs paid before each stage of each part may start; a stage that overlaps the one before pays none.
 
-    ``launch`` starts the first kernel of a layer, ``gap`` one right behind another; ``barrier`` and ``count_exchange``
-    are the system's. The others are kernels of their own, launch included, that read and write HBM (see
-    ``simulator/phases.py``): ``quantise``, a home GPU's tokens from BF16 into the format of dispatch, if that is
-    another; ``layout``, counting where tokens go; ``permute``, copies into another order, of tokens, received rows or
-    results, which at the end are added for each token; ``activation`` between the GEMMs. ``final_sum`` is that addition
-    as the last part of a kernel, without a launch.
+    ``launch`` starts the first kernel of a layer, ``gap`` one right behind another; ``barrier``, ``count_exchange`` and
+    ``plan`` (of copies of experts, from those counts) are the system's. The others are kernels of their own, launch
+    included, that read and write HBM (see ``simulator/phases.py``): ``quantise``, a home GPU's tokens from BF16 into
+    the format of dispatch, if that is another; ``layout``, counting where tokens go; ``permute``, copies into another
+    order, of tokens, received rows or results, which at the end are added for each token; ``activation`` between the
+    GEMMs. ``final_sum`` is that addition as the last part of a kernel, without a launch.
     """
 
     dispatch: tuple[Cost, ...] = ("launch",)

@@ -7,13 +7,13 @@ never learns its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from dysharp_env.config import ConfigError, Spec, find_config, load_spec, preset_names, require_choice
+from dysharp_env.config import ConfigError, Spec, load_spec
+from dysharp_env.schedules.names import preset_of, read_schedule_name
+from dysharp_env.schedules.replication import ReplicateSpec, planned, replicate_defaults
 from dysharp_env.schedules.sections import FamiliesSpec, PartsSpec, PaysSpec, ReadinessSpec, RuleSpec, SmSpec
 from dysharp_env.schedules.variants import with_first_filled_in
 from dysharp_env.simulator.network import Network
@@ -24,10 +24,13 @@ from dysharp_env.simulator.state.observation import DECISION_KINDS, KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.system.spec import OVERHEADS
+from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
 # More tokens than any tile has.
 NEVER_EARLY = 1 << 30
+# What is paid before tokens can be sent to copies: whoever plans needs the counts of all GPUs.
+COSTS_OF_PLANNING: tuple[Literal["count_exchange", "plan"], ...] = ("count_exchange", "plan")
 # Dispatch SMs, combine SMs and, where it is named, the fewest tokens of an open tile that may be closed early.
 SplitRow = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
 
@@ -82,6 +85,8 @@ class ScheduleSpec(Spec):
     sms: SmSpec
     families: FamiliesSpec = FamiliesSpec()
     pays: PaysSpec = PaysSpec()
+    replicate: ReplicateSpec = ReplicateSpec()
+    """Copies of experts: who plans them, how many, and how their weights travel, beside the dispatch of tokens."""
     prefetch: Literal["none", "fullest"] = "none"
     """Weights fetched into L2 while HBM has nothing to do. ``fullest``: of the expert with the most tokens, of those
     counted before the layer or else arrived, GEMM-1's first, if there is room beside all that is still needed."""
@@ -132,6 +137,9 @@ class ScheduleSpec(Spec):
             COMBINE_PRIMITIVES[self.combine].require_family(self.families.combine)
         if self.token_order == "expert_waves" and "count_exchange" not in self.pays.dispatch:
             raise ValueError("token_order=expert_waves needs 'count_exchange' in pays.dispatch: it says who is busy")
+        missing = [cost for cost in COSTS_OF_PLANNING if cost not in self.pays.dispatch]
+        if self.replicate.makes_copies and missing:
+            raise ValueError(f"replicate.planner={self.replicate.planner} needs '{missing[0]}' in pays.dispatch")
         if "launch" not in self.pays.dispatch:
             raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
         return self
@@ -157,6 +165,35 @@ class ScheduleSpec(Spec):
     def _variant(self, place: int) -> ScheduleSpec:
         changes = self.best_of[place]
         return self.with_changes({**changes, "best_of": (changes,)})
+
+    def planned(self, workload: Workload) -> Workload:
+        """Returns the workload as this schedule's planner shares it out, which is what runs; itself without one.
+
+        Raises:
+            ConfigError: The planner needs what the workload does not have.
+        """
+        return planned(workload, self.replicate)
+
+    def with_planner(self, planner: str, weights: str = "") -> ScheduleSpec:
+        """Returns the schedule with its work shared out by a planner, and with what that costs; see ``names.py``.
+
+        Args:
+            planner: One of ``PLANNERS``, with the settings it is published with.
+            weights: How weights travel; empty: as published.
+
+        Raises:
+            ConfigError: It has a planner of its own.
+        """
+        name = f"{self.name}+{planner}{':' * bool(weights)}{weights}"
+        if self.replicate.planner != "none":
+            raise ConfigError(f"schedule='{name}': '{self.name}' has a planner of its own, {self.replicate.planner}")
+        replicate = ReplicateSpec(**replicate_defaults(planner, weights))
+        paid = self.pays.dispatch
+        if replicate.makes_copies:
+            paid = (*paid, *(cost for cost in COSTS_OF_PLANNING if cost not in paid))
+        changes = {"name": name, "aliases": (), "replicate": replicate.model_dump(), "pays.dispatch": paid}
+        description = f"{self.description.removesuffix('.')}; work shared out by {planner}."
+        return self.with_changes({**changes, "description": description})
 
     def gemm_sms(self, num_sms: int) -> int:
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
@@ -218,6 +255,7 @@ class ScheduleSpec(Spec):
             gemm_sms=self.gemm_sms(system.gpu.num_sms),
             combine_sms=combine_sms,
             in_gemm=self.sms.in_gemm,
+            **self.replicate.program(),
             chunk_tokens=self.chunk_tokens,
             waves=self.token_order == "expert_waves",
             min_partial_tokens=self.min_partial_tokens,
@@ -244,8 +282,9 @@ class ScheduleSpec(Spec):
         ):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
+        self._check_copies(system)
         families = system.gpu.families
-        for family in filter(None, (self.families.dispatch, self.families.combine)):
+        for family in filter(None, (self.families.dispatch, self.families.combine, self.replicate.used_family)):
             if families and family not in families and family != "multimem":
                 raise ConfigError(
                     f"schedule='{self.name}' needs family '{family}'; gpu.families of {system.name} are {[*families]}"
@@ -261,6 +300,21 @@ class ScheduleSpec(Spec):
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
+            )
+
+    def _check_copies(self, system: SystemSpec) -> None:
+        if not self.replicate.makes_copies:
+            return
+        known, primitive = system.switch.dispatch_primitives, self.replicate.primitive.name
+        if primitive not in known:
+            raise ConfigError(
+                f"schedule='{self.name}' needs '{primitive}' for replicate.weights={self.replicate.weights};"
+                f" {system.name} has {list(known)}"
+            )
+        if self.replicate.sms >= self.gemm_sms(system.gpu.num_sms):
+            raise ConfigError(
+                f"schedule='{self.name}': replicate.sms={self.replicate.sms} leave none of the"
+                f" {self.gemm_sms(system.gpu.num_sms)} SMs for GEMMs of {system.name}"
             )
 
     def _pays_ps(self, system: SystemSpec) -> list[int]:
@@ -308,33 +362,12 @@ def _gate(readiness: str) -> int:
     return {"phase": GATE_PHASE, "gpu": GATE_GPU}.get(readiness, GATE_FINE)
 
 
-def schedule_names() -> list[str]:
-    """Returns every name that ``load_schedule`` takes: presets, then their aliases."""
-    return [*preset_names("schedules"), *sorted(_aliases())]
-
-
-def preset_of(name: str) -> str:
-    """Returns the preset that an alias stands for, or any other name as it is."""
-    return _aliases().get(name, name)
-
-
 def load_schedule(name_or_path: str) -> ScheduleSpec:
-    """Returns the schedule of a preset's name or alias, or of a YAML path.
+    """Returns the schedule of a preset's name or alias, or of a YAML path, perhaps with a planner; see ``names.py``.
 
     Raises:
-        ConfigError: No such schedule, or a key or value in it is wrong.
+        ConfigError: No such schedule or planner, a key or value in it is wrong, or it has a planner already.
     """
-    if not name_or_path.endswith((".yaml", ".yml")):
-        require_choice("schedule", name_or_path, schedule_names())
-    return load_spec(ScheduleSpec, "schedules", preset_of(name_or_path))
-
-
-@cache
-def _aliases() -> dict[str, str]:
-    """Returns the preset of each alias; only the line that names aliases is read, as every command lists them."""
-    presets = {}
-    for name in preset_names("schedules"):
-        for line in find_config("schedules", name).read_text(encoding="utf-8").splitlines():
-            if line.startswith("aliases:"):
-                presets.update(dict.fromkeys(yaml.safe_load(line)["aliases"], name))
-    return presets
+    base, planner, weights = read_schedule_name(name_or_path)
+    schedule = load_spec(ScheduleSpec, "schedules", preset_of(base))
+    return schedule.with_planner(planner, weights) if planner else schedule

@@ -24,13 +24,15 @@ Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 # What schedules may pay whatever the layer, and the settings that say how long it takes: the start of the first kernel
-# and of one behind another, what one that dispatches and computes takes besides, a barrier, an exchange of counts.
+# and of one behind another, what one that dispatches and computes takes besides, a barrier, an exchange of counts, and
+# planning copies of experts.
 OVERHEADS = {
     "launch": "launch_us",
     "gap": "launch_gap_us",
     "fused_start": "fused_start_us",
     "barrier": "barrier_us",
     "count_exchange": "count_exchange_us",
+    "plan": "plan_us",
 }
 Queueing = Literal["output_queued", "voq", "input_fifo"]
 
@@ -289,6 +291,13 @@ class OverheadSpec(Spec):
     """Exchange of per-expert token counts before a dispatch whose receivers must know sizes."""
     barrier_per_doubling_us: Micros = 0.0
     """What it takes longer with each doubling of the GPUs, or less with each halving, a round trip at least."""
+    plan_us: Micros = 36.0
+    """Planning which experts are copied where and which tokens go to the copies, among 8 GPUs: MoonEP's kernel takes 43
+    us at 1024 tokens a GPU and 51 at 8192, top-8 of 896 experts on 8 H200, measured, its exchange of counts included
+    (zhumakhan/MoonEP, varlen_moon_ep.md at 30c2f8c); so less an exchange of counts."""
+    plan_per_doubling_us: Micros = 20.0
+    """What it takes longer with each doubling of the GPUs beyond 8: set, so that 64 GPUs take what UltraEP stays within
+    at that size (100 us; Dots-Infra/UltraEP, docs/blog_v1.md)."""
     role_change_us: Micros = 0.0
     """Time in which an SM that changes over between communication and GEMMs does neither."""
 
@@ -327,6 +336,8 @@ class SystemSpec(Spec):
     def overhead_us(self, cost: str) -> float:
         """Returns what is paid for one of ``OVERHEADS``, microseconds."""
         cost_us = float(getattr(self.overheads, OVERHEADS[cost]))
+        if cost == "plan":
+            return cost_us + self.overheads.plan_per_doubling_us * self.doublings
         if cost != "barrier":
             return cost_us
         per_doubling_us = self.overheads.barrier_per_doubling_us * math.log2(self.num_gpus / 8)

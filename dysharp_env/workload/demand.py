@@ -16,6 +16,7 @@ class Demand(NamedTuple):
     remote_pairs: np.ndarray  # (gpu,) int64 pairs of its own tokens with other GPUs
     pair_targets: np.ndarray  # (gpu, top_k + 1) int64 pairs of others' tokens with it, by the experts they name there
     token_targets: np.ndarray  # (gpu, top_k + 1) int64 its own tokens, by the experts they have on other GPUs
+    served: np.ndarray  # (gpu,) int64 its own tokens that have an expert at all
 
     @property
     def num_pairs(self) -> int:
@@ -38,6 +39,7 @@ def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: n
         np.zeros(num_gpus, np.int64),
         np.zeros((num_gpus, num_targets), np.int64),
         np.zeros((num_gpus, num_targets), np.int64),
+        np.zeros(num_gpus, np.int64),
     )
     _count(topk_ids, gpu_of_expert, first_token, demand)
     return demand
@@ -48,7 +50,7 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndar
     num_gpus, top_k = len(demand.local_pairs), topk_ids.shape[1]
     named = np.zeros(num_gpus, np.int64)  # experts of the token at hand
     for home in range(num_gpus):
-        local_pairs = remote_pairs = 0
+        local_pairs = remote_pairs = served = 0
         for token in range(first_token[home], first_token[home + 1]):
             count = 0
             while count < top_k and topk_ids[token, count] >= 0:
@@ -56,6 +58,7 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndar
                 demand.expert_tokens[expert] += 1
                 named[gpu_of_expert[expert]] += 1
                 count += 1
+            served += count > 0
             local_pairs += named[home] > 0
             demand.token_targets[home, count - named[home]] += 1
             named[home] = 0
@@ -65,7 +68,7 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndar
                 remote_pairs += named[gpu] > 0
                 demand.pair_targets[gpu, named[gpu]] += 1
                 named[gpu] = 0  # counted: none of it is left for another of its experts
-        demand.local_pairs[home], demand.remote_pairs[home] = local_pairs, remote_pairs
+        demand.local_pairs[home], demand.remote_pairs[home], demand.served[home] = local_pairs, remote_pairs, served
     demand.pair_targets[:, 0] = 0
 
 

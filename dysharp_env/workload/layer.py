@@ -28,7 +28,7 @@ class LayerSpec(Spec):
     experts: Size
     """Routed experts in the layer."""
     top_k: Size
-    """Experts each token goes to, all distinct."""
+    """Experts each token chooses, all distinct; of those that compute nothing it goes to none."""
     ffn_matrices: Literal[2, 3]
     """Matrices of an expert: up and down (2), or gate, up and down (3); gate and up are one GEMM-1."""
     dispatch_dtype: FormatName = "bf16"
@@ -51,6 +51,9 @@ class LayerSpec(Spec):
     dispatched again beside its gradient; false: inputs and activations were kept on the expert's GPU."""
     shared_experts: Annotated[int, Field(ge=0)] = 0
     """Experts that every token visits at home: part of a whole step, not of the layer."""
+    zero_experts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Further experts that the router may choose and that compute nothing (LongCat-Flash, arXiv 2509.01322): a token
+    that chooses some of them has fewer than ``top_k`` to go to."""
     n_group: Size = 1
     """Groups the experts are divided into for routing; 1 means none."""
     topk_group: Size = 1
@@ -62,21 +65,29 @@ class LayerSpec(Spec):
 
     @model_validator(mode="after")
     def _check_routing(self) -> LayerSpec:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k={self.top_k} must be at most experts={self.experts}")
+        if self.top_k > self.choices:
+            zero = f" and zero_experts={self.zero_experts} together" if self.zero_experts else ""
+            raise ValueError(f"top_k={self.top_k} must be at most experts={self.experts}{zero}")
+        if self.zero_experts and self.n_group > 1:
+            raise ValueError(f"zero_experts={self.zero_experts} needs n_group=1, not {self.n_group}")
         if self.recompute and self.weight_gradients == "fused":
             raise ValueError("recompute=true needs weight_gradients='deferred', not 'fused'")
         if self.experts % self.n_group:
             raise ValueError(f"experts={self.experts} must be divisible by n_group={self.n_group}")
         if self.topk_group > self.n_group:
             raise ValueError(f"topk_group={self.topk_group} must be at most n_group={self.n_group}")
-        reachable = self.topk_group * (self.experts // self.n_group)
+        reachable = self.topk_group * (self.experts // self.n_group) + self.zero_experts
         if self.top_k > reachable:
             raise ValueError(
                 f"top_k={self.top_k} must be at most the {reachable} experts in topk_group={self.topk_group} "
                 f"of n_group={self.n_group} groups"
             )
         return self
+
+    @property
+    def choices(self) -> int:
+        """Experts that the router chooses from: those that compute, then those that do not."""
+        return self.experts + self.zero_experts
 
     @property
     def dispatch_bytes(self) -> int:

@@ -7,15 +7,12 @@ experts whose weights come over the links while the layer runs.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.traces import read_arrays
 
 NOWHERE = -1  # where a copy's weights come from, of a physical expert that is no copy
 
@@ -75,6 +72,12 @@ class Placement:
         """(gpu,) int64 physical experts that each GPU holds, copies with them."""
         return np.bincount(self.gpu_of_expert, minlength=self.num_gpus)
 
+    @cached_property
+    def replicas(self) -> tuple[np.ndarray, np.ndarray]:
+        """(logical + 1,) int64 the first place of each expert's replicas, and (physical,) int32 those, in order."""
+        first = np.concatenate([[0], np.cumsum(np.bincount(self.logical_of_expert))])
+        return first, np.argsort(self.logical_of_expert, kind="stable").astype(np.int32)
+
     @property
     def is_copy(self) -> np.ndarray:
         """(physical,) bool, whether its weights come while the layer runs."""
@@ -122,30 +125,3 @@ def contiguous_placement(experts: int, num_gpus: int) -> Placement:
     """Returns the placement in which each GPU holds consecutive experts, once: the first GPUs one more if need be."""
     shares = np.full(num_gpus, experts // num_gpus) + (np.arange(num_gpus) < experts % num_gpus)
     return Placement(num_gpus, np.repeat(np.arange(num_gpus, dtype=np.int32), shares))
-
-
-def load_placement(placement: str, experts: int, num_gpus: int) -> Placement:
-    """Returns the placement of ``contiguous`` or a .json or .npz file.
-
-    Raises:
-        ConfigError: The name is neither, the file is unreadable, or its placement does not fit.
-    """
-    if placement == "contiguous":
-        return contiguous_placement(experts, num_gpus)
-    if placement.endswith(".npz"):
-        listed = read_arrays(placement, required=("gpu_of_expert",))["gpu_of_expert"]
-    elif placement.endswith(".json"):
-        try:
-            listed = np.array(json.loads(Path(placement).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"cannot read placement '{placement}': {error.strerror}") from None
-        except ValueError:  # not UTF-8, not JSON, or a ragged list
-            raise ConfigError(f"placement '{placement}' must hold a JSON list with the GPU of every expert") from None
-    else:
-        raise ConfigError(f"placement='{placement}' is unknown; choose 'contiguous' or a .json or .npz file")
-    if listed.shape != (experts,):
-        raise ConfigError(f"placement '{placement}' has shape {listed.shape}; it must list a GPU for each of {experts}")
-    try:
-        return Placement(num_gpus, listed)
-    except ConfigError as error:
-        raise ConfigError(f"placement '{placement}': {error}") from None

@@ -7,22 +7,26 @@ Token ``t`` scores expert ``e`` with
 and takes its ``top_k`` best. ``popularity`` holds for the whole layer, ``b`` for one document, and ``u`` is a
 first-order autoregressive process along the document with coefficient ``rho``: the three time scales of measured
 routing. Without the middle terms this is drawing ``top_k`` experts without replacement in proportion to
-``exp(popularity)``. Every GPU has documents of its own; popularity is shared by all.
+``exp(popularity)``. Every GPU has documents of its own; popularity is shared by all. Experts that compute nothing are
+chosen as any other, and leave a token with fewer.
 
-The fitted presets reproduce load imbalance and token-to-token locality of per-token traces of the named model. They use
-the expert count, top-k and expert groups of the layer at hand, so any preset can drive any layer. Not modelled: which
-expert is hot (it is drawn anew each time) and drift of popularity over a run.
+The fitted presets reproduce load imbalance and token-to-token locality of per-token traces of the named model, and
+``deepseek-r1`` the loads of all layers of one that serves. They use the expert count, top-k and expert groups of the
+layer at hand, so any preset can drive any layer. Not modelled: which expert is hot (it is drawn anew each time) and
+drift of popularity over a run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numba import njit
 
 from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.workload.choices import NO_EXPERT, count_loads, in_front
 from dysharp_env.workload.layer import LayerSpec
 
 DOCUMENT_TOKENS = 256  # the mean document of the DeepSeek-V2-Lite traces the generator was fitted to has about 250
@@ -31,6 +35,7 @@ _BLOCK_SCORES = 4_000_000  # scores held at once: bounds memory at some 50 MB wh
 # ByteDance's training, and varies it around a mean share of 1/8. At 64 experts or more an absolute 0.032 would exceed
 # the mean share itself, so it is read relative to that mean: a coefficient of variation of 8 * 0.032 = 0.256.
 _NORMAL_REFERENCE_EXPERTS = 8
+_EARLIER = 1  # tells the stream of an earlier batch from that of the batch at hand
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ class RoutingModel:
     obeys_groups: bool = False
     """Whether a token is limited to ``topk_group`` of the layer's ``n_group`` expert groups."""
     document_tokens: int = DOCUMENT_TOKENS
+    sigma_group: float = 0.0
+    """Lognormal only: standard deviation of what experts of one of the layer's ``n_group`` groups have in common."""
+    layer_spread: tuple[float, float] = (0.0, 0.0)
+    """How much layers differ: ``sigma_expert`` and ``sigma_group`` are drawn too, each times the exponential of this
+    times one normal, the layer's skew."""
+    quantile: float | None = None
+    """The layer's skew among all, from 0 to 1, in place of a drawn one."""
 
 
 # Fitted to per-token traces of DeepSeek-V2-Lite (github deepseek-ai/ESFT) and gpt-oss-20b (github
@@ -61,31 +73,44 @@ _FITTED = (
     RoutingModel("deepseek-v3", "lognormal", 1.0, 0.7, 2.0, 0.95, obeys_groups=True),
     RoutingModel("deepseek-v3-skewed", "lognormal", 1.6, 0.7, 2.0, 0.95, obeys_groups=True),
 )
+# Fitted to the loads of DeepSeek-R1's 58 MoE layers in two runs of SGLang, prefill and decode, 256 experts in groups of
+# 32 (medians over layers; in brackets the worst): busiest expert over mean 8.2 and 5.8 (13.4, 10.5), busiest GPU over
+# mean 1.82 and 1.79 (4.3, 3.7) on 8 GPUs, 2.5 and 2.3 (6.9, 8.0) on 32. Popularity alone: loads say no more.
+_SERVED = RoutingModel("deepseek-r1", "lognormal", 0.7, sigma_group=0.35, layer_spread=(0.2, 0.5), obeys_groups=True)
 _ASSUMED = (
     RoutingModel("uniform"),  # every set of top_k experts is equally likely; no groups, as in the paper's counts
     # DySHARP (arXiv 2605.05607) trains with 0.032 and infers with a power law of 0.5 to 2.5, typically 1.5.
     RoutingModel("paper-normal", "normal", 0.032 * _NORMAL_REFERENCE_EXPERTS),
     RoutingModel("power-law", "power", 1.5),
 )
-ROUTING_MODELS: dict[str, RoutingModel] = {model.name: model for model in (*_ASSUMED, *_FITTED)}
-_LIMITS = {"paper-normal": (0.0, 0.1), "power-law": (0.0, 10.0)}
+# ``mixed`` draws one of these: it has to stay the same draw for the same seed.
+_MIXED = (*_ASSUMED, *_FITTED)
+ROUTING_MODELS: dict[str, RoutingModel] = {model.name: model for model in (*_MIXED, _SERVED)}
+# What stands behind the colon of a name, and its limits.
+_PARAMETERS = {
+    "paper-normal": ("STD", 0.0, 0.1),
+    "power-law": ("ALPHA", 0.0, 10.0),
+    "deepseek-r1": ("QUANTILE", 0.01, 0.99),
+    **{model.name: ("SIGMA", 0.0, 4.0) for model in _FITTED},
+}
 
 
 def routing_names() -> list[str]:
-    """Returns the names of all generators; ``mixed`` draws one of the others each time."""
+    """Returns the names of all generators; ``mixed`` draws one of the others each time, but for ``deepseek-r1``."""
     return [*ROUTING_MODELS, "mixed"]
 
 
 def routing_candidates(routing: str) -> list[RoutingModel]:
-    """Returns the models a routing name stands for: one, or all of them for ``mixed``.
+    """Returns the models a routing name stands for: one, or those of ``mixed``.
 
-    Two names take a parameter: ``power-law:ALPHA`` and ``paper-normal:STD``.
+    Names may have a parameter: ``power-law:ALPHA``, ``paper-normal:STD``, ``deepseek-r1:QUANTILE`` (a layer less skewed
+    than all but so many of R1's) and, of the presets fitted to tokens, ``NAME:SIGMA`` (in place of ``sigma_expert``).
 
     Raises:
         ConfigError: The name is unknown or its parameter is refused.
     """
     if routing == "mixed":
-        return list(ROUTING_MODELS.values())
+        return list(_MIXED)
     name, colon, given = routing.partition(":")
     model = ROUTING_MODELS.get(name)
     if model is None:
@@ -95,16 +120,18 @@ def routing_candidates(routing: str) -> list[RoutingModel]:
         )
     if not colon:
         return [model]
-    if name not in _LIMITS:
-        raise ConfigError(f"routing='{routing}': '{name}' takes no parameter; those that do are {list(_LIMITS)}")
-    low, high = _LIMITS[name]
+    if name not in _PARAMETERS:
+        raise ConfigError(f"routing='{routing}': '{name}' takes no parameter; those that do are {list(_PARAMETERS)}")
+    what, low, high = _PARAMETERS[name]
     try:
         value = float(given)
     except ValueError:
         value = np.nan
     if not low <= value <= high:
         raise ConfigError(f"routing='{routing}': '{given}' must be a number from {low} to {high}")
-    spread = value * _NORMAL_REFERENCE_EXPERTS if model.popularity == "normal" else value
+    if what == "QUANTILE":
+        return [replace(model, name=routing, quantile=value)]
+    spread = value * _NORMAL_REFERENCE_EXPERTS if what == "STD" else value
     return [replace(model, name=routing, sigma_expert=spread)]
 
 
@@ -116,31 +143,94 @@ def draw_routing(
     rng: np.random.Generator,
     aligned: bool = False,
 ) -> np.ndarray:
-    """Returns the experts of every token, (num_gpus, tokens_per_gpu, top_k) int32, best score first.
+    """Returns the experts of as many tokens on every GPU, (num_gpus, tokens_per_gpu, top_k) int32, best score first.
 
     ``aligned`` starts every GPU's first document at its first token, rather than anywhere before it.
     """
-    popularity = _draw_popularity(model, layer.experts, rng)
+    popularity = draw_popularity(model, layer, rng)
+    counts = np.full(num_gpus, tokens_per_gpu)
+    return draw_tokens(model, layer, popularity, counts, rng, aligned).reshape(num_gpus, tokens_per_gpu, layer.top_k)
+
+
+def draw_tokens(
+    model: RoutingModel,
+    layer: LayerSpec,
+    popularity: np.ndarray,
+    tokens_of_gpu: np.ndarray,
+    rng: np.random.Generator,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Returns the experts of every token, (token, top_k) int32, best score first, ``NO_EXPERT`` behind the last.
+
+    Args:
+        model: Gives all of a score but popularity.
+        layer: Gives experts, top-k and groups.
+        popularity: (``layer.choices``,) float32 popularity in the layer, as ``draw_popularity`` returns it.
+        tokens_of_gpu: (gpu,) tokens of each GPU, any of them 0.
+        rng: Where chance comes from.
+        aligned: Whether every GPU's first document starts at its first token, rather than anywhere before it.
+    """
     limited = model.obeys_groups and layer.topk_group < layer.n_group
-    gpus_at_once = max(1, _BLOCK_SCORES // (tokens_per_gpu * layer.experts))
-    blocks = []
-    for first in range(0, num_gpus, gpus_at_once):
-        scores = _draw_scores(model, popularity, (min(gpus_at_once, num_gpus - first), tokens_per_gpu), rng, aligned)
-        if limited:
-            _mask_groups(scores, layer.n_group, layer.topk_group)
-        blocks.append(_best(scores, layer.top_k))
-    return np.concatenate(blocks)
+    blocks = [np.empty((0, layer.top_k), np.int32)]
+    first, num_gpus = 0, len(tokens_of_gpu)
+    while first < num_gpus:
+        tokens = int(tokens_of_gpu[first])
+        most = max(1, _BLOCK_SCORES // (max(tokens, 1) * layer.choices))
+        # Neighbours with as many tokens are drawn at once.
+        same = tokens_of_gpu[first : first + most] == tokens
+        count = len(same) if same.all() else int(same.argmin())
+        first += count
+        if tokens:
+            scores = _draw_scores(model, popularity, (count, tokens), rng, aligned)
+            if limited:
+                _mask_groups(scores, layer.n_group, layer.topk_group)
+            blocks.append(_best(scores, layer.top_k).reshape(-1, layer.top_k))
+    return _keep_computing(np.concatenate(blocks), layer)
 
 
-def _draw_popularity(model: RoutingModel, experts: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the layer's popularity of every expert, (experts,) float32, in units of log probability."""
+def draw_past_loads(
+    model: RoutingModel, layer: LayerSpec, popularity: np.ndarray, tokens_of_gpu: np.ndarray, seed: int
+) -> np.ndarray:
+    """Returns the tokens of each logical expert, (experts,), in an earlier batch: other tokens, the same popularity.
+
+    ``seed`` is that of the batch at hand; the earlier one has a stream of its own.
+    """
+    earlier = draw_tokens(model, layer, popularity, tokens_of_gpu, np.random.default_rng([seed, _EARLIER]))
+    return count_loads(earlier, layer.experts)
+
+
+def draw_popularity(model: RoutingModel, layer: LayerSpec, rng: np.random.Generator) -> np.ndarray:
+    """Returns a layer's popularity of every expert, (``layer.choices``,) float32, in units of log probability."""
     if model.popularity == "power":
-        return (-model.sigma_expert * np.log(1.0 + rng.permutation(experts))).astype(np.float32)
-    normal = rng.standard_normal(experts, dtype=np.float32)
+        return (-model.sigma_expert * np.log(1.0 + rng.permutation(layer.choices))).astype(np.float32)
+    normal = rng.standard_normal(layer.choices, dtype=np.float32)
     if model.popularity == "normal":
         # A load cannot be negative: the few draws beyond four deviations are held at a hundredth of the mean.
         return np.log(np.maximum(1.0 + model.sigma_expert * normal, 0.01))
-    return model.sigma_expert * normal
+    if not model.sigma_group:
+        return model.sigma_expert * normal
+    sigmas = (model.sigma_expert, model.sigma_group)
+    skew = rng.standard_normal() if model.quantile is None else NormalDist().inv_cdf(model.quantile)
+    of_expert, of_group = (
+        sigma * np.exp(spread * skew) for sigma, spread in zip(sigmas, model.layer_spread, strict=True)
+    )
+    popularity = of_expert * _standardised(normal)
+    common = _standardised(rng.standard_normal(layer.n_group))
+    popularity[: layer.experts] += of_group * np.repeat(common, layer.experts // layer.n_group)
+    return popularity.astype(np.float32)
+
+
+def _standardised(normal: np.ndarray) -> np.ndarray:
+    """Returns draws with mean 0 and deviation 1: a layer's skew is what is drawn for it, not chance among a few."""
+    centred = normal - normal.mean()
+    return centred / max(float(centred.std()), 1e-9)
+
+
+def _keep_computing(ids: np.ndarray, layer: LayerSpec) -> np.ndarray:
+    """Returns ids, (token, k), without experts that compute nothing, the others in order and ``NO_EXPERT`` behind."""
+    if not layer.zero_experts:
+        return ids
+    return in_front(np.where(ids < layer.experts, ids, NO_EXPERT))
 
 
 def _draw_scores(

@@ -3,16 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dysharp_env.config import Spec
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.workload.formats import FormatName
 from dysharp_env.workload.layer import LayerSpec, load_model
+from dysharp_env.workload.replicas import ReplicaRule
 from dysharp_env.workload.source import WorkloadSource
 from dysharp_env.workload.workload import Workload
+
+_MOST_TOKENS = 1_000_000  # of one GPU
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """Returns the numbers of a list, or of a text like ``64,0,128``; None if it is neither."""
+    if isinstance(given, str) and "," in given:
+        parts = given.split(",")
+        return [int(part) if part.strip().isdecimal() else part for part in parts]
+    return list(given) if isinstance(given, list | tuple) else None
+
+
+def _is_count(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _read_tokens(given: Any) -> Any:
+    if given == "trace":
+        return given
+    counts = _listed(given)
+    least, listed = (1, [given]) if counts is None else (0, counts)
+    if not listed or not all(map(_is_count, listed)):
+        raise ValueError("must be a number, a number for each GPU such as 64,0,128,96, or 'trace'")
+    if min(listed) < least or max(listed) > _MOST_TOKENS:
+        raise ValueError(f"must be from {least} to {_MOST_TOKENS}")
+    if sum(listed) == 0:
+        raise ValueError("must be at least 1 together")
+    return given if counts is None else tuple(counts)
+
+
+def _read_layers(given: Any) -> Any:
+    if given is None or given == "all" or _is_count(given):
+        return given
+    numbers = _listed(given)
+    if not numbers or not all(map(_is_count, numbers)) or len(set(numbers)) < len(numbers):
+        raise ValueError("must be a number, different numbers such as 3,7, or 'all'")
+    return tuple(numbers)
+
+
+# Tokens of every GPU, or of each.
+Tokens = Annotated[int | tuple[int, ...] | Literal["trace"], BeforeValidator(_read_tokens)]
+# One layer, some, or all; None is any.
+Layers = Annotated[int | tuple[int, ...] | Literal["all"] | None, BeforeValidator(_read_layers)]
 
 
 class ScenarioSpec(Spec):
@@ -26,16 +70,22 @@ class ScenarioSpec(Spec):
     """A model preset or YAML file."""
     top_k: int | None = None
     """Experts per token; none means the model's own."""
-    tokens: int = Field(default=256, ge=1, le=1_000_000)
-    """Tokens per GPU."""
+    tokens: Tokens = 256
+    """Tokens per GPU: one number, or one for each (64,0,128,...), or ``trace`` for those the trace says."""
     routing: str = "recorded"
-    """A generator's name, ``recorded``, or the path of an .npz trace."""
+    """A generator's name, ``recorded``, the path of an .npz trace, or FILE.npz:NAME for loads by layer and expert that
+    tokens are sampled from."""
     split: Literal["all", "train", "validation", "test"] = "all"
     """Which part of a trace to use."""
-    layer_index: int | None = None
-    """Which layer of a trace to use; none draws one for each workload."""
+    layer_index: Layers = None
+    """Layer of a trace, of loads or of a placement: a number, several (3,7) or ``all``, of which ``simulate`` and
+    ``compare`` run each and others draw one for each workload; none draws any."""
     placement: str = "contiguous"
-    """``contiguous``, or a file that holds the GPU of every expert."""
+    """``contiguous``; ``eplb:M``, M experts on each GPU, placed by EPLB from loads of an earlier batch; or a file of
+    one layer or of all, with replicas or without: EPLB's, SGLang's, TensorRT-LLM's, vllm-ascend's, omni_infer's."""
+    replicas: ReplicaRule = "nearest"
+    """Which replica serves a token where a placement holds an expert several times: the home GPU's or the next one's,
+    each in turn, or the one on the GPU with least so far."""
     dispatch_dtype: FormatName | None = None
     """What a dispatched token is sent in; none means the model's own."""
     direction: Literal["forward", "backward"] = "forward"
@@ -57,7 +107,14 @@ class ScenarioSpec(Spec):
             system = system.with_changes({"slow_gpu": self.slow_gpu})
         layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
         source = WorkloadSource(
-            layer, system.num_gpus, self.tokens, self.routing, self.placement, self.layer_index, self.split
+            layer,
+            system.num_gpus,
+            self.tokens,
+            self.routing,
+            self.placement,
+            self.layer_index,
+            self.split,
+            self.replicas,
         )
         return Scenario(self, system, layer, source)
 
@@ -74,3 +131,10 @@ class Scenario:
     def draw(self, seed: int) -> Workload:
         """Returns the workload of a seed: the same seed gives the same routing."""
         return self.source.draw(seed)
+
+    def draw_layers(self, seed: int) -> list[Workload]:
+        """Returns the workloads of a seed in every layer of ``layer_index`` if it names several, or that of ``draw``.
+
+        The tokens of a trace are the same in all of them.
+        """
+        return self.source.draw_layers(seed)

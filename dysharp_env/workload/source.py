@@ -1,4 +1,4 @@
-"""The sources that workloads are drawn from: generators and traces.
+"""The sources that workloads are drawn from: what tokens choose, how many each GPU has, and where experts are.
 
 A ``WorkloadSource`` is built once and draws any number of workloads, each of them from a seed of its own that is part
 of the workload's name.
@@ -6,87 +6,134 @@ of the workload's name.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.drawing import Batch, Drawing, Generated, LayerIndex, Sampled, Traced
+from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.placement import load_placement
-from dysharp_env.workload.routing import RoutingModel, draw_routing, routing_candidates
-from dysharp_env.workload.traces import RoutingTrace, is_trace_name, load_trace, split_range
+from dysharp_env.workload.loads import is_loads_name
+from dysharp_env.workload.placement import Placement
+from dysharp_env.workload.placement_files import CONTIGUOUS, LayerPlacements, load_placements
+from dysharp_env.workload.replicas import ReplicaRule, serve
+from dysharp_env.workload.traces import is_trace_name
 from dysharp_env.workload.workload import Workload
 
 
 class WorkloadSource:
-    """Draws workloads for one layer and number of GPUs; see ``ScenarioSpec`` for what its other arguments mean.
+    """Draws workloads for one layer and number of GPUs; see ``ScenarioSpec`` for what the arguments mean.
 
-    A generator makes new routing for every draw: new popular experts, new documents. A trace gives every GPU a window
-    of its own, ``tokens`` consecutive tokens that start anywhere in the split, all in the same model layer: each GPU
-    serves requests of its own. Building the source reads files and reports every mistake; drawing does not fail.
+    Building the source reads files and reports every mistake; drawing does not fail.
 
     Raises:
-        ConfigError: The routing or placement is unknown or does not fit the layer, or the trace's split is shorter than
-            ``tokens``.
+        ConfigError: The routing or placement is unknown or does not fit the layer, the tokens do not fit the GPUs, or
+            a trace's split is shorter than a GPU's tokens.
     """
 
     def __init__(
         self,
         layer: LayerSpec,
         num_gpus: int,
-        tokens: int,
+        tokens: int | Sequence[int] | Literal["trace"],
         routing: str = "uniform",
         placement: str = "contiguous",
-        layer_index: int | None = None,
+        layer_index: LayerIndex = None,
         split: str = "all",
+        replicas: ReplicaRule = "nearest",
     ) -> None:
-        self.layer, self.num_gpus, self.tokens, self.routing, self.split = layer, num_gpus, tokens, routing, split
-        self.placement = load_placement(placement, layer.experts, num_gpus)
-        self._models: list[RoutingModel] = []
-        self._trace: RoutingTrace | None = None
+        self._layer, self._replicas = layer, replicas
+        self._slots = _eplb_slots(placement, layer.experts, num_gpus)
+        placements = load_placements(placement if self._slots is None else CONTIGUOUS, layer.experts, num_gpus)
+        counts = None if tokens == "trace" else _counted(tokens, num_gpus)
         if is_trace_name(routing):
-            trace = load_trace(routing)
-            try:
-                self._trace = trace.for_layer(layer)
-                self._rows = [*range(len(trace.topk_ids))]
-                if layer_index is not None:
-                    self._rows = [trace.row_of_layer(layer_index)]
-            except ConfigError as error:
-                raise ConfigError(f"trace '{routing}': {error}") from None
-            self._start, self._stop = split_range(self._trace, split)
-            if self._stop - self._start < tokens:
-                raise ConfigError(
-                    f"tokens={tokens} is more than split '{split}' of '{routing}' holds"
-                    f" ({self._stop - self._start} of {self._trace.num_tokens} tokens)"
-                )
-        elif layer_index is not None:
-            raise ConfigError(f"layer_index={layer_index} needs a trace; routing='{routing}' is a generator")
-        elif split != "all":
-            raise ConfigError(f"split='{split}' needs a trace; routing='{routing}' is a generator")
+            self._drawing: Drawing = Traced(routing, layer, counts, num_gpus, layer_index, split)
         else:
-            self._models = routing_candidates(routing)
+            self._drawing = _without_trace(routing, layer, counts, layer_index, split, placements)
+        self._has_several = layer_index == "all" or isinstance(layer_index, tuple)
+        layers, chosen = self._drawing.layers, self._drawing.chosen
+        self._placements: dict[int | None, Placement] = {
+            number: placements.of_layer(number, layers) for number in chosen
+        }
+        if not chosen:
+            self._placements = {None: placements.of_named(layer_index if isinstance(layer_index, int) else None)}
 
     def draw(self, seed: int) -> Workload:
         """Returns the workload of one seed: the same seed gives the same workload, as its name records."""
-        rng = np.random.default_rng(seed)
-        if self._trace is not None:
-            topk_ids, label = self._window(self._trace, rng)
-        else:
-            model = self._models[int(rng.integers(len(self._models)))] if len(self._models) > 1 else self._models[0]
-            topk_ids = draw_routing(model, self.layer, self.num_gpus, self.tokens, rng)
-            label = self.routing if self.routing == model.name else f"{self.routing}/{model.name}"
+        (batch,) = self._drawing.draw(seed)
+        return self._workload(batch, seed)
+
+    def draw_layers(self, seed: int) -> list[Workload]:
+        """Returns the workloads of one seed in every layer that is asked for, or the one of ``draw`` if none is.
+
+        The tokens of a trace are the same in all; ``draw`` returns one of them.
+        """
+        return [self._workload(batch, seed) for batch in self._drawing.draw(seed, is_all=self._has_several)]
+
+    def _workload(self, batch: Batch, seed: int) -> Workload:
+        placement = self._placements[batch.layer]
+        if self._slots is not None:
+            placement = eplb_placement(batch.history(), placement.num_gpus, self._slots)
+        ids, counts = batch.ids, self._drawing.tokens_of_gpu
+        if not placement.is_plain:
+            ids = serve(ids, np.concatenate([[0], np.cumsum(counts)]), placement, self._replicas)
         return Workload(
-            layer=self.layer,
-            tokens_of_gpu=np.full(self.num_gpus, self.tokens),
-            topk_ids=topk_ids.reshape(-1, self.layer.top_k),
-            placement=self.placement,
-            name=f"{label} seed={seed}",
+            layer=self._layer,
+            tokens_of_gpu=counts,
+            topk_ids=ids,
+            placement=placement,
+            name=f"{batch.label} seed={seed}",
+            history=batch.history,
+            layer_index=batch.layer,
         )
 
-    def _window(self, trace: RoutingTrace, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """Returns (gpu * token, k) ids of one window per GPU, and a label that names layer and split."""
-        row = self._rows[int(rng.integers(len(self._rows)))]
-        starts = rng.integers(self._start, self._stop - self.tokens + 1, size=self.num_gpus)
-        ids = np.concatenate([trace.topk_ids[row, start : start + self.tokens] for start in starts.tolist()])
-        routing = self.routing if self.routing == "recorded" else Path(self.routing).stem
-        return ids, f"{routing} layer={trace.layer_index[row]} split={self.split}"
+
+def _eplb_slots(placement: str, experts: int, num_gpus: int) -> int | None:
+    """Returns M of a placement ``eplb:M``; None of any other.
+
+    Raises:
+        ConfigError: M is no number, or such a placement cannot be made.
+    """
+    name, _, given = placement.partition(":")
+    if name != "eplb":
+        return None
+    if not given.isdecimal():
+        raise ConfigError(f"placement='{placement}' must be eplb:M, with the M experts that each GPU holds")
+    try:
+        eplb_placement(np.zeros(experts), num_gpus, int(given))
+    except ConfigError as error:
+        raise ConfigError(f"placement='{placement}': {error}") from None
+    return int(given)
+
+
+def _counted(tokens: int | Sequence[int], num_gpus: int) -> np.ndarray:
+    """Returns the tokens of each GPU, (gpu,) int64, of one number for all or one for each."""
+    if isinstance(tokens, int):
+        return np.full(num_gpus, tokens)
+    if len(tokens) != num_gpus:
+        raise ConfigError(f"tokens={list(tokens)} lists {len(tokens)} numbers for gpus={num_gpus}")
+    return np.array(tokens, np.int64)
+
+
+def _without_trace(
+    routing: str,
+    layer: LayerSpec,
+    tokens_of_gpu: np.ndarray | None,
+    layer_index: LayerIndex,
+    split: str,
+    placements: LayerPlacements,
+) -> Drawing:
+    what = "is loads" if is_loads_name(routing) else "is a generator"
+    if tokens_of_gpu is None:
+        raise ConfigError(f"tokens='trace' needs a trace; routing='{routing}' {what}")
+    if split != "all":
+        raise ConfigError(f"split='{split}' needs a trace; routing='{routing}' {what}")
+    if is_loads_name(routing):
+        return Sampled(routing, layer, tokens_of_gpu, layer_index)
+    # A generator has no layers, but a placement may have, and one of them may be chosen.
+    if layer_index is not None and not (isinstance(layer_index, int) and len(placements.placements) > 1):
+        shown = layer_index if isinstance(layer_index, int) else repr(layer_index)
+        raise ConfigError(f"layer_index={shown} needs a trace; routing='{routing}' is a generator")
+    return Generated(routing, layer, tokens_of_gpu)

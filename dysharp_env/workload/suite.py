@@ -29,6 +29,9 @@ def _check_seeds(seeds: tuple[int, int]) -> tuple[int, int]:
 Seeds = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_check_seeds)]
 
 
+_SHOWN_GPUS = 8  # GPUs whose tokens are listed in a workload's name
+
+
 class SuiteEntry(ScenarioSpec):
     """A scenario and which of its workloads to use."""
 
@@ -42,7 +45,11 @@ class SuiteEntry(ScenarioSpec):
     def label(self, scenario: Scenario) -> str:
         """Returns machine, model and size of the entry's scenario, as names of its workloads in a suite begin."""
         layer, num_gpus = scenario.layer, scenario.system.num_gpus
-        size = f"{_stem(self.system)} x{num_gpus} {layer.name} top-{layer.top_k} {self.tokens} tokens"
+        size = f"{_stem(self.system)} x{num_gpus} {layer.name} top-{layer.top_k} {_shown(self.tokens)} tokens"
+        if self.placement != "contiguous":
+            size += f" {Path(self.placement).name}"
+        if self.replicas != "nearest":
+            size += f" {self.replicas}"
         if self.direction == "backward":
             size += " backward"
         if self.compute_scale != 1.0:
@@ -119,6 +126,14 @@ class SuiteWorkload:
     seed: int
     scenario: Scenario
     workload: Workload
+
+
+def _shown(tokens: int | tuple[int, ...] | str) -> str:
+    """Returns tokens per GPU for people: one number, or those of the first GPUs and how many there are."""
+    if not isinstance(tokens, tuple):
+        return str(tokens)
+    more = ",..." if len(tokens) > _SHOWN_GPUS else ""
+    return f"{','.join(map(str, tokens[:_SHOWN_GPUS]))}{more} ({sum(tokens)})"
 
 
 def _stem(name_or_path: str) -> str:

@@ -2,17 +2,15 @@
 
 A file holds ``topk_ids`` (layer, token, k) as integers and, where known, ``topk_weights`` of the same shape,
 ``doc_offsets`` (first token of each document, and the total), ``layer_index`` (the model's number of each layer),
-``experts`` and ``source``. Tokens of a document follow one another; tokens of different documents are unrelated.
-Files may be damaged or made by other programs, so everything is checked before it is used.
+``tokens_of_gpu`` (tokens that each source GPU had, which then follow one another GPU by GPU), ``experts`` and
+``source``. Tokens of a document follow one another; tokens of different documents are unrelated. An id of -1 is no
+expert, wherever it stands: a slot that was dropped. A token that has none in any layer is padding and left out. Files
+may be damaged or made by other programs, so everything is checked before it is used.
 """
 
 from __future__ import annotations
 
-import lzma
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,26 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.choices import NO_EXPERT, front_order
 from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.npz import read_arrays
 
 RECORDED = "recorded"  # the name of the recording that ships with the package
 _RECORDING = Path(__file__).resolve().parent / "recordings" / "stdlib-moe64.npz"
 SPLITS = {"all": (0.0, 1.0), "train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 _SNAP = 0.05  # a split's end moves to a document boundary at most this share of the trace away
-# What reading a truncated or foreign file raises, besides OSError.
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    RuntimeError,  # an encrypted archive
-    lzma.LZMAError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -50,12 +36,16 @@ class RoutingTrace:
         ConfigError: The arrays contradict each other or hold impossible values.
     """
 
-    topk_ids: np.ndarray  # (layer, token, k) distinct in a row; kept as uint8, or uint16 where experts need it
+    # (layer, token, k) distinct in a row, ``NO_EXPERT`` behind the last; uint8, or the next type that holds all
+    topk_ids: np.ndarray
     experts: int
     doc_offsets: np.ndarray  # (documents + 1,) int32, from 0 to the number of tokens
     layer_index: np.ndarray  # (layer,) int64, the model's number of each layer
     topk_weights: np.ndarray | None = None  # (layer, token, k) float16, gate weights
     source: str = ""  # for people: model, text, the command that made it
+    tokens_of_gpu: np.ndarray | None = None  # (gpu,) int64 tokens of each source GPU; they stand GPU by GPU
+    num_padding: int = 0  # tokens of the file that were padding, and are not here
+    is_experts_known: bool = True  # whether a file or model said ``experts``, or it is the highest id and one
 
     def __post_init__(self) -> None:
         ids = self.topk_ids
@@ -63,15 +53,7 @@ class RoutingTrace:
             raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
         if not 1 <= self.experts <= 65536:
             raise ConfigError(f"experts={self.experts} must be from 1 to 65536")
-        if ids.min() < 0 or ids.max() >= self.experts:
-            bad = ids[(ids < 0) | (ids >= self.experts)][0]
-            raise ConfigError(f"topk_ids holds expert {bad}; experts are 0 to {self.experts - 1}")
-        ordered = np.sort(ids, axis=-1)
-        repeated = np.argwhere((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
-        if len(repeated):
-            row, token = repeated[0]
-            chosen = ids[row, token].tolist()
-            raise ConfigError(f"topk_ids: token {token} of layer {row} chose an expert twice: {chosen}")
+        _check_ids(ids, self.experts)
         weights = self.topk_weights
         if weights is not None and (weights.shape != ids.shape or not np.issubdtype(weights.dtype, np.floating)):
             raise ConfigError(f"topk_weights must be floats of shape {ids.shape}, not {weights.dtype} {weights.shape}")
@@ -87,7 +69,14 @@ class RoutingTrace:
             raise ConfigError(f"layer_index has shape {numbers.shape}; topk_ids has {ids.shape[0]} layers")
         if len(set(numbers.tolist())) != len(numbers):
             raise ConfigError(f"layer_index names a layer twice: {numbers.tolist()}")
-        narrow = np.uint8 if self.experts <= 256 else np.uint16
+        if self.tokens_of_gpu is not None:
+            counts = self.tokens_of_gpu
+            if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != ids.shape[1]:
+                raise ConfigError(
+                    f"tokens_of_gpu must list whole numbers that make {ids.shape[1]} together, not {counts.tolist()}"
+                )
+        # -1 needs a type with a sign.
+        narrow = np.min_scalar_type(self.experts - 1 if ids.min() >= 0 else -self.experts)
         object.__setattr__(self, "topk_ids", ids.astype(narrow, copy=False))
 
     @property
@@ -103,25 +92,60 @@ class RoutingTrace:
     def for_layer(self, layer: LayerSpec) -> RoutingTrace:
         """Returns the trace as ``layer`` needs it: itself, or its best experts where the layer takes fewer.
 
+        Of a layer with experts that compute nothing the trace may have the ids, behind those of the others: they become
+        ``NO_EXPERT``.
+
         Raises:
             ConfigError: The number of experts differs, the layer takes more experts than were recorded, or it takes
                 fewer and no gate weights say which. The message says "it"; callers put the trace's name before.
         """
-        if self.experts != layer.experts:
-            raise ConfigError(f"it has {self.experts} experts; model '{layer.name}' has {layer.experts}")
-        if self.top_k == layer.top_k:
-            return self
+        if self.experts not in (layer.experts, layer.choices):
+            zero = f" and {layer.zero_experts} that compute nothing" if layer.zero_experts else ""
+            raise ConfigError(f"it has {self.experts} experts; model '{layer.name}' has {layer.experts}{zero}")
         if self.top_k < layer.top_k:
             raise ConfigError(f"it has {self.top_k} experts a token; top_k={layer.top_k} needs as many or more")
+        trace = self if self.top_k == layer.top_k else self._best(layer.top_k)
+        if trace.topk_ids.max() < layer.experts:
+            return trace
+        ids = trace.topk_ids.astype(np.int32)
+        ids, weights = _in_front(np.where(ids < layer.experts, ids, NO_EXPERT), trace.topk_weights)
+        return replace(trace, topk_ids=ids, topk_weights=weights)
+
+    def _best(self, top_k: int) -> RoutingTrace:
+        """Returns the ``top_k`` experts of each token that have the highest gate weights.
+
+        Raises:
+            ConfigError: The trace has no weights.
+        """
         if self.topk_weights is None:
-            raise ConfigError(
-                f"it has {self.top_k} experts a token and no topk_weights by which to keep top_k={layer.top_k}"
-            )
-        best = np.argsort(-self.topk_weights, axis=-1, kind="stable")[..., : layer.top_k]
+            raise ConfigError(f"it has {self.top_k} experts a token and no topk_weights by which to keep top_k={top_k}")
+        best = np.argsort(-self.topk_weights, axis=-1, kind="stable")[..., :top_k]
         return replace(
             self,
             topk_ids=np.take_along_axis(self.topk_ids, best, axis=-1),
             topk_weights=np.take_along_axis(self.topk_weights, best, axis=-1),
+        )
+
+    def without_padding(self) -> RoutingTrace:
+        """Returns the trace without tokens that have no expert in any layer; its documents and GPUs have fewer.
+
+        Raises:
+            ConfigError: No token is left.
+        """
+        kept = (self.topk_ids[..., 0] != NO_EXPERT).any(axis=0)
+        if kept.all():
+            return self
+        if not kept.any():
+            raise ConfigError(f"topk_ids holds {NO_EXPERT} for every token")
+        before = np.concatenate([[0], np.cumsum(kept)])
+        counts = self.tokens_of_gpu
+        return replace(
+            self,
+            topk_ids=self.topk_ids[:, kept],
+            topk_weights=None if self.topk_weights is None else self.topk_weights[:, kept],
+            doc_offsets=np.unique(before[self.doc_offsets]).astype(np.int32),
+            tokens_of_gpu=None if counts is None else np.diff(before[np.cumsum([0, *counts])]),
+            num_padding=self.num_padding + int(np.count_nonzero(~kept)),
         )
 
     def row_of_layer(self, layer_index: int) -> int:
@@ -145,13 +169,44 @@ class RoutingTrace:
             raise ConfigError(f"tokens {start}:{stop} are not a window of the trace's {self.num_tokens} tokens")
         rows = [self.row_of_layer(layer) for layer in layers] if layers is not None else [*range(len(self.topk_ids))]
         inner = self.doc_offsets[(self.doc_offsets > start) & (self.doc_offsets < stop)]
+        counts = self.tokens_of_gpu
         return replace(
             self,
             topk_ids=self.topk_ids[rows, start:stop],
             topk_weights=None if self.topk_weights is None else self.topk_weights[rows, start:stop],
             doc_offsets=np.concatenate([[start], inner, [stop]]).astype(np.int32) - np.int32(start),
             layer_index=self.layer_index[rows],
+            tokens_of_gpu=None if counts is None else np.diff(np.clip(np.cumsum([0, *counts]), start, stop)),
         )
+
+
+def _in_front(ids: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns ids, (layer, token, k), with every ``NO_EXPERT`` behind, and the weights as they go with them."""
+    if ids.min() >= 0:
+        return ids, weights
+    order = front_order(ids)
+    if weights is not None and weights.shape == ids.shape:
+        weights = np.where(ids == NO_EXPERT, weights.dtype.type(0), weights)
+        weights = np.take_along_axis(weights, order, axis=-1)
+    return np.take_along_axis(ids, order, axis=-1), weights
+
+
+def _check_ids(ids: np.ndarray, experts: int) -> None:
+    wrong = (ids < NO_EXPERT) | (ids >= experts)
+    if wrong.any():
+        raise ConfigError(f"topk_ids holds expert {ids[wrong][0]}; experts are 0 to {experts - 1}")
+    ordered = np.sort(ids, axis=-1)
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_EXPERT)
+    for what, wrong in (
+        ("chose an expert twice", repeated.any(axis=-1)),
+        (
+            f"has {NO_EXPERT} before an expert",
+            ((ids[..., :-1] == NO_EXPERT) & (ids[..., 1:] != NO_EXPERT)).any(axis=-1),
+        ),
+    ):
+        if wrong.any():
+            row, token = np.argwhere(wrong)[0]
+            raise ConfigError(f"topk_ids: token {token} of layer {row} {what}: {ids[row, token].tolist()}")
 
 
 def is_trace_name(routing: str) -> bool:
@@ -174,53 +229,43 @@ def _cut(trace: RoutingTrace, share: float) -> int:
     return boundary if abs(boundary - exact) <= _SNAP * trace.num_tokens else exact
 
 
-def read_arrays(path: str, required: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns all arrays of an npz file; pickled objects are refused.
-
-    Raises:
-        ConfigError: The file is missing, damaged, not an npz, or lacks an array in ``required``.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"npz file '{path}' does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
-    except (*_DAMAGED, AttributeError, TypeError):  # the last two: a bare .npy array is no archive
-        raise ConfigError(f"'{path}' is not a whole npz file of plain arrays") from None
-    missing = [name for name in required if name not in arrays]
-    if missing:
-        raise ConfigError(f"'{path}' lacks the array '{missing[0]}'; it holds {sorted(arrays)}")
-    return arrays
-
-
-def load_trace(name: str) -> RoutingTrace:
+def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
     """Returns the trace of an npz path, or the shipped one for ``recorded``.
 
-    Without ``experts`` in the file the highest id in it is taken to be the last expert; without ``doc_offsets`` all
-    tokens are one document; without ``layer_index`` layers count from 0.
+    Without ``doc_offsets`` in the file all tokens are one document; without ``layer_index`` layers count from 0.
+
+    Args:
+        name: Path or name.
+        experts: The model's number of experts, where the file does not say it; None takes the highest id to be the
+            last expert.
 
     Raises:
         ConfigError: The file is missing or damaged, or its arrays make no trace.
     """
     path = str(_RECORDING) if name == RECORDED else name
-    arrays = read_arrays(path, required=("topk_ids",))
+    arrays = read_arrays(path)
+    if "topk_ids" not in arrays:
+        raise ConfigError(
+            f"'{path}' lacks the array 'topk_ids'; it holds {sorted(arrays)}, of which loads are read as '{path}:NAME'"
+        )
     ids = arrays["topk_ids"]
     try:
         if ids.ndim != 3 or 0 in ids.shape or ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must be whole numbers (layer, token, k), not {ids.dtype} of shape {ids.shape}")
-        declared = arrays.get("experts", np.array(int(ids.max()) + 1))
+        declared = arrays.get("experts", np.array(experts or int(ids.max()) + 1))
         if declared.ndim != 0 or declared.dtype.kind not in "iu":
             raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
+        ids, weights = _in_front(ids, arrays.get("topk_weights"))
         return RoutingTrace(
             topk_ids=ids,
             experts=int(declared),
             doc_offsets=arrays.get("doc_offsets", np.array([0, ids.shape[1]], dtype=np.int32)),
             layer_index=arrays.get("layer_index", np.arange(len(ids))),
-            topk_weights=arrays.get("topk_weights"),
+            topk_weights=weights,
             source=str(arrays.get("source", "")),
-        )
+            tokens_of_gpu=arrays.get("tokens_of_gpu"),
+            is_experts_known="experts" in arrays or experts is not None,
+        ).without_padding()
     except ConfigError as error:
         raise ConfigError(f"trace '{name}': {error}") from None
 
@@ -254,6 +299,8 @@ def save_trace(trace: RoutingTrace, path: str) -> None:
     }
     if trace.topk_weights is not None:
         arrays["topk_weights"] = trace.topk_weights.astype(np.float16)
+    if trace.tokens_of_gpu is not None:
+        arrays["tokens_of_gpu"] = trace.tokens_of_gpu.astype(np.int64)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("xb") as stream:

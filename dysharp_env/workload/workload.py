@@ -14,11 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.choices import NO_EXPERT as NO_EXPERT
 from dysharp_env.workload.demand import Demand, count_demand, is_sound
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.placement import Placement
-
-NO_EXPERT = -1  # in ``topk_ids``, behind the experts of a token that has fewer than ``top_k``
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,7 @@ class Workload:
         placement: The physical experts.
         name: For people: routing, seed.
         history: Counts what an earlier batch of the same kind sent to each logical expert; None where nobody knows.
+        layer_index: The model's number of the layer; None where routing is of no layer in particular.
 
     Raises:
         ConfigError: An array has the wrong shape, an id is out of range or an expert twice in a row.
@@ -47,6 +47,7 @@ class Workload:
     placement: Placement
     name: str
     history: Callable[[], np.ndarray] | None = None
+    layer_index: int | None = None
 
     def __post_init__(self) -> None:
         tokens, ids, num_gpus = np.asarray(self.tokens_of_gpu), np.asarray(self.topk_ids), self.placement.num_gpus

@@ -21,7 +21,17 @@ from dysharp_env.workload import ScenarioSpec
 
 TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
-    *("schedule", "variant", "makespan_us", "lower_bound_us", "family_bound_us", "ratio", "phases_us", "wire_bytes"),
+    *(
+        "schedule",
+        "variant",
+        "layer",
+        "makespan_us",
+        "lower_bound_us",
+        "family_bound_us",
+        "ratio",
+        "phases_us",
+        "wire_bytes",
+    ),
     "payload_bytes",
     *("utilisation", "events", "decisions", "wall_s"),
 ]
@@ -44,7 +54,7 @@ def test_simulate_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_simulate_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *TINY, "--seed", "3", "--schedule", "deepep", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert list(document) == ["schema", "version", "seed", "config", "runs"]
+    assert list(document) == ["schema", "version", "seed", "config", "runs", "totals"]
     assert (document["schema"], document["version"], document["seed"]) == ("dysharp/simulate/1", __version__, 3)
     assert document["config"]["scenario"]["tokens"] == 16 and document["config"]["system"]["num_gpus"] == 4
     (run,) = document["runs"]
@@ -134,6 +144,38 @@ def test_packets_have_a_lane_for_every_plane(empty_folder: Path, capsys: pytest.
         lane = event["pid"], event["tid"]
         assert event["ts"] >= last_us.get(lane, 0.0) - 1e-6
         last_us[lane] = event["ts"] + event["dur"]
+
+
+def test_several_layers_have_a_row_each_and_a_total(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--gpus", "4", "--tokens", "16,0,9,5", "--layer-index", "3,1")
+    pair = ("--schedule", "deepep", "--schedule", "dysharp")
+    assert main(["compare", *options, *pair, "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["config"]["scenario"]["tokens"] == [16, 0, 9, 5]
+    runs = document["runs"]
+    assert [(run["layer"], run["schedule"]) for run in runs] == [
+        *((layer, name) for layer in (3, 1) for name in ("deepep", "dysharp")),
+    ]
+    for total in document["totals"]:
+        mine = [run for run in runs if run["schedule"] == total["schedule"]]
+        assert total["layers"] == 2 and total["makespan_us"] == sum(run["makespan_us"] for run in mine)
+        assert total["lower_bound_us"] == sum(run["lower_bound_us"] for run in mine)
+        assert total["ratio"] == total["makespan_us"] / total["lower_bound_us"]
+    # Both commands run the same.
+    assert main(["simulate", *options, "--schedule", "deepep", "--json", "-"]) == 0
+    assert [run["makespan_us"] for run in json.loads(capsys.readouterr().out)["runs"]] == [
+        run["makespan_us"] for run in runs if run["schedule"] == "deepep"
+    ]
+    assert main(["compare", *options, *pair]) == 0
+    out = capsys.readouterr().out
+    assert "0 to 16 tokens per GPU, recorded layers=3,1 split=all seed=0; lower bound" in out
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [cells[0] for cells in lines[:3]] == ["3", "1", "total"] and lines[0][2:] == [
+        f"{run['makespan_us']:.1f}" for run in runs[:2]
+    ]
+    assert {cells[0] for cells in lines[3:]} == {"deepep", "dysharp"} and "All 2 layers, fastest first" in out
+    assert main(["simulate", *options]) == 0
+    assert "2 layers: makespans" in capsys.readouterr().out
 
 
 def test_compare_leaves_out_presets_without_hardware(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,11 +286,22 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("simulat",), "invalid choice: 'simulat' (choose from"),
         (("simulate", "--tokns", "3"), "unrecognized arguments: --tokns 3"),
         (("simulate", "--token", "3"), "unrecognized arguments: --token 3"),
-        (("simulate", "--tokens", "x"), "argument --tokens: invalid int value: 'x'"),
-        (("simulate", "--tokens", "-1"), "tokens=-1: Input should be greater than or equal to 1"),
-        (("simulate", "--tokens", "0"), "tokens=0: Input should be greater than or equal to 1"),
+        (("simulate", "--tokens", "x"), "tokens='x': must be a number, a number for each GPU such as 64,0,128,96, or"),
+        (("simulate", "--tokens", "-1"), "tokens=-1: must be from 1 to 1000000"),
+        (("simulate", "--tokens", "0"), "tokens=0: must be from 1 to 1000000"),
+        (("simulate", "--tokens", "1,2"), "tokens=[1, 2] lists 2 numbers for gpus=8"),
+        (("simulate", "--tokens", "trace"), "tokens='trace' needs tokens_of_gpu in the trace; 'recorded' has none"),
+        (("simulate", "--replicas", "first"), "argument --replicas: invalid choice: 'first'"),
+        (
+            ("simulate", "--layer-index", "1,x"),
+            "layer_index='1,x': must be a number, different numbers such as 3,7, or",
+        ),
+        (("simulate", "--layer-index", "1,2", "--csv", "x.csv"), "csv='x.csv' shows one layer; layer_index names 2"),
+        (
+            ("compare", "--layer-index", "all", "--picture", "x.png", "--schedule", "nvls", "--schedule", "deepep"),
+            "picture='x.png' shows one layer; layer_index names 3",
+        ),
         (("simulate", "--gpus", "1"), "gpus=1: system 'dgx-h100' allows 2 to 8"),
-        (("simulate", "--gpus", "7"), "7"),
         (("simulate", "--top-k", "99"), "top_k=99 must be at most experts=64"),
         (("simulate", "--top-k", "0"), "top_k=0: Input should be greater than or equal to 1"),
         (("simulate", "--seed", "-3"), "seed=-3 must not be negative"),
@@ -279,7 +332,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("compare", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
         (("compare", "--picture", "x.png"), "picture='x.png' shows two schedules"),
         (("explain", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
-        (("explain", "--tokens", "0"), "tokens=0: Input should be greater than or equal to 1"),
+        (("explain", "--tokens", "0"), "tokens=0: must be from 1 to 1000000"),
         (("explain", "--schedule", "dysharpp"), "(did you mean 'dysharp'?)"),
         (("explain", "--picture", "x.jpg"), "picture='x.jpg' must end in .png"),
         (("explain", "--json", "x.png", "--picture", "x.png"), "picture='x.png' is the file that json is written to"),

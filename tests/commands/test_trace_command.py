@@ -51,6 +51,12 @@ def test_info_as_json_is_all_that_is_printed(generated: Path, capsys: pytest.Cap
     assert [row["num_gpus"] for row in content["fan_out"]] == [4, 8]
     assert set(content["layers"]) == {"0", "1"} and content["gate_weights"] is None
     assert content["mean"]["adjacent_share"] > 1.5 * content["mean"]["adjacent_share_independent"]
+    for row, num_gpus in zip(content["balance"], (4, 8), strict=True):
+        loads = [np.bincount(ids.ravel(), minlength=64) for ids in load_trace(str(generated)).topk_ids]
+        worth = [each.reshape(num_gpus, -1).sum(axis=1).max() * num_gpus / each.sum() for each in loads]
+        assert row["num_gpus"] == num_gpus and [*row["of_layer"].values()] == pytest.approx(worth)
+        assert row["median"] == pytest.approx(np.mean(worth)) and row["worst"] == pytest.approx(max(worth))
+        assert row["worst_layer"] == int(np.argmax(worth))
 
 
 def test_info_prints_tables_and_writes_json(
@@ -61,6 +67,68 @@ def test_info_prints_tables_and_writes_json(
     assert "2 layers, 700 tokens, 3 documents, top-6 of 64 experts" in out
     assert "load CV" in out and "GPUs a token" in out
     assert [row["num_gpus"] for row in json.loads((tmp_path / "info.json").read_text())["fan_out"]] == [8, 16, 32, 64]
+
+
+def test_info_says_what_a_file_lacks_and_reads_it_as_a_model_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.array([[[0, 1], [2, -1], [-1, -1], [3, 0], [1, 2]]])
+    path = tmp_path / "gaps.npz"
+    np.savez(path, topk_ids=ids, tokens_of_gpu=np.array([3, 2]))
+    run("info", path, "--gpus", 2)
+    out = capsys.readouterr().out
+    assert "4 tokens, 1 documents, top-2 of 4 or more experts; 1 more tokens were padding and left out; " in out
+    assert "12.5% of the experts of tokens are missing; of 2 GPUs with 2 to 2 tokens" in out
+    model = tmp_path / "five.yaml"
+    model.write_text(
+        "{name: five, hidden: 64, moe_ff: 64, experts: 5, top_k: 2, ffn_matrices: 2, compute_dtype: bf16, source: test}"
+    )
+    run("info", path, "--gpus", 2, "--model", model)
+    assert "top-2 of 5 experts;" in capsys.readouterr().out
+
+
+def test_info_of_loads_has_no_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "loads.npz"
+    np.savez(path, mine=np.array([[0] * 8, [1, 2, 3, 4, 5, 6, 7, 8], [8, 0, 0, 0, 0, 0, 0, 0]]))
+    run("info", f"{path}:mine", "--gpus", "2", "4", "--json", "-")
+    content = json.loads(capsys.readouterr().out)
+    assert (content["experts"], content["dense_layers"], content["fan_out"]) == (8, 1, [])
+    assert [row["of_layer"] for row in content["balance"]] == [
+        {"1": pytest.approx(26 / 18), "2": 2.0},
+        {"1": pytest.approx(15 / 9), "2": 4.0},
+    ]
+    assert set(content["layers"]["1"]) == {"load_cv", "load_max_over_mean", "hottest_share"}
+    run("info", f"{path}:mine", "--gpus", "2")
+    out = capsys.readouterr().out
+    assert "loads of 2 layers, 1 without any left out, 8 experts" in out and "What balance is worth" in out
+
+
+def test_info_draws_layers_of_a_generator(capsys: pytest.CaptureFixture[str]) -> None:
+    run("info", "power-law:1", "--model", "gpt-oss-20b", "--gpus", "8", "--json", "-")
+    content = json.loads(capsys.readouterr().out)
+    assert content["source"] == "generator power-law:1, model gpt-oss-20b, seed 0" and len(content["layers"]) == 24
+    assert content["tokens"] == 8192 and content["balance"][0]["median"] > 1.3
+
+
+def test_place_evens_out_loads_and_is_read_again(
+    generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed = tmp_path / "p.json"
+    run("place", generated, "--gpus", 8, "--slots", 9, "--output", placed)
+    said = capsys.readouterr().err
+    assert "p.json: 2 layers, 9 experts on each of 8 GPUs; busiest GPU over mean from " in said
+    rows = json.loads(placed.read_text())["physical_to_logical_map"]
+    assert [len(row) for row in rows] == [72, 72]
+    worth = []
+    for options in ((), ("--placement", placed)):
+        run("info", generated, "--gpus", 8, *options, "--json", "-")
+        worth.append(json.loads(capsys.readouterr().out)["balance"][0])
+    assert worth[1]["worst"] < 1.1 < worth[0]["median"]
+    run("info", generated, "--gpus", 8, "--placement", placed)
+    assert "busiest GPU/mean, placed by p.json" in capsys.readouterr().out.replace("\n", " ")
+    # Loads of a part of the tokens.
+    run("place", generated, "--gpus", 8, "--slots", 9, "--split", "train", "--output", placed)
+    assert json.loads(placed.read_text())["physical_to_logical_map"] != rows
 
 
 def test_convert_cuts_a_trace(generated: Path, tmp_path: Path) -> None:
@@ -114,8 +182,20 @@ def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes() -> None:
     ("argv", "message"),
     [
         (("info", "missing.npz"), "npz file 'missing.npz' does not exist"),
-        (("info", "dsv2-lite"), "'dsv2-lite' is a generator, not a trace"),
-        (("info", "recorded", "--gpus", "7"), "gpus=7 does not divide the trace's 64 experts"),
+        (("info", "dsv2-lite"), "'dsv2-lite' is a generator: model must say of which experts"),
+        (("info", "dsv2"), "routing='dsv2' is unknown"),
+        (("info", "recorded", "--gpus", "0"), "gpus=0 must be at least 1"),
+        (("info", "recorded", "--model", "small"), "'recorded': it has 6 experts a token; top_k=8 needs as many"),
+        (("info", "recorded", "--placement", "p.json"), "placement='p.json' needs one number of gpus, not none"),
+        (("info", "recorded", "--placement", "p", "--gpus", "8"), "placement='p' is unknown"),
+        (("info", "x.npz:y"), "npz file 'x.npz' does not exist"),
+        (
+            ("place", "recorded", "--gpus", "8", "--slots", "7", "--output", "p.json"),
+            "slots=7 on each of 8 GPUs must be",
+        ),
+        (("place", "recorded", "--gpus", "0", "--slots", "7", "--output", "p.json"), "gpus=0 must be at least 1"),
+        (("place", "recorded", "--gpus", "8", "--slots", "9", "--output", "p.npz"), "output='p.npz' must end in .json"),
+        (("place", "uniform", "--gpus", "8", "--slots", "9", "--output", "p.json"), "'uniform' is a generator"),
         (("info", "recorded", "--json", "no/such/folder.json"), "cannot write json='no/such/folder.json'"),
         (("generate", "--routing", "zipf", "--output", "x.npz"), "routing='zipf' is unknown"),
         (("generate", "--routing", "recorded", "--output", "x.npz"), "routing='recorded' is a trace"),

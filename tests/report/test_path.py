@@ -75,7 +75,7 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
     schedule = load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
+    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,16 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import Exposure, LowerBound, Problem, load_schedule
+from dysharp_env.schedules import Exposure, Problem, load_schedule
+from dysharp_env.schedules.copy_bound import without_copies
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
+from dysharp_env.schedules.replication import ReplicateSpec, planned
 from dysharp_env.schedules.tiles import fewest_slots, fewest_vectors_ps, least_end_ps
-from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload
 from dysharp_env.workload.suite import load_suite
-from tests.conftest import Case, Draw, draw_case, draw_system
+from tests.conftest import Case, draw_case
+from tests.random_workloads import Draw
+from tests.schedules.test_bound import any_bound
 
 
 def play_at_random(engine: Engine, seed: int) -> int:
@@ -35,23 +39,67 @@ def bound_of(case: Case, least_ps: int = 0) -> FamilyBound:
     return family_bound(case.workload, case.costs, case.program, case.num_sms, least_ps)
 
 
-def any_schedule_ps(case: Case, seed: int) -> int:
-    """Returns the bound of any schedule on a random case's machine, whose programs pay what stands first."""
+class Bounds(NamedTuple):
+    """What bounds a random case: of its program, of any schedule, of any that may copy weights, of none that may."""
+
+    family_ps: int
+    any_ps: int
+    copies_ps: int
+    placed_ps: int
+
+
+def bounds_of(case: Case, seed: int) -> Bounds:
+    """Returns all bounds of a random case; where it has copies none of them is for whoever leaves experts in place."""
+    bound, workload = any_bound(case, seed), case.workload
+    any_ps = bound.of(workload).total_ps
+    copies_ps = bound.of(workload, copies_allowed=True).total_ps
+    placed_ps = any_ps
+    if workload.placement.num_copies:
+        placed_ps = bound.of(without_copies(workload)).total_ps if is_placed_once(workload) else copies_ps
+    return Bounds(bound_of(case, any_ps).total_ps, any_ps, copies_ps, placed_ps)
+
+
+def is_placed_once(workload: Workload) -> bool:
+    """Returns whether every expert is there once before the layer."""
+    return int(np.count_nonzero(~workload.placement.is_copy)) == workload.layer.experts
+
+
+def planned_case(case: Case, seed: int) -> Case:
+    """Returns a random case with its work shared out by a planner; as it is where it has copies already."""
+    if case.workload.placement.num_copies:
+        return case
     draw = Draw(seed)
-    system = draw_system(draw, draw.between("num_gpus", 2, 6))
-    costs = Costs.of(system, case.workload.layer)
-    costs = dataclasses.replace(costs, launch_ps=case.program.pays_ps[0], slow_permille=case.costs.slow_permille)
-    return LowerBound(system, case.workload.layer, costs).of(case.workload).total_ps
+    spec = ReplicateSpec(
+        planner=draw.pick("planner", "moonep", "ultraep", "llep"),
+        slots=draw.pick("slots", 1, "experts", "any"),
+        weights=draw.pick("planned_weights", "unicast", "relay"),
+        fan_out=draw.between("fan_out", 1, 2),
+        tolerance=draw.pick("tolerance", 1.0, 1.3),
+        min_tokens=draw.pick("min_tokens", 1, 3),
+    )
+    return case._replace(workload=planned(case.workload, spec))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**40))
+def test_no_planner_breaks_it(seed: int) -> None:
+    """Plans of random layers, against what bounds any plan of the layer before it was planned."""
+    case = draw_case(seed)
+    shared = planned_case(case, seed)
+    now_ps = play_at_random(shared.engine(logging=False), seed)
+    assert now_ps >= bounds_of(shared, seed).family_ps
+    assert now_ps >= any_bound(case, seed).of(case.workload, copies_allowed=True).total_ps
 
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**40))
 def test_nothing_drawn_breaks_it(seed: int) -> None:
-    """Machines, layers, routing, every primitive, gate, part, split and rule, decisions asked and drawn, with hold."""
+    """Machines, layers, routing, copies, every primitive, gate, part, split and rule, decisions asked and drawn."""
     case = draw_case(seed)
-    least_ps = any_schedule_ps(case, seed)
-    bound = bound_of(case, least_ps)
-    assert play_at_random(case.engine(logging=False), seed) >= bound.total_ps >= least_ps > 0
+    bounds = bounds_of(case, seed)
+    now_ps = play_at_random(case.engine(logging=False), seed)
+    assert now_ps >= bounds.family_ps >= bounds.any_ps > 0
+    assert now_ps >= bounds.copies_ps <= bounds.placed_ps
 
 
 @settings(max_examples=20, deadline=None)

@@ -19,7 +19,8 @@ from dysharp_env.schedules.ideal import (
 )
 from dysharp_env.simulator.phases import Load
 from dysharp_env.system.spec import load_system
-from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload import ScenarioSpec, Workload
+from dysharp_env.workload.placement import Placement
 
 SYSTEM = load_system("dgx-h200")
 
@@ -107,3 +108,21 @@ def test_the_compute_scale_is_kept() -> None:
     changes = {"gpu.bf16_tflops": 1.0, "gpu.fp8_tflops": 1.0, "link.gbps": 10.0}
     assert binds(problem(**changes), load_schedule("dysharp")) == "compute"
     assert binds(problem(0.001, **changes), load_schedule("dysharp")) == "links"
+
+
+def test_a_planner_saves_its_plan_on_gpus_of_any_load() -> None:
+    """GPUs without tokens or experts, tokens without experts, and all work of some experts handed out."""
+    scenario = ScenarioSpec(system="dgx-h200", gpus=4, model="deepseek-v2-lite", tokens=600, routing="uniform").build()
+    layer, rng = scenario.layer, np.random.default_rng(0)
+    ids = np.argsort(rng.random((1000, layer.experts)) - 2.0 * (np.arange(layer.experts) < 8), axis=1)[:, : layer.top_k]
+    ids[rng.random(1000) < 0.1] = -1
+    gpus = rng.integers(0, 3, layer.experts)
+    uneven = Problem.of(scenario.system, Workload(layer, np.array([700, 0, 300, 0]), ids, Placement(4, gpus), "uneven"))
+    schedule = load_schedule("dysharp+moonep:multicast")
+    engine = uneven.engine(schedule)
+    engine.run()
+    assert engine.workload.placement.num_copies > 0
+    saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(uneven, schedule)}
+    assert saved_ps["planning"] == uneven.system.overhead_us("plan") * 1e6
+    assert saved_ps["everything"] > saved_ps["planning"] > 0
+    assert binds(uneven, schedule) in RESOURCES

@@ -123,6 +123,12 @@ def test_fp8_scale_of_a_partial_block_is_whole() -> None:
         ({"n_group": 5}, "models/small: experts=64 must be divisible by n_group=5"),
         ({"topk_group": 2}, "models/small: topk_group=2 must be at most n_group=1"),
         ({"n_group": 16}, "models/small: top_k=8 must be at most the 4 experts in topk_group=1 of n_group=16 groups"),
+        (
+            {"zero_experts": 8, "top_k": 73},
+            "models/small: top_k=73 must be at most experts=64 and zero_experts=8 together",
+        ),
+        ({"zero_experts": 8, "n_group": 2}, "models/small: zero_experts=8 needs n_group=1, not 2"),
+        ({"zero_experts": -1}, "models/small: zero_experts=-1: "),
         ({"ffn_matrices": 4}, "models/small: ffn_matrices=4: Input should be 2 or 3"),
         ({"combine_dtype": "nvfp4"}, "models/small: combine_dtype='nvfp4': Input should be 'bf16' or 'fp8'"),
         ({"compute_dtype": "mxfp4"}, "models/small: compute_dtype='mxfp4': Input should be 'bf16', 'fp8' or 'fp4'"),
@@ -148,6 +154,12 @@ def test_wrong_value_is_one_line(overrides: dict[str, Any], message: str) -> Non
         load_model("small", **overrides)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_router_may_choose_experts_that_compute_nothing() -> None:
+    layer = load_model("small", zero_experts=8, top_k=72)
+    assert (layer.choices, layer.experts, load_model("small").choices) == (72, 64, 64)
+    assert layer.weight_bytes == load_model("small").weight_bytes
 
 
 def test_unknown_model_names_the_nearest() -> None:

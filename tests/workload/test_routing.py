@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.choices import NO_EXPERT, in_front
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates, routing_names
+from dysharp_env.workload.routing import (
+    ROUTING_MODELS,
+    draw_past_loads,
+    draw_popularity,
+    draw_routing,
+    draw_tokens,
+    routing_candidates,
+    routing_names,
+)
 from dysharp_env.workload.statistics import trace_statistics, uniform_fan_out
 from dysharp_env.workload.traces import RoutingTrace
 
@@ -104,8 +115,95 @@ def test_experts_are_ordered_best_first() -> None:
     assert np.unique(ids[:, 1], return_counts=True)[1].max() > 180
 
 
-def test_mixed_stands_for_every_model() -> None:
-    assert [model.name for model in routing_candidates("mixed")] == routing_names()[:-1]
+def test_mixed_stands_for_every_model_but_one_that_came_later() -> None:
+    assert [*(model.name for model in routing_candidates("mixed")), "deepseek-r1"] == routing_names()[:-1]
+
+
+# SHA-256 of ids that version 0.1.0 drew: workloads of a seed stay what they are.
+@pytest.mark.parametrize(
+    ("routing", "digest"),
+    [
+        ("uniform", "ab660c01911fd2b2"),
+        ("power-law", "12c0c9b7567709cf"),
+        ("paper-normal", "da35f01c1f5559e9"),
+        ("gpt-oss-20b", "e9f817bab35ebfe5"),
+        ("deepseek-v3", "d30147fecd5971de"),
+    ],
+)
+def test_rectangular_draws_stay_what_they_were(routing: str, digest: str) -> None:
+    layer = layer_of(256, 8, n_group=8, topk_group=4)
+    ids = draw_routing(ROUTING_MODELS[routing], layer, 9, 2100, np.random.default_rng(7))
+    assert hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("routing", list(ROUTING_MODELS))
+def test_tokens_may_differ_from_gpu_to_gpu(routing: str) -> None:
+    model, layer = ROUTING_MODELS[routing], layer_of(32, 4, n_group=4, topk_group=2)
+    popularity = draw_popularity(model, layer, np.random.default_rng(0))
+    counts = np.array([0, 40, 40, 0, 7, 0])
+    ids = draw_tokens(model, layer, popularity, counts, np.random.default_rng(1))
+    assert ids.shape == (87, 4) and ids.dtype == np.int32
+    assert (np.diff(np.sort(ids, axis=-1), axis=-1) > 0).all() and ids.min() >= 0 and ids.max() < 32
+    assert draw_tokens(model, layer, popularity, np.zeros(3, int), np.random.default_rng(1)).shape == (0, 4)
+    even = draw_tokens(model, layer, popularity, np.array([40, 40]), np.random.default_rng(1))
+    assert np.array_equal(even, ids[:80])  # what other GPUs have changes nothing for those before them
+
+
+def test_experts_that_compute_nothing_leave_tokens_with_fewer() -> None:
+    layer = layer_of(16, 6).with_changes({"zero_experts": 8})
+    ids = draw_routing(ROUTING_MODELS["uniform"], layer, 4, 2000, np.random.default_rng(0)).reshape(-1, 6)
+    has = ids != NO_EXPERT
+    assert ids.max() == 15 and (np.diff(has.astype(int), axis=-1) <= 0).all()  # behind the last
+    assert has.mean() == pytest.approx(16 / 24, abs=0.01)
+    # They are chosen as any other: without them the same tokens choose the same, best first.
+    whole = draw_routing(ROUTING_MODELS["uniform"], layer_of(24, 6), 4, 2000, np.random.default_rng(0)).reshape(-1, 6)
+    assert all(row[row < 16].tolist() == kept[kept >= 0].tolist() for row, kept in zip(whole, ids, strict=True))
+
+
+def test_in_front_keeps_the_order_of_experts() -> None:
+    ids = np.array([[[-1, 4, -1, 0], [3, -1, 1, 2]], [[-1, -1, -1, -1], [0, 1, 2, 3]]])
+    assert in_front(ids).tolist() == [[[4, 0, -1, -1], [3, 1, 2, -1]], [[-1, -1, -1, -1], [0, 1, 2, 3]]]
+
+
+def test_an_earlier_batch_has_other_tokens_and_the_same_popularity() -> None:
+    layer, counts = layer_of(64, 6), np.array([3000, 1000])
+    model = ROUTING_MODELS["gpt-oss-20b"]
+    rng = np.random.default_rng(3)
+    popularity = draw_popularity(model, layer, rng)
+    now = np.bincount(draw_tokens(model, layer, popularity, counts, rng).ravel(), minlength=64)
+    past = draw_past_loads(model, layer, popularity, counts, seed=3)
+    assert past.sum() == now.sum() == 4000 * 6 and not np.array_equal(past, now)
+    assert np.corrcoef(past, now)[0, 1] > 0.9
+    assert np.array_equal(past, draw_past_loads(model, layer, popularity, counts, seed=3))
+    assert not np.array_equal(past, draw_past_loads(model, layer, popularity, counts, seed=4))
+
+
+def gpu_skew(ids: np.ndarray, num_gpus: int) -> float:
+    """Returns the (token, expert)s of the busiest GPU over the mean, 256 experts in order."""
+    of_gpu = np.bincount(ids.ravel() * num_gpus // 256, minlength=num_gpus)
+    return float(of_gpu.max() / of_gpu.mean())
+
+
+def test_deepseek_r1_has_the_skew_of_the_layers_it_was_fitted_to() -> None:
+    layer, model = layer_of(256, 8, n_group=8, topk_group=4), ROUTING_MODELS["deepseek-r1"]
+    drawn = [draw_routing(model, layer, 1, 3000, np.random.default_rng(seed)) for seed in range(120)]
+    busiest = [np.bincount(ids.ravel(), minlength=256).max() / (3000 * 8 / 256) for ids in drawn]
+    on_8, on_32 = ([gpu_skew(ids, num_gpus) for ids in drawn] for num_gpus in (8, 32))
+    # Of 116 layers: quartiles 5.1, 6.7 and 9.0 of experts; 1.40, 1.79 and 2.34 of 8 GPUs; 1.94, 2.36 and 3.44 of 32.
+    assert np.percentile(busiest, [25, 50, 75]) == pytest.approx([5.14, 6.67, 9.04], rel=0.15)
+    assert np.percentile(on_8, [25, 50, 75]) == pytest.approx([1.40, 1.79, 2.34], rel=0.15)
+    assert np.percentile(on_32, [25, 50, 75]) == pytest.approx([1.94, 2.36, 3.44], rel=0.2)
+    assert 2.8 < max(on_8) < 5.5 and 4.0 < max(on_32) < 10.0  # the worst layers: 4.3 and 8.0
+
+
+def test_a_parameter_says_how_skewed_a_layer_is() -> None:
+    layer, medians = layer_of(256, 8, n_group=8, topk_group=4), []
+    for name in ("deepseek-r1:0.1", "deepseek-r1:0.9"):
+        (model,) = routing_candidates(name)
+        drawn = [draw_routing(model, layer, 1, 2000, np.random.default_rng(seed)) for seed in range(12)]
+        medians.append(np.median([gpu_skew(ids, 8) for ids in drawn]))
+    assert medians[0] < 1.55 and medians[1] > 2.2
+    assert routing_candidates("gpt-oss-20b:0.4")[0].sigma_expert == 0.4
 
 
 @pytest.mark.parametrize(
@@ -116,6 +214,8 @@ def test_mixed_stands_for_every_model() -> None:
         ("power-law:steep", "'steep' must be a number from 0.0 to 10.0"),
         ("power-law:nan", "'nan' must be a number"),
         ("paper-normal:-1", "'-1' must be a number from 0.0 to 0.1"),
+        ("deepseek-r1:1", "'1' must be a number from 0.01 to 0.99"),
+        ("gpt-oss-20b:9", "'9' must be a number from 0.0 to 4.0"),
         ("mixed:1", "is unknown"),
     ],
 )

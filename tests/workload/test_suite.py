@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteEntry, SuiteSpec, load_suite
 
 ENTRY = "  - {model: olmoe, gpus: 4, tokens: 16, routing: uniform, seeds: [5, 3]}\n"
@@ -37,6 +38,17 @@ def test_entries_that_differ_only_in_how_they_run_keep_names_of_their_own(tmp_pa
     assert len(set(names)) == 9
 
 
+def test_names_say_the_tokens_of_gpus_and_how_replicas_are_chosen(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(str([*range(64), 0, 1, 2, 3]))
+    uneven = ENTRY.replace("tokens: 16", f"tokens: [16, 0, 9, 1], placement: {tmp_path / 'p.json'}")
+    least = uneven.replace("tokens:", "replicas: least_loaded, tokens:")
+    names = [item.name for item in load_suite(write(tmp_path, uneven + least)).draw()]
+    assert names[0] == "dgx-h100 x4 olmoe top-8 16,0,9,1 (26) tokens p.json, uniform seed=5"
+    assert names[3] == "dgx-h100 x4 olmoe top-8 16,0,9,1 (26) tokens p.json least_loaded, uniform seed=5"
+    wide = SuiteEntry(tokens=(1, 2) * 16)
+    assert "1,2,1,2,1,2,1,2,... (48) tokens" in wide.label(ScenarioSpec(gpus=8).build())
+
+
 @pytest.mark.parametrize(
     ("workloads", "message"),
     [
@@ -47,6 +59,7 @@ def test_entries_that_differ_only_in_how_they_run_keep_names_of_their_own(tmp_pa
         (ENTRY.replace("[5, 3]", "[5, '3']"), "workloads.0.seeds.1='3'"),
         (ENTRY.replace("tokens", "tokns"), "unknown key 'workloads.0.tokns'"),
         (ENTRY.replace("16", "0"), "workloads.0.tokens=0"),
+        (ENTRY.replace("16", "[1, -2]"), "workloads.0.tokens=[1, -2]: must be from 0 to 1000000"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, workloads: str, message: str) -> None:

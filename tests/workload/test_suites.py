@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
+import numpy as np
 import pytest
 
 from dysharp_env.config import preset_names
-from dysharp_env.workload.suite import SuiteSpec, load_suite
+from dysharp_env.workload.skew import skew_of
+from dysharp_env.workload.suite import SuiteSpec, SuiteWorkload, load_suite
 
-NAMES = ("training", "wide", "validation", "held-out", "confirmation", "no-harm")
+NAMES = ("training", "wide", "validation", "held-out", "confirmation", "no-harm", "skew")
 SUITES: dict[str, SuiteSpec] = {name: load_suite(name) for name in NAMES}
 SEEDS = {"training": (0, 10_000), "wide": (0, 10_000), "validation": (10_000, 20_000), "held-out": (20_000, 25_000)}
-SEEDS |= {"confirmation": (25_000, 30_000), "no-harm": (30_000, 40_000)}
+SEEDS |= {"confirmation": (25_000, 30_000), "no-harm": (30_000, 40_000), "skew": (40_000, 50_000)}
+
+
+@cache
+def drawn_of(name: str) -> list[SuiteWorkload]:
+    return load_suite(name).draw()
 
 
 def values(name: str, field: str) -> set:
@@ -71,8 +79,21 @@ def test_machines_are_healthy_or_have_one_slow_gpu() -> None:
         assert 1.0 in values(name, "slow_gpu") and max(values(name, "slow_gpu")) > 1.0
 
 
+def test_skew_has_what_it_says() -> None:
+    drawn = drawn_of("skew")
+    assert 20 <= len(drawn) <= 28
+    counts = [item.workload.tokens_of_gpu for item in drawn]
+    assert any(each.min() == 0 for each in counts) and {256, 8192} <= {int(each.max()) for each in counts}
+    assert any(len(item.workload.placement) > item.workload.layer.experts for item in drawn)
+    assert any(item.workload.layer.experts % item.workload.num_gpus for item in drawn)
+    for num_gpus, median, worst in ((8, 1.5, 2.5), (32, 1.8, 3.0)):
+        plain = [item.workload for item in drawn if item.workload.placement.is_plain]
+        worth = [skew_of(each.demand.expert_tokens, each.placement) for each in plain if each.num_gpus == num_gpus]
+        assert np.median(worth) > median and max(worth) > worst, (num_gpus, worth)
+
+
 def test_every_suite_draws_and_the_held_out_one_has_thirty_to_forty_workloads() -> None:
-    drawn = {name: {item.name for item in load_suite(name).draw()} for name in preset_names("suites")}
+    drawn = {name: {item.name for item in drawn_of(name)} for name in preset_names("suites")}
     assert 30 <= len(drawn["held-out"]) <= 40
     for mine, other in itertools.combinations(SUITES, 2):
         assert (mine, other) == ("training", "wide") or not drawn[mine] & drawn[other]

@@ -12,6 +12,7 @@ from dysharp_env.config import ConfigError
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.statistics import trace_statistics
 from dysharp_env.workload.traces import RoutingTrace, load_trace, save_trace, split_range
+from tests.shared_files import SHARED, needs_shared
 
 LAYER = LayerSpec(
     name="test", hidden=64, moe_ff=64, experts=4, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
@@ -68,7 +69,11 @@ IDS = small_trace().topk_ids
         ({"topk_ids": IDS.astype(float)}, "must be whole numbers"),
         ({"topk_ids": IDS[:, :0]}, "must be whole numbers"),
         ({"topk_ids": IDS, "experts": 3}, "topk_ids holds expert 3; experts are 0 to 2"),
-        ({"topk_ids": IDS.astype(np.int8) - 1}, "topk_ids holds expert -1"),
+        ({"topk_ids": IDS.astype(np.int8) - 2}, "topk_ids holds expert -2; experts are 0 to"),
+        ({"topk_ids": IDS.astype(np.int8) * 0 - 1, "experts": 4}, "topk_ids holds -1 for every token"),
+        ({"topk_ids": IDS, "tokens_of_gpu": [3, 4]}, r"tokens_of_gpu must list whole numbers that make 6 .* \[3, 4\]"),
+        ({"topk_ids": IDS, "tokens_of_gpu": [8, -2]}, "tokens_of_gpu must list whole numbers"),
+        ({"topk_ids": IDS, "tokens_of_gpu": [3.0, 3.0]}, "tokens_of_gpu must list whole numbers"),
         ({"topk_ids": IDS, "experts": [4]}, "experts must be one whole number"),
         ({"topk_ids": IDS * 0}, r"token 0 of layer 0 chose an expert twice: \[0, 0\]"),
         ({"topk_ids": IDS, "topk_weights": np.ones((2, 6))}, "topk_weights must be floats of shape"),
@@ -139,6 +144,78 @@ def test_for_layer_keeps_the_heaviest_experts() -> None:
         small_trace().for_layer(LAYER.with_changes({"experts": 8}))
 
 
+def with_gaps() -> dict[str, np.ndarray]:
+    """The small trace with slots that were dropped, all of a token's in one layer, and two tokens of padding."""
+    ids = IDS.astype(np.int64)
+    ids[0, 0], ids[1, 2, 1], ids[0, 3], ids[:, 4], ids[:, 5] = (-1, 1), -1, -1, -1, -1
+    weights = np.tile(np.array([0.25, 0.75], dtype=np.float16), (2, 6, 1))
+    return {"topk_ids": ids, "topk_weights": weights, "doc_offsets": [0, 4, 6], "tokens_of_gpu": [1, 0, 4, 1]}
+
+
+def test_dropped_slots_stand_behind_and_padding_is_left_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "gaps.npz")
+    np.savez(path, **with_gaps())
+    trace = load_trace(path)
+    assert trace.topk_ids.tolist() == [
+        [[1, -1], [0, 1], [0, 2], [-1, -1]],
+        [[3, 2], [3, 2], [3, -1], [0, 1]],
+    ]
+    assert trace.topk_ids.dtype == np.int8 and trace.num_padding == 2
+    assert trace.topk_weights[0, 0].tolist() == [0.75, 0.0] and trace.topk_weights[1, 2].tolist() == [0.25, 0.0]
+    assert trace.doc_offsets.tolist() == [0, 4] and trace.tokens_of_gpu.tolist() == [1, 0, 3, 0]
+    save_trace(trace, path)
+    again = load_trace(path)
+    assert np.array_equal(again.topk_ids, trace.topk_ids) and again.num_padding == 0
+    assert again.tokens_of_gpu.tolist() == [1, 0, 3, 0]
+    assert trace.window(1, 3).tokens_of_gpu.tolist() == [0, 0, 2, 0]
+    # A token with no expert in one layer is a token as any other.
+    assert trace.window(3, 4, [0]).topk_ids.tolist() == [[[-1, -1]]]
+
+
+def test_a_hole_is_refused_where_no_file_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"token 0 of layer 0 has -1 before an expert: \[-1, 1\]"):
+        RoutingTrace(np.array([[[-1, 1]]]), 2, np.array([0, 1]), np.array([0]))
+
+
+def test_the_model_says_how_many_experts_where_the_file_does_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "bare.npz")
+    np.savez(path, topk_ids=IDS)
+    assert (load_trace(path).experts, load_trace(path).is_experts_known) == (4, False)
+    assert (load_trace(path, 7).experts, load_trace(path, 7).is_experts_known) == (7, True)
+    with pytest.raises(ConfigError, match="bare.npz': topk_ids holds expert 3; experts are 0 to 2"):
+        load_trace(path, 3)
+    np.savez(path, topk_ids=IDS, experts=5)
+    assert (load_trace(path, 7).experts, load_trace(path, 7).is_experts_known) == (5, True)
+
+
+def test_choices_of_experts_that_compute_nothing_become_none() -> None:
+    layer = LAYER.with_changes({"experts": 2, "zero_experts": 2, "top_k": 2})
+    trace = small_trace().for_layer(layer)
+    # Experts 2 and 3 compute nothing.
+    assert trace.topk_ids[0].tolist() == [[0, 1], [0, 1], [0, -1], [-1, -1], [1, 0], [0, -1]]
+    assert trace.topk_weights[1, 2].tolist() == [0.75, 0.0]  # [3, 1] at [0.25, 0.75]
+    # The heaviest is kept first, and what it is comes second.
+    assert small_trace().for_layer(layer.with_changes({"top_k": 1})).topk_ids[0].tolist() == [
+        [1],
+        [1],
+        [-1],
+        [-1],
+        [0],
+        [-1],
+    ]
+    with pytest.raises(ConfigError, match="it has 4 experts; model 'test' has 3 and 2 that compute nothing"):
+        small_trace().for_layer(layer.with_changes({"experts": 3}))
+
+
+@needs_shared
+def test_traces_with_padding_dropped_slots_and_experts_that_nobody_chose() -> None:
+    layer = load_model("deepseek-v2-lite")
+    for name, tokens, padding in (("pad_tail", 560, 40), ("pad_some_k", 600, 0), ("few60", 600, 0)):
+        trace = load_trace(str(SHARED / "cases" / f"{name}.npz"), layer.choices).for_layer(layer)
+        assert (trace.experts, trace.num_tokens, trace.num_padding) == (64, tokens, padding), name
+        assert (trace.topk_ids.min() < 0) == (name == "pad_some_k"), name
+
+
 def test_window_cuts_documents_and_layers() -> None:
     cut = small_trace().window(1, 5, [9])
     assert cut.doc_offsets.tolist() == [0, 3, 4] and cut.layer_index.tolist() == [9]
@@ -177,8 +254,25 @@ def test_statistics_by_hand() -> None:
     assert two.gpu_max_over_mean == pytest.approx(5 / 4)
     assert two.pair_max_over_mean == pytest.approx(3 / 2)  # [[3, 1], [2, 2]]
     assert statistics.gate_weights == pytest.approx([0.75, 0.25])
-    with pytest.raises(ConfigError, match="gpus=3 does not divide"):
-        trace_statistics(small_trace(), (3,))
+    for num_gpus, message in ((0, "gpus=0 must be at least 1"), (7, "gpus=7 is more than the trace's 6 tokens")):
+        with pytest.raises(ConfigError, match=message):
+            trace_statistics(small_trace(), (num_gpus,))
+
+
+def test_statistics_of_odd_shapes_by_hand() -> None:
+    # Experts 0 and 1 on one of three GPUs, 2 and 3 on one each: tokens visit 1, 1, 2, 2, 1, 2 GPUs.
+    (three,) = trace_statistics(small_trace().window(0, 6, [5]), (3,)).fan_out
+    assert three.fan_out == pytest.approx(9 / 6)
+    assert three.fan_out_uniform == pytest.approx(3 - (1 / 6 + 2 * 3 / 6))
+    assert three.gpu_max_over_mean == pytest.approx(5 / (9 / 3))
+    # Dropped slots are no experts: they are not repeated, go nowhere and weigh nothing.
+    ids = np.array([[[0, 1], [1, -1], [-1, -1], [1, 2]]])
+    trace = RoutingTrace(ids, 4, np.array([0, 4]), np.array([0]))
+    statistics = trace_statistics(trace, (2,))
+    assert statistics.layers[0].load_max_over_mean == pytest.approx(3 / (5 / 4))
+    assert statistics.layers[0].adjacent_share == pytest.approx((1 + 0 + 0) / 3)
+    assert statistics.fan_out[0].fan_out == pytest.approx((1 + 1 + 0 + 2) / 4)
+    assert trace_statistics(trace.window(2, 3), ()).mean.load_cv == 0.0
 
 
 def test_the_shipped_recording_is_small_real_and_fits_its_model() -> None:

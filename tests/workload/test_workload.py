@@ -1,152 +1,107 @@
+"""Workloads: what they hold, what follows from it, and what is refused."""
+
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.layer import LayerSpec, load_model
-from dysharp_env.workload.traces import RoutingTrace, save_trace
-from dysharp_env.workload.workload import Workload, WorkloadSource, contiguous_placement, load_placement
+from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.placement import Placement, contiguous_placement
+from dysharp_env.workload.workload import NO_EXPERT, Workload
 
 LAYER = LayerSpec(
     name="test", hidden=64, moe_ff=64, experts=8, top_k=2, ffn_matrices=2, compute_dtype="bf16", source="test"
 )
+IDS = np.array([[0, 1], [2, 3], [4, 5], [7, 0]])
+# Expert 7 is on both GPUs.
+REPLICATED = Placement(2, np.array([0, 0, 0, 0, 1, 1, 1, 1, 0]), np.array([0, 1, 2, 3, 4, 5, 6, 7, 7]))
 
 
-def workload(**changes: np.ndarray) -> Workload:
+def workload(**changes: Any) -> Workload:
     values = {
         "layer": LAYER,
-        "num_gpus": 2,
-        "tokens_per_gpu": 2,
-        "topk_ids": np.array([[0, 1], [2, 3], [4, 5], [7, 0]]),
-        "gpu_of_expert": contiguous_placement(8, 2),
+        "tokens_of_gpu": np.array([3, 1]),
+        "topk_ids": IDS,
+        "placement": contiguous_placement(8, 2),
         "name": "by hand",
     }
     return Workload(**{**values, **changes})
 
 
-def numbered_trace(tokens: int = 100) -> RoutingTrace:
-    """Token t of layer 3 chooses experts (t mod 8, t + 1 mod 8), so that windows can be recognised."""
-    first = np.arange(tokens) % 8
-    ids = np.stack([first, (first + 1) % 8], axis=-1).astype(np.uint8)
-    return RoutingTrace(np.stack([ids, 7 - ids]), 8, np.array([0, tokens]), np.array([3, 4]))
-
-
 def test_arrays_are_read_only_copies_of_the_right_type() -> None:
-    ids = np.array([[0, 1], [2, 3], [4, 5], [7, 0]])
-    made = workload(topk_ids=ids)
-    ids[:] = 0
+    ids, counts = IDS.copy(), np.array([3, 1])
+    made = workload(topk_ids=ids, tokens_of_gpu=counts)
+    ids[:], counts[:] = 0, 0
     assert made.topk_ids.tolist()[3] == [7, 0] and made.topk_ids.dtype == np.int32
-    for array in (made.topk_ids, made.gpu_of_expert):
+    assert made.tokens_of_gpu.tolist() == [3, 1]
+    for array in (made.topk_ids, made.gpu_of_expert, made.tokens_of_gpu):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    assert (made.num_tokens, made.experts_per_gpu) == (4, 4)
+
+
+def test_tokens_live_gpu_by_gpu_and_any_gpu_may_have_none() -> None:
+    made = workload(tokens_of_gpu=np.array([0, 3, 0, 1]), placement=contiguous_placement(8, 4))
+    assert made.first_token.tolist() == [0, 0, 3, 3, 4] and made.home_of_token.tolist() == [1, 1, 1, 3]
+    assert (made.num_tokens, made.most_tokens, made.num_gpus, made.num_experts) == (4, 3, 4, 8)
+
+
+def test_a_token_may_have_fewer_experts_or_none() -> None:
+    made = workload(topk_ids=np.array([[0, 1], [2, NO_EXPERT], [NO_EXPERT, NO_EXPERT], [7, 0]]))
+    assert made.experts_of_token.tolist() == [2, 1, 0, 2]
+    assert made.demand.expert_tokens.tolist() == [2, 1, 1, 0, 0, 0, 0, 1]
+
+
+def test_physical_experts_stand_for_logical_ones() -> None:
+    made = workload(topk_ids=np.array([[0, 8], [2, 7], [8, NO_EXPERT], [7, 0]]), placement=REPLICATED)
+    assert made.num_experts == 9
+    assert made.logical_ids.tolist() == [[0, 7], [2, 7], [7, NO_EXPERT], [7, 0]]
+    other = made.served_by(np.array([[0, 7], [2, 8], [7, NO_EXPERT], [8, 0]]), REPLICATED)
+    assert np.array_equal(other.logical_ids, made.logical_ids)
+    with pytest.raises(ConfigError, match=r"token 1 chose \[2, 7\] and would get \[3, 7\]"):
+        made.served_by(np.array([[0, 7], [3, 8], [7, NO_EXPERT], [8, 0]]), REPLICATED)
+
+
+def test_an_even_workload_spreads_its_tokens() -> None:
+    made = Workload.even(LAYER, 2, IDS, np.arange(8) // 4, "even")
+    assert made.tokens_of_gpu.tolist() == [2, 2]
+    with pytest.raises(ConfigError, match="gpus=3 cannot have 4 tokens evenly"):
+        Workload.even(LAYER, 3, IDS, np.arange(8) % 3, "even")
+
+
+def test_history_is_asked_for_once_and_survives_pickling() -> None:
+    assert workload().past_loads is None
+    made = pickle.loads(pickle.dumps(workload(history=partial(np.arange, 8))))
+    assert made.past_loads.tolist() == [*range(8)] and made.past_loads is made.past_loads
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"topk_ids": np.zeros((3, 2), int)}, r"topk_ids is \(3, 2\), but 'test' on 2 GPUs: \(4, 2\)"),
+        ({"topk_ids": IDS[:3]}, r"topk_ids is \(3, 2\), but 'test' on 2 GPUs: \(4, 2\)"),
         ({"topk_ids": np.array([[0, 1], [2, 3], [4, 5], [8, 0]])}, "topk_ids holds 8; test has experts 0 to 7"),
-        ({"topk_ids": np.array([[0, 1], [2, 3], [4, -1], [7, 0]])}, "topk_ids holds -1"),
+        ({"topk_ids": np.array([[0, 1], [2, 3], [4, -2], [7, 0]])}, "topk_ids holds -2"),
+        ({"topk_ids": np.array([[0, 1], [2, 3], [-1, 4], [7, 0]])}, r"token 2 has -1 before an expert: \[-1, 4\]"),
         ({"topk_ids": np.array([[0, 1], [2, 3], [4, 5], [7, 7]])}, r"token 3 chose an expert twice: \[7, 7\]"),
-        ({"topk_ids": np.zeros((4, 2))}, "topk_ids must hold whole numbers, not float64"),
-        ({"tokens_per_gpu": 0}, "tokens=0 must be at least 1"),
-        ({"num_gpus": 3}, r"gpus=3"),
-        ({"gpu_of_expert": np.array([0, 0, 0, 0, 0, 1, 1, 1])}, "gives GPU 0 5 experts; every GPU must hold 4"),
-        ({"gpu_of_expert": np.array([0, 0, 0, 0, 2, 1, 1, 1])}, "names GPU 2; there are GPUs 0 to 1"),
-        ({"gpu_of_expert": np.zeros(4, int)}, "must list a GPU for each of 8 experts"),
+        (
+            {"topk_ids": np.array([[0, 1], [2, 3], [4, 5], [7, 8]]), "placement": REPLICATED},
+            r"token 3 chose an expert twice: \[7, 7\]",
+        ),
+        ({"topk_ids": IDS.astype(float)}, "topk_ids must hold whole numbers, not float64"),
+        ({"topk_ids": IDS + 2**40}, "topk_ids holds 1099511627776"),
+        ({"tokens_of_gpu": np.array([2, 3])}, r"topk_ids is \(4, 2\), but 'test' on 2 GPUs: \(5, 2\)"),
+        ({"tokens_of_gpu": np.array([0, 0])}, r"tokens=\[0, 0\] must not be negative, and at least 1 together"),
+        ({"tokens_of_gpu": np.array([5, -1])}, r"tokens=\[5, -1\] must not be negative"),
+        ({"tokens_of_gpu": np.array([4])}, "a whole number for each of 2 GPUs"),
+        ({"tokens_of_gpu": np.array([2.0, 2.0])}, "a whole number for each of 2 GPUs"),
+        ({"placement": contiguous_placement(7, 2)}, "the placement holds 7 experts; 'test' has 8"),
     ],
 )
 def test_wrong_workloads_give_one_line(changes: dict[str, Any], message: str) -> None:
-    if changes.get("num_gpus") == 3:
-        changes = {"num_gpus": 3, "topk_ids": np.tile([[0, 1]], (6, 1))}
-        message = r"gpus=3 does not divide 8 experts evenly; choose from \[1, 2, 4, 8\]"
     with pytest.raises(ConfigError, match=message) as raised:
         workload(**changes)
     assert "\n" not in str(raised.value)
-
-
-def test_a_source_draws_new_workloads_that_their_seed_repeats() -> None:
-    source = WorkloadSource(LAYER, 4, routing="dsv2-lite", tokens=32)
-    first, second = source.draw(5), source.draw(6)
-    assert not np.array_equal(first.topk_ids, second.topk_ids)
-    assert first.name == "dsv2-lite seed=5"
-    assert np.array_equal(source.draw(5).topk_ids, first.topk_ids)
-
-
-def test_mixed_names_the_model_it_drew() -> None:
-    source = WorkloadSource(LAYER, 4, routing="mixed", tokens=8)
-    names = {source.draw(seed).name.split()[0] for seed in range(60)}
-    assert {"mixed/uniform", "mixed/dsv2-lite", "mixed/power-law"} <= names
-
-
-def test_trace_windows_are_contiguous_independent_and_within_the_split(tmp_path: Path) -> None:
-    path = str(tmp_path / "numbered.npz")
-    save_trace(numbered_trace(), path)
-    source = WorkloadSource(LAYER, 4, routing=path, tokens=15, split="test", layer_index=3)
-    starts = set()
-    for seed in range(40):
-        drawn = source.draw(seed)
-        windows = drawn.topk_ids[:, 0].reshape(4, 15)
-        assert (np.diff(windows, axis=1) % 8 == 1).all()
-        starts |= set(windows[:, 0].tolist())
-    assert drawn.name == "numbered layer=3 split=test seed=39"
-    # The test split is tokens 80 to 99, so windows of 15 start at 80 to 85, which is 0 to 5 modulo 8.
-    assert starts == {0, 1, 2, 3, 4, 5}
-    source = WorkloadSource(LAYER, 4, routing=path, tokens=15)
-    assert {source.draw(seed).name[:16] for seed in range(20)} == {"numbered layer=3", "numbered layer=4"}
-
-
-def test_a_window_may_fill_its_split(tmp_path: Path) -> None:
-    path = str(tmp_path / "numbered.npz")
-    save_trace(numbered_trace(), path)
-    source = WorkloadSource(LAYER, 2, routing=path, tokens=20, split="validation", layer_index=3)
-    drawn = source.draw(0)
-    assert drawn.topk_ids[:20].tolist() == drawn.topk_ids[20:].tolist() == numbered_trace().topk_ids[0, 60:80].tolist()
-
-
-def test_wrong_sources_give_one_line(tmp_path: Path) -> None:
-    path = str(tmp_path / "numbered.npz")
-    save_trace(numbered_trace(), path)
-    for changes, message in (
-        ({"routing": path, "split": "test", "tokens": 21}, r"tokens=21 is more than split 'test' of .* \(20 of 100 "),
-        ({"routing": path, "layer_index": 1}, r"trace '.*': layer_index=1 is not in it; choose from \[3, 4\]"),
-        ({"routing": "recorded"}, "trace 'recorded': it has 64 experts; model 'test' has 8"),
-        ({"routing": "unifrom"}, r"did you mean 'uniform'\?"),
-        ({"layer_index": 1}, "layer_index=1 needs a trace; routing='uniform' is a generator"),
-        ({"split": "train"}, "split='train' needs a trace; routing='uniform' is a generator"),
-        ({"placement": "random"}, "placement='random' is unknown; choose 'contiguous' or"),
-    ):
-        with pytest.raises(ConfigError, match=message) as raised:
-            WorkloadSource(LAYER, 4, **{"tokens": 10, **changes})
-        assert "\n" not in str(raised.value)
-    with pytest.raises(ConfigError, match="gpus=3 does not divide 8 experts evenly"):
-        WorkloadSource(LAYER, 3, tokens=256)
-
-
-def test_the_shipped_recording_serves_every_split_of_a_small_machine() -> None:
-    for split in ("train", "validation", "test"):
-        source = WorkloadSource(load_model("deepseek-v2-lite"), 8, routing="recorded", tokens=512, split=split)
-        drawn = source.draw(1)
-        assert drawn.topk_ids.shape == (4096, 6)
-
-
-def test_placements_from_files(tmp_path: Path) -> None:
-    listed = [0, 1, 0, 1, 1, 0, 1, 0]
-    (tmp_path / "p.json").write_text(json.dumps(listed))
-    np.savez(tmp_path / "p.npz", gpu_of_expert=np.array(listed))
-    for name in ("p.json", "p.npz"):
-        assert load_placement(str(tmp_path / name), 8, 2).tolist() == listed
-        source = WorkloadSource(LAYER, 2, tokens=4, placement=str(tmp_path / name))
-        assert source.draw(0).gpu_of_expert.tolist() == listed
-    for content in ("{", "[[1], 2]", '["a"]', "[0.5]", "[0, 1]", "[0,0,0,0,0,0,0,0]", "[0,0,0,0,1,1,1,9]", "3", "{}"):
-        (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(ConfigError, match="placement '.*bad.json'"):
-            load_placement(str(tmp_path / "bad.json"), 8, 2)
-    with pytest.raises(ConfigError, match="No such file"):
-        load_placement(str(tmp_path / "missing.json"), 8, 2)

@@ -42,13 +42,13 @@ from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_enqueue, uplink_pump
+from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.weights import (
     asked_for_tile,
-    issue_soon,
     issue_tile,
     reach_tile,
     tile_acknowledged,

@@ -1,0 +1,65 @@
+"""``python -m dysharp_env balance``: what balance is worth, and how much of it copies of experts bring."""
+
+from __future__ import annotations
+
+import argparse
+
+from dysharp_env.commands.options import (
+    add_run_options,
+    add_scenario_options,
+    describe_config,
+    read_scenario,
+    read_schedules,
+    require_at_least,
+)
+from dysharp_env.commands.output import check_targets, publish, results_console
+from dysharp_env.config import ConfigError
+from dysharp_env.report.balance import balance_rows, balance_table
+from dysharp_env.simulator.warmup import ensure_compiled, notice
+
+DEFAULT_SCHEDULES = ("deepep", "deepep+moonep", "deepep+ultraep", "deepep+ultraep:multicast")
+DEFAULT_SWEEP = "128,512,2048,8192"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to ``parser``."""
+    text = "tokens per GPU to try, one line each, instead of --tokens (default: %(default)s)"
+    parser.add_argument("--sweep", default=DEFAULT_SWEEP, metavar="N,N,...", help=text)
+    text = "workloads of each, with seeds from --seed on, for means (default: %(default)s)"
+    parser.add_argument("--count", type=int, default=3, metavar="N", help=text)
+    add_run_options(parser, f"{', '.join(DEFAULT_SCHEDULES)}; the first makes no copies")
+    add_scenario_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status.
+
+    Raises:
+        ConfigError: An option or a file is wrong.
+    """
+    check_targets(("json", args.json, None))
+    require_at_least(1, count=args.count)
+    scenario = read_scenario(args)
+    schedules = read_schedules(args.schedule or list(DEFAULT_SCHEDULES))
+    for schedule in schedules:
+        schedule.program(scenario.system)  # refuses a schedule that does not fit before anything long starts
+    scenarios = [scenario.spec.with_changes({"tokens": tokens}).build() for tokens in _sweep(args.sweep)]
+    ensure_compiled()
+    rows, seeds = [], range(args.seed, args.seed + args.count)
+    total = len(scenarios) * args.count * len(schedules)
+    for row in balance_rows(scenarios, schedules, seeds, args.resolution):
+        rows.append(row)
+        if len(rows) * 10 // total > (len(rows) - 1) * 10 // total:
+            notice(f"{len(rows)} of {total} layers simulated")
+    config = {**describe_config(scenario, schedules, args.resolution), "sweep": args.sweep, "count": args.count}
+    if publish(args.json, "balance", args.seed, config, rows=[row.record() for row in rows]):
+        where = f"{scenario.system.num_gpus} GPUs of {scenario.system.name}, {scenario.layer.name}, {args.routing}"
+        results_console().print(balance_table(rows, f"{where}: time, and share of forced balance"))
+    return 0
+
+
+def _sweep(given: str) -> list[int]:
+    counts = given.split(",")
+    if not all(count.isdecimal() and int(count) > 0 for count in counts) or len(set(counts)) < len(counts):
+        raise ConfigError(f"sweep='{given}' must be different whole numbers of tokens, such as {DEFAULT_SWEEP}")
+    return sorted(map(int, counts))

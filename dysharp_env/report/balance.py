@@ -1,0 +1,140 @@
+"""What balancing brings: schedules that copy experts beside one that does not, and beside balance that is forced.
+
+Each number of tokens is a line: the time under every schedule, as a share of the time of the first schedule on the same
+tokens spread evenly over all experts (workload/balanced.py), which no copies can be expected to beat by much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from dysharp_env.report.tables import empty_table
+from dysharp_env.schedules import Problem, ScheduleSpec
+from dysharp_env.workload import Scenario, Workload
+from dysharp_env.workload.balanced import force_balanced
+
+
+@dataclass(frozen=True)
+class BalanceRow:
+    """One workload under one schedule.
+
+    Attributes:
+        tokens: Of each GPU.
+        seed: Of the workload.
+        workload: Its name.
+        schedule: Who ran it.
+        makespan_us: What it took.
+        lower_bound_us: What no schedule can beat, if it may do what this one may.
+        balanced_us: The time of the first schedule where balance is forced.
+        copies: Copies of an expert's weights that were made in the layer, or replicas that were there before.
+        imbalance: Most (token, expert)s of a GPU over the mean, as shared out by the schedule.
+    """
+
+    tokens: int
+    seed: int
+    workload: str
+    schedule: str
+    makespan_us: float
+    lower_bound_us: float
+    balanced_us: float
+    copies: int
+    imbalance: float
+
+    @property
+    def share(self) -> float:
+        """The share of the forced balance that is reached."""
+        return self.balanced_us / self.makespan_us
+
+    def record(self) -> dict[str, Any]:
+        """Returns the row as one item of ``rows`` in a JSON result."""
+        return {**asdict(self), "share": self.share}
+
+
+def imbalance(workload: Workload) -> float:
+    """Returns the (token, expert)s of the busiest GPU over the mean: what perfect balance would divide its work by."""
+    loads = np.bincount(workload.gpu_of_expert, weights=workload.demand.expert_tokens, minlength=workload.num_gpus)
+    return float(loads.max() / loads.mean())
+
+
+def balance_rows(
+    scenarios: Sequence[Scenario], schedules: Sequence[ScheduleSpec], seeds: Sequence[int], resolution: str
+) -> Iterator[BalanceRow]:
+    """Yields every workload of the scenarios under every schedule, the first of which also runs it balanced.
+
+    Raises:
+        ConfigError: A schedule does not fit.
+    """
+    for scenario in scenarios:
+        settings: dict[str, Any] = {"compute_scale": scenario.spec.compute_scale, "resolution": resolution}
+        for seed in seeds:
+            workload = scenario.draw(seed)
+            even = Problem.of(scenario.system, force_balanced(workload, seed), **settings)
+            balanced_us = even.run(schedules[0]).engine.now_ps / 1e6
+            problem = Problem.of(scenario.system, workload, **settings)
+            for schedule in schedules:
+                run = problem.run(schedule)
+                shared = run.engine.workload
+                yield BalanceRow(
+                    workload.most_tokens,
+                    seed,
+                    workload.name,
+                    schedule.name,
+                    run.engine.now_ps / 1e6,
+                    run.lower_bound_ps / 1e6,
+                    balanced_us,
+                    shared.num_experts - workload.num_experts,
+                    imbalance(shared),
+                )
+
+
+def mean_ratio(rows: Sequence[BalanceRow], base: Sequence[BalanceRow]) -> float:
+    """Returns the geometric mean of makespans over those of the same workloads in ``base``, in the same order."""
+    return float(np.exp(np.mean([np.log(row.makespan_us / other.makespan_us) for row, other in _pairs(rows, base)])))
+
+
+def _pairs(rows: Sequence[BalanceRow], base: Sequence[BalanceRow]) -> Iterator[tuple[BalanceRow, BalanceRow]]:
+    of_workload = {(row.tokens, row.seed): row for row in base}
+    return ((row, of_workload[row.tokens, row.seed]) for row in rows)
+
+
+def pays_from(rows: Sequence[BalanceRow], schedule: str) -> int | None:
+    """Returns from how many tokens on a schedule beats the first one, on the mean, wherever it was tried; or None."""
+    first = rows[0].schedule
+    found = None
+    for tokens in sorted({row.tokens for row in rows}, reverse=True):
+        at = [row for row in rows if row.tokens == tokens]
+        own, base = ([row for row in at if row.schedule == name] for name in (schedule, first))
+        if mean_ratio(own, base) >= 1.0:
+            break
+        found = tokens
+    return found
+
+
+def balance_table(rows: Sequence[BalanceRow], title: str) -> Table:
+    """Returns a line for each number of tokens: time and share of forced balance by schedule, means over seeds."""
+    names = list(dict.fromkeys(row.schedule for row in rows))
+    columns = ["balanced us", *(f"{escape(name)}" for name in names)]
+    table = empty_table(title, (), ("tokens", "imbalance", *columns))
+    for tokens in dict.fromkeys(row.tokens for row in rows):
+        at = {name: [row for row in rows if row.tokens == tokens and row.schedule == name] for name in names}
+        base = at[names[0]]
+        cells = [f"{_mean([row.balanced_us for row in base]):.0f}"]
+        for name in names:
+            time_us, share = (_mean([getattr(row, key) for row in at[name]]) for key in ("makespan_us", "share"))
+            cells.append(f"{time_us:.0f} us {share:4.0%}")
+        table.add_row(str(tokens), f"{_mean([row.imbalance for row in base]):.2f}", *cells)
+    table.add_section()
+    pays = [pays_from(rows, name) for name in names[1:]]
+    table.add_row("pays from", "", "", "", *("never" if tokens is None else str(tokens) for tokens in pays))
+    return table
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Returns the geometric mean."""
+    return float(np.exp(np.mean(np.log(values))))
