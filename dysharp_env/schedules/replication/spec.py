@@ -45,8 +45,8 @@ class ReplicateSpec(Spec):
     """``beside``: weights travel from the start, beside tokens. ``behind``: a GPU moves weights once all that it
     dispatches is stored, so that no token waits for them on its links."""
     tile_kb: int = Field(default=16, ge=1, le=65536)
-    """What one tile of weights holds, KiB. Set: a stage of bulk copies in shared memory, and what an SM's multimem queue
-    holds; larger ones keep tokens waiting on the links."""
+    """What one tile of weights holds, KiB. Set: a stage of bulk copies in shared memory, and what the multimem queue of
+    one SM holds; larger ones keep tokens waiting on the links."""
     fan_out: int = Field(default=4, ge=1)
     """With ``relay``: copies that one GPU sends one expert to at most."""
     tolerance: float = Field(default=1.0, ge=1, allow_inf_nan=False)
