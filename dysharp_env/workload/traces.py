@@ -243,7 +243,11 @@ def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
         ConfigError: The file is missing or damaged, or its arrays make no trace.
     """
     path = str(_RECORDING) if name == RECORDED else name
-    arrays = read_arrays(path, required=("topk_ids",))
+    arrays = read_arrays(path)
+    if "topk_ids" not in arrays:
+        raise ConfigError(
+            f"'{path}' lacks the array 'topk_ids'; it holds {sorted(arrays)}, of which loads are read as '{path}:NAME'"
+        )
     ids = arrays["topk_ids"]
     try:
         if ids.ndim != 3 or 0 in ids.shape or ids.dtype.kind not in "iu":

@@ -55,7 +55,9 @@ def test_steps_make_up_the_makespan(schedule: str, strict: None) -> None:
         assert_whole(path, run.engine.now_ps)
         assert path[0].what == "before the start" and path[0].waited_for == "kernel launch"
         whats = [step.what for step in path]
-        assert "GEMM-1" in whats and whats.index("GEMM-1") < whats.index("GEMM-2")
+        # A copy's GEMM-2 may wait for the last of its weights longer than for its GEMM-1.
+        assert "GEMM-2" in whats and ("waiting for weights" in whats or "GEMM-1" in whats)
+        assert "GEMM-1" not in whats or whats.index("GEMM-1") < whats.index("GEMM-2")
 
 
 @pytest.mark.parametrize("schedule", preset_names("schedules"))
@@ -64,7 +66,8 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
     system, layer = load_system("gh200-nvl32", 4), load_model("small")
     shapes = [draw_shape(layer, system.num_gpus, np.random.default_rng(seed)) for seed in range(4)]
     nobody = dataclasses.replace(shapes[0], topk_ids=np.full_like(shapes[0].topk_ids, NO_EXPERT))
-    for workload in (*shapes, nobody):
+    for shape in (*shapes, nobody):
+        workload = dataclasses.replace(shape, history=lambda: np.arange(layer.experts))
         run = Problem.of(system, workload).run(load_schedule(schedule), logging=True)
         path = critical_path(run, run.schedule, system)
         assert_whole(path, run.engine.now_ps)
@@ -85,7 +88,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
     """A copy's only token is there long before its weights, which come from a copy of a copy if they are relayed."""
     case = copied_case(primitive, [(0, 1), (2, 2)], [(3, 1)], gates=gates)
     engine, schedule = play(case, 0), load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
+    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
     steps = [(step.what, step.waited_for, step.end_ps) for step in path if step.stage == "copying"]
     near, far = "those of expert 2, from GPU 0 to GPU 1", "those of expert 3, from GPU 0 to GPU 2"
@@ -102,7 +105,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
 
 def test_a_layer_may_end_with_weights(strict: None) -> None:
     engine, schedule = play(copied_case("unicast", [(0, 1)]), 0), load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule), schedule, load_system("dgx-h200"))
+    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
     assert path[-1].what == "weights"
 

@@ -145,9 +145,9 @@ def test_for_layer_keeps_the_heaviest_experts() -> None:
 
 
 def with_gaps() -> dict[str, np.ndarray]:
-    """The small trace with slots that were dropped, and two tokens of padding: the fifth and the last."""
+    """The small trace with slots that were dropped, all of a token's in one layer, and two tokens of padding."""
     ids = IDS.astype(np.int64)
-    ids[0, 0], ids[1, 2, 1], ids[:, 4], ids[:, 5] = (-1, 1), -1, -1, -1
+    ids[0, 0], ids[1, 2, 1], ids[0, 3], ids[:, 4], ids[:, 5] = (-1, 1), -1, -1, -1, -1
     weights = np.tile(np.array([0.25, 0.75], dtype=np.float16), (2, 6, 1))
     return {"topk_ids": ids, "topk_weights": weights, "doc_offsets": [0, 4, 6], "tokens_of_gpu": [1, 0, 4, 1]}
 
@@ -157,7 +157,7 @@ def test_dropped_slots_stand_behind_and_padding_is_left_out(tmp_path: Path) -> N
     np.savez(path, **with_gaps())
     trace = load_trace(path)
     assert trace.topk_ids.tolist() == [
-        [[1, -1], [0, 1], [0, 2], [3, 2]],
+        [[1, -1], [0, 1], [0, 2], [-1, -1]],
         [[3, 2], [3, 2], [3, -1], [0, 1]],
     ]
     assert trace.topk_ids.dtype == np.int8 and trace.num_padding == 2
@@ -169,7 +169,7 @@ def test_dropped_slots_stand_behind_and_padding_is_left_out(tmp_path: Path) -> N
     assert again.tokens_of_gpu.tolist() == [1, 0, 3, 0]
     assert trace.window(1, 3).tokens_of_gpu.tolist() == [0, 0, 2, 0]
     # A token with no expert in one layer is a token as any other.
-    assert trace.window(0, 1, [0]).topk_ids.tolist() == [[[1, -1]]]
+    assert trace.window(3, 4, [0]).topk_ids.tolist() == [[[-1, -1]]]
 
 
 def test_a_hole_is_refused_where_no_file_is_read() -> None:
