@@ -224,6 +224,7 @@ def draw_copying(draw: Draw, matrix_bytes: int) -> dict[str, object]:
         "copying": primitive,
         "copying_family": draw_families(draw, primitive, name="copying_family")[0],
         "copy_sms": draw.between("copy_sms", 1, 4),
+        "copies_behind": draw.chance("copies_behind", 0.5),
         "weight_tile_bytes": matrix_bytes // draw.between("weight_tiles", 1, 9) + draw.pick("uneven_tiles", 0, 1, 37),
     }
 

@@ -97,7 +97,7 @@ def draw_tokens(draw: Draw, num_gpus: int, most: int) -> np.ndarray:
 
 
 def draw_placement(draw: Draw, experts: int, num_gpus: int) -> Placement:
-    """Returns where experts are: in shares that differ by one, or anywhere; some of them several times, in any order."""
+    """Returns where experts are: in shares that differ by one, or anywhere; some several times, and in any order."""
     rng = draw.stream("uneven_placement")
     gpus = {
         "contiguous": contiguous_placement(experts, num_gpus).gpu_of_expert,

@@ -12,9 +12,9 @@ from dysharp_env.commands.options import (
     read_schedules,
     require_at_least,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console
+from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError
-from dysharp_env.report.balance import balance_rows, balance_table
+from dysharp_env.report.balance import balance_rows, balance_table, pays_lines
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 
 DEFAULT_SCHEDULES = ("deepep", "deepep+moonep", "deepep+ultraep", "deepep+ultraep:multicast")
@@ -54,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
     config = {**describe_config(scenario, schedules, args.resolution), "sweep": args.sweep, "count": args.count}
     if publish(args.json, "balance", args.seed, config, rows=[row.record() for row in rows]):
         where = f"{scenario.system.num_gpus} GPUs of {scenario.system.name}, {scenario.layer.name}, {args.routing}"
-        results_console().print(balance_table(rows, f"{where}: time, and share of forced balance"))
+        console = results_console()
+        console.print(balance_table(rows, where))
+        for line in pays_lines(rows):
+            say(console, line)
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from dysharp_env.report.tables import empty_table
+from dysharp_env.report.tables import add_groups, empty_table
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.workload import Scenario, Workload
 from dysharp_env.workload.balanced import force_balanced
@@ -117,22 +117,38 @@ def pays_from(rows: Sequence[BalanceRow], schedule: str) -> int | None:
 
 
 def balance_table(rows: Sequence[BalanceRow], title: str) -> Table:
-    """Returns a line for each number of tokens: time and share of forced balance by schedule, means over seeds."""
+    """Returns a line for each number of tokens and schedule, means over seeds, below what forced balance takes."""
     names = list(dict.fromkeys(row.schedule for row in rows))
-    columns = ["balanced us", *(f"{escape(name)}" for name in names)]
-    table = empty_table(title, (), ("tokens", "imbalance", *columns))
+    table = empty_table(title, ("tokens", "schedule"), ("us", "of balanced", "busiest/mean", "copies", "x bound"))
+    lines = []
     for tokens in dict.fromkeys(row.tokens for row in rows):
-        at = {name: [row for row in rows if row.tokens == tokens and row.schedule == name] for name in names}
-        base = at[names[0]]
-        cells = [f"{_mean([row.balanced_us for row in base]):.0f}"]
+        at = [row for row in rows if row.tokens == tokens]
+        lines.append((str(tokens), ("forced balance", f"{_mean([row.balanced_us for row in at]):.0f}")))
         for name in names:
-            time_us, share = (_mean([getattr(row, key) for row in at[name]]) for key in ("makespan_us", "share"))
-            cells.append(f"{time_us:.0f} us {share:4.0%}")
-        table.add_row(str(tokens), f"{_mean([row.imbalance for row in base]):.2f}", *cells)
-    table.add_section()
-    pays = [pays_from(rows, name) for name in names[1:]]
-    table.add_row("pays from", "", "", "", *("never" if tokens is None else str(tokens) for tokens in pays))
+            own = [row for row in at if row.schedule == name]
+            bound = _mean([row.makespan_us / row.lower_bound_us for row in own])
+            cells = (
+                f"{_mean([row.makespan_us for row in own]):.0f}",
+                f"{_mean([row.share for row in own]):.1%}",
+                f"{_mean([row.imbalance for row in own]):.2f}",
+                f"{sum(row.copies for row in own) / len(own):.1f}",
+                f"{bound:.3f}",
+            )
+            lines.append((str(tokens), (escape(name), *cells)))
+    add_groups(table, lines)
     return table
+
+
+def pays_lines(rows: Sequence[BalanceRow]) -> list[str]:
+    """Returns a line for each schedule but the first: from how many tokens on it pays, of those that were tried."""
+    names = list(dict.fromkeys(row.schedule for row in rows))
+    tried = sorted({row.tokens for row in rows})
+    found = {name: pays_from(rows, name) for name in names[1:]}
+    return [
+        f"{name} beats {names[0]} "
+        + (f"at none of up to {tried[-1]} tokens" if tokens is None else f"from {tokens} tokens per GPU on")
+        for name, tokens in found.items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from dysharp_env.schedules.needs import ADDED, AWAY, OTHERS, OWN, RECEIVED, REQUESTS, SENT, STORED, STORES, TEAMS
 from dysharp_env.schedules.times import CopyTimes, Times, work_ps
@@ -45,7 +46,7 @@ class Asked(NamedTuple):
         tokens: (logical,) tokens of each.
         held: (logical, gpu) bool, where it is before the layer.
         served: (gpu,) tokens that live there and have an expert.
-        away: (gpu, logical) of every token that lives there and has experts which are not, an equal share for each.
+        away: (logical, gpu) of every token that lives there and has experts which are not, an equal share for each.
         paired: (logical,) of every pair of a token and another GPU with the only replicas of experts of it, likewise.
         is_placed: Whether every expert is there once, so that without copies there is nothing to share.
     """
@@ -60,27 +61,49 @@ class Asked(NamedTuple):
     @classmethod
     def of(cls, workload: Workload) -> Asked:
         """Counts what a workload asks for, its copies left out."""
-        placement, ids, home = workload.placement, workload.logical_ids, workload.home_of_token
-        num_gpus, experts = workload.num_gpus, placement.num_logical
+        placement, num_gpus = workload.placement, workload.num_gpus
+        logical, experts = placement.logical_of_expert, placement.num_logical
         there = ~placement.is_copy
         held = np.zeros((experts, num_gpus), bool)
-        held[placement.logical_of_expert[there], placement.gpu_of_expert[there]] = True
-        is_away = (ids != NO_EXPERT) & ~held[ids, home[:, None]]
-        token, place = np.nonzero(is_away)
-        chosen, shares = ids[token, place], 1 / np.count_nonzero(is_away, axis=1)[token]
-        away = np.bincount(home[token] * experts + chosen, shares, num_gpus * experts)
+        held[logical[there], placement.gpu_of_expert[there]] = True
         only = np.where(np.count_nonzero(held, axis=1) == 1, held.argmax(axis=1), NOWHERE)
-        gpus = np.where(is_away, only[ids], NOWHERE)
-        alike = sum(gpus == gpus[:, [place]] for place in range(ids.shape[1]))
-        is_paired = gpus != NOWHERE
+        away, paired = np.zeros((experts, num_gpus)), np.zeros(experts)
+        _share(workload.logical_ids, workload.first_token, held, only, away, paired)
         return cls(
-            tokens=np.bincount(ids[ids != NO_EXPERT], minlength=experts),
+            tokens=np.bincount(logical, workload.demand.expert_tokens, experts).astype(np.int64),
             held=held,
             served=workload.demand.served,
-            away=away.reshape(num_gpus, experts),
-            paired=np.bincount(ids[is_paired], 1 / np.asarray(alike)[is_paired], experts),
+            away=away,
+            paired=paired,
             is_placed=np.count_nonzero(there) == experts,
         )
+
+
+@njit(cache=True)
+def _share(
+    logical_ids: np.ndarray,
+    first_token: np.ndarray,
+    held: np.ndarray,
+    only: np.ndarray,
+    away: np.ndarray,
+    paired: np.ndarray,
+) -> None:
+    """Adds up the shares of ``Asked``; ``only``, (logical,), is the GPU of an expert that is on no other."""
+    for home in range(held.shape[1]):
+        for token in range(first_token[home], first_token[home + 1]):
+            ids = logical_ids[token]
+            count = 0
+            for expert in ids:
+                count += expert != NO_EXPERT and not held[expert, home]
+            for expert in ids:
+                if expert == NO_EXPERT or held[expert, home]:
+                    continue
+                away[expert, home] += 1 / count
+                if only[expert] != NOWHERE:
+                    alike = 0
+                    for other in ids:
+                        alike += other != NO_EXPERT and only[other] == only[expert]
+                    paired[expert] += 1 / alike
 
 
 def without_copies(workload: Workload) -> Workload:
@@ -152,38 +175,58 @@ def links_ps(asked: Asked, dispatch: np.ndarray, combine: np.ndarray, least_ps: 
         least_ps: Of a multicast store and of an in-switch request that name one expert.
         expert_ps: Of an expert's weights.
     """
-    busiest_ps = (_busiest_ps(asked, first + second, least_ps, expert_ps) for first in dispatch for second in combine)
+    busiest_ps = (
+        _busiest_ps(asked.away, asked.paired, asked.served, first + second, *least_ps, expert_ps)
+        for first in dispatch
+        for second in combine
+    )
     return int(min(busiest_ps) * (1 - ROUNDING))
 
 
-def _busiest_ps(asked: Asked, needs: np.ndarray, least_ps: tuple[int, int], expert_ps: int) -> float:
-    (store_ps, request_ps), num_gpus = least_ps, len(asked.served)
-    pair_ps = needs[:, SENT] + needs[:, RECEIVED] + needs[:, STORED] * store_ps
-    token_ps = needs[:, AWAY] + needs[:, TEAMS] + needs[:, STORES] * store_ps + needs[:, REQUESTS] * request_ps
-    static = ((asked.served, OWN), (asked.served.sum() - asked.served, OTHERS), (asked.served * (num_gpus - 1), ADDED))
-    busiest_ps = 0.0
+@njit(cache=True)
+def _busiest_ps(
+    away: np.ndarray,
+    paired: np.ndarray,
+    served: np.ndarray,
+    needs: np.ndarray,
+    store_ps: int,
+    request_ps: int,
+    expert_ps: int,
+) -> float:
+    """Returns what ``links_ps`` does for one pair of primitives, of which ``needs`` is the sum."""
+    num_gpus, busiest_ps = len(served), 0.0
     for kind in range(len(needs)):
-        for share in (1.0,) if kind == DOWN else DOWN_SHARES:
-            mean = np.zeros(len(needs))
-            mean[kind] += 1 - share
-            mean[DOWN] += share
+        for down_share in DOWN_SHARES:
+            mean = (1 - down_share) * needs[kind] + down_share * needs[DOWN]
+            weights_ps = (1.0 if kind == DOWN else down_share) * expert_ps
+            pair_ps = mean[SENT] + mean[RECEIVED] + mean[STORED] * store_ps
+            token_ps = mean[AWAY] + mean[TEAMS] + mean[STORES] * store_ps + mean[REQUESTS] * request_ps
             # Static sums are those of all tokens, wherever their experts are.
-            fixed_ps = sum(tokens * (mean @ needs[:, count]) for tokens, count in static)
-            own_ps = np.minimum(asked.away * (mean @ (token_ps + needs[:, SENT])), share * expert_ps).sum(axis=1)
-            all_ps = _all_ps(asked, mean @ pair_ps, mean @ token_ps, share * expert_ps) + fixed_ps.sum()
-            busiest_ps = max(busiest_ps, (own_ps + fixed_ps).max(), all_ps / num_gpus)
+            fixed_ps = served * (mean[OWN] + mean[ADDED] * (num_gpus - 1)) + (served.sum() - served) * mean[OTHERS]
+            # A token that leaves home has a pair.
+            own_ps = np.minimum(away * (token_ps + mean[SENT]), weights_ps).sum(axis=0) + fixed_ps
+            all_ps = _all_ps(away * token_ps, paired * pair_ps, weights_ps) + fixed_ps.sum()
+            busiest_ps = max(busiest_ps, own_ps.max(), all_ps / num_gpus)
     return busiest_ps
 
 
-def _all_ps(asked: Asked, pair_ps: float, token_ps: float, expert_ps: float) -> float:
+@njit(cache=True)
+def _all_ps(away_ps: np.ndarray, pair_ps: np.ndarray, expert_ps: float) -> float:
     """Returns what all GPUs need together for pairs, tokens that leave home, and copies in their place.
 
     A token stays at home for copies there, a pair is saved by a copy anywhere.
+
+    Args:
+        away_ps: (logical, gpu) of tokens that leave home.
+        pair_ps: (logical,) of pairs.
+        expert_ps: Of a copy.
     """
-    away_ps = asked.away * token_ps
-    stays_ps = asked.paired * pair_ps + away_ps.sum(axis=0)
-    copied_ps = np.minimum(away_ps, expert_ps).sum(axis=0) + np.maximum(expert_ps - away_ps.max(axis=0), 0)
-    return float(np.minimum(stays_ps, copied_ps).sum())
+    all_ps = 0.0
+    for expert in range(len(pair_ps)):
+        away = away_ps[expert]
+        copied_ps = np.minimum(away, expert_ps).sum() + max(expert_ps - away.max(), 0.0)
+        all_ps += min(pair_ps[expert] + away.sum(), copied_ps)
+    return all_ps
 
 
 def spread_ps(work_ps: int, num_sms: int, slow_permille: int, idle_ps: list[int]) -> int:

@@ -137,7 +137,9 @@ class _Family:
         ends_ps = self.open_ps + begins_ps + int(np.max(all_ps)) + 2 * ways.hop_ps
         for part in range(self.program.parts):
             if moved.dispatch.up[part].any():
-                tail_ps = ways.remote_ps if self.program.gates[OPENS_COMBINE] == GATE_FINE else 0
+                # What crosses a loop ends at home, which needs no word of its rows.
+                tail_ps = ways.combined_ps if self.program.loopback else ways.remote_ps
+                tail_ps *= self.program.gates[OPENS_COMBINE] == GATE_FINE
                 ends_ps = max(ends_ps, self._last_arrival_ps(part) + rows_ps + tail_ps)
         if not self.layer.is_summed.any():
             return ends_ps

@@ -53,6 +53,8 @@ def require_fit(
 def require_copying(primitive: Primitive, family: str) -> None:
     """Checks that copies of weights can be made by a primitive.
 
+    Bulk copies also go to multimem addresses (``multimem.cp.async.bulk`` of the PTX ISA), which suits whole tiles.
+
     Args:
         primitive: Moves weights.
         family: Of the kernels that issue it; empty: those that usually do.
@@ -62,7 +64,7 @@ def require_copying(primitive: Primitive, family: str) -> None:
     """
     if primitive.to_all:
         raise ValueError(f"weights cannot go to all GPUs, as {primitive.name} does: copies are of some")
-    if family:
+    if family and not (primitive.in_switch and family == "bulk"):
         primitive.require_family(family)
 
 
@@ -97,6 +99,7 @@ class Program:
         copying_family: Of the kernels that issue it; empty: those that usually do.
         copy_sms: SMs of every GPU that issues some, from its GEMM group, until it has no more to do with weights; as
             many as that group has if it has fewer.
+        copies_behind: Whether a GPU issues weights only once all that it dispatches is stored.
         weight_tile_bytes: Weights move in tiles of so many bytes; the last of a matrix may be smaller.
         chunk_tokens: Tokens of one home GPU that a dispatch or combine decision takes together.
         waves: Whether chunks hold tokens in expert waves rather than in their natural order; see ordering.py.
@@ -136,6 +139,7 @@ class Program:
     copying: Primitive | None = None
     copying_family: str = ""
     copy_sms: int = 32
+    copies_behind: bool = False
     weight_tile_bytes: int = 65536
     chunk_tokens: int = 8
     waves: bool = False

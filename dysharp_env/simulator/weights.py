@@ -86,10 +86,9 @@ class WeightCosts:
         found._require_exact(costs, num_copies)
         return found
 
-    def flits(self, tile: WeightTile, targets: int) -> int:
-        """Returns the flits of a tile that is stored to so many copies at once, or loaded for one."""
-        named = targets if self.primitive.names_targets else 0
-        return self.packet.data_flits(tile.num_bytes, named)
+    def head_flits(self, copies: int) -> int:
+        """Returns the flits of a packet before its data, where it is for so many copies at once."""
+        return self.packet.header_flits + self.packet.target_flits(copies * self.primitive.names_targets)
 
     def pace_ps(self, sms: int) -> int:
         """Returns the time between two tiles that so many SMs issue."""
@@ -101,7 +100,7 @@ class WeightCosts:
 
     def _require_exact(self, costs: Costs, num_copies: int) -> None:
         """Checks that no sum of times leaves int64: all copies through one link, or through one HBM, thrice over."""
-        flits = num_copies * sum(self.flits(tile, num_copies) for tile in self.tiles)
+        flits = num_copies * sum(tile.packets * self.head_flits(num_copies) + tile.payload_flits for tile in self.tiles)
         num_bytes = num_copies * sum(tile.num_bytes for tile in self.tiles)
         largest = max(
             2 * flits * costs.flit_ps[0],
@@ -114,10 +113,10 @@ class WeightCosts:
 
 
 def _tiles(matrix_bytes: tuple[int, int], tile_bytes: int, packet: PacketFormat) -> tuple[WeightTile, ...]:
-    tiles = []
+    tiles: list[WeightTile] = []
     for gemm, whole in enumerate(matrix_bytes):
-        for start in range(0, whole, tile_bytes):
-            num_bytes = min(tile_bytes, whole - start)
+        full, rest = divmod(whole, tile_bytes)
+        for num_bytes, count in ((tile_bytes, full), (rest, 1 if rest else 0)):
             sizes = packet.packets(num_bytes), packet.payload_flits(num_bytes), packet.ask_flits(num_bytes)
-            tiles.append(WeightTile(gemm, num_bytes, *sizes))
+            tiles += [WeightTile(gemm, num_bytes, *sizes)] * count
     return tuple(tiles)

@@ -300,7 +300,6 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path: Path) -> None:
         ({"model": "smal"}, "model='smal' is unknown"),
         ({"system": "dgx"}, "system='dgx' is unknown"),
         ({"top_k": 65}, "top_k=65"),
-        ({"gpus": 3}, "gpus=3 does not divide 64 experts evenly"),
         ({"splits": ((8, 8), (8, 0))}, "splits.1.1=0: Input should be greater than or equal to 1"),
         ({"splits": ((8, 8), (8, 8, 8, 8))}, "splits.1"),
         ({"split_moments": -1}, "split_moments=-1: Input should be greater than or equal to 0"),

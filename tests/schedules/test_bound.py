@@ -15,7 +15,7 @@ from dysharp_env.simulator.costs import RESOLUTIONS, Costs
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
-from dysharp_env.workload.placement import NOWHERE
+from dysharp_env.workload.placement import NOWHERE, Placement
 from tests.conftest import Case, draw_system
 from tests.random_workloads import Draw
 
@@ -85,6 +85,46 @@ def test_a_busy_uplink_sets_it() -> None:
     bound = LowerBound(system, workload.layer, costs).of(workload)
     assert bound.total_ps == expected == costs.launch_ps + bound.links_ps
     assert max(bound.gemms_ps, bound.hbm_ps) < 0.01 * expected
+
+
+def test_tokens_of_one_gpu_keep_its_links_busy() -> None:
+    """A GPU with experts and no tokens, one with both and one with neither; every third token has no expert."""
+    system = load_system("dgx-h100", 3)
+    even = one_expert_each(3, 1, lambda gpu: gpu).layer
+    layer = even.model_copy(update={"experts": 2})
+    ids = np.tile([1, 0, -1], 2000)[:, None]
+    workload = Workload(layer, np.array([6000, 0, 0]), ids, Placement(3, np.array([0, 1])), "of one GPU")
+    costs = Costs.of(system, layer, 1e-6)
+    bound = LowerBound(system, layer, costs).of(workload)
+    # 2000 go out and 2000 come home, 136 flits each; the other GPU sends that and as many acknowledgements of 8.
+    assert bound.links_ps == 2000 * (136 * 16 * 1000 // 450 + 8 * 16 * 1000 // 450) + 500_000
+    # Before the last sum leaves the last token comes, which is all that is out of step.
+    assert bound.total_ps == costs.launch_ps + bound.links_ps
+
+
+def test_copies_wait_for_links_and_not_for_hbm() -> None:
+    """One expert on one GPU; the second has a copy of it, the third one of that; every token is served at home."""
+    layer = LayerSpec(
+        name="one", hidden=2048, moe_ff=2048, experts=1, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
+    )
+    placement = Placement(3, np.arange(3), np.zeros(3, int), np.array([-1, 0, 1]))
+    workload = Workload(layer, np.array([4, 4, 4]), np.repeat(np.arange(3), 4)[:, None], placement, "copied")
+    # 2 x 8 MiB in the bulk copies' packets, of 16 flits and a header; others are smaller.
+    expert_ps = 2 * (2**23 // 16 + 2**23 // 256) * 16 * 1000 // 450
+    for primitives in (["unicast"], ["multicast", "unicast"]):
+        system = load_system("dgx-h100", 3).with_changes({"switch.dispatch_primitives": primitives})
+        costs = Costs.of(system, layer, 0.001)
+        bound = LowerBound(system, layer, costs).of(workload)
+        assert bound.links_ps == pytest.approx(expert_ps + 500_000, rel=1e-3)
+        assert bound.total_ps == costs.launch_ps + bound.links_ps
+        assert bound.hbm_ps == pytest.approx(costs.hbm_ps(2**24), abs=4)
+    # Where the switch replicates nothing, the GPU that has it sends it once for each copy that is made of it.
+    twice = dataclasses.replace(
+        workload, placement=dataclasses.replace(placement, copied_from=np.array([-1, 0, 0])), name="twice"
+    )
+    plain = load_system("dgx-h100", 3).with_changes({"switch.dispatch_primitives": ["unicast", "pull"]})
+    bound = LowerBound(plain, layer, Costs.of(plain, layer, 0.001)).of(twice)
+    assert bound.links_ps == pytest.approx(2 * expert_ps + 500_000, rel=1e-3)
 
 
 @pytest.mark.parametrize("hbm_gbps", [3350, 300])

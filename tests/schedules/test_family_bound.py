@@ -21,6 +21,7 @@ from dysharp_env.simulator.engine import Engine
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload
+from dysharp_env.workload.placement import Placement
 from dysharp_env.workload.suite import load_suite
 from tests.conftest import Case, draw_case
 from tests.random_workloads import Draw
@@ -175,6 +176,18 @@ def test_a_lone_token_takes_no_longer(
     assert bound.total_ps == pytest.approx(now_ps, rel=0.001)
 
 
+def test_a_token_that_loops_home_tells_nobody_of_its_row(make_case: Callable[..., Case]) -> None:
+    system = load_system("dgx-h100", 2).with_changes({"gpu.families": {}})
+    layer = LayerSpec(
+        name="one", hidden=1024, moe_ff=128, experts=2, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
+    )
+    static = {"dispatch": DISPATCH_PRIMITIVES["broadcast"], "combine": COMBINE_PRIMITIVES["reduce_scatter"]}
+    program = dataclasses.replace(load_schedule("dysharp").program(system), **static, loopback=True)
+    case = make_case(system, layer, np.array([[0], [1]]), program)
+    now_ps = play_at_random(case.engine(logging=False), 0)
+    assert now_ps >= bound_of(case).total_ps == pytest.approx(now_ps, rel=0.02)
+
+
 def test_it_grows_with_what_a_program_pays_and_lacks() -> None:
     scenario = ScenarioSpec(system="dgx-h100", model="deepseek-v2-lite", tokens=64, routing="uniform").build()
     problem = Problem.of(scenario.system, scenario.draw(0))
@@ -231,3 +244,18 @@ def test_workload_without_remote_tokens_needs_no_links() -> None:
     bound = run.family_bound()
     assert bound.links_ps == 0
     assert bound.total_ps == run.engine.now_ps
+
+
+def test_a_layer_without_any_expert_has_only_what_it_pays_first() -> None:
+    system = load_system("dgx-h100", 2)
+    layer = LayerSpec(
+        name="one", hidden=1024, moe_ff=128, experts=2, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
+    )
+    placement = Placement(2, np.array([0, 1, 0]), np.array([0, 1, 1]))  # one of them twice, which may be chosen anew
+    for held in (Placement(2, np.array([0, 1])), placement):
+        workload = Workload(layer, np.array([5, 0]), np.full((5, 1), -1), held, "nothing to do")
+        problem = Problem.of(system, workload)
+        run = problem.start(load_schedule("dysharp"))
+        run.engine.run()
+        assert problem.bound.total_ps == problem.copies_bound.total_ps == problem.costs.launch_ps
+        assert run.engine.now_ps == run.family_bound().total_ps >= problem.costs.launch_ps

@@ -292,6 +292,26 @@ def test_sms_come_back_and_compute() -> None:
     assert state.gpus["free_sms"].tolist() == [2] * 4
 
 
+@pytest.mark.parametrize("change_ps", [0, 700_000])
+def test_weights_go_behind_tokens(change_ps: int) -> None:
+    """The first tile is issued once the last token's acknowledgement is back, by SMs that have changed over."""
+    case = copied_case("unicast", [(0, 1)], [(2, 1)] * 3, copies_behind=True)
+    state = run(case._replace(costs=dataclasses.replace(case.costs, role_change_ps=change_ps))).state
+    stored_ps = int(state.tokens["dispatch_end"].max()) + HOPS_PS
+    assert state.matrices["start_ps"][4] == stored_ps + change_ps > OPENED_PS
+
+
+def test_sms_that_go_behind_tokens_compute_before() -> None:
+    """Of two SMs that compute on GPU 0 none waits for the tokens to be stored, and one moves weights then."""
+    case = copied_case("unicast", [(0, 1)], [(2, 1)] * 3, copies_behind=True, exposed=frozenset({GEMM}))
+    engine = case.engine()
+    engine.advance()
+    assert engine.state.gpus["groups"]["sms"][0, GEMM] == 2
+    engine.follow_rule()
+    engine.run()
+    assert engine.state.gpus["groups"]["sms"][0, GEMM] == 2 and not engine.state.movers["left"].any()
+
+
 # Results.
 
 

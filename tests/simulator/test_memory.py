@@ -37,11 +37,12 @@ def blocks_in_order(state: State, gpu: int) -> Iterator[int]:
 
 
 def written_bytes(case: Case, state: State) -> int:
-    """Returns what all GPUs have written: tokens that have come, two outputs of each that a row took, and results."""
+    """Returns what all GPUs have written: tokens that came, two outputs of each that a row took, results, copies."""
     token_in, mid, _, out = case.costs.token_bytes
     experts = case.workload.experts_of_token
     nobodys = state.pairs[(state.pairs["segments_left"] == 0) & (state.pairs["num_experts"] == 0)]
-    return experts.sum() * (token_in + mid + out) + len(nobodys) * token_in + np.count_nonzero(experts) * out
+    copies = case.workload.placement.num_copies * sum(case.costs.matrix_bytes)
+    return experts.sum() * (token_in + mid + out) + len(nobodys) * token_in + np.count_nonzero(experts) * out + copies
 
 
 @pytest.mark.parametrize("group", range(5))
@@ -58,7 +59,10 @@ def test_every_byte_that_is_written_is_in_l2_or_in_hbm(random_case: Callable[[in
             spent = [use.end_ps - use.start_ps for use in hbm_uses(state) if use.gpu == gpu]
             assert sum(spent) == state.gpus["hbm_busy_ps"][gpu]
         assert (held["dirty_bytes"] <= held["resident_bytes"]).all()
-        assert hbm_bytes(state, codes.HBM_WRITE) + held["dirty_bytes"].sum() == written_bytes(case, state), seed
+        kept = hbm_bytes(state, codes.HBM_WRITE) + held["dirty_bytes"].sum()
+        # Who fetches ahead may drop copies that no row is to use any more.
+        most_dropped = case.workload.placement.num_copies * sum(case.costs.matrix_bytes) * case.program.prefetches
+        assert 0 <= written_bytes(case, state) - kept <= most_dropped, seed
 
 
 def test_random_runs_fetch_ahead(random_case: Callable[[int], Case]) -> None:

@@ -26,10 +26,10 @@ def places_of(state: State, kind: int) -> np.ndarray:
 
 
 def check_everyone_is_somewhere(case: Case, state: State) -> None:
-    """All SMs are in a group or on their way to one, and nobody waits for an SM that is free to come."""
+    """All SMs are in a group, move weights or are on their way, and nobody waits for an SM that is free to come."""
     gpus, groups = state.gpus, state.gpus["groups"]
     at_once = case.costs.role_change_ps == 0
-    changing = case.num_sms - groups["sms"][:, [DISPATCH, GEMM, COMBINE]].sum(axis=1)
+    changing = case.num_sms - groups["sms"][:, [DISPATCH, GEMM, COMBINE]].sum(axis=1) - state.movers["sms"]
     assert (changing == 0).all() if at_once else (changing >= 0).all()
     gemm_sms = groups["sms"][:, GEMM]
     assert (0 <= gpus["free_sms"]).all() and (gpus["free_sms"] <= gemm_sms).all()

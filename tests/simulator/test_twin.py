@@ -16,6 +16,7 @@ from dysharp_env.simulator.state.state import State
 from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
 from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.twin import Twin
+from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
 from tests.simulator.run_log import ended, started
 
@@ -185,6 +186,33 @@ def test_twin_and_engine_agree(random_case: Callable[[int], Case], group: int) -
     for seed in range(group * CASES_PER_GROUP, (group + 1) * CASES_PER_GROUP):
         engine, twin = play(random_case(seed), seed)
         assert_same_history(engine.state, twin)
+
+
+def test_random_cases_are_of_all_shapes(random_case: Callable[..., Case]) -> None:
+    """What the twin is compared on: about half of the cases are even, and the others have all that a shape may have."""
+    workloads = [random_case(seed).workload for seed in range(GROUPS * CASES_PER_GROUP)]
+    held, experts = [workload.placement.held for workload in workloads], [w.experts_of_token for w in workloads]
+    uneven = [np.ptp(w.tokens_of_gpu) > 0 or np.ptp(h) > 0 for w, h in zip(workloads, held, strict=True)]
+    assert 0.3 < np.mean(uneven) < 0.7
+    for name, are in {
+        "60 experts on 8 GPUs": [(w.layer.experts, w.num_gpus) == (60, 8) for w in workloads],
+        "a GPU without tokens": [w.tokens_of_gpu.min() == 0 for w in workloads],
+        "a GPU without experts": [h.min() == 0 for h in held],
+        "a replica": [w.num_experts > w.layer.experts for w in workloads],
+        "a dropped slot": [((0 < e) & (e < w.layer.top_k)).any() for w, e in zip(workloads, experts, strict=True)],
+        "a token without experts": [(e == 0).any() for e in experts],
+    }.items():
+        assert 5 <= sum(are) <= 0.5 * len(workloads), name
+    assert all(e.any() for e in experts)
+
+
+def test_layers_without_any_expert_end_alike(random_case: Callable[..., Case]) -> None:
+    for seed in range(20):
+        case = random_case(seed)
+        bare = dataclasses.replace(case.workload, topk_ids=np.full_like(case.workload.topk_ids, NO_EXPERT))
+        engine, twin = play(case._replace(workload=bare), seed)
+        assert_same_history(engine.state, twin)
+        assert twin.now_ps > 0 and not twin.world.tokens_left
 
 
 @pytest.mark.parametrize("dispatch", ["broadcast", "multicast"])

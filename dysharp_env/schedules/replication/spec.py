@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PlainValidator, model_validator
 
 from dysharp_env.config import Spec
+from dysharp_env.simulator.program import require_copying
 from dysharp_env.system.primitives import DISPATCH_PRIMITIVES, FAMILIES, Primitive
 
 Planner = Literal["none", "moonep", "ultraep", "llep", "eplb"]
@@ -35,9 +36,14 @@ class ReplicateSpec(Spec):
     ``relay``: copies hand them on tile by tile as they come, so that no GPU sends an expert more than ``fan_out``
     times. ``team`` and ``multicast``: stored once, and the switch replicates them."""
     family: str = ""
-    """Family of the kernels that move weights; empty: the one that usually issues the primitive."""
+    """Family of the kernels that move weights; empty: the one that usually issues the primitive. Bulk copies also store
+    to what the switch replicates (``multimem.cp.async.bulk`` of the PTX ISA), for ``team``; that they may name targets,
+    for ``multicast``, is assumed."""
     sms: int = Field(default=32, ge=1)
     """SMs of a GPU that moves weights, taken from its GEMMs while it does."""
+    when: Literal["beside", "behind"] = "beside"
+    """``beside``: weights travel from the start, beside tokens. ``behind``: a GPU moves weights once all that it
+    dispatches is stored, so that no token waits for them on its links."""
     tile_kb: int = Field(default=16, ge=1, le=65536)
     """What one tile of weights holds, KiB. Set: a stage of bulk copies in shared memory, and what the multimem queue of
     one SM holds; larger ones keep tokens waiting on the links."""
@@ -80,6 +86,7 @@ class ReplicateSpec(Spec):
             "copying": self.primitive,
             "copying_family": self.family,
             "copy_sms": self.sms,
+            "copies_behind": self.when == "behind",
             "weight_tile_bytes": self.tile_kb * 1024,
         }
 
@@ -88,7 +95,7 @@ class ReplicateSpec(Spec):
         if self.family:
             if self.family not in FAMILIES:
                 raise ValueError(f"'{self.family}' is not a family of kernels; choose from {list(FAMILIES)}")
-            self.primitive.require_family(self.family)
+            require_copying(self.primitive, self.family)
         return self
 
 
@@ -101,14 +108,13 @@ def replicate_defaults(planner: str, weights: str = "") -> dict[str, Any]:
     """
     settings = {"planner": planner, **_PUBLISHED[planner]}
     if weights and weights != settings.get("weights"):
-        in_switch = DISPATCH_PRIMITIVES.get(weights, DISPATCH_PRIMITIVES["unicast"]).in_switch
-        settings |= {"weights": weights, "family": "" if in_switch else "bulk"}
+        settings |= {"weights": weights, "family": "bulk"}
     return settings
 
 
 # Sources stand in configs/schedules/PLANNER.yaml, whose sections these are (a test holds them to it).
 _PUBLISHED: dict[str, dict[str, Any]] = {
-    "moonep": {"slots": "experts", "weights": "pull", "family": "bulk", "sms": 32},
+    "moonep": {"slots": "experts", "weights": "pull", "family": "bulk", "sms": 32, "when": "behind"},
     "ultraep": {"slots": 2, "weights": "relay", "family": "bulk", "sms": 32, "fan_out": 4, "min_tokens": 1024},
     "llep": {
         "slots": "any",

@@ -9,6 +9,7 @@ from dysharp_env.simulator.kernel.gates import count_towards, part_of
 from dysharp_env.simulator.kernel.groups import list_sm, mark, prepare_token, take_vector
 from dysharp_env.simulator.kernel.links import ask_down, ask_up, send_vector
 from dysharp_env.simulator.kernel.memory import read_input
+from dysharp_env.simulator.kernel.movers import staff_late
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, offer_place, share_done
@@ -176,6 +177,9 @@ def end_part(s: Root, gpu: int) -> bool:
         return False
     g.part += 1
     count_towards(s, gpu, g.part - 1, codes.OPENS_GEMM2, 1)
-    if s.exclusive and g.part == s.num_parts:
-        mark(s, COMBINE, gpu)
+    if g.part == s.num_parts:
+        if s.exclusive:
+            mark(s, COMBINE, gpu)
+        if s.copies_behind:
+            staff_late(s, gpu)
     return True

@@ -11,6 +11,7 @@ from dysharp_env.simulator.kernel.gates import count_towards
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up, log_row, update_plane
 from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, read, tile_block, write
+from dysharp_env.simulator.kernel.movers import offer_mover
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import row_started
 from dysharp_env.simulator.kernel.slots import count_slot
@@ -135,6 +136,7 @@ def blocks_end(s: Root, tile: int, gemm: int, count: int) -> None:
     g.free_sms += count
     if s.split_moments > 0:
         fill_groups(s, gpu)
+    offer_mover(s, gpu)
     g.groups[GEMM].holding = 0
     t.running -= count
     mark(s, GEMM, gpu)

@@ -42,13 +42,13 @@ from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_enqueue, uplink_pump
+from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.weights import (
     asked_for_tile,
-    issue_soon,
     issue_tile,
     reach_tile,
     tile_acknowledged,
@@ -66,6 +66,15 @@ def depart_now(s: Root, gpu: int, first: int) -> None:
         depart(s, gpu, first)
     else:
         issue_dispatch(s, gpu, first)
+
+
+@compiled
+def respond(s: Root, gpu: int, first: int) -> None:
+    """Sends what a GPU has read: a vector that was asked for, or a tile of weights."""
+    if first < s.weights0:
+        send_vector(s, gpu, first)
+    else:
+        uplink_enqueue(s, gpu, first)
 
 
 @compiled
@@ -128,10 +137,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         else:
             asked_for_tile(s, a)
     elif kind == codes.EV_RESPOND:
-        if a < s.weights0:
-            send_vector(s, b, a)
-        else:
-            uplink_enqueue(s, b, a)
+        respond(s, b, a)
     elif kind == codes.EV_ACK:
         if is_partial(s, a):
             push_acknowledged(s, a)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.groups import flow_of, list_sm, mark
+from dysharp_env.simulator.kernel.movers import offer_mover, staff_mover
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.state.codes import AWAY, COMING, EV_ROLE, LEAVING, NOTHING, ON_DUTY
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT
@@ -57,8 +58,9 @@ def staff_groups(s: Root, row: int) -> None:
         if row != NOTHING:
             want_sizes(s, gpu, row)
             g.groups[GEMM].sms = s.num_sms - s.splits[row].dispatch_sms - s.splits[row].combine_sms
-        lend_to_mover(s, gpu)
         g.free_sms = g.groups[GEMM].sms
+        if not s.copies_behind:
+            staff_mover(s, gpu)
         g.items = g.items_waiting
         for kind in COMMUNICATION:
             group = g.groups[kind]
@@ -68,17 +70,6 @@ def staff_groups(s: Root, row: int) -> None:
                 s.sms[first + i].duty = ON_DUTY if i < group.sms else AWAY
                 if i < group.sms:
                     list_sm(s, kind, gpu, first + i)
-
-
-@compiled
-def lend_to_mover(s: Root, gpu: int) -> None:
-    """Takes the SMs that move weights, if a GPU moves some, from its GEMM group; they go back when that is done."""
-    gemm = s.gpus[gpu].groups[GEMM]
-    m = s.movers[gpu]
-    if m.left > 0:
-        m.sms = min(s.copy_sms, gemm.sms)
-        m.pace_ps = s.copying.vector_ps // m.sms
-        gemm.sms -= m.sms
 
 
 @compiled
@@ -111,6 +102,7 @@ def join_gemm(s: Root, gpu: int) -> None:
     g.free_sms += 1
     mark(s, GEMM, gpu)
     fill_groups(s, gpu)
+    offer_mover(s, gpu)
 
 
 @compiled

@@ -2,9 +2,9 @@
 
 Each tile of a copy's matrices comes from the expert that it is a copy of. By plain loads the copy's GPU asks for it; by
 plain stores the other GPU sends it, and a copy that is itself copied from sends it on as soon as it has come (a relay);
-in-switch stores reach several copies with one tile. Whoever issues tiles gives some of its GEMM group's SMs for it,
-from the start until it has no more to do: together they issue one after each share of an SM's work on a tile, as long
-as not too many are under way. A tile is read where it comes from, once for all that it is sent to one after the other,
+in-switch stores reach several copies with one tile. Whoever issues tiles gives some of its GEMM group's SMs for it (see
+movers.py), until it has no more to do: together they issue one after each share of an SM's work on a tile, as long as
+not too many are under way. A tile is read where it comes from, once for all that it is sent to one after the other,
 and written where it goes. A matrix may be used as soon as its last tile is there.
 
 What HBM has to do for it is booked there, but a tile does not wait for its turn: a matrix that a row reads is booked as
@@ -21,21 +21,13 @@ from dysharp_env.simulator.kernel.gemm import tile_ready
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up, packets_of, tile_of_node
 from dysharp_env.simulator.kernel.memory import is_here, read_part, write
+from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.prefetch import fetch_ahead
 from dysharp_env.simulator.kernel.staffing import go_to_gemm
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import GEMM
-
-
-@compiled
-def issue_soon(s: Root, gpu: int) -> None:
-    """Has a GPU issue its next tile as soon as it may, if there is one."""
-    m = s.movers[gpu]
-    if m.queue.head != NOTHING and m.issuing == 0 and m.in_flight < s.copying.slots * m.sms:
-        m.issuing = 1
-        push(s, max(s.now_ps, m.next_ps), codes.EV_MOVE, gpu, 0, 0)
 
 
 @compiled
@@ -143,6 +135,7 @@ def end_tile(s: Root, gpu: int) -> None:
     m.in_flight -= 1
     issue_soon(s, gpu)
     if m.left == 0 and m.in_flight == 0:
+        m.wanted_sms = 0
         while m.sms > 0:
             m.sms -= 1
             go_to_gemm(s, gpu)

@@ -135,11 +135,12 @@ class WeightMoves:
         nodes["tail_ps"] = nodes["next"] = nodes["pieces"] = 0
         nodes["owner"] = np.repeat(owner, self._num_tiles)
         nodes["plane"] = plane_of(address, self._costs.planes).reshape(-1)
-        table = nodes.reshape(len(owner), self._num_tiles)
-        for index, tile in enumerate(self._weights.tiles):
-            flits = {int(count): self._weights.flits(tile, int(count)) for count in np.unique(named)}
-            table["flits"][:, index] = [flits[int(count)] for count in named]
-            table["payload_flits"][:, index] = tile.payload_flits
+        packets, payload_flits = (
+            np.array([getattr(tile, field) for tile in self._weights.tiles]) for field in ("packets", "payload_flits")
+        )
+        head_flits = np.array([self._weights.head_flits(count) for count in named.tolist()])
+        nodes["payload_flits"] = np.tile(payload_flits, len(owner))
+        nodes["flits"] = (head_flits[:, None] * packets + payload_flits).reshape(-1)
 
     def _write_matrices(self, state: State) -> None:
         """Writes what is to come of matrices, and the gates and GPUs that wait for it."""

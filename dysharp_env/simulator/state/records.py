@@ -190,8 +190,9 @@ WEIGHT_TILE = _record("num_bytes", "gemm packets ask_flits")
 # what of it is here (all of one that copies are made of), tiles to come, and tiles of tokens whose rows wait for it.
 MATRIX = _record("fetched_ps start_ps- end_ps- here_bytes", "tiles_left", held=FIFO)
 # The SMs of a GPU that move weights: when they may issue another tile, the time between two, tiles that they are yet to
-# issue and those of them that are at hand, tiles under way, and whether EV_MOVE is to come.
-MOVER = _record("next_ps pace_ps left in_flight", "sms issuing", queue=FIFO)
+# issue and those of them that are at hand, tiles under way, how many they are and should be, and whether EV_MOVE is to
+# come.
+MOVER = _record("next_ps pace_ps left in_flight", "sms wanted_sms issuing", queue=FIFO)
 # What L2 holds of a block, and what of that HBM has not; it is linked with others of its GPU while that is anything.
 BLOCK = _record("resident_bytes dirty_bytes", "prev next")
 # One row: when it became ready, its place in the order of readiness, when it started and ended.
@@ -289,7 +290,7 @@ PARAMETERS = (
     "num_gpus num_tokens top_k most_experts tile_tokens smallest_tile chunk_tokens home_chunks most_chunks num_chunks "
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
-    "partial0 store0 sum0 weights0 weight_store0 trip0 num_weight_tiles copy_sms "
+    "partial0 store0 sum0 weights0 weight_store0 trip0 num_weight_tiles copy_sms copies_behind "
     "ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
     "team_gpus stores_per_token "
     # GPU

@@ -55,8 +55,10 @@ class DispatchGroup(Crew):
                 return
             progress.part += 1
             progress.end_first_kernel(progress.part - 1)
-            if self.world.program.exclusive and progress.part == parts:
-                self.gemm.combines[self.gpu].mark()
+            if progress.part == parts:
+                if self.world.program.exclusive:
+                    self.gemm.combines[self.gpu].mark()
+                self.site.mover.dispatched()
 
     def _take_token(self, token: Token) -> None:
         """Gives a token to an SM; its home GPU's own experts get it at once."""

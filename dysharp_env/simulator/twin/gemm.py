@@ -165,6 +165,7 @@ class GemmGroup(Group):
         """Frees the SMs of finished thread blocks; the last ones of a row finish it."""
         self.site.free_sms += count
         self.site.fill_crews()
+        self.site.mover.offer()
         tile.blocks_running -= count
         self.wake()
         if tile.blocks_running == 0 and tile.blocks_left == 0:

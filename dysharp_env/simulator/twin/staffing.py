@@ -87,6 +87,7 @@ class Site:
         self.free_sms += 1
         self.gemm.wake()
         self.fill_crews()
+        self.mover.offer()
 
 
 class Mover(Protocol):
@@ -94,6 +95,12 @@ class Mover(Protocol):
 
     def start(self) -> None:
         """Takes SMs of the GEMM group for it, if there is something to move."""
+
+    def dispatched(self) -> None:
+        """Learns that all that its GPU dispatches is stored."""
+
+    def offer(self) -> None:
+        """Takes free SMs of the GEMM group if it wants more."""
 
 
 class Group:

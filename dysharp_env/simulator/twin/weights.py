@@ -105,7 +105,7 @@ class Mover:
         site.progress.copies_left = len(self.here)
         self.queue: deque[TileSegment] = deque()  # that it may issue
         self.left = 0  # that it is to issue, those that have not come to it yet as well
-        self.in_flight = self.sms = self.next_ps = 0
+        self.in_flight = self.sms = self.wanted_sms = self.next_ps = 0
         self._is_issuing = False  # whether it is to issue one at a known time
         if self.world.weights is not None:
             self._line_up(copies)
@@ -163,12 +163,35 @@ class Mover:
         )
 
     def start(self) -> None:
-        """Takes SMs of the GEMM group, as many as it has if that is fewer, if there is anything to issue."""
+        """Begins with the layer, unless weights go behind tokens."""
+        if not self.world.program.copies_behind:
+            self._begin()
+
+    def dispatched(self) -> None:
+        """Begins if weights go behind tokens, which are all stored, with SMs that change over."""
+        if self.world.program.copies_behind:
+            self.next_ps = self.clock.now_ps + self.costs.role_change_ps
+            self._begin()
+            self.issue_soon()
+
+    def _begin(self) -> None:
+        """Wants SMs of the GEMM group, as many as it has if that is fewer, if there is anything to issue."""
         if self.left > 0:
             assert self.world.weights is not None
-            self.sms = min(self.world.weights.copy_sms, self.site.gemm_sms)
-            self.site.gemm_sms -= self.sms
-            self.site.free_sms -= self.sms
+            self.wanted_sms = max(1, min(self.world.weights.copy_sms, self.site.gemm_sms))
+            self._hire()
+
+    def _hire(self) -> None:
+        hired = min(self.site.free_sms, self.wanted_sms - self.sms)
+        self.sms += hired
+        self.site.gemm_sms -= hired
+        self.site.free_sms -= hired
+
+    def offer(self) -> None:
+        """Takes free SMs of the GEMM group if more are wanted."""
+        if self.sms < self.wanted_sms:
+            self._hire()
+            self.issue_soon()
 
     def is_here(self, expert: int, stage: int) -> bool:
         """Returns whether all of an expert's matrix is on this GPU."""
@@ -255,9 +278,9 @@ class Mover:
         self.in_flight -= 1
         self.issue_soon()
         if self.left == 0 and self.in_flight == 0:
-            for _ in range(self.sms):
+            leaving, self.sms, self.wanted_sms = self.sms, 0, 0
+            for _ in range(leaving):
                 self.site.go_to_gemm()
-            self.sms = 0
 
     def _matrix_comes(self, copy: Copy, gemm: int) -> None:
         """Lets rows use a matrix, and with the other one there gates open that waited for the copy."""
