@@ -31,8 +31,9 @@ def plan_moonep(sharing: Sharing, spec: ReplicateSpec) -> None:
     many; so each GPU takes from one other, and as many slots as that has experts are always enough. Then, for each GPU
     that gives, its expert with most tokens left goes to the GPU that is to get most, again and again. Where slots run
     out MoonEP reads the weights of the smallest experts from afar; here what is left goes wherever there is room, the
-    largest move first; and no move is smaller than ``min_tokens``. With a tolerance it stops at that, as asked for in MoonEP issue 30: pairs move no more than the
-    one has too many, and a GPU gives no further expert away once it is within the tolerance.
+    largest move first. No move is smaller than ``min_tokens``. With a tolerance it stops at that, as asked for in
+    MoonEP issue 30: pairs move no more than the one has too many, and a GPU gives no further expert away once it is
+    within the tolerance.
     """
     most = sharing.most(spec.tolerance)
     for source, wanted in enumerate(_pairs(sharing, most, exact=spec.tolerance == 1)):
