@@ -302,6 +302,7 @@ def test_a_planner_behind_a_name_shares_out_that_schedule_s_work() -> None:
     assert schedule.replicate.model_dump() == {
         **ReplicateSpec(planner="ultraep", slots=2, sms=32, min_tokens=1024).model_dump(),
         "weights": "multicast",
+        "family": "bulk",
     }
     assert schedule.with_changes({"name": base.name, "description": base.description}).rule == base.rule
     assert load_schedule("nvls+moonep").pays.dispatch[-2:] == ("count_exchange", "plan")
@@ -353,7 +354,10 @@ def test_names_that_mean_nothing_are_refused(name: str, message: str) -> None:
         ),
         ({"replicate.tolerance": 0.9}, "replicate.tolerance=0.9: Input should be greater than or equal to 1"),
         ({"replicate.family": "bulky"}, "'bulky' is not a family of kernels; choose from"),
-        ({"replicate.weights": "team", "replicate.family": "bulk"}, "'bulk' does not issue team; choose from"),
+        (
+            {"replicate.weights": "team", "replicate.family": "warp_direct"},
+            "'warp_direct' does not issue team; choose from",
+        ),
         ({"replicate.slot": 2}, "unknown key 'replicate.slot' (did you mean 'replicate.slots'?)"),
     ],
 )
