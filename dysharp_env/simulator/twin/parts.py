@@ -190,6 +190,19 @@ class Unit:
     ready_ps: int = NO_TIME
 
 
+class Mover(Protocol):
+    """Who moves the weights of one GPU, as far as its other groups know."""
+
+    def start(self) -> None:
+        """Takes SMs of the GEMM group for it, if there is something to move."""
+
+    def dispatched(self) -> None:
+        """Learns that all that its GPU dispatches is stored."""
+
+    def offer(self) -> None:
+        """Takes free SMs of the GEMM group if it wants more."""
+
+
 class Row(NamedTuple):
     """A GEMM candidate: one tile in one GEMM; ``is_open`` if it would be closed early."""
 
