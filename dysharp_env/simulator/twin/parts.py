@@ -254,16 +254,3 @@ class Decision:
     def num_candidates(self) -> int:
         """How many rows are candidates, for opponents that answer the engine too."""
         return len(self.candidates)
-
-
-class Mover(Protocol):
-    """Who moves weights on a GPU, as far as its SM groups know."""
-
-    def start(self) -> None:
-        """Takes SMs of the GEMM group, if there is something to move."""
-
-    def dispatched(self) -> None:
-        """Learns that all that its GPU dispatches is stored."""
-
-    def offer(self) -> None:
-        """Takes free SMs of the GEMM group if it wants more."""
