@@ -120,7 +120,7 @@ def balance_table(rows: Sequence[BalanceRow], title: str) -> Table:
     """Returns a line for each number of tokens and schedule, means over seeds, below what forced balance takes."""
     names = list(dict.fromkeys(row.schedule for row in rows))
     table = empty_table(title, ("tokens", "schedule"), ("us", "of balanced", "busiest/mean", "copies", "x bound"))
-    lines = []
+    lines: list[tuple[str, Sequence[str]]] = []
     for tokens in dict.fromkeys(row.tokens for row in rows):
         at = [row for row in rows if row.tokens == tokens]
         lines.append((str(tokens), ("forced balance", f"{_mean([row.balanced_us for row in at]):.0f}")))

@@ -188,8 +188,10 @@ class ScheduleSpec(Spec):
         name = f"{self.name}+" + ":".join(filter(None, (planner, weights, tolerance)))
         if self.replicate.planner != "none":
             raise ConfigError(f"schedule='{name}': '{self.name}' has a planner of its own, {self.replicate.planner}")
-        bounded = {"tolerance": float(tolerance)} if tolerance else {}
-        replicate = ReplicateSpec(**replicate_defaults(planner, weights), **bounded)
+        settings = replicate_defaults(planner, weights)
+        if tolerance:
+            settings["tolerance"] = float(tolerance)
+        replicate = ReplicateSpec(**settings)
         paid = self.pays.dispatch
         if replicate.makes_copies:
             paid = (*paid, *(cost for cost in COSTS_OF_PLANNING if cost not in paid))
