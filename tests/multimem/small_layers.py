@@ -127,7 +127,9 @@ def played(
     if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
         exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))
     starter = Starter(machine, workload.layer, spec, exposure=exposure)
-    engine = starter.start(workload).engine
+    # A static planner places by the loads of an earlier batch; of this one, as there is no other.
+    loads = np.bincount(workload.logical_ids[workload.topk_ids >= 0], minlength=workload.layer.experts)
+    engine = starter.start(replace(workload, history=lambda: loads)).engine
     rng = np.random.default_rng(seed)
     while (asked := engine.advance()) is not None:
         engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
