@@ -299,10 +299,9 @@ def test_a_planner_behind_a_name_shares_out_that_schedule_s_work() -> None:
     base = load_schedule("dysharp-tuned")
     assert schedule.name == "dysharp-tuned+ultraep:multicast"
     assert schedule.pays.dispatch == ("launch", "fused_start", "count_exchange", "plan")
-    assert schedule.replicate.model_dump() == {
-        **ReplicateSpec(planner="ultraep", slots=2, sms=32, min_tokens=1024).model_dump(),
-        "weights": "multicast",
-    }
+    published = load_schedule("ultraep").replicate
+    assert published.weights == "relay" and published.min_tokens == 1024
+    assert schedule.replicate == published.model_copy(update={"weights": "multicast"})
     assert schedule.with_changes({"name": base.name, "description": base.description}).rule == base.rule
     assert load_schedule("nvls+moonep").pays.dispatch[-2:] == ("count_exchange", "plan")
     assert load_schedule("deepep_v2+eplb").name == "deepep-v2+eplb"
@@ -353,7 +352,7 @@ def test_names_that_mean_nothing_are_refused(name: str, message: str) -> None:
         ),
         ({"replicate.tolerance": 0.9}, "replicate.tolerance=0.9: Input should be greater than or equal to 1"),
         ({"replicate.family": "bulky"}, "'bulky' is not a family of kernels; choose from"),
-        ({"replicate.weights": "team", "replicate.family": "bulk"}, "'bulk' does not issue team; choose from"),
+        ({"replicate.weights": "pull", "replicate.family": "multimem"}, "'multimem' does not issue pull; choose from"),
         ({"replicate.slot": 2}, "unknown key 'replicate.slot' (did you mean 'replicate.slots'?)"),
     ],
 )
