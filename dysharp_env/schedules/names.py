@@ -1,7 +1,8 @@
 """Names of schedules: presets, their aliases, files, and any of these with a planner of copies behind it.
 
 ``BASE+PLANNER`` is a schedule whose work a planner shares out, with the settings that the planner is published with;
-``BASE+PLANNER:WEIGHTS`` says besides how weights travel.
+``BASE+PLANNER:WEIGHTS`` says besides how weights travel, and a number behind that, as in ``BASE+PLANNER:1.05``, which
+load of the busiest GPU over the mean is balanced enough.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class ScheduleName(NamedTuple):
     base: str  # a preset's name or alias, or a file
     planner: str = ""  # empty: as the base says
     weights: str = ""  # empty: as the planner is published
+    tolerance: str = ""  # likewise
 
 
 def schedule_names() -> list[str]:
@@ -56,8 +58,10 @@ def read_schedule_name(given: str) -> ScheduleName:
     require_choice(f"schedule='{given}': planner", name.planner, PLANNERS)
     if name.weights:
         require_choice(f"schedule='{given}': weights", name.weights, WEIGHTS)
-        if name.planner == "eplb":
-            raise ConfigError(f"schedule='{given}': eplb moves no weights in the layer; leave ':{name.weights}' out")
+    if name.tolerance and not _is_tolerance(name.tolerance):
+        raise ConfigError(f"schedule='{given}': tolerance '{name.tolerance}' must be a number from 1 on, such as 1.05")
+    if name.planner == "eplb" and (extras := name.weights or name.tolerance):
+        raise ConfigError(f"schedule='{given}': eplb moves no weights in the layer; leave ':{extras}' out")
     return name
 
 
@@ -65,8 +69,18 @@ def _split(given: str) -> ScheduleName:
     if "+" not in given or given.endswith(_FILES):
         return ScheduleName(given)
     base, _, planner = given.rpartition("+")
-    planner, _, weights = planner.partition(":")
-    return ScheduleName(base, planner, weights)
+    planner, _, rest = planner.partition(":")
+    weights, colon, tolerance = rest.partition(":")
+    if not colon and weights[:1].isdecimal():
+        weights, tolerance = "", weights
+    return ScheduleName(base, planner, weights, tolerance)
+
+
+def _is_tolerance(text: str) -> bool:
+    try:
+        return 1 <= float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 @cache

@@ -174,20 +174,22 @@ class ScheduleSpec(Spec):
         """
         return planned(workload, self.replicate)
 
-    def with_planner(self, planner: str, weights: str = "") -> ScheduleSpec:
+    def with_planner(self, planner: str, weights: str = "", tolerance: str = "") -> ScheduleSpec:
         """Returns the schedule with its work shared out by a planner, and with what that costs; see ``names.py``.
 
         Args:
             planner: One of ``PLANNERS``, with the settings it is published with.
             weights: How weights travel; empty: as published.
+            tolerance: Load of the busiest GPU over the mean that is balanced enough, likewise.
 
         Raises:
             ConfigError: It has a planner of its own.
         """
-        name = f"{self.name}+{planner}{':' * bool(weights)}{weights}"
+        name = f"{self.name}+" + ":".join(filter(None, (planner, weights, tolerance)))
         if self.replicate.planner != "none":
             raise ConfigError(f"schedule='{name}': '{self.name}' has a planner of its own, {self.replicate.planner}")
-        replicate = ReplicateSpec(**replicate_defaults(planner, weights))
+        settings = replicate_defaults(planner, weights)
+        replicate = ReplicateSpec(**settings | ({"tolerance": float(tolerance)} if tolerance else {}))
         paid = self.pays.dispatch
         if replicate.makes_copies:
             paid = (*paid, *(cost for cost in COSTS_OF_PLANNING if cost not in paid))
@@ -368,6 +370,6 @@ def load_schedule(name_or_path: str) -> ScheduleSpec:
     Raises:
         ConfigError: No such schedule or planner, a key or value in it is wrong, or it has a planner already.
     """
-    base, planner, weights = read_schedule_name(name_or_path)
+    base, *planner = read_schedule_name(name_or_path)
     schedule = load_spec(ScheduleSpec, "schedules", preset_of(base))
-    return schedule.with_planner(planner, weights) if planner else schedule
+    return schedule.with_planner(*planner) if planner[0] else schedule

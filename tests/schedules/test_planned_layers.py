@@ -104,3 +104,31 @@ def test_uneven_layers_are_shared_out_evenly() -> None:
     shared = run.engine.workload
     loads = np.bincount(shared.gpu_of_expert, weights=shared.demand.expert_tokens, minlength=4)
     assert loads.tolist() == [220, 220, 220, 220] and run.result().ratio >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "tolerance"),
+    [
+        ("dysharp+moonep", "pull", 1.0),
+        ("dysharp+moonep:multicast", "multicast", 1.0),
+        ("dysharp+moonep:1.05", "pull", 1.05),
+        ("dysharp+ultraep:team:1.1", "team", 1.1),
+    ],
+)
+def test_a_name_says_how_weights_travel_and_what_is_balanced_enough(name: str, weights: str, tolerance: float) -> None:
+    schedule = load_schedule(name)
+    assert schedule.name == name
+    assert (schedule.replicate.weights, schedule.replicate.tolerance) == (weights, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dysharp+moonep:0.5", "tolerance '0.5' must be a number from 1 on"),
+        ("dysharp+moonep:pull:x", "tolerance 'x' must be a number from 1 on"),
+        ("dysharp+eplb:1.2", "eplb moves no weights in the layer; leave ':1.2' out"),
+    ],
+)
+def test_what_a_name_cannot_say(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_schedule(name)

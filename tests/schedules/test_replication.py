@@ -352,7 +352,10 @@ def test_names_that_mean_nothing_are_refused(name: str, message: str) -> None:
         ),
         ({"replicate.tolerance": 0.9}, "replicate.tolerance=0.9: Input should be greater than or equal to 1"),
         ({"replicate.family": "bulky"}, "'bulky' is not a family of kernels; choose from"),
-        ({"replicate.weights": "pull", "replicate.family": "multimem"}, "'multimem' does not issue pull; choose from"),
+        (
+            {"replicate.weights": "team", "replicate.family": "warp_direct"},
+            "'warp_direct' does not issue team; choose from",
+        ),
         ({"replicate.slot": 2}, "unknown key 'replicate.slot' (did you mean 'replicate.slots'?)"),
     ],
 )

@@ -422,8 +422,8 @@ def test_weights_cannot_be_broadcast() -> None:
 
 
 def test_a_family_must_issue_the_primitive() -> None:
-    with pytest.raises(ValueError, match="'bulk' does not issue team; choose from"):
-        copied_case("team", [(0, 1)], copying_family="bulk")
+    with pytest.raises(ValueError, match="'warp_load' does not issue team; choose from"):
+        copied_case("team", [(0, 1)], copying_family="warp_load")
 
 
 def test_a_schedule_that_makes_no_copies_refuses_them() -> None:

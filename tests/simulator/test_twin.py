@@ -191,14 +191,17 @@ def test_twin_and_engine_agree(random_case: Callable[[int], Case], group: int) -
 def test_random_cases_are_of_all_shapes(random_case: Callable[..., Case]) -> None:
     """What the twin is compared on: about half of the cases are even, and the others have all that a shape may have."""
     workloads = [random_case(seed).workload for seed in range(GROUPS * CASES_PER_GROUP)]
-    held, experts = [workload.placement.held for workload in workloads], [w.experts_of_token for w in workloads]
+    before = [~workload.placement.is_copy for workload in workloads]  # what is there when the layer begins
+    held = [np.bincount(w.gpu_of_expert[b], minlength=w.num_gpus) for w, b in zip(workloads, before, strict=True)]
+    experts = [w.experts_of_token for w in workloads]
     uneven = [np.ptp(w.tokens_of_gpu) > 0 or np.ptp(h) > 0 for w, h in zip(workloads, held, strict=True)]
     assert 0.3 < np.mean(uneven) < 0.7
     for name, are in {
         "60 experts on 8 GPUs": [(w.layer.experts, w.num_gpus) == (60, 8) for w in workloads],
         "a GPU without tokens": [w.tokens_of_gpu.min() == 0 for w in workloads],
         "a GPU without experts": [h.min() == 0 for h in held],
-        "a replica": [w.num_experts > w.layer.experts for w in workloads],
+        "a replica": [b.sum() > w.layer.experts for w, b in zip(workloads, before, strict=True)],
+        "a copy": [not b.all() for b in before],
         "a dropped slot": [((0 < e) & (e < w.layer.top_k)).any() for w, e in zip(workloads, experts, strict=True)],
         "a token without experts": [(e == 0).any() for e in experts],
     }.items():

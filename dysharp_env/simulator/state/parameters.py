@@ -126,11 +126,18 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     """Returns the most events and the most log rows that one step can add."""
     num_gpus, most_tokens, layer = workload.num_gpus, workload.most_tokens, workload.layer
     num_links = num_gpus * costs.planes
-    # The most vectors one group may put in flight at once, under the most generous split.
-    copies = max(most_tokens * num_gpus, workload.num_tokens * layer.top_k)
+    # The most vectors one group may put in flight at once, under the most generous split: those of its own tokens, or
+    # what a GPU reads or pushes of everybody's.
+    own = most_tokens * max(num_gpus, layer.top_k)
+    of_all = workload.num_tokens * (min(layer.top_k, workload.most_experts) if program.copies_per_expert else 1)
     dispatch_burst, combine_burst = (
         min(copies, most_sms * sm.slots)
-        for sm, most_sms in zip((costs.dispatch_sm, costs.combine_sm), program.most_sms, strict=True)
+        for copies, sm, most_sms in zip(
+            (of_all if program.dispatch.reads else own, own if program.combine.reads else of_all),
+            (costs.dispatch_sm, costs.combine_sm),
+            program.most_sms,
+            strict=True,
+        )
     )
     local_copies = most_tokens * (layer.top_k if program.copies_per_expert else 1)
     # A GPU's local copies and the stores it may have in flight; all the sums it may have in flight, requested from

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -188,6 +188,19 @@ class Unit:
     part: int
     items: list[Token | Pair] = field(default_factory=list)
     ready_ps: int = NO_TIME
+
+
+class Mover(Protocol):
+    """Who moves the weights of one GPU, as far as its other groups know."""
+
+    def start(self) -> None:
+        """Takes SMs of the GEMM group for it, if there is something to move."""
+
+    def dispatched(self) -> None:
+        """Learns that all that its GPU dispatches is stored."""
+
+    def offer(self) -> None:
+        """Takes free SMs of the GEMM group if it wants more."""
 
 
 class Row(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import AWAY, COMING, EV_DEPART, EV_ROLE, LEAVING, ON_DUTY
@@ -17,6 +17,7 @@ from dysharp_env.simulator.twin.parts import (
     Candidate,
     CommunicationSm,
     Load,
+    Mover,
     Pair,
     Split,
     Token,
@@ -88,19 +89,6 @@ class Site:
         self.gemm.wake()
         self.fill_crews()
         self.mover.offer()
-
-
-class Mover(Protocol):
-    """Who moves weights, as far as others know."""
-
-    def start(self) -> None:
-        """Takes SMs of the GEMM group for it, if there is something to move."""
-
-    def dispatched(self) -> None:
-        """Learns that all that its GPU dispatches is stored."""
-
-    def offer(self) -> None:
-        """Takes free SMs of the GEMM group if it wants more."""
 
 
 class Group:
