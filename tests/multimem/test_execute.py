@@ -198,6 +198,7 @@ def assert_flits_are_charged(engine: Engine, execution: Execution) -> None:
 def test_links_carry_exactly_the_flits_that_the_engine_charges(name: str) -> None:
     workload = draw_workload(3, num_gpus=4, tokens_per_gpu=16)
     engine = played(spec_of(name), workload)
+    workload = engine.workload
     execution = Execution(record(engine), workload, random_tensors(workload, HIDDEN, INNER))
     for step in execution.steps:
         execution.apply(step)
