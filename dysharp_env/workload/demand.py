@@ -75,19 +75,20 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndar
 @njit(cache=True, error_model="numpy")
 def is_sound(topk_ids: np.ndarray, logical_of_expert: np.ndarray) -> bool:
     """Returns whether every token has experts of distinct logical ones that exist, and -1 only behind the last."""
-    experts = len(logical_of_expert)
+    experts, top_k = len(logical_of_expert), topk_ids.shape[1]
     last_token = np.full(experts, -1)
     for token in range(len(topk_ids)):
-        has_ended = False
-        for place in range(topk_ids.shape[1]):
-            expert = topk_ids[token, place]
-            if expert == -1:
-                has_ended = True
-                continue
-            if has_ended or not 0 <= expert < experts:
+        count = 0
+        while count < top_k and topk_ids[token, count] >= 0:
+            expert = topk_ids[token, count]
+            if expert >= experts:
                 return False
             logical = logical_of_expert[expert]
             if last_token[logical] == token:
                 return False
             last_token[logical] = token
+            count += 1
+        for place in range(count, top_k):
+            if topk_ids[token, place] != -1:
+                return False
     return True

@@ -53,11 +53,12 @@ class Workload:
         tokens, ids, num_gpus = np.asarray(self.tokens_of_gpu), np.asarray(self.topk_ids), self.placement.num_gpus
         if tokens.dtype.kind not in "iu" or tokens.shape != (num_gpus,):
             raise ConfigError(f"tokens_of_gpu must hold a whole number for each of {num_gpus} GPUs, not {tokens}")
-        if tokens.min() < 0 or tokens.sum() < 1:
+        total = int(tokens.sum())
+        if tokens.min() < 0 or total < 1:
             raise ConfigError(f"tokens={tokens.tolist()} must not be negative, and at least 1 together")
         if ids.dtype.kind not in "iu":
             raise ConfigError(f"topk_ids must hold whole numbers, not {ids.dtype}")
-        expected = (int(tokens.sum()), self.layer.top_k)
+        expected = (total, self.layer.top_k)
         if ids.shape != expected:
             raise ConfigError(f"topk_ids is {ids.shape}, but '{self.layer.name}' on {num_gpus} GPUs: {expected}")
         if self.placement.num_logical != self.layer.experts:
@@ -74,6 +75,10 @@ class Workload:
         narrow.flags.writeable = counts.flags.writeable = False
         object.__setattr__(self, "topk_ids", narrow)
         object.__setattr__(self, "tokens_of_gpu", counts)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Workload:
+        # Nothing about it ever changes, so that copies of a layer may share it.
+        return self
 
     def _refuse_mistakes(self, ids: np.ndarray) -> None:
         """Says what is wrong with ids of any type of whole numbers, if anything is."""
