@@ -45,10 +45,10 @@ GPU
       experts' sums that are home already, and those that are pushed home, are added without using memory.
     - Weights fetched ahead (``prefetch``) come matrix by matrix, at no cost but HBM's time.
     - Weights of copies made in the layer move in tiles, by SMs that cost what their family does on other vectors, from
-      the opening of dispatch on or behind it; a kernel's start is not theirs. HBM serves each tile, which does not wait
-      for its turn there. Against MoonEP's fetches on GB200 that is 4 to 5 % too slow. Planning takes a fixed time, however
-      many tokens and copies there are. A tile is one segment, on one plane; gradients of copies come home after the last
-      token, at line rate.
+      the opening of dispatch on or behind it; a kernel's start is not theirs. HBM serves each tile, which does not
+      wait for its turn there. Against MoonEP's fetches on GB200 that is 4 to 5 % too slow. Planning takes a fixed time,
+      however many tokens and copies there are. A tile is one segment, on one plane; gradients of copies come home after
+      the last token, at line rate.
     - Clocks do not change with power or temperature. Mega MoE of 8192 tokens and more on GB200 comes out 6 to 10 % too
       fast.
     - A page table never misses. The Hub's tables cost a memory latency where they miss or spill, and no bandwidth.
