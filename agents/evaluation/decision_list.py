@@ -83,9 +83,16 @@ class DecisionList(Spec):
 
 
 def routing_digest(workload: Workload) -> str:
-    """Returns the SHA-256, in hex, of a workload's expert choices and placement as little-endian int32."""
+    """Returns the SHA-256, in hex, of a workload's expert choices and placement as little-endian int32.
+
+    Where GPUs differ in tokens, or experts are there several times, those numbers are part of it.
+    """
+    placement = workload.placement
+    arrays = [workload.topk_ids, workload.gpu_of_expert]
+    if np.ptp(workload.tokens_of_gpu) or not placement.is_plain or placement.num_copies:
+        arrays += [workload.tokens_of_gpu, placement.logical_of_expert, placement.copied_from]
     digest = hashlib.sha256()
-    for array in (workload.topk_ids, workload.gpu_of_expert):
+    for array in arrays:
         digest.update(np.ascontiguousarray(array, "<i4").tobytes())
     return digest.hexdigest()
 

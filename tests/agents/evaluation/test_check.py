@@ -13,7 +13,7 @@ from agents import check, evaluate, train
 from agents.evaluation.decision_list import AskedSpec, DecisionList, read_decisions, routing_digest, write_decisions
 from dysharp_env.schedules import Exposure, Starter, load_schedule
 from dysharp_env.simulator import engine as engine_module
-from dysharp_env.workload import ScenarioSpec
+from dysharp_env.workload import Placement, ScenarioSpec, Workload, load_model
 
 SUITE = """
 name: tiny
@@ -191,3 +191,14 @@ def test_missing_files_and_folders_give_one_line(tmp_path: Path, capsys: pytest.
         f"error: folder '{tmp_path}' holds no decision list (*.json.gz)",
         f"error: cannot write decisions='{tmp_path / 'a' / 'b'}': No such file or directory",
     ]
+
+
+def test_a_digest_tells_homes_and_replicas_apart() -> None:
+    layer = load_model("small", 2).with_changes({"experts": 2})
+    ids = np.array([[0, 1], [1, 0], [0, 1]])
+    plain, other = Placement(2, np.array([0, 1])), Placement(2, np.array([0, 1]), np.array([1, 0]))
+    digests = {
+        routing_digest(Workload(layer, np.array(tokens), ids, placement, "by hand"))
+        for tokens, placement in (([1, 2], plain), ([2, 1], plain), ([1, 2], other))
+    }
+    assert len(digests) == 3
