@@ -14,7 +14,7 @@ from dysharp_env.commands.options import (
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import layers_title, run_timed, totals_of, variant_notes
+from dysharp_env.report.records import Total, layers_title, run_timed, totals_of, variant_notes
 from dysharp_env.report.tables import comparison_table, layer_tables, totals_table
 from dysharp_env.schedules import ScheduleSpec, preset_of
 from dysharp_env.simulator.warmup import ensure_compiled, notice
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config = {**describe_config(scenario, schedules, args.resolution), "against": against}
     if publish(args.json, "compare", args.seed, config, **run_records(runs)):
         console = results_console()
-        say(console, f"{layers_title(workloads, scenario.system.name)}; lower bound {bound_us:.1f} us")
+        say(console, f"{layers_title(workloads, scenario.system.name)}; {_bounds(schedules, totals)}")
         if len(workloads) > 1:
             for table in (*layer_tables(runs), totals_table(totals, against)):
                 console.print(table)
@@ -75,6 +75,18 @@ def run(args: argparse.Namespace) -> int:
 
         write_picture(args.picture, *((run.schedule, run.run.engine) for run in runs), lower_bound_us=bound_us)
     return 0
+
+
+def _bounds(schedules: list[ScheduleSpec], totals: list[Total]) -> str:
+    """Returns what nobody can beat: with experts where they are placed, and for schedules that copy some."""
+    of_planner = {schedule.name: schedule.replicate for schedule in schedules}
+    texts = {}
+    for total in totals:
+        planner = of_planner[total.schedule]
+        where = "if experts may be copied" if planner.makes_copies else ""
+        where = "with replicas" if planner.planner == "eplb" else where
+        texts[where] = f"{total.lower_bound_us:.1f} us {where}".strip()
+    return f"lower bound {', '.join(texts[where] for where in sorted(texts))}"
 
 
 def _read_schedules(args: argparse.Namespace, scenario: Scenario) -> list[ScheduleSpec]:
