@@ -58,6 +58,9 @@ class Placement:
             narrow.flags.writeable = False
             object.__setattr__(self, name, narrow)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Placement:
+        return self  # as nothing about it ever changes
+
     def __len__(self) -> int:
         """Returns how many physical experts there are."""
         return len(self.gpu_of_expert)

@@ -60,6 +60,9 @@ class WorkloadSource:
         if not chosen:
             self._placements = {None: placements.of_named(layer_index if isinstance(layer_index, int) else None)}
 
+    def __deepcopy__(self, memo: dict[int, object]) -> WorkloadSource:
+        return self  # as drawing changes nothing about it
+
     def draw(self, seed: int) -> Workload:
         """Returns the workload of one seed: the same seed gives the same workload, as its name records."""
         (batch,) = self._drawing.draw(seed)
