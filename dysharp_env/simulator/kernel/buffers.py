@@ -12,7 +12,7 @@ from dysharp_env.simulator.kernel.links import (
     tile_of_node,
     wire_ps,
 )
-from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.names import Root, Store
 from dysharp_env.simulator.kernel.pairs import store_of
 from dysharp_env.simulator.state import codes
 
@@ -58,42 +58,36 @@ def leave_input(s: Root, node: int, end_ps: int) -> None:
         tile_leaves(s, node, end_ps, free_ps)
         return
     pair = s.nodes[node].owner
-    whole = node
     gpu = s.pairs[pair].gpu
     if not is_partial(s, node):
         gpu = s.pairs[pair].home
         if s.dispatch.in_switch:
             segment = node - pair * s.dispatch.segments
             store = store_of(s, pair) * s.dispatch.segments + segment
-            whole = s.store0 + store
-            q = s.stores[store]
-            q.replicas_left -= 1
-            q.end_ps = max(q.end_ps, end_ps)
-            q.free_ps = max(q.free_ps, free_ps)
-            if q.replicas_left > 0:
-                return
-            end_ps = q.end_ps
-            free_ps = q.free_ps
-    free_input(s, gpu, whole, end_ps, free_ps)
+            replica_leaves(s, s.stores[store], gpu, s.store0 + store, end_ps, free_ps)
+            return
+    free_input(s, gpu, node, end_ps, free_ps)
 
 
 @compiled
 def tile_leaves(s: Root, node: int, end_ps: int, free_ps: int) -> None:
     """Gives back the input buffer of a tile of weights once its last replica has left the switch."""
     c = s.copies[s.nodes[node].owner]
-    whole = node
     if s.copying.in_switch:
         store = c.store * s.num_weight_tiles + tile_of_node(s, node)
-        whole = s.weight_store0 + store
-        q = s.weight_stores[store]
-        q.replicas_left -= 1
-        q.end_ps = max(q.end_ps, end_ps)
-        q.free_ps = max(q.free_ps, free_ps)
-        if q.replicas_left > 0:
-            return
-        end_ps = q.end_ps
-        free_ps = q.free_ps
-    free_input(s, c.source_gpu, whole, end_ps, free_ps)
+        replica_leaves(s, s.weight_stores[store], c.source_gpu, s.weight_store0 + store, end_ps, free_ps)
+    else:
+        free_input(s, c.source_gpu, node, end_ps, free_ps)
+
+
+@compiled_in_place
+def replica_leaves(s: Root, store: Store, gpu: int, whole: int, end_ps: int, free_ps: int) -> None:
+    """Counts a replica of a store that has left the switch; with the last one the store's buffer is free."""
+    store.replicas_left -= 1
+    store.end_ps = max(store.end_ps, end_ps)
+    store.free_ps = max(store.free_ps, free_ps)
+    if store.replicas_left == 0:
+        free_input(s, gpu, whole, store.end_ps, store.free_ps)
 
 
 @compiled_in_place

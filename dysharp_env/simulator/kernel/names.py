@@ -10,4 +10,5 @@ Flow = Any  # a record of FLOW
 Link = Any  # a record of UPLINK or PORT
 Flags = Any  # rows of flags
 Event = Any  # a record of EVENT
+Store = Any  # a record of STORE
 Events = Any  # rows of EVENT
