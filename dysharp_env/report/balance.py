@@ -93,24 +93,14 @@ def balance_rows(
                 )
 
 
-def mean_ratio(rows: Sequence[BalanceRow], base: Sequence[BalanceRow]) -> float:
-    """Returns the geometric mean of makespans over those of the same workloads in ``base``, in the same order."""
-    return float(np.exp(np.mean([np.log(row.makespan_us / other.makespan_us) for row, other in _pairs(rows, base)])))
-
-
-def _pairs(rows: Sequence[BalanceRow], base: Sequence[BalanceRow]) -> Iterator[tuple[BalanceRow, BalanceRow]]:
-    of_workload = {(row.tokens, row.seed): row for row in base}
-    return ((row, of_workload[row.tokens, row.seed]) for row in rows)
-
-
 def pays_from(rows: Sequence[BalanceRow], schedule: str) -> int | None:
     """Returns from how many tokens on a schedule beats the first one, on the mean, wherever it was tried; or None."""
     first = rows[0].schedule
     found = None
     for tokens in sorted({row.tokens for row in rows}, reverse=True):
         at = [row for row in rows if row.tokens == tokens]
-        own, base = ([row for row in at if row.schedule == name] for name in (schedule, first))
-        if mean_ratio(own, base) >= 1.0:
+        of_name = {name: [row.makespan_us for row in at if row.schedule == name] for name in (schedule, first)}
+        if _mean(of_name[schedule]) >= _mean(of_name[first]):
             break
         found = tokens
     return found

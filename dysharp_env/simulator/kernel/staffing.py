@@ -5,8 +5,8 @@ gets on: whenever another share of its tokens is dispatched, when the first of i
 another share of them may. An SM changes over when it has nothing to do: one that communicates takes no more tokens and
 goes once its last vector has made the round trip; one that computes goes at the end of its thread block. The GEMM group
 has whoever is in no other group. Where changing over takes time, an SM is nobody's on its way to the GEMM group; on its
-way to a communication group it holds its place there, and takes nothing yet. SMs that move weights come from the GEMM
-group before the layer starts, and join it when nothing is left to move.
+way to a communication group it holds its place there, and takes nothing yet. SMs that move weights are another
+matter; see movers.py.
 """
 
 from __future__ import annotations
