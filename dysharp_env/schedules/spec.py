@@ -20,7 +20,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.phases import SHARED, STAGES, WEIGHT_GRADIENTS
 from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
-from dysharp_env.simulator.state.observation import DECISION_KINDS, KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS, ENGINE_KINDS, KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.system.spec import OVERHEADS
@@ -345,13 +345,13 @@ class ScheduleSpec(Spec):
         early_tokens = self.min_partial_tokens if partial_tiles else NEVER_EARLY
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
         decides_splits = "split" in exposure.kinds
-        kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds)
+        kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds if kind in ENGINE_KINDS)
         return {
             "partial_tiles": partial_tiles,
             "may_hold": frozenset(
                 code
                 for code, kind in enumerate(DECISION_KINDS)
-                if KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
+                if kind in ENGINE_KINDS and KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
             ),
             "splits": splits if decides_splits else (),
             "split_moments": exposure.split_moments if decides_splits else 0,

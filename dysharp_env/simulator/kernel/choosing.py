@@ -90,6 +90,7 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.ready = ready / max(g.items, 1)
     x.any_ready = 1.0 if ready > 0 else 0.0
     x.all_sent = 1.0 if g.tokens_sent == g.sends else 0.0
+    x.imbalance = s.imbalance_ppm / 1e6
 
 
 @compiled

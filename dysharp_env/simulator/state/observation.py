@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-DecisionKind = Literal["split", "dispatch", "gemm", "combine"]
+DecisionKind = Literal["plan", "replicate", "split", "dispatch", "prefetch", "gemm", "combine"]
 DECISION_KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
 # Codes of the kinds, and of the SM groups that take them.
-SPLIT, DISPATCH, GEMM, COMBINE = range(len(DECISION_KINDS))
+PLAN, REPLICATE, SPLIT, DISPATCH, PREFETCH, GEMM, COMBINE = range(len(DECISION_KINDS))
 NUM_KINDS = len(DECISION_KINDS)
+# Those before the layer begins, which decide what the engine runs, and those that the engine asks.
+OPENING_KINDS, ENGINE_KINDS = DECISION_KINDS[:SPLIT], DECISION_KINDS[SPLIT:]
 
 
 class Kind(NamedTuple):
@@ -35,6 +37,16 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[DecisionKind, Kind] = {
+    "plan": Kind(
+        "ways to run the layer, from ``plans``, those that the machine can: once, at the start, before counts are known",
+        "1 if the way to run the layer is chosen",
+    ),
+    "replicate": Kind(
+        "(expert, GPU) pairs that relieve a GPU with more than its share: copy the expert's weights there, if they are "
+        "not, with as many of its tokens as bring both closest to their shares; or hold: enough",
+        "1 if copies of experts are chosen",
+        may_wait=True,
+    ),
     "split": Kind(
         "SM-group sizes, from ``splits``: at the start for all GPUs; with ``split_moments``, as a GPU's tokens "
         "are sent and its sums get ready, for that GPU, the present ones first",
@@ -43,6 +55,11 @@ KINDS: dict[DecisionKind, Kind] = {
     "dispatch": Kind(
         "which unsent token chunk a GPU's dispatch group takes next",
         "1 if a token chunk to dispatch is chosen",
+    ),
+    "prefetch": Kind(
+        "which expert matrix a GPU's HBM, which has nothing to do, brings into L2 ahead of its use; or hold",
+        "1 if weights to fetch ahead are chosen",
+        may_wait=True,
     ),
     "gemm": Kind(
         "which ready row (GEMM-1, GEMM-2, or an open tile closed early) a GPU's free GEMM SMs take next; or hold",
@@ -74,24 +91,28 @@ class Feature(NamedTuple):
 
 
 GROUPS: tuple[DecisionKind, ...] = ("dispatch", "gemm", "combine")
-WAITING: tuple[DecisionKind, ...] = ("gemm", "combine")
+WAITING: tuple[DecisionKind, ...] = tuple(kind for kind in DECISION_KINDS if KINDS[kind].may_wait)
+ROWS: tuple[DecisionKind, ...] = ("gemm", "combine")
+MATRICES: tuple[DecisionKind, ...] = ("prefetch", "gemm")
+SIZES: tuple[DecisionKind, ...] = ("plan", "split")
 FEATURE_TABLE = (
     Feature("is_hold", "1 for hold, whose other features are 0", WAITING),
     Feature(
         "order",
-        "place in the list over max_candidates (first unsent; first ready; fullest open tile last)",
+        "place in the list over max_candidates (first unsent; first ready; fullest open tile last; most tokens first)",
         DECISION_KINDS,
     ),
     Feature(
         "size",
-        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM); combine: sums over the most a chunk can have there",
-        GROUPS,
+        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); combine: "
+        "sums over the most a chunk can have there",
+        (*GROUPS[:1], "prefetch", *GROUPS[1:]),
     ),
-    Feature("is_gemm2", "1 for a GEMM-2 row", ("gemm",)),
+    Feature("is_gemm2", "1 for a GEMM-2 row or matrix", MATRICES),
     Feature("is_partial", "1 for an open tile that would be closed early", ("gemm",)),
     Feature("weights_in_l2", "1 if the row's expert matrix is in L2", ("gemm",)),
-    Feature("waiting", "root of the time since it became ready", WAITING),
-    Feature("expert_left", "fraction of the row's expert's tokens still to arrive", ("gemm",)),
+    Feature("waiting", "root of the time since it became ready", ROWS),
+    Feature("expert_left", "fraction of the expert's tokens still to arrive", MATRICES),
     Feature("finishes", "fraction of the row's tokens whose other experts are all done", ("gemm",), walks=True),
     Feature(
         "tile_fill", "dispatch: mean fill of the open tiles the chunk's tokens would join", ("dispatch",), walks=True
@@ -108,14 +129,37 @@ FEATURE_TABLE = (
     Feature(
         "backlog", "root of the longest queue it meets: target downlinks, expert uplinks, or HBM", GROUPS, walks=True
     ),
-    Feature("cost", "root of the time it takes on its GPU's link, or on the GEMM group or HBM", GROUPS, walks=True),
-    Feature("split_dispatch", "split: dispatch SMs over all SMs", ("split",)),
-    Feature("split_combine", "split: combine SMs over all SMs", ("split",)),
+    Feature(
+        "cost",
+        "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of the weights on a link",
+        ("replicate", "dispatch", "prefetch", "gemm", "combine"),
+        walks=True,
+    ),
+    Feature("wanted", "prefetch: 1 if a row that is ready needs it", ("prefetch",)),
+    Feature("drops", "prefetch: what is still to be used and would give way in L2, over its size", ("prefetch",)),
+    Feature("split_dispatch", "dispatch SMs over all SMs", SIZES),
+    Feature("split_combine", "combine SMs over all SMs", SIZES),
     Feature(
         "split_early",
-        "split: 1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
-        ("split",),
+        "1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
+        SIZES,
     ),
+    Feature("relief", "replicate: share of all tokens beyond GPUs' shares that goes away", ("replicate",)),
+    Feature("room", "replicate: share of the GPU's room for more tokens that is filled", ("replicate",)),
+    Feature("holders", "replicate: share of GPUs that hold the expert already", ("replicate",)),
+    Feature("reach", "plan: lower bound over the least time that it can take, both with even routing", ("plan",)),
+    Feature("paid", "plan: root of what it pays for kernels, barriers and counts", ("plan",)),
+    Feature("counts", "plan: 1 if counts are exchanged", ("plan",)),
+    Feature("multicasts", "plan: 1 if the switch replicates tokens", ("plan",)),
+    Feature("pulls", "plan: 1 if experts' GPUs read tokens", ("plan",)),
+    Feature("switch_sums", "plan: 1 if the switch adds results", ("plan",)),
+    Feature("pushes", "plan: 1 if results are sent, not read", ("plan",)),
+    Feature("per_expert", "plan: 1 if each of a token's experts gets a copy of its own", ("plan",)),
+    Feature("in_gemm", "plan: 1 if GEMMs' thread blocks communicate", ("plan",)),
+    Feature("waves", "plan: 1 if tokens go in waves of experts", ("plan",)),
+    Feature("phases", "plan: fraction of GEMM-1, GEMM-2 and combine that wait for the stage before to end", ("plan",)),
+    Feature("prefetches", "plan: 1 if weights are fetched ahead", ("plan",)),
+    Feature("copies_experts", "plan: 1 if experts may be copied", ("plan",)),
 )
 
 
@@ -150,6 +194,7 @@ CONTEXT_TABLE = (
     Value("ready", "fraction of the sums that this GPU combines that it may combine, or has"),
     Value("any_ready", "1 if there is one"),
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
+    Value("imbalance", "1 less the mean load of GPUs over that of the busiest, in tokens; 0 until counts are known"),
 )
 
 FEATURE_MEANINGS = {feature.name: feature.meaning for feature in FEATURE_TABLE}

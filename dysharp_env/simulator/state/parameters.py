@@ -118,6 +118,7 @@ def _worked_out(
         "network_width": program.network.width if program.network else 0,
         "in_gemm_permille": costs.in_gemm_permille * program.in_gemm,
         "logging": logging,
+        "imbalance_ppm": workload.imbalance_ppm if program.counted else 0,
         **_margins(workload, costs, program, num_sms),
     }
 

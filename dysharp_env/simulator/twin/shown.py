@@ -156,6 +156,7 @@ class Shown:
             "ready": ready / max(combine.items, 1),
             "any_ready": float(ready > 0),
             "all_sent": float(dispatch.tokens_sent == dispatch.tokens_to_send),
+            "imbalance": workload.imbalance_ppm / 1e6 if world.program.counted else 0.0,
         }
 
     def _root(self, ps: int) -> float:
