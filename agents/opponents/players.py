@@ -172,6 +172,5 @@ class LateLearned(Learned):
 
 def best_row(network: Network, decision: Decision) -> int:
     """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
-    scores = network.scores(decision.features[: decision.num_candidates], decision.context)
-    legal = decision.mask[: decision.num_candidates]
-    return int(np.where(legal, scores, -np.inf).argmax())
+    count = decision.num_candidates
+    return network.best(decision.features[:count], decision.context, decision.mask[:count])
