@@ -99,7 +99,9 @@ class Offer:
             except ConfigError as error:
                 refused = str(error)
         if not found:
-            raise ConfigError(f"schedule='{self.schedule.name}': {self.system.name} can run none of its plans: {refused}")
+            raise ConfigError(
+                f"schedule='{self.schedule.name}': {self.system.name} can run none of its plans: {refused}"
+            )
         return tuple(found)
 
     def _plan(self, schedule: ScheduleSpec, exposure: Exposure) -> Plan:
@@ -157,7 +159,10 @@ class Offer:
         schedule, program, num_sms = plan.schedule, plan.program, self.system.gpu.num_sms
         early = program.min_partial_tokens / even.layer.tile_tokens if program.partial_tiles else 1.0
         return {
-            "links": rooted(_links_ps(program, even, self.costs.under(program.dispatch, program.combine, program.families)), bound.total_ps),
+            "links": rooted(
+                _links_ps(program, even, self.costs.under(program.dispatch, program.combine, program.families)),
+                bound.total_ps,
+            ),
             "paid": rooted(sum(program.pays_ps) + program.pay_end_ps, bound.total_ps),
             "counts": program.counted,
             "multicasts": program.dispatch.in_switch,

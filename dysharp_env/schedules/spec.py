@@ -356,7 +356,9 @@ class ScheduleSpec(Spec):
             "may_hold": frozenset(
                 code
                 for code, kind in enumerate(DECISION_KINDS)
-                if kind in ENGINE_KINDS and KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
+                if kind in ENGINE_KINDS
+                and KINDS[kind].may_wait
+                and (exposure.hold if kind in exposure.kinds else self.hold)
             ),
             "splits": splits if decides_splits else (),
             "split_moments": exposure.split_moments if decides_splits else 0,

@@ -199,7 +199,10 @@ CONTEXT_TABLE = (
     Value("ready", "fraction of the sums that this GPU combines that it may combine, or has"),
     Value("any_ready", "1 if there is one"),
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
-    Value("imbalance", "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged"),
+    Value(
+        "imbalance",
+        "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged",
+    ),
 )
 
 FEATURE_MEANINGS = {feature.name: feature.meaning for feature in FEATURE_TABLE}
