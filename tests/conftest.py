@@ -204,7 +204,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "parts_by": parts_by,
         "exclusive": draw.chance("exclusive", 1 / 3),
         "prefetches": draw.chance("prefetches", 0.4),
-        "counted": draw.chance("counted", 0.5),
+        "counted": draw.chance("counted", 0.5) or (dispatch.reads and gates[0] == codes.GATE_FINE),
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),

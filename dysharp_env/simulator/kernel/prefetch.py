@@ -3,7 +3,8 @@
 Candidates are matrices that some row is still to use and that L2 lacks, but for those of copies that are yet to come
 over the links; the one of the expert with the most tokens is taken, GEMM-1's before GEMM-2's. Room is what is free and
 what dead matrices hold, which no row is still to use. Both can change only when HBM falls free, a row starts, a token
-arrives or the last tile of a copy's matrix does, so that is when this is looked at.
+arrives, the last tile of a copy's matrix does, or the last source says that it is done, so that is when this is looked
+at.
 
 A matrix that dies gives way before all else, as a kernel that fetches ahead tells L2 to evict first what it reads for
 the last time: else rows would evict what was fetched ahead, which nobody has used yet.
@@ -15,12 +16,18 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
 from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, missing_weights, wake_hbm
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
 
 
 @compiled
 def is_alive(s: Root, expert: int, gemm: int) -> bool:
-    """Returns whether a row that uses an expert's matrix (without its part) is still to start."""
+    """Returns whether a row that uses an expert's matrix (without its part) is still to start, as far as is known.
+
+    Where counts were not exchanged, more tokens may come for any expert until all sources are done.
+    """
+    if not s.counted and more_comes(s, s.experts[expert * s.parts_per_expert].gpu):
+        return True
     for part in range(s.parts_per_expert):
         if s.experts[expert * s.parts_per_expert + part].unstarted[gemm] > 0:
             return True

@@ -55,10 +55,26 @@ class DispatchGroup(Crew):
                 return
             progress.part += 1
             progress.end_first_kernel(progress.part - 1)
+            if self.world.program.in_band and (progress.part == parts or not are_waves):
+                self._say_done(progress.part - 1)
             if progress.part == parts:
                 if self.world.program.exclusive:
                     self.gemm.combines[self.gpu].mark()
                 self.site.mover.dispatched()
+
+    def _say_done(self, part: int) -> None:
+        """Says to every GPU with experts that all of a part is stored; waves of experts are said to be, all at the end."""
+        now_ps, told = self.clock.now_ps, [peer.gemm for peer in self.peers if peer.gemm.is_told_by(self.gpu, part)]
+        others = [gemm for gemm in told if gemm.gpu != self.gpu]
+        for gemm in others:
+            self.uplinks[gemm.gpu % self.costs.planes].charge(codes.DONE_FLITS, codes.DISPATCH_DONE)
+        for delay_ps, gemms in ((0, [gemm for gemm in told if gemm.gpu == self.gpu]), (2 * self.costs.hop_ps, others)):
+            self.clock.at(now_ps + delay_ps, codes.EV_SAID, self._heard, part, gemms)
+
+    def _heard(self, part: int, gemms: list[GemmGroup]) -> None:
+        """Has GPUs learn that this one is done with a part."""
+        for gemm in gemms:
+            gemm.hear_done(self.gpu, part)
 
     def _take_token(self, token: Token) -> None:
         """Gives a token to an SM; its home GPU's own experts get it at once."""

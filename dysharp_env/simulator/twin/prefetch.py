@@ -45,6 +45,8 @@ class Prefetcher:
             for stage in (1, 2):
                 tiles = [tile for part in parts for tile in part.tiles if tile.start_ps[stage - 1] != NO_TIME]
                 is_needed = sum(len(tile.pairs) for tile in tiles) < sum(part.total for part in parts)
+                # Without counts more may come for any expert until all sources are done.
+                is_needed |= not self.world.program.counted and self.progress.more_comes
                 found.append(Matrix(number, stage, tokens, is_needed))
         return found
 
