@@ -41,11 +41,12 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
-    def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
+    def with_primitives(self, dispatch: str, combine: str, **changes: Any) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
         fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS, "families": ("", "")}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
-        changes = {"gates": gates, **fits, **changes}
+        counted = self.program.counted or DISPATCH_PRIMITIVES[dispatch].reads
+        changes = {"gates": gates, "counted": counted, **fits, **changes}
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
         return self.with_program(**primitives, **changes)
 

@@ -317,8 +317,8 @@ class _Walk:
         for source in range(self.engine.workload.num_gpus):
             pair, stored_ps, known_ps = self.moves.last_sent(source, part)
             found.append((known_ps + 2 * self.costs.hop_ps * (source != gpu), pair, stored_ps, known_ps))
-        told_ps, *last = max(found)
-        return (*last, told_ps)
+        told_ps, pair, stored_ps, known_ps = max(found)
+        return pair, stored_ps, known_ps, told_ps
 
     def _block(self, tile: int, gemm: int) -> int:
         """Returns the matrix that a tile's row uses: expert * 2 + GEMM."""

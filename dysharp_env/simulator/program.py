@@ -91,7 +91,7 @@ class Program:
             one before is issued, where others wait until that is stored.
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
         prefetches: Whether an idle HBM fetches weights into L2 before rows need them; see kernel/prefetch.py.
-        counted: Whether experts' tokens are known when the layer begins, because counts were exchanged; see ``in_band``.
+        counted: Whether experts' tokens are known when the layer begins, because counts were exchanged (``in_band``).
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
@@ -190,9 +190,9 @@ class Program:
 
     @property
     def in_band(self) -> bool:
-        """Whether expert GPUs learn only from others' flags that all has come: no counts, and no gate that would say so.
+        """Whether expert GPUs learn from flags alone that all has come: no counts, and no gate that would say so.
 
-        An expert's last tile, if it does not fill, closes when every GPU has said that it has stored what it dispatches.
+        An expert's last tile, if not full, closes when every GPU has said that it has stored what it dispatches.
         """
         return not self.counted and self.gates[0] == GATE_FINE
 

@@ -70,7 +70,8 @@ def test_flags_cross_links(make_case: Callable[..., Case]) -> None:
     engine = made(make_case, 8).engine().run()
     traffic = engine.state.traffic.reshape(2, 2, -1)
     assert traffic[:, :, codes.DISPATCH_DONE].tolist() == [[1, 1], [1, 1]]
-    assert not made(make_case, 8, counted=True).engine().run().state.traffic.reshape(2, 2, -1)[:, :, codes.DISPATCH_DONE].any()
+    traffic = made(make_case, 8, counted=True).engine().run().state.traffic.reshape(2, 2, -1)
+    assert not traffic[:, :, codes.DISPATCH_DONE].any()
 
 
 def test_a_gpu_without_experts_is_told_nothing(make_case: Callable[..., Case]) -> None:
@@ -140,7 +141,7 @@ def test_no_tile_is_both_partial_and_earlier_than_its_flags(random_case: Callabl
 
 
 def test_flags_cost_time_but_for_the_order_of_rows(random_case: Callable[[int], Case]) -> None:
-    """Without counts nothing is ready earlier; that other rows come first then may even be better, by a few per cent."""
+    """Without counts no row is ready earlier; that others come first then may be better, by a few per cent."""
     plain = {"exposed": frozenset(), "network": None, "networked": frozenset(), "partial_tiles": False, "splits": ()}
     plain |= {"weights": np.zeros((observation.NUM_KINDS, observation.NUM_FEATURES)), "prefetches": False}
     ratios = []

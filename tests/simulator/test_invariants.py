@@ -350,7 +350,7 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
 
 def flags(case: Case) -> list[tuple[int, int]]:
     """Returns who says to whom, over links, that it has stored all it dispatches, once for every part."""
-    program, num_gpus, gpus = case.program, case.workload.num_gpus, range(case.workload.num_gpus)
+    program, gpus = case.program, range(case.workload.num_gpus)
     if not program.in_band:
         return []
     expert_gpus = set(case.workload.gpu_of_expert.tolist())
@@ -372,7 +372,8 @@ def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use])
         for purpose, name in enumerate(codes.PURPOSES):
             found, wanted = counted[:, way, purpose], expected[way, purpose]
             # The layer is over when its tokens are home; what is still on its way then is not counted any more.
-            may_be_short = (way == codes.DOWN and name.endswith(("_ack", "_done"))) or (is_broadcast and "dispatch" in name)
+            is_told = name.endswith(("_ack", "_done"))
+            may_be_short = (way == codes.DOWN and is_told) or (is_broadcast and "dispatch" in name)
             if name == "combine_ack" and way == codes.UP:
                 # Sums that came in parts are acknowledged in parts.
                 ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets // case.costs.combine_segments

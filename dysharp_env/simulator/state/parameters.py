@@ -157,4 +157,7 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     gates = program.parts
     # A GPU without tokens says so of all parts at once; who hears of the last source closes the tiles of all experts.
     said = (2 * program.parts + workload.num_experts * program.parts_per_expert) * program.in_band
-    return {"heap_margin": events + gates + said + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}
+    return {
+        "heap_margin": events + gates + said + 2 * layer.top_k + wakes,
+        "log_margin": 2 * vectors + wakes + 2 * blocks,
+    }

@@ -299,7 +299,7 @@ def _count_sources(s: Root, parts: Parts) -> None:
 
 @compiled
 def _count_work(s: Root, gpu_of_expert: np.ndarray, parts: Parts) -> None:
-    """Writes where experts, their slots and tiles are, how many slots each GPU has, and what it and each gate wait for."""
+    """Writes where experts, their slots and tiles are, how many slots GPUs have, and what they and gates wait for."""
     if s.in_band:
         _count_sources(s, parts)
     slot0 = tile0 = 0

@@ -75,11 +75,11 @@ class GemmGroup(Group):
     def is_told_by(self, source: int, part: int) -> bool:
         """Returns whether a GPU says here that it is done with a part."""
         program, num_gpus = self.world.program, self.world.num_gpus
-        reaches = program.parts_by != codes.BY_PEERS or (self.gpu - source) % num_gpus * program.parts // num_gpus == part
-        return bool(self.experts) and reaches
+        of_peers = (self.gpu - source) % num_gpus * program.parts // num_gpus
+        return bool(self.experts) and (program.parts_by != codes.BY_PEERS or of_peers == part)
 
     def hear_done(self, source: int, part: int) -> None:
-        """Learns that all that a GPU dispatches of a part is stored, or of all parts where those are waves of experts."""
+        """Learns that all that a GPU dispatches of a part is stored; where parts are waves of experts, of all."""
         if source != self.gpu:
             self.downlinks[self.gpu % self.costs.planes].charge(codes.DONE_FLITS, codes.DISPATCH_DONE)
         parts_by = self.world.program.parts_by
