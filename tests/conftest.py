@@ -41,11 +41,12 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
-    def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
+    def with_primitives(self, dispatch: str, combine: str, **changes: Any) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
         fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS, "families": ("", "")}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
-        changes = {"gates": gates, **fits, **changes}
+        counted = self.program.counted or DISPATCH_PRIMITIVES[dispatch].reads
+        changes = {"gates": gates, "counted": counted, **fits, **changes}
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
         return self.with_program(**primitives, **changes)
 
@@ -204,7 +205,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "parts_by": parts_by,
         "exclusive": draw.chance("exclusive", 1 / 3),
         "prefetches": draw.chance("prefetches", 0.4),
-        "counted": draw.chance("counted", 0.5),
+        "counted": draw.chance("counted", 0.5) or (dispatch.reads and gates[0] == codes.GATE_FINE),
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),

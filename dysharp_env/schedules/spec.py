@@ -108,6 +108,7 @@ class ScheduleSpec(Spec):
             loopback=self.loopback,
             parts_by=PARTS_BY.index(self.parts.by),
             combine_gate=_gate(self.readiness.combine),
+            in_band=self.readiness.gemm1 == "tile" and "count_exchange" not in self.pays.dispatch,
         )
         if self.families.dispatch:
             DISPATCH_PRIMITIVES[self.dispatch].require_family(self.families.dispatch)

@@ -126,6 +126,9 @@ def settled_flits(engine: Engine) -> np.ndarray:
         stored = owner[sent] // int(root["stores_per_token"])
         token = stored if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
         add(codes.DISPATCH_ACK, state.tokens["home"][token], sent, packets)
+    # Flags are all set by then.
+    to_come = state.parts["sources_left"].reshape(len(flits), -1).sum(axis=1)
+    flits[:, codes.DOWN, codes.DISPATCH_DONE] += to_come * codes.DONE_FLITS
     if not program.combine.reads:
         partials = slice(partial0, store0)
         gpu = state.pairs["gpu"][owner[partials]]

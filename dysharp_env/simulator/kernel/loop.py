@@ -25,7 +25,7 @@ from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
-from dysharp_env.simulator.kernel.arrival import arrive, reach_dispatch, store_acknowledged
+from dysharp_env.simulator.kernel.arrival import arrive, hear_done, reach_dispatch, store_acknowledged
 from dysharp_env.simulator.kernel.choices.dispatch import weigh_chunks
 from dysharp_env.simulator.kernel.choosing import WAIT, decide, pump
 from dysharp_env.simulator.kernel.combine import (
@@ -153,6 +153,8 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         role_changed(s, a, b, c)
     elif kind == codes.EV_NOTIFY:
         notified(s, a, b)
+    elif kind == codes.EV_SAID:
+        hear_done(s, a, b, c)
     elif kind == codes.EV_READY:
         item_ready(s, s.tokens[a].chunk, a, s.tokens[a].home)
     elif kind == codes.EV_GATE:

@@ -2,7 +2,7 @@
 
 What there is to choose from, and when, is in ``choices/prefetch.py``. A GPU is asked as the layer begins, as HBM falls
 free, a row becomes ready or starts, the last tile of a copy's matrix comes, and, where counts are not known, as the
-first token of an expert does. It is asked before its GEMM group acts.
+first token of an expert does or the last source says that it is done. It is asked before its GEMM group acts.
 
 A matrix that dies, which no row is still to use, gives way before all else, as a kernel that fetches ahead tells L2 to
 evict first what it reads for the last time: else rows would evict what was fetched ahead, which nobody has used yet.
@@ -15,6 +15,7 @@ from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
 from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.memory import fetch_weights, missing_weights, wake_hbm
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
 from dysharp_env.simulator.state.observation import PREFETCH
 
@@ -29,7 +30,12 @@ def consider(s: Root, gpu: int) -> None:
 
 @compiled
 def is_alive(s: Root, expert: int, gemm: int) -> bool:
-    """Returns whether a row that uses an expert's matrix (without its part) is still to start."""
+    """Returns whether a row that uses an expert's matrix (without its part) is still to start, as far as is known.
+
+    Where counts were not exchanged, more tokens may come for any expert until all sources are done.
+    """
+    if not s.counted and more_comes(s, s.experts[expert * s.parts_per_expert].gpu):
+        return True
     for part in range(s.parts_per_expert):
         if s.experts[expert * s.parts_per_expert + part].unstarted[gemm] > 0:
             return True

@@ -154,4 +154,9 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     blocks = 3 * most_tokens + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
     # With the last of a copy's weights gates of all parts may open.
     gates = program.parts
-    return {"heap_margin": events + gates + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}
+    # A GPU without tokens says so of all parts at once; who hears of the last source closes the tiles of all experts.
+    said = (2 * program.parts + workload.num_experts * program.parts_per_expert) * program.in_band
+    return {
+        "heap_margin": events + gates + said + 2 * layer.top_k + wakes,
+        "log_margin": 2 * vectors + wakes + 2 * blocks,
+    }

@@ -124,6 +124,8 @@ GPU = _record(
     # matrices of copies here that are to come; what L2 could take in without dropping what is still to be used, as of
     # the last list of what to fetch ahead
     "weights_left room_bytes "
+    # flags of GPUs that have stored all they dispatch to this one, of all parts: how many there are, and are to come
+    "sources sources_left "
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
@@ -205,8 +207,9 @@ TILE = _record("weights_ps inputs_ps", "expert first count finishes left running
 GATE = _record("left pay_ps not_before_ps stage part gpu-")
 # One stage of one part on one GPU: whether it may start, and the gate that what is done counts for (NOTHING: none).
 STAGE = _record("open gate-")
-# One part on one GPU: tokens it has to send, and the stages that gates open.
-PART = _record("sends_left", stages=(STAGE, 3))
+# One part on one GPU: tokens it has to send, GPUs that are to say that they have stored all they send it, how many of
+# them have not, and the stages that gates open.
+PART = _record("sends_left sources sources_left", stages=(STAGE, 3))
 
 # What a GPU dispatches together: tokens of one home GPU, places in ``order``.
 CHUNK = _record("flits", "gpu first last prev- next- part slot0 num_slots copies")
@@ -301,8 +304,8 @@ PARAMETERS = (
     "output_readiness_entries "
     # schedule
     "notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
-    "pay_end_ps prefetches counted imbalance_ppm num_splits split_moments network_width max_candidates scale_ps links_ps "
-    "gemms_ps hbm_ps "
+    "pay_end_ps prefetches counted in_band imbalance_ppm num_splits split_moments network_width max_candidates "
+    "scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"

@@ -34,6 +34,7 @@ class GemmGroup(Group):
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
+        self._find_sources()
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
         self.busy_ps = 0  # of all SMs, in thread blocks so far
@@ -62,8 +63,47 @@ class GemmGroup(Group):
         expert.arrived += 1
         if expert.arrived == 1 and not self.world.program.counted:
             self.prefetch.wake()
-        if expert.open_count == self.world.workload.layer.tile_tokens or expert.arrived == expert.total:
+        if expert.open_count == self.world.workload.layer.tile_tokens or self._is_last(expert):
             self._close_tile(expert)
+
+    def _is_last(self, expert: Expert) -> bool:
+        """Returns whether nothing more comes for an expert, as far as this GPU knows."""
+        return expert.arrived == expert.total and self.progress.sources_left[expert.part] == 0
+
+    def _find_sources(self) -> None:
+        """Notes who is to say that it has stored all it dispatches to the experts here."""
+        program, gpus = self.world.program, range(self.world.num_gpus)
+        for part in range(program.parts):
+            told_by = [gpu for gpu in gpus if self.is_told_by(gpu, part)] if program.in_band else []
+            self.progress.sources[part] = self.progress.sources_left[part] = len(told_by)
+
+    def is_told_by(self, source: int, part: int) -> bool:
+        """Returns whether a GPU says here that it is done with a part."""
+        program, num_gpus = self.world.program, self.world.num_gpus
+        of_peers = (self.gpu - source) % num_gpus * program.parts // num_gpus
+        return bool(self.experts) and (program.parts_by != codes.BY_PEERS or of_peers == part)
+
+    def hear_done(self, source: int, part: int) -> None:
+        """Learns that all that a GPU dispatches of a part is stored; where parts are waves of experts, of all."""
+        if source != self.gpu:
+            self.downlinks[self.gpu % self.costs.planes].charge(codes.DONE_FLITS, codes.DISPATCH_DONE)
+        parts_by = self.world.program.parts_by
+        for each in range(part + 1) if parts_by == codes.BY_EXPERTS else [part]:
+            self._count_source(each)
+
+    def _count_source(self, part: int) -> None:
+        """Counts a source that is done with a part; the last closes the tiles of experts that have all their tokens."""
+        self.progress.sources_left[part] -= 1
+        if self.progress.sources_left[part] > 0:
+            return
+        for expert in self.experts.values():
+            if expert.part == part and expert.open and self._is_last(expert):
+                self._close_tile(expert)
+        self.wake()
+        self.combines[self.gpu].wake()
+        self.prefetch.wake()
+        self.progress.end_first_kernel(part)
+        self.progress.check(COMBINING, part)
 
     def _close_tile(self, expert: Expert) -> None:
         """Ends an expert's open tile; it is ready a memory latency later if its status entry has spilled."""
@@ -115,7 +155,7 @@ class GemmGroup(Group):
 
     def may_hold(self) -> bool:
         """Returns whether something is yet to arrive here, or to finish."""
-        is_to_come = any(self.progress.left[GEMM1]) or self.mover.matrices_left > 0
+        is_to_come = self.progress.more_comes or self.mover.matrices_left > 0
         return is_to_come or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:

@@ -50,7 +50,8 @@ class PrefetchGroup(Group):
     def _may_be_fetched(self, matrix: Matrix) -> bool:
         """Returns whether it is of use, and here but not in L2; for a price it is offered once until a row uses it."""
         place = matrix.expert, matrix.stage
-        if not self.known_tokens(matrix) or not self._is_needed(*place) or not self.is_here(*place):
+        may_get_some = self.known_tokens(matrix) > 0 or self._is_unknown
+        if not may_get_some or not self._is_needed(*place) or not self.is_here(*place):
             return False
         is_missing = self.memory.missing_bytes(*place) > 0
         return is_missing and (self.drops_bytes(matrix) == 0 or place not in self.at_price)
@@ -76,7 +77,12 @@ class PrefetchGroup(Group):
         """Returns whether a row is still to start that uses a matrix."""
         parts = self.parts[expert]
         tiles = [tile for part in parts for tile in part.tiles if tile.start_ps[stage - 1] != NO_TIME]
-        return sum(len(tile.pairs) for tile in tiles) < sum(part.total for part in parts)
+        return self._is_unknown or sum(len(tile.pairs) for tile in tiles) < sum(part.total for part in parts)
+
+    @property
+    def _is_unknown(self) -> bool:
+        """Whether more may come for any expert, as nobody counted and not all sources are done."""
+        return not self.world.program.counted and self.progress.more_comes
 
     def may_hold(self) -> bool:
         """Returns True: rows fetch what they need themselves."""
