@@ -104,6 +104,11 @@ class Problem:
             for item in items
         ]
 
+    @property
+    def size(self) -> int:
+        """Roughly how much there is to simulate: (token, expert) pairs."""
+        return self.workload.topk_ids.size
+
     def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
         """Returns what the engine and the twin run.
 
