@@ -33,7 +33,7 @@ def _column(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
     variants = [schedule.variants() for schedule in schedules]
     firsts = np.cumsum([0, *map(len, variants[:-1])])
     engines = [problem.engine(variant) for each in variants for variant in each]
-    return np.minimum.reduceat(_play(engines, Exposure().max_candidates), firsts)
+    return np.minimum.reduceat(play(engines, Exposure().max_candidates), firsts)
 
 
 def size_of(problem: Problem) -> int:
@@ -50,10 +50,10 @@ def play_networks(
         ConfigError: The schedule does not fit the system.
     """
     engines = [problem.engine(schedule, exposure) for exposure in exposures]
-    return _play(engines, exposures[0].max_candidates), np.array([engine.asked for engine in engines])
+    return play(engines, exposures[0].max_candidates), np.array([engine.asked for engine in engines])
 
 
-def _play(engines: Sequence[Engine], max_candidates: int) -> np.ndarray:
+def play(engines: Sequence[Engine], max_candidates: int) -> np.ndarray:
     """Runs layers that ask nothing to their ends together and returns their (layer,) int64 makespans, picoseconds."""
     batch = Batch(len(engines), max_candidates)
     for row, engine in enumerate(engines):

@@ -52,7 +52,7 @@ class Validator:
 
         A line for each workload is added to the run's ``evaluations.csv``.
         """
-        exposure = replace(self._exposure, network=policy.scoring_network())
+        exposure = replace(self._exposure, network=policy.scoring_network(), opening=policy.opening_network())
         play = partial(play_networks, self._schedule, [exposure])
         ends = self._workers.map(play, self._problems, size=size_of, constants=self._problems)
         mine_ps = np.array([makespans[0] for makespans, _ in ends])
