@@ -12,6 +12,7 @@ from agents.evaluation.table import evaluate, json_content, summarise, with_refe
 from agents.kit import Command, check_folder, check_options, deliver, entry
 from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contenders, run_folders
+from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Problem
@@ -56,6 +57,7 @@ def build() -> Command:
     command.add_seed("random and intervals").add_json()
     command.add("--plot", metavar="FILE.png", help="draw the ratios of every workload")
     text = "store the decisions of every row, for python -m agents.check"
+    command.add_workers()
     return command.add("--decisions", metavar="DIR", help=text)
 
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates as the options say and prints the table."""
     check_options(args, ("plot", args.plot, ".png"))
     check_folder("decisions", args.decisions)
+    workers = open_workers(args)
     kinds, groupings = _charged_kinds(args), read_groupings(args.by)
     suite = load_suite(args.suite)
     against = list(dict.fromkeys(args.against or [AGAINST]))
@@ -71,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     contenders, references = everyone[: len(args.policy)], everyone[len(args.policy) :]
     items = suite.draw()
     problems = Problem.of_suite(items)
-    rows = evaluate(problems, contenders, *references)
+    with workers:
+        rows = evaluate(problems, contenders, *references, workers=workers)
     played = with_references(contenders, references)
     if args.decision_us is not None:
         rows = charge(rows, played, problems, args.decision_us, kinds)
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     tables += [summary_table(summary, suite.name, note) for summary in charged]
     tables += [breakdown_table(group) for group in groups if group]
     content = json_content(rows, sum(summaries, []), sum(charged, []), sum(groups, []))
-    deliver(args, config, content, *tables, timed=True)
+    deliver(args, config, content, *tables, timed=True, elsewhere_s=workers.elsewhere_s)
     return 0
 
 

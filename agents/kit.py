@@ -17,7 +17,7 @@ from rich.table import Table
 
 from agents.opponents.lookahead import LookAhead
 from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option
+from dysharp_env.commands.options import add_json_option, add_worker_options
 from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 
@@ -66,6 +66,11 @@ class Command:
     def add_quiet(self, text: str) -> Command:
         """Adds ``--quiet``."""
         return self.add("--quiet", action="store_true", help=text)
+
+    def add_workers(self, default: str = "1, this process") -> Command:
+        """Adds ``--engine``, ``--workers`` and ``--address``; see ``dysharp_env.commands.options.open_workers``."""
+        add_worker_options(self.parser, default)
+        return self
 
     def add_json(self) -> Command:
         """Adds ``--json``."""
@@ -127,16 +132,21 @@ def check_folder(option: str, folder: str | None) -> None:
 
 
 def deliver(
-    args: argparse.Namespace, config: dict[str, Any], content: dict[str, Any], *shown: Table | str, timed: bool = False
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    content: dict[str, Any],
+    *shown: Table | str,
+    timed: bool = False,
+    elsewhere_s: float = 0.0,
 ) -> None:
     """Writes results where ``--json`` says, and shows tables and lines unless that is standard output.
 
     JSON holds ``content`` and, as what that depends on, ``config``; with ``timed`` the last line shown is the processor
-    time that the command has taken.
+    time that the command has taken, here and in workers' processes.
     """
     if publish(args.json, args.command, getattr(args, "seed", 0), config, **content):
         console = results_console()
         for each in shown:
             console.print(each)
         if timed:
-            console.print(f"{time.process_time() - args.started:.0f} CPU seconds")
+            console.print(f"{time.process_time() - args.started + elsewhere_s:.0f} CPU seconds")

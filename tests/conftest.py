@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEM
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES, Primitive
+from dysharp_env.workers.cluster import Cluster
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 from tests.random_workloads import Draw, draw_layer, draw_num_gpus, draw_workload
@@ -326,3 +327,12 @@ def make_case() -> Callable[..., Case]:
 def random_case() -> Callable[..., Case]:
     """Returns the function that draws a case from a seed; see ``draw_case``."""
     return draw_case
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Starts a Ray cluster of two CPUs, which every ``Cluster`` of this process then uses."""
+    pytest.importorskip("ray")
+    with Cluster(2) as cluster:
+        assert cluster.map(abs, [-1]) == [1]
+        yield

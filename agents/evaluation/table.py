@@ -12,6 +12,7 @@ from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, int
 from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
+from dysharp_env.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,43 @@ class Summary:
     mean_ratio_to_family_bound: float | None = None
 
 
-def evaluate(problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender) -> list[Played]:
+@dataclass(frozen=True)
+class _Play:
+    """One row to be."""
+
+    opponent: Opponent
+    problem: Problem
+    place: int
+    policy: str
+
+    def played(self) -> Played:
+        return self.opponent.play_one(self.problem, self.place, self.policy)
+
+    def size(self) -> int:
+        return self.problem.size
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    contenders: Sequence[Contender],
+    *references: Contender,
+    workers: Workers | None = None,
+) -> list[Played]:
     """Returns a row for every contender, seed and problem, those of the references as well.
+
+    ``workers`` play them; None: this process.
 
     Raises:
         ConfigError: Two contenders have one name, or a schedule does not fit a system.
     """
-    return [row for contender in with_references(contenders, references) for row in contender.play(problems)]
+    plays = [
+        _Play(opponent, problem, place, contender.name)
+        for contender in with_references(contenders, references)
+        for opponent in contender.opponents
+        for place, problem in enumerate(problems)
+    ]
+    constants = [*problems, *{id(play.opponent): play.opponent for play in plays}.values()]
+    return (workers or Workers()).map(_Play.played, plays, size=_Play.size, constants=constants)
 
 
 def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:

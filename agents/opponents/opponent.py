@@ -97,13 +97,18 @@ class Opponent(ABC):
         Raises:
             ConfigError: The schedule beneath does not fit a system.
         """
-        rows = []
-        for place, problem in enumerate(problems):
-            run = self.run(problem, place)
-            result = run.result(family=True)
-            numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-            rows.append(Played(policy, self.seed, problem.name, *numbers, family_bound_us=result.family_bound_us))
-        return rows
+        return [self.play_one(problem, place, policy) for place, problem in enumerate(problems)]
+
+    def play_one(self, problem: Problem, place: int, policy: str = "") -> Played:
+        """Returns what becomes of one problem, which has that place among all that are played.
+
+        Raises:
+            ConfigError: The schedule beneath does not fit the system.
+        """
+        run = self.run(problem, place)
+        result = run.result(family=True)
+        numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
+        return Played(policy, self.seed, problem.name, *numbers, family_bound_us=result.family_bound_us)
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
         """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""

@@ -19,6 +19,7 @@ from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS, Validator
 from dysharp_env.config import ConfigError, Spec, parse_spec
+from dysharp_env.workers import Workers
 
 
 class Counters(Spec):
@@ -48,8 +49,14 @@ class TrainingRun(ABC):
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
-        """Draws the validation suite.
+    def __init__(
+        self,
+        spec: TrainSpec,
+        folder: RunFolder,
+        watch: Callable[[TrainingRun], None],
+        workers: Workers | None = None,
+    ) -> None:
+        """Draws the validation suite, which ``workers`` will play; None: this process.
 
         Raises:
             ConfigError: A name in the spec is unknown, or does not fit.
@@ -57,7 +64,7 @@ class TrainingRun(ABC):
         self.spec, self.folder, self.watch = spec, folder, watch
         self.decisions = self.updates = 0
         self.best: float | None = None
-        self._validator = Validator(spec)
+        self._validator = Validator(spec, workers or Workers())
         self._kept: dict[str, list[list[str]]] = {}  # lines of the tables that a resumed run keeps
         self._earlier_s, self._began = 0.0, time.perf_counter()
         self._first = 0

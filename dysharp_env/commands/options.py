@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -10,8 +11,13 @@ from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
 from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
 from dysharp_env.schedules.replication import PLANNERS, WEIGHTS
 from dysharp_env.simulator.costs import RESOLUTIONS
+from dysharp_env.workers import Processes, Workers
+from dysharp_env.workers.cluster import Cluster
 from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 from dysharp_env.workload.routing import routing_names
+
+ENGINES = ("processes", "ray")
+MOST_WORKERS_A_CORE = 4
 
 
 def add_spec_options(
@@ -82,6 +88,48 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
     """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")
+
+
+def add_worker_options(parser: argparse.ArgumentParser, default: str = "1, this process") -> None:
+    """Adds ``--engine``, ``--workers`` and ``--address``, which ``open_workers`` and ``asked_workers`` read."""
+    group = parser.add_argument_group("workers")
+    text = "what workers are: processes of this machine, or Ray's; results are the same (default: %(default)s)"
+    group.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=text)
+    text = f"how many work at a time (default: {default}; with --engine ray one a core)"
+    group.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "of a running Ray cluster, HOST:PORT or auto (default: one is started on this machine)"
+    group.add_argument("--address", metavar="ADDRESS", help=text)
+
+
+def open_workers(args: argparse.Namespace) -> Workers:
+    """Returns the workers of the options added by ``add_worker_options``, this process if none are asked for.
+
+    Raises:
+        ConfigError: There cannot be so many, an address is of no cluster, or Ray is not installed.
+    """
+    return asked_workers(args) or Workers()
+
+
+def asked_workers(args: argparse.Namespace) -> Workers | None:
+    """Returns the workers of the options; None if none are asked for, which leaves the choice to the command.
+
+    Raises:
+        ConfigError: As ``open_workers``.
+    """
+    is_ray = args.engine == "ray"
+    if args.address is not None and not is_ray:
+        raise ConfigError(f"address='{args.address}' is of a Ray cluster; it needs --engine ray")
+    if args.workers is not None:
+        most = MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
+        if args.address is not None:
+            require_at_least(1, workers=args.workers)
+        elif not 1 <= args.workers <= most:
+            raise ConfigError(f"workers={args.workers} must be 1 to {most}, four times the cores of this machine")
+    if is_ray:
+        return Cluster(args.workers, args.address)
+    if args.workers is None:
+        return None
+    return Workers() if args.workers == 1 else Processes(args.workers)
 
 
 def require_at_least(least: int, **options: int) -> None:

@@ -160,6 +160,11 @@ class Problem:
             for item in items
         ]
 
+    @property
+    def size(self) -> int:
+        """Roughly how much there is to simulate: (token, expert) pairs."""
+        return self.workload.topk_ids.size
+
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns the twin at time zero, as ``start`` does the engine; nothing may be asked before that."""
         run = self.start(schedule, exposure)
