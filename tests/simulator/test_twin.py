@@ -229,7 +229,7 @@ def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(
     random_case: Callable[[int], Case], dispatch: str
 ) -> None:
     """GPUs so fast that a token's first sums are pushed while its store still waits for other downlinks."""
-    case = random_case(327).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3, prefetches=False)
+    case = random_case(311).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3, prefetches=False)
     free = dataclasses.replace(case.costs.families, specs={}, multimem_flits=0)
     fast = {"granule_ps": (1, 1), "operand_ps": (0, 0), "block_overhead_ps": 0, "memory_ps": 0, "hop_ps": 1000}
     fast |= {"families": free}
