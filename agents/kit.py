@@ -26,7 +26,7 @@ POLICY_HELP = (
     " RUN,RUN,... are training seeds of one policy; repeatable"
 )
 # Options of whole numbers that any command may have, and the least of each.
-_LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
+_LEAST = {"batch": 1, "episodes": 1, "renamings": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
 
 
 class Command:

@@ -27,6 +27,7 @@ class Played:
         busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
         charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
         family_bound_us: What nothing can beat that runs by the policy's program, whatever it decides.
+        renaming: Which numbers the GPUs had; see ``Problem.renamed``.
     """
 
     policy: str
@@ -39,6 +40,7 @@ class Played:
     busiest_decisions: int | None = None
     charged_us: float | None = None
     family_bound_us: float | None = None
+    renaming: int = 0
 
     @property
     def ratio(self) -> float:
@@ -102,7 +104,8 @@ class Opponent(ABC):
             run = self.run(problem, place)
             result = run.result(family=True)
             numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-            rows.append(Played(policy, self.seed, problem.name, *numbers, family_bound_us=result.family_bound_us))
+            bounds = {"family_bound_us": result.family_bound_us, "renaming": problem.renaming}
+            rows.append(Played(policy, self.seed, problem.name, *numbers, **bounds))
         return rows
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.spec import Exposure, ScheduleSpec
-from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.result import LayerResult, summarise
@@ -19,7 +19,11 @@ from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.suite import SuiteWorkload
+from dysharp_env.workload.renaming import gpu_order
+from dysharp_env.workload.suite import Resource, SuiteWorkload
+
+# What every fused schedule pays whatever the layer.
+_FIXED = ("launch", "fused_start", "count_exchange")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Problem:
         workload: The layer and its routing.
         costs: What things take there, at the resolution that is simulated.
         bound: What no schedule can beat that leaves experts where they are, the same at every resolution.
+        renaming: Which numbers its GPUs have; 0 for those of the machine. See ``renamed``.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Problem:
     workload: Workload
     costs: Costs
     bound: Bound
+    renaming: int = field(default=0, kw_only=True)
 
     @classmethod
     def of(
@@ -103,6 +109,26 @@ class Problem:
             cls.of(item.scenario.system, item.workload, compute_scale=item.entry.compute_scale, name=item.name)
             for item in items
         ]
+
+    def renamed(self, renaming: int) -> Problem:
+        """Returns the problem with other numbers for its GPUs, those of ``gpu_order``; itself for 0."""
+        if renaming == self.renaming:
+            return self
+        assert self.renaming == 0, self.renaming
+        return replace(self, workload=self.workload.renamed(gpu_order(self.system, renaming)), renaming=renaming)
+
+    @property
+    def binds(self) -> Resource:
+        """What the lower bound needs longest, of the busiest GPU; software where a fused kernel's start takes longer."""
+        fixed_ps = round(sum(self.system.overhead_us(cost) for cost in _FIXED) * PS_PER_US)
+        bound = self.bound
+        needs_ps: dict[Resource, int] = {
+            "links": bound.links_ps,
+            "memory": bound.hbm_ps,
+            "compute": bound.gemms_ps,
+            "software": fixed_ps,
+        }
+        return max(needs_ps, key=lambda resource: needs_ps[resource])
 
     def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
         """Returns what the engine and the twin run.
