@@ -49,7 +49,7 @@ class Command:
 
     def add_suite(self, default: str | None = None, option: str = "--suite", what: str = "") -> Command:
         """Adds the name of a suite, which must be given if there is no default."""
-        kinds = f"a preset ({', '.join(preset_names('suites'))}) or a .yaml"
+        kinds = f"a preset ({', '.join(preset_names('suites'))}), a subset of one (NAME:LABEL), or a .yaml"
         text = f"{what}: {kinds}" if what else kinds
         return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
 

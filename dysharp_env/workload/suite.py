@@ -2,7 +2,7 @@
 
 A suite is one YAML file in ``configs/suites/``. Each entry is a scenario and the seeds of the workloads drawn from it,
 so the same suite gives the same routing to everyone, and results on it are paired workload by workload. Entries may
-have labels, and ``NAME:LABEL`` is the part of a suite that has one.
+have labels, and ``NAME:LABEL`` is the subset of a suite that has one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SuiteEntry(ScenarioSpec):
 
     @property
     def labels(self) -> list[str]:
-        """What parts of a suite it is in."""
+        """What subsets of a suite it is in."""
         return [label for label in (self.hardware, self.binds, self.group) if label is not None]
 
     def scenario_fields(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class SuiteSpec(Spec):
             seen.add(item.name)
         return drawn
 
-    def part(self, label: str) -> SuiteSpec:
+    def subset(self, label: str) -> SuiteSpec:
         """Returns the suite of those entries that have a label.
 
         Raises:
@@ -116,7 +116,7 @@ class SuiteSpec(Spec):
         if not entries:
             known = list(dict.fromkeys(label for entry in self.workloads for label in entry.labels))
             raise ConfigError(
-                f"suite '{self.name}' has no part '{label}'; choose from {known}{did_you_mean(label, known)}"
+                f"suite '{self.name}' has no subset '{label}'; choose from {known}{did_you_mean(label, known)}"
             )
         return self.model_copy(update={"name": f"{self.name}:{label}", "workloads": entries})
 
@@ -171,12 +171,12 @@ def _stem(name_or_path: str) -> str:
 
 
 def load_suite(name_or_path: str) -> SuiteSpec:
-    """Returns the suite of a preset name or YAML path, or of ``NAME:LABEL`` the part that has the label.
+    """Returns the suite of a preset name or YAML path, or of ``NAME:LABEL`` the subset that has the label.
 
     Raises:
-        ConfigError: No such suite or part, it is empty, or a key or value in it is wrong.
+        ConfigError: No such suite or subset, it is empty, or a key or value in it is wrong.
     """
     is_path = name_or_path.endswith((".yaml", ".yml"))
     name, _, label = (name_or_path, "", "") if is_path else name_or_path.partition(":")
     suite = load_spec(SuiteSpec, "suites", name)
-    return suite.part(label) if label else suite
+    return suite.subset(label) if label else suite

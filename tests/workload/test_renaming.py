@@ -55,7 +55,9 @@ def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
         SCENARIO.build().draw(0).renamed(order)
 
 
-@pytest.mark.parametrize(("system", "gpus"), [("dgx-h100", 4), ("dgx-h100", 8), ("gh200-nvl32", 12), ("gh200-nvl32", 32)])
+@pytest.mark.parametrize(
+    ("system", "gpus"), [("dgx-h100", 4), ("dgx-h100", 8), ("gh200-nvl32", 12), ("gh200-nvl32", 32)]
+)
 @pytest.mark.parametrize("slow_gpu", [1.0, 1.25])
 def test_orders_keep_teams_together_and_a_slow_gpu_in_its_place(system: str, gpus: int, slow_gpu: float) -> None:
     machine = load_system(system, gpus).with_changes({"slow_gpu": slow_gpu})
@@ -77,7 +79,9 @@ def test_a_renamed_problem_has_the_same_bound(hardware: str) -> None:
     ).build()
     problem = Problem.of(scenario.system, scenario.draw(1))
     renamed = problem.renamed(2)
-    counted = LowerBound(scenario.system, scenario.layer, Costs.of(scenario.system, scenario.layer)).of(renamed.workload)
+    counted = LowerBound(scenario.system, scenario.layer, Costs.of(scenario.system, scenario.layer)).of(
+        renamed.workload
+    )
     assert counted == problem.bound == renamed.bound
     assert problem.renamed(0) is problem and renamed.renaming == 2
 

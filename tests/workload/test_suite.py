@@ -83,23 +83,25 @@ def test_an_unknown_suite_names_the_known_ones() -> None:
         load_suite("smok")
 
 
-def test_a_part_of_a_suite_has_the_entries_with_a_label(tmp_path: Path) -> None:
+def test_a_subset_of_a_suite_has_the_entries_with_a_label(tmp_path: Path) -> None:
     labelled = ENTRY.replace("tokens", "binds: memory, group: few, tokens").replace("[5", "[50")
     today = ENTRY.replace("tokens", "hardware: today, tokens").replace("[5", "[500")
     write(tmp_path, ENTRY + labelled + today)
     suite = load_suite(str(tmp_path / "suite.yaml"))
     assert len(suite.draw()) == 9
     for label, count in {"memory": 1, "few": 1, "today": 1, "dynamic-multimem": 2}.items():
-        part = suite.part(label)
-        assert part.name == f"mine:{label}" and len(part.workloads) == count
-        assert all(label in entry.labels for entry in part.workloads)
-    message = "suite 'mine' has no part 'memry'; choose from ['dynamic-multimem', 'memory', 'few', 'today'] (did you mean"
+        subset = suite.subset(label)
+        assert subset.name == f"mine:{label}" and len(subset.workloads) == count
+        assert all(label in entry.labels for entry in subset.workloads)
+    message = (
+        "suite 'mine' has no subset 'memry'; choose from ['dynamic-multimem', 'memory', 'few', 'today'] (did you mean"
+    )
     with pytest.raises(ConfigError, match=re.escape(message)):
-        suite.part("memry")
+        suite.subset("memry")
 
 
-def test_a_part_of_a_preset_is_named_behind_a_colon() -> None:
-    assert load_suite("training:today").workloads == load_suite("training").part("today").workloads
+def test_a_subset_of_a_preset_is_named_behind_a_colon() -> None:
+    assert load_suite("training:today").workloads == load_suite("training").subset("today").workloads
     with pytest.raises(ConfigError, match="suite='trainig' is unknown"):
         load_suite("trainig:today")
 

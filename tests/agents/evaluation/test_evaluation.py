@@ -116,7 +116,9 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
         seeds.setdefault(line["policy"], []).append((line["seed"], line["renaming"], line["workload"]))
     expected = {"random": [4, 5], "first": [None], "deepep": [None], "smoke": [0, 1], "dysharp": [None]}
     renamed = [(renaming, w) for renaming in (0, 1) for w in workloads]
-    assert {policy: [(seed, *each) for seed in given for each in renamed] for policy, given in expected.items()} == seeds
+    assert {
+        policy: [(seed, *each) for seed in given for each in renamed] for policy, given in expected.items()
+    } == seeds
     # The same workload has one bound, whoever played it.
     bounds = {(line["workload"], line["lower_bound_us"]) for line in result["rows"]}
     assert len(bounds) == len(workloads)
