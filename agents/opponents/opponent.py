@@ -104,8 +104,10 @@ class Opponent(ABC):
             run = self.run(problem, place)
             result = run.result(family=True)
             numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-            bounds = {"family_bound_us": result.family_bound_us, "renaming": problem.renaming}
-            rows.append(Played(policy, self.seed, problem.name, *numbers, **bounds))
+            family_us, renaming = result.family_bound_us, problem.renaming
+            rows.append(
+                Played(policy, self.seed, problem.name, *numbers, family_bound_us=family_us, renaming=renaming)
+            )
         return rows
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
