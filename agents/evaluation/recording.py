@@ -47,7 +47,7 @@ def write_rows(
 def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
     """Returns the decision list of a row."""
     run = opponent.start(problem)
-    choices = tuple(row_taken for _, row_taken in stepwise(run.engine, opponent.answers(problem, place)))
+    choices = tuple(row_taken for _, row_taken in stepwise(run, opponent.answers(problem, place)))
     return DecisionList(
         policy=row.policy,
         seed=row.seed,
@@ -56,7 +56,7 @@ def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Probl
         workload_seed=item.seed,
         renaming=row.renaming,
         routing_sha256=routing_digest(problem.workload),
-        schedule=run.schedule,
+        schedule=run.offered,
         asked=AskedSpec.of(opponent.exposure),
         choices=choices,
         makespan_ps=round(row.makespan_us * PS_PER_US),

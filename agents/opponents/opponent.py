@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
-from dysharp_env.simulator.engine import Decision, Engine
+from dysharp_env.simulator.engine import Decision
 
 Answer = Callable[[Decision], int]  # what waits -> the row of the candidate taken
 
@@ -89,7 +89,7 @@ class Opponent(ABC):
             ConfigError: The schedule beneath does not fit the system.
         """
         run = self.start(problem, logging=logging)
-        for _ in stepwise(run.engine, self.answers(problem, place)):
+        for _ in stepwise(run, self.answers(problem, place)):
             pass
         return run
 
@@ -112,15 +112,15 @@ class Opponent(ABC):
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
         """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""
-        return stepwise(self.start(problem).engine, self.answers(problem, place))
+        return stepwise(self.start(problem), self.answers(problem, place))
 
 
-def stepwise(engine: Engine, answer: Answer) -> Iterator[tuple[Decision, int]]:
+def stepwise(run: LayerRun, answer: Answer) -> Iterator[tuple[Decision, int]]:
     """Yields every decision that a layer asks with the row taken, before it is taken, until the layer is done."""
-    while (decision := engine.advance()) is not None:
+    while (decision := run.advance()) is not None:
         row = answer(decision)
         yield decision, row
-        engine.decide(row)
+        run.decide(row)
 
 
 @dataclass(frozen=True)

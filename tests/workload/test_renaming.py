@@ -73,10 +73,10 @@ def test_orders_keep_teams_together_and_a_slow_gpu_in_its_place(system: str, gpu
 
 
 @pytest.mark.parametrize("hardware", ["dynamic-multimem", "today"])
-def test_a_renamed_problem_has_the_same_bound(hardware: str) -> None:
-    scenario = ScenarioSpec(
-        system="gh200-nvl32", gpus=20, model="olmoe", tokens=24, routing="dsv2-lite", slow_gpu=1.5, hardware=hardware
-    ).build()
+@pytest.mark.parametrize("slow_gpu", [1.0, 1.5])
+def test_a_renamed_problem_has_the_same_bound(hardware: str, slow_gpu: float) -> None:
+    machine = {"system": "gh200-nvl32", "gpus": 20, "slow_gpu": slow_gpu, "hardware": hardware}
+    scenario = ScenarioSpec(**machine, model="olmoe", tokens=24, routing="dsv2-lite").build()
     problem = Problem.of(scenario.system, scenario.draw(1))
     renamed = problem.renamed(2)
     counted = LowerBound(scenario.system, scenario.layer, Costs.of(scenario.system, scenario.layer)).of(

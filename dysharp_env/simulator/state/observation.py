@@ -136,7 +136,11 @@ FEATURE_TABLE = (
         walks=True,
     ),
     Feature("wanted", "prefetch: 1 if a row that is ready needs it", ("prefetch",)),
-    Feature("drops", "prefetch: what is still to be used and would give way in L2, over its size", ("prefetch",)),
+    Feature(
+        "drops",
+        "prefetch: bytes that would give way in L2, dead weights aside, over those that it lacks of the matrix",
+        ("prefetch",),
+    ),
     Feature("split_dispatch", "dispatch SMs over all SMs", SIZES),
     Feature("split_combine", "combine SMs over all SMs", SIZES),
     Feature(
@@ -145,10 +149,11 @@ FEATURE_TABLE = (
         SIZES,
     ),
     Feature("relief", "replicate: share of all tokens beyond GPUs' shares that goes away", ("replicate",)),
+    Feature("gain", "replicate: root of the time that its tokens take of the GPU that they leave", ("replicate",)),
     Feature("room", "replicate: share of the GPU's room for more tokens that is filled", ("replicate",)),
     Feature("holders", "replicate: share of GPUs that hold the expert already", ("replicate",)),
-    Feature("reach", "plan: lower bound over the least time that it can take, both with even routing", ("plan",)),
-    Feature("paid", "plan: root of what it pays for kernels, barriers and counts", ("plan",)),
+    Feature("links", "plan: root of the time that its tokens and sums take of a link, evenly routed", ("plan",)),
+    Feature("paid", "plan: root of what it pays for launches, barriers, counts and planning", ("plan",)),
     Feature("counts", "plan: 1 if counts are exchanged", ("plan",)),
     Feature("multicasts", "plan: 1 if the switch replicates tokens", ("plan",)),
     Feature("pulls", "plan: 1 if experts' GPUs read tokens", ("plan",)),
@@ -159,7 +164,11 @@ FEATURE_TABLE = (
     Feature("waves", "plan: 1 if tokens go in waves of experts", ("plan",)),
     Feature("phases", "plan: fraction of GEMM-1, GEMM-2 and combine that wait for the stage before to end", ("plan",)),
     Feature("prefetches", "plan: 1 if weights are fetched ahead", ("plan",)),
-    Feature("copies_experts", "plan: 1 if experts may be copied", ("plan",)),
+    Feature(
+        "copies_experts",
+        "plan: if it may copy experts, 1 less the mean load of GPUs over that of the busiest in an earlier batch",
+        ("plan",),
+    ),
 )
 
 
@@ -194,7 +203,10 @@ CONTEXT_TABLE = (
     Value("ready", "fraction of the sums that this GPU combines that it may combine, or has"),
     Value("any_ready", "1 if there is one"),
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
-    Value("imbalance", "1 less the mean load of GPUs over that of the busiest, in tokens; 0 until counts are known"),
+    Value(
+        "imbalance",
+        "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged",
+    ),
 )
 
 FEATURE_MEANINGS = {feature.name: feature.meaning for feature in FEATURE_TABLE}
