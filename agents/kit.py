@@ -26,7 +26,7 @@ POLICY_HELP = (
     " RUN,RUN,... are training seeds of one policy; repeatable"
 )
 # Options of whole numbers that any command may have, and the least of each.
-_LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
+_LEAST = {"batch": 1, "episodes": 1, "renamings": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
 
 
 class Command:
@@ -49,7 +49,7 @@ class Command:
 
     def add_suite(self, default: str | None = None, option: str = "--suite", what: str = "") -> Command:
         """Adds the name of a suite, which must be given if there is no default."""
-        kinds = f"a preset ({', '.join(preset_names('suites'))}) or a .yaml"
+        kinds = f"a preset ({', '.join(preset_names('suites'))}), a subset of one (NAME:LABEL), or a .yaml"
         text = f"{what}: {kinds}" if what else kinds
         return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
 

@@ -96,7 +96,7 @@ def ranking_table(rankings: Sequence[Ranking], against: str, suite: str) -> Tabl
 
 def build() -> Command:
     """Returns the options of the command."""
-    command = Command("sensitivity", __doc__, run).add_policies(required=True).add_suite("held-out")
+    command = Command("sensitivity", __doc__, run).add_policies(required=True).add_suite("held-out:dynamic-multimem")
     command.add("--against", default="dysharp", metavar="NAME", help="what ratios are relative to")
     command.add(
         "--vary",

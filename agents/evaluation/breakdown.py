@@ -15,10 +15,11 @@ from agents.evaluation.statistics import EQUAL, geometric_mean
 from agents.evaluation.table import makespans
 from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.schedules import Problem
 from dysharp_env.workload import Scenario
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
-TRAINING = "wide"  # the suite whose machines and models count as seen
+TRAINING = "training"  # the suite whose machines and models count as seen
 _BANDS = ((64, "<=64"), (256, "65..256"))  # most tokens per GPU of a band, and its name
 _LARGE = ">256"
 
@@ -72,6 +73,10 @@ def _seen(item: SuiteWorkload) -> str:
     return f"new {' and '.join(unseen)}" if unseen else "both seen"
 
 
+def _binds(item: SuiteWorkload) -> str:
+    return item.entry.binds or Problem.of_suite([item])[0].binds
+
+
 GROUPINGS: dict[str, Callable[[SuiteWorkload], str]] = {
     "gpus": lambda item: f"{item.scenario.system.num_gpus} GPUs",
     "model": lambda item: item.scenario.layer.name,
@@ -80,7 +85,10 @@ GROUPINGS: dict[str, Callable[[SuiteWorkload], str]] = {
     "direction": lambda item: item.entry.direction,
     "dtype": lambda item: f"{item.scenario.layer.dispatch_dtype} dispatch",
     "machine": lambda item: item.scenario.system.name + (", one slow GPU" if item.entry.slow_gpu > 1 else ""),
+    "hardware": lambda item: item.entry.hardware,
     "seen": _seen,
+    "binds": _binds,
+    "group": lambda item: item.entry.group or "no group",
 }
 
 

@@ -93,6 +93,15 @@ def evaluate(
     return (workers or Workers()).map(_Play.played, plays, size=_Play.size, constants=constants)
 
 
+def with_renamings(problems: Sequence[Problem], renamings: int) -> list[Problem]:
+    """Returns problems under so many numberings of their GPUs, the first as they are.
+
+    What a number is about is then a mean over them, as ties that are broken by a GPU's number move a makespan by a few
+    per cent.
+    """
+    return [problem.renamed(renaming) for renaming in range(renamings) for problem in problems]
+
+
 def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:
     """Returns all opponents by the policy and seed of their rows."""
     return {(contender.name, opponent.seed): opponent for contender in contenders for opponent in contender.opponents}
@@ -158,12 +167,19 @@ def _mean_ratio_to_family_bound(rows: Sequence[Played], policy: str) -> float | 
 
 
 def makespans(rows: Sequence[Played], policy: str) -> np.ndarray:
-    """Returns the (seed, workload) makespans of a policy; every seed played the same workloads in the same order."""
-    by_seed: dict[int | None, list[float]] = {}
+    """Returns the (seed, workload) makespans of a policy, each the geometric mean over renamings of the GPUs.
+
+    Every seed played the same workloads in the same order.
+    """
+    by_seed: dict[int | None, dict[str, list[float]]] = {}
     for row in rows:
         if row.policy == policy:
-            by_seed.setdefault(row.seed, []).append(row.makespan_us)
-    return np.array(list(by_seed.values()))
+            by_seed.setdefault(row.seed, {}).setdefault(row.workload, []).append(row.makespan_us)
+    return np.array([[_geometric_mean(each) for each in workloads.values()] for workloads in by_seed.values()])
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return float(np.prod(np.power(values, 1 / len(values))))  # of one value that value, not a rounding of it
 
 
 def beats_on_every_workload(rows: Sequence[Played], policy: str, other: str) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class Played:
         busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
         charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
         family_bound_us: What nothing can beat that runs by the policy's program, whatever it decides.
+        renaming: Which numbers the GPUs had; see ``Problem.renamed``.
     """
 
     policy: str
@@ -39,6 +40,7 @@ class Played:
     busiest_decisions: int | None = None
     charged_us: float | None = None
     family_bound_us: float | None = None
+    renaming: int = 0
 
     @property
     def ratio(self) -> float:
@@ -108,7 +110,8 @@ class Opponent(ABC):
         run = self.run(problem, place)
         result = run.result(family=True)
         numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
-        return Played(policy, self.seed, problem.name, *numbers, family_bound_us=result.family_bound_us)
+        family_us, renaming = result.family_bound_us, problem.renaming
+        return Played(policy, self.seed, problem.name, *numbers, family_bound_us=family_us, renaming=renaming)
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
         """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""

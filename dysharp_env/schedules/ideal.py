@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args
 
 from dysharp_env.config import flat_keys
 from dysharp_env.schedules.run import Problem
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.system import SystemSpec
+from dysharp_env.workload.suite import Resource
 
-RESOURCES = ("links", "memory", "compute", "software")
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
 ALL = "everything"
 # The most that a setting of a system may be.
 _MOST = 1_000_000_000

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
-from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.exposure import Exposure
+from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.opening import Even, Offer, Opening
 from dysharp_env.schedules.spec import ScheduleSpec
-from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.suite import SuiteWorkload
+from dysharp_env.workload.renaming import gpu_order
+from dysharp_env.workload.suite import Resource, SuiteWorkload
+
+# What every fused schedule pays whatever the layer.
+_FIXED = ("launch", "fused_start", "count_exchange")
 
 
 class LayerRun:
@@ -120,6 +124,7 @@ class Problem:
         workload: The layer and its routing.
         costs: What things take there, at the resolution that is simulated.
         bound: What no schedule can beat that leaves experts where they are, the same at every resolution.
+        renaming: Which numbers its GPUs have; 0 for those of the machine. See ``renamed``.
     """
 
     name: str
@@ -127,6 +132,7 @@ class Problem:
     workload: Workload
     costs: Costs
     bound: Bound
+    renaming: int = field(default=0, kw_only=True)
 
     @classmethod
     def of(
@@ -164,6 +170,27 @@ class Problem:
     def size(self) -> int:
         """Roughly how much there is to simulate: (token, expert) pairs."""
         return self.workload.topk_ids.size
+
+    def renamed(self, renaming: int) -> Problem:
+        """Returns the problem with other numbers for its GPUs, those of ``gpu_order``; itself for 0."""
+        if renaming == self.renaming:
+            return self
+        assert self.renaming == 0, self.renaming
+        workload = self.workload.renamed(gpu_order(self.system, renaming))
+        return replace(self, workload=workload, renaming=renaming)
+
+    @property
+    def binds(self) -> Resource:
+        """What the lower bound needs longest; software where the start of a fused kernel takes longer."""
+        fixed_ps = round(sum(self.system.overhead_us(cost) for cost in _FIXED) * PS_PER_US)
+        bound = self.bound
+        needs_ps: dict[Resource, int] = {
+            "links": bound.links_ps,
+            "memory": bound.hbm_ps,
+            "compute": bound.gemms_ps,
+            "software": fixed_ps,
+        }
+        return max(needs_ps, key=lambda resource: needs_ps[resource])
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns the twin at time zero, as ``start`` does the engine; nothing may be asked before that."""

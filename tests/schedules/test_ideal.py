@@ -18,7 +18,7 @@ from dysharp_env.schedules.ideal import (
     ideal_system,
 )
 from dysharp_env.simulator.phases import Load
-from dysharp_env.system.spec import load_system
+from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec, Workload
 from dysharp_env.workload.placement import Placement
 
