@@ -41,6 +41,19 @@ class Decision:
     context: np.ndarray
     mask: np.ndarray
 
+    @property
+    def kind_name(self) -> str:
+        """The kind by its name, such as ``gemm``."""
+        return DECISION_KINDS[self.kind]
+
+    def feature(self, name: str) -> np.ndarray:
+        """Returns the (num_candidates,) values of a feature, such as ``weights_in_l2``; ``FEATURES`` has the names."""
+        return self.features[: self.num_candidates, FEATURES.index(name)]
+
+    def context_value(self, name: str) -> float:
+        """Returns a value of the context, such as ``sent``; ``CONTEXT`` has the names."""
+        return float(self.context[CONTEXT.index(name)])
+
 
 def masked(choice: int, mask: np.ndarray) -> ValueError:
     """Returns the mistake of choosing a row that the mask, (max_candidates,) bool, does not allow."""

@@ -14,10 +14,10 @@ from agents import evaluate as command
 from agents import train as training
 from agents.evaluation.statistics import geometric_mean
 from agents.evaluation.table import beats_on_every_workload, summarise
-from agents.opponents.opponent import Played
-from agents.opponents.players import Chooser, ScheduleOpponent
+from agents.opponents.players import Chooser
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.opponent import Played, ScheduleOpponent
 from dysharp_env.workload.suite import load_suite
 
 

@@ -1,13 +1,19 @@
-"""Who can play a layer: what every sort of opponent has in common, and what becomes of a layer that it plays."""
+"""Who can play a layer: what every sort of opponent has in common, and what becomes of a layer that it plays.
+
+A schedule that follows its own rule is the one sort that is told here. Those that are asked are in ``agents``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
-from dysharp_env.simulator.engine import Decision, Engine
+from dysharp_env.schedules.run import LayerRun, Problem
+from dysharp_env.schedules.spec import Exposure, ScheduleSpec
+from dysharp_env.simulator.engine import Decision
+from dysharp_env.system import SystemSpec
 
 Answer = Callable[[Decision], int]  # what waits -> the row of the candidate taken
 
@@ -25,7 +31,7 @@ class Played:
         decisions: Decisions with more than one legal answer, of all GPUs, whoever took them.
         asked: Those of them that were not taken by the schedule's own rule.
         busiest_decisions: Decisions asked of the GPU that was asked most; None unless decisions are charged.
-        charged_us: The makespan with the time of decisions; None unless they are charged. See charging.py.
+        charged_us: The makespan with the time of decisions; None unless they are charged.
         family_bound_us: What nothing can beat that runs by the policy's program, whatever it decides.
     """
 
@@ -72,6 +78,18 @@ class Opponent(ABC):
         Its place is that among all that are played; random choices have a stream for each.
         """
 
+    def require_fit(self, system: SystemSpec) -> None:
+        """Checks that a machine can run the schedule beneath with what is asked.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        self.base.program(system, self.exposure)
+
+    def on(self, problem: Problem) -> Opponent:
+        """Returns the same with what is settled once for a layer settled as for this one: the variant of a schedule."""
+        return self
+
     def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
         """Returns a layer at time zero whose decisions are asked.
 
@@ -80,14 +98,14 @@ class Opponent(ABC):
         """
         return problem.start(self.base, self.exposure, logging=logging)
 
-    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
         """Returns a layer played to its end; logging records every use of a link and SM group, as pictures need it.
 
         Raises:
             ConfigError: The schedule beneath does not fit the system.
         """
         run = self.start(problem, logging=logging)
-        for _ in stepwise(run.engine, self.answers(problem, place)):
+        for _ in stepwise(run, self.answers(problem, place)):
             pass
         return run
 
@@ -107,20 +125,54 @@ class Opponent(ABC):
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:
         """Yields every decision that is asked with the row taken, before it is taken; it ends as ``run`` does."""
-        return stepwise(self.start(problem).engine, self.answers(problem, place))
+        return stepwise(self.start(problem), self.answers(problem, place))
 
 
-def stepwise(engine: Engine, answer: Answer) -> Iterator[tuple[Decision, int]]:
+def stepwise(run: LayerRun, answer: Answer) -> Iterator[tuple[Decision, int]]:
     """Yields every decision that a layer asks with the row taken, before it is taken, until the layer is done."""
-    while (decision := engine.advance()) is not None:
+    while (decision := run.engine.advance()) is not None:
         row = answer(decision)
         yield decision, row
-        engine.decide(row)
+        run.engine.decide(row)
+
+
+@dataclass(frozen=True)
+class ScheduleOpponent(Opponent):
+    """A schedule, which takes all decisions by its own rule."""
+
+    schedule: ScheduleSpec
+    seed = None
+    exposure = Exposure()
+
+    @property
+    def base(self) -> ScheduleSpec:
+        """The schedule."""
+        return self.schedule
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what is never called."""
+        return _nobody
+
+    def on(self, problem: Problem) -> ScheduleOpponent:
+        """Returns the fastest variant of the schedule on a problem."""
+        return replace(self, schedule=problem.best(self.schedule))
+
+    def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
+        """Returns a layer at time zero under the fastest variant of the schedule."""
+        return problem.start(self.on(problem).schedule, logging=logging)
+
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
+        """Returns a layer that the fastest variant of the schedule has run."""
+        return problem.run(self.schedule, logging=logging)
+
+
+def _nobody(_: Decision) -> int:
+    raise AssertionError("a schedule's own rule takes all its decisions")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What one ``--policy`` names: opponents of one name that differ in their seed.
+    """What one name stands for: opponents of one name that differ in their seed.
 
     Attributes:
         given: How it was named.
@@ -135,6 +187,28 @@ class Contender:
     sort: str
     identity: object
     opponents: tuple[Opponent, ...]
+
+    @classmethod
+    def of_schedule(cls, schedule: ScheduleSpec, given: str = "") -> Contender:
+        """Returns a schedule that follows its own rule, named so or by its own name."""
+        return cls(given or schedule.name, schedule.name, "schedule", schedule, (ScheduleOpponent(schedule),))
+
+    @property
+    def first(self) -> Opponent:
+        """The one that plays where a layer is played once: that of the first seed."""
+        return self.opponents[0]
+
+    def described(self) -> dict[str, Any]:
+        """Returns who plays first, for the ``config`` of a JSON result.
+
+        That is a schedule in full, or of an agent how it was named, its seed, the schedule beneath and what is asked.
+        """
+        opponent, base = self.first, self.first.base.model_dump(mode="json")
+        if isinstance(opponent, ScheduleOpponent):
+            return base
+        asked = asdict(replace(opponent.exposure, network=None))
+        del asked["network"]
+        return {"name": self.name, "given": self.given, "seed": opponent.seed, "schedule": base, "asked": asked}
 
     def is_same_as(self, other: Contender) -> bool:
         """Returns whether both are one thing, perhaps named in two ways."""
