@@ -104,8 +104,7 @@ class FunctionOpponent(InEnvironment):
     >>> from dysharp_env.schedules import Problem
     >>> from dysharp_env.workload import ScenarioSpec
     >>> def warm_first(decision):
-    ...     scores = decision.feature("weights_in_l2") + decision.feature("size")
-    ...     return scores.argmax()
+    ...     return decision.best(decision.feature("weights_in_l2") + decision.feature("size"))
     >>> warm_first.env = {"schedule": "dysharp", "exposed": ["gemm"], "hold": False}
     >>> scenario = ScenarioSpec(gpus=2, tokens=16, routing="uniform").build()
     >>> run = FunctionOpponent.of(warm_first, "warm_first").run(Problem.of(scenario.system, scenario.draw(0)))
@@ -224,6 +223,4 @@ class LateLearned(Learned):
 
 def best_row(network: Network, decision: Decision) -> int:
     """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
-    scores = network.scores(decision.features[: decision.num_candidates], decision.context)
-    legal = decision.mask[: decision.num_candidates]
-    return int(np.where(legal, scores, -np.inf).argmax())
+    return decision.best(network.scores(decision.features[: decision.num_candidates], decision.context))

@@ -54,6 +54,10 @@ class Decision:
         """Returns a value of the context, such as ``sent``; ``CONTEXT`` has the names."""
         return float(self.context[CONTEXT.index(name)])
 
+    def best(self, scores: np.ndarray) -> int:
+        """Returns the legal row with the highest score, (num_candidates,), the first of equals, as the engine does."""
+        return int(np.where(self.mask[: self.num_candidates], scores, -np.inf).argmax())
+
 
 def masked(choice: int, mask: np.ndarray) -> ValueError:
     """Returns the mistake of choosing a row that the mask, (max_candidates,) bool, does not allow."""
