@@ -20,7 +20,7 @@ from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec, parse_spec
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Exposure, ScheduleSpec
-from dysharp_env.schedules.spec import SplitRow
+from dysharp_env.schedules.exposure import SplitRow
 from dysharp_env.workload import ScenarioSpec, Workload
 
 SUFFIX = ".json.gz"

@@ -49,7 +49,7 @@ def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Probl
         scenario=item.scenario.spec.model_validate(item.entry.scenario_fields()),
         workload_seed=item.seed,
         routing_sha256=routing_digest(item.workload),
-        schedule=run.schedule,
+        schedule=run.offered,
         asked=AskedSpec.of(opponent.exposure),
         choices=choices,
         makespan_ps=round(row.makespan_us * PS_PER_US),

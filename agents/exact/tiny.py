@@ -18,7 +18,7 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
-from dysharp_env.simulator.program import Program
+from dysharp_env.schedules.opening import Offer
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Decision
@@ -174,9 +174,9 @@ class TinyLayer(Problem):
         """Returns the exposure of all that can be decided on this layer."""
         return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
 
-    def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
+    def offer(self, schedule: ScheduleSpec, exposure: Exposure) -> Offer:
         """Returns what engine and twin run of a schedule, fitted as ``fit`` and ``fit_exposure`` do it."""
-        return super().program(self.fit(schedule), self.fit_exposure(exposure))
+        return super().offer(self.fit(schedule), self.fit_exposure(exposure))
 
 
 @dataclass(frozen=True)

@@ -223,4 +223,5 @@ class LateLearned(Learned):
 
 def best_row(network: Network, decision: Decision) -> int:
     """Returns the legal row that a network scores highest, the first of equals, as the engine does."""
-    return decision.best(network.scores(decision.features[: decision.num_candidates], decision.context))
+    count = decision.num_candidates
+    return network.best(decision.features[:count], decision.context, decision.mask[:count])

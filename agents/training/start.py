@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
-from agents.training.held_out import describe_validation, validation_suite
+from agents.training.held_out import validation_suite
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -18,7 +18,6 @@ from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import load_schedule
-from dysharp_env.simulator.warmup import notice
 
 
 def read_run_dir(given: str) -> Path:
@@ -94,7 +93,7 @@ def train(
     command: Sequence[str] = (),
     watch: Callable[[TrainingRun], None] = lambda _: None,
 ) -> float:
-    """Trains into a run folder, says what chooses the best policy, and returns that one's validation ratio.
+    """Trains into a run folder and returns the best validation ratio.
 
     Args:
         spec: The run.
@@ -110,5 +109,4 @@ def train(
     run = (PpoRun if spec.evolution is None else EvolutionRun)(spec, folder, watch)
     if resume:
         run.restore()
-    notice(describe_validation(spec))
     return run.run(command)

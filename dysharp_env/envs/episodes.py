@@ -170,10 +170,24 @@ class Episodes:
         """Gives a copy a new layer, which the next ``advance`` or ``step`` takes to its first decision."""
         run = source.starter.start(workload)
         self._runs[copy], self._source_of[copy] = run, source
-        self.batch.place(copy, run.engine)
+        self._seat(copy, run)
         self._bound_ps[copy] = run.lower_bound_ps
         for array in (self.is_over, self._rewarded_ps, self._invalid, *self._final.values()):
             array[copy] = 0
+
+    def _seat(self, copy: int, run: LayerRun) -> None:
+        """Gives a copy the engine of its layer or, as long as that has none, the decision that comes before."""
+        if run.waiting is None:
+            self.batch.place(copy, run.engine)
+        else:
+            self.batch.show(copy, run.waiting, run.opening.asked, run.opening.decisions)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over what was copied or pickled; what waits before a layer is in no engine."""
+        self.__dict__.update(state)
+        for copy, run in enumerate(self._runs):
+            if run is not None and run.waiting is not None:
+                self._seat(copy, run)
 
     def advance(self) -> None:
         """Takes the layers placed to their first decisions."""
@@ -214,7 +228,13 @@ class Episodes:
         any_refused = refused.any()
         if any_refused:
             actions = self._replace(refused, actions)
-        batch.answer(acts & (batch.status == codes.ASK), actions)
+        waits = acts & (batch.status == codes.ASK)
+        early = waits & self._are_early
+        batch.answer(waits & ~early, actions)
+        for copy in np.flatnonzero(early).tolist():
+            run = self.run(copy)
+            run.decide(int(actions[copy]))
+            self._seat(copy, run)
         for copy in starting:
             self.restart(copy)
         batch.advance()
@@ -266,6 +286,11 @@ class Episodes:
     def _show_nothing(self, copy: int) -> None:
         for shown in (self.batch.features, self.batch.context, self.batch.mask):
             shown[copy] = 0
+
+    @property
+    def _are_early(self) -> np.ndarray:
+        """(copy,) bool, whose decision comes before its layer, which has no engine yet."""
+        return np.array([engine is None for engine in self.batch.engines])
 
     def info(self) -> dict[str, np.ndarray]:
         """Returns (copy, ...) arrays of what an info holds, the caller's own."""

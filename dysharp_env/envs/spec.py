@@ -9,7 +9,7 @@ from gymnasium import spaces
 from pydantic import Field, model_validator
 
 from dysharp_env.schedules import Exposure
-from dysharp_env.schedules.spec import SplitRow
+from dysharp_env.schedules.exposure import SplitRow
 from dysharp_env.simulator.costs import Resolution
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, DecisionKind
 from dysharp_env.workload import ScenarioSpec

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.run import LayerRun, Problem
-from dysharp_env.schedules.spec import Exposure, ScheduleSpec
+from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.system import SystemSpec
 
@@ -130,10 +131,10 @@ class Opponent(ABC):
 
 def stepwise(run: LayerRun, answer: Answer) -> Iterator[tuple[Decision, int]]:
     """Yields every decision that a layer asks with the row taken, before it is taken, until the layer is done."""
-    while (decision := run.engine.advance()) is not None:
+    while (decision := run.advance()) is not None:
         row = answer(decision)
         yield decision, row
-        run.engine.decide(row)
+        run.decide(row)
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,11 @@ class Contender:
         opponent, base = self.first, self.first.base.model_dump(mode="json")
         if isinstance(opponent, ScheduleOpponent):
             return base
-        asked = asdict(replace(opponent.exposure, network=None))
-        del asked["network"]
+        asked = {
+            field.name: getattr(opponent.exposure, field.name)
+            for field in fields(opponent.exposure)
+            if field.name not in ("network", "opening")
+        }
         return {"name": self.name, "given": self.given, "seed": opponent.seed, "schedule": base, "asked": asked}
 
     def is_same_as(self, other: Contender) -> bool:

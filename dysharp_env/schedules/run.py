@@ -9,12 +9,12 @@ from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
-from dysharp_env.schedules.spec import Exposure, ScheduleSpec
+from dysharp_env.schedules.exposure import Exposure
+from dysharp_env.schedules.opening import Even, Offer, Opening
+from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
-from dysharp_env.simulator.engine import Engine
-from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.result import LayerResult, summarise
-from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
@@ -22,26 +22,79 @@ from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.suite import SuiteWorkload
 
 
-@dataclass(frozen=True)
 class LayerRun:
-    """An engine set up for one workload and schedule, and the workload's lower bound.
+    """One try at a workload: what is decided before its layer starts, and the engine from there on.
 
     Attributes:
-        engine: The engine.
-        lower_bound_ps: What no schedule can beat.
-        schedule: What it runs; of a schedule with ``best_of`` the first variant, or the one that was chosen.
-        routed: The workload as it was before the schedule's planner shared it out; what runs is ``engine.workload``.
+        lower_bound_ps: What nothing can beat that may move experts as some plan may.
+        routed: The workload as it was before anybody shared it out; what runs is ``engine.workload``.
     """
 
-    engine: Engine
-    lower_bound_ps: int
-    schedule: ScheduleSpec
-    routed: Workload
+    def __init__(self, offer: Offer, routed: Workload, bound: Bound, *, logging: bool) -> None:
+        """Starts the layer, unless something is asked before.
+
+        Args:
+            offer: What is decided before it.
+            routed: The workload.
+            bound: Its lower bound.
+            logging: Whether the engine records every use of a link and SM group.
+        """
+        self.opening = Opening(offer, routed, bound)
+        self.routed, self.lower_bound_ps, self._logging = routed, bound.total_ps, logging
+        self._engine: Engine | None = None
+        self._start()
+
+    def _start(self) -> None:
+        opening = self.opening
+        if opening.decision is None:
+            self._engine = opening.engine(self._logging)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            RuntimeError: Decisions are asked before the layer can start.
+        """
+        if self._engine is None:
+            raise RuntimeError("the layer has not started: its plan or copies are still to be decided")
+        return self._engine
+
+    @property
+    def schedule(self) -> ScheduleSpec:
+        """What it runs: the plan that was chosen, and of a schedule with ``best_of`` the variant."""
+        return self.opening.plan.schedule
+
+    @property
+    def offered(self) -> ScheduleSpec:
+        """The schedule that it was started under, whose plans, if it has some, were to choose from."""
+        return self.opening.offered
 
     @property
     def variant(self) -> dict[str, Any] | None:
         """Which of its schedule's ``best_of`` it runs; None if there is none."""
         return dict(self.schedule.best_of[0]) if self.schedule.best_of else None
+
+    @property
+    def waiting(self) -> Decision | None:
+        """The decision that waits before the layer; None once it has started."""
+        return self.opening.decision if self._engine is None else None
+
+    def advance(self) -> Decision | None:
+        """Runs to the next decision that is asked and returns it, or None when the layer is done.
+
+        Raises:
+            RuntimeError: See ``Engine.advance``.
+        """
+        return self.waiting or self.engine.advance()
+
+    def decide(self, row: int) -> None:
+        """Answers the waiting decision; see ``Engine.decide``, which raises as this does."""
+        if self._engine is None:
+            self.opening.decide(row)
+            self._start()
+        else:
+            self._engine.decide(row)
 
     def family_bound(self) -> FamilyBound:
         """Returns what nothing can beat that runs by the engine's program, whatever it decides; takes milliseconds."""
@@ -104,32 +157,35 @@ class Problem:
             for item in items
         ]
 
-    def program(self, schedule: ScheduleSpec, exposure: Exposure) -> Program:
-        """Returns what the engine and the twin run.
+    def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
+        """Returns the twin at time zero, as ``start`` does the engine; nothing may be asked before that."""
+        run = self.start(schedule, exposure)
+        program, num_sms = run.opening.plan.program, self.system.gpu.num_sms
+        return Twin(run.engine.workload, self.costs, program, num_sms, self.bound_under(schedule))
+
+    def bound_under(self, schedule: ScheduleSpec) -> Bound:
+        """Returns what nothing can beat that may move experts as this schedule may; ``bound`` if it moves none.
+
+        Raises:
+            ConfigError: The schedule's planner needs what the workload does not have, or it does not fit the system.
+        """
+        return self._bound_of(self.offer(schedule, Exposure()))
+
+    def _bound_of(self, offer: Offer) -> Bound:
+        return self.copies_bound if offer.makes_copies else offer.bound_of(self.workload)
+
+    def offer(self, schedule: ScheduleSpec, exposure: Exposure) -> Offer:
+        """Returns what is decided before the layer and what the engine and the twin then run.
 
         Raises:
             ConfigError: The schedule does not fit the system.
         """
-        schedule.require_sums(self.system, self.workload.layer)
-        return schedule.program(self.system, exposure)
+        layer = self.workload.layer
+        return Offer(self.system, layer, self.costs, self._lower_bound, schedule, exposure, self._evens)
 
-    def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
-        """Returns the twin at time zero, as ``start`` does the engine."""
-        program = self.program(schedule, exposure)
-        bound = self.bound_under(schedule)
-        return Twin(schedule.planned(self.workload), self.costs, program, self.system.gpu.num_sms, bound)
-
-    def bound_under(self, schedule: ScheduleSpec) -> Bound:
-        """Returns what no schedule can beat that may move experts as this one may; ``bound`` if it moves none.
-
-        Raises:
-            ConfigError: The schedule's planner needs what the workload does not have.
-        """
-        if schedule.replicate.makes_copies:
-            return self.copies_bound
-        if schedule.replicate.planner == "none":
-            return self.bound
-        return _bound_under(schedule, self._lower_bound, self.workload)
+    @cached_property
+    def _evens(self) -> dict[tuple[bytes, bytes], Even]:
+        return {}
 
     @cached_property
     def copies_bound(self) -> Bound:
@@ -152,10 +208,8 @@ class Problem:
         Raises:
             ConfigError: The schedule does not fit the system, or its planner the workload.
         """
-        lowering = Lowering(self.costs, self.program(schedule, exposure), self.system.gpu.num_sms, logging)
-        bound = self.bound_under(schedule)
-        engine = Engine(lowering, schedule.planned(self.workload), bound)
-        return LayerRun(engine, bound.total_ps, schedule, self.workload)
+        offer = self.offer(schedule, exposure)
+        return LayerRun(offer, self.workload, self._bound_of(offer), logging=logging)
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
         """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.
@@ -214,35 +268,24 @@ class Starter:
         Raises:
             ConfigError: The schedule does not fit the system, or there is no such resolution.
         """
-        schedule.require_sums(system, layer)
-        self._schedule = schedule
         costs = Costs.of(system, layer, compute_scale, resolution)
-        self._bound = _lower_bound(system, costs, layer)
-        self._lowering = Lowering(costs, schedule.program(system, exposure), system.gpu.num_sms, logging)
+        self._offer = Offer(system, layer, costs, _lower_bound(system, costs, layer), schedule, exposure, {})
+        self._logging = logging
 
     def start(self, workload: Workload) -> LayerRun:
-        """Returns a layer at time zero.
+        """Returns a layer at time zero, or before it if something is asked there.
 
         Raises:
             ConfigError: The workload is too large for exact integer time, or the schedule's planner needs what it does
                 not have.
         """
-        bound = _bound_under(self._schedule, self._bound, workload)
-        engine = Engine(self._lowering, self._schedule.planned(workload), bound)
-        return LayerRun(engine, bound.total_ps, self._schedule, workload)
+        return LayerRun(self._offer, workload, self._offer.bound_of(workload), logging=self._logging)
 
 
 def _lower_bound(system: SystemSpec, costs: Costs, layer: LayerSpec) -> LowerBound:
     """Returns what bounds workloads of a layer, which is worked out by the token at any resolution."""
     by_token = costs if costs.resolution == "token" else Costs.of(system, layer, costs.compute_scale)
     return LowerBound(system, layer, by_token)
-
-
-def _bound_under(schedule: ScheduleSpec, bound: LowerBound, workload: Workload) -> Bound:
-    """Returns the bound of a workload for all that may move its experts as a schedule may."""
-    if schedule.replicate.makes_copies:
-        return bound.of(workload, copies_allowed=True)
-    return bound.of(schedule.planned(workload))
 
 
 def simulate(

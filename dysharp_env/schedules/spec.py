@@ -6,17 +6,18 @@ never learns its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec, load_spec
+from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.names import preset_of, read_schedule_name
 from dysharp_env.schedules.replication import ReplicateSpec, planned, replicate_defaults
 from dysharp_env.schedules.sections import FamiliesSpec, PartsSpec, PaysSpec, ReadinessSpec, RuleSpec, SmSpec
-from dysharp_env.schedules.variants import with_first_filled_in
-from dysharp_env.simulator.network import Network
+from dysharp_env.schedules.variants import plan_changes, with_first_filled_in
 from dysharp_env.simulator.phases import SHARED, STAGES, WEIGHT_GRADIENTS
 from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
@@ -31,33 +32,6 @@ from dysharp_env.workload.layer import LayerSpec
 NEVER_EARLY = 1 << 30
 # What is paid before tokens can be sent to copies: whoever plans needs the counts of all GPUs.
 COSTS_OF_PLANNING: tuple[Literal["count_exchange", "plan"], ...] = ("count_exchange", "plan")
-# Dispatch SMs, combine SMs and, where it is named, the fewest tokens of an open tile that may be closed early.
-SplitRow = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """Which decisions are asked from outside, and how many candidates each shows.
-
-    Attributes:
-        kinds: Decision kinds that are asked; the others follow the schedule's rule.
-        hold: Whether an asked GEMM or combine decision also offers to wait.
-        partial_tiles: Whether an asked GEMM decision also offers open tiles.
-        splits: (dispatch SMs, combine SMs), and where tiles may be closed early the fewest tokens of one, that an asked
-            split decision offers; the schedule's own fewest where there is none.
-        split_moments: How often each GPU decides again: after every such share of its dispatches and of its sums that
-            may be combined, and at the first of these; 0: the split is decided once, for all GPUs.
-        max_candidates: Most candidates one decision shows.
-        network: Answers these decisions inside the engine, so that none is asked.
-    """
-
-    kinds: tuple[str, ...] = ()
-    hold: bool = False
-    partial_tiles: bool = False
-    splits: tuple[tuple[int, ...], ...] = ()
-    split_moments: int = 0
-    max_candidates: int = 32
-    network: Network | None = None
 
 
 class ScheduleSpec(Spec):
@@ -107,6 +81,9 @@ class ScheduleSpec(Spec):
     rule takes the fastest for the layer at hand, the earliest of equals: as a table made by profiling would, of which
     it is an upper bound. The first is what the other keys say, and need not be repeated there; decisions asked from
     outside, as in environments, are asked of the first."""
+    plans: tuple[str | dict[str, Any], ...] = ()
+    """Ways to run the layer, of which the decision ``plan`` takes one: other schedules by name, or changes of dotted
+    settings, of this schedule or of the one that they name as ``schedule``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +129,30 @@ class ScheduleSpec(Spec):
             except ConfigError as error:
                 raise ValueError(f"best_of[{place}]: {str(error).removeprefix('ScheduleSpec: ')}") from None
         return self
+
+    @model_validator(mode="after")
+    def _check_plans(self) -> ScheduleSpec:
+        for place, option in enumerate(self.options if self.plans else ()):
+            if option.replicate.planner == "eplb":
+                raise ValueError(f"plans[{place}] places replicas before the layer; a plan cannot")
+        return self
+
+    @cached_property
+    def options(self) -> tuple[ScheduleSpec, ...]:
+        """What the decision ``plan`` chooses from, one schedule for each of ``plans``; itself if there are none."""
+        found = []
+        for place, given in enumerate(self.plans):
+            base, changes = plan_changes(self.name, place, given)
+            try:
+                found.append((load_schedule(base) if base else self).with_changes(changes))
+            except ConfigError as error:
+                raise ValueError(f"plans[{place}]: {str(error).removeprefix('ScheduleSpec: ')}") from None
+        return tuple(found) or (self,)
+
+    def fitting(self, exposure: Exposure, system: SystemSpec) -> Exposure:
+        """Returns an exposure without the kinds in which this schedule, one of several plans, decides nothing."""
+        idle = {"split": not self._has_groups(system.gpu.num_sms), "prefetch": self.prefetch == "none"}
+        return replace(exposure, kinds=tuple(kind for kind in exposure.kinds if not idle.get(kind)))
 
     def variants(self) -> tuple[ScheduleSpec, ...]:
         """Returns what there is to choose between, one schedule for each of ``best_of``; itself if there is no choice.
@@ -212,11 +213,15 @@ class ScheduleSpec(Spec):
             return num_sms - max(beside_gemm1, beside_gemm2)
         return num_sms - beside_gemm1 - beside_gemm2
 
+    def _has_groups(self, num_sms: int) -> bool:
+        """Returns whether groups share the SMs, none of which is in two."""
+        return sum(self.sms.groups(num_sms)) + self.gemm_sms(num_sms) == num_sms
+
     def _check_splits(self, exposure: Exposure, system: SystemSpec) -> None:
-        """Checks that this schedule's groups share the SMs, none of which is in two, and that the splits fit them."""
+        """Checks that this schedule's groups share the SMs, and that the splits fit them."""
         num_sms, gemm_sms = system.gpu.num_sms, self.gemm_sms(system.gpu.num_sms)
         dispatch_sms, combine_sms = self.sms.groups(num_sms)
-        if dispatch_sms + combine_sms + gemm_sms != num_sms:
+        if not self._has_groups(num_sms):
             given = f"{dispatch_sms} dispatch, {combine_sms} combine and {gemm_sms} GEMM SMs"
             raise ConfigError(
                 f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of"
@@ -351,7 +356,9 @@ class ScheduleSpec(Spec):
             "may_hold": frozenset(
                 code
                 for code, kind in enumerate(DECISION_KINDS)
-                if kind in ENGINE_KINDS and KINDS[kind].may_wait and (exposure.hold if kind in exposure.kinds else self.hold)
+                if kind in ENGINE_KINDS
+                and KINDS[kind].may_wait
+                and (exposure.hold if kind in exposure.kinds else self.hold)
             ),
             "splits": splits if decides_splits else (),
             "split_moments": exposure.split_moments if decides_splits else 0,

@@ -1,4 +1,4 @@
-"""Variants of a schedule: short lists of changes, of which the fastest is taken for a layer."""
+"""Variants of a schedule: short lists of changes, of which the fastest is taken for a layer, or one is decided on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What names a schedule, and the list itself.
-_FIXED = ("name", "description", "aliases", "best_of")
+_FIXED = ("name", "description", "aliases", "best_of", "plans")
+# A plan leaves nothing else to choose.
+_WHOLE: dict[str, Any] = {"best_of": (), "plans": ()}
 
 
 def with_first_filled_in(data: Any) -> Any:
@@ -52,3 +54,18 @@ def _check(place: int, changes: Any, first: Mapping[str, Any] | Sequence[Any]) -
 def described(changes: Mapping[str, Any]) -> str:
     """Returns changes in one line for people."""
     return ", ".join(f"{key}={value}" for key, value in changes.items())
+
+
+def plan_changes(name: str, place: int, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns which schedule an entry of ``plans`` is of, empty for the one that lists it, and what it changes.
+
+    Raises:
+        ValueError: It names what cannot be changed.
+    """
+    if isinstance(given, str):
+        return given, _WHOLE
+    changes = {**given}
+    base = changes.pop("schedule", "")
+    if fixed := [key for key in changes if key.split(".")[0] in _FIXED and key != "name"]:
+        raise ValueError(f"plans[{place}]: '{fixed[0]}' is not a setting to choose")
+    return base, {**_WHOLE, "name": f"{name}[{place}]", **changes}

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.kernel.loop import advance
-from dysharp_env.simulator.state.codes import GROW, RUN
+from dysharp_env.simulator.state.codes import ASK, GROW, RUN
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.simulator.state.records import ROOT
 from dysharp_env.simulator.state.state import Seat
@@ -71,6 +71,23 @@ class Batch:
             Seat(self._roots[copy : copy + 1], self.features[copy], self.context[copy], self.mask[copy]),
         )
         self.engines[copy] = engine
+
+    def show(self, copy: int, waiting: Decision, asked: int, decisions: int) -> None:
+        """Shows a decision in a seat that has no layer yet; ``answer`` is not for it.
+
+        Args:
+            copy: Whose seat it is.
+            waiting: What is asked before its layer starts.
+            asked: As the attribute of that name.
+            decisions: Likewise.
+        """
+        before = self.engines[copy]
+        if before is not None:
+            before.move(_seat(self.mask.shape[1]))
+        self.engines[copy] = None
+        self.features[copy], self.context[copy], self.mask[copy] = waiting.features, waiting.context, waiting.mask
+        self.status[copy], self.kind[copy], self.gpu[copy] = ASK, waiting.kind, waiting.gpu
+        self.now_ps[copy], self.asked[copy], self.decisions[copy] = 0, asked, decisions
 
     def answer(self, copies: np.ndarray, choices: np.ndarray) -> None:
         """Answers waiting decisions; time does not move.

@@ -15,14 +15,14 @@ from dysharp_env.simulator.kernel.loop import advance
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GROW, RUN, STUCK
 from dysharp_env.simulator.state.lowering import Lowering
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, ShownByName
 from dysharp_env.simulator.state.records import ARRAYS, ROOT
 from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, point, reseat
 from dysharp_env.workload.workload import Workload
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(ShownByName):
     """A decision that waits for an answer.
 
     Attributes:
@@ -40,23 +40,6 @@ class Decision:
     features: np.ndarray
     context: np.ndarray
     mask: np.ndarray
-
-    @property
-    def kind_name(self) -> str:
-        """The kind by its name, such as ``gemm``."""
-        return DECISION_KINDS[self.kind]
-
-    def feature(self, name: str) -> np.ndarray:
-        """Returns the (num_candidates,) values of a feature, such as ``weights_in_l2``; ``FEATURES`` has the names."""
-        return self.features[: self.num_candidates, FEATURES.index(name)]
-
-    def context_value(self, name: str) -> float:
-        """Returns a value of the context, such as ``sent``; ``CONTEXT`` has the names."""
-        return float(self.context[CONTEXT.index(name)])
-
-    def best(self, scores: np.ndarray) -> int:
-        """Returns the legal row with the highest score, (num_candidates,), the first of equals, as the engine does."""
-        return int(np.where(self.mask[: self.num_candidates], scores, -np.inf).argmax())
 
 
 def masked(choice: int, mask: np.ndarray) -> ValueError:

@@ -106,6 +106,16 @@ class Network:
             scores = scores + features[:, feature] * weight
         return scores
 
+    def best(self, features: np.ndarray, context: np.ndarray, mask: np.ndarray) -> int:
+        """Returns the legal row that scores highest, the first of equals, as the engine does.
+
+        Args:
+            features: (candidate, feature) float32, as for ``scores``.
+            context: (context,) float32.
+            mask: (candidate,) bool.
+        """
+        return int(np.where(mask, self.scores(features, context), -np.inf).argmax())
+
 
 def _product(start: np.ndarray | int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns start + inputs . weights, each product added in the order of the inputs and rounded to float32."""

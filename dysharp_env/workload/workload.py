@@ -136,10 +136,14 @@ class Workload:
         return count_demand(self.topk_ids, self.gpu_of_expert, self.first_token)
 
     @cached_property
+    def loads(self) -> np.ndarray:
+        """(gpu,) the (token, expert)s that each GPU computes."""
+        return np.bincount(self.gpu_of_expert, self.demand.expert_tokens, minlength=self.num_gpus)
+
+    @cached_property
     def imbalance_ppm(self) -> int:
-        """1 less the mean load of GPUs over that of the busiest, in (token, expert)s, parts per million; 0 without any."""
-        loads = np.bincount(self.gpu_of_expert, self.demand.expert_tokens, minlength=self.num_gpus)
-        return int(1_000_000 * (1 - loads.mean() / loads.max())) if loads.any() else 0
+        """1 less the mean load of GPUs over that of the busiest, in parts per million; 0 without any load."""
+        return int(1_000_000 * (1 - self.loads.mean() / self.loads.max())) if self.loads.any() else 0
 
     @cached_property
     def past_loads(self) -> np.ndarray | None:

@@ -10,8 +10,9 @@ import pytest
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule
-from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import COMBINE, FEATURES
 
+KINDS = ("dispatch", "gemm", "combine")
 LAYERS: tuple[dict[str, Any], ...] = (
     {"model": "olmoe", "gpus": 4, "tokens": 40, "routing": "dsv2-lite"},  # 16 experts a GPU, many of a token on one
     {"model": "mixtral-8x7b", "tokens": 33, "routing": "uniform"},  # one expert a GPU
@@ -22,10 +23,10 @@ LAYERS: tuple[dict[str, Any], ...] = (
 def make(schedule: str, layer: dict[str, Any]) -> TokenScheduleEnv:
     """Returns an environment that asks for all kinds, or for all but sizes of SM groups where those are fixed."""
     try:
-        return TokenScheduleEnv(**layer, schedule=schedule, exposed=DECISION_KINDS, split_moments=2)
+        return TokenScheduleEnv(**layer, schedule=schedule, exposed=("split", *KINDS), split_moments=2)
     except ConfigError as error:
         assert "exposed='split' does not fit" in str(error)
-        return TokenScheduleEnv(**layer, schedule=schedule, exposed=DECISION_KINDS[1:])
+        return TokenScheduleEnv(**layer, schedule=schedule, exposed=KINDS)
 
 
 @pytest.mark.parametrize("schedule", preset_names("schedules"))

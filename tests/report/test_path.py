@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.report.path import _Walk, critical_path
 from dysharp_env.report.steps import Step
-from dysharp_env.schedules import LayerRun, Problem, load_schedule
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.phases import START, Load
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system
@@ -78,7 +79,7 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
     schedule = load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
 
 
@@ -88,7 +89,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
     """A copy's only token is there long before its weights, which come from a copy of a copy if they are relayed."""
     case = copied_case(primitive, [(0, 1), (2, 2)], [(3, 1)], gates=gates)
     engine, schedule = play(case, 0), load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
     steps = [(step.what, step.waited_for, step.end_ps) for step in path if step.stage == "copying"]
     near, far = "those of expert 2, from GPU 0 to GPU 1", "those of expert 3, from GPU 0 to GPU 2"
@@ -105,7 +106,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
 
 def test_a_layer_may_end_with_weights(strict: None) -> None:
     engine, schedule = play(copied_case("unicast", [(0, 1)]), 0), load_schedule("deepep")
-    path = critical_path(LayerRun(engine, 1, schedule, engine.workload), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
     assert_whole(path, engine.now_ps)
     assert path[-1].what == "weights"
 

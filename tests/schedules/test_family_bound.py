@@ -122,7 +122,8 @@ def test_no_rule_or_decision_on_a_real_machine_breaks_it(
     ).build()
     schedule = load_schedule(name).with_changes({"prefetch": prefetch, "partial_tiles": early})
     problem = Problem.of(scenario.system, scenario.draw(seed % 1000))
-    program = problem.program(schedule, Exposure(("dispatch", "gemm", "combine"), asks, early) if asks else Exposure())
+    exposure = Exposure(("dispatch", "gemm", "combine"), asks, early) if asks else Exposure()
+    program = problem.offer(schedule, exposure).plans[0].program
     program = dataclasses.replace(program, weights=rng.normal(size=program.weights.shape))
     case = Case(problem.workload, problem.costs, program, scenario.system.gpu.num_sms, problem.bound)
     bound = bound_of(case, problem.bound.total_ps)

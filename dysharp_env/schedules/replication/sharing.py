@@ -31,6 +31,10 @@ class Candidates(NamedTuple):
     holders: np.ndarray  # float64 share of all GPUs that hold the expert already
     weights: np.ndarray  # float64 time in which its weights cross a link, over the layer's bound; 0 if they are there
 
+    def first(self, limit: int) -> Candidates:
+        """Returns the first of them, at most so many."""
+        return Candidates(*(part[:limit] for part in self))
+
 
 class Sharing:
     """Tokens of each expert on each GPU, as planned so far."""

@@ -10,9 +10,9 @@ from dysharp_env.config import Spec
 from dysharp_env.simulator.program import require_copying
 from dysharp_env.system.primitives import DISPATCH_PRIMITIVES, FAMILIES, Primitive
 
-Planner = Literal["none", "moonep", "ultraep", "llep", "eplb"]
+Planner = Literal["none", "rule", "moonep", "ultraep", "llep", "eplb"]
 Weights = Literal["pull", "unicast", "relay", "team", "multicast"]
-PLANNERS: tuple[str, ...] = get_args(Planner)[1:]
+PLANNERS: tuple[str, ...] = get_args(Planner)[2:]
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 
 
@@ -26,7 +26,7 @@ class ReplicateSpec(Spec):
     """Copies of experts, planned from the tokens of each (home GPU, expert); see ``planners.py`` for the rules."""
 
     planner: Planner = "none"
-    """Who decides. ``eplb`` places replicas before the layer, from loads of an earlier batch, and nothing is moved in
+    """Who decides. ``rule``: the decisions ``replicate``, one copy after the other. ``eplb`` places replicas before the layer, from loads of an earlier batch, and nothing is moved in
     it; the others copy weights in the layer, once the counts are exchanged and the plan is paid for."""
     slots: Annotated[int | Literal["experts", "any"], PlainValidator(_check_slots)] = "experts"
     """Experts that a GPU has room for besides its own: a number, ``experts``, as many as it has without them (the share

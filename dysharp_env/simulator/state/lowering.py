@@ -100,7 +100,8 @@ class Lowering:
         firsts = {"partial0": partial0, "store0": store0, "sum0": sum0, "trip0": trip0}
         fill(state.root, {**firsts, "weights0": weights0, "weight_store0": weights0})
         times = {"links_ps": bound.links_ps, "gemms_ps": bound.gemms_ps, "hbm_ps": bound.hbm_ps}
-        fill(state.root, {"scale_ps": max(1, bound.total_ps), **times})
+        imbalance_ppm = workload.imbalance_ppm if program.counted else 0
+        fill(state.root, {"scale_ps": max(1, bound.total_ps), **times, "imbalance_ppm": imbalance_ppm})
         follow_routing(
             state.root,
             state.pairs,

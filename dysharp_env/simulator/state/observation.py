@@ -145,10 +145,11 @@ FEATURE_TABLE = (
         SIZES,
     ),
     Feature("relief", "replicate: share of all tokens beyond GPUs' shares that goes away", ("replicate",)),
+    Feature("gain", "replicate: root of the time that its tokens take of the GPU that they leave", ("replicate",)),
     Feature("room", "replicate: share of the GPU's room for more tokens that is filled", ("replicate",)),
     Feature("holders", "replicate: share of GPUs that hold the expert already", ("replicate",)),
-    Feature("reach", "plan: lower bound over the least time that it can take, both with even routing", ("plan",)),
-    Feature("paid", "plan: root of what it pays for kernels, barriers and counts", ("plan",)),
+    Feature("links", "plan: root of the time that its tokens and sums take of a link, evenly routed", ("plan",)),
+    Feature("paid", "plan: root of what it pays for launches, barriers, counts and planning", ("plan",)),
     Feature("counts", "plan: 1 if counts are exchanged", ("plan",)),
     Feature("multicasts", "plan: 1 if the switch replicates tokens", ("plan",)),
     Feature("pulls", "plan: 1 if experts' GPUs read tokens", ("plan",)),
@@ -159,7 +160,11 @@ FEATURE_TABLE = (
     Feature("waves", "plan: 1 if tokens go in waves of experts", ("plan",)),
     Feature("phases", "plan: fraction of GEMM-1, GEMM-2 and combine that wait for the stage before to end", ("plan",)),
     Feature("prefetches", "plan: 1 if weights are fetched ahead", ("plan",)),
-    Feature("copies_experts", "plan: 1 if experts may be copied", ("plan",)),
+    Feature(
+        "copies_experts",
+        "plan: if it may copy experts, 1 less the mean load of GPUs over that of the busiest in an earlier batch",
+        ("plan",),
+    ),
 )
 
 
@@ -194,7 +199,10 @@ CONTEXT_TABLE = (
     Value("ready", "fraction of the sums that this GPU combines that it may combine, or has"),
     Value("any_ready", "1 if there is one"),
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
-    Value("imbalance", "1 less the mean load of GPUs over that of the busiest, in tokens; 0 until counts are known"),
+    Value(
+        "imbalance",
+        "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged",
+    ),
 )
 
 FEATURE_MEANINGS = {feature.name: feature.meaning for feature in FEATURE_TABLE}
@@ -206,3 +214,29 @@ NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
 FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
 CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])
 WALKS = np.array([feature.walks for feature in FEATURE_TABLE])
+
+
+class ShownByName:
+    """What a decision shows, by names; for decisions of the engine and of the twin."""
+
+    kind: int
+    features: np.ndarray
+    context: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def kind_name(self) -> str:
+        """One of ``DECISION_KINDS``, such as ``gemm``."""
+        return DECISION_KINDS[self.kind]
+
+    def feature(self, name: str) -> np.ndarray:
+        """Returns the (max_candidates,) values of one of ``FEATURES``, such as ``weights_in_l2``."""
+        return self.features[:, FEATURES.index(name)]
+
+    def context_value(self, name: str) -> float:
+        """Returns one of ``CONTEXT``, such as ``sent``."""
+        return float(self.context[CONTEXT.index(name)])
+
+    def best(self, scores: np.ndarray) -> int:
+        """Returns the legal row with the highest of (max_candidates,) scores, the first of equals."""
+        return int(np.where(self.mask, scores, -np.inf).argmax())

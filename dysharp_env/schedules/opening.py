@@ -1,0 +1,397 @@
+"""What is decided before a layer starts: the way to run it (``plan``), then which experts are copied (``replicate``).
+
+Both choose what the engine will run, so they come before it. No time passes meanwhile: what deciding costs is paid by
+the layer (``pays``). A plan is chosen before anybody knows where tokens go; what is shown of it is worked out for even
+routing, and of skew at most what an earlier batch had. Copies are chosen from exchanged counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+from functools import cached_property
+
+import numpy as np
+
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules.bound import LowerBound
+from dysharp_env.schedules.replication import planned, slots_of
+from dysharp_env.schedules.replication.serving import shared_out
+from dysharp_env.schedules.replication.sharing import Candidates, Sharing
+from dysharp_env.schedules.exposure import Exposure
+from dysharp_env.schedules.spec import ScheduleSpec
+from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.engine import Decision, Engine, masked
+from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state.codes import GATE_FINE
+from dysharp_env.simulator.state.lowering import Lowering
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, PLAN, REPLICATE
+from dysharp_env.system import SystemSpec
+from dysharp_env.workload import Workload
+from dysharp_env.workload.balanced import force_balanced
+from dysharp_env.workload.layer import LayerSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One way to run layers on a machine."""
+
+    schedule: ScheduleSpec
+    program: Program
+
+
+class Even(NamedTuple):
+    """A layer with even routing, for what is shown before anybody knows where tokens go."""
+
+    workload: Workload
+    bound: Bound
+
+
+class Offer:
+    """What openings of layers of one kind on one machine choose from; nothing about it changes."""
+
+    def __init__(
+        self,
+        system: SystemSpec,
+        layer: LayerSpec,
+        costs: Costs,
+        bound: LowerBound,
+        schedule: ScheduleSpec,
+        exposure: Exposure,
+        evens: dict[tuple[bytes, bytes], Even],
+    ) -> None:
+        """Takes the plans that the machine can run.
+
+        Args:
+            system: The machine.
+            layer: The layer.
+            costs: What things take there.
+            bound: What bounds workloads of the layer.
+            schedule: Whose ``plans`` they are; without any the schedule is its only plan.
+            exposure: Which decisions are asked, or answered by networks.
+            evens: Layers with even routing that are known already, by tokens and placement; new ones are added.
+
+        Raises:
+            ConfigError: The schedule does not fit the system, or none of its plans does.
+        """
+        self.system, self.layer, self.costs, self.schedule, self.exposure = system, layer, costs, schedule, exposure
+        self._bound = bound
+        self.plans: tuple[Plan, ...] = self._fitting()
+        if len(self.plans) > exposure.max_candidates:
+            raise ConfigError(f"max_candidates={exposure.max_candidates} must be at least plans={len(self.plans)}")
+        self._lowerings: dict[tuple[int, bool], Lowering] = {}
+        self._evens = evens
+        self._shown: dict[tuple[bytes, bytes], tuple[np.ndarray, dict[str, float]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Offer:
+        return self
+
+    def _fitting(self) -> tuple[Plan, ...]:
+        options = self.schedule.options
+        if len(options) == 1:
+            return (self._plan(options[0], self.exposure),)
+        found, refused = [], ""
+        for option in options:
+            try:
+                found.append(self._plan(option, option.fitting(self.exposure, self.system)))
+            except ConfigError as error:
+                refused = str(error)
+        if not found:
+            raise ConfigError(
+                f"schedule='{self.schedule.name}': {self.system.name} can run none of its plans: {refused}"
+            )
+        return tuple(found)
+
+    def _plan(self, schedule: ScheduleSpec, exposure: Exposure) -> Plan:
+        schedule.require_sums(self.system, self.layer)
+        return Plan(schedule, schedule.program(self.system, exposure))
+
+    def lowering(self, plan: Plan, logging: bool) -> Lowering:
+        """Returns what brings layers of a plan into the engine's form, made once."""
+        place = self.plans.index(plan)
+        if (place, logging) not in self._lowerings:
+            self._lowerings[place, logging] = Lowering(self.costs, plan.program, self.system.gpu.num_sms, logging)
+        return self._lowerings[place, logging]
+
+    @property
+    def makes_copies(self) -> bool:
+        """Whether some plan may copy experts."""
+        return any(plan.schedule.replicate.makes_copies for plan in self.plans)
+
+    def bound_of(self, workload: Workload) -> Bound:
+        """Returns what nothing can beat that may move experts as some plan may.
+
+        Raises:
+            ConfigError: A planner needs what the workload does not have.
+        """
+        if self.makes_copies:
+            return self._bound.of(workload, copies_allowed=True)
+        if self.plans[0].schedule.replicate.planner == "none":
+            return self._bound.of(workload)
+        return self._bound.of(planned(workload, self.plans[0].schedule.replicate))
+
+    def shown(self, workload: Workload) -> tuple[np.ndarray, dict[str, float]]:
+        """Returns what a plan decision shows: (plan, feature) float32, and context values by name, others being 0."""
+        key = (workload.tokens_of_gpu.tobytes(), workload.gpu_of_expert.tobytes())
+        if key not in self._shown:
+            if key not in self._evens:
+                even = force_balanced(workload)
+                self._evens[key] = Even(even, self._bound.of(even))
+            self._shown[key] = self._show(*self._evens[key])
+        rows, context = self._shown[key]
+        if not rows[:, _COPIES].any():
+            return rows, context
+        expected = _imbalance_before(workload)
+        rows = rows.copy()
+        rows[:, _COPIES] *= expected
+        return rows, {**context, "imbalance": expected}
+
+    def _show(self, even: Workload, bound: Bound) -> tuple[np.ndarray, dict[str, float]]:
+        rows = np.zeros((len(self.plans), len(FEATURES)), np.float32)
+        for place, plan in enumerate(self.plans):
+            values = {"order": place / self.exposure.max_candidates, **self._features(plan, even, bound)}
+            rows[place] = [values.get(name, 0.0) for name in FEATURES]
+        return rows, {**_shape(even, self.costs, bound), "free_sms": 1.0}
+
+    def _features(self, plan: Plan, even: Workload, bound: Bound) -> dict[str, float]:
+        schedule, program, num_sms = plan.schedule, plan.program, self.system.gpu.num_sms
+        early = program.min_partial_tokens / even.layer.tile_tokens if program.partial_tiles else 1.0
+        return {
+            "links": rooted(
+                _links_ps(program, even, self.costs.under(program.dispatch, program.combine, program.families)),
+                bound.total_ps,
+            ),
+            "paid": rooted(sum(program.pays_ps) + program.pay_end_ps, bound.total_ps),
+            "counts": program.counted,
+            "multicasts": program.dispatch.in_switch,
+            "pulls": program.dispatch.reads,
+            "switch_sums": program.combine.in_switch,
+            "pushes": not program.combine.reads,
+            "per_expert": program.copies_per_expert,
+            "in_gemm": program.in_gemm,
+            "waves": program.waves or schedule.parts.by == "experts",
+            "phases": sum(gate != GATE_FINE for gate in program.gates) / len(program.gates),
+            "prefetches": program.prefetches,
+            "copies_experts": schedule.replicate.makes_copies,
+            "split_dispatch": program.dispatch_sms / num_sms,
+            "split_combine": program.combine_sms / num_sms,
+            "split_early": max(0.0, 1.0 - early),
+        }
+
+
+_COPIES = FEATURES.index("copies_experts")
+
+
+class Opening:
+    """The decisions before one layer, up to its engine.
+
+    Attributes:
+        asked, decisions: Decisions answered from outside or by a network so far, and all with more than one answer.
+    """
+
+    def __init__(self, offer: Offer, workload: Workload, bound: Bound) -> None:
+        """Takes decisions up to the first that is asked; raises as ``Offer.bound_of`` does."""
+        self._offer, self._routed, self._bound = offer, workload, bound
+        self._plan: Plan | None = None
+        self._sharing: Sharing | None = None
+        self._listed: Candidates | None = None
+        self.workload: Workload | None = None
+        self.asked = self.decisions = 0
+        self._go_on()
+
+    @property
+    def offered(self) -> ScheduleSpec:
+        """The schedule whose plans are chosen from."""
+        return self._offer.schedule
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was chosen."""
+        assert self._plan is not None
+        return self._plan
+
+    def engine(self, logging: bool) -> Engine:
+        """Returns the engine at time zero, which counts on from the decisions taken here."""
+        assert self.workload is not None
+        engine = Engine(self._offer.lowering(self.plan, logging), self.workload, self._bound)
+        engine.state.root["asked"], engine.state.root["decisions"] = self.asked, self.decisions
+        return engine
+
+    @property
+    def decision(self) -> Decision | None:
+        """What is asked; None when the layer may start."""
+        return self._asked
+
+    def decide(self, row: int) -> None:
+        """Answers what is asked with the row of a legal candidate.
+
+        Raises:
+            ValueError: The row is masked.
+        """
+        waiting = self._asked
+        assert waiting is not None
+        if not 0 <= row < len(waiting.mask) or not waiting.mask[row]:
+            raise masked(row, waiting.mask)
+        self.asked += 1
+        self.decisions += 1
+        self._take(waiting.kind, row)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Decides until something has to be asked, or nothing is left to decide."""
+        self._asked: Decision | None = None
+        if self._plan is None and len(self._offer.plans) == 1:
+            self._take(PLAN, 0)
+        while self.workload is None:
+            waiting = self._next()
+            if waiting.num_candidates == 1:
+                self._take(waiting.kind, 0)
+                continue
+            answer = self._answer(waiting)
+            if answer is None:
+                self._asked = waiting
+                return
+            self.decisions += 1
+            self._take(waiting.kind, answer)
+
+    def _next(self) -> Decision:
+        if self._plan is None:
+            return self._decision(PLAN, *self._offer.shown(self._routed))
+        return self._copying()
+
+    def _decision(self, kind: int, rows: np.ndarray, context: Mapping[str, float]) -> Decision:
+        size = self._offer.exposure.max_candidates
+        features = np.zeros((size, len(FEATURES)), np.float32)
+        features[: len(rows)] = rows
+        values = {**context, f"is_{DECISION_KINDS[kind]}": 1.0}
+        shown = np.array([values.get(name, 0.0) for name in CONTEXT], np.float32)
+        return Decision(kind, 0, len(rows), features, shown, np.arange(size) < len(rows))
+
+    def _answer(self, waiting: Decision) -> int | None:
+        """Returns the row that whoever is inside takes; None if it has to be asked."""
+        exposure, kind = self._offer.exposure, waiting.kind
+        network = exposure.opening or exposure.network
+        if DECISION_KINDS[kind] not in exposure.kinds:
+            chosen = self._plan.schedule if self._plan else self._offer.schedule
+            return best_by_rule(chosen.rule.matrix()[kind], waiting)
+        if network is None:
+            return None
+        self.asked += 1
+        count = waiting.num_candidates
+        return network.best(waiting.features[:count], waiting.context, waiting.mask[:count])
+
+    def _take(self, kind: int, row: int) -> None:
+        if kind == PLAN:
+            self._plan = self._offer.plans[row]
+            replicate = self._plan.schedule.replicate
+            if replicate.planner != "rule":
+                self.workload = planned(self._routed, replicate)
+                return
+            slots = slots_of(replicate, self._routed.layer.experts, self._routed.num_gpus)
+            self._sharing = Sharing.of(self._routed, slots, self._weights_ps() / self._bound.total_ps)
+            self._quota = self._sharing.quota.copy()
+            return
+        assert self._sharing is not None and self._listed is not None
+        if row < len(self._listed.tokens):
+            found = self._listed
+            self._sharing.take(*(int(part[row]) for part in (found.expert, found.source, found.gpu, found.tokens)))
+            return
+        most_sends = self.plan.schedule.replicate.most_sends
+        self.workload = shared_out(self._routed, self._quota, self._sharing, most_sends)
+
+    def _copying(self) -> Decision:
+        """Returns the decision on the next copy: what would relieve somebody, and enough."""
+        sharing, total_ps = self._sharing, self._bound.total_ps
+        assert sharing is not None
+        found = sharing.candidates().first(self._offer.exposure.max_candidates - 1)
+        self._listed = found
+        count = len(found.tokens)
+        rows = np.zeros((count + 1, len(FEATURES)), np.float32)
+        columns: dict[str, np.ndarray] = {
+            "order": np.arange(count) / self._offer.exposure.max_candidates,
+            "relief": found.relief,
+            "room": found.room,
+            "holders": found.holders,
+            "cost": np.minimum(1.0, np.sqrt(found.weights)),
+            "gain": np.minimum(1.0, np.sqrt(found.tokens * (self._token_ps / total_ps))),
+        }
+        for name, values in columns.items():
+            rows[:count, FEATURES.index(name)] = values
+        rows[count, FEATURES.index("is_hold")] = 1.0
+        context = {**_shape(self._routed, self._offer.costs, self._bound), "imbalance": 1 - 1 / sharing.imbalance}
+        return self._decision(REPLICATE, rows, context)
+
+    def _weights_ps(self) -> int:
+        """Returns what an expert's weights take on a link, in the packets in which copies of this plan travel."""
+        costs, program = self._offer.costs, self.plan.program
+        assert program.copying is not None
+        family = program.copying_family or program.copying.usual_family
+        packet = costs.families.packet_of(family, program.copying.in_switch)
+        return costs.wire_ps(sum(packet.data_flits(num_bytes) for num_bytes in costs.matrix_bytes))
+
+    @cached_property
+    def _token_ps(self) -> int:
+        """What a token takes of a GPU that computes it for one expert, where SMs or its downlink bind."""
+        costs, loads = self._offer.costs, self._routed.loads
+        gemm_ps = self._bound.gemms_ps // max(int(loads.max()), 1)
+        return max(gemm_ps, costs.wire_ps(costs.dispatch_flits()))
+
+
+def best_by_rule(weights: np.ndarray, decision: Decision) -> int:
+    """Returns the legal row that (feature,) weights score highest, the first of equals, summed as the engine does."""
+    scores = np.zeros(len(decision.mask))
+    for column in np.flatnonzero(weights):
+        scores += weights[column] * decision.features[:, column].astype(np.float64)
+    return int(np.where(decision.mask, scores, -np.inf).argmax())
+
+
+def rooted(ps: float, scale_ps: int) -> float:
+    """Returns the square root of a time over a bound, cut at 1, as the engine shows times."""
+    return min(1.0, math.sqrt(ps / scale_ps))
+
+
+def _shape(workload: Workload, costs: Costs, bound: Bound) -> dict[str, float]:
+    """Returns the context values that are the same all through a layer, for a GPU with a mean share of the work."""
+    scale_ps, num_gpus = bound.total_ps, workload.num_gpus
+    slots = workload.experts_of_token.sum() / num_gpus
+    experts = workload.num_experts / num_gpus
+    expert_bytes = sum(costs.matrix_bytes)
+    return {
+        "link_share": min(1.0, bound.links_ps / scale_ps),
+        "gemm_share": min(1.0, bound.gemms_ps / scale_ps),
+        "hbm_share": min(1.0, bound.hbm_ps / scale_ps),
+        "tokens_per_expert": slots / max(slots + experts * workload.layer.tile_tokens, 1),
+        "l2_room": costs.l2_bytes / (costs.l2_bytes + experts * expert_bytes),
+    }
+
+
+def _links_ps(program: Program, even: Workload, costs: Costs) -> float:
+    """Returns what tokens and sums of a mean GPU take of its busier direction, asking and acknowledging left out."""
+    demand, num_gpus, dispatch, combine = even.demand, even.num_gpus, program.dispatch, program.combine
+    pairs, away = demand.remote_pairs.mean(), even.num_tokens / num_gpus
+    if program.copies_per_expert:
+        pairs *= even.experts_of_token.sum() / demand.num_pairs
+    if dispatch.to_all or combine.to_all:
+        pairs = away * (num_gpus - 1)
+    stores, named = (away, round(pairs / away)) if dispatch.in_switch else (pairs, 0)
+    if dispatch.by_team:
+        stores = min(pairs, away * costs.store_groups(dispatch.by_team, num_gpus))
+    token = costs.dispatch_flits(named if dispatch.names_targets else 0)
+    result = costs.combine_flits()
+    up = stores * token + pairs * result
+    down = pairs * costs.dispatch_flits() + (away if combine.in_switch else pairs) * result
+    return costs.wire_ps(int(max(up, down)))
+
+
+def _imbalance_before(workload: Workload) -> float:
+    """Returns 1 less the mean load of GPUs over that of the busiest in an earlier batch; 0 where nobody knows one."""
+    past = workload.past_loads
+    if past is None or not past.any():
+        return 0.0
+    placement = workload.placement
+    replicas = np.bincount(placement.logical_of_expert, minlength=placement.num_logical)
+    of_expert = (past / np.maximum(replicas, 1))[placement.logical_of_expert]
+    loads = np.bincount(placement.gpu_of_expert, of_expert, minlength=placement.num_gpus)
+    return float(1 - loads.mean() / loads.max())
