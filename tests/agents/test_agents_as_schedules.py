@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -173,6 +174,19 @@ def test_an_agent_plays_in_python_what_the_command_shows(capsys: pytest.CaptureF
     assert len(scheduled.table) > 0 and len([*scheduled.decisions()]) == scheduled.run.engine.asked > 0
     with pytest.raises(ConfigError, match="^schedule: unknown key 'token' \\(did you mean 'tokens'"):
         load_agent("dysharp").schedule(token=3)
+
+
+def test_the_readme_s_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    load, function = ([block for block in blocks if word in block] for word in ("load_agent", "def warm_first"))
+    exec(*load, {})
+    assert (tmp_path / "schedule.csv").read_text().startswith("item,stage,gpu")
+    (tmp_path / "readme_rules.py").write_text(*function)
+    monkeypatch.syspath_prepend(tmp_path)
+    contender = read_contender("readme_rules:warm_first")
+    assert contender.first.exposure.kinds == ("dispatch", "gemm")
+    assert contender.first.run(problem()).engine.done
 
 
 def test_schedules_bring_no_torch_along() -> None:
