@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or DEFAULT_SCHEDULES)
     for contender in contenders:
-        contender.first.require_fit(scenario.system)  # refuses a schedule that does not fit before anything long starts
+        contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     scenarios = [scenario.spec.with_changes({"tokens": tokens}).build() for tokens in _sweep(args.sweep)]
     ensure_compiled()
     rows, seeds = [], range(args.seed, args.seed + args.count)

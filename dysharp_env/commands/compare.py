@@ -97,7 +97,7 @@ def _read_fitting(args: argparse.Namespace, scenario: Scenario) -> list[Contende
     fitting = []
     for contender in contenders:
         try:
-            contender.first.require_fit(scenario.system)
+            contender.first.require_fit(scenario)
         except ConfigError as error:
             if args.schedule:
                 raise

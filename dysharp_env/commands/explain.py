@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or [DEFAULT_SCHEDULE])
     for contender in contenders:
-        contender.first.require_fit(scenario.system)  # refuses a schedule that does not fit before anything long starts
+        contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     workload = scenario.draw(args.seed)
     ensure_compiled()
     scale = scenario.spec.compute_scale

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"schedule={names}: simulate runs one schedule; compare runs several")
     scenario = read_scenario(args)
     (contender,) = read_named_apart(names)
-    contender.first.require_fit(scenario.system)  # refuses a schedule that does not fit before anything long starts
+    contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {option: getattr(args, option) for option in FILES})
     ensure_compiled()

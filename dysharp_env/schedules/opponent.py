@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dysharp_env.schedules.exposure import Exposure
-from dysharp_env.schedules.run import LayerRun, Problem
+from dysharp_env.schedules.run import LayerRun, Problem, Starter
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.engine import Decision
-from dysharp_env.system import SystemSpec
+from dysharp_env.workload import Scenario
 
 Answer = Callable[[Decision], int]  # what waits -> the row of the candidate taken
 
@@ -79,13 +79,13 @@ class Opponent(ABC):
         Its place is that among all that are played; random choices have a stream for each.
         """
 
-    def require_fit(self, system: SystemSpec) -> None:
-        """Checks that a machine can run the schedule beneath with what is asked.
+    def require_fit(self, scenario: Scenario) -> None:
+        """Checks that the machine of a scenario can run the schedule beneath with what is asked.
 
         Raises:
             ConfigError: It cannot.
         """
-        self.base.program(system, self.exposure)
+        Starter(scenario.system, scenario.layer, self.base, exposure=self.exposure)
 
     def on(self, problem: Problem) -> Opponent:
         """Returns the same with what is settled once for a layer settled as for this one: the variant of a schedule."""

@@ -203,7 +203,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--policy", "random", "--seeds-of-random", "0"], "seeds-of-random=0 must be at least 1"),
         (["--policy", "random", "--by", "gpu"], "by='gpu' is unknown; choose from ['gpus', 'model', 'tokens',"),
         (["--policy", "random", "--decision-us", "0"], "decision-us=0 must be above 0 and at most 1000"),
-        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "policy='nope' is unknown"),
+        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "schedule='nope' is unknown"),
         (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
         (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
         (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),
