@@ -16,7 +16,7 @@ from dysharp_env.simulator.phases import KERNEL_STAGES, SHARED, STAGES, WEIGHT_G
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.lowering import Lowering
-from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM
+from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM, PREFETCH
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES, Primitive
@@ -269,7 +269,9 @@ def draw_rules(draw: Draw) -> dict[str, object]:
     rules = {
         "partial_tiles": draw.chance("allow_partial", 0.5),
         "min_partial_tokens": draw.between("min_partial_tokens", 1, 4),
-        "may_hold": frozenset(kind for kind in (GEMM, COMBINE) if draw.chance(f"hold_{DECISION_KINDS[kind]}", 0.5)),
+        "may_hold": frozenset(
+            kind for kind in (PREFETCH, GEMM, COMBINE) if draw.chance(f"hold_{DECISION_KINDS[kind]}", 0.5)
+        ),
         "weights": weights,
         "exposed": exposed,
         "max_candidates": draw.pick("max_candidates", 2, 3, 32),

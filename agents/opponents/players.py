@@ -174,19 +174,25 @@ class Learned(InEnvironment):
         seed: Training seed of its run; None for a distilled rule.
         env: The schedule beneath and what is asked.
         network: What answers.
+        opening: What answers before a layer starts; None: the same.
     """
 
     seed: int | None
     env: EnvSpec
     network: Network
+    opening: Network | None = None
+
+    def best_row(self, decision: Decision) -> int:
+        """Returns the legal row that its networks score highest, the first of equals."""
+        return best_row(self.opening if self.opening and decision.kind < SPLIT else self.network, decision)
 
     def answers(self, problem: Problem, place: int) -> Answer:
-        """Returns what takes the row that the network scores highest."""
-        return lambda decision: best_row(self.network, decision)
+        """Returns what takes the row that the networks score highest."""
+        return self.best_row
 
     def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
         """Returns a layer that the network has played inside the engine."""
-        run = problem.start(self.base, replace(self.exposure, network=self.network), logging=logging)
+        run = problem.start(self.base, replace(self.exposure, network=self.network, opening=self.opening), logging=logging)
         run.engine.run()
         return run
 
@@ -209,7 +215,7 @@ class LateLearned(Learned):
 
         def answer(decision: Decision) -> int:
             nonlocal first
-            row = best_row(self.network, decision)
+            row = self.best_row(decision)
             if decision.kind != SPLIT:
                 return row  # it cannot be taken later: what it chose from would be gone
             if first is None:

@@ -115,6 +115,11 @@ def best_of(given: str | Path) -> tuple[Path, PolicyCard]:
     return path / "best", read_card(path / "best")
 
 
+def _learned(best: Path, card: PolicyCard) -> Learned:
+    policy = load_policy(best, card.env)
+    return Learned(card.seed, card.env, policy.scoring_network(), policy.opening_network())
+
+
 def read_runs(given: str) -> Contender:
     """Returns the contender of run folders joined by commas, or of ``reference``.
 
@@ -125,7 +130,7 @@ def read_runs(given: str) -> Contender:
     seeds = [card.seed for _, card in found]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"policy='{given}': the runs of one policy must differ in their seed, but have seeds {seeds}")
-    learned = [Learned(card.seed, card.env, load_policy(best, card.env).scoring_network()) for best, card in found]
+    learned = [_learned(best, card) for best, card in found]
     name = "+".join(sorted({card.name for _, card in found}))
     folders = frozenset(best.resolve() for best, _ in found)
     return Contender(given, name, "runs", folders, tuple(learned))

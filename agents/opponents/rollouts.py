@@ -25,7 +25,7 @@ def makespans_ps(schedules: Sequence[ScheduleSpec], problems: Sequence[Problem])
     firsts = np.cumsum([0, *map(len, variants[:-1])])
     for column, problem in enumerate(problems):
         engines = [problem.engine(variant) for each in variants for variant in each]
-        found[:, column] = np.minimum.reduceat(_play(engines, Exposure().max_candidates), firsts)
+        found[:, column] = np.minimum.reduceat(play(engines, Exposure().max_candidates), firsts)
     return found
 
 
@@ -38,10 +38,10 @@ def play_networks(
         ConfigError: The schedule does not fit the system.
     """
     engines = [problem.engine(schedule, exposure) for exposure in exposures]
-    return _play(engines, exposures[0].max_candidates), np.array([engine.asked for engine in engines])
+    return play(engines, exposures[0].max_candidates), np.array([engine.asked for engine in engines])
 
 
-def _play(engines: Sequence[Engine], max_candidates: int) -> np.ndarray:
+def play(engines: Sequence[Engine], max_candidates: int) -> np.ndarray:
     """Runs layers that ask nothing to their ends together and returns their (layer,) int64 makespans, picoseconds."""
     batch = Batch(len(engines), max_candidates)
     for row, engine in enumerate(engines):

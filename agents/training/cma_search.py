@@ -16,7 +16,7 @@ import cma
 import numpy as np
 
 from agents.opponents.rollouts import makespans_ps
-from agents.policies.linear import FEATURES_OF_KIND, start_weights
+from agents.policies.linear import FEATURES_OF_KIND, kinds_ruled, start_weights
 from dysharp_env.schedules import Problem, ScheduleSpec
 
 _MEASURE_EVERY = 8  # generations
@@ -138,13 +138,15 @@ class SearchSpace:
         self._base = base
         partial = base.min_partial_tokens if base.partial_tiles else _FEWEST_TOKENS
         settings = (*base.sms.groups(_SETTINGS["dispatch_sms"]), base.chunk_tokens, partial)
-        weights = [weight for kind in FEATURES_OF_KIND for weight in start_weights(base, kind, _BELOW_HOLD)]
+        self._kinds = kinds_ruled(base)
+        weights = [weight for kind in self._kinds for weight in start_weights(base, kind, _BELOW_HOLD)]
         self.start = np.array([*weights, *np.log2(settings)])
 
     def schedule(self, point: np.ndarray, name: str) -> ScheduleSpec:
         """Returns the schedule of a point."""
         rule, at = {}, 0
-        for kind, features in FEATURES_OF_KIND.items():
+        for kind in self._kinds:
+            features = FEATURES_OF_KIND[kind]
             weights = point[at : at + len(features)]
             at += len(features)
             scaled = np.round(weights / max(np.abs(weights).max(), 1e-9), _DIGITS)

@@ -50,7 +50,7 @@ class Validator:
 
         A line for each workload is added to the run's ``evaluations.csv``.
         """
-        exposure = replace(self._exposure, network=policy.scoring_network())
+        exposure = replace(self._exposure, network=policy.scoring_network(), opening=policy.opening_network())
         mine_ps = np.array([play_networks(self._schedule, [exposure], each)[0][0] for each in self._problems])
         bounds_ps = np.array([each.bound.total_ps for each in self._problems])
         to_bound, to_reference = mine_ps / bounds_ps, mine_ps / self._reference_ps

@@ -30,7 +30,9 @@ class LayerRun:
         routed: The workload as it was before anybody shared it out; what runs is ``engine.workload``.
     """
 
-    def __init__(self, offer: Offer, routed: Workload, bound: Bound, *, logging: bool) -> None:
+    def __init__(
+        self, offer: Offer, routed: Workload, bound: Bound, *, logging: bool = False, plan: int | None = None
+    ) -> None:
         """Starts the layer, unless something is asked before.
 
         Args:
@@ -38,8 +40,9 @@ class LayerRun:
             routed: The workload.
             bound: Its lower bound.
             logging: Whether the engine records every use of a link and SM group.
+            plan: Which of the plans it runs; None leaves that to be decided.
         """
-        self.opening = Opening(offer, routed, bound)
+        self.opening = Opening(offer, routed, bound, plan)
         self.routed, self.lower_bound_ps, self._logging = routed, bound.total_ps, logging
         self._engine: Engine | None = None
         self._start()
@@ -210,6 +213,16 @@ class Problem:
         """
         offer = self.offer(schedule, exposure)
         return LayerRun(offer, self.workload, self._bound_of(offer), logging=logging)
+
+    def under_each_plan(self, schedule: ScheduleSpec, exposure: Exposure) -> list[LayerRun]:
+        """Returns the layer at time zero under each of a schedule's plans that the machine can run.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        offer = self.offer(schedule, exposure)
+        bound = self._bound_of(offer)
+        return [LayerRun(offer, self.workload, bound, plan=place) for place in range(len(offer.plans))]
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
         """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.

@@ -116,8 +116,16 @@ class PaysSpec(Spec):
         return self
 
 
+# Rules of kinds that a schedule names no weights for. Prefetch takes the first matrix that drops nothing: to hold costs
+# less than to drop one byte in a thousand million.
+DEFAULT_RULES: dict[str, dict[str, float]] = {"prefetch": {"drops": -1.0, "is_hold": -1e-9}}
+
+
 class RuleSpec(RootModel[dict[str, Weights]]):
-    """Scoring rule: for kinds of decision, weights by feature name; the highest score is taken, the first of equals."""
+    """Scoring rule: for kinds of decision, weights by feature name; the highest score is taken, the first of equals.
+
+    Of a kind without weights the first candidate is taken, but for those of ``DEFAULT_RULES``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -132,7 +140,7 @@ class RuleSpec(RootModel[dict[str, Weights]]):
     def matrix(self) -> np.ndarray:
         """Returns the (kind, feature) weights."""
         weights = np.zeros((NUM_KINDS, NUM_FEATURES))
-        for kind, named in self.root.items():
+        for kind, named in {**DEFAULT_RULES, **self.root}.items():
             for name, weight in named.items():
                 weights[DECISION_KINDS.index(kind), FEATURES.index(name)] = weight
         return weights

@@ -12,7 +12,7 @@ from dysharp_env.simulator.kernel.links import charge_down, charge_up
 from dysharp_env.simulator.kernel.memory import tile_block, translate, use_hbm, write
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import store_of, token_of_store
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead
+from dysharp_env.simulator.kernel.prefetch import consider
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
@@ -71,7 +71,6 @@ def arrive(s: Root, pair: int) -> None:
     needed = s.tokens[p.token].num_experts if s.combine.reads else count
     for slot in range(p.slot0, p.slot0 + count):
         join_tile(s, slot, pair, done == needed - 1)
-    fetch_ahead(s, gpu)
     if s.partial_tiles:
         mark(s, GEMM, gpu)
     count_towards(s, gpu, p.part, codes.OPENS_GEMM1, count)
@@ -93,6 +92,8 @@ def join_tile(s: Root, slot: int, pair: int, finishes: bool) -> None:
         s.gpus[x.gpu].tiles_live += 1
     x.arrived += 1
     x.open_count += 1
+    if x.arrived == 1 and not s.counted:
+        consider(s, x.gpu)
     tile = x.tile0 + x.tiles_open - 1
     s.slot_tile[slot] = tile
     if finishes:

@@ -136,7 +136,11 @@ FEATURE_TABLE = (
         walks=True,
     ),
     Feature("wanted", "prefetch: 1 if a row that is ready needs it", ("prefetch",)),
-    Feature("drops", "prefetch: what is still to be used and would give way in L2, over its size", ("prefetch",)),
+    Feature(
+        "drops",
+        "prefetch: bytes that would give way in L2, dead weights aside, over those that it lacks of the matrix",
+        ("prefetch",),
+    ),
     Feature("split_dispatch", "dispatch SMs over all SMs", SIZES),
     Feature("split_combine", "combine SMs over all SMs", SIZES),
     Feature(

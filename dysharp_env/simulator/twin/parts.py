@@ -212,6 +212,14 @@ class Row(NamedTuple):
     is_open: bool = False
 
 
+class Matrix(NamedTuple):
+    """A prefetch candidate: an expert's matrix of one GEMM, and all parts of the expert."""
+
+    expert: int
+    stage: int
+    parts: tuple[Expert, ...]
+
+
 class Split(NamedTuple):
     """A candidate of the split decision: a row of the program's splits."""
 
@@ -225,7 +233,7 @@ class Hold(NamedTuple):
     """The candidate that does nothing until something new concerns the group."""
 
 
-Candidate = Chunk | Row | Unit | Split | Hold
+Candidate = Chunk | Matrix | Row | Unit | Split | Hold
 
 
 class Use(NamedTuple):

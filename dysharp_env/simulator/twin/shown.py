@@ -14,7 +14,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Token, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Matrix, Pair, Row, Split, Token, Unit
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
@@ -45,6 +45,8 @@ class Shown:
                 return {"is_hold": 1.0}
             case Chunk():
                 return order | self._of_chunk(gpu, candidate)
+            case Matrix():
+                return order | self._of_matrix(gpu, candidate)
             case Row():
                 return order | self._of_row(gpu, candidate)
             case Unit():
@@ -86,6 +88,18 @@ class Shown:
         return max(len(groups), 1) * world.costs.dispatch_flits(
             token.remote_experts if world.dispatch.names_targets else 0
         )
+
+    def _of_matrix(self, gpu: Gpu, matrix: Matrix) -> dict[str, float]:
+        memory, prefetch, stage = gpu.memory, gpu.prefetch, matrix.stage
+        total, arrived = sum(part.total for part in matrix.parts), sum(part.arrived for part in matrix.parts)
+        return {
+            "size": min(1.0, prefetch.known_tokens(matrix) / self.world.workload.layer.tile_tokens),
+            "is_gemm2": float(stage == GEMM2),
+            "expert_left": (total - arrived) / total,
+            "cost": self._root(self.world.costs.hbm_ps(memory.weights_to_read(matrix.expert, stage))),
+            "wanted": float(any(part.rows[stage - 1] for part in matrix.parts)),
+            "drops": prefetch.drops_bytes(matrix) / memory.missing_bytes(matrix.expert, stage),
+        }
 
     def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs

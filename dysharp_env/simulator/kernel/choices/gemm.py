@@ -5,11 +5,12 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import block_ps, close_tile, start_blocks, start_row
+from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.memory import hbm_ps, is_here, missing_weights, weights_to_read
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
-from dysharp_env.simulator.state.observation import GEMM
+from dysharp_env.simulator.state.observation import GEMM, PREFETCH
 
 # Open tiles are listed behind all ready rows, the fullest first.
 OPEN_KEY = 1 << 60
@@ -22,6 +23,10 @@ def act_gemm(s: Root, gpu: int) -> bool:
     if not g.start_open:
         return False
     while g.free_sms > 0:
+        if g.groups[PREFETCH].marked:
+            # What may be fetched ahead comes first, as HBM serves in turn.
+            mark(s, GEMM, gpu)
+            return False
         if g.row_tile == NOTHING:
             return g.groups[GEMM].holding == 0
         start_blocks(s, gpu)
