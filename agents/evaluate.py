@@ -10,12 +10,12 @@ from agents.evaluation.recording import write_rows
 from agents.evaluation.report import plot_summary, summary_table
 from agents.evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
 from agents.kit import Command, check_folder, check_options, deliver, entry
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contenders, run_folders
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 

@@ -20,11 +20,9 @@ from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option, add_worker_options
 from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.schedules.contenders import CONTENDER_HELP
 
-POLICY_HELP = (
-    "random, first, a schedule's name or .yaml, look-ahead:SCHEDULE, a distilled rule's .json, or a run folder;"
-    " RUN,RUN,... are training seeds of one policy; repeatable"
-)
+POLICY_HELP = f"{CONTENDER_HELP}; RUN,RUN,... are training seeds of one policy; repeatable"
 # Options of whole numbers that any command may have, and the least of each.
 _LEAST = {"batch": 1, "episodes": 1, "renamings": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
 
@@ -54,8 +52,8 @@ class Command:
         return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
 
     def add_policies(self, note: str = "", **settings: Any) -> Command:
-        """Adds the repeatable ``--policy`` and what look-ahead may spend."""
-        self.add("--policy", action="append", metavar="NAME", help=POLICY_HELP + note, **settings)
+        """Adds the repeatable ``--policy``, also called ``--schedule``, and what look-ahead may spend."""
+        self.add("--policy", "--schedule", action="append", metavar="NAME", help=POLICY_HELP + note, **settings)
         text = "simulations that look-ahead may spend on a workload"
         return self.add("--rollouts", type=int, default=LookAhead.rollouts, metavar="N", help=text)
 

@@ -21,9 +21,9 @@ from agents.evaluation.statistics import geometric_mean
 from agents.evaluation.table import evaluate, makespans, summarise
 from agents.evaluation.variations import VARIATIONS, Variation, read_variations
 from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contenders
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 

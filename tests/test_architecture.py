@@ -26,7 +26,7 @@ ROOMS = {
         *("workers", "report", "validation", "reproduction", "envs", "bench", "commands", "__main__"),
     ],
     "agents": [
-        *("__init__", "policies", "opponents", "evaluation", "exact", "training", "distillation"),
+        *("policies", "opponents", "__init__", "evaluation", "exact", "training", "distillation"),
         *("kit", "command"),
     ],
 }

@@ -13,9 +13,9 @@ from rich.text import Text
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
 from agents.evaluation.table import makespans
-from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Played
 from dysharp_env.workload import Scenario
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 

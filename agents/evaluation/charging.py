@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.evaluation.table import opponents_of
-from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender, Opponent, Played
 from dysharp_env.simulator.state.observation import DECISION_KINDS, SPLIT
 
 MOST_DECISION_US = 1000.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
 from agents.evaluation.table import opponents_of
-from agents.opponents.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
 

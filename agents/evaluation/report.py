@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.evaluation.table import Summary, makespans
-from agents.opponents.opponent import Played
+from dysharp_env.schedules.opponent import Played
 
 _INK = "#0072B2"
 

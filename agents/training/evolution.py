@@ -34,6 +34,7 @@ from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
 from dysharp_env.workers import Workers
+from dysharp_env.workload.suite import load_suite
 
 GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
@@ -62,7 +63,8 @@ class EvolutionRun(TrainingRun):
         """
         super().__init__(spec, folder, watch, workers)
         assert spec.evolution is not None
-        problems = draw_problems(spec, spec.env.suite, TRAINING_SEED)
+        suite = load_suite(spec.env.suite) if spec.env.suite else None
+        problems = draw_problems(spec, suite, TRAINING_SEED)
         self._evolution = Evolution(
             spec.evolution,
             load_schedule(spec.env.schedule),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
+from agents.training.held_out import validation_suite
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -18,7 +19,6 @@ from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import load_schedule
 from dysharp_env.workers import Threads, Workers
-from dysharp_env.workload.suite import load_suite
 
 
 def read_run_dir(given: str) -> Path:
@@ -53,7 +53,7 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
     reference = load_schedule(spec.reference)
     for source in Episodes(spec.env, 1).sources:
         reference.program(source.scenario.system)
-    first = load_suite(spec.validation).draw()[0]
+    first = validation_suite(spec).draw()[0]
     load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
     folder = RunFolder.create(root, spec.name, spec.seed)
     folder.write_config(spec)

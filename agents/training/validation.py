@@ -11,26 +11,27 @@ import numpy as np
 from agents.exact.tiny import VALIDATION_SEED, tiny_layers
 from agents.opponents.rollouts import makespans_ps, play_networks, size_of
 from agents.policies.candidate_policy import CandidatePolicy
+from agents.training.held_out import validation_suite
 from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workers import Workers
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workload.suite import SuiteSpec
 
 EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
 
 
-def draw_problems(spec: TrainSpec, suite: str | None, seed: int) -> Sequence[Problem]:
+def draw_problems(spec: TrainSpec, suite: SuiteSpec | None, seed: int) -> Sequence[Problem]:
     """Returns a suite's problems, or the tiny ones from a seed on that a run plays in their place.
 
     Raises:
-        ConfigError: The suite is unknown.
+        ConfigError: An entry of the suite is wrong.
     """
     if spec.evolution is not None and spec.evolution.tiny:
         return tiny_layers(seed, spec.evolution.tiny)
     assert suite is not None, "the spec has been checked"
-    return Problem.of_suite(load_suite(suite).draw())
+    return Problem.of_suite(suite.draw())
 
 
 class Validator:
@@ -42,7 +43,7 @@ class Validator:
         Raises:
             ConfigError: The suite or the reference is unknown or does not fit.
         """
-        self._problems = draw_problems(spec, spec.validation, VALIDATION_SEED)
+        self._problems = draw_problems(spec, validation_suite(spec), VALIDATION_SEED)
         self._schedule, self._exposure = load_schedule(spec.env.schedule), spec.env.exposure()
         self._reference_ps = makespans_ps([load_schedule(spec.reference)], self._problems, workers)[0]
         self._workers = workers

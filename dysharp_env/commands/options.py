@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
-from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
+from dysharp_env.schedules import schedule_names
+from dysharp_env.schedules.contenders import CONTENDER_HELP, read_contenders
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.replication import PLANNERS, WEIGHTS
 from dysharp_env.simulator.costs import RESOLUTIONS
 from dysharp_env.workers import Processes, Workers
@@ -72,7 +74,7 @@ def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(schedule_names())
     planners = f"{', '.join(PLANNERS)}; weights: {', '.join(WEIGHTS)}"
-    text = f"a .yaml file, or one of {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
+    text = f"{CONTENDER_HELP}; schedules are {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
     text += f" (planners: {planners}); repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
@@ -165,28 +167,28 @@ def require_one_layer(workloads: Sequence[Workload], files: Mapping[str, str | N
             raise ConfigError(f"{option}='{target}' shows one layer; layer_index names {len(workloads)}")
 
 
-def read_schedules(names: list[str]) -> list[ScheduleSpec]:
-    """Returns the schedules of preset names or paths, whose own names must differ.
+def read_named_apart(given: Sequence[str]) -> list[Contender]:
+    """Returns what names of schedules and agents stand for; the names that results show must differ.
 
     Raises:
         ConfigError: One is unknown or wrong, or two have the same name.
     """
-    schedules: dict[str, ScheduleSpec] = {}
-    for name in names:
-        schedule = load_schedule(name)
-        if schedule.name in schedules:
-            clash = f"schedule='{name}': two of the schedules are named '{schedule.name}'"
+    found = read_contenders(given)
+    seen: set[str] = set()
+    for contender in found:
+        if contender.name in seen:
+            clash = f"schedule='{contender.given}': two of the schedules are named '{contender.name}'"
             raise ConfigError(f"{clash}; change the name in one of them, or give it once")
-        schedules[schedule.name] = schedule
-    return [*schedules.values()]
+        seen.add(contender.name)
+    return found
 
 
-def describe_config(scenario: Scenario, schedules: list[ScheduleSpec], resolution: str) -> dict[str, Any]:
+def describe_config(scenario: Scenario, contenders: Sequence[Contender], resolution: str) -> dict[str, Any]:
     """Returns what the results depend on, for the ``config`` of a JSON result: as asked for, and as read."""
     return {
         "scenario": scenario.spec.model_dump(mode="json"),
         "system": scenario.system.model_dump(mode="json"),
         "layer": scenario.layer.model_dump(mode="json"),
-        "schedules": [schedule.model_dump(mode="json") for schedule in schedules],
+        "schedules": [contender.described() for contender in contenders],
         "resolution": resolution,
     }

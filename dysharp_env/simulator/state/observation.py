@@ -218,3 +218,29 @@ NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
 FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
 CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])
 WALKS = np.array([feature.walks for feature in FEATURE_TABLE])
+
+
+class ShownByName:
+    """What a decision shows, by names; for decisions of the engine and of the twin."""
+
+    kind: int
+    features: np.ndarray
+    context: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def kind_name(self) -> str:
+        """One of ``DECISION_KINDS``, such as ``gemm``."""
+        return DECISION_KINDS[self.kind]
+
+    def feature(self, name: str) -> np.ndarray:
+        """Returns the (max_candidates,) values of one of ``FEATURES``, such as ``weights_in_l2``."""
+        return self.features[:, FEATURES.index(name)]
+
+    def context_value(self, name: str) -> float:
+        """Returns one of ``CONTEXT``, such as ``sent``."""
+        return float(self.context[CONTEXT.index(name)])
+
+    def best(self, scores: np.ndarray) -> int:
+        """Returns the legal row with the highest of (max_candidates,) scores, the first of equals."""
+        return int(np.where(self.mask, scores, -np.inf).argmax())

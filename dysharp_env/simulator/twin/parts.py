@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dysharp_env.simulator.state.codes import AWAY, NO_TIME
+from dysharp_env.simulator.state.observation import ShownByName
 
 Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, place), ("tile", expert, part, place), ...
 
@@ -248,7 +249,7 @@ class Use(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(ShownByName):
     """A decision that waits for an answer; as the engine's, with the candidates themselves."""
 
     kind: int

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
-from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError
+from dysharp_env.schedules.opponent import Played
 from dysharp_env.workload.suite import SuiteEntry, SuiteSpec, SuiteWorkload, load_suite
 
 

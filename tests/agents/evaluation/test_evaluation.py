@@ -15,10 +15,10 @@ from agents import evaluate as command
 from agents import train as training
 from agents.evaluation.statistics import geometric_mean
 from agents.evaluation.table import beats_on_every_workload, makespans, summarise
-from agents.opponents.opponent import Played
-from agents.opponents.players import Chooser, ScheduleOpponent
+from agents.opponents.players import Chooser
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.opponent import Played, ScheduleOpponent
 from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
@@ -229,7 +229,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--policy", "random", "--renamings", "0"], "renamings=0 must be at least 1"),
         (["--policy", "random", "--by", "gpu"], "by='gpu' is unknown; choose from ['gpus', 'model', 'tokens',"),
         (["--policy", "random", "--decision-us", "0"], "decision-us=0 must be above 0 and at most 1000"),
-        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "policy='nope' is unknown"),
+        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "schedule='nope' is unknown"),
         (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
         (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
         (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),
