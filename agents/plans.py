@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 import yaml
 
-from agents.kit import Command, check_options, entry
+from agents.kit import Command, check_options
 from agents.opponents.rollouts import play
 from agents.training.portfolio import Changes, Member, Portfolio, choose_greedily, value
 from dysharp_env.commands.output import results_console
@@ -96,9 +96,7 @@ def run(args: argparse.Namespace) -> int:
     with Processes(args.workers) as workers:
 
         def costs(schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
-            played = workers.map(
-                partial(_logs, schedules), [problems[place] for place in places], constants=problems
-            )
+            played = workers.map(partial(_logs, schedules), [problems[place] for place in places], constants=problems)
             return np.array(played).reshape(len(places), len(schedules)).T - reference[list(places)]
 
         search = Portfolio(base, costs, len(problems), args.plans, args.seed)
@@ -148,7 +146,9 @@ def _document(args: argparse.Namespace, search: Portfolio) -> str:
     lines = [
         "Ways to run a layer, found by search: for each workload the best of them is good. The first is the best alone. Made by",
         f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans} --minutes {args.minutes:g}"
-        f" --workers {args.workers} --seed {args.seed}" + (f" --start {args.start}" if args.start else "") + " --out FILE",
+        f" --workers {args.workers} --seed {args.seed}"
+        + (f" --start {args.start}" if args.start else "")
+        + " --out FILE",
         f"in {search.episodes} layers: geometric mean over that suite of the best plan's makespan over {_AGAINST}'s"
         f" {np.exp(value(search.best)):.4f},",
         f"of the first alone {np.exp(value(order[0].costs)):.4f}. How fast a machine is changes what a clock allows, so"

@@ -192,7 +192,9 @@ class Learned(InEnvironment):
 
     def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
         """Returns a layer that the network has played inside the engine."""
-        run = problem.start(self.base, replace(self.exposure, network=self.network, opening=self.opening), logging=logging)
+        run = problem.start(
+            self.base, replace(self.exposure, network=self.network, opening=self.opening), logging=logging
+        )
         run.engine.run()
         return run
 

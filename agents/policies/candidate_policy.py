@@ -121,7 +121,6 @@ class CandidateScorer(nn.Module):
         scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
 
-
     def take(self, network: Network) -> None:
         """Takes over the weights of a network of the engine."""
         for name, path in _PARAMETERS.items():

@@ -17,9 +17,8 @@ import torch
 from agents.opponents.rollouts import play
 from agents.policies.candidate_policy import CandidateScorer
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
-from dysharp_env.schedules.opening import best_by_rule
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, PLAN
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts
 _MOST_ENGINES = 16  # in memory at a time
@@ -60,7 +59,10 @@ def play_plans(problems: Sequence[Problem], schedule: ScheduleSpec, exposure: Ex
     """
     size = exposure.max_candidates
     shape = (len(problems), size)
-    features, context = np.zeros((*shape, len(FEATURES)), np.float32), np.zeros((len(problems), len(CONTEXT)), np.float32)
+    features, context = (
+        np.zeros((*shape, len(FEATURES)), np.float32),
+        np.zeros((len(problems), len(CONTEXT)), np.float32),
+    )
     makespans_ps = np.zeros(shape, np.int64)
     asked = Exposure(("plan",), max_candidates=size)
     for row, problem in enumerate(problems):

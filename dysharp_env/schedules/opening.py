@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules.bound import LowerBound
+from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.replication import planned, slots_of
 from dysharp_env.schedules.replication.serving import shared_out
 from dysharp_env.schedules.replication.sharing import Candidates, Sharing
-from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine, masked
