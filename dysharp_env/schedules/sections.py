@@ -97,6 +97,9 @@ class PaysSpec(Spec):
     the format of dispatch, if that is another; ``layout``, counting where tokens go; ``permute``, copies into another
     order, of tokens, received rows or results, which at the end are added for each token; ``activation`` between the
     GEMMs. ``final_sum`` is that addition as the last part of a kernel, without a launch.
+
+    Whoever does not pay ``count_exchange`` learns in band what comes: with readiness ``tile`` an expert's last tile, if
+    it does not fill, closes only when every GPU has said that it has stored what it dispatches.
     """
 
     dispatch: tuple[Cost, ...] = ("launch",)

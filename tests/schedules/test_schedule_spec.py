@@ -61,6 +61,7 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
             "parts.by=experts needs readiness.combine=token",
         ),
         ({**BY_EXPERTS, "combine": "push_reduce"}, "copies=expert needs unicast or pull both ways"),
+        ({"dispatch": "pull"}, "needs 'count_exchange' in pays.dispatch: who reads"),
         ({"token_order": "expert_waves"}, "token_order=expert_waves needs 'count_exchange' in pays.dispatch"),
         ({"families": {"dispatch": "warp_que"}}, "'warp_que' is not a family of kernels; choose from"),
         ({"families": {"dispatch": "multimem"}}, "'multimem' does not issue unicast; choose from ['warp_queue'"),
