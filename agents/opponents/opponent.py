@@ -105,9 +105,7 @@ class Opponent(ABC):
             result = run.result(family=True)
             numbers = result.makespan_us, result.lower_bound_us, result.decisions, run.engine.asked
             family_us, renaming = result.family_bound_us, problem.renaming
-            rows.append(
-                Played(policy, self.seed, problem.name, *numbers, family_bound_us=family_us, renaming=renaming)
-            )
+            rows.append(Played(policy, self.seed, problem.name, *numbers, family_bound_us=family_us, renaming=renaming))
         return rows
 
     def replay(self, problem: Problem, place: int) -> Iterator[tuple[Decision, int]]:

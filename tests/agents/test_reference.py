@@ -27,9 +27,7 @@ def test_makespans_are_those_of_the_table(policy: str) -> None:
     contender = read_contender(policy)
     rows = evaluate(Problem.of_suite(suite.draw()), [contender], contender)
     assert len({row.workload for row in rows}) == FEW
-    told = {
-        (row["policy"], row["seed"], row["workload"]): row["makespan_us"] for row in table if row["renaming"] == 0
-    }
+    told = {(row["policy"], row["seed"], row["workload"]): row["makespan_us"] for row in table if row["renaming"] == 0}
     for row in rows:
         assert row.makespan_us == told[row.policy, row.seed, row.workload]
 
