@@ -169,3 +169,6 @@ def _document(args: argparse.Namespace, search: Portfolio) -> str:
 def _plain(member: Member) -> Changes:
     """Returns a plan's changes as YAML holds them."""
     return json.loads(json.dumps(member.changes))
+
+
+main = entry(build, __name__)
