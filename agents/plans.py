@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 import yaml
 
-from agents.kit import Command, check_options
+from agents.kit import Command, check_options, entry
 from agents.opponents.rollouts import play
 from agents.training.portfolio import Changes, Member, Portfolio, choose_greedily, value
 from dysharp_env.commands.output import results_console
