@@ -79,7 +79,7 @@ def build() -> Command:
     command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
     command.add("--name", default="dysharp-plans", metavar="NAME", help="its name")
     command.add("--plans", type=int, default=24, metavar="N", help="plans at most")
-    command.add("--start", metavar="FILE.yaml", help="a schedule whose plans join the pool that the search begins with")
+    command.add("--start", metavar="FILE.yaml", help="a schedule whose plans the search begins with, in place of its own pool")
     command.add("--minutes", type=float, default=20.0, metavar="M", help="of wall time")
     command.add("--workers", type=int, default=2, metavar="N", help="processes that play")
     return command.add_seed("the search").add_quiet("no line now and then")
@@ -100,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
             return np.array(played).reshape(len(places), len(schedules)).T - reference[list(places)]
 
         search = Portfolio(base, costs, len(problems), args.plans, args.seed)
-        given = load_schedule(args.start).plans if args.start else ()
-        search.start([*(given_plan(plan) for plan in given), *pool([load_schedule(name) for name in _RULES])])
+        if args.start:
+            search.start([given_plan(plan) for plan in load_schedule(args.start).plans])
+        else:
+            search.start(pool([load_schedule(name) for name in _RULES]))
         steps = 0
         while time.monotonic() < ends_s:
             search.step()
@@ -144,9 +146,10 @@ def _document(args: argparse.Namespace, search: Portfolio) -> str:
     """Returns the schedule's YAML with a header that says what made it."""
     order = choose_greedily(search.members, len(search.members))
     lines = [
-        "Ways to run a layer, found by search: for each workload the best of them is good. The first is the best alone. Made by",
-        f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans} --minutes {args.minutes:g}"
-        f" --workers {args.workers} --seed {args.seed}"
+        "Ways to run a layer, found by search: for each workload the best of them is good. The first is the best alone.",
+        "Made by",
+        f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans}"
+        f" --minutes {args.minutes:g} --workers {args.workers} --seed {args.seed}"
         + (f" --start {args.start}" if args.start else "")
         + " --out FILE",
         f"in {search.episodes} layers: geometric mean over that suite of the best plan's makespan over {_AGAINST}'s"
