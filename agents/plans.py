@@ -79,7 +79,7 @@ def build() -> Command:
     command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
     command.add("--name", default="dysharp-plans", metavar="NAME", help="its name")
     command.add("--plans", type=int, default=24, metavar="N", help="plans at most")
-    command.add("--start", metavar="FILE.yaml", help="a schedule whose plans the search begins with, in place of its own pool")
+    command.add("--start", metavar="FILE.yaml", help="a schedule whose plans it begins with")
     command.add("--minutes", type=float, default=20.0, metavar="M", help="of wall time")
     command.add("--workers", type=int, default=2, metavar="N", help="processes that play")
     return command.add_seed("the search").add_quiet("no line now and then")
@@ -146,8 +146,8 @@ def _document(args: argparse.Namespace, search: Portfolio) -> str:
     """Returns the schedule's YAML with a header that says what made it."""
     order = choose_greedily(search.members, len(search.members))
     lines = [
-        "Ways to run a layer, found by search: for each workload the best of them is good. The first is the best alone.",
-        "Made by",
+        "Ways to run a layer, found by search so that the best of them is good on each workload. The first is the best"
+        " alone. Made by",
         f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans}"
         f" --minutes {args.minutes:g} --workers {args.workers} --seed {args.seed}"
         + (f" --start {args.start}" if args.start else "")

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
-from agents.evaluation.table import makespans
+from agents.evaluation.table import log_ratios
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Played
@@ -117,18 +116,20 @@ def break_down(
 ) -> list[GroupResult]:
     """Returns every policy but ``against`` on every group of workloads."""
     group_of = GROUPINGS[by]
-    groups: dict[str, list[int]] = {}
+    group: dict[str, str] = {}
     size: Callable[[SuiteWorkload], int] = _SIZES.get(by, lambda _: 0)
-    for place, item in sorted(enumerate(workloads), key=lambda pair: size(pair[1])):
-        groups.setdefault(group_of(item), []).append(place)
-    reference = np.log(makespans(rows, against)).mean(axis=0)
+    for item in sorted(workloads, key=size):
+        group[item.name] = group_of(item)
     results = []
     for policy in dict.fromkeys(row.policy for row in rows if row.policy != against):
-        relative = np.log(makespans(rows, policy)) - reference
-        for group, places in groups.items():
+        shared, relative = log_ratios(rows, policy, against)
+        for name in dict.fromkeys(group.values()):
+            places = [place for place, workload in enumerate(shared) if group[workload] == name]
+            if not places:
+                continue
             part = relative[:, places]
             wins = int((part.mean(axis=0) < -EQUAL).sum())
-            results.append(GroupResult(against, by, group, policy, *geometric_mean(part, seed), wins, len(places)))
+            results.append(GroupResult(against, by, name, policy, *geometric_mean(part, seed), wins, len(places)))
     return results
 
 

@@ -17,10 +17,56 @@ from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
-from dysharp_env.schedules.opponent import Answer, Opponent
+from dysharp_env.schedules.opponent import Answer, Opponent, ScheduleOpponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import SPLIT
+
+
+@dataclass(frozen=True)
+class VirtualBest(Opponent):
+    """The fastest of some schedules on each layer, in hindsight; those that the machine cannot run are passed over."""
+
+    schedules: tuple[ScheduleSpec, ...]
+    seed = None
+    exposure = Exposure()
+
+    @property
+    def base(self) -> ScheduleSpec:
+        """The first of them."""
+        return self.schedules[0]
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what is never called."""
+        return ScheduleOpponent(self.base).answers(problem, place)
+
+    def on(self, problem: Problem) -> VirtualBest:
+        """Returns the fastest of the schedules on a problem alone."""
+        return replace(self, schedules=(self.run(problem).schedule,))
+
+    def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
+        """Returns a layer at time zero under the fastest of the schedules."""
+        return problem.start(self.on(problem).base, logging=logging)
+
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
+        """Returns a layer that the fastest of the schedules has run, the earliest of equals.
+
+        Raises:
+            ConfigError: The machine can run none of them.
+        """
+        best: LayerRun | None = None
+        reason = ConfigError("there is no schedule")
+        for schedule in self.schedules:
+            try:
+                run = problem.run(schedule, logging=logging)
+            except ConfigError as error:
+                reason = error
+                continue
+            if best is None or run.engine.now_ps < best.engine.now_ps:
+                best = run
+        if best is None:
+            raise reason
+        return best
 
 
 @dataclass(frozen=True)

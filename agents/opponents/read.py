@@ -13,17 +13,19 @@ from agents.opponents.players import (
     InEnvironment,
     Learned,
     LookAheadOpponent,
+    VirtualBest,
     read_function,
 )
 from agents.policies.card import FIRST, RANDOM, REFERENCE, PolicyCard, read_card, reference_runs, run_path
 from agents.policies.files import load_policy
 from agents.policies.rule import read_rule
-from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.config import ConfigError, did_you_mean, preset_names
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import is_schedule_name, load_schedule, schedule_names
+from dysharp_env.schedules import ScheduleSpec, is_schedule_name, load_schedule, schedule_names
 from dysharp_env.schedules.opponent import Contender
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
+VIRTUAL_BEST = "virtual-best"
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
@@ -52,7 +54,8 @@ def read_contenders(
 def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
     """Returns the contender of one name.
 
-    It is ``random`` or ``first``, a schedule's name or file, ``look-ahead:`` and a schedule, for that schedule with
+    It is ``random`` or ``first``, ``virtual-best`` for the fastest of all schedules that are designed by hand on each
+    workload, in hindsight, a schedule's name or file, ``look-ahead:`` and a schedule, for that schedule with
     look-ahead of so many rollouts a workload, ``reference`` for the shipped agent, run folders joined by commas, a
     rule's file, or ``package.module:function`` for whatever a function answers; see ``FunctionOpponent``.
 
@@ -61,6 +64,9 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
     """
     if given in (RANDOM, FIRST):
         return choices(given, EnvSpec(), range(3))
+    if given == VIRTUAL_BEST:
+        designed = VirtualBest(designed_by_hand())
+        return Contender(given, given, "schedule", designed, (designed,))
     if given.startswith(LOOK_AHEAD):
         ahead = LookAhead(load_schedule(given.removeprefix(LOOK_AHEAD)), rollouts)
         name = f"{LOOK_AHEAD}{ahead.schedule.name}"
@@ -76,11 +82,17 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         return read_runs(given)
     if _FUNCTION.fullmatch(given):
         return Contender(given, given, "function", given, (FunctionOpponent.of(read_function(given), given),))
-    known = [RANDOM, FIRST, REFERENCE, *schedule_names()]
+    known = [RANDOM, FIRST, REFERENCE, VIRTUAL_BEST, *schedule_names()]
     raise ConfigError(
         f"schedule='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule, a run"
         f" folder, a rule's .json, or package.module:function{did_you_mean(given, known)}"
     )
+
+
+def designed_by_hand() -> tuple[ScheduleSpec, ...]:
+    """Returns the shipped schedules that somebody designed; of those that a search found none."""
+    shipped = [load_schedule(name) for name in preset_names("schedules")]
+    return tuple(schedule for schedule in shipped if schedule.found_by == "hand")
 
 
 def choices(name: str, env: EnvSpec, seeds: Sequence[int]) -> Contender:

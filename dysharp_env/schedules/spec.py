@@ -41,6 +41,8 @@ class ScheduleSpec(Spec):
     description: str = ""
     aliases: tuple[str, ...] = ()
     """Other names under which ``load_schedule`` finds a preset, on one line: those of serving systems' back ends."""
+    found_by: Literal["hand", "search"] = "hand"
+    """Whether somebody designed it, or a search found its rule and settings."""
     dispatch: DispatchPrimitive
     """Primitive that moves tokens to their experts; ``pull``: expert GPUs read them by plain loads."""
     combine: CombinePrimitive

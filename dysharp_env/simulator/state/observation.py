@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[DecisionKind, Kind] = {
     "plan": Kind(
-        "ways to run the layer, from ``plans``, those that the machine can: once, at the start, before counts are known",
+        "ways to run the layer, from ``plans``, those that the machine can: once, before counts are known",
         "1 if the way to run the layer is chosen",
     ),
     "replicate": Kind(
@@ -104,8 +104,8 @@ FEATURE_TABLE = (
     ),
     Feature(
         "size",
-        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); combine: "
-        "sums over the most a chunk can have there",
+        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); "
+        "combine: sums over the most a chunk can have there",
         (*GROUPS[:1], "prefetch", *GROUPS[1:]),
     ),
     Feature("is_gemm2", "1 for a GEMM-2 row or matrix", MATRICES),
@@ -205,7 +205,7 @@ CONTEXT_TABLE = (
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
     Value(
         "imbalance",
-        "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged",
+        "1 less the mean load of GPUs over that of the busiest; of an earlier batch, or 0, until counts are known",
     ),
 )
 
