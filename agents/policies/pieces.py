@@ -26,7 +26,7 @@ def in_pieces(work: Work, pieces: Sequence[Any], parameters: Iterable[Tensor], m
         parameters: What results depend on, each of them.
         mapping: Does what ``map`` does, perhaps by several threads.
     """
-    return _InPieces.apply(work, pieces, mapping, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+    return _InPieces.apply(work, pieces, mapping, *parameters)  # type: ignore[no-untyped-call]
 
 
 class _InPieces(torch.autograd.Function):

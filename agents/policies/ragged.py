@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 # Sums may be added in any order that is fast, which is always the same one.
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 class Pool(torch.autograd.Function):
@@ -97,17 +97,18 @@ class Choice(torch.autograd.Function):
         """Takes scores, rows of each decision, (decision, size) bool masks and (decision,) int64 legal candidates."""
         log_probs, entropies = scores.new_empty(len(counts)), scores.new_empty(len(counts))
         chances = np.empty(len(scores), np.float32)
-        given = scores.detach().numpy(), counts.numpy(), masks.numpy(), actions.numpy()
-        _choose(*given, chances, log_probs.numpy(), entropies.numpy())
+        taken = counts.numpy(), masks.numpy(), actions.numpy()
+        _choose(scores.detach().numpy(), *taken, chances, log_probs.numpy(), entropies.numpy())
         ctx.kept = counts.numpy(), actions.numpy(), chances, entropies.numpy()
         return log_probs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Returns the gradient of the scores."""
+        counts, actions, chances, entropies = ctx.kept
         of_log_probs, of_entropies = (gradient.contiguous().numpy() for gradient in gradients)
-        of_scores = gradients[0].new_empty(len(ctx.kept[2]))
-        _spread_choice(of_log_probs, of_entropies, *ctx.kept, of_scores.numpy())
+        of_scores = gradients[0].new_empty(len(chances))
+        _spread_choice(of_log_probs, of_entropies, counts, actions, chances, entropies, of_scores.numpy())
         return of_scores, None, None, None
 
 

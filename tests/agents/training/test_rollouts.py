@@ -1,6 +1,7 @@
 """Rollouts inside the engine are what the same choices give step by step through the ``VecEnv``, to the byte."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import Logger
 
+import dysharp_env
 from agents.policies.candidate_policy import PolicySpec
 from agents.training.metrics import EpisodeRecorder
 from agents.training.ppo import Learner
@@ -15,7 +17,7 @@ from agents.training.spec import PpoSpec
 from agents.training.vec_env import ScheduleVecEnv
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import NUM_FEATURES
+from dysharp_env.simulator.state.observation import NUM_FEATURES, OPENING_KINDS, PLAN
 
 STEPS, COPIES = 64, 3
 PPO = PpoSpec(n_steps=STEPS, batch_size=48, n_epochs=2, learning_rate=3e-3)
@@ -46,7 +48,7 @@ class SteppingLearner(Learner):
     def play(self) -> list[tuple[int, int, dict[str, Any]]]:
         """Fills what the players keep as they would."""
         kept, env, ended = self.players, self.vec_env, []
-        network = self.network.scoring_network()
+        network, opening = self.network.scoring_network(), self.network.opening_network()
         uniforms = self.drawn
         observation = {name: array.copy() for name, array in env.episodes.observations.items()}
         for step in range(self.n_steps):
@@ -55,7 +57,8 @@ class SteppingLearner(Learner):
             kept.masks[:, step], kept.starts[:, step] = masks, kept.starting
             for copy in range(self.n_envs):
                 shown = observation["candidates"][copy], observation["context"][copy], masks[copy]
-                answer = choose(network, *shown, uniforms[step, copy])
+                early = shown[1][: len(OPENING_KINDS)].any()
+                answer = choose(opening if opening and early else network, *shown, uniforms[step, copy])
                 kept.counts[copy, step], kept.actions[copy, step], kept.log_probs[copy, step] = answer
             observation, rewards, dones, infos = env.step(kept.actions[:, step])
             kept.rewards[:, step], kept.starting[:] = rewards, dones
@@ -77,9 +80,15 @@ class SteppingLearner(Learner):
         return Remembering()
 
 
-def learner(kind: type[Learner], env: EnvSpec, baseline: bool, threads: int = 1) -> Learner:
+def learner(
+    kind: type[Learner],
+    env: EnvSpec,
+    baseline: bool,
+    threads: int = 1,
+    policy: PolicySpec = PolicySpec(hidden=24, value_hidden=16),  # noqa: B008 (frozen)
+) -> Learner:
     vec_env = ScheduleVecEnv(env, COPIES, "deepep", baseline)
-    made = kind(vec_env, PPO, PolicySpec(hidden=24, value_hidden=16), 5, threads)
+    made = kind(vec_env, PPO, policy, 5, threads)
     made.set_logger(Logger(None, []))
     made.begin(11)
     return made
@@ -110,6 +119,27 @@ def test_the_engine_keeps_the_bytes_that_steps_of_the_vec_env_give(exposed: tupl
     assert engine.num_timesteps == steps.num_timesteps == 4 * STEPS * COPIES
     for mine, other in zip(engine.network.parameters(), steps.network.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("opening_hidden", [0, 40])
+def test_decisions_before_a_layer_starts_are_taken_by_the_same_numbers(opening_hidden: int, tmp_path: Path) -> None:
+    schedule = tmp_path / "planned.yaml"
+    text = (Path(dysharp_env.__file__).parents[1] / "configs" / "schedules" / "dysharp.yaml").read_text()
+    schedule.write_text(text.replace("name: dysharp", "name: planned") + "\nplans: [dysharp, dysharp-push, mega-moe]\n")
+    env = ENV.model_copy(update={"schedule": str(schedule), "exposed": ("plan", "gemm")})
+    engine, steps = (
+        learner(kind, env, True, policy=PolicySpec(hidden=24, value_hidden=16, opening_hidden=opening_hidden))
+        for kind in (Learner, SteppingLearner)
+    )
+    for each in (engine, steps):
+        if each.network.opening is not None:
+            torch.nn.init.normal_(each.network.opening.score.weight, generator=torch.Generator().manual_seed(0))
+        each.collect(EpisodeRecorder("deepep"))
+    for name in ARRAYS:
+        assert getattr(engine.players, name).tobytes() == getattr(steps.players, name).tobytes(), name
+    early = engine.players.contexts[:, :, PLAN] > 0
+    assert early.sum() >= COPIES
+    assert engine.players.actions[early].any()
 
 
 def test_layers_that_are_done_before_they_ask_take_one_action_in_the_engine_as_well() -> None:
