@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from agents.opponents.rollouts import play
-from agents.policies.candidate_policy import CandidateScorer
+from agents.policies.candidate_policy import CandidateScorer, Decisions
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
@@ -111,11 +111,12 @@ def fit_plans(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     features, context = torch.from_numpy(table.features), torch.from_numpy(table.context)
     legal, losses = torch.from_numpy(table.legal), torch.from_numpy(_weighed(table.losses)).float()
+    decisions = Decisions.of({"candidates": features, "context": context})
     for _ in range(steps):
-        logits = scorer(features, context).masked_fill(~legal, -torch.inf)
+        logits = scorer(decisions).masked_fill(~legal, -torch.inf)
         loss = (torch.softmax(logits, dim=1) * losses).sum(dim=1).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     network = scorer.network()

@@ -148,7 +148,8 @@ class TrainSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds networks, choices and workloads."""
     torch_threads: int = Field(default=1, ge=1, le=256)
-    """Threads for the networks."""
+    """Threads that play copies and work on pieces of a batch, under MaskablePPO; what is learned is the same for any
+    number, as each operation of the networks runs on one."""
     ppo: PpoSpec = PpoSpec()
     """Hyper-parameters of MaskablePPO."""
     imitation: ImitationSpec | None = None

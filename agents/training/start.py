@@ -114,9 +114,10 @@ def train(
     Raises:
         ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
     """
-    torch.set_num_threads(spec.torch_threads)
+    torch.set_num_threads(1)
     if spec.evolution is None:
-        return _run(PpoRun(spec, folder, watch), resume, command)
+        with Threads(spec.torch_threads) as playing:
+            return _run(PpoRun(spec, folder, watch, playing), resume, command)
     with workers or Threads(spec.evolution.threads) as playing:
         return _run(EvolutionRun(spec, folder, watch, playing), resume, command)
 
