@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
 from agents.training.held_out import validation_suite
+from agents.training.planning import PlanRun
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -115,6 +116,9 @@ def train(
         ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
     """
     torch.set_num_threads(1)
+    if spec.planning is not None:
+        with workers or Threads(spec.planning.threads) as playing:
+            return _run(PlanRun(spec, folder, watch, playing), resume, command)
     if spec.evolution is None:
         with Threads(spec.torch_threads) as playing:
             return _run(PpoRun(spec, folder, watch, playing), resume, command)
