@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import cma
 import numpy as np
 import torch
 
@@ -151,3 +152,36 @@ def choose(network: Network, table: PlanTable, row: int) -> int:
 def losses_of(table: PlanTable, choice: Callable[[int], int]) -> np.ndarray:
     """Returns (workload,) what is lost by a choice for each row of a table."""
     return table.losses[np.arange(len(table.names)), [choice(row) for row in range(len(table.names))]]
+
+
+def fit_rule(table: PlanTable, seed: int, *, restarts: int = 4, generations: int = 300) -> tuple[dict[str, float], Fit]:
+    """Returns the linear rule for plans that loses least on a table, found by CMA-ES, as weights by feature.
+
+    A rule sees the same features as a network and the same layers, and is judged alike; it does not see the context.
+
+    Args:
+        table: What plans are worth.
+        seed: Of the search.
+        restarts: Searches, the best of which is kept; each begins at another place.
+        generations: Of each.
+    """
+    names = FEATURES_OF_KIND["plan"]
+    columns = [FEATURES.index(name) for name in names]
+    features, legal, losses = table.features[:, :, columns].astype(np.float64), table.legal, _weighed(table.losses)
+    rows = np.arange(len(losses))
+
+    def loss(weights: np.ndarray) -> float:
+        scores = np.where(legal, features @ weights, -np.inf)
+        return float(losses[rows, scores.argmax(axis=1)].mean())
+
+    rng = np.random.default_rng(seed)
+    found = []
+    for restart in range(restarts):
+        start = rng.normal(0, 0.5, len(names)) if restart else np.zeros(len(names))
+        options = {"seed": int(rng.integers(1, 2**31)), "verbose": -9, "maxiter": generations}
+        found.append(cma.fmin2(loss, start, 0.5, options)[0])
+    best = min(found, key=loss)
+    scaled = np.round(best / max(np.abs(best).max(), 1e-9), 4)
+    rule = {name: float(weight) for name, weight in zip(names, scaled, strict=True) if weight}
+    lost = table.losses[rows, np.where(legal, features @ scaled, -np.inf).argmax(axis=1)]
+    return rule, Fit(Network.nothing(), float(lost.mean()), float(lost.max()))
