@@ -1,0 +1,193 @@
+"""What may be copied next where that is a decision, and what is shown of it; planners have lists of their own.
+
+Work is counted in time, not in tokens: rows of a GPU's experts on its SMs, but no less for an expert than HBM takes to
+read its weights. Few tokens of many experts therefore weigh more than as many of one, and a copy is work for whoever
+gets it. All of it follows from exchanged counts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from dysharp_env.schedules.replication.sharing import Sharing
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.program import Program
+from dysharp_env.workload import Workload
+
+# Features of ``replicate`` besides order and hold; see simulator/state/observation.py.
+SHOWN = ("relief", "gain", "adds", "room", "cost", "beyond", "stays", "holders")
+LEAST = 0.01  # of the mean work, that a move takes off a GPU
+RELIEF, GAIN, ADDS, ROOM, COST, BEYOND, STAYS, HOLDERS = range(len(SHOWN))
+
+
+class Work(NamedTuple):
+    """What experts' tokens and weights take, in picoseconds."""
+
+    rows_ps: np.ndarray  # (tokens + 1,) int64, of both rows of a tile with so many tokens, on all GEMM SMs of a GPU
+    weights_ps: int  # of HBM, to read an expert's weights
+    link_ps: int  # of a link, to move them
+    stored_once: bool  # whether one crossing of the uplink serves all copies of an expert
+
+    @classmethod
+    def of(cls, costs: Costs, program: Program, tile_tokens: int) -> Work:
+        """Returns what they take under a program that copies experts."""
+        assert program.copying is not None
+        tokens = range(1, tile_tokens + 1)
+        rows_ps = [sum(costs.blocks[gemm] * costs.block_ps(gemm + 1, each) for gemm in (0, 1)) for each in tokens]
+        family = program.copying_family or program.copying.usual_family
+        packet = costs.families.packet_of(family, program.copying.in_switch)
+        return cls(
+            rows_ps=np.array([0, *rows_ps]) // program.gemm_sms,
+            weights_ps=costs.hbm_ps(sum(costs.weight_bytes)),
+            link_ps=costs.wire_ps(sum(packet.data_flits(num_bytes) for num_bytes in costs.matrix_bytes)),
+            stored_once=program.copying.in_switch,
+        )
+
+
+class Choosing:
+    """Copies of a layer as they are chosen one after the other.
+
+    Attributes:
+        sharing: How the work is shared by now.
+        before: (expert, gpu) tokens of each logical expert that each GPU would have computed.
+        moves: (candidate, 4) int64 what was listed last: expert, the GPU that it leaves, the one that it goes to, tokens.
+    """
+
+    def __init__(self, workload: Workload, slots: int, work: Work, bound_ps: int) -> None:
+        """Begins with no copies.
+
+        Args:
+            workload: The layer.
+            slots: Experts that a GPU has room for besides its own.
+            work: What tokens and weights take.
+            bound_ps: The layer's bound, which times are shown over.
+        """
+        self.sharing = Sharing.of(workload, slots)
+        self.before = self.sharing.quota.copy()
+        self._homes = self.sharing.holds.argmax(axis=1)
+        # (gpu,) expert's weights that leave and come, as far as chosen; (expert,) whether there is a copy.
+        self._sends, self._receives = (np.zeros(workload.num_gpus, np.int64) for _ in range(2))
+        self._is_copied = np.zeros(len(self._homes), bool)
+        self._work, self._bound_ps = work, bound_ps
+        self.moves = np.zeros((0, 4), np.int64)
+
+    def listed(self, limit: int) -> np.ndarray:
+        """Lists what would relieve GPUs that have more work than the mean, what takes most time off them first.
+
+        For each expert on each of them these GPUs with less than the mean are listed: the one with least work that
+        holds it already, and of those that need a copy the one with least work and the one where most of its tokens
+        live. Each is to compute as many tokens as bring one of both to the mean, or as take no longer than weights, if that takes a hundredth of the mean
+        off the busier.
+
+        Args:
+            limit: The most candidates.
+
+        Returns:
+            (candidate, feature) float64 what is shown of them, by ``SHOWN``.
+        """
+        sharing = self.sharing
+        state = (sharing.counts, sharing.quota, sharing.holds, sharing.slots)
+        links = (self._homes, self._sends, self._receives, self._is_copied)
+        moves, shown = _list(*state, *links, *self._work, self._bound_ps)
+        best = np.argsort(-shown[:, GAIN], kind="stable")[:limit]
+        self.moves = moves[best]
+        return shown[best]
+
+    def take(self, row: int) -> None:
+        """Makes a listed move."""
+        expert, source, gpu, tokens = self.moves[row].tolist()
+        if not self.sharing.holds[expert, gpu]:
+            self._sends[self._homes[expert]] += not (self._work.stored_once and self._is_copied[expert])
+            self._receives[gpu] += 1
+            self._is_copied[expert] = True
+        self.sharing.take(expert, source, gpu, tokens)
+
+
+@njit(cache=True)
+def _expert_ps(tokens: int, rows_ps: np.ndarray, weights_ps: int) -> int:
+    """Returns what an expert's tokens take of a GPU."""
+    if tokens == 0:
+        return 0
+    tile = len(rows_ps) - 1
+    return max(tokens // tile * rows_ps[tile] + rows_ps[tokens % tile], weights_ps)
+
+
+@njit(cache=True)
+def _list(
+    counts: np.ndarray,
+    quota: np.ndarray,
+    holds: np.ndarray,
+    slots: np.ndarray,
+    homes: np.ndarray,
+    sends: np.ndarray,
+    receives: np.ndarray,
+    is_copied: np.ndarray,
+    rows_ps: np.ndarray,
+    weights_ps: int,
+    link_ps: int,
+    stored_once: bool,
+    bound_ps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns candidates and what is shown of them, see ``listed``; arrays as in ``Sharing``."""
+    experts, num_gpus = quota.shape
+    work = np.zeros(num_gpus, np.int64)
+    for expert in range(experts):
+        for gpu in range(num_gpus):
+            work[gpu] += _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
+    mean = work.sum() // num_gpus
+    excess = max(1, np.maximum(work - mean, 0).sum())
+    token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
+    least = max(1, int(mean * LEAST))
+    moves, shown, found = np.zeros((3 * quota.size, 4), np.int64), np.zeros((3 * quota.size, 8)), 0
+    for source in range(num_gpus):
+        beyond = work[source] - mean
+        if beyond <= 0:
+            continue
+        for expert in range(experts):
+            here = quota[expert, source]
+            if here == 0:
+                continue
+            held = idle = local = -1
+            for gpu in range(num_gpus):
+                if mean - work[gpu] < least:
+                    continue
+                if holds[expert, gpu]:
+                    if held < 0 or work[gpu] < work[held]:
+                        held = gpu
+                elif slots[gpu] > 0:
+                    if idle < 0 or work[gpu] < work[idle]:
+                        idle = gpu
+                    if local < 0 or counts[gpu, expert] > counts[local, expert]:
+                        local = gpu
+            for place, gpu in enumerate((held, idle, local)):
+                if gpu < 0 or (place == 2 and gpu == idle):
+                    continue
+                room = mean - work[gpu]
+                there, there_ps = quota[expert, gpu], _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
+                # As many tokens as HBM takes the weights' time for come at no further cost.
+                most = max(there_ps + room, weights_ps) // token_ps - there
+                tokens = min(here, -(-beyond // token_ps), max(1, most))
+                saved = _expert_ps(here, rows_ps, weights_ps) - _expert_ps(here - tokens, rows_ps, weights_ps)
+                added = _expert_ps(there + tokens, rows_ps, weights_ps) - there_ps
+                # Two GPUs whose busier one gets less busy: so there is an end.
+                if saved < least or work[gpu] + added >= work[source]:
+                    continue
+                links = 0
+                if not holds[expert, gpu]:
+                    is_sent = stored_once and is_copied[expert]
+                    links = max(sends[homes[expert]] + (not is_sent), receives[gpu] + 1)
+                stay = min(counts[gpu, expert], there + tokens) - min(counts[gpu, expert], there)
+                moves[found, 0], moves[found, 1], moves[found, 2], moves[found, 3] = expert, source, gpu, tokens
+                shown[found, RELIEF] = min(1.0, saved / excess)
+                shown[found, GAIN] = min(1.0, np.sqrt(saved / bound_ps))
+                shown[found, ADDS] = min(1.0, np.sqrt(max(0, added) / bound_ps))
+                shown[found, ROOM] = min(1.0, max(0, added) / room)
+                shown[found, COST] = min(1.0, np.sqrt(links * link_ps / bound_ps))
+                shown[found, BEYOND] = min(1.0, np.sqrt(beyond / bound_ps))
+                shown[found, STAYS] = stay / tokens
+                shown[found, HOLDERS] = holds[expert].sum() / num_gpus
+                found += 1
+    return moves[:found], shown[:found]
