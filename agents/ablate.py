@@ -82,7 +82,9 @@ def build() -> Command:
     """Returns the options of the command."""
     command = Command("ablate", __doc__, run)
     command.add("policy", metavar="RUN", help="run folders of one policy, joined by commas, or rule.json")
-    command.add_suite("held-out").add_suite("training", "--means", "the suite that means are over")
+    command.add_suite("held-out:dynamic-multimem").add_suite(
+        "training:dynamic-multimem", "--means", "the suite that means are over"
+    )
     return command.add_seed("intervals").add_json()
 
 

@@ -58,10 +58,10 @@ def fault_of(decisions: DecisionList) -> str | None:
         ConfigError: The scenario names something that does not exist here, or the schedule does not fit it.
     """
     scenario = decisions.scenario.build()
-    system, workload = scenario.system, scenario.draw(decisions.workload_seed)
-    if routing_digest(workload) != decisions.routing_sha256:
+    workload, scale = scenario.draw(decisions.workload_seed), decisions.scenario.compute_scale
+    problem = Problem.of(scenario.system, workload, compute_scale=scale).renamed(decisions.renaming)
+    if routing_digest(problem.workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
-    problem = Problem.of(system, workload, compute_scale=decisions.scenario.compute_scale)
     return _replay(problem.start(decisions.schedule, decisions.asked.exposure()), decisions)
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from agents.evaluation.report import plot_summary, summary_table
 from agents.evaluation.table import beats_on_every_workload, evaluate, json_content, summarise
 from agents.kit import Command, entry
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contender, read_contenders
 from agents.policies.card import RANDOM
 from agents.training.run_folder import RunFolder
@@ -28,6 +27,7 @@ from dysharp_env.report.gantt import encode_png, render
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.workload.suite import load_suite
 
 REFERENCE = "dysharp"

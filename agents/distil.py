@@ -165,8 +165,13 @@ def build() -> Command:
     """Returns the options of the command."""
     command = Command("distil", __doc__, run)
     command.add("runs", metavar="RUN[,RUN...]", help="run folders of one policy of splits, or of splits and rows")
-    command.add_suite("training", what="what the policy plays while it is watched")
-    command.add("--validation", default="validation", metavar="NAME", help="the suite on which rules are compared")
+    command.add_suite("training:dynamic-multimem", what="what the policy plays while it is watched")
+    command.add(
+        "--validation",
+        default="validation:dynamic-multimem",
+        metavar="NAME",
+        help="the suite on which rules are compared",
+    )
     command.add("--values", type=int, default=6, metavar="N", help="most context values of a rule")
     command.add("--name", metavar="NAME", help="name of the rule in results (default: the run's and '-rule')")
     return command.add("--out", required=True, metavar="DIR", help="where rule.json and rule.h are written").add_json()

@@ -8,13 +8,14 @@ from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, 
 from agents.evaluation.charging import MOST_DECISION_US, charge, charged_rows
 from agents.evaluation.recording import write_rows
 from agents.evaluation.report import plot_summary, summary_table
-from agents.evaluation.table import evaluate, json_content, summarise, with_references
+from agents.evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
 from agents.kit import Command, check_folder, check_options, deliver, entry
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contenders, run_folders
+from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
@@ -35,7 +36,7 @@ def build() -> Command:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"also show groups of workloads: {', '.join(GROUPINGS)} (machine and model occur in suite wide);"
+        help=f"also show groups of workloads: {', '.join(GROUPINGS)} (machine and model occur in suite training);"
         " repeatable, or joined by commas",
     )
     command.add(
@@ -52,10 +53,13 @@ def build() -> Command:
         help="kinds of decision that take that time; leave out those that the schedule beneath decides by a rule of its"
         " own that costs as much",
     )
+    text = "play every workload under so many numberings of its GPUs, the first its own; ratios are means over them"
+    command.add("--renamings", type=int, default=4, metavar="N", help=text)
     command.add("--seeds-of-random", type=int, default=3, metavar="N", help="times random is played")
     command.add_seed("random and intervals").add_json()
     command.add("--plot", metavar="FILE.png", help="draw the ratios of every workload")
     text = "store the decisions of every row, for python -m agents.check"
+    command.add_workers()
     return command.add("--decisions", metavar="DIR", help=text)
 
 
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates as the options say and prints the table."""
     check_options(args, ("plot", args.plot, ".png"))
     check_folder("decisions", args.decisions)
+    workers = open_workers(args)
     kinds, groupings = _charged_kinds(args), read_groupings(args.by)
     suite = load_suite(args.suite)
     against = list(dict.fromkeys(args.against or [AGAINST]))
@@ -70,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     everyone = read_contenders([*args.policy, *against], rollouts=args.rollouts, seeds=seeds)
     contenders, references = everyone[: len(args.policy)], everyone[len(args.policy) :]
     items = suite.draw()
-    problems = Problem.of_suite(items)
-    rows = evaluate(problems, contenders, *references)
+    problems = with_renamings(Problem.of_suite(items), args.renamings)
+    with workers:
+        rows = evaluate(problems, contenders, *references, workers=workers)
     played = with_references(contenders, references)
     if args.decision_us is not None:
         rows = charge(rows, played, problems, args.decision_us, kinds)
@@ -82,13 +88,14 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         write_bytes(args.plot, plot_summary(rows, names[0], suite.name))
     if args.decisions:
-        write_rows(args.decisions, rows, played, items)
+        write_rows(args.decisions, rows, played, items, problems)
     config = {
         "suite": suite.model_dump(mode="json"),
         "policies": [_described(contender) for contender in contenders],
         "against": against,
         "seeds_of_random": args.seeds_of_random,
         "rollouts": args.rollouts,
+        "renamings": args.renamings,
         "decision_us": args.decision_us,
         "charged": kinds,
     }
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     tables += [summary_table(summary, suite.name, note) for summary in charged]
     tables += [breakdown_table(group) for group in groups if group]
     content = json_content(rows, sum(summaries, []), sum(charged, []), sum(groups, []))
-    deliver(args, config, content, *tables, timed=True)
+    deliver(args, config, content, *tables, timed=True, elsewhere_s=workers.elsewhere_s)
     return 0
 
 

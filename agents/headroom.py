@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from rich.table import Table
@@ -17,8 +18,9 @@ from rich.text import Text
 
 from agents.kit import Command, check_options, deliver, entry
 from agents.opponents.lookahead import LookAhead, look_ahead
-from agents.opponents.rollouts import makespans_ps
+from agents.opponents.rollouts import makespans_ps, size_of
 from agents.training.cma_search import Budget, search
+from dysharp_env.commands.options import open_workers
 from dysharp_env.config import preset_names
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
@@ -155,6 +157,7 @@ def build() -> Command:
     text = "layers played to tune it further on each workload"
     command.add("--episodes", type=int, default=400, metavar="N", help=text)
     command.add("--rollouts", type=int, default=400, metavar="N", help="simulations of each look-ahead")
+    command.add_workers()
     return command.add_seed("the searches").add_json()
 
 
@@ -162,14 +165,17 @@ def run(args: argparse.Namespace) -> int:
     """Measures a suite as the options say."""
     check_options(args)
     suite, tuned = load_suite(args.suite), load_schedule(args.tuned)
-    rows = []
-    for problem in Problem.of_suite(suite.draw()):
-        rows.append(measure(problem, tuned, args.episodes, args.rollouts, args.seed))
-        row = rows[-1]
+    problems = Problem.of_suite(suite.draw())
+    how = {"tuned": tuned, "episodes": args.episodes, "rollouts": args.rollouts, "seed": args.seed}
+
+    def tell(done: int, place: int, row: Headroom) -> None:
         notice(
             f"{row.workload}: {REFERENCE} {row.dysharp_us / row.lower_bound_us:.3f} of the bound, tuned"
             f" {row.tuned_us / row.dysharp_us:.3f}, best {row.best_us / row.dysharp_us:.3f} of {REFERENCE}"
         )
+
+    with open_workers(args) as workers:
+        rows = workers.map(partial(measure, **how), problems, size=size_of, tell=tell)
     config = {
         "suite": suite.model_dump(mode="json"),
         "tuned": tuned.model_dump(mode="json"),

@@ -17,16 +17,14 @@ from rich.table import Table
 
 from agents.opponents.lookahead import LookAhead
 from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option
+from dysharp_env.commands.options import add_json_option, add_worker_options
 from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.schedules.contenders import CONTENDER_HELP
 
-POLICY_HELP = (
-    "random, first, a schedule's name or .yaml, look-ahead:SCHEDULE, a distilled rule's .json, or a run folder;"
-    " RUN,RUN,... are training seeds of one policy; repeatable"
-)
+POLICY_HELP = f"{CONTENDER_HELP}; RUN,RUN,... are training seeds of one policy; repeatable"
 # Options of whole numbers that any command may have, and the least of each.
-_LEAST = {"batch": 1, "episodes": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
+_LEAST = {"batch": 1, "episodes": 1, "renamings": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
 
 
 class Command:
@@ -49,13 +47,13 @@ class Command:
 
     def add_suite(self, default: str | None = None, option: str = "--suite", what: str = "") -> Command:
         """Adds the name of a suite, which must be given if there is no default."""
-        kinds = f"a preset ({', '.join(preset_names('suites'))}) or a .yaml"
+        kinds = f"a preset ({', '.join(preset_names('suites'))}), a subset of one (NAME:LABEL), or a .yaml"
         text = f"{what}: {kinds}" if what else kinds
         return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
 
     def add_policies(self, note: str = "", **settings: Any) -> Command:
-        """Adds the repeatable ``--policy`` and what look-ahead may spend."""
-        self.add("--policy", action="append", metavar="NAME", help=POLICY_HELP + note, **settings)
+        """Adds the repeatable ``--policy``, also called ``--schedule``, and what look-ahead may spend."""
+        self.add("--policy", "--schedule", action="append", metavar="NAME", help=POLICY_HELP + note, **settings)
         text = "simulations that look-ahead may spend on a workload"
         return self.add("--rollouts", type=int, default=LookAhead.rollouts, metavar="N", help=text)
 
@@ -66,6 +64,11 @@ class Command:
     def add_quiet(self, text: str) -> Command:
         """Adds ``--quiet``."""
         return self.add("--quiet", action="store_true", help=text)
+
+    def add_workers(self, default: str = "1, this process") -> Command:
+        """Adds ``--engine``, ``--workers`` and ``--address``; see ``dysharp_env.commands.options.open_workers``."""
+        add_worker_options(self.parser, default)
+        return self
 
     def add_json(self) -> Command:
         """Adds ``--json``."""
@@ -127,16 +130,21 @@ def check_folder(option: str, folder: str | None) -> None:
 
 
 def deliver(
-    args: argparse.Namespace, config: dict[str, Any], content: dict[str, Any], *shown: Table | str, timed: bool = False
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    content: dict[str, Any],
+    *shown: Table | str,
+    timed: bool = False,
+    elsewhere_s: float = 0.0,
 ) -> None:
     """Writes results where ``--json`` says, and shows tables and lines unless that is standard output.
 
     JSON holds ``content`` and, as what that depends on, ``config``; with ``timed`` the last line shown is the processor
-    time that the command has taken.
+    time that the command has taken, here and in workers' processes.
     """
     if publish(args.json, args.command, getattr(args, "seed", 0), config, **content):
         console = results_console()
         for each in shown:
             console.print(each)
         if timed:
-            console.print(f"{time.process_time() - args.started:.0f} CPU seconds")
+            console.print(f"{time.process_time() - args.started + elsewhere_s:.0f} CPU seconds")

@@ -9,6 +9,7 @@ import yaml
 
 from agents.kit import Command, check_options, entry
 from agents.training.cma_search import Budget, Found, search
+from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
@@ -36,6 +37,7 @@ def build() -> Command:
     command.add("--episodes", type=int, default=40_000, metavar="N", help="layers to play in all")
     command.add("--cpu-seconds", type=float, default=3600.0, metavar="S", help="end earlier after these")
     command.add("--batch", type=int, default=12, metavar="N", help="workloads that compare a generation")
+    command.add_workers()
     return command.add_seed("the search").add_quiet("no line at each measurement")
 
 
@@ -44,20 +46,21 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, ("out", args.out, ".yaml"))
     if not args.cpu_seconds > 0:
         raise ConfigError(f"cpu-seconds={args.cpu_seconds} must be above 0")
+    workers = open_workers(args)
     starts = [load_schedule(name) for name in args.start or _STARTS]
     reference = load_schedule(args.against)
     problems = Problem.of_suite(load_suite(args.suite).draw())
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
-    for start in starts:
+    with workers:
+        for start in starts:
 
-        def tell(line: str, start: str = start.name) -> None:
-            if not args.quiet:
-                notice(f"from {start}, {line}")
+            def tell(line: str, start: str = start.name) -> None:
+                if not args.quiet:
+                    notice(f"from {start}, {line}")
 
-        ends.append(
-            search(start, problems, reference, budget, name=args.name, seed=args.seed, batch=args.batch, tell=tell)
-        )
+            how = {"name": args.name, "seed": args.seed, "batch": args.batch}
+            ends.append(search(start, problems, reference, budget, **how, workers=workers, tell=tell))
     best = min(ends, key=lambda found: found.ratio)
     write_text(args.out, _document(args, best, ends))
     results_console().print(

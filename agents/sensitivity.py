@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import geometric_mean
-from agents.evaluation.table import evaluate, makespans, summarise
+from agents.evaluation.table import evaluate, log_ratios, summarise
 from agents.evaluation.variations import VARIATIONS, Variation, read_variations
 from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contenders
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
@@ -65,11 +64,10 @@ def rank(
     rows = evaluate(Problem.of_suite(variation.apply(items)), contenders, against)
     summaries = sorted(summarise(rows, against.name, seed), key=lambda summary: summary.geomean_ratio)
     ratios = {summary.policy: (summary.geomean_ratio, summary.ci_low, summary.ci_high) for summary in summaries}
-    logs = {policy: np.log(makespans(rows, policy)) for policy in ratios}
     clear = {
         (ahead, behind)
         for ahead, behind in combinations(ratios, 2)
-        if geometric_mean(logs[ahead] - logs[behind].mean(axis=0), seed).high < 1
+        if geometric_mean(log_ratios(rows, ahead, behind)[1], seed).high < 1
     }
     return Ranking(variation.name, [*ratios], ratios, frozenset(clear))
 
@@ -96,7 +94,7 @@ def ranking_table(rankings: Sequence[Ranking], against: str, suite: str) -> Tabl
 
 def build() -> Command:
     """Returns the options of the command."""
-    command = Command("sensitivity", __doc__, run).add_policies(required=True).add_suite("held-out")
+    command = Command("sensitivity", __doc__, run).add_policies(required=True).add_suite("held-out:dynamic-multimem")
     command.add("--against", default="dysharp", metavar="NAME", help="what ratios are relative to")
     command.add(
         "--vary",

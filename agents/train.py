@@ -14,6 +14,7 @@ from agents.policies.card import run_path
 from agents.training.run_folder import RunFolder
 from agents.training.spec import describe_result, read_spec
 from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
+from dysharp_env.commands.options import asked_workers
 from dysharp_env.config import ConfigError, preset_names
 
 
@@ -33,6 +34,7 @@ def build() -> Command:
     )
     command.add("--seed", type=int, help="seed of networks, choices and workloads (default: the config's)")
     command.add("--run-dir", default="runs", metavar="DIR", help="where run folders go")
+    command.add_workers("the threads that the config says; of evolution only")
     return command.add_quiet("no progress bar")
 
 
@@ -43,16 +45,16 @@ def run(args: argparse.Namespace) -> int:
         changes["seed"] = args.seed
     root = read_run_dir(args.run_dir)
     resume = args.resume is not None
-    if resume:
-        folder = RunFolder(run_path(args.resume))
-        spec = read_spec(folder).with_changes(changes)
-    else:
-        spec = load_config(args.config).with_changes(changes)
-        folder = start_run(spec, root)
+    folder = RunFolder(run_path(args.resume)) if resume else None
+    spec = (load_config(args.config) if folder is None else read_spec(folder)).with_changes(changes)
+    workers = asked_workers(args)
+    if workers is not None and spec.evolution is None:
+        raise ConfigError("workers play for evolution; MaskablePPO collects its rollouts in one process")
+    folder = folder or start_run(spec, root)
     command = ["python", "-m", "agents.train", *args.argv]
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
-        train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet)
+        train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet, workers=workers)
     except KeyboardInterrupt:
         if folder.checkpoints():
             console.print(f"stopped; continue with: python -m agents.train --resume {folder.path}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from dysharp_env.simulator.phases import KERNEL_STAGES, SHARED, STAGES, WEIGHT_G
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.lowering import Lowering
-from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM
+from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, GEMM, PREFETCH
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, FAMILIES, Primitive
+from dysharp_env.workers.cluster import Cluster
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 from tests.random_workloads import Draw, draw_layer, draw_num_gpus, draw_workload
@@ -41,11 +42,12 @@ class Case(NamedTuple):
     def twin(self) -> Twin:
         return Twin(*self)
 
-    def with_primitives(self, dispatch: str, combine: str, **changes: tuple[int, ...]) -> Case:
+    def with_primitives(self, dispatch: str, combine: str, **changes: Any) -> Case:
         """Returns the case with other primitives, by name, without what only its own ones allow."""
         fits = {"copies_per_expert": False, "loopback": False, "parts_by": codes.BY_TOKENS, "families": ("", "")}
         gates = tuple(min(gate, codes.GATE_PHASE) for gate in self.program.gates)
-        changes = {"gates": gates, **fits, **changes}
+        counted = self.program.counted or DISPATCH_PRIMITIVES[dispatch].reads
+        changes = {"gates": gates, "counted": counted, **fits, **changes}
         primitives = {"dispatch": DISPATCH_PRIMITIVES[dispatch], "combine": COMBINE_PRIMITIVES[combine]}
         return self.with_program(**primitives, **changes)
 
@@ -204,7 +206,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "parts_by": parts_by,
         "exclusive": draw.chance("exclusive", 1 / 3),
         "prefetches": draw.chance("prefetches", 0.4),
-        "counted": draw.chance("counted", 0.5),
+        "counted": draw.chance("counted", 0.5) or (dispatch.reads and gates[0] == codes.GATE_FINE),
         "gates": gates,
         "pays_ps": tuple(pays_ps),
         "pay_end_ps": draw.pick("pay_end_ps", 0, 0, 1_000_000),
@@ -269,7 +271,9 @@ def draw_rules(draw: Draw) -> dict[str, object]:
     rules = {
         "partial_tiles": draw.chance("allow_partial", 0.5),
         "min_partial_tokens": draw.between("min_partial_tokens", 1, 4),
-        "may_hold": frozenset(kind for kind in (GEMM, COMBINE) if draw.chance(f"hold_{DECISION_KINDS[kind]}", 0.5)),
+        "may_hold": frozenset(
+            kind for kind in (PREFETCH, GEMM, COMBINE) if draw.chance(f"hold_{DECISION_KINDS[kind]}", 0.5)
+        ),
         "weights": weights,
         "exposed": exposed,
         "max_candidates": draw.pick("max_candidates", 2, 3, 32),
@@ -323,3 +327,12 @@ def make_case() -> Callable[..., Case]:
 def random_case() -> Callable[..., Case]:
     """Returns the function that draws a case from a seed; see ``draw_case``."""
     return draw_case
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Starts a Ray cluster of two CPUs, which every ``Cluster`` of this process then uses."""
+    pytest.importorskip("ray")
+    with Cluster(2) as cluster:
+        assert cluster.map(abs, [-1]) == [1]
+        yield

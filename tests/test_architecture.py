@@ -23,15 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "dysharp_env": [
         *("config", "__init__", "system", "workload", "multimem", "simulator", "schedules"),
-        *("report", "validation", "reproduction", "envs", "bench", "commands", "__main__"),
+        *("workers", "report", "validation", "reproduction", "envs", "bench", "commands", "__main__"),
     ],
     "agents": [
-        *("__init__", "policies", "opponents", "evaluation", "exact", "training", "distillation"),
+        *("policies", "opponents", "__init__", "evaluation", "exact", "training", "distillation"),
         *("kit", "command"),
     ],
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
-HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib"}
+HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib", "ray"}
 # What draws pictures, and the language model whose routing is recorded: imported inside the functions that need them.
 ON_DEMAND = {
     "dysharp_env.report.gantt",

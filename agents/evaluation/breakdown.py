@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from agents.evaluation.report import plain_table
 from agents.evaluation.statistics import EQUAL, geometric_mean
-from agents.evaluation.table import makespans
-from agents.opponents.opponent import Played
+from agents.evaluation.table import log_ratios
 from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Played
 from dysharp_env.workload import Scenario
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
-TRAINING = "wide"  # the suite whose machines and models count as seen
+TRAINING = "training"  # the suite whose machines and models count as seen
 _BANDS = ((64, "<=64"), (256, "65..256"))  # most tokens per GPU of a band, and its name
 _LARGE = ">256"
 
@@ -72,6 +72,10 @@ def _seen(item: SuiteWorkload) -> str:
     return f"new {' and '.join(unseen)}" if unseen else "both seen"
 
 
+def _binds(item: SuiteWorkload) -> str:
+    return item.entry.binds or Problem.of_suite([item])[0].binds
+
+
 GROUPINGS: dict[str, Callable[[SuiteWorkload], str]] = {
     "gpus": lambda item: f"{item.scenario.system.num_gpus} GPUs",
     "model": lambda item: item.scenario.layer.name,
@@ -80,7 +84,10 @@ GROUPINGS: dict[str, Callable[[SuiteWorkload], str]] = {
     "direction": lambda item: item.entry.direction,
     "dtype": lambda item: f"{item.scenario.layer.dispatch_dtype} dispatch",
     "machine": lambda item: item.scenario.system.name + (", one slow GPU" if item.entry.slow_gpu > 1 else ""),
+    "hardware": lambda item: item.entry.hardware,
     "seen": _seen,
+    "binds": _binds,
+    "group": lambda item: item.entry.group or "no group",
 }
 
 
@@ -109,18 +116,20 @@ def break_down(
 ) -> list[GroupResult]:
     """Returns every policy but ``against`` on every group of workloads."""
     group_of = GROUPINGS[by]
-    groups: dict[str, list[int]] = {}
+    group: dict[str, str] = {}
     size: Callable[[SuiteWorkload], int] = _SIZES.get(by, lambda _: 0)
-    for place, item in sorted(enumerate(workloads), key=lambda pair: size(pair[1])):
-        groups.setdefault(group_of(item), []).append(place)
-    reference = np.log(makespans(rows, against)).mean(axis=0)
+    for item in sorted(workloads, key=size):
+        group[item.name] = group_of(item)
     results = []
     for policy in dict.fromkeys(row.policy for row in rows if row.policy != against):
-        relative = np.log(makespans(rows, policy)) - reference
-        for group, places in groups.items():
+        shared, relative = log_ratios(rows, policy, against)
+        for name in dict.fromkeys(group.values()):
+            places = [place for place, workload in enumerate(shared) if group[workload] == name]
+            if not places:
+                continue
             part = relative[:, places]
             wins = int((part.mean(axis=0) < -EQUAL).sum())
-            results.append(GroupResult(against, by, group, policy, *geometric_mean(part, seed), wins, len(places)))
+            results.append(GroupResult(against, by, name, policy, *geometric_mean(part, seed), wins, len(places)))
     return results
 
 

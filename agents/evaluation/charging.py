@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.evaluation.table import opponents_of
-from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender, Opponent, Played
 from dysharp_env.simulator.state.observation import DECISION_KINDS, SPLIT
 
 MOST_DECISION_US = 1000.0
@@ -34,10 +34,10 @@ def charge(
     The contenders are all whose rows there are, the reference among them; only decisions of these kinds are charged.
     """
     players = opponents_of(contenders)
-    places = {problem.name: place for place, problem in enumerate(problems)}
+    places = {(problem.name, problem.renaming): place for place, problem in enumerate(problems)}
     charged = []
     for row in rows:
-        opponent, place = players[row.policy, row.seed], places[row.workload]
+        opponent, place = players[row.policy, row.seed], places[row.workload, row.renaming]
         count = busiest_decisions(opponent, problems[place], place, kinds) if opponent.exposure.kinds else 0
         charged_us = row.makespan_us + count * decision_us
         charged.append(replace(row, busiest_decisions=count, charged_us=charged_us))

@@ -71,6 +71,8 @@ class DecisionList(Spec):
     """Machine, model and source of routing."""
     workload_seed: Annotated[int, Field(ge=0)]
     """Seed the workload was drawn with."""
+    renaming: Annotated[int, Field(ge=0)] = 0
+    """Which numbers the GPUs had; see ``Problem.renamed``."""
     routing_sha256: str
     """Digest of routing and placement; see ``routing_digest``."""
     schedule: ScheduleSpec

@@ -12,30 +12,36 @@ from pathlib import Path
 
 from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
 from agents.evaluation.table import opponents_of
-from agents.opponents.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
 
 
 def write_rows(
-    folder: str, rows: Sequence[Played], contenders: Sequence[Contender], items: Sequence[SuiteWorkload]
+    folder: str,
+    rows: Sequence[Played],
+    contenders: Sequence[Contender],
+    items: Sequence[SuiteWorkload],
+    problems: Sequence[Problem],
 ) -> None:
     """Writes a decision list for every row of an evaluation into a folder that exists.
 
-    The contenders are all whose rows there are, the reference among them; the items are the suite's.
+    The contenders are all whose rows there are, the reference among them; the items are the suite's, and the problems
+    those that were played, in that order.
 
     Raises:
         ConfigError: A file cannot be written.
     """
     players = opponents_of(contenders)
-    places = {item.name: place for place, item in enumerate(items)}
-    problems = Problem.of_suite(items)
+    numbers = {item.name: number for number, item in enumerate(items)}
+    places = {(problem.name, problem.renaming): place for place, problem in enumerate(problems)}
     for row in rows:
-        place = places[row.workload]
-        decisions = _record(row, players[row.policy, row.seed], items[place], problems[place], place)
+        number, place = numbers[row.workload], places[row.workload, row.renaming]
+        decisions = _record(row, players[row.policy, row.seed], items[number], problems[place], place)
         label = re.sub(r"[^A-Za-z0-9.+-]+", "-", row.policy) + ("" if row.seed is None else f"-seed{row.seed}")
-        write_decisions(Path(folder) / f"{label}-{place:03}{SUFFIX}", decisions)
+        label += f"-{number:03}" + f"-renaming{row.renaming}" * (row.renaming > 0)
+        write_decisions(Path(folder) / f"{label}{SUFFIX}", decisions)
 
 
 def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Problem, place: int) -> DecisionList:
@@ -48,7 +54,8 @@ def _record(row: Played, opponent: Opponent, item: SuiteWorkload, problem: Probl
         workload=row.workload,
         scenario=item.scenario.spec.model_validate(item.entry.scenario_fields()),
         workload_seed=item.seed,
-        routing_sha256=routing_digest(item.workload),
+        renaming=row.renaming,
+        routing_sha256=routing_digest(problem.workload),
         schedule=run.offered,
         asked=AskedSpec.of(opponent.exposure),
         choices=choices,

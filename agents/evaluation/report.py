@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation.table import Summary, makespans
-from agents.opponents.opponent import Played
+from agents.evaluation.table import Summary, log_ratios
+from dysharp_env.schedules.opponent import Played
 
 _INK = "#0072B2"
 
@@ -69,12 +69,9 @@ def _interval(low: float, high: float, digits: int = 3) -> str:
 
 def plot_summary(rows: Sequence[Played], against: str, suite: str) -> bytes:
     """Returns a PNG with one dot per workload and policy, and the geometric means as bars."""
-    reference = makespans(rows, against).mean(axis=0)
-    ratios = {
-        policy: (makespans(rows, policy).mean(axis=0) / reference)
-        for policy in dict.fromkeys(row.policy for row in rows)
-        if policy != against
-    }
+    policies = dict.fromkeys(row.policy for row in rows if row.policy != against)
+    relative = {policy: log_ratios(rows, policy, against)[1] for policy in policies}
+    ratios = {policy: np.exp(logs).mean(axis=0) for policy, logs in relative.items() if logs.size}
     order = sorted(ratios, key=lambda policy: float(np.log(ratios[policy]).mean()), reverse=True)
     figure = Figure(figsize=(8, 1.2 + 0.45 * max(1, len(order))), layout="constrained")
     FigureCanvasAgg(figure)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, interquartile_mean
-from agents.opponents.opponent import Contender, Opponent, Played
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender, Opponent, Played
+from dysharp_env.simulator.warmup import notice
+from dysharp_env.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,69 @@ class Summary:
     mean_ratio_to_family_bound: float | None = None
 
 
-def evaluate(problems: Sequence[Problem], contenders: Sequence[Contender], *references: Contender) -> list[Played]:
+@dataclass(frozen=True)
+class _Play:
+    """One row to be."""
+
+    opponent: Opponent
+    problem: Problem
+    place: int
+    policy: str
+
+    def played(self) -> Played | ConfigError:
+        try:
+            return self.opponent.play_one(self.problem, self.place, self.policy)
+        except ConfigError as error:
+            return error
+
+    def size(self) -> int:
+        return self.problem.size
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    contenders: Sequence[Contender],
+    *references: Contender,
+    workers: Workers | None = None,
+) -> list[Played]:
     """Returns a row for every contender, seed and problem, those of the references as well.
 
+    ``workers`` play them; None: this process. Of problems that a contender cannot run, as the machine lacks what it
+    needs, it has no row, and a line says so.
+
     Raises:
-        ConfigError: Two contenders have one name, or a schedule does not fit a system.
+        ConfigError: Two contenders have one name, or one can run none of the problems.
     """
-    return [row for contender in with_references(contenders, references) for row in contender.play(problems)]
+    plays = [
+        _Play(opponent, problem, place, contender.name)
+        for contender in with_references(contenders, references)
+        for opponent in contender.opponents
+        for place, problem in enumerate(problems)
+    ]
+    constants = [*problems, *{id(play.opponent): play.opponent for play in plays}.values()]
+    played = (workers or Workers()).map(_Play.played, plays, size=_Play.size, constants=constants)
+    _tell_of_missing(plays, played)
+    return [row for row in played if isinstance(row, Played)]
+
+
+def _tell_of_missing(plays: Sequence[_Play], played: Sequence[Played | ConfigError]) -> None:
+    """Says which policies cannot run how many problems, and raises the reason of one that can run none."""
+    for policy in dict.fromkeys(play.policy for play in plays):
+        rows = [row for play, row in zip(plays, played, strict=True) if play.policy == policy]
+        missing = [row for row in rows if isinstance(row, ConfigError)]
+        if missing and len(missing) == len(rows):
+            raise missing[0]
+        if missing:
+            notice(f"{policy} has no row for {len(missing)} of {len(rows)} layers, such as: {missing[0]}")
+
+
+def with_renamings(problems: Sequence[Problem], renamings: int) -> list[Problem]:
+    """Returns problems under so many numberings of their GPUs, the first as they are.
+
+    What a number is about is then a mean over them, as ties that are broken by a GPU's number move a makespan by a few
+    per cent.
+    """
+    return [problem.renamed(renaming) for renaming in range(renamings) for problem in problems]
 
 
 def opponents_of(contenders: Sequence[Contender]) -> dict[tuple[str, int | None], Opponent]:
@@ -94,7 +152,7 @@ def _same_name(contender: Contender, option: str, other: Contender) -> ConfigErr
 
 
 def summarise(rows: Sequence[Played], against: str, seed: int = 0) -> list[Summary]:
-    """Returns a summary of every policy in ``rows``, in their order.
+    """Returns a summary of every policy in ``rows`` that shares workloads with ``against``, in their order.
 
     Raises:
         ConfigError: ``against`` is not among them.
@@ -102,13 +160,13 @@ def summarise(rows: Sequence[Played], against: str, seed: int = 0) -> list[Summa
     policies = list(dict.fromkeys(row.policy for row in rows))
     if against not in policies:
         raise ConfigError(f"against='{against}' was not evaluated; choose from {policies}")
-    tables = {policy: makespans(rows, policy) for policy in policies}
-    reference = np.log(tables[against]).mean(axis=0)  # (workload,)
     summaries = []
     for policy in policies:
-        relative = np.log(tables[policy]) - reference  # (seed, workload)
+        shared, relative = log_ratios(rows, policy, against)
+        if not shared:
+            continue
         # A schedule that copies experts has another bound than one that does not.
-        to_bound = float(np.mean([row.ratio for row in rows if row.policy == policy]))
+        to_bound = float(np.mean([row.ratio for row in rows if row.policy == policy and row.workload in shared]))
         wins = int((relative.mean(axis=0) < -EQUAL).sum())
         seeds, workloads = relative.shape
         means = (*geometric_mean(relative, seed), *interquartile_mean(relative, seed), *improvement(relative, seed))
@@ -126,18 +184,39 @@ def _mean_ratio_to_family_bound(rows: Sequence[Played], policy: str) -> float | 
     return float(np.mean(ratios)) if ratios else None
 
 
-def makespans(rows: Sequence[Played], policy: str) -> np.ndarray:
-    """Returns the (seed, workload) makespans of a policy; every seed played the same workloads in the same order."""
-    by_seed: dict[int | None, list[float]] = {}
+def log_ratios(rows: Sequence[Played], policy: str, against: str) -> tuple[list[str], np.ndarray]:
+    """Returns the workloads that both have played, and (seed, workload) logs of the policy's makespan over the other's.
+
+    Of several seeds of ``against`` their geometric mean counts.
+    """
+    theirs = {row.workload for row in rows if row.policy == against}
+    shared = list(dict.fromkeys(row.workload for row in rows if row.policy == policy and row.workload in theirs))
+    if not shared:
+        return shared, np.zeros((1, 0))
+    reference = np.log(makespans(rows, against, shared)).mean(axis=0)  # (workload,)
+    return shared, np.log(makespans(rows, policy, shared)) - reference
+
+
+def makespans(rows: Sequence[Played], policy: str, workloads: Sequence[str] | None = None) -> np.ndarray:
+    """Returns the (seed, workload) makespans of a policy, each the geometric mean over renamings of the GPUs.
+
+    Every seed played the same workloads in the same order; ``workloads`` chooses some of them.
+    """
+    by_seed: dict[int | None, dict[str, list[float]]] = {}
     for row in rows:
         if row.policy == policy:
-            by_seed.setdefault(row.seed, []).append(row.makespan_us)
-    return np.array(list(by_seed.values()))
+            by_seed.setdefault(row.seed, {}).setdefault(row.workload, []).append(row.makespan_us)
+    return np.array([[_geometric_mean(played[name]) for name in workloads or played] for played in by_seed.values()])
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return float(np.prod(np.power(values, 1 / len(values))))  # of one value that value, not a rounding of it
 
 
 def beats_on_every_workload(rows: Sequence[Played], policy: str, other: str) -> tuple[int, int]:
     """Returns on how many workloads ``policy`` is faster than the mean of ``other``'s seeds, and how many there are."""
-    mine, theirs = makespans(rows, policy).mean(axis=0), makespans(rows, other).mean(axis=0)
+    shared, _ = log_ratios(rows, policy, other)
+    mine, theirs = makespans(rows, policy, shared).mean(axis=0), makespans(rows, other, shared).mean(axis=0)
     return int((mine < theirs).sum()), len(mine)
 
 

@@ -9,9 +9,9 @@ from agents.exact.follow import play_solved
 from agents.exact.model import ExactModel
 from agents.exact.search import Solved, fix_times, hint, search
 from agents.exact.tiny import Times, TinyInstance, TinyLayer, play
-from agents.opponents.opponent import Contender
 from agents.opponents.read import read_contender
 from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.costs import PS_PER_US
 
 INSTANCES = (

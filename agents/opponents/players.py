@@ -1,52 +1,72 @@
-"""The sorts of opponent: a schedule, one with look-ahead, random or first choices, and whatever a network chooses.
+"""The sorts of opponent that are asked: look-ahead, random or first choices, a function, whatever a network chooses.
 
 A distilled rule and a trained run are both networks on top of a schedule; see ``Learned``.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 
 from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead
-from agents.opponents.opponent import Answer, Opponent
+from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules.opponent import Answer, Opponent, ScheduleOpponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import SPLIT
 
 
 @dataclass(frozen=True)
-class ScheduleOpponent(Opponent):
-    """A schedule, which takes all decisions by its own rule."""
+class VirtualBest(Opponent):
+    """The fastest of some schedules on each layer, in hindsight; those that the machine cannot run are passed over."""
 
-    schedule: ScheduleSpec
+    schedules: tuple[ScheduleSpec, ...]
     seed = None
     exposure = Exposure()
 
     @property
     def base(self) -> ScheduleSpec:
-        """The schedule."""
-        return self.schedule
+        """The first of them."""
+        return self.schedules[0]
 
     def answers(self, problem: Problem, place: int) -> Answer:
         """Returns what is never called."""
-        return _nobody
+        return ScheduleOpponent(self.base).answers(problem, place)
+
+    def on(self, problem: Problem) -> VirtualBest:
+        """Returns the fastest of the schedules on a problem alone."""
+        return replace(self, schedules=(self.run(problem).schedule,))
 
     def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
-        """Returns a layer at time zero under the fastest variant of the schedule."""
-        return problem.start(problem.best(self.schedule), logging=logging)
+        """Returns a layer at time zero under the fastest of the schedules."""
+        return problem.start(self.on(problem).base, logging=logging)
 
-    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
-        """Returns a layer that the fastest variant of the schedule has run."""
-        return problem.run(self.schedule, logging=logging)
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
+        """Returns a layer that the fastest of the schedules has run, the earliest of equals.
 
-
-def _nobody(_: Decision) -> int:
-    raise AssertionError("a schedule's own rule takes all its decisions")
+        Raises:
+            ConfigError: The machine can run none of them.
+        """
+        best: LayerRun | None = None
+        reason = ConfigError("there is no schedule")
+        for schedule in self.schedules:
+            try:
+                run = problem.run(schedule, logging=logging)
+            except ConfigError as error:
+                reason = error
+                continue
+            if best is None or run.engine.now_ps < best.engine.now_ps:
+                best = run
+        if best is None:
+            raise reason
+        return best
 
 
 @dataclass(frozen=True)
@@ -71,12 +91,16 @@ class LookAheadOpponent(Opponent):
         choices = iter(look_ahead(problem, self.ahead).choices)
         return lambda _: next(choices)
 
+    def on(self, problem: Problem) -> LookAheadOpponent:
+        """Returns look-ahead with the fastest variant of the schedule on a problem."""
+        return replace(self, ahead=self.ahead.on(problem))
+
     def start(self, problem: Problem, *, logging: bool = False) -> LayerRun:
         """Returns a layer at time zero under the fastest variant of the schedule, whose decisions are asked."""
         ahead = self.ahead.on(problem)
         return problem.start(ahead.schedule, ahead.exposure(), logging=logging)
 
-    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
         """Returns a layer played with look-ahead."""
         run = self.start(problem, logging=logging)
         play_ahead(run.engine, replace(self.ahead, schedule=run.schedule))
@@ -115,6 +139,79 @@ class Chooser(InEnvironment):
         return lambda decision: int(stream.choice(np.flatnonzero(decision.mask)))
 
 
+@dataclass(frozen=True)
+class FunctionOpponent(InEnvironment):
+    """A Python function that answers decisions one by one: it is given a ``Decision`` and returns the row it takes.
+
+    What is asked, and the schedule beneath, are the function's attribute ``env``, settings of ``EnvSpec`` as
+    ``gymnasium.make`` takes them; without it they are an environment's own, and all kinds that it exposes are asked. A
+    function is called in the order of time, and keeps nothing from one layer for the next.
+
+    >>> from dysharp_env.schedules import Problem
+    >>> from dysharp_env.workload import ScenarioSpec
+    >>> def warm_first(decision):
+    ...     return decision.best(decision.feature("weights_in_l2") + decision.feature("size"))
+    >>> warm_first.env = {"schedule": "dysharp", "exposed": ["gemm"], "hold": False}
+    >>> scenario = ScenarioSpec(gpus=2, tokens=16, routing="uniform").build()
+    >>> run = FunctionOpponent.of(warm_first, "warm_first").run(Problem.of(scenario.system, scenario.draw(0)))
+    >>> run.engine.done, run.engine.asked > 0
+    (True, True)
+
+    Attributes:
+        env: What is asked, and the schedule beneath.
+        function: Who answers.
+        name: What messages call it.
+    """
+
+    env: EnvSpec
+    function: Callable[[Decision], int]
+    name: str
+    seed = None
+
+    @classmethod
+    def of(cls, function: Callable[[Decision], int], name: str) -> FunctionOpponent:
+        """Returns the opponent of a function.
+
+        Raises:
+            ConfigError: The function's ``env`` is wrong.
+        """
+        settings = getattr(function, "env", {})
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"'{name}': env={settings!r} must map settings of an environment to values")
+        return cls(parse_spec(EnvSpec, settings, source=f"'{name}': env"), function, name)
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns the function, with what it answers checked."""
+
+        def answer(decision: Decision) -> int:
+            row = self.function(decision)
+            if not isinstance(row, Integral) or not 0 <= row < len(decision.mask) or not decision.mask[row]:
+                legal = np.flatnonzero(decision.mask).tolist()
+                asked = f"a decision of kind {decision.kind_name} with {row!r}"
+                raise ConfigError(f"'{self.name}' answers {asked}; legal rows are {legal}")
+            return int(row)
+
+        return answer
+
+
+def read_function(given: str) -> Callable[[Decision], int]:
+    """Returns the function that ``package.module:function`` names.
+
+    Raises:
+        ConfigError: There is no such module on Python's path, or nothing of that name in it that can be called.
+    """
+    module, _, name = given.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module of theirs lacks what it imports
+        raise ConfigError(f"schedule='{given}': Python finds no module '{module}'") from None
+    if not callable(found):
+        raise ConfigError(f"schedule='{given}': module '{module}' has no function '{name}'")
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Learned(InEnvironment):
     """A network that answers decisions, inside the engine where it can.
@@ -123,19 +220,27 @@ class Learned(InEnvironment):
         seed: Training seed of its run; None for a distilled rule.
         env: The schedule beneath and what is asked.
         network: What answers.
+        opening: What answers before a layer starts; None: the same.
     """
 
     seed: int | None
     env: EnvSpec
     network: Network
+    opening: Network | None = None
+
+    def best_row(self, decision: Decision) -> int:
+        """Returns the legal row that its networks score highest, the first of equals."""
+        return best_row(self.opening if self.opening and decision.kind < SPLIT else self.network, decision)
 
     def answers(self, problem: Problem, place: int) -> Answer:
-        """Returns what takes the row that the network scores highest."""
-        return lambda decision: best_row(self.network, decision)
+        """Returns what takes the row that the networks score highest."""
+        return self.best_row
 
-    def run(self, problem: Problem, place: int, *, logging: bool = False) -> LayerRun:
+    def run(self, problem: Problem, place: int = 0, *, logging: bool = False) -> LayerRun:
         """Returns a layer that the network has played inside the engine."""
-        run = problem.start(self.base, replace(self.exposure, network=self.network), logging=logging)
+        run = problem.start(
+            self.base, replace(self.exposure, network=self.network, opening=self.opening), logging=logging
+        )
         run.engine.run()
         return run
 
@@ -158,7 +263,7 @@ class LateLearned(Learned):
 
         def answer(decision: Decision) -> int:
             nonlocal first
-            row = best_row(self.network, decision)
+            row = self.best_row(decision)
             if decision.kind != SPLIT:
                 return row  # it cannot be taken later: what it chose from would be gone
             if first is None:

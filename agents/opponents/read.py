@@ -1,21 +1,32 @@
-"""Reads what ``--policy`` names: schedules, look-ahead, random and first choices, distilled rules, trained runs."""
+"""Reads who plays under a name that a command takes: schedules, look-ahead, choices, rules, runs, functions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from agents.opponents.lookahead import LookAhead
-from agents.opponents.opponent import Contender
-from agents.opponents.players import Chooser, Learned, LookAheadOpponent, ScheduleOpponent
-from agents.policies.card import FIRST, RANDOM, PolicyCard, read_card, run_path
+from agents.opponents.players import (
+    Chooser,
+    FunctionOpponent,
+    InEnvironment,
+    Learned,
+    LookAheadOpponent,
+    VirtualBest,
+    read_function,
+)
+from agents.policies.card import FIRST, RANDOM, REFERENCE, PolicyCard, read_card, reference_runs, run_path
 from agents.policies.files import load_policy
 from agents.policies.rule import read_rule
-from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.config import ConfigError, did_you_mean, preset_names
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import is_schedule_name, load_schedule, schedule_names
+from dysharp_env.schedules import ScheduleSpec, is_schedule_name, load_schedule, schedule_names
+from dysharp_env.schedules.opponent import Contender
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
+VIRTUAL_BEST = "virtual-best"
+_FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def read_contenders(
@@ -35,39 +46,53 @@ def read_contenders(
         ConfigError: A name stands for nothing, or a run has no policy.
     """
     read = {name: read_contender(name, rollouts) for name in given if name not in (RANDOM, FIRST)}
-    learned = (policy for contender in read.values() for policy in learned_of(contender))
-    env = next((policy.env for policy in learned), EnvSpec())
+    everyone = (opponent for contender in read.values() for opponent in contender.opponents)
+    env = next((opponent.env for opponent in everyone if isinstance(opponent, InEnvironment)), EnvSpec())
     return [read.get(name) or choices(name, env, seeds) for name in given]
 
 
 def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
-    """Returns the contender of ``random``, ``first``, a schedule's name or file, a rule's file, or run folders.
+    """Returns the contender of one name.
 
-    Run folders are joined by commas. ``look-ahead:`` before a schedule stands for that schedule with look-ahead of so
-    many rollouts a workload.
+    It is ``random`` or ``first``, ``virtual-best`` for the fastest of all schedules that are designed by hand on each
+    workload, in hindsight, a schedule's name or file, ``look-ahead:`` and a schedule, for that schedule with
+    look-ahead of so many rollouts a workload, ``reference`` for the shipped agent, run folders joined by commas, a
+    rule's file, or ``package.module:function`` for whatever a function answers; see ``FunctionOpponent``.
 
     Raises:
         ConfigError: It is none of these, or a run has no policy.
     """
     if given in (RANDOM, FIRST):
         return choices(given, EnvSpec(), range(3))
+    if given == VIRTUAL_BEST:
+        designed = VirtualBest(designed_by_hand())
+        return Contender(given, given, "schedule", designed, (designed,))
     if given.startswith(LOOK_AHEAD):
         ahead = LookAhead(load_schedule(given.removeprefix(LOOK_AHEAD)), rollouts)
         name = f"{LOOK_AHEAD}{ahead.schedule.name}"
         return Contender(given, name, "schedule", ahead, (LookAheadOpponent(ahead),))
     if is_schedule_name(given):
-        schedule = load_schedule(given)
-        return Contender(given, schedule.name, "schedule", schedule, (ScheduleOpponent(schedule),))
+        return Contender.of_schedule(load_schedule(given), given)
+    if given == REFERENCE:
+        return read_runs(given)
     if given.endswith(".json"):
         rule = read_rule(Path(given))
         return Contender(given, rule.name, "rule", rule, (Learned(None, rule.env(), rule.network()),))
     if any("/" in part or Path(part).exists() for part in given.split(",")):
         return read_runs(given)
-    known = [RANDOM, FIRST, *schedule_names()]
+    if _FUNCTION.fullmatch(given):
+        return Contender(given, given, "function", given, (FunctionOpponent.of(read_function(given), given),))
+    known = [RANDOM, FIRST, REFERENCE, VIRTUAL_BEST, *schedule_names()]
     raise ConfigError(
-        f"policy='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule,"
-        f" a rule's .json, or a run folder{did_you_mean(given, known)}"
+        f"schedule='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule, a run"
+        f" folder, a rule's .json, or package.module:function{did_you_mean(given, known)}"
     )
+
+
+def designed_by_hand() -> tuple[ScheduleSpec, ...]:
+    """Returns the shipped schedules that somebody designed; of those that a search found none."""
+    shipped = [load_schedule(name) for name in preset_names("schedules")]
+    return tuple(schedule for schedule in shipped if schedule.found_by == "hand")
 
 
 def choices(name: str, env: EnvSpec, seeds: Sequence[int]) -> Contender:
@@ -83,10 +108,14 @@ def learned_of(contender: Contender) -> list[Learned]:
 
 def run_folders(contender: Contender) -> list[Path]:
     """Returns the run folders of a contender; none if it is no trained policy."""
-    return [Path(part) for part in contender.given.split(",")] if contender.sort == "runs" else []
+    return _folders(contender.given) if contender.sort == "runs" else []
 
 
-def best_of(given: str) -> tuple[Path, PolicyCard]:
+def _folders(given: str) -> list[Path]:
+    return reference_runs() if given == REFERENCE else [*map(Path, given.split(","))]
+
+
+def best_of(given: str | Path) -> tuple[Path, PolicyCard]:
     """Returns where the best policy of a run folder lies, and its card.
 
     Raises:
@@ -98,17 +127,22 @@ def best_of(given: str) -> tuple[Path, PolicyCard]:
     return path / "best", read_card(path / "best")
 
 
+def _learned(best: Path, card: PolicyCard) -> Learned:
+    policy = load_policy(best, card.env)
+    return Learned(card.seed, card.env, policy.scoring_network(), policy.opening_network())
+
+
 def read_runs(given: str) -> Contender:
-    """Returns the contender of run folders joined by commas.
+    """Returns the contender of run folders joined by commas, or of ``reference``.
 
     Raises:
         ConfigError: There is no such folder, a run has no policy yet, or two have one seed.
     """
-    found = [best_of(part) for part in given.split(",")]
+    found = [best_of(folder) for folder in _folders(given)]
     seeds = [card.seed for _, card in found]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"policy='{given}': the runs of one policy must differ in their seed, but have seeds {seeds}")
-    learned = [Learned(card.seed, card.env, load_policy(best, card.env).scoring_network()) for best, card in found]
+    learned = [_learned(best, card) for best, card in found]
     name = "+".join(sorted({card.name for _, card in found}))
     folders = frozenset(best.resolve() for best, _ in found)
     return Contender(given, name, "runs", folders, tuple(learned))

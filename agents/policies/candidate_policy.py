@@ -22,9 +22,10 @@ from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS
 
 Observation = dict[str, Tensor]
+_OPENING = [CONTEXT.index(f"is_{kind}") for kind in OPENING_KINDS]
 # By the engine's name for weights, what the scorer calls them; all but ``linear`` lie (output, input) in torch.
 _PARAMETERS = {
     "row": "embed_row.weight",
@@ -45,6 +46,9 @@ class PolicySpec(Spec):
 
     hidden: int = Field(default=64, ge=1, le=4096)
     """Width of the candidate embedding and of the scoring layer."""
+    opening_hidden: int = Field(default=0, ge=0, le=4096)
+    """The same of a network of its own for what is decided before a layer starts, which is seldom and weighs much; 0
+    leaves that to the first."""
     value_hidden: int = Field(default=64, ge=1, le=4096)
     """Width of both layers of the value network."""
     hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
@@ -117,6 +121,22 @@ class CandidateScorer(nn.Module):
         scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
         return scores.new_zeros(batch, size).index_put((decision, row), scores)
 
+    def take(self, network: Network) -> None:
+        """Takes over the weights of a network of the engine."""
+        for name, path in _PARAMETERS.items():
+            parameter, array = self.get_parameter(path), getattr(network, name)
+            numbers = array if name == "linear" else array.T
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(parameter.shape))
+
+    def network(self) -> Network:
+        """Returns the weights as the engine plays them."""
+        arrays = {}
+        for name, path in _PARAMETERS.items():
+            numbers = self.get_parameter(path).detach().numpy()
+            # A copy, (input, output) and in order: training goes on with the tensor itself.
+            arrays[name] = np.array(numbers if name == "linear" else numbers.T, np.float32, order="C")
+        return Network(**{**arrays, "score": arrays["score"][:, 0]})
+
 
 class ValueNetwork(nn.Module):
     """Maps an observation to the expected return from there on."""
@@ -156,15 +176,14 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @classmethod
-    def of_network(cls, network: Network, env: EnvSpec) -> CandidatePolicy:
-        """Returns a policy whose scorer is a network of the engine; its critic knows nothing."""
-        spec = PolicySpec(hidden=network.width, value_hidden=1)
+    def of_network(cls, network: Network, env: EnvSpec, opening: Network | None = None) -> CandidatePolicy:
+        """Returns a policy whose scorers are networks of the engine and of openings; its critic knows nothing."""
+        spec = PolicySpec(hidden=network.width, value_hidden=1, opening_hidden=opening.width if opening else 0)
         policy = cls(env.observation_space(), env.action_space(), lambda _: 0.0, spec)
         with torch.no_grad():
-            for name, path in _PARAMETERS.items():
-                parameter, array = policy.scorer.get_parameter(path), getattr(network, name)
-                numbers = array if name == "linear" else array.T
-                parameter.copy_(torch.from_numpy(np.ascontiguousarray(numbers)).reshape(parameter.shape))
+            policy.scorer.take(network)
+            if opening and policy.opening:
+                policy.opening.take(opening)
             for parameter in policy.critic.parameters():
                 parameter.zero_()
         policy.set_training_mode(False)
@@ -172,6 +191,8 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         self.scorer = CandidateScorer(self.spec.hidden, self.spec.linear())
+        width = self.spec.opening_hidden
+        self.opening = CandidateScorer(width, self.spec.linear()) if width else None
         self.critic = ValueNetwork(self.spec.value_hidden)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -194,7 +215,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         self, obs: Observation, action_masks: np.ndarray | Tensor | None = None
     ) -> MaskableDistribution:
         """Returns the distribution over candidates; masked ones have probability 0."""
-        distribution = self.action_dist.proba_distribution(action_logits=self.scorer(*self._tables(obs)))
+        distribution = self.action_dist.proba_distribution(action_logits=self._logits(obs))
         if action_masks is not None:
             distribution.apply_masking(action_masks)
         return distribution
@@ -206,17 +227,26 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
     def choose(self, observations: dict[str, np.ndarray], masks: np.ndarray) -> np.ndarray:
         """Returns the most likely legal candidate of each decision in a batch, (batch,) int64."""
         with torch.no_grad():
-            logits = self.scorer(*self._tables({name: torch.from_numpy(array) for name, array in observations.items()}))
+            logits = self._logits({name: torch.from_numpy(array) for name, array in observations.items()})
             return logits.masked_fill(~torch.from_numpy(masks), -torch.inf).argmax(dim=1).numpy()
 
     def scoring_network(self) -> Network:
         """Returns the scorer's weights as the engine plays them; it chooses what ``choose`` does, up to rounding."""
-        arrays = {}
-        for name, path in _PARAMETERS.items():
-            numbers = self.scorer.get_parameter(path).detach().numpy()
-            # A copy, (input, output) and in order: training goes on with the tensor itself.
-            arrays[name] = np.array(numbers if name == "linear" else numbers.T, np.float32, order="C")
-        return Network(**{**arrays, "score": arrays["score"][:, 0]})
+        return self.scorer.network()
+
+    def opening_network(self) -> Network | None:
+        """Returns what decides before a layer starts, if that is a network of its own."""
+        return self.opening.network() if self.opening else None
+
+    def _logits(self, obs: Observation) -> Tensor:
+        """Returns (batch, candidate) logits."""
+        candidates, context = self._tables(obs)
+        logits = self.scorer(candidates, context)
+        if self.opening is not None:
+            early = context[:, _OPENING].amax(dim=1) > 0
+            if bool(early.any()):
+                logits = logits.index_put((early,), self.opening(candidates[early], context[early]))
+        return logits
 
     def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""

@@ -21,6 +21,7 @@ from dysharp_env.schedules import schedule_names
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
 RANDOM, FIRST = "random", "first"  # the names under which choices without a policy are shown
+REFERENCE = "reference"  # the name of the shipped agent
 _SCHEMA, _COUNTING = "dysharp/policy/3", "dysharp/policy/2"
 # What format 2 calls its columns, for ever.
 _FEATURES_2 = (
@@ -87,6 +88,20 @@ def run_path(given: str | Path) -> Path:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"'{given}' is not a run folder: it has no config.yaml")
     return path
+
+
+def reference_runs() -> list[Path]:
+    """Returns the run folders of the shipped agent, by training seed: the checkout's, or those of the wheel.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "shipped"  # where pyproject.toml has the wheel put them
+    root = shipped if shipped.is_dir() else package.parent / "runs" / "reference"
+    if found := sorted(root.glob("seed-*"), key=lambda path: (len(path.name), path.name)):
+        return found
+    raise ConfigError(f"'{REFERENCE}' is not shipped with this copy: '{root}' holds no runs")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "scorer.embed_row.weight": ("features",),
-    "scorer.embed_context.weight": ("context",),
-    "scorer.linear": ("features",),
-    "critic.layers.0.weight": ("context", "features", "features"),
-}
-_ROWS = {"scorer.linear": ("context",)}
+_COLUMNS: dict[str, tuple[str, ...]] = {"critic.layers.0.weight": ("context", "features", "features")}
+_ROWS: dict[str, tuple[str, ...]] = {}
+for _part in ("scorer", "opening"):
+    _COLUMNS |= {f"{_part}.embed_row.weight": ("features",), f"{_part}.embed_context.weight": ("context",)}
+    _COLUMNS |= {f"{_part}.linear": ("features",)}
+    _ROWS |= {f"{_part}.linear": ("context",)}
 
 
 def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ so the result is never worse than it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,9 @@ import cma
 import numpy as np
 
 from agents.opponents.rollouts import makespans_ps
-from agents.policies.linear import FEATURES_OF_KIND, start_weights
+from agents.policies.linear import FEATURES_OF_KIND, kinds_ruled, start_weights
 from dysharp_env.schedules import Problem, ScheduleSpec
+from dysharp_env.workers import Workers
 
 _MEASURE_EVERY = 8  # generations
 _SIGMA = 0.4  # first standard deviation: of weights whose largest starts at 1, and of octaves of settings
@@ -29,7 +29,7 @@ class Budget:
 
     Attributes:
         episodes: Layers played, those of the reference and the measurements included.
-        cpu_s: Processor seconds of this process.
+        cpu_s: Processor seconds of this process and of workers.
     """
 
     episodes: int
@@ -65,6 +65,7 @@ def search(
     name: str,
     seed: int = 0,
     batch: int = 8,
+    workers: Workers | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """Returns the best linear rule found from a schedule on.
@@ -79,24 +80,26 @@ def search(
         name: Name of the schedule that is returned.
         seed: Seeds rules and draws of workloads.
         batch: Workloads that one generation is compared on; all of them if there are no more.
+        workers: Who plays; None: this process. They change no result.
         tell: Receives a line at every measurement.
 
     Raises:
         ConfigError: The schedule does not fit a system.
     """
-    began = time.process_time()
+    workers = workers or Workers()
+    began = workers.cpu_s
     space = SearchSpace(base)
     rng = np.random.default_rng(seed)
-    reference_ps = makespans_ps([reference], problems)[0]
+    reference_ps = makespans_ps([reference], problems, workers)[0]
     strategy = cma.CMAEvolutionStrategy(space.start, _SIGMA, {"seed": seed + 1, "verbose": -9})
     best, episodes = (np.inf, base), len(problems)
     start, generation = 0.0, 0
     while True:
-        spent = time.process_time() - began
+        spent = workers.cpu_s - began
         is_over = episodes >= budget.episodes or spent >= budget.cpu_s
         if generation % _MEASURE_EVERY == 0 or is_over:
             schedule = space.schedule(strategy.mean, name)
-            value = float(np.log(makespans_ps([schedule], problems)[0] / reference_ps).mean())
+            value = float(np.log(makespans_ps([schedule], problems, workers)[0] / reference_ps).mean())
             episodes += len(problems)
             best = min(best, (value, schedule), key=lambda measured: measured[0])
             start = start if generation else value
@@ -106,7 +109,8 @@ def search(
         points = strategy.ask()
         drawn = np.sort(rng.permutation(len(problems))[:batch])
         rules = [space.schedule(point, name) for point in points]
-        ratios = np.log(makespans_ps(rules, [problems[i] for i in drawn]) / reference_ps[drawn])
+        makespans = makespans_ps(rules, [problems[i] for i in drawn], workers)
+        ratios = np.log(makespans / reference_ps[drawn])
         strategy.tell(points, ratios.mean(axis=1).tolist())
         episodes += ratios.size
         generation += 1
@@ -138,13 +142,15 @@ class SearchSpace:
         self._base = base
         partial = base.min_partial_tokens if base.partial_tiles else _FEWEST_TOKENS
         settings = (*base.sms.groups(_SETTINGS["dispatch_sms"]), base.chunk_tokens, partial)
-        weights = [weight for kind in FEATURES_OF_KIND for weight in start_weights(base, kind, _BELOW_HOLD)]
+        self._kinds = kinds_ruled(base)
+        weights = [weight for kind in self._kinds for weight in start_weights(base, kind, _BELOW_HOLD)]
         self.start = np.array([*weights, *np.log2(settings)])
 
     def schedule(self, point: np.ndarray, name: str) -> ScheduleSpec:
         """Returns the schedule of a point."""
         rule, at = {}, 0
-        for kind, features in FEATURES_OF_KIND.items():
+        for kind in self._kinds:
+            features = FEATURES_OF_KIND[kind]
             weights = point[at : at + len(features)]
             at += len(features)
             scaled = np.round(weights / max(np.abs(weights).max(), 1e-9), _DIGITS)

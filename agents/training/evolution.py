@@ -6,15 +6,14 @@ opposite random nudges say in which direction makespans fall (antithetic evoluti
 share in it is to change follows from the layers' shapes by the chain rule: so what is estimated from makespans stays
 small however many shapes there are. Adam makes the steps; the policy is an average of where they have been.
 
-All episodes run inside the engine; layers share nothing, so threads change no result. ``EvolutionRun`` is a run;
-``Evolution`` the strategy, one generation at a time; what the weights are is told in genome.py.
+All episodes run inside the engine; layers share nothing, so workers, threads or others, change no result.
+``EvolutionRun`` is a run; ``Evolution`` the strategy, one generation at a time; genome.py tells what the weights are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,11 @@ import torch
 from safetensors.numpy import save
 
 from agents.exact.tiny import TRAINING_SEED
-from agents.opponents.rollouts import makespans_ps, play_networks
+from agents.opponents.rollouts import makespans_ps
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import read_tensors
 from agents.training.genome import Genome, Scale
+from agents.training.nudged import Nudged, Player
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import EvolutionSpec, TrainSpec
@@ -33,6 +33,8 @@ from agents.training.validation import draw_problems
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
+from dysharp_env.workers import Workers
+from dysharp_env.workload.suite import load_suite
 
 GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
@@ -45,21 +47,31 @@ class EvolutionRun(TrainingRun):
 
     tables = {"generations.csv": GENERATION_COLUMNS, **TrainingRun.tables}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        folder: RunFolder,
+        watch: Callable[[TrainingRun], None],
+        workers: Workers,
+    ) -> None:
         """Draws what is trained on and plays the reference on it.
+
+        ``workers`` play.
 
         Raises:
             ConfigError: A name in the spec is unknown, or does not fit.
         """
-        super().__init__(spec, folder, watch)
+        super().__init__(spec, folder, watch, workers)
         assert spec.evolution is not None
-        problems = draw_problems(spec, spec.env.suite, TRAINING_SEED)
+        suite = load_suite(spec.env.suite) if spec.env.suite else None
+        problems = draw_problems(spec, suite, TRAINING_SEED)
         self._evolution = Evolution(
             spec.evolution,
             load_schedule(spec.env.schedule),
             spec.env.exposure(),
             problems,
             load_schedule(spec.reference),
+            workers,
         )
         self._latest = float("nan")
 
@@ -133,21 +145,23 @@ class Evolution:
         exposure: Exposure,
         problems: Sequence[Problem],
         reference: ScheduleSpec,
+        workers: Workers,
     ) -> None:
         """Plays the reference and takes a place to begin at.
 
         Raises:
             ConfigError: A schedule does not fit a system.
         """
-        self._spec, self._base, self._exposure, self._problems = spec, base, exposure, problems
-        self._reference_ps = makespans_ps([reference], problems)[0]
+        self._spec, self._problems, self._workers = spec, problems, workers
+        self._reference_ps = makespans_ps([reference], problems, workers)[0]
         first = problems[0]
         sizes = first.system.gpu.num_sms, first.workload.layer.tile_tokens
-        contexts = np.array([self._first_context(problem) for problem in problems])
+        contexts = np.array([_first_context(problem, base, exposure) for problem in problems])
         scale = Scale.of(spec.shapes, contexts)
         self._shapes = scale.rows(contexts)  # (workload, 1 + shape)
         own = sizes if spec.start == "constant" else None
         self._genome = Genome(base, exposure, scale, spec.gated, spec.gates, own_split=own)
+        self._player = Player(self._genome, base, exposure)
         self.weights, self.average = self._genome.start.copy(), self._genome.start.copy()
 
     def restart(self, seed: int) -> None:
@@ -164,8 +178,9 @@ class Evolution:
         """Plays a generation and moves the weights; ``progress`` is which part of the run is over."""
         spec, drawn = self._spec, self._draw()
         nudges = self._rng.normal(0, spec.sigma, (len(drawn), spec.pairs, len(self.weights)))
-        with ThreadPoolExecutor(spec.threads) as pool:
-            ends = pool.map(self._play, drawn, nudges)
+        nudged = [Nudged(self._problems[at], self.weights, each) for at, each in zip(drawn, nudges, strict=True)]
+        constants = [self._player, *self._problems]
+        ends = self._workers.map(self._player, nudged, size=Nudged.size, constants=constants)
         makespans, decisions = (np.array(numbers) for numbers in zip(*ends, strict=True))
         logs = np.log(makespans / self._reference_ps[drawn, None])  # (workload, nudge): those one way, those the other
         gained = np.clip(logs[:, : spec.pairs] - logs[:, spec.pairs :], -spec.clip, spec.clip) / 2
@@ -175,12 +190,6 @@ class Evolution:
         self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0)))
         worst = float(np.exp(logs.mean(axis=1).max()))
         return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
-
-    def _play(self, workload: int, nudges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns makespans and decisions under (pair, weight) nudges, then under the opposite ones."""
-        networks = [self._genome.network(self.weights, nudge) for nudge in (*nudges, *-nudges)]
-        exposures = [replace(self._exposure, network=network) for network in networks]
-        return play_networks(self._base, exposures, self._problems[workload])
 
     def _move(self, gradient: np.ndarray, rate: float) -> None:
         """Makes a step of Adam."""
@@ -199,7 +208,8 @@ class Evolution:
         drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
         return drawn
 
-    def _first_context(self, problem: Problem) -> np.ndarray:
-        """Returns the (context,) of a layer's first decision; zeros if there is none."""
-        decision = problem.engine(self._base, self._exposure).advance()
-        return np.zeros(len(CONTEXT)) if decision is None else decision.context.astype(float)
+
+def _first_context(problem: Problem, base: ScheduleSpec, exposure: Exposure) -> np.ndarray:
+    """Returns the (context,) of a layer's first decision; zeros if there is none."""
+    decision = problem.engine(base, exposure).advance()
+    return np.zeros(len(CONTEXT)) if decision is None else decision.context.astype(float)

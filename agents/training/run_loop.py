@@ -14,11 +14,14 @@ from stable_baselines3.common.logger import Logger
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard, read_json
 from agents.policies.files import load_policy
+from agents.training.held_out import describe_validation
 from agents.training.metrics import TensorBoard
 from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS, Validator
 from dysharp_env.config import ConfigError, Spec, parse_spec
+from dysharp_env.simulator.warmup import notice
+from dysharp_env.workers import Workers
 
 
 class Counters(Spec):
@@ -48,8 +51,14 @@ class TrainingRun(ABC):
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
-        """Draws the validation suite.
+    def __init__(
+        self,
+        spec: TrainSpec,
+        folder: RunFolder,
+        watch: Callable[[TrainingRun], None],
+        workers: Workers | None = None,
+    ) -> None:
+        """Draws the validation suite, which ``workers`` will play; None: this process.
 
         Raises:
             ConfigError: A name in the spec is unknown, or does not fit.
@@ -57,7 +66,7 @@ class TrainingRun(ABC):
         self.spec, self.folder, self.watch = spec, folder, watch
         self.decisions = self.updates = 0
         self.best: float | None = None
-        self._validator = Validator(spec)
+        self._validator = Validator(spec, workers or Workers())
         self._kept: dict[str, list[list[str]]] = {}  # lines of the tables that a resumed run keeps
         self._earlier_s, self._began = 0.0, time.perf_counter()
         self._first = 0
@@ -140,7 +149,7 @@ class TrainingRun(ABC):
         self._earlier_s, self._first = counters.wall_s, counters.decisions
 
     def run(self, command: Sequence[str]) -> float:
-        """Trains to the end and returns the best validation ratio."""
+        """Trains to the end, says on what it validates, and returns the best validation ratio."""
         spec, folder = self.spec, self.folder
         meta = folder.read_meta()
         if command:
@@ -149,6 +158,7 @@ class TrainingRun(ABC):
             folder.replace_rows(table, self.tables[table], rows)
         folder.write_config(spec)
         folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
+        notice(describe_validation(spec))
         self.logger = Logger(None, [TensorBoard(folder.path, self.decisions or None)])
         self.begin()
         while self.decisions < spec.total_decisions:

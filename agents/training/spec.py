@@ -158,8 +158,9 @@ class TrainSpec(Spec):
     do not matter."""
     policy: PolicySpec = PolicySpec()
     """Size of the networks."""
-    validation: str = "demo-validation"
-    """Suite that chooses the best policy."""
+    validation: str | None = None
+    """Suite that chooses the best policy; none means workloads like those of training that are not among them: of a
+    trace its validation split, of a generator other seeds."""
     eval_every_decisions: int = Field(default=100_000, ge=1)
     """Decisions between validations; the last policy is always validated."""
     checkpoint_every_decisions: int = Field(default=200_000, ge=1)

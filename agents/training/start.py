@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
+from agents.training.held_out import validation_suite
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -17,7 +18,7 @@ from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import load_schedule
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workers import Threads, Workers
 
 
 def read_run_dir(given: str) -> Path:
@@ -52,7 +53,7 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
     reference = load_schedule(spec.reference)
     for source in Episodes(spec.env, 1).sources:
         reference.program(source.scenario.system)
-    first = load_suite(spec.validation).draw()[0]
+    first = validation_suite(spec).draw()[0]
     load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
     folder = RunFolder.create(root, spec.name, spec.seed)
     folder.write_config(spec)
@@ -60,11 +61,17 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
 
 
 def train_with_progress(
-    spec: TrainSpec, folder: RunFolder, command: Sequence[str], *, resume: bool = False, quiet: bool = False
+    spec: TrainSpec,
+    folder: RunFolder,
+    command: Sequence[str],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    workers: Workers | None = None,
 ) -> float:
     """Trains under a progress bar on standard error and returns the best validation ratio."""
     if quiet:
-        return train(spec, folder, resume=resume, command=command)
+        return train(spec, folder, resume=resume, command=command, workers=workers)
     # Short texts: a bar that does not fit in 80 columns is cut at both ends.
     columns = (
         BarColumn(bar_width=10),
@@ -82,7 +89,7 @@ def train_with_progress(
             done = min(run.decisions, spec.total_decisions)
             bar.update(task, completed=done, rate=run.rate(), gain=gain, ratio=ratio, best=best)
 
-        return train(spec, folder, resume=resume, command=command, watch=show)
+        return train(spec, folder, resume=resume, command=command, watch=show, workers=workers)
 
 
 def train(
@@ -92,6 +99,7 @@ def train(
     resume: bool = False,
     command: Sequence[str] = (),
     watch: Callable[[TrainingRun], None] = lambda _: None,
+    workers: Workers | None = None,
 ) -> float:
     """Trains into a run folder and returns the best validation ratio.
 
@@ -101,12 +109,19 @@ def train(
         resume: Whether to continue from the folder's newest checkpoint. Nothing is written before it is read.
         command: The command line, for ``command.txt``.
         watch: Called after every update.
+        workers: Who plays for evolution; None: threads of this process, as many as the spec says.
 
     Raises:
         ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
     """
     torch.set_num_threads(spec.torch_threads)
-    run = (PpoRun if spec.evolution is None else EvolutionRun)(spec, folder, watch)
+    if spec.evolution is None:
+        return _run(PpoRun(spec, folder, watch), resume, command)
+    with workers or Threads(spec.evolution.threads) as playing:
+        return _run(EvolutionRun(spec, folder, watch, playing), resume, command)
+
+
+def _run(run: TrainingRun, resume: bool, command: Sequence[str]) -> float:
     if resume:
         run.restore()
     return run.run(command)

@@ -8,8 +8,8 @@ from dysharp_env.commands.options import (
     add_run_options,
     add_scenario_options,
     describe_config,
+    read_named_apart,
     read_scenario,
-    read_schedules,
     require_at_least,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
@@ -40,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
     check_targets(("json", args.json, None))
     require_at_least(1, count=args.count)
     scenario = read_scenario(args)
-    schedules = read_schedules(args.schedule or list(DEFAULT_SCHEDULES))
-    for schedule in schedules:
-        schedule.program(scenario.system)  # refuses a schedule that does not fit before anything long starts
+    contenders = read_named_apart(args.schedule or DEFAULT_SCHEDULES)
+    for contender in contenders:
+        contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     scenarios = [scenario.spec.with_changes({"tokens": tokens}).build() for tokens in _sweep(args.sweep)]
     ensure_compiled()
     rows, seeds = [], range(args.seed, args.seed + args.count)
-    total = len(scenarios) * args.count * len(schedules)
-    for row in balance_rows(scenarios, schedules, seeds, args.resolution):
+    total = len(scenarios) * args.count * len(contenders)
+    for row in balance_rows(scenarios, contenders, seeds, args.resolution):
         rows.append(row)
         if len(rows) * 10 // total > (len(rows) - 1) * 10 // total:
             notice(f"{len(rows)} of {total} layers simulated")
-    config = {**describe_config(scenario, schedules, args.resolution), "sweep": args.sweep, "count": args.count}
+    config = {**describe_config(scenario, contenders, args.resolution), "sweep": args.sweep, "count": args.count}
     if publish(args.json, "balance", args.seed, config, rows=[row.record() for row in rows]):
         where = f"{scenario.system.num_gpus} GPUs of {scenario.system.name}, {scenario.layer.name}, {args.routing}"
         console = results_console()

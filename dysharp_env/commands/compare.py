@@ -8,15 +8,16 @@ from dysharp_env.commands.options import (
     add_run_options,
     add_scenario_options,
     describe_config,
+    read_named_apart,
     read_scenario,
-    read_schedules,
     require_one_layer,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import Total, layers_title, run_timed, totals_of, variant_notes
+from dysharp_env.report.records import Total, layers_title, notes, run_timed, totals_of
 from dysharp_env.report.tables import comparison_table, layer_tables, totals_table
-from dysharp_env.schedules import ScheduleSpec, preset_of
+from dysharp_env.schedules import preset_of
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.workload import Scenario
 
@@ -40,35 +41,36 @@ def run(args: argparse.Namespace) -> int:
     """
     check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
     scenario = read_scenario(args)
-    schedules = _read_schedules(args, scenario)
-    names = [schedule.name for schedule in schedules]
-    given = args.against and preset_of(args.against)
+    contenders = _read_fitting(args, scenario)
+    names = [contender.name for contender in contenders]
+    name_of = {contender.given: contender.name for contender in contenders}
+    given = args.against and name_of.get(args.against, preset_of(args.against))
     if given is not None:
         require_choice("against", given, names)
     against = given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
-    if args.picture and len(schedules) != 2:
-        raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(schedules)} are compared, so name two")
+    if args.picture and len(contenders) != 2:
+        raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(contenders)} are compared, so name two")
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {"picture": args.picture})
     ensure_compiled()
     runs = [
-        run_timed(scenario, workload, schedule, resolution=args.resolution, logging=bool(args.picture))
+        run_timed(scenario, workload, contender, resolution=args.resolution, logging=bool(args.picture))
         for workload in workloads
-        for schedule in schedules
+        for contender in contenders
     ]
     totals = totals_of(runs)
     bound_us = totals[0].lower_bound_us
-    config = {**describe_config(scenario, schedules, args.resolution), "against": against}
+    config = {**describe_config(scenario, contenders, args.resolution), "against": against}
     if publish(args.json, "compare", args.seed, config, **run_records(runs)):
         console = results_console()
-        say(console, f"{layers_title(workloads, scenario.system.name)}; {_bounds(schedules, totals)}")
+        say(console, f"{layers_title(workloads, scenario.system.name)}; {_bounds(contenders, totals)}")
         if len(workloads) > 1:
             for table in (*layer_tables(runs), totals_table(totals, against)):
                 console.print(table)
         else:
             console.print(comparison_table(runs, against))
-            for note in variant_notes((run.schedule, run.run) for run in runs):
-                say(console, note)
+        for note in notes(contenders, ((run.schedule, run.run) for run in runs if len(workloads) == 1)):
+            say(console, note)
     if args.picture:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.gantt import write_picture
@@ -77,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bounds(schedules: list[ScheduleSpec], totals: list[Total]) -> str:
+def _bounds(contenders: list[Contender], totals: list[Total]) -> str:
     """Returns what nobody can beat: with experts where they are placed, and for schedules that copy some."""
-    of_planner = {schedule.name: schedule.replicate for schedule in schedules}
+    of_planner = {contender.name: contender.first.base.replicate for contender in contenders}
     texts = {}
     for total in totals:
         planner = of_planner[total.schedule]
@@ -89,19 +91,19 @@ def _bounds(schedules: list[ScheduleSpec], totals: list[Total]) -> str:
     return f"lower bound {', '.join(texts[where] for where in sorted(texts))}"
 
 
-def _read_schedules(args: argparse.Namespace, scenario: Scenario) -> list[ScheduleSpec]:
-    """Returns the schedules asked for, all of which must fit the system, or the presets that do."""
-    schedules = read_schedules(args.schedule or preset_names("schedules"))
+def _read_fitting(args: argparse.Namespace, scenario: Scenario) -> list[Contender]:
+    """Returns the contenders asked for, all of which must fit the system, or the presets that do."""
+    contenders = read_named_apart(args.schedule or preset_names("schedules"))
     fitting = []
-    for schedule in schedules:
+    for contender in contenders:
         try:
-            schedule.program(scenario.system)
+            contender.first.require_fit(scenario)
         except ConfigError as error:
             if args.schedule:
                 raise
             notice(f"left out: {error}")
             continue
-        fitting.append(schedule)
+        fitting.append(contender)
     if not fitting:
-        raise ConfigError(f"system='{args.system}' has the hardware for none of {[each.name for each in schedules]}")
+        raise ConfigError(f"system='{args.system}' has the hardware for none of {[each.name for each in contenders]}")
     return fitting

@@ -8,13 +8,14 @@ from dysharp_env.commands.options import (
     add_run_options,
     add_scenario_options,
     describe_config,
+    read_named_apart,
     read_scenario,
-    read_schedules,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.report.explained import Explanation, explain, ideal_table, path_table
-from dysharp_env.report.records import layer_title, variant_notes
+from dysharp_env.report.records import layer_title, notes
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import ensure_compiled
 
 DEFAULT_SCHEDULE = "dysharp"
@@ -36,21 +37,21 @@ def run(args: argparse.Namespace) -> int:
     """
     check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
     scenario = read_scenario(args)
-    schedules = read_schedules(args.schedule or [DEFAULT_SCHEDULE])
-    for schedule in schedules:
-        schedule.program(scenario.system)  # refuses a schedule that does not fit before anything long starts
+    contenders = read_named_apart(args.schedule or [DEFAULT_SCHEDULE])
+    for contender in contenders:
+        contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     workload = scenario.draw(args.seed)
     ensure_compiled()
     scale = scenario.spec.compute_scale
     problem = Problem.of(scenario.system, workload, compute_scale=scale, resolution=args.resolution)
-    explanations = [explain(problem, schedule) for schedule in schedules]
-    config = describe_config(scenario, schedules, args.resolution)
+    explanations = [explain(problem, contender) for contender in contenders]
+    config = describe_config(scenario, contenders, args.resolution)
     records = [explanation.record() for explanation in explanations]
     layer = layer_title(workload, args.system)
     may_print = publish(args.json, "explain", args.seed, config, runs=records)
     if may_print:
-        for explanation in explanations:
-            _print(explanation, layer)
+        for contender, explanation in zip(contenders, explanations, strict=True):
+            _print(contender, explanation, layer)
     if args.picture:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.causes import write_causes
@@ -63,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(explanation: Explanation, layer: str) -> None:
+def _print(contender: Contender, explanation: Explanation, layer: str) -> None:
     console = results_console()
     say(console, f"{explanation.schedule} on {layer}")
-    for note in variant_notes([(explanation.schedule, explanation.run)]):
+    for note in notes([contender], [(explanation.schedule, explanation.run)]):
         say(console, note)
     bound_us = explanation.run.lower_bound_ps / 1e6
     console.print(

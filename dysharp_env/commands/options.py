@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from dysharp_env.config import ConfigError, Spec, parse_spec, preset_names
-from dysharp_env.schedules import ScheduleSpec, load_schedule, schedule_names
+from dysharp_env.schedules import schedule_names
+from dysharp_env.schedules.contenders import CONTENDER_HELP, read_contenders
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.replication import PLANNERS, WEIGHTS
 from dysharp_env.simulator.costs import RESOLUTIONS
+from dysharp_env.workers import Processes, Workers
+from dysharp_env.workers.cluster import Cluster
 from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 from dysharp_env.workload.routing import routing_names
+
+ENGINES = ("processes", "ray")
+MOST_WORKERS_A_CORE = 4
 
 
 def add_spec_options(
@@ -66,7 +74,7 @@ def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
     names = ", ".join(schedule_names())
     planners = f"{', '.join(PLANNERS)}; weights: {', '.join(WEIGHTS)}"
-    text = f"a .yaml file, or one of {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
+    text = f"{CONTENDER_HELP}; schedules are {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
     text += f" (planners: {planners}); repeatable (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
@@ -82,6 +90,48 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
     """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")
+
+
+def add_worker_options(parser: argparse.ArgumentParser, default: str = "1, this process") -> None:
+    """Adds ``--engine``, ``--workers`` and ``--address``, which ``open_workers`` and ``asked_workers`` read."""
+    group = parser.add_argument_group("workers")
+    text = "what workers are: processes of this machine, or Ray's; results are the same (default: %(default)s)"
+    group.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=text)
+    text = f"how many work at a time (default: {default}; with --engine ray one a core)"
+    group.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "of a running Ray cluster, HOST:PORT or auto (default: one is started on this machine)"
+    group.add_argument("--address", metavar="ADDRESS", help=text)
+
+
+def open_workers(args: argparse.Namespace) -> Workers:
+    """Returns the workers of the options added by ``add_worker_options``, this process if none are asked for.
+
+    Raises:
+        ConfigError: There cannot be so many, an address is of no cluster, or Ray is not installed.
+    """
+    return asked_workers(args) or Workers()
+
+
+def asked_workers(args: argparse.Namespace) -> Workers | None:
+    """Returns the workers of the options; None if none are asked for, which leaves the choice to the command.
+
+    Raises:
+        ConfigError: As ``open_workers``.
+    """
+    is_ray = args.engine == "ray"
+    if args.address is not None and not is_ray:
+        raise ConfigError(f"address='{args.address}' is of a Ray cluster; it needs --engine ray")
+    if args.workers is not None:
+        most = MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
+        if args.address is not None:
+            require_at_least(1, workers=args.workers)
+        elif not 1 <= args.workers <= most:
+            raise ConfigError(f"workers={args.workers} must be 1 to {most}, four times the cores of this machine")
+    if is_ray:
+        return Cluster(args.workers, args.address)
+    if args.workers is None:
+        return None
+    return Workers() if args.workers == 1 else Processes(args.workers)
 
 
 def require_at_least(least: int, **options: int) -> None:
@@ -117,28 +167,28 @@ def require_one_layer(workloads: Sequence[Workload], files: Mapping[str, str | N
             raise ConfigError(f"{option}='{target}' shows one layer; layer_index names {len(workloads)}")
 
 
-def read_schedules(names: list[str]) -> list[ScheduleSpec]:
-    """Returns the schedules of preset names or paths, whose own names must differ.
+def read_named_apart(given: Sequence[str]) -> list[Contender]:
+    """Returns what names of schedules and agents stand for; the names that results show must differ.
 
     Raises:
         ConfigError: One is unknown or wrong, or two have the same name.
     """
-    schedules: dict[str, ScheduleSpec] = {}
-    for name in names:
-        schedule = load_schedule(name)
-        if schedule.name in schedules:
-            clash = f"schedule='{name}': two of the schedules are named '{schedule.name}'"
+    found = read_contenders(given)
+    seen: set[str] = set()
+    for contender in found:
+        if contender.name in seen:
+            clash = f"schedule='{contender.given}': two of the schedules are named '{contender.name}'"
             raise ConfigError(f"{clash}; change the name in one of them, or give it once")
-        schedules[schedule.name] = schedule
-    return [*schedules.values()]
+        seen.add(contender.name)
+    return found
 
 
-def describe_config(scenario: Scenario, schedules: list[ScheduleSpec], resolution: str) -> dict[str, Any]:
+def describe_config(scenario: Scenario, contenders: Sequence[Contender], resolution: str) -> dict[str, Any]:
     """Returns what the results depend on, for the ``config`` of a JSON result: as asked for, and as read."""
     return {
         "scenario": scenario.spec.model_dump(mode="json"),
         "system": scenario.system.model_dump(mode="json"),
         "layer": scenario.layer.model_dump(mode="json"),
-        "schedules": [schedule.model_dump(mode="json") for schedule in schedules],
+        "schedules": [contender.described() for contender in contenders],
         "resolution": resolution,
     }

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.options import (
+    add_json_option,
+    add_seed_option,
+    add_worker_options,
+    open_workers,
+    require_at_least,
+)
 from dysharp_env.commands.output import check_targets, publish, results_console, say
-from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.config import require_choice
 from dysharp_env.reproduction.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
 from dysharp_env.reproduction.claims import Claim, Row, evaluate, reproduction_table, summary_lines
 from dysharp_env.reproduction.experiments import QUICK_DIVISOR, Experiments
@@ -18,6 +23,7 @@ from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulat
 from dysharp_env.reproduction.steps.parts import StepSpec
 from dysharp_env.reproduction.tables import TABLES
 from dysharp_env.simulator.warmup import ensure_compiled, notice
+from dysharp_env.workers import Workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", action="append", metavar="NAME", help=text)
     text = f"simulate 1/{QUICK_DIVISOR} of the tokens: minutes instead of hours, and further from the paper"
     parser.add_argument("--quick", action="store_true", help=text)
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     add_seed_option(parser)
     add_json_option(parser)
+    add_worker_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,16 +47,16 @@ def run(args: argparse.Namespace) -> int:
     """
     check_targets(("json", args.json, None))
     require_at_least(0, seed=args.seed)
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= args.jobs <= most:
-        raise ConfigError(f"jobs={args.jobs} must be 1 to {most}, four times the cores of this machine")
     tables = [require_choice("table", name, TABLES) for name in dict.fromkeys(args.table or TABLES)]
     names = dict.fromkeys(args.calibration or DEFAULT_CALIBRATIONS)
     calibrations = [load_calibration(name) for name in names]
     divisor = QUICK_DIVISOR if args.quick else 1
     claims = {each.name: _claims(each, tables, divisor, args.seed) for each in calibrations}
+    workers = open_workers(args)
     ensure_compiled()
-    results = _simulate([case for listed in claims.values() for claim in listed for case in claim.cases], args.jobs)
+    cases = [case for listed in claims.values() for claim in listed for case in claim.cases]
+    with workers:
+        results = _simulate(cases, workers)
     rows = [evaluate(claim, name, results) for name, listed in claims.items() for claim in listed]
     config = {
         "calibrations": [each.model_dump(mode="json") for each in calibrations],
@@ -68,7 +74,7 @@ def _claims(calibration: CalibrationSpec, tables: list[str], divisor: int, seed:
     return [claim for table in tables for claim in TABLES[table](experiments)]
 
 
-def _simulate(cases: list[LayerCase], jobs: int) -> dict[LayerCase, LayerTimes]:
+def _simulate(cases: list[LayerCase], workers: Workers) -> dict[LayerCase, LayerTimes]:
     """Returns every case's times, with a progress bar on standard error, or a line for each tenth if it is a file."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -81,7 +87,7 @@ def _simulate(cases: list[LayerCase], jobs: int) -> dict[LayerCase, LayerTimes]:
             if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
                 notice(f"{done} of {total} layers simulated")
 
-        return simulate_cases(cases, jobs, progress)
+        return simulate_cases(cases, workers, progress)
 
 
 def _print(rows: list[Row], tables: list[str], divisor: int) -> None:

@@ -10,15 +10,16 @@ from dysharp_env.commands.options import (
     add_run_options,
     add_scenario_options,
     describe_config,
+    read_named_apart,
     read_scenario,
-    read_schedules,
     require_one_layer,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
 from dysharp_env.config import ConfigError
-from dysharp_env.report.records import TimedRun, layers_title, run_timed, totals_of, variant_notes
+from dysharp_env.report.records import TimedRun, layers_title, notes, run_timed, totals_of
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.tables import layer_tables, phase_table, traffic_table, utilisation_table
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import ensure_compiled
 
 DEFAULT_SCHEDULE = "dysharp"
@@ -51,23 +52,22 @@ def run(args: argparse.Namespace) -> int:
     if len(names) > 1:
         raise ConfigError(f"schedule={names}: simulate runs one schedule; compare runs several")
     scenario = read_scenario(args)
-    schedules = read_schedules(names)
-    schedules[0].program(scenario.system)  # refuses a schedule that does not fit before anything long starts
+    (contender,) = read_named_apart(names)
+    contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {option: getattr(args, option) for option in FILES})
     ensure_compiled()
     logging = bool(args.timeline or args.picture)
     runs = [
-        run_timed(scenario, workload, schedules[0], resolution=args.resolution, logging=logging)
-        for workload in workloads
+        run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging) for workload in workloads
     ]
-    title = f"{schedules[0].name} on {layers_title(workloads, args.system)}"
-    config = describe_config(scenario, schedules, args.resolution)
+    title = f"{contender.name} on {layers_title(workloads, args.system)}"
+    config = describe_config(scenario, [contender], args.resolution)
     may_print = publish(args.json, "simulate", args.seed, config, **run_records(runs))
     if may_print and len(runs) > 1:
-        _print_layers(runs, title)
+        _print_layers(contender, runs, title)
     elif may_print:
-        _print(runs[0], title)
+        _print(contender, runs[0], title)
     # Results first: they are there even if a file cannot be written.
     _write_files(args, runs[0], title)
     if may_print:
@@ -90,9 +90,11 @@ def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
         write_picture(args.picture, (title, engine), lower_bound_us=timed.result.lower_bound_us)
 
 
-def _print_layers(runs: list[TimedRun], title: str) -> None:
+def _print_layers(contender: Contender, runs: list[TimedRun], title: str) -> None:
     console, (total,) = results_console(), totals_of(runs)
     say(console, title)
+    for note in notes([contender], []):
+        say(console, note)
     say(
         console,
         f"{total.layers} layers: makespans {total.makespan_us:.1f} us together, lower bounds"
@@ -102,10 +104,10 @@ def _print_layers(runs: list[TimedRun], title: str) -> None:
         console.print(table)
 
 
-def _print(timed: TimedRun, title: str) -> None:
+def _print(contender: Contender, timed: TimedRun, title: str) -> None:
     console, result = results_console(), timed.result
     say(console, title)
-    for note in variant_notes([(timed.schedule, timed.run)]):
+    for note in notes([contender], [(timed.schedule, timed.run)]):
         say(console, note)
     console.print(
         f"makespan [bold]{result.makespan_us:.1f} us[/], lower bound {result.lower_bound_us:.1f} us"

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.options import (
+    add_json_option,
+    add_seed_option,
+    add_worker_options,
+    asked_workers,
+    require_at_least,
+)
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.warmup import ensure_compiled
@@ -29,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{names}, {ALL}, or a CSV file with the columns of one of them",
     )
     parser.add_argument("--picture", metavar="PNG", help="errors over the tables by tokens, as a picture")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes that simulate tables (default: one a core)")
     add_json_option(parser)
     add_seed_option(parser, "seed of the random routing")
+    add_worker_options(parser, "of tables one a core")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,11 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_tables(args: argparse.Namespace) -> int:
-    if args.jobs is not None:
-        require_at_least(1, jobs=args.jobs)
+    workers = asked_workers(args)
     tables = load_tables(args.table, args.seed)
     ensure_compiled()
-    judged = judge(tables, args.jobs)
+    judged = judge(tables, workers)
     config: dict[str, Any] = {"tables": args.table}
     records = [each.record() for each in judged]
     if args.picture is not None:

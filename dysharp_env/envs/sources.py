@@ -12,7 +12,7 @@ from dysharp_env.schedules import ScheduleSpec, Starter
 from dysharp_env.workload import Scenario, Workload
 from dysharp_env.workload.suite import Seeds, load_suite
 
-_ANY_SEED: Seeds = (0, 2**31)
+ANY_SEED: Seeds = (0, 2**31)  # what episodes draw from where no seeds are named
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_sources(settings: EnvSpec, schedule: ScheduleSpec, logging: bool) -> li
         return Source(label, scenario, seeds, starter)
 
     if settings.suite is None:
-        return [source("", settings.build(), settings.seeds or _ANY_SEED)]
+        return [source("", settings.build(), settings.seeds or ANY_SEED)]
     suite = load_suite(settings.suite)
     scenarios = [suite.build(entry) for entry in suite.workloads]
     return [

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dysharp_env.report.tables import add_groups, empty_table
-from dysharp_env.schedules import Problem, ScheduleSpec
+from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.workload import Scenario, Workload
 from dysharp_env.workload.balanced import force_balanced
 
@@ -63,9 +64,9 @@ def imbalance(workload: Workload) -> float:
 
 
 def balance_rows(
-    scenarios: Sequence[Scenario], schedules: Sequence[ScheduleSpec], seeds: Sequence[int], resolution: str
+    scenarios: Sequence[Scenario], contenders: Sequence[Contender], seeds: Sequence[int], resolution: str
 ) -> Iterator[BalanceRow]:
-    """Yields every workload of the scenarios under every schedule, the first of which also runs it balanced.
+    """Yields every workload of the scenarios under every contender, the first of which also runs it balanced.
 
     Raises:
         ConfigError: A schedule does not fit.
@@ -75,16 +76,16 @@ def balance_rows(
         for seed in seeds:
             workload = scenario.draw(seed)
             even = Problem.of(scenario.system, force_balanced(workload, seed), **settings)
-            balanced_us = even.run(schedules[0]).engine.now_ps / 1e6
+            balanced_us = contenders[0].first.run(even).engine.now_ps / 1e6
             problem = Problem.of(scenario.system, workload, **settings)
-            for schedule in schedules:
-                run = problem.run(schedule)
+            for contender in contenders:
+                run = contender.first.run(problem)
                 shared = run.engine.workload
                 yield BalanceRow(
                     workload.most_tokens,
                     seed,
                     workload.name,
-                    schedule.name,
+                    contender.name,
                     run.engine.now_ps / 1e6,
                     run.lower_bound_ps / 1e6,
                     balanced_us,

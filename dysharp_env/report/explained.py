@@ -12,8 +12,9 @@ from rich.table import Table
 from dysharp_env.report.path import critical_path
 from dysharp_env.report.steps import Step
 from dysharp_env.report.tables import add_groups, empty_table
-from dysharp_env.schedules import LayerRun, Problem, ScheduleSpec
+from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.schedules.ideal import ALL, IDEALISATIONS, IdealRun, binding, ideal_runs
+from dysharp_env.schedules.opponent import Contender
 
 _MEANINGS = {each.name: each.meaning for each in IDEALISATIONS}
 
@@ -69,15 +70,18 @@ class Explanation:
         }
 
 
-def explain(problem: Problem, schedule: ScheduleSpec) -> Explanation:
-    """Returns where the time of a problem goes under a schedule, of several variants under the fastest.
+def explain(problem: Problem, contender: Contender) -> Explanation:
+    """Returns where the time of a problem goes under a schedule, of several variants the fastest, or under an agent.
+
+    Where something is ideal an agent plays anew, as a schedule's rule does.
 
     Raises:
-        ConfigError: The schedule does not fit the system.
+        ConfigError: The schedule beneath does not fit the system.
     """
-    run = problem.run(schedule, logging=True)
+    opponent = contender.first.on(problem)
+    run = opponent.run(problem, logging=True)
     path = critical_path(run, run.schedule, problem.system)
-    return Explanation(schedule.name, run, ideal_runs(problem, run.schedule), path)
+    return Explanation(contender.name, run, ideal_runs(problem, opponent), path)
 
 
 def ideal_name(ideal: IdealRun) -> str:

@@ -18,7 +18,7 @@ from dysharp_env.report.moves import Moves, Way
 from dysharp_env.report.steps import Step, joined
 from dysharp_env.schedules import LayerRun, ScheduleSpec
 from dysharp_env.simulator.phases import STAGES
-from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
+from dysharp_env.simulator.state.codes import BY_EXPERTS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
 from dysharp_env.simulator.state.pays import KernelPays
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.spec import OVERHEADS
@@ -252,10 +252,10 @@ class _Walk:
         return self.come_over(block), NOTHING
 
     def run_gemm1(self, tile: int) -> int:
-        """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token.
+        """Goes back over a tile's GEMM-1 row to the arrival of a tile's last token, or of the last of those before it.
 
         Returns:
-            The pair that this is, or NOTHING where the row waited for shared experts or weights instead.
+            The pair that this is of, or NOTHING where the row waited for shared experts or weights instead.
         """
         self._run_blocks(tile, GEMM1)
         gpu, part = int(self.tile_gpu[tile]), int(self.tile_part[tile])
@@ -278,19 +278,47 @@ class _Walk:
             self._wait_for_sms(tile, GEMM1, int(ready_ps[tile]))
         if self.state.matrices["end_ps"][self._block(tile, GEMM1)] == ready_ps[tile]:
             return self.come_over(self._block(tile, GEMM1))
+        return self._fill(tile)
+
+    def _fill(self, tile: int) -> int:
+        """Goes back from when a tile closed to the arrival of the copy that it waited for, and returns its pair."""
         row = self.state.tiles[tile]
         pair = int(self.state.arrived_pair[row["first"] + row["count"] - 1])
         expert = self.state.experts[row["expert"]]
-        is_early = (
-            row["count"] < self.engine.workload.layer.tile_tokens
-            and row["first"] + row["count"] < expert["slot0"] + expert["total"]
-        )
+        is_full = row["count"] == self.engine.workload.layer.tile_tokens
+        is_early = not is_full and row["first"] + row["count"] < expert["slot0"] + expert["total"]
         arrived_ps = self.moves.arrived_ps(pair, self.cursor)
+        if self.program.in_band and not (is_full or is_early):
+            last, stored_ps, known_ps, told_ps = self._last_source(int(expert["gpu"]), int(expert["part"]))
+            is_early = told_ps > self.cursor
+            if arrived_ps < told_ps <= self.cursor:
+                text = f"GPU {int(expert['gpu'])}, till all GPUs have said that they are done"
+                self.back(told_ps, "waiting for its tile to close", text, "gemm1", True)
+                source = int(self.state.pairs["home"][last])
+                text = f"GPU {int(expert['gpu'])} learns that GPU {source} is done"
+                self.back(known_ps, "end of dispatch", text, "dispatch", False)
+                text = f"GPU {source} learns that all is stored"
+                self.back(stored_ps, "end of dispatch", text, "dispatch", False)
+                return last
         if is_early:
             text = f"more tokens for expert {int(expert['number'])}, till its tile is closed early"
             self.back(arrived_ps, "waiting for its tile to fill", text, "gemm1", True)
         self.back(arrived_ps, STAGE_NAMES["dispatch"], f"tables of GPU {int(expert['gpu'])}", "dispatch", False)
         return pair
+
+    def _last_source(self, gpu: int, part: int) -> tuple[int, int, int, int]:
+        """Returns what a GPU heard of last in a part: a copy's pair, when it came, was known to have, and was heard of.
+
+        Of GPUs that have sent nothing nothing is known, and they were done before.
+        """
+        if self.program.parts_by == BY_EXPERTS:
+            part = self.program.parts - 1
+        found = []
+        for source in range(self.engine.workload.num_gpus):
+            pair, stored_ps, known_ps = self.moves.last_sent(source, part)
+            found.append((known_ps + 2 * self.costs.hop_ps * (source != gpu), pair, stored_ps, known_ps))
+        told_ps, pair, stored_ps, known_ps = max(found)
+        return pair, stored_ps, known_ps, told_ps
 
     def _block(self, tile: int, gemm: int) -> int:
         """Returns the matrix that a tile's row uses: expert * 2 + GEMM."""

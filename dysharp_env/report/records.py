@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dysharp_env.schedules import LayerRun, ScheduleSpec, simulate
+from dysharp_env.schedules import LayerRun, Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.variants import described
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.workload import Scenario, Workload
@@ -15,7 +16,7 @@ from dysharp_env.workload import Scenario, Workload
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One layer simulated under one schedule, and how long the simulation took."""
+    """One layer simulated under one schedule or agent, and how long the simulation took."""
 
     schedule: str
     run: LayerRun
@@ -67,22 +68,30 @@ def totals_of(runs: Sequence[TimedRun]) -> list[Total]:
 
 
 def run_timed(
-    scenario: Scenario, workload: Workload, schedule: ScheduleSpec, *, resolution: str = "token", logging: bool = False
+    scenario: Scenario, workload: Workload, contender: Contender, *, resolution: str = "token", logging: bool = False
 ) -> TimedRun:
-    """Returns ``workload`` run under ``schedule``; ``logging`` keeps what timelines and pictures are made of.
+    """Returns ``workload`` as the first of a name plays it; ``logging`` keeps what timelines and pictures are made of.
 
     Raises:
-        ConfigError: The schedule does not fit the scenario's system.
+        ConfigError: The schedule beneath does not fit the scenario's system.
     """
     start_s, scale = time.perf_counter(), scenario.spec.compute_scale
-    run = simulate(scenario.system, workload, schedule, compute_scale=scale, resolution=resolution, logging=logging)
+    problem = Problem.of(scenario.system, workload, compute_scale=scale, resolution=resolution)
+    run = contender.first.run(problem, logging=logging)
     wall_s = time.perf_counter() - start_s
-    return TimedRun(schedule.name, run, run.result(family=True), wall_s)
+    return TimedRun(contender.name, run, run.result(family=True), wall_s)
 
 
-def variant_notes(runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
-    """Returns a line for each run, with its schedule's name, that was the fastest of several variants."""
-    return [f"{name}: {described(run.variant)}, the fastest of its variants" for name, run in runs if run.variant]
+def notes(contenders: Sequence[Contender], runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
+    """Returns lines on who played, of several seeds or variants, under the names of contenders and of runs."""
+    found = []
+    for contender in contenders:
+        if len(contender.opponents) > 1:
+            seeds = ", ".join(str(opponent.seed) for opponent in contender.opponents)
+            found.append(f"{contender.name}: seed {contender.first.seed}, the first of {seeds}")
+    return found + [
+        f"{name}: {described(run.variant)}, the fastest of its variants" for name, run in runs if run.variant
+    ]
 
 
 def layer_title(workload: Workload, system: str) -> str:

@@ -19,7 +19,7 @@ def empty_table(title: str, text_columns: Sequence[str], number_columns: Sequenc
     """Returns a table without rows: columns of text, then columns of numbers, which are set to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in text_columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in number_columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -271,9 +271,10 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, copied_from: np.ndarray,
         used[gpu] += tokens > 0
         read[gpu] += tokens > 0 and not is_copy
         slots += tokens * (gpu == 0)
-    # Each thread block's time is rounded down; no tile has less than a token.
-    sm_ps[0] = max(sm_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
-    copied_ps[0] = max(copied_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
+    if times.slow_permille > 1000:
+        # Each thread block's time is rounded down; no tile has less than a token.
+        sm_ps[0] = max(sm_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
+        copied_ps[0] = max(copied_ps[0] * times.slow_permille // 1000 - slots * times.blocks, 0)
     one_token_ps = times.arrival_ps + times.rows_ps + times.home_ps
     longest_ps = one_token_ps if demand.remote_pairs.any() else 0
     most_sms_ps, most_hbm_ps = 0, 0

@@ -1,4 +1,4 @@
-"""What binds a layer: the same layer under the same schedule on machines of which one thing is made ideal.
+"""What binds a layer: the same layer under the same schedule or agent on machines of which one thing is made ideal.
 
 ``IDEALISATIONS`` is the whole of what can be made ideal: a line each, with the settings of a system that it changes.
 What a line saves is what the layer loses to that thing under this schedule; the savings of several lines do not add up,
@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args
 
 from dysharp_env.config import flat_keys
+from dysharp_env.schedules.opponent import Opponent, ScheduleOpponent
 from dysharp_env.schedules.run import Problem
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.system import SystemSpec
+from dysharp_env.workload.suite import Resource
 
-RESOURCES = ("links", "memory", "compute", "software")
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
 ALL = "everything"
 # The most that a setting of a system may be.
 _MOST = 1_000_000_000
@@ -132,8 +134,10 @@ def ideal_system(system: SystemSpec, idealisations: Sequence[Idealisation]) -> S
     return system.with_changes(values)
 
 
-def ideal_runs(problem: Problem, schedule: ScheduleSpec) -> list[IdealRun]:
+def ideal_runs(problem: Problem, opponent: Opponent) -> list[IdealRun]:
     """Returns the layer on machines with one thing ideal, with all of a resource ideal, and with everything ideal.
+
+    Whoever plays plays anew on each of them.
 
     Raises:
         ConfigError: The schedule does not fit the system.
@@ -142,9 +146,9 @@ def ideal_runs(problem: Problem, schedule: ScheduleSpec) -> list[IdealRun]:
     for resource in RESOURCES:
         members = [each for each in IDEALISATIONS if each.resource == resource]
         if len(members) > 1:
-            runs += [IdealRun(each.name, resource, False, _makespan_ps(problem, schedule, [each])) for each in members]
-        runs.append(_resource_run(problem, schedule, resource))
-    return [*runs, IdealRun(ALL, ALL, True, _makespan_ps(problem, schedule, IDEALISATIONS))]
+            runs += [IdealRun(each.name, resource, False, _makespan_ps(problem, opponent, [each])) for each in members]
+        runs.append(_resource_run(problem, opponent, resource))
+    return [*runs, IdealRun(ALL, ALL, True, _makespan_ps(problem, opponent, IDEALISATIONS))]
 
 
 def binds(problem: Problem, schedule: ScheduleSpec) -> str:
@@ -162,7 +166,8 @@ def resource_runs(problem: Problem, schedule: ScheduleSpec) -> list[IdealRun]:
     Raises:
         ConfigError: The schedule does not fit the system.
     """
-    return [_resource_run(problem, schedule, resource) for resource in RESOURCES]
+    opponent = ScheduleOpponent(schedule).on(problem)
+    return [_resource_run(problem, opponent, resource) for resource in RESOURCES]
 
 
 def binding(runs: Iterable[IdealRun]) -> str:
@@ -170,16 +175,14 @@ def binding(runs: Iterable[IdealRun]) -> str:
     return min((run for run in runs if run.what in RESOURCES), key=lambda run: run.makespan_ps).resource
 
 
-def _resource_run(problem: Problem, schedule: ScheduleSpec, resource: str) -> IdealRun:
+def _resource_run(problem: Problem, opponent: Opponent, resource: str) -> IdealRun:
     members = [each for each in IDEALISATIONS if each.resource == resource]
-    return IdealRun(resource, resource, True, _makespan_ps(problem, schedule, members))
+    return IdealRun(resource, resource, True, _makespan_ps(problem, opponent, members))
 
 
-def _makespan_ps(problem: Problem, schedule: ScheduleSpec, idealisations: Sequence[Idealisation]) -> int:
+def _makespan_ps(problem: Problem, opponent: Opponent, idealisations: Sequence[Idealisation]) -> int:
     costs = problem.costs
     system = ideal_system(problem.system, idealisations)
     scale, resolution = costs.compute_scale, costs.resolution
     ideal = Problem.of(system, problem.workload, compute_scale=scale, resolution=resolution)
-    engine = ideal.engine(schedule)
-    engine.run()
-    return engine.now_ps
+    return opponent.run(ideal).engine.now_ps

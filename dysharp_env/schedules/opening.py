@@ -16,10 +16,10 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules.bound import LowerBound
+from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.replication import planned, slots_of
 from dysharp_env.schedules.replication.choosing import SHOWN, Choosing, Work
 from dysharp_env.schedules.replication.serving import shared_out
-from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine, masked
@@ -194,13 +194,17 @@ class Opening:
         asked, decisions: Decisions answered from outside or by a network so far, and all with more than one answer.
     """
 
-    def __init__(self, offer: Offer, workload: Workload, bound: Bound) -> None:
-        """Takes decisions up to the first that is asked; raises as ``Offer.bound_of`` does."""
+    def __init__(self, offer: Offer, workload: Workload, bound: Bound, plan: int | None = None) -> None:
+        """Takes decisions up to the first that is asked; the plan is the one of that place, if one is given."""
         self._offer, self._routed, self._bound = offer, workload, bound
         self._plan: Plan | None = None
         self._choosing: Choosing | None = None
         self.workload: Workload | None = None
         self.asked = self.decisions = 0
+        if len(offer.plans) == 1:
+            plan = 0
+        if plan is not None:
+            self._take(PLAN, plan)
         self._go_on()
 
     @property
@@ -244,8 +248,6 @@ class Opening:
     def _go_on(self) -> None:
         """Decides until something has to be asked, or nothing is left to decide."""
         self._asked: Decision | None = None
-        if self._plan is None and len(self._offer.plans) == 1:
-            self._take(PLAN, 0)
         while self.workload is None:
             waiting = self._next()
             if waiting.num_candidates == 1:

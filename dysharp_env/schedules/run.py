@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from dysharp_env.schedules.bound import LowerBound
-from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.exposure import Exposure
+from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.opening import Even, Offer, Opening
 from dysharp_env.schedules.spec import ScheduleSpec
-from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.suite import SuiteWorkload
+from dysharp_env.workload.renaming import gpu_order
+from dysharp_env.workload.suite import Resource, SuiteWorkload
+
+# What every fused schedule pays whatever the layer.
+_FIXED = ("launch", "fused_start", "count_exchange")
 
 
 class LayerRun:
@@ -29,7 +33,9 @@ class LayerRun:
         routed: The workload as it was before anybody shared it out; what runs is ``engine.workload``.
     """
 
-    def __init__(self, offer: Offer, routed: Workload, bound: Bound, *, logging: bool) -> None:
+    def __init__(
+        self, offer: Offer, routed: Workload, bound: Bound, *, logging: bool = False, plan: int | None = None
+    ) -> None:
         """Starts the layer, unless something is asked before.
 
         Args:
@@ -37,8 +43,9 @@ class LayerRun:
             routed: The workload.
             bound: Its lower bound.
             logging: Whether the engine records every use of a link and SM group.
+            plan: Which of the plans it runs; None leaves that to be decided.
         """
-        self.opening = Opening(offer, routed, bound)
+        self.opening = Opening(offer, routed, bound, plan)
         self.routed, self._offer, self._bound, self._logging = routed, offer, bound, logging
         self._engine: Engine | None = None
         self._start()
@@ -127,6 +134,7 @@ class Problem:
         workload: The layer and its routing.
         costs: What things take there, at the resolution that is simulated.
         bound: What no schedule can beat that leaves experts where they are, the same at every resolution.
+        renaming: Which numbers its GPUs have; 0 for those of the machine. See ``renamed``.
     """
 
     name: str
@@ -134,6 +142,7 @@ class Problem:
     workload: Workload
     costs: Costs
     bound: Bound
+    renaming: int = field(default=0, kw_only=True)
 
     @classmethod
     def of(
@@ -166,6 +175,32 @@ class Problem:
             cls.of(item.scenario.system, item.workload, compute_scale=item.entry.compute_scale, name=item.name)
             for item in items
         ]
+
+    @property
+    def size(self) -> int:
+        """Roughly how much there is to simulate: (token, expert) pairs."""
+        return self.workload.topk_ids.size
+
+    def renamed(self, renaming: int) -> Problem:
+        """Returns the problem with other numbers for its GPUs, those of ``gpu_order``; itself for 0."""
+        if renaming == self.renaming:
+            return self
+        assert self.renaming == 0, self.renaming
+        workload = self.workload.renamed(gpu_order(self.system, renaming))
+        return replace(self, workload=workload, renaming=renaming)
+
+    @property
+    def binds(self) -> Resource:
+        """What the lower bound needs longest; software where the start of a fused kernel takes longer."""
+        fixed_ps = round(sum(self.system.overhead_us(cost) for cost in _FIXED) * PS_PER_US)
+        bound = self.bound
+        needs_ps: dict[Resource, int] = {
+            "links": bound.links_ps,
+            "memory": bound.hbm_ps,
+            "compute": bound.gemms_ps,
+            "software": fixed_ps,
+        }
+        return max(needs_ps, key=lambda resource: needs_ps[resource])
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns the twin at time zero, as ``start`` does the engine; nothing may be asked before that."""
@@ -218,6 +253,16 @@ class Problem:
         """
         offer = self.offer(schedule, exposure)
         return LayerRun(offer, self.workload, self._bound_of(offer), logging=logging)
+
+    def under_each_plan(self, schedule: ScheduleSpec, exposure: Exposure) -> list[LayerRun]:
+        """Returns the layer at time zero under each of a schedule's plans that the machine can run.
+
+        Raises:
+            ConfigError: The schedule does not fit the system.
+        """
+        offer = self.offer(schedule, exposure)
+        bound = self._bound_of(offer)
+        return [LayerRun(offer, self.workload, bound, plan=place) for place in range(len(offer.plans))]
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
         """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.

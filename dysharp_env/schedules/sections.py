@@ -97,6 +97,9 @@ class PaysSpec(Spec):
     the format of dispatch, if that is another; ``layout``, counting where tokens go; ``permute``, copies into another
     order, of tokens, received rows or results, which at the end are added for each token; ``activation`` between the
     GEMMs. ``final_sum`` is that addition as the last part of a kernel, without a launch.
+
+    Whoever does not pay ``count_exchange`` learns in band what comes: with readiness ``tile`` an expert's last tile, if
+    it does not fill, closes only when every GPU has said that it has stored what it dispatches.
     """
 
     dispatch: tuple[Cost, ...] = ("launch",)
@@ -116,8 +119,16 @@ class PaysSpec(Spec):
         return self
 
 
+# Rules of kinds that a schedule names no weights for. Prefetch takes the first matrix that drops nothing: to hold costs
+# less than to drop one byte in a thousand million.
+DEFAULT_RULES: dict[str, dict[str, float]] = {"prefetch": {"drops": -1.0, "is_hold": -1e-9}}
+
+
 class RuleSpec(RootModel[dict[str, Weights]]):
-    """Scoring rule: for kinds of decision, weights by feature name; the highest score is taken, the first of equals."""
+    """Scoring rule: for kinds of decision, weights by feature name; the highest score is taken, the first of equals.
+
+    Of a kind without weights the first candidate is taken, but for those of ``DEFAULT_RULES``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -132,7 +143,7 @@ class RuleSpec(RootModel[dict[str, Weights]]):
     def matrix(self) -> np.ndarray:
         """Returns the (kind, feature) weights."""
         weights = np.zeros((NUM_KINDS, NUM_FEATURES))
-        for kind, named in self.root.items():
+        for kind, named in {**DEFAULT_RULES, **self.root}.items():
             for name, weight in named.items():
                 weights[DECISION_KINDS.index(kind), FEATURES.index(name)] = weight
         return weights

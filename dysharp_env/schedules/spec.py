@@ -41,6 +41,8 @@ class ScheduleSpec(Spec):
     description: str = ""
     aliases: tuple[str, ...] = ()
     """Other names under which ``load_schedule`` finds a preset, on one line: those of serving systems' back ends."""
+    found_by: Literal["hand", "search"] = "hand"
+    """Whether somebody designed it, or a search found its rule and settings."""
     dispatch: DispatchPrimitive
     """Primitive that moves tokens to their experts; ``pull``: expert GPUs read them by plain loads."""
     combine: CombinePrimitive
@@ -61,9 +63,10 @@ class ScheduleSpec(Spec):
     pays: PaysSpec = PaysSpec()
     replicate: ReplicateSpec = ReplicateSpec()
     """Copies of experts: who plans them, how many, and how their weights travel, beside the dispatch of tokens."""
-    prefetch: Literal["none", "fullest"] = "none"
-    """Weights fetched into L2 while HBM has nothing to do. ``fullest``: of the expert with the most tokens, of those
-    counted before the layer or else arrived, GEMM-1's first, if there is room beside all that is still needed."""
+    prefetch: Literal["none", "ahead"] = "none"
+    """Whether weights are fetched into L2 while HBM has nothing to do; which, or none for now, is a decision. By rule,
+    unless ``rule`` says another: of the expert with the most tokens, of those counted before the layer or else arrived,
+    GEMM-1's first, if there is room beside all that is still needed."""
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
     token_order: Literal["natural", "expert_waves"] = "natural"
@@ -107,6 +110,7 @@ class ScheduleSpec(Spec):
             loopback=self.loopback,
             parts_by=PARTS_BY.index(self.parts.by),
             combine_gate=_gate(self.readiness.combine),
+            in_band=self.readiness.gemm1 == "tile" and "count_exchange" not in self.pays.dispatch,
         )
         if self.families.dispatch:
             DISPATCH_PRIMITIVES[self.dispatch].require_family(self.families.dispatch)
@@ -242,6 +246,8 @@ class ScheduleSpec(Spec):
             variant._check_system(system)
         if "split" in exposure.kinds:
             self._check_splits(exposure, system)
+        if "prefetch" in exposure.kinds and self.prefetch == "none":
+            raise ConfigError(f"exposed='prefetch' does not fit schedule='{self.name}', whose prefetch is 'none'")
         dispatch_ps, gemm1_ps, gemm2_ps, combine_ps, end_ps = self._pays_ps(system)
         dispatch_sms, combine_sms = self.sms.groups(system.gpu.num_sms)
         return Program(
@@ -254,7 +260,7 @@ class ScheduleSpec(Spec):
             parts=self.parts.count,
             parts_by=PARTS_BY.index(self.parts.by),
             exclusive=self.communication == "exclusive",
-            prefetches=self.prefetch == "fullest",
+            prefetches=self.prefetch == "ahead",
             counted="count_exchange" in self.pays.dispatch,
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
@@ -351,14 +357,13 @@ class ScheduleSpec(Spec):
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
         decides_splits = "split" in exposure.kinds
         kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds if kind in ENGINE_KINDS)
+        # Who may not wait before fetching ahead would have to drop what is still to be used.
+        waits = {kind: exposure.hold if kind in exposure.kinds else self.hold for kind in ENGINE_KINDS}
+        offers_hold = {**waits, "prefetch": True}
         return {
             "partial_tiles": partial_tiles,
             "may_hold": frozenset(
-                code
-                for code, kind in enumerate(DECISION_KINDS)
-                if kind in ENGINE_KINDS
-                and KINDS[kind].may_wait
-                and (exposure.hold if kind in exposure.kinds else self.hold)
+                DECISION_KINDS.index(kind) for kind in ENGINE_KINDS if KINDS[kind].may_wait and offers_hold[kind]
             ),
             "splits": splits if decides_splits else (),
             "split_moments": exposure.split_moments if decides_splits else 0,

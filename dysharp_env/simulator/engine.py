@@ -15,14 +15,14 @@ from dysharp_env.simulator.kernel.loop import advance
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GROW, RUN, STUCK
 from dysharp_env.simulator.state.lowering import Lowering
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, ShownByName
 from dysharp_env.simulator.state.records import ARRAYS, ROOT
 from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, point, reseat
 from dysharp_env.workload.workload import Workload
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(ShownByName):
     """A decision that waits for an answer.
 
     Attributes:

@@ -20,6 +20,7 @@ def require_fit(
     loopback: bool,
     parts_by: int,
     combine_gate: int,
+    in_band: bool,
 ) -> None:
     """Checks that primitives can do what a schedule asks of them.
 
@@ -30,6 +31,7 @@ def require_fit(
         loopback: See ``Program``.
         parts_by: See ``Program``.
         combine_gate: The last of ``Program.gates``.
+        in_band: See ``Program``.
 
     Raises:
         ValueError: They cannot; the message names the schedule's key.
@@ -46,6 +48,10 @@ def require_fit(
         raise ValueError("parts.by=experts needs copies=expert: a copy is then of one expert, and so of one part")
     if parts_by == BY_EXPERTS and combine_gate != GATE_FINE:
         raise ValueError("parts.by=experts needs readiness.combine=token: a token's experts are in several parts")
+    if in_band and dispatch.reads:
+        raise ValueError(
+            "dispatch=pull with readiness.gemm1=tile needs 'count_exchange' in pays.dispatch: who reads must know what"
+        )
     if loopback and not (dispatch.to_all and combine.to_all):
         raise ValueError(f"loopback needs dispatch broadcast and combine reduce_scatter, {given}")
 
@@ -85,7 +91,7 @@ class Program:
             one before is issued, where others wait until that is stored.
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
         prefetches: Whether an idle HBM fetches weights into L2 before rows need them; see kernel/prefetch.py.
-        counted: Whether experts' tokens are known when the layer begins, because counts were exchanged.
+        counted: Whether experts' tokens are known when the layer begins, because counts were exchanged (``in_band``).
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
         pays_ps: What is paid before dispatch, GEMM-1, GEMM-2 and combine may start; the last three need a phase gate.
@@ -131,7 +137,7 @@ class Program:
     parts_by: int = BY_TOKENS
     exclusive: bool = False
     prefetches: bool = False
-    counted: bool = False
+    counted: bool = True
     pay_end_ps: int = 0
     kernels: tuple[tuple[str, ...], ...] = ((),) * 5
     hides_shared: bool = False
@@ -162,6 +168,7 @@ class Program:
             loopback=self.loopback,
             parts_by=self.parts_by,
             combine_gate=self.gates[2],
+            in_band=self.in_band,
         )
         for primitive, family in zip((self.dispatch, self.combine), self.families, strict=True):
             if family:
@@ -180,6 +187,14 @@ class Program:
         if self.parts_by != BY_EXPERTS:
             return self
         return replace(self, parts=min(self.parts, most_experts))
+
+    @property
+    def in_band(self) -> bool:
+        """Whether expert GPUs learn from flags alone that all has come: no counts, and no gate that would say so.
+
+        An expert's last tile, if not full, closes when every GPU has said that it has stored what it dispatches.
+        """
+        return not self.counted and self.gates[0] == GATE_FINE
 
     @property
     def parts_per_expert(self) -> int:

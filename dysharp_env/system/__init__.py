@@ -1,6 +1,7 @@
 """The machine: specs of GPUs, links, switch planes and software costs, and the presets that fill them."""
 
-from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive
+from dysharp_env.system.presets import load_system
+from dysharp_env.system.primitives import CombinePrimitive, DispatchPrimitive, Hardware
 from dysharp_env.system.spec import (
     FamilySpec,
     GpuSpec,
@@ -8,7 +9,6 @@ from dysharp_env.system.spec import (
     OverheadSpec,
     SwitchSpec,
     SystemSpec,
-    load_system,
 )
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DispatchPrimitive",
     "FamilySpec",
     "GpuSpec",
+    "Hardware",
     "LinkSpec",
     "OverheadSpec",
     "SwitchSpec",

@@ -16,6 +16,8 @@ CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scat
 # and multimem instructions.
 Family = Literal["warp_queue", "warp_low_latency", "warp_direct", "warp_load", "warp_two_sided", "bulk", "multimem"]
 FAMILIES: tuple[str, ...] = get_args(Family)
+# What a system's switch is taken to have: all that its preset says, or of that what can be bought.
+Hardware = Literal["dynamic-multimem", "today"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Primitive:
         to_all: It addresses every GPU, whether that has an expert of the token or not: static multimem.
         by_team: A store reaches any subset of a group of neighbouring GPUs, for each of which there is a team made
             beforehand; a vector is stored once for every group in which it has a target.
+        is_proposed: Only hardware that papers propose has it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Primitive:
     names_targets: bool = False
     to_all: bool = False
     by_team: bool = False
+    is_proposed: bool = False
 
     @property
     def usual_family(self) -> Family:
@@ -63,15 +67,15 @@ def _by_name(*primitives: Primitive) -> dict[str, Primitive]:
 
 DISPATCH_PRIMITIVES = _by_name(
     Primitive("unicast"),
-    Primitive("multicast", in_switch=True, names_targets=True),  # dymultimem.st
+    Primitive("multicast", in_switch=True, names_targets=True, is_proposed=True),  # dymultimem.st
     Primitive("broadcast", in_switch=True, to_all=True),  # NVLS multimem.st
     Primitive("team", in_switch=True, by_team=True),  # NVLS multimem.st, a multicast object for every subset
     Primitive("pull", reads=True),
 )
 COMBINE_PRIMITIVES = _by_name(
     Primitive("unicast"),
-    Primitive("pull_reduce", reads=True, in_switch=True, names_targets=True),  # dymultimem.ld_reduce
-    Primitive("push_reduce", in_switch=True),
+    Primitive("pull_reduce", reads=True, in_switch=True, names_targets=True, is_proposed=True),  # dymultimem.ld_reduce
+    Primitive("push_reduce", in_switch=True, is_proposed=True),  # partial sums merged: CAIS, arXiv 2605.05628
     Primitive("reduce_scatter", reads=True, in_switch=True, to_all=True),  # NVLS multimem.ld_reduce
     Primitive("pull", reads=True),
 )

@@ -13,8 +13,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dysharp_env.config import ConfigError, Spec, find_config, parse_spec, read_yaml
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, CombinePrimitive, DispatchPrimitive, Family
+from dysharp_env.config import ConfigError, Spec
+from dysharp_env.system.primitives import (
+    COMBINE_PRIMITIVES,
+    DISPATCH_PRIMITIVES,
+    CombinePrimitive,
+    DispatchPrimitive,
+    Family,
+    Hardware,
+)
 
 # The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -333,6 +340,22 @@ class SystemSpec(Spec):
         # Whole MB/s keep the time of a flit a fraction of small numbers.
         return max(1, round(self.link.gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
 
+    def with_hardware(self, hardware: Hardware) -> SystemSpec:
+        """Returns the system as it is, or for ``today`` without the primitives that papers propose.
+
+        Raises:
+            ConfigError: Nothing is left to dispatch or combine with.
+        """
+        if hardware == "dynamic-multimem":
+            return self
+        dispatches, combines = self.switch.dispatch_primitives, self.switch.combine_primitives
+        return self.with_changes(
+            {
+                "switch.dispatch_primitives": [n for n in dispatches if not DISPATCH_PRIMITIVES[n].is_proposed],
+                "switch.combine_primitives": [n for n in combines if not COMBINE_PRIMITIVES[n].is_proposed],
+            }
+        )
+
     def overhead_us(self, cost: str) -> float:
         """Returns what is paid for one of ``OVERHEADS``, microseconds."""
         cost_us = float(getattr(self.overheads, OVERHEADS[cost]))
@@ -367,23 +390,3 @@ class SystemSpec(Spec):
                 f"payload_bytes={payload_bytes}"
             )
         return self
-
-
-def load_system(name_or_path: str, num_gpus: int | None = None) -> SystemSpec:
-    """Returns the system of a preset name or YAML path.
-
-    Args:
-        name_or_path: Preset in ``configs/systems``, or a path ending in .yaml or .yml.
-        num_gpus: Use this many of the system's GPUs; links and planes stay as they are.
-
-    Raises:
-        ConfigError: No such system, a wrong key or value in it, or more or fewer GPUs asked for than it can give.
-    """
-    path = find_config("systems", name_or_path)
-    source = f"systems/{name_or_path}" if path.stem == name_or_path else name_or_path
-    system = parse_spec(SystemSpec, read_yaml(path), source=source)
-    if num_gpus is None:
-        return system
-    if not 2 <= num_gpus <= system.num_gpus:
-        raise ConfigError(f"gpus={num_gpus}: system '{system.name}' allows 2 to {system.num_gpus}")
-    return system.with_changes({"num_gpus": num_gpus})

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dysharp_env.report.records import run_timed
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import codes
 from dysharp_env.validation.rows import ValidationRow
@@ -100,8 +99,9 @@ def _engines(comparison: Comparison, seed: int) -> tuple[Engine, Engine]:
     schedule = load_schedule(settings.pop("schedule"))
     scenario = ScenarioSpec(**settings, routing="uniform").build()
     workload = scenario.draw(seed)
-    token = run_timed(scenario, workload, schedule).run
-    packet = run_timed(scenario, workload, token.schedule, resolution="packet").run
+    scale = scenario.spec.compute_scale
+    token = simulate(scenario.system, workload, schedule, compute_scale=scale)
+    packet = simulate(scenario.system, workload, token.schedule, compute_scale=scale, resolution="packet")
     return packet.engine, token.engine
 
 
@@ -126,6 +126,9 @@ def settled_flits(engine: Engine) -> np.ndarray:
         stored = owner[sent] // int(root["stores_per_token"])
         token = stored if program.dispatch.in_switch else state.pairs["token"][owner[sent]]
         add(codes.DISPATCH_ACK, state.tokens["home"][token], sent, packets)
+    # Flags are all set by then.
+    to_come = state.parts["sources_left"].reshape(len(flits), -1).sum(axis=1)
+    flits[:, codes.DOWN, codes.DISPATCH_DONE] += to_come * codes.DONE_FLITS
     if not program.combine.reads:
         partials = slice(partial0, store0)
         gpu = state.pairs["gpu"][owner[partials]]

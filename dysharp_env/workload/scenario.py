@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from dysharp_env.config import Spec
-from dysharp_env.system import SystemSpec, load_system
-from dysharp_env.workload.formats import FormatName
+from dysharp_env.system import Hardware, SystemSpec, load_system
+from dysharp_env.workload.formats import ComputeName, FormatName
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.replicas import ReplicaRule
 from dysharp_env.workload.source import WorkloadSource
@@ -66,6 +66,9 @@ class ScenarioSpec(Spec):
     """A system preset or YAML file."""
     gpus: int | None = None
     """Use that many of the system's GPUs; none means all."""
+    hardware: Hardware = "dynamic-multimem"
+    """``dynamic-multimem``: the system's switch has all primitives that its preset names; ``today``: none that is only
+    proposed, so neither dynamic multimem nor pushed sums."""
     model: str = "deepseek-v2-lite"
     """A model preset or YAML file."""
     top_k: int | None = None
@@ -88,6 +91,8 @@ class ScenarioSpec(Spec):
     each in turn, or the one on the GPU with least so far."""
     dispatch_dtype: FormatName | None = None
     """What a dispatched token is sent in; none means the model's own."""
+    compute_dtype: ComputeName | None = None
+    """What GEMMs multiply; none means the model's own."""
     direction: Literal["forward", "backward"] = "forward"
     """Which pass of the layer; backward does twice the GEMM work."""
     compute_scale: float = Field(default=1.0, ge=1e-6, le=1000, allow_inf_nan=False)
@@ -102,10 +107,11 @@ class ScenarioSpec(Spec):
         Raises:
             ConfigError: A name is unknown, or the parts do not fit each other.
         """
-        system = load_system(self.system, self.gpus)
+        system = load_system(self.system, self.gpus).with_hardware(self.hardware)
         if self.slow_gpu != 1.0:
             system = system.with_changes({"slow_gpu": self.slow_gpu})
-        layer = load_model(self.model, self.top_k, dispatch_dtype=self.dispatch_dtype, direction=self.direction)
+        formats = {"dispatch_dtype": self.dispatch_dtype, "compute_dtype": self.compute_dtype}
+        layer = load_model(self.model, self.top_k, direction=self.direction, **formats)
         source = WorkloadSource(
             layer,
             system.num_gpus,

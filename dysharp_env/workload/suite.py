@@ -1,7 +1,8 @@
 """A suite: a fixed list of workloads on which schedules and policies are compared.
 
 A suite is one YAML file in ``configs/suites/``. Each entry is a scenario and the seeds of the workloads drawn from it,
-so the same suite gives the same routing to everyone, and results on it are paired workload by workload.
+so the same suite gives the same routing to everyone, and results on it are paired workload by workload. Entries may
+have labels, and ``NAME:LABEL`` is the subset of a suite that has one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, field_validator
 
-from dysharp_env.config import ConfigError, Spec, load_spec
+from dysharp_env.config import ConfigError, Spec, did_you_mean, load_spec
 from dysharp_env.workload.scenario import Scenario, ScenarioSpec
 from dysharp_env.workload.workload import Workload
 
@@ -29,6 +30,8 @@ def _check_seeds(seeds: tuple[int, int]) -> tuple[int, int]:
 Seeds = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_check_seeds)]
 
 
+# What a layer needs longest: links and switch, HBM, SMs for GEMMs, or what software takes whatever the layer.
+Resource = Literal["links", "memory", "compute", "software"]
 _SHOWN_GPUS = 8  # GPUs whose tokens are listed in a workload's name
 
 
@@ -37,9 +40,18 @@ class SuiteEntry(ScenarioSpec):
 
     seeds: Seeds = (0, 4)
     """First workload seed, and how many."""
+    binds: Resource | None = None
+    """What the lower bounds of its workloads need longest (``Problem.binds``)."""
+    group: str | None = None
+    """What its workloads are in the suite for."""
+
+    @property
+    def labels(self) -> list[str]:
+        """What subsets of a suite it is in."""
+        return [label for label in (self.hardware, self.binds, self.group) if label is not None]
 
     def scenario_fields(self) -> dict[str, Any]:
-        """Returns the scenario's options without the seeds."""
+        """Returns the scenario's options without seeds and labels."""
         return {name: getattr(self, name) for name in ScenarioSpec.model_fields}
 
     def label(self, scenario: Scenario) -> str:
@@ -50,12 +62,16 @@ class SuiteEntry(ScenarioSpec):
             size += f" {Path(self.placement).name}"
         if self.replicas != "nearest":
             size += f" {self.replicas}"
+        if self.compute_dtype is not None:
+            size += f" {self.compute_dtype} GEMMs"
         if self.direction == "backward":
             size += " backward"
         if self.compute_scale != 1.0:
             size += f" compute x{self.compute_scale:g}"
         if self.slow_gpu != 1.0:
             size += f" GPU 0 x{self.slow_gpu:g}"
+        if self.hardware != "dynamic-multimem":
+            size += f" on hardware of {self.hardware}"
         return size
 
 
@@ -89,6 +105,20 @@ class SuiteSpec(Spec):
                 raise ConfigError(f"suite '{self.name}' holds the workload '{item.name}' twice")
             seen.add(item.name)
         return drawn
+
+    def subset(self, label: str) -> SuiteSpec:
+        """Returns the suite of those entries that have a label.
+
+        Raises:
+            ConfigError: None has.
+        """
+        entries = tuple(entry for entry in self.workloads if label in entry.labels)
+        if not entries:
+            known = list(dict.fromkeys(label for entry in self.workloads for label in entry.labels))
+            raise ConfigError(
+                f"suite '{self.name}' has no subset '{label}'; choose from {known}{did_you_mean(label, known)}"
+            )
+        return self.model_copy(update={"name": f"{self.name}:{label}", "workloads": entries})
 
     def build(self, entry: SuiteEntry) -> Scenario:
         """Returns the scenario of one of the entries.
@@ -141,9 +171,12 @@ def _stem(name_or_path: str) -> str:
 
 
 def load_suite(name_or_path: str) -> SuiteSpec:
-    """Returns the suite of a preset name or YAML path.
+    """Returns the suite of a preset name or YAML path, or of ``NAME:LABEL`` the subset that has the label.
 
     Raises:
-        ConfigError: No such suite, it is empty, or a key or value in it is wrong.
+        ConfigError: No such suite or subset, it is empty, or a key or value in it is wrong.
     """
-    return load_spec(SuiteSpec, "suites", name_or_path)
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    name, _, label = (name_or_path, "", "") if is_path else name_or_path.partition(":")
+    suite = load_spec(SuiteSpec, "suites", name)
+    return suite.subset(label) if label else suite

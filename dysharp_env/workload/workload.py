@@ -130,6 +130,26 @@ class Workload:
             raise ConfigError(f"token {token} chose {before[token].tolist()} and would get {after[token].tolist()}")
         return other
 
+    def renamed(self, order: Sequence[int] | np.ndarray) -> Workload:
+        """Returns the same workload with other numbers for GPUs: GPU ``order[g]`` of this one is GPU ``g`` of it.
+
+        Tokens stay with their homes, and experts, which keep their numbers, on their GPUs.
+
+        Raises:
+            ConfigError: The order does not hold every GPU once.
+        """
+        old = np.asarray(order)
+        if not np.array_equal(np.sort(old), np.arange(self.num_gpus)):
+            raise ConfigError(f"order={old.tolist()} must hold each of GPUs 0 to {self.num_gpus - 1} once")
+        new = np.argsort(old)
+        of_gpu = np.split(self.topk_ids, self.first_token[1:-1])
+        return replace(
+            self,
+            tokens_of_gpu=self.tokens_of_gpu[old],
+            topk_ids=np.concatenate([of_gpu[gpu] for gpu in old]),
+            placement=replace(self.placement, gpu_of_expert=new[self.gpu_of_expert]),
+        )
+
     @cached_property
     def demand(self) -> Demand:
         """What the tokens ask of every GPU."""

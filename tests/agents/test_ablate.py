@@ -29,7 +29,7 @@ def test_groups_hold_every_context_value_once() -> None:
 def test_a_held_value_is_what_it_is_held_at() -> None:
     rng, network = np.random.default_rng(0), random_network(8)
     features, context = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((6, len(FEATURES)), len(CONTEXT)))
-    context[: len(DECISION_KINDS)] = 1.0, 0.0, 0.0, 0.0
+    context[: len(DECISION_KINDS)] = np.eye(len(DECISION_KINDS))[0]
     means = rng.uniform(0, 1, len(CONTEXT))
     held = hold(network, ("sent", "l2_room"), means)
     told, other = context.copy(), context.copy()

@@ -26,8 +26,8 @@ def test_makespans_are_those_of_the_table(policy: str) -> None:
     suite = suite.model_copy(update={"workloads": suite.workloads[:FEW]})
     contender = read_contender(policy)
     rows = evaluate(Problem.of_suite(suite.draw()), [contender], contender)
-    assert len({row.workload for row in rows}) > FEW
-    told = {(row["policy"], row["seed"], row["workload"]): row["makespan_us"] for row in table}
+    assert len({row.workload for row in rows}) == FEW
+    told = {(row["policy"], row["seed"], row["workload"]): row["makespan_us"] for row in table if row["renaming"] == 0}
     for row in rows:
         assert row.makespan_us == told[row.policy, row.seed, row.workload]
 

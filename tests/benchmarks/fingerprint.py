@@ -111,7 +111,7 @@ def of_environments(steps: int) -> dict[str, str]:
 def main() -> int:
     """Writes the fingerprint, or compares it with another version's; returns 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", default="held-out")
+    parser.add_argument("--suite", default="held-out:dynamic-multimem")
     parser.add_argument("--workloads", type=int, help="only so many of the suite")
     parser.add_argument("--steps", type=int, default=4000, help="of each environment")
     parser.add_argument("--out", type=Path)

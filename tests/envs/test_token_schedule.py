@@ -10,12 +10,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import yaml
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import dysharp_env
+from dysharp_env.config import ConfigError
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURES
 
 ENV_ID = "DySHARP/TokenSchedule-v1"
 TINY = {"model": "small", "tokens": 24, "routing": "uniform", "gpus": 4}
@@ -152,10 +155,24 @@ def test_decisions_are_counted_whoever_takes_them_and_asked_are_the_agent_s() ->
     assert last["asked"] == len(infos) - 1 < last["decisions"] == env.run.result().decisions
 
 
-@pytest.mark.parametrize("kind", ("split", "dispatch", "gemm", "combine"))
-def test_only_exposed_kinds_are_asked(kind: str) -> None:
-    _, _, infos = play(make(exposed=(kind,)), np.random.default_rng(0), seed=5)
+@pytest.fixture
+def fetching_ahead(tmp_path: Path) -> str:
+    """Returns the path of a schedule that fetches weights ahead."""
+    path = tmp_path / "ahead.yaml"
+    schedule = load_schedule("dysharp").with_changes({"name": "ahead", "aliases": (), "prefetch": "ahead"})
+    path.write_text(yaml.safe_dump(schedule.model_dump(mode="json")))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_only_exposed_kinds_are_asked(kind: str, fetching_ahead: str) -> None:
+    _, _, infos = play(make(exposed=(kind,), schedule=fetching_ahead), np.random.default_rng(0), seed=5)
     assert {info["kind"] for info in infos[:-1]} == {DECISION_KINDS.index(kind)}
+
+
+def test_weights_can_only_be_asked_for_where_they_are_fetched_ahead() -> None:
+    with pytest.raises(ConfigError, match="exposed='prefetch' does not fit schedule='dysharp', whose prefetch is"):
+        make(exposed=("prefetch",))
 
 
 def test_mask_is_one_and_every_decision_has_at_least_two_legal_answers() -> None:

@@ -10,7 +10,7 @@ import pytest
 from dysharp_env.config import preset_names
 from dysharp_env.report.path import _Walk, critical_path
 from dysharp_env.report.steps import Step
-from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules import LayerRun, Problem, load_schedule
 from dysharp_env.simulator.phases import START, Load
 from dysharp_env.simulator.state import codes
 from dysharp_env.system import load_system

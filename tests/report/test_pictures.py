@@ -16,6 +16,7 @@ from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule, simulate
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.run import LayerRun
 from dysharp_env.simulator.result import schedule_table
 from dysharp_env.simulator.state import codes
@@ -216,7 +217,7 @@ def test_text_of_many_gpus_is_cut() -> None:
 def explained(*schedules: str) -> list[tuple[str, Explanation]]:
     system, workload = scenario()
     problem = Problem.of(system, workload)
-    return [(name, explain(problem, load_schedule(name))) for name in schedules]
+    return [(name, explain(problem, Contender.of_schedule(load_schedule(name)))) for name in schedules]
 
 
 def test_causes_are_drawn_one_panel_each() -> None:
@@ -281,4 +282,4 @@ def test_thread_blocks_lose_time_to_communication_where_they_do_it() -> None:
         assert (lost.communication_ps <= own_ps).all()
         strip = dict(use.everything_of(engine, 1, engine.now_ps / 1e6, 300).strips)["GEMM SMs"]
         assert ("communication" in strip) == in_gemm
-        assert len(causes.draw_causes(("", explain(Problem.of(system, workload), schedule))))
+        assert len(causes.draw_causes(("", explain(Problem.of(system, workload), Contender.of_schedule(schedule)))))

@@ -16,6 +16,7 @@ from dysharp_env.reproduction.experiments import PASSES, Experiments, Point
 from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulate_cases
 from dysharp_env.reproduction.tables import NINE, TABLES
 from dysharp_env.system import load_system
+from dysharp_env.workers import Processes, Workers
 from dysharp_env.workload import load_model
 
 LAYER = load_model("small")
@@ -85,20 +86,20 @@ def test_the_summary_counts_what_is_near_and_looks_at_the_order() -> None:
 def test_the_best_of_several_is_taken_for_each_layer() -> None:
     tutel = case("tutel")
     chunks = [dataclasses.replace(tutel, schedule_changes=(("best_of", ()), ("parts.count", n))) for n in (2, 4, 8)]
-    results = simulate_cases([tutel, *chunks], 1, lambda *_: None)
+    results = simulate_cases([tutel, *chunks], Workers(), lambda *_: None)
     assert results[tutel].makespan_ps == min(results[each].makespan_ps for each in chunks)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_each_case_is_simulated_once(jobs: int) -> None:
+@pytest.mark.parametrize("workers", [Workers(), Processes(2)])
+def test_each_case_is_simulated_once(workers: Workers) -> None:
     cases = [case("deepep"), case("dysharp"), case("deepep"), case("deepep", tokens=32)]
     seen = []
-    results = simulate_cases(cases, jobs, lambda done, total, which: seen.append((done, total, which)))
+    with workers:
+        results = simulate_cases(cases, workers, lambda done, total, which: seen.append((done, total, which)))
     assert [entry[:2] for entry in seen] == [(1, 3), (2, 3), (3, 3)]
     assert {entry[2] for entry in seen} == set(results) == set(cases)
     assert results[case("dysharp")].makespan_ps > 0
-    if jobs == 2:
-        assert results == simulate_cases(cases, 1, lambda *_: None)
+    assert results == simulate_cases(cases, Workers(), lambda *_: None)
 
 
 def end_process(_: LayerCase) -> None:
@@ -108,9 +109,9 @@ def end_process(_: LayerCase) -> None:
 def test_a_process_that_ends_early_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dysharp_env.reproduction.steps.layers.simulate_case", end_process)
     with pytest.raises(
-        ConfigError, match=r"^jobs=2: a process ended early, most likely for want of memory; use fewer$"
+        ConfigError, match=r"^workers=2: a process ended early, most likely for want of memory; use fewer$"
     ):
-        simulate_cases([case("deepep"), case("dysharp")], 2, lambda *_: None)
+        simulate_cases([case("deepep"), case("dysharp")], Processes(2), lambda *_: None)
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -108,7 +108,7 @@ def test_nothing_drawn_breaks_it(seed: int) -> None:
     seed=st.integers(0, 2**40),
     name=st.sampled_from(preset_names("schedules")),
     tokens=st.integers(16, 160),
-    prefetch=st.sampled_from(["none", "fullest"]),
+    prefetch=st.sampled_from(["none", "ahead"]),
     asks=st.booleans(),
     early=st.booleans(),
 )
@@ -162,7 +162,7 @@ def test_a_lone_token_takes_no_longer(
     layer = LayerSpec(
         name="one", hidden=1024, moe_ff=128, experts=2, top_k=1, ffn_matrices=2, compute_dtype="bf16", source="test"
     )
-    schedule = load_schedule("dysharp").with_changes({"prefetch": "fullest" if prefetches else "none"})
+    schedule = load_schedule("dysharp").with_changes({"prefetch": "ahead" if prefetches else "none"})
     program = dataclasses.replace(
         schedule.program(system),
         dispatch=DISPATCH_PRIMITIVES[dispatch],
@@ -201,7 +201,7 @@ def test_it_grows_with_what_a_program_pays_and_lacks() -> None:
 
     usual = bound()
     assert usual.total_ps > problem.bound.total_ps
-    assert bound(prefetch="fullest").hbm_ps < usual.hbm_ps
+    assert bound(prefetch="ahead").hbm_ps < usual.hbm_ps
     assert bound(sms__dispatch=40).sms_ps > usual.sms_ps
     assert bound(pays__end=["launch"]).total_ps == usual.total_ps + problem.costs.launch_ps
     assert bound(partial_tiles=True).sms_ps < usual.sms_ps

@@ -17,8 +17,9 @@ from dysharp_env.schedules.ideal import (
     ideal_runs,
     ideal_system,
 )
+from dysharp_env.schedules.opponent import ScheduleOpponent
 from dysharp_env.simulator.phases import Load
-from dysharp_env.system.spec import load_system
+from dysharp_env.system import load_system
 from dysharp_env.workload import ScenarioSpec, Workload
 from dysharp_env.workload.placement import Placement
 
@@ -54,7 +55,9 @@ def test_what_phases_pay_is_what_they_save() -> None:
     free = problem()
     engine = free.engine(load_schedule("deepep"))
     engine.run()
-    saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(free, load_schedule("deepep"))}
+    saved_ps = {
+        run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(free, ScheduleOpponent(load_schedule("deepep")))
+    }
     launches, barriers, counts = (saved_ps[name] for name in ("launches", "barriers", "count exchange"))
     costs, overheads = free.costs, free.system.overheads
     gap_ps, layout_ps = round(overheads.launch_gap_us * 1e6), round(32 * overheads.layout_ns_per_token * 1000)
@@ -80,7 +83,7 @@ def test_ideal_communication_sms_leave_packets_as_they_are() -> None:
 
 
 def test_there_is_a_run_for_everything_and_each_group() -> None:
-    runs = ideal_runs(problem(), load_schedule("dysharp"))
+    runs = ideal_runs(problem(), ScheduleOpponent(load_schedule("dysharp")))
     assert [run.what for run in runs if run.is_group] == [*RESOURCES, ALL]
     singles = [run.what for run in runs if not run.is_group]
     # What is alone in its resource is the resource.
@@ -101,7 +104,7 @@ def test_there_is_a_run_for_everything_and_each_group() -> None:
 def test_what_is_slow_binds(schedule: str, resource: str, changes: dict[str, float]) -> None:
     given = problem(**changes)
     assert binds(given, load_schedule(schedule)) == resource
-    assert binding(ideal_runs(given, load_schedule(schedule))) == resource
+    assert binding(ideal_runs(given, ScheduleOpponent(load_schedule(schedule)))) == resource
 
 
 def test_the_compute_scale_is_kept() -> None:
@@ -122,7 +125,7 @@ def test_a_planner_saves_its_plan_on_gpus_of_any_load() -> None:
     engine = uneven.engine(schedule)
     engine.run()
     assert engine.workload.placement.num_copies > 0
-    saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(uneven, schedule)}
+    saved_ps = {run.what: engine.now_ps - run.makespan_ps for run in ideal_runs(uneven, ScheduleOpponent(schedule))}
     assert saved_ps["planning"] == uneven.system.overhead_us("plan") * 1e6
     assert saved_ps["everything"] > saved_ps["planning"] > 0
     assert binds(uneven, schedule) in RESOURCES

@@ -61,6 +61,7 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
             "parts.by=experts needs readiness.combine=token",
         ),
         ({**BY_EXPERTS, "combine": "push_reduce"}, "copies=expert needs unicast or pull both ways"),
+        ({"dispatch": "pull"}, "needs 'count_exchange' in pays.dispatch: who reads"),
         ({"token_order": "expert_waves"}, "token_order=expert_waves needs 'count_exchange' in pays.dispatch"),
         ({"families": {"dispatch": "warp_que"}}, "'warp_que' is not a family of kernels; choose from"),
         ({"families": {"dispatch": "multimem"}}, "'multimem' does not issue unicast; choose from ['warp_queue'"),
@@ -177,7 +178,10 @@ def test_rules_become_weights_by_feature_name() -> None:
     assert (
         gemm[observation.FEATURES.index("weights_in_l2")] == 1.0 and gemm[observation.FEATURES.index("is_gemm2")] == 1.0
     )
-    assert np.count_nonzero(program.weights) == 2
+    assert np.count_nonzero(gemm) == 2
+    # Prefetch has weights without being named.
+    others = np.delete(program.weights, [observation.GEMM, observation.PREFETCH], axis=0)
+    assert program.weights[observation.PREFETCH].any() and not others.any()
 
 
 def test_phases_do_not_overlap_and_fusion_does() -> None:

@@ -342,7 +342,21 @@ def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
                 flits[codes.DOWN, codes.NOTIFY][home] += 2 * experts
                 flits[codes.UP, codes.NOTIFY][home] += experts * packet.ack_flits
                 flits[codes.DOWN, codes.NOTIFY][gpu] += experts * packet.ack_flits
+    for source, target in flags(case):
+        flits[codes.UP, codes.DISPATCH_DONE][source] += 1
+        flits[codes.DOWN, codes.DISPATCH_DONE][target] += 1
     return flits | weight_traffic(case)
+
+
+def flags(case: Case) -> list[tuple[int, int]]:
+    """Returns who says to whom, over links, that it has stored all it dispatches, once for every part."""
+    program, gpus = case.program, range(case.workload.num_gpus)
+    if not program.in_band:
+        return []
+    expert_gpus = set(case.workload.gpu_of_expert.tolist())
+    pairs = [(source, target) for source in gpus for target in gpus if source != target and target in expert_gpus]
+    # A GPU is in one part of its peers; of waves of experts all are said to be over at once.
+    return pairs * (program.parts if program.parts_by == codes.BY_TOKENS else 1)
 
 
 def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use]) -> None:
@@ -358,7 +372,8 @@ def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use])
         for purpose, name in enumerate(codes.PURPOSES):
             found, wanted = counted[:, way, purpose], expected[way, purpose]
             # The layer is over when its tokens are home; what is still on its way then is not counted any more.
-            may_be_short = (way == codes.DOWN and name.endswith("_ack")) or (is_broadcast and "dispatch" in name)
+            is_told = name.endswith(("_ack", "_done"))
+            may_be_short = (way == codes.DOWN and is_told) or (is_broadcast and "dispatch" in name)
             if name == "combine_ack" and way == codes.UP:
                 # Sums that came in parts are acknowledged in parts.
                 ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets // case.costs.combine_segments

@@ -118,7 +118,7 @@ def test_what_every_sm_reads_takes_its_room_more_than_once() -> None:
 def test_fetching_ahead_shortens_decode_and_reads_no_more() -> None:
     scenario = ScenarioSpec(system="dgx-h100", model="deepseek-v2-lite", tokens=64, routing="uniform").build()
     plain = load_schedule("dysharp")
-    ahead = plain.model_copy(update={"prefetch": "fullest"})
+    ahead = plain.model_copy(update={"prefetch": "ahead"})
     runs = [simulate(scenario.system, scenario.draw(0), schedule, logging=True) for schedule in (plain, ahead)]
     before, after = [run.engine.state for run in runs]
     assert runs[1].engine.now_ps < 0.95 * runs[0].engine.now_ps

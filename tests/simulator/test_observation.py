@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURE_TABLE, KINDS
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURE_TABLE, KINDS
 from tests.conftest import Case
 
 
-def test_a_feature_is_shown_for_its_kinds_and_no_other(random_case: Callable[[int], Case]) -> None:
-    seen = {kind: np.zeros(len(FEATURE_TABLE), bool) for kind in DECISION_KINDS}
+def test_the_engine_shows_a_feature_for_its_kinds_and_no_other(random_case: Callable[[int], Case]) -> None:
+    seen = {kind: np.zeros(len(FEATURE_TABLE), bool) for kind in ENGINE_KINDS}
     for seed in range(60):
         kinds = frozenset(range(len(DECISION_KINDS)))
         asking = {"exposed": kinds, "network": None, "networked": frozenset(), "max_candidates": 32}

@@ -13,7 +13,7 @@ from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.result import segment_name
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.state import State
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Row, Split, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Matrix, Row, Split, Unit
 from dysharp_env.simulator.twin.staffing import Crew
 from dysharp_env.simulator.twin.twin import Twin
 from dysharp_env.workload.workload import NO_EXPERT
@@ -60,6 +60,8 @@ def name_of_candidate(state: State, kind: int, record: np.void) -> tuple:
         return ("hold",)
     if kind == observation.SPLIT:
         return "split", *state.splits[candidate].tolist()
+    if kind == observation.PREFETCH:
+        return "matrix", candidate // 2, candidate % 2 + 1
     if kind == observation.DISPATCH:
         first = int(state.chunks["first"][candidate])
         home, place = place_of(first, state.gpus["first_token"], state.gpus["num_tokens"])
@@ -80,6 +82,8 @@ def name_in_twin(candidate: Candidate) -> tuple:
             return "unit", candidate.home, candidate.place
         case Row(tile, stage, is_open):
             return "open" if is_open else "row", tile.expert.number, tile.expert.part, tile.place, stage
+        case Matrix():
+            return "matrix", candidate.expert, candidate.stage
         case Split():
             return "split", *candidate[1:]
     return ("hold",)
@@ -165,7 +169,8 @@ def test_the_twin_knows_every_feature_and_context_value(random_case: Callable[[i
     for seed in range(8):
         kinds = frozenset(range(len(observation.DECISION_KINDS)))
         asking = {
-            "may_hold": frozenset([observation.GEMM]),
+            "may_hold": frozenset([observation.GEMM, observation.PREFETCH]),
+            "prefetches": True,
             "splits": ((1, 1, 3), (1, 2, 3)),
             "exposed": kinds,
             "max_candidates": 32,
@@ -177,7 +182,8 @@ def test_the_twin_knows_every_feature_and_context_value(random_case: Callable[[i
                 features |= set(twin.shown.values_of(gpu, candidate, 0))
             context |= set(twin.shown.context_of(gpu, decision.kind))
             twin.decide(0)
-    assert features == set(observation.FEATURES)
+    of_engine = set(observation.ENGINE_KINDS)
+    assert features == {feature.name for feature in observation.FEATURE_TABLE if of_engine & set(feature.kinds)}
     assert context == set(observation.CONTEXT)
 
 
@@ -223,7 +229,7 @@ def test_a_token_s_store_and_sum_in_the_switch_keep_their_own_times(
     random_case: Callable[[int], Case], dispatch: str
 ) -> None:
     """GPUs so fast that a token's first sums are pushed while its store still waits for other downlinks."""
-    case = random_case(327).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3)
+    case = random_case(311).with_primitives(dispatch, "push_reduce", gates=(codes.GATE_FINE,) * 3, prefetches=False)
     free = dataclasses.replace(case.costs.families, specs={}, multimem_flits=0)
     fast = {"granule_ps": (1, 1), "operand_ps": (0, 0), "block_overhead_ps": 0, "memory_ps": 0, "hop_ps": 1000}
     fast |= {"families": free}

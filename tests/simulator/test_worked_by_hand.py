@@ -79,6 +79,7 @@ def test_multicast_and_pull_worked_by_hand(make_case: Callable[..., Case]) -> No
         "dispatch_request": [0, 0],
         "dispatch_data": [10, 10],
         "dispatch_ack": [1, 1],
+        "dispatch_done": [0, 0],
         "combine_request": [2, 2],
         "combine_data": [9, 9],
         "combine_ack": [0, 0],

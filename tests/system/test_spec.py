@@ -257,3 +257,20 @@ def test_every_setting_that_is_listed_can_be_set() -> None:
         assert system.with_changes({key: value}) == system
     # Without a system there is no telling which families it has.
     assert "gpu.families" in flat_keys(SystemSpec) and not [k for k in flat_keys(SystemSpec) if "byte_ps" in k]
+
+
+@pytest.mark.parametrize("name", preset_names("systems"))
+def test_hardware_of_today_has_what_can_be_bought(name: str) -> None:
+    system = load_system(name)
+    assert system.with_hardware("dynamic-multimem") is system
+    today = system.with_hardware("today")
+    assert today.switch.dispatch_primitives == ("unicast", "broadcast", "team", "pull")
+    assert today.switch.combine_primitives == ("unicast", "reduce_scatter", "pull")
+    same = {key: list(getattr(system.switch, key)) for key in ("dispatch_primitives", "combine_primitives")}
+    assert today.with_changes({f"switch.{key}": value for key, value in same.items()}) == system
+
+
+def test_hardware_of_today_must_be_able_to_send_and_sum() -> None:
+    alone = load_system("dgx-h100").with_changes({"switch.dispatch_primitives": ["multicast"]})
+    with pytest.raises(ConfigError, match=re.escape("dispatch_primitives=[] must name at least one primitive")):
+        alone.with_hardware("today")

@@ -159,7 +159,7 @@ def test_words_are_told_from_those_that_are_known(tmp_path: Path) -> None:
         (["--table", "no.csv"], "cannot read table='no.csv': No such file or directory"),
         (["--picture", "p.png"], "picture='p.png' needs a table to draw; name one with --table"),
         (["--table", "published", "--picture", "p.svg"], "picture='p.svg' must end in .png"),
-        (["--table", "published", "--jobs", "0"], "jobs=0 must be at least 1"),
+        (["--table", "published", "--workers", "0"], "workers=0 must be 1 to "),
     ],
 )
 def test_a_bad_option_gives_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

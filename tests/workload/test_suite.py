@@ -83,6 +83,35 @@ def test_an_unknown_suite_names_the_known_ones() -> None:
         load_suite("smok")
 
 
+def test_a_subset_of_a_suite_has_the_entries_with_a_label(tmp_path: Path) -> None:
+    labelled = ENTRY.replace("tokens", "binds: memory, group: few, tokens").replace("[5", "[50")
+    today = ENTRY.replace("tokens", "hardware: today, tokens").replace("[5", "[500")
+    write(tmp_path, ENTRY + labelled + today)
+    suite = load_suite(str(tmp_path / "suite.yaml"))
+    assert len(suite.draw()) == 9
+    for label, count in {"memory": 1, "few": 1, "today": 1, "dynamic-multimem": 2}.items():
+        subset = suite.subset(label)
+        assert subset.name == f"mine:{label}" and len(subset.workloads) == count
+        assert all(label in entry.labels for entry in subset.workloads)
+    message = (
+        "suite 'mine' has no subset 'memry'; choose from ['dynamic-multimem', 'memory', 'few', 'today'] (did you mean"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        suite.subset("memry")
+
+
+def test_a_subset_of_a_preset_is_named_behind_a_colon() -> None:
+    assert load_suite("training:today").workloads == load_suite("training").subset("today").workloads
+    with pytest.raises(ConfigError, match="suite='trainig' is unknown"):
+        load_suite("trainig:today")
+
+
+def test_names_say_hardware_and_formats_that_are_not_the_usual_ones() -> None:
+    settings = {"system": "dgx-b200", "hardware": "today", "model": "deepseek-v3", "compute_dtype": "fp4"}
+    entry = SuiteEntry(**settings, tokens=16, routing="uniform")
+    assert entry.label(entry.build()) == "dgx-b200 x8 deepseek-v3 top-8 16 tokens fp4 GEMMs on hardware of today"
+
+
 @pytest.mark.parametrize("name", preset_names("suites"))
 def test_every_shipped_suite_can_be_drawn(name: str) -> None:
     suite = load_suite(name)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
-from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule, simulate
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.system import SystemSpec
+from dysharp_env.workers import Workers
 from dysharp_env.workload import LayerSpec, Workload, WorkloadSource
 
 PS_PER_US = 10**6
@@ -126,39 +122,21 @@ def simulate_case(case: LayerCase) -> LayerTimes:
 
 
 def simulate_cases(
-    cases: Iterable[LayerCase], jobs: int, progress: Callable[[int, int, LayerCase], None]
+    cases: Iterable[LayerCase], workers: Workers, progress: Callable[[int, int, LayerCase], None]
 ) -> dict[LayerCase, LayerTimes]:
-    """Returns the times of every case, each simulated once, in ``jobs`` processes; 1 simulates in this one.
+    """Returns the times of every case, each simulated once.
 
     ``progress`` is told after each how many are done, how many there are, and which it was.
 
     Raises:
-        ConfigError: A case names what does not exist or does not fit, or a process was ended from outside.
+        ConfigError: A case names what does not exist or does not fit, or a worker was lost.
     """
     ordered = _in_order(cases)
-    results: dict[LayerCase, LayerTimes] = {}
-    if jobs == 1:
-        for case in ordered:
-            results[case] = simulate_case(case)
-            progress(len(results), len(ordered), case)
-        return results
-    # Spawned, not forked: progress bars run threads, and a fork in the middle of one can hang. Interrupts are for this
-    # process alone, which lets the others finish what they simulate.
-    interrupts = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, interrupts) as pool:
-        futures = {pool.submit(simulate_case, case): case for case in ordered}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                progress(len(results), len(ordered), futures[future])
-        except BrokenProcessPool:
-            raise ConfigError(
-                f"jobs={jobs}: a process ended early, most likely for want of memory; use fewer"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return results
+
+    def tell(done: int, place: int, _: LayerTimes) -> None:
+        progress(done, len(ordered), ordered[place])
+
+    return dict(zip(ordered, workers.map(simulate_case, ordered, tell=tell), strict=True))
 
 
 def _in_order(cases: Iterable[LayerCase]) -> list[LayerCase]:

@@ -18,9 +18,9 @@ from dysharp_env.simulator.program import Program
 from dysharp_env.workload import Workload
 
 # Features of ``replicate`` besides order and hold; see simulator/state/observation.py.
-SHOWN = ("relief", "gain", "adds", "room", "cost", "beyond", "stays", "holders")
+SHOWN = ("relief", "gain", "adds", "room", "cost", "beyond", "late", "stays", "holders")
 LEAST = 0.01  # of the mean work, that a move takes off a GPU
-RELIEF, GAIN, ADDS, ROOM, COST, BEYOND, STAYS, HOLDERS = range(len(SHOWN))
+RELIEF, GAIN, ADDS, ROOM, COST, BEYOND, LATE, STAYS, HOLDERS = range(len(SHOWN))
 
 
 class Work(NamedTuple):
@@ -141,7 +141,7 @@ def _list(
     excess = max(1, np.maximum(work - mean, 0).sum())
     token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
     least = max(1, int(mean * LEAST))
-    moves, shown, found = np.zeros((3 * quota.size, 4), np.int64), np.zeros((3 * quota.size, 8)), 0
+    moves, shown, found = np.zeros((3 * quota.size, 4), np.int64), np.zeros((3 * quota.size, len(SHOWN))), 0
     for source in range(num_gpus):
         beyond = work[source] - mean
         if beyond <= 0:
@@ -187,6 +187,7 @@ def _list(
                 shown[found, ROOM] = min(1.0, max(0, added) / room)
                 shown[found, COST] = min(1.0, np.sqrt(links * link_ps / bound_ps))
                 shown[found, BEYOND] = min(1.0, np.sqrt(beyond / bound_ps))
+                shown[found, LATE] = min(1.0, links * link_ps / work[source])
                 shown[found, STAYS] = stay / tokens
                 shown[found, HOLDERS] = holds[expert].sum() / num_gpus
                 found += 1

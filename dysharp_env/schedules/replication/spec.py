@@ -26,8 +26,9 @@ class ReplicateSpec(Spec):
     """Copies of experts, planned from the tokens of each (home GPU, expert); see ``planners.py`` for the rules."""
 
     planner: Planner = "none"
-    """Who decides. ``rule``: the decisions ``replicate``, one copy after the other. ``eplb`` places replicas before the layer, from loads of an earlier batch, and nothing is moved in
-    it; the others copy weights in the layer, once the counts are exchanged and the plan is paid for."""
+    """Who decides. ``rule``: the decisions ``replicate``, one copy after the other. ``eplb`` places replicas before the
+    layer, from loads of an earlier batch, and nothing is moved in it; the others copy weights in the layer, once the
+    counts are exchanged and the plan is paid for."""
     slots: Annotated[int | Literal["experts", "any"], PlainValidator(_check_slots)] = "experts"
     """Experts that a GPU has room for besides its own: a number, ``experts``, as many as it has without them (the share
     of a GPU, rounded up), or ``any``."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.dispatch import free_copy_place
 from dysharp_env.simulator.kernel.events import push
-from dysharp_env.simulator.kernel.gates import count_towards
+from dysharp_env.simulator.kernel.gates import count_towards, part_of
 from dysharp_env.simulator.kernel.gemm import close_tile
 from dysharp_env.simulator.kernel.groups import end_segment, mark
 from dysharp_env.simulator.kernel.links import charge_down, charge_up
 from dysharp_env.simulator.kernel.memory import tile_block, translate, use_hbm, write
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import store_of, token_of_store
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead
+from dysharp_env.simulator.kernel.prefetch import consider
+from dysharp_env.simulator.kernel.sources import is_source
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM
@@ -71,7 +72,6 @@ def arrive(s: Root, pair: int) -> None:
     needed = s.tokens[p.token].num_experts if s.combine.reads else count
     for slot in range(p.slot0, p.slot0 + count):
         join_tile(s, slot, pair, done == needed - 1)
-    fetch_ahead(s, gpu)
     if s.partial_tiles:
         mark(s, GEMM, gpu)
     count_towards(s, gpu, p.part, codes.OPENS_GEMM1, count)
@@ -93,15 +93,61 @@ def join_tile(s: Root, slot: int, pair: int, finishes: bool) -> None:
         s.gpus[x.gpu].tiles_live += 1
     x.arrived += 1
     x.open_count += 1
+    if x.arrived == 1 and not s.counted:
+        consider(s, x.gpu)
     tile = x.tile0 + x.tiles_open - 1
     s.slot_tile[slot] = tile
     if finishes:
         s.tiles[tile].finishes += 1
     write(s, x.gpu, tile_block(s, tile, codes.TILE_IN), s.gemms[GEMM1].token_in_bytes)
     s.shown[expert].fill = x.open_count / s.tile_tokens
-    s.shown[expert].progress = x.arrived / x.total
-    if x.open_count == s.tile_tokens or x.arrived == x.total:
+    if s.counted:
+        s.shown[expert].progress = x.arrived / x.total
+    if x.open_count == s.tile_tokens or is_last(s, expert):
         close_tile(s, expert)
+
+
+@compiled
+def is_last(s: Root, expert: int) -> bool:
+    """Returns whether nothing more comes for an expert, as far as its GPU knows."""
+    x = s.experts[expert]
+    return x.arrived == x.total and part_of(s, x.gpu, x.part).sources_left == 0
+
+
+@compiled
+def hear_done(s: Root, source: int, part: int, is_own: int) -> None:
+    """Has GPUs learn that all that one of them dispatches of a part is stored."""
+    first = 0 if s.parts_by == codes.BY_EXPERTS else part
+    for gpu in range(s.num_gpus):
+        if (gpu == source) != (is_own == 1) or not is_source(s, source, part, gpu):
+            continue
+        if gpu != source:
+            charge_down(s, gpu, gpu % s.planes, codes.DONE_FLITS, codes.DISPATCH_DONE)
+        for each in range(first, part + 1):
+            count_source(s, gpu, each)
+
+
+@compiled
+def count_source(s: Root, gpu: int, part: int) -> None:
+    """Counts a source that has stored all it dispatches to a GPU in a part; the last closes tiles of whole experts."""
+    g = s.gpus[gpu]
+    g.sources_left -= 1
+    p = part_of(s, gpu, part)
+    p.sources_left -= 1
+    if p.sources_left == 0:
+        for i in range(g.first_expert, g.first_expert + g.num_experts):
+            first = s.gpu_experts[i] * s.parts_per_expert
+            for expert in range(first, first + s.parts_per_expert):
+                x = s.experts[expert]
+                if x.part == part and x.open_count > 0 and is_last(s, expert):
+                    close_tile(s, expert)
+        # Who waits for more to come may have waited for this.
+        for kind in (GEMM, COMBINE):
+            g.groups[kind].holding = 0
+            mark(s, kind, gpu)
+        consider(s, gpu)
+    count_towards(s, gpu, part, codes.OPENS_GEMM2, 1)
+    count_towards(s, gpu, part, codes.OPENS_COMBINE, 1)
 
 
 @compiled

@@ -69,8 +69,13 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x = s.context[0]
     x.elapsed = min(1.0, s.now_ps / (4.0 * s.scale_ps))
     x.sent = fraction(g.tokens_sent, g.sends)
-    x.received = fraction(g.slots - g.arrivals_left, g.slots)
-    x.gemm_done = fraction(2 * g.slots - g.slots_left[GEMM1] - g.slots_left[GEMM2], 2 * g.slots)
+    # Until all sources are done nobody knows how much there is: what has arrived counts, and an even share is expected.
+    is_told = g.sources_left == 0
+    arrived = g.slots - g.arrivals_left
+    slots = g.slots if is_told else s.num_tokens * s.top_k // s.num_gpus
+    x.received = fraction(arrived, slots) if is_told else fraction(g.sources - g.sources_left, g.sources)
+    done = 2 * g.slots - g.slots_left[GEMM1] - g.slots_left[GEMM2]
+    x.gemm_done = fraction(done, 2 * (slots if is_told else arrived))
     x.combined = fraction(g.combined, g.num_tokens)
     x.uplink_backlog = rooted(s, backlog_ps(s, s.uplinks, gpu))
     x.downlink_backlog = rooted(s, backlog_ps(s, s.ports, gpu))
@@ -83,11 +88,11 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.gemm_share = fraction(s.gemms_ps, s.scale_ps)
     x.hbm_share = fraction(s.hbm_ps, s.scale_ps)
     # A GPU without experts has no slots either.
-    x.tokens_per_expert = g.slots / max(g.slots + g.num_experts * s.tile_tokens, 1)
+    x.tokens_per_expert = slots / max(slots + g.num_experts * s.tile_tokens, 1)
     expert_bytes = s.gemms[GEMM1].matrix_bytes + s.gemms[GEMM2].matrix_bytes
     x.l2_room = s.l2_bytes / (s.l2_bytes + g.num_experts * expert_bytes)
     ready = g.items - g.items_waiting if s.split_done else 0
-    x.ready = ready / max(g.items, 1)
+    x.ready = ready / max(g.items, 1) if is_told or s.combine.reads else 0.0
     x.any_ready = 1.0 if ready > 0 else 0.0
     x.all_sent = 1.0 if g.tokens_sent == g.sends else 0.0
     x.imbalance = s.imbalance_ppm / 1e6

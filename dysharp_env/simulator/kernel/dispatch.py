@@ -12,6 +12,7 @@ from dysharp_env.simulator.kernel.memory import read_input
 from dysharp_env.simulator.kernel.movers import staff_late
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_in_turn, is_remote, is_target
+from dysharp_env.simulator.kernel.sources import say_done
 from dysharp_env.simulator.kernel.staffing import leave_if_idle, offer_place, share_done
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
@@ -177,6 +178,7 @@ def end_part(s: Root, gpu: int) -> bool:
         return False
     g.part += 1
     count_towards(s, gpu, g.part - 1, codes.OPENS_GEMM2, 1)
+    say_done(s, gpu, g.part - 1)
     if g.part == s.num_parts:
         if s.exclusive:
             mark(s, COMBINE, gpu)

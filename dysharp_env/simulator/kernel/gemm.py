@@ -13,7 +13,7 @@ from dysharp_env.simulator.kernel.links import charge_down, charge_up, log_row, 
 from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, read, tile_block, write
 from dysharp_env.simulator.kernel.movers import offer_mover
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.prefetch import row_started
+from dysharp_env.simulator.kernel.prefetch import consider, row_started
 from dysharp_env.simulator.kernel.slots import count_slot
 from dysharp_env.simulator.kernel.staffing import fill_groups
 from dysharp_env.simulator.state import codes
@@ -36,6 +36,7 @@ def block_ps(s: Root, gpu: int, gemm: int, tokens: int) -> int:
 @compiled
 def row_ready(s: Root, gpu: int, tile: int, gemm: int) -> None:
     """Notes that a row may run from now on, and its place in the order of readiness."""
+    consider(s, gpu)
     s.gpus[gpu].groups[GEMM].holding = 0
     s.ready_sequence += 1
     row = s.tiles[tile].rows[gemm]

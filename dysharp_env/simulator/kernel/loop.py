@@ -7,8 +7,8 @@ What happens in one step:
    (``uplink_pump``, ``port_pump``), thread blocks end (``blocks_end``), a gate opens (``open_gate``), ...
    Effects ``push`` later events and ``mark`` SM groups that may now act.
 2. ``pump`` lets each marked group act, first come first served: dispatch takes tokens, GEMM starts rows, combine issues
-   sums, a GPU chooses group sizes. Where there is more than one thing to do, ``decide`` lists the candidates and takes
-   what the rule or network scores highest, or asks.
+   sums, HBM fetches weights ahead, a GPU chooses group sizes. Where there is more than one thing to do, ``decide``
+   lists the candidates and takes what the rule or network scores highest, or asks.
 3. With no group left, time moves to the next event.
 
 ``advance`` is the only entry point. It leaves every layer that could run at ASK (a decision waits in the root with its
@@ -25,7 +25,7 @@ from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
-from dysharp_env.simulator.kernel.arrival import arrive, reach_dispatch, store_acknowledged
+from dysharp_env.simulator.kernel.arrival import arrive, hear_done, reach_dispatch, store_acknowledged
 from dysharp_env.simulator.kernel.choices.dispatch import weigh_chunks
 from dysharp_env.simulator.kernel.choosing import WAIT, decide, pump
 from dysharp_env.simulator.kernel.combine import (
@@ -44,7 +44,7 @@ from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_enqueue, uplink_pump
 from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead, hbm_falls_free
+from dysharp_env.simulator.kernel.prefetch import consider, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.weights import (
@@ -86,10 +86,10 @@ def open_gate(s: Root, gate: int) -> None:
             continue
         if x.stage == OPENS_ALL:
             s.gpus[gpu].start_open = 1
+            consider(s, gpu)
             mark(s, DISPATCH, gpu)
             mark(s, GEMM, gpu)
             mark(s, COMBINE, gpu)
-            fetch_ahead(s, gpu)
             issue_soon(s, gpu)
             continue
         part_of(s, gpu, x.part).stages[x.stage].open = 1
@@ -153,6 +153,8 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         role_changed(s, a, b, c)
     elif kind == codes.EV_NOTIFY:
         notified(s, a, b)
+    elif kind == codes.EV_SAID:
+        hear_done(s, a, b, c)
     elif kind == codes.EV_READY:
         item_ready(s, s.tokens[a].chunk, a, s.tokens[a].home)
     elif kind == codes.EV_GATE:

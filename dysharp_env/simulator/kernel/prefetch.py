@@ -1,26 +1,41 @@
-"""Weights that are fetched ahead: whenever a GPU's HBM has nothing to do and L2 has room beside what is alive.
+"""Weights that are fetched ahead: whenever a GPU's HBM has nothing to do it may bring a matrix into L2.
 
-Candidates are matrices that some row is still to use and that L2 lacks, but for those of copies that are yet to come
-over the links; the one of the expert with the most tokens is taken, GEMM-1's before GEMM-2's. Room is what is free and
-what dead matrices hold, which no row is still to use. Both can change only when HBM falls free, a row starts, a token
-arrives or the last tile of a copy's matrix does, so that is when this is looked at.
+What there is to choose from, and when, is in ``choices/prefetch.py``. A GPU is asked as the layer begins, as HBM falls
+free, a row becomes ready or starts, the last tile of a copy's matrix comes, and, where counts are not known, as the
+first token of an expert does or the last source says that it is done. It is asked before its GEMM group acts.
 
-A matrix that dies gives way before all else, as a kernel that fetches ahead tells L2 to evict first what it reads for
-the last time: else rows would evict what was fetched ahead, which nobody has used yet.
+A matrix that dies, which no row is still to use, gives way before all else, as a kernel that fetches ahead tells L2 to
+evict first what it reads for the last time: else rows would evict what was fetched ahead, which nobody has used yet.
 """
 
 from __future__ import annotations
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
-from dysharp_env.simulator.kernel.memory import fetch_weights, is_here, missing_weights, wake_hbm
+from dysharp_env.simulator.kernel.groups import mark
+from dysharp_env.simulator.kernel.memory import fetch_weights, missing_weights, wake_hbm
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
+from dysharp_env.simulator.state.observation import PREFETCH
+
+
+@compiled
+def consider(s: Root, gpu: int) -> None:
+    """Has a GPU look for what to fetch ahead because of something new, so that it no longer holds."""
+    if s.prefetches:
+        s.gpus[gpu].groups[PREFETCH].holding = 0
+        mark(s, PREFETCH, gpu)
 
 
 @compiled
 def is_alive(s: Root, expert: int, gemm: int) -> bool:
-    """Returns whether a row that uses an expert's matrix (without its part) is still to start."""
+    """Returns whether a row that uses an expert's matrix (without its part) is still to start, as far as is known.
+
+    Where counts were not exchanged, more tokens may come for any expert until all sources are done.
+    """
+    if not s.counted and more_comes(s, s.experts[expert * s.parts_per_expert].gpu):
+        return True
     for part in range(s.parts_per_expert):
         if s.experts[expert * s.parts_per_expert + part].unstarted[gemm] > 0:
             return True
@@ -61,36 +76,17 @@ def free_bytes(s: Root, gpu: int) -> int:
 
 
 @compiled
-def fullest(s: Root, gpu: int) -> int:
-    """Returns the block of the matrix to fetch next, or NOTHING."""
-    room_bytes = free_bytes(s, gpu)
-    most_tokens = 0
-    found = NOTHING
+def fetch_ahead(s: Root, gpu: int, block: int) -> None:
+    """Fetches a matrix: dead ones give way for it, as far as they have to, and then what was used least recently."""
     g = s.gpus[gpu]
-    for i in range(g.first_expert, g.first_expert + g.num_experts):
-        expert = s.gpu_experts[i]
-        tokens = known_tokens(s, expert)
-        for gemm in (GEMM1, GEMM2):
-            missing_bytes = missing_weights(s, expert, gemm)
-            fits = 0 < missing_bytes <= room_bytes
-            if tokens > most_tokens and fits and is_here(s, expert, gemm) and is_alive(s, expert, gemm):
-                most_tokens = tokens
-                found = expert * 2 + gemm
-    return found
-
-
-@compiled
-def fetch_ahead(s: Root, gpu: int) -> None:
-    """Fetches a matrix ahead, if the layer has begun, HBM has nothing to do and there is one; dead ones go first."""
-    g = s.gpus[gpu]
-    if not s.prefetches or not g.start_open or g.hbm_free_ps > s.now_ps:
-        return
-    block = fullest(s, gpu)
-    if block == NOTHING:
-        return
     expert, gemm = divmod(block, 2)
-    while g.l2_used_bytes + missing_weights(s, expert, gemm) > s.l2_bytes:
+    missing_bytes = missing_weights(s, expert, gemm)
+    if missing_bytes > free_bytes(s, gpu):
+        s.matrices[block].at_price = 1
+    while g.l2_used_bytes + missing_bytes > s.l2_bytes:
         dead = dead_matrix(s, gpu, NOTHING)
+        if dead == NOTHING:
+            break
         remove(g.l2, s.blocks, dead)
         g.l2_used_bytes -= s.blocks[dead].resident_bytes
         # What nobody reads again need not be written, as of a copy: PTX has ``discard`` for it.
@@ -105,17 +101,18 @@ def row_started(s: Root, gpu: int, expert: int, gemm: int) -> None:
     if not s.prefetches:
         return
     block = expert * 2 + gemm
+    s.matrices[block].at_price = 0
     if s.blocks[block].resident_bytes > 0 and not is_alive(s, expert, gemm):
         remove(s.gpus[gpu].l2, s.blocks, block)
         prepend_both_ways(s.gpus[gpu].l2, s.blocks, block)
-    fetch_ahead(s, gpu)
+    consider(s, gpu)
 
 
 @compiled
 def hbm_falls_free(s: Root, gpu: int) -> None:
-    """Fetches something ahead, or waits on: HBM may have been given more to do."""
+    """Has a GPU look for what to fetch ahead, unless it holds, or waits on: HBM may have been given more to do."""
     s.gpus[gpu].hbm_wake = 0
     if s.gpus[gpu].hbm_free_ps > s.now_ps:
         wake_hbm(s, gpu)
     else:
-        fetch_ahead(s, gpu)
+        mark(s, PREFETCH, gpu)

@@ -23,7 +23,7 @@ from dysharp_env.simulator.kernel.links import charge_down, charge_up, packets_o
 from dysharp_env.simulator.kernel.memory import is_here, read_part, write
 from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead
+from dysharp_env.simulator.kernel.prefetch import consider
 from dysharp_env.simulator.kernel.staffing import go_to_gemm
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NO_TIME, NOTHING
@@ -151,10 +151,10 @@ def matrix_comes(s: Root, gpu: int, expert: int, gemm: int) -> None:
     s.weights_left -= 1
     while matrix.held.head != NOTHING:
         tile_ready(s, take(matrix.held, s.tiles), gemm)
+    consider(s, gpu)
     # A tile may be closed early from now on.
     g.groups[GEMM].holding = 0
     mark(s, GEMM, gpu)
-    fetch_ahead(s, gpu)
     if is_here(s, expert, GEMM1) and is_here(s, expert, GEMM2):
         for part in range(s.num_parts):
             count_towards(s, gpu, part, codes.OPENS_GEMM1, 1)

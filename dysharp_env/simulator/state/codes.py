@@ -24,10 +24,11 @@ from dysharp_env.system.spec import Queueing
     EV_REQUEST,  # a read request reaches the GPU that has the vector: its first node
     EV_RESPOND,  # what was asked for, or is a tile of weights, has been read: its first node, gpu that has it
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
+    EV_SAID,  # GPUs learn that all a GPU dispatches of a part is stored: that GPU, part, whether it tells itself
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
     EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
-) = range(19)
+) = range(20)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)
@@ -49,6 +50,7 @@ PURPOSES = (
     "dispatch_request",
     "dispatch_data",
     "dispatch_ack",
+    "dispatch_done",
     "combine_request",
     "combine_data",
     "combine_ack",
@@ -59,8 +61,8 @@ PURPOSES = (
     "weight_ack",
 )
 (
-    DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY, EVICTION,
-    WEIGHT_REQUEST, WEIGHT_DATA, WEIGHT_ACK,
+    DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, DISPATCH_DONE, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY,
+    EVICTION, WEIGHT_REQUEST, WEIGHT_DATA, WEIGHT_ACK,
 ) = range(len(PURPOSES))  # fmt: skip
 NUM_PURPOSES = len(PURPOSES)
 UP, DOWN = range(2)
@@ -83,6 +85,8 @@ EMPTY, RUN, ASK, DONE, GROW, STUCK = range(6)
 
 # A counter update at a home GPU: a header flit and a flit of data.
 NOTIFY_FLITS = 2
+# What says that a GPU has stored all it dispatches of a part: a flag, as small as an acknowledgement.
+DONE_FLITS = 1
 
 # A communication SM: in its group, to leave it when it has nothing to do, in the GEMM group, or on its way from there.
 ON_DUTY, LEAVING, AWAY, COMING = range(4)

@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[DecisionKind, Kind] = {
     "plan": Kind(
-        "ways to run the layer, from ``plans``, those that the machine can: once, at the start, before counts are known",
+        "ways to run the layer, from ``plans``, those that the machine can: once, before counts are known",
         "1 if the way to run the layer is chosen",
     ),
     "replicate": Kind(
@@ -104,8 +104,8 @@ FEATURE_TABLE = (
     ),
     Feature(
         "size",
-        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); combine: "
-        "sums over the most a chunk can have there",
+        "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); "
+        "combine: sums over the most a chunk can have there",
         (*GROUPS[:1], "prefetch", *GROUPS[1:]),
     ),
     Feature("is_gemm2", "1 for a GEMM-2 row or matrix", MATRICES),
@@ -137,7 +137,11 @@ FEATURE_TABLE = (
         walks=True,
     ),
     Feature("wanted", "prefetch: 1 if a row that is ready needs it", ("prefetch",)),
-    Feature("drops", "prefetch: what is still to be used and would give way in L2, over its size", ("prefetch",)),
+    Feature(
+        "drops",
+        "prefetch: bytes that would give way in L2, dead weights aside, over those that it lacks of the matrix",
+        ("prefetch",),
+    ),
     Feature("split_dispatch", "dispatch SMs over all SMs", SIZES),
     Feature("split_combine", "combine SMs over all SMs", SIZES),
     Feature(
@@ -151,6 +155,11 @@ FEATURE_TABLE = (
     Feature("room", "replicate: share that this is of what that GPU has less than the mean", ("replicate",)),
     Feature(
         "beyond", "replicate: root of the time that the GPU that they leave has more than the mean", ("replicate",)
+    ),
+    Feature(
+        "late",
+        "replicate: time for all weights that the ``cost`` is of over the work of the GPU they relieve",
+        ("replicate",),
     ),
     Feature("stays", "replicate: share of its tokens that live where they are to be computed", ("replicate",)),
     Feature("holders", "replicate: share of GPUs that hold the expert already", ("replicate",)),
@@ -207,7 +216,7 @@ CONTEXT_TABLE = (
     Value("all_sent", "1 if this GPU has dispatched all its tokens"),
     Value(
         "imbalance",
-        "1 less the mean load of GPUs over that of the busiest: in an earlier batch, if anybody knows it, until counts are exchanged",
+        "1 less the mean load of GPUs over that of the busiest; of an earlier batch, or 0, until counts are known",
     ),
 )
 
@@ -220,3 +229,29 @@ NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
 FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
 CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])
 WALKS = np.array([feature.walks for feature in FEATURE_TABLE])
+
+
+class ShownByName:
+    """What a decision shows, by names; for decisions of the engine and of the twin."""
+
+    kind: int
+    features: np.ndarray
+    context: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def kind_name(self) -> str:
+        """One of ``DECISION_KINDS``, such as ``gemm``."""
+        return DECISION_KINDS[self.kind]
+
+    def feature(self, name: str) -> np.ndarray:
+        """Returns the (max_candidates,) values of one of ``FEATURES``, such as ``weights_in_l2``."""
+        return self.features[:, FEATURES.index(name)]
+
+    def context_value(self, name: str) -> float:
+        """Returns one of ``CONTEXT``, such as ``sent``."""
+        return float(self.context[CONTEXT.index(name)])
+
+    def best(self, scores: np.ndarray) -> int:
+        """Returns the legal row with the highest of (max_candidates,) scores, the first of equals."""
+        return int(np.where(self.mask, scores, -np.inf).argmax())

@@ -20,8 +20,8 @@ from dysharp_env.workload.workload import Workload
 _FLOWS = ("dispatch", "combine")
 # What follows the routing, its bound, and the room that arrays have; see lowering.py.
 _LATER = frozenset(
-    "partial0 store0 sum0 weights0 weight_store0 num_weight_tiles copy_sms trip0 scale_ps imbalance_ppm links_ps gemms_ps hbm_ps"
-    " num_chunks wire_entries num_tiles heap_capacity tile_blocks chunk_blocks pool_capacity marks_capacity"
+    "partial0 store0 sum0 weights0 weight_store0 num_weight_tiles copy_sms trip0 scale_ps imbalance_ppm links_ps"
+    " gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity tile_blocks chunk_blocks pool_capacity marks_capacity"
     " log_capacity wheel_slots wheel_shift".split()
 )
 
@@ -154,4 +154,9 @@ def _margins(workload: Workload, costs: Costs, program: Program, num_sms: int) -
     blocks = 3 * most_tokens + (combine_burst + 1) * layer.top_k + layer.tile_tokens + 3 * num_sms
     # With the last of a copy's weights gates of all parts may open.
     gates = program.parts
-    return {"heap_margin": events + gates + 2 * layer.top_k + wakes, "log_margin": 2 * vectors + wakes + 2 * blocks}
+    # A GPU without tokens says so of all parts at once; who hears of the last source closes the tiles of all experts.
+    said = (2 * program.parts + workload.num_experts * program.parts_per_expert) * program.in_band
+    return {
+        "heap_margin": events + gates + said + 2 * layer.top_k + wakes,
+        "log_margin": 2 * vectors + wakes + 2 * blocks,
+    }

@@ -109,9 +109,9 @@ NETWORK_PLACES = _record("row row_bias context embed embed_bias score_row score_
 # that are dear); and whether hold is offered.
 ANSWERER = _record("exposed networked ruled walks may_hold")
 
-# One SM group of one GPU (and, in row ``split``, its choice of sizes): whether it is marked to act, and waits after
-# hold; SMs that are in it, that it should have, and that are to leave it; vectors at hand, and SMs that may take
-# something.
+# One SM group of one GPU (and, in rows ``split`` and ``prefetch``, its choice of sizes and of weights): whether it is
+# marked to act, and waits after hold; SMs that are in it, that it should have, and that are to leave it; vectors at
+# hand, and SMs that may take something.
 GROUP = _record("marked holding sms wanted_sms leaving in_flight", able=FIFO)
 GPU = _record(
     # memory side
@@ -121,8 +121,11 @@ GPU = _record(
     # GEMM: free SMs, the row at hand, slots there are, that are to come, and (below) that each GEMM has to do; SM time
     # that communication took from thread blocks and that none has lost yet
     "free_sms row_tile- row_gemm slots arrivals_left sm_busy_ps debt_ps "
-    # matrices of copies here that are to come
-    "weights_left "
+    # matrices of copies here that are to come; what L2 could take in without dropping what is still to be used, as of
+    # the last list of what to fetch ahead
+    "weights_left room_bytes "
+    # flags of GPUs that have stored all they dispatch to this one, of all parts: how many there are, and are to come
+    "sources sources_left "
     # combine: units that something is ready of, those before the one at hand, sums it combines and that are not ready
     "items items_waiting combined start_open "
     # the row of ``splits`` in force, and the fewest tokens of an open tile that may be closed early
@@ -187,8 +190,9 @@ COPY = _record("", "expert gpu source source_gpu store replicas is_first child0 
 # A tile of any expert's weights; see simulator/weights.py.
 WEIGHT_TILE = _record("num_bytes", "gemm packets ask_flits")
 # An expert's matrix: when a fetch from HBM ends; of a copy's, when its first tile was issued and its last one came,
-# what of it is here (all of one that copies are made of), tiles to come, and tiles of tokens whose rows wait for it.
-MATRIX = _record("fetched_ps start_ps- end_ps- here_bytes", "tiles_left", held=FIFO)
+# what of it is here (all of one that copies are made of), tiles to come, whether it was fetched ahead at the price of
+# something else and no row has used it since, and tiles of tokens whose rows wait for it.
+MATRIX = _record("fetched_ps start_ps- end_ps- here_bytes", "tiles_left at_price", held=FIFO)
 # The SMs of a GPU that move weights: when they may issue another tile, the time between two, tiles that they are yet to
 # issue and those of them that are at hand, tiles under way, how many they are and should be, and whether EV_MOVE is to
 # come.
@@ -203,8 +207,9 @@ TILE = _record("weights_ps inputs_ps", "expert first count finishes left running
 GATE = _record("left pay_ps not_before_ps stage part gpu-")
 # One stage of one part on one GPU: whether it may start, and the gate that what is done counts for (NOTHING: none).
 STAGE = _record("open gate-")
-# One part on one GPU: tokens it has to send, and the stages that gates open.
-PART = _record("sends_left", stages=(STAGE, 3))
+# One part on one GPU: tokens it has to send, GPUs that are to say that they have stored all they send it, how many of
+# them have not, and the stages that gates open.
+PART = _record("sends_left sources sources_left", stages=(STAGE, 3))
 
 # What a GPU dispatches together: tokens of one home GPU, places in ``order``.
 CHUNK = _record("flits", "gpu first last prev- next- part slot0 num_slots copies")
@@ -299,8 +304,8 @@ PARAMETERS = (
     "output_readiness_entries "
     # schedule
     "notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
-    "pay_end_ps prefetches counted imbalance_ppm num_splits split_moments network_width max_candidates scale_ps links_ps "
-    "gemms_ps hbm_ps "
+    "pay_end_ps prefetches counted in_band imbalance_ppm num_splits split_moments network_width max_candidates "
+    "scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "
     "wheel_shift"

@@ -9,7 +9,7 @@ from numba import njit
 
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
-from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, GEMM1, GEMM2, NOTHING
+from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM2
 from dysharp_env.simulator.state.records import ROOT
 from dysharp_env.workload.workload import NO_EXPERT
 
@@ -279,8 +279,29 @@ def _group_experts(s: Root, gpu_of_expert: np.ndarray) -> np.ndarray:
 
 
 @compiled
+def _count_sources(s: Root, parts: Parts) -> None:
+    """Writes how many GPUs are to say to each that they have stored all they dispatch there, and has gates wait."""
+    for gpu in range(s.num_gpus):
+        g = s.gpus[gpu]
+        if g.num_experts == 0:
+            continue
+        for part in range(s.num_parts):
+            p = s.parts[gpu * s.num_parts + part]
+            p.sources = np.sum(parts.of_offset == part) if s.parts_by == BY_PEERS else s.num_gpus
+            p.sources_left = p.sources
+            g.sources += p.sources
+            for stage in (OPENS_GEMM2, OPENS_COMBINE):
+                gate = p.stages[stage].gate
+                if gate != NOTHING:
+                    s.gates[gate].left += p.sources
+        g.sources_left = g.sources
+
+
+@compiled
 def _count_work(s: Root, gpu_of_expert: np.ndarray, parts: Parts) -> None:
-    """Writes where experts, their slots and tiles are, and how many slots each GPU has and each gate waits for."""
+    """Writes where experts, their slots and tiles are, how many slots GPUs have, and what they and gates wait for."""
+    if s.in_band:
+        _count_sources(s, parts)
     slot0 = tile0 = 0
     for index in range(len(gpu_of_expert) * s.parts_per_expert):
         x = s.experts[index]

@@ -87,7 +87,8 @@ class CombineGroup(Crew):
 
     def may_hold(self) -> bool:
         """Returns whether tokens or partial sums are yet to become ready."""
-        return self.items_waiting > 0
+        # Who pushes does not know of sums of tokens that may be yet to come.
+        return self.items_waiting > 0 or not (self.primitive.reads or self.progress.is_told)
 
     def take(self, unit: Unit) -> None:
         """Begins a unit."""

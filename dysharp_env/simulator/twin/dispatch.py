@@ -18,7 +18,7 @@ class DispatchGroup(Crew):
         self, site: Site, peers: Sequence[DispatchGroup], sizes: Sizes, gemm: GemmGroup, chunks: list[Chunk]
     ) -> None:
         super().__init__(site, observation.DISPATCH, peers, sizes, site.world.dispatch)
-        self.gemm = gemm
+        self.gemm, self.everywhere = gemm, peers
         self.unsent = chunks  # that no SM has taken from
         self.in_chunk: list[Token] = []  # of the chunk that is being sent
         for chunk in chunks:
@@ -55,10 +55,26 @@ class DispatchGroup(Crew):
                 return
             progress.part += 1
             progress.end_first_kernel(progress.part - 1)
+            if self.world.program.in_band and (progress.part == parts or not are_waves):
+                self._say_done(progress.part - 1)
             if progress.part == parts:
                 if self.world.program.exclusive:
                     self.gemm.combines[self.gpu].mark()
                 self.site.mover.dispatched()
+
+    def _say_done(self, part: int) -> None:
+        """Says to every GPU with experts that all of a part is stored; of waves of experts, at the end of all."""
+        told = [peer.gemm for peer in self.everywhere if peer.gemm.is_told_by(self.gpu, part)]
+        others = [gemm for gemm in told if gemm.gpu != self.gpu]
+        for gemm in others:
+            self.uplinks[gemm.gpu % self.costs.planes].charge(codes.DONE_FLITS, codes.DISPATCH_DONE)
+        for delay_ps, gemms in ((0, [gemm for gemm in told if gemm.gpu == self.gpu]), (2 * self.costs.hop_ps, others)):
+            self.clock.at(self.clock.now_ps + delay_ps, codes.EV_SAID, self._heard, part, gemms)
+
+    def _heard(self, part: int, gemms: list[GemmGroup]) -> None:
+        """Has GPUs learn that this one is done with a part."""
+        for gemm in gemms:
+            gemm.hear_done(self.gpu, part)
 
     def _take_token(self, token: Token) -> None:
         """Gives a token to an SM; its home GPU's own experts get it at once."""

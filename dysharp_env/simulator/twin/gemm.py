@@ -9,7 +9,7 @@ from dysharp_env.simulator.state.codes import NO_TIME
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.links import Link
 from dysharp_env.simulator.twin.parts import Expert, Pair, Row, Tile
-from dysharp_env.simulator.twin.prefetch import Prefetcher
+from dysharp_env.simulator.twin.prefetch import PrefetchGroup
 from dysharp_env.simulator.twin.staffing import Group, Site
 from dysharp_env.simulator.twin.weights import Mover
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2
@@ -19,17 +19,22 @@ class GemmGroup(Group):
     """The GEMM group of one GPU and its experts, by number and part."""
 
     def __init__(
-        self, site: Site, combines: list[CombineGroup], experts: dict[tuple[int, int], Expert], mover: Mover
+        self,
+        site: Site,
+        combines: list[CombineGroup],
+        experts: dict[tuple[int, int], Expert],
+        mover: Mover,
+        prefetch: PrefetchGroup,
     ) -> None:
         super().__init__(site, observation.GEMM)
-        self.combines, self.experts, self.mover = combines, experts, mover
+        self.combines, self.experts, self.mover, self.prefetch = combines, experts, mover, prefetch
         mover.on_matrix = self.matrix_comes
         self.held: dict[tuple[int, int], list[Tile]] = {}  # rows by expert and stage whose weights are to come
         self.slots = sum(expert.total for expert in experts.values())  # (token, expert)s
         for expert in experts.values():
             for left in self.progress.left.values():
                 left[expert.part] += expert.total
-        self.prefetcher = Prefetcher(self.world, self.memory, self.progress, experts.values(), mover.is_here)
+        self._find_sources()
         self.tiles_live = 0
         self.row: Row | None = None  # whose blocks are being started
         self.busy_ps = 0  # of all SMs, in thread blocks so far
@@ -40,7 +45,6 @@ class GemmGroup(Group):
         self.progress.left[GEMM1][pair.part] -= len(pair.experts)
         for number in pair.experts:
             self._fill(self.experts[number, pair.part], pair)
-        self.prefetcher.fetch()
         if self.world.may_close_early:
             self.mark()
         self.progress.check(GEMM1, pair.part)
@@ -57,8 +61,49 @@ class GemmGroup(Group):
         pair.tiles.append(expert.open)
         self.memory.write(expert.open.block("in"), self.costs.token_bytes[0])
         expert.arrived += 1
-        if expert.open_count == self.world.workload.layer.tile_tokens or expert.arrived == expert.total:
+        if expert.arrived == 1 and not self.world.program.counted:
+            self.prefetch.wake()
+        if expert.open_count == self.world.workload.layer.tile_tokens or self._is_last(expert):
             self._close_tile(expert)
+
+    def _is_last(self, expert: Expert) -> bool:
+        """Returns whether nothing more comes for an expert, as far as this GPU knows."""
+        return expert.arrived == expert.total and self.progress.sources_left[expert.part] == 0
+
+    def _find_sources(self) -> None:
+        """Notes who is to say that it has stored all it dispatches to the experts here."""
+        program, gpus = self.world.program, range(self.world.num_gpus)
+        for part in range(program.parts):
+            told_by = [gpu for gpu in gpus if self.is_told_by(gpu, part)] if program.in_band else []
+            self.progress.sources[part] = self.progress.sources_left[part] = len(told_by)
+
+    def is_told_by(self, source: int, part: int) -> bool:
+        """Returns whether a GPU says here that it is done with a part."""
+        program, num_gpus = self.world.program, self.world.num_gpus
+        of_peers = (self.gpu - source) % num_gpus * program.parts // num_gpus
+        return bool(self.experts) and (program.parts_by != codes.BY_PEERS or of_peers == part)
+
+    def hear_done(self, source: int, part: int) -> None:
+        """Learns that all that a GPU dispatches of a part is stored; where parts are waves of experts, of all."""
+        if source != self.gpu:
+            self.downlinks[self.gpu % self.costs.planes].charge(codes.DONE_FLITS, codes.DISPATCH_DONE)
+        parts_by = self.world.program.parts_by
+        for each in range(part + 1) if parts_by == codes.BY_EXPERTS else [part]:
+            self._count_source(each)
+
+    def _count_source(self, part: int) -> None:
+        """Counts a source that is done with a part; the last closes the tiles of experts that have all their tokens."""
+        self.progress.sources_left[part] -= 1
+        if self.progress.sources_left[part] > 0:
+            return
+        for expert in self.experts.values():
+            if expert.part == part and expert.open and self._is_last(expert):
+                self._close_tile(expert)
+        self.wake()
+        self.combines[self.gpu].wake()
+        self.prefetch.wake()
+        self.progress.end_first_kernel(part)
+        self.progress.check(COMBINING, part)
 
     def _close_tile(self, expert: Expert) -> None:
         """Ends an expert's open tile; it is ready a memory latency later if its status entry has spilled."""
@@ -86,18 +131,23 @@ class GemmGroup(Group):
         self.world.rows_ready += 1
         tile.ready_order[stage - 1] = self.world.rows_ready
         tile.ready_ps[stage - 1] = self.clock.now_ps
+        self.prefetch.wake()
         self.wake()
 
     def matrix_comes(self, expert: int, stage: int) -> None:
         """Makes rows ready that waited for a copy's matrix, in the order in which they did; tiles may be closed now."""
         for tile in self.held.pop((expert, stage), []):
             self._row_ready(tile, stage)
+        self.prefetch.wake()
         self.wake()
-        self.prefetcher.fetch()
 
     def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
         while self.site.free_sms > 0:
+            if self.prefetch.is_marked:
+                # What may be fetched ahead comes first, as HBM serves in turn.
+                self.mark()
+                return []
             if self.row is None:
                 return [] if self.holds else self._list_rows()
             self._start_blocks(self.row)
@@ -105,7 +155,7 @@ class GemmGroup(Group):
 
     def may_hold(self) -> bool:
         """Returns whether something is yet to arrive here, or to finish."""
-        is_to_come = any(self.progress.left[GEMM1]) or self.mover.matrices_left > 0
+        is_to_come = self.progress.more_comes or self.mover.matrices_left > 0
         return is_to_come or self.site.free_sms < self.site.gemm_sms
 
     def take(self, row: Row) -> None:
@@ -123,7 +173,7 @@ class GemmGroup(Group):
         source, target = ("in", "mid") if stage == GEMM1 else ("mid", "out")
         tile.inputs_ps = max(tile.weights_ps, self.memory.read(tile.block(source), count * read_bytes))
         self.memory.write(tile.block(target), count * write_bytes)
-        self.prefetcher.row_started(tile.expert.number, stage)
+        self.prefetch.row_started(tile.expert.number, stage)
 
     def _list_rows(self) -> list[Row]:
         """Returns ready rows, one per expert and GEMM, first ready first; then tiles to close early, fullest first."""

@@ -6,6 +6,7 @@ from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gemm import GemmGroup
+from dysharp_env.simulator.twin.prefetch import PrefetchGroup
 from dysharp_env.simulator.twin.routing import Routing
 from dysharp_env.simulator.twin.staffing import Site, Sizes
 from dysharp_env.simulator.twin.switch import Switch
@@ -35,7 +36,8 @@ class Gpu(Site):
         sizes = Sizes(self, SPLIT)
         self.combine = CombineGroup(self, combines, sizes, routing.tokens)
         self.mover: Mover = Mover(self, movers, copies)
-        self.gemm: GemmGroup = GemmGroup(self, combines, experts, self.mover)
+        self.prefetch = PrefetchGroup(self, self.experts, self.mover.is_here)
+        self.gemm: GemmGroup = GemmGroup(self, combines, experts, self.mover, self.prefetch)
         self.dispatch = DispatchGroup(self, dispatches, sizes, self.gemm, routing.chunks[number])
         movers.append(self.mover)
         combines.append(self.combine)
@@ -46,9 +48,9 @@ class Gpu(Site):
     def _opened(self, stage: int, part: int) -> None:
         """Goes on with a stage of a part."""
         if stage == EVERYTHING:
+            self.prefetch.wake()
             for group in (self.dispatch, self.gemm, self.combine):
                 group.mark()
-            self.gemm.prefetcher.fetch()
             self.mover.issue_soon()
         elif stage == COMBINING:
             self.combine.open_part(part)

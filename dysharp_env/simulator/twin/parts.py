@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dysharp_env.simulator.state.codes import AWAY, NO_TIME
+from dysharp_env.simulator.state.observation import ShownByName
 
 Name = tuple[str | int, ...]  # what logs call a thing: ("copy", token, GPU, place), ("tile", expert, part, place), ...
 
@@ -211,6 +212,14 @@ class Row(NamedTuple):
     is_open: bool = False
 
 
+class Matrix(NamedTuple):
+    """A prefetch candidate: an expert's matrix of one GEMM, and all parts of the expert."""
+
+    expert: int
+    stage: int
+    parts: tuple[Expert, ...]
+
+
 class Split(NamedTuple):
     """A candidate of the split decision: a row of the program's splits."""
 
@@ -224,7 +233,7 @@ class Hold(NamedTuple):
     """The candidate that does nothing until something new concerns the group."""
 
 
-Candidate = Chunk | Row | Unit | Split | Hold
+Candidate = Chunk | Matrix | Row | Unit | Split | Hold
 
 
 class Use(NamedTuple):
@@ -240,7 +249,7 @@ class Use(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(ShownByName):
     """A decision that waits for an answer; as the engine's, with the candidates themselves."""
 
     kind: int

@@ -14,7 +14,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.twin.gpu import Gpu
 from dysharp_env.simulator.twin.links import Link
-from dysharp_env.simulator.twin.parts import Candidate, Chunk, Hold, Pair, Row, Split, Token, Unit
+from dysharp_env.simulator.twin.parts import Candidate, Chunk, Expert, Hold, Matrix, Pair, Row, Split, Token, Unit
 from dysharp_env.simulator.twin.world import COMBINING, GEMM1, GEMM2, World
 
 
@@ -45,6 +45,8 @@ class Shown:
                 return {"is_hold": 1.0}
             case Chunk():
                 return order | self._of_chunk(gpu, candidate)
+            case Matrix():
+                return order | self._of_matrix(gpu, candidate)
             case Row():
                 return order | self._of_row(gpu, candidate)
             case Unit():
@@ -73,7 +75,7 @@ class Shown:
         return {
             "size": count / world.program.chunk_tokens,
             "tile_fill": mean([expert.open_count / tile_tokens for expert in experts]),
-            "expert_progress": mean([expert.arrived / expert.total for expert in experts]),
+            "expert_progress": mean([expert.arrived / expert.total for expert in experts]) * world.program.counted,
             "fan_out": min(1.0, len(remote) / (count * (world.num_gpus - 1))),
             "backlog": self._root(max([backlog_ps(self.gpus[pair.gpu].downlinks) for pair in remote], default=0)),
             "cost": self._root(costs.spread_ps(flits)),
@@ -86,6 +88,19 @@ class Shown:
         return max(len(groups), 1) * world.costs.dispatch_flits(
             token.remote_experts if world.dispatch.names_targets else 0
         )
+
+    def _of_matrix(self, gpu: Gpu, matrix: Matrix) -> dict[str, float]:
+        memory, prefetch, stage = gpu.memory, gpu.prefetch, matrix.stage
+        total, arrived = sum(part.total for part in matrix.parts), sum(part.arrived for part in matrix.parts)
+        sources, sources_left = sum(gpu.progress.sources), sum(gpu.progress.sources_left)
+        return {
+            "size": min(1.0, prefetch.known_tokens(matrix) / self.world.workload.layer.tile_tokens),
+            "is_gemm2": float(stage == GEMM2),
+            "expert_left": sources_left / sources if sources_left else 1 - fraction(arrived, total),
+            "cost": self._root(self.world.costs.hbm_ps(memory.weights_to_read(matrix.expert, stage))),
+            "wanted": float(any(part.rows[stage - 1] for part in matrix.parts)),
+            "drops": prefetch.drops_bytes(matrix) / memory.missing_bytes(matrix.expert, stage),
+        }
 
     def _of_row(self, gpu: Gpu, row: Row) -> dict[str, float]:
         world, costs, stage, expert, pairs = self.world, self.world.costs, row.stage, row.tile.expert, row.tile.pairs
@@ -102,11 +117,18 @@ class Shown:
             "is_partial": float(row.is_open),
             "weights_in_l2": float(reads == 0),
             "waiting": self._root(0 if row.is_open else now_ps - row.tile.ready_ps[stage - 1]),
-            "expert_left": (expert.total - expert.arrived) / expert.total,
+            "expert_left": self._left(gpu, expert),
             "finishes": finishes / len(pairs),
             "backlog": self._root(memory.hbm_free_ps - now_ps),
             "cost": self._root(max(costs.blocks[stage - 1] * block_ps // gpu.gemm_sms, costs.hbm_ps(reads))),
         }
+
+    def _left(self, gpu: Gpu, expert: Expert) -> float:
+        """Returns the share of an expert's tokens that is to arrive; while that is unknown, of sources that go on."""
+        sources_left = gpu.progress.sources_left[expert.part]
+        if sources_left > 0:
+            return sources_left / gpu.progress.sources[expert.part]
+        return (expert.total - expert.arrived) / expert.total
 
     def _of_unit(self, unit: Unit) -> dict[str, float]:
         world, count = self.world, len(unit.items)
@@ -131,15 +153,21 @@ class Shown:
     def context_of(self, gpu: Gpu, kind: int) -> dict[str, float]:
         """Returns the context of a decision."""
         world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
-        left, slots, dispatch, combine = gpu.progress.left, gpu.gemm.slots, gpu.dispatch, gpu.combine
+        progress, all_slots, dispatch, combine = gpu.progress, gpu.gemm.slots, gpu.dispatch, gpu.combine
+        # Until all sources are done what has arrived counts, and an even share is expected.
+        left, is_told, sources = progress.left, progress.is_told, sum(progress.sources)
+        arrived = all_slots - sum(left[GEMM1])
+        slots = all_slots if is_told else workload.num_tokens * workload.layer.top_k // world.num_gpus
+        received = fraction(arrived, slots) if is_told else fraction(sources - sum(progress.sources_left), sources)
+        done = 2 * all_slots - sum(left[GEMM2]) - sum(left[COMBINING])
         ready = combine.items - combine.items_waiting
         experts = int(workload.placement.held[gpu.number])
         return {
             **{f"is_{name}": float(kind == other) for other, name in enumerate(DECISION_KINDS)},
             "elapsed": min(1.0, world.clock.now_ps / (4 * world.scale_ps)),
             "sent": fraction(dispatch.tokens_sent, dispatch.tokens_to_send),
-            "received": fraction(slots - sum(left[GEMM1]), slots),
-            "gemm_done": fraction(2 * slots - sum(left[GEMM2]) - sum(left[COMBINING]), 2 * slots),
+            "received": received,
+            "gemm_done": fraction(done, 2 * (slots if is_told else arrived)),
             "combined": fraction(combine.combined, int(workload.tokens_of_gpu[gpu.number])),
             "uplink_backlog": self._root(backlog_ps(gpu.uplinks)),
             "downlink_backlog": self._root(backlog_ps(gpu.downlinks)),
@@ -153,7 +181,7 @@ class Shown:
             "hbm_share": fraction(bound.hbm_ps, world.scale_ps),
             "tokens_per_expert": slots / (slots + experts * workload.layer.tile_tokens) if experts else 0.0,
             "l2_room": costs.l2_bytes / (costs.l2_bytes + experts * sum(costs.matrix_bytes)),
-            "ready": ready / max(combine.items, 1),
+            "ready": ready / max(combine.items, 1) if is_told or world.combine.reads else 0.0,
             "any_ready": float(ready > 0),
             "all_sent": float(dispatch.tokens_sent == dispatch.tokens_to_send),
             "imbalance": workload.imbalance_ppm / 1e6 if world.program.counted else 0.0,

@@ -90,6 +90,9 @@ class Progress:
         parts, gates = range(world.program.parts), world.program.gates
         self.part = 0  # whose turn it is to be dispatched
         self.sends_left = [0 for _ in parts]  # tokens yet to be given to an SM
+        # GPUs that are to say that they have stored all they send here, and those of them that have not.
+        self.sources = [0 for _ in parts]
+        self.sources_left = [0 for _ in parts]
         # (token, expert)s that a stage waits for: to arrive, or to have the GEMM before it.
         self.left = {stage: [0 for _ in parts] for stage in STAGES}
         self.copies_left = 0  # here, that lack weights, for which the gates of all parts' GEMM-1 wait too
@@ -102,9 +105,19 @@ class Progress:
         return self.is_open.get((EVERYTHING, 0), False)
 
     @property
+    def is_told(self) -> bool:
+        """Whether all who are to say that they are done have said so."""
+        return not any(self.sources_left)
+
+    @property
+    def more_comes(self) -> bool:
+        """Whether more tokens come here, or may do so as far as this GPU has been told."""
+        return any(self.left[GEMM1]) or not self.is_told
+
+    @property
     def is_dispatched(self) -> bool:
         """Whether all that this GPU dispatches is stored, and all that it is sent has arrived."""
-        return self.part == len(self.sends_left) and not any(self.left[GEMM1])
+        return self.part == len(self.sends_left) and not self.more_comes
 
     def pay(self, stage: int, part: int, everywhere: bool) -> None:
         """Opens a stage of a part, here or everywhere, once it is paid for."""
@@ -130,11 +143,13 @@ class Progress:
 
     def _is_over(self, stage: int, part: int) -> bool:
         """Returns whether all is here that a stage of a part, GEMM-1 or combine, waits for."""
-        return self.left[stage][part] == 0 and (stage != GEMM1 or self.copies_left == 0)
+        if stage == GEMM1:
+            return self.left[stage][part] == 0 and self.copies_left == 0
+        return self.left[stage][part] == 0 and self.sources_left[part] == 0
 
     def end_first_kernel(self, part: int) -> None:
         """Opens a part's GEMM-2 behind a kernel boundary: its GEMM-1 is over here, what it dispatched is stored."""
-        is_over = self.left[GEMM2][part] == 0 and self.part > part
+        is_over = self.left[GEMM2][part] == 0 and self.part > part and self.sources_left[part] == 0
         if self.program.gates[1] == codes.GATE_PHASE and is_over and not self.is_boundary_paid[part]:
             self.is_boundary_paid[part] = True
             self.pay(GEMM2, part, everywhere=False)

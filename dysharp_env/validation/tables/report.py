@@ -13,14 +13,15 @@ from dysharp_env.validation.tables.constants import SET_CONSTANTS, constants_set
 from dysharp_env.validation.tables.errors import Errors, Outcome, TableErrors
 from dysharp_env.validation.tables.predict import predictions
 from dysharp_env.validation.tables.readings import Reading, Table
+from dysharp_env.workers import Workers
 
 _ERRORS = ("values", "median |error| %", "90th pct |error| %", "median error %")
 
 
-def judge(tables: Sequence[Table], jobs: int | None = None) -> list[TableErrors]:
+def judge(tables: Sequence[Table], workers: Workers | None = None) -> list[TableErrors]:
     """Returns every table with what the engine predicts for it; see ``predictions``."""
     readings = [reading for table in tables for reading in table.readings]
-    predicted = iter(predictions(readings, jobs))
+    predicted = iter(predictions(readings, workers))
     return [
         TableErrors(
             table,

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 
 from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
-from agents.opponents.opponent import Played
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.suite import SuiteWorkload, load_suite
+from dysharp_env.schedules.opponent import Played
+from dysharp_env.workload.suite import SuiteEntry, SuiteSpec, SuiteWorkload, load_suite
 
 
 def row(policy: str, item: SuiteWorkload, makespan_us: float, seed: None | int = None) -> Played:
     return Played(policy, seed, item.name, makespan_us, 10.0, 1, 1)
 
 
-def test_groups_of_the_held_out_suite() -> None:
-    suite = load_suite("held-out")
-    by_label = {}
-    for entry in suite.workloads:
-        item = suite.model_copy(update={"workloads": (entry,)}).draw()[0] if entry.tokens <= 96 else None
-        if item is not None:
-            by_label[item.entry.label(item.scenario)] = {by: group(item) for by, group in GROUPINGS.items()}
-    assert by_label["gh200-nvl32 x16 kimi-k2 top-8 96 tokens"] == {
+def groups_of(**settings: object) -> dict[str, str]:
+    (item,) = SuiteSpec(name="one", workloads=(SuiteEntry(**settings, seeds=(0, 1)),)).draw()
+    return {by: group(item) for by, group in GROUPINGS.items()}
+
+
+def test_groups_of_a_workload() -> None:
+    assert groups_of(
+        system="gh200-nvl32", gpus=16, model="kimi-k2", tokens=96, routing="deepseek-v3-skewed", group="far"
+    ) == {
         "gpus": "16 GPUs",
         "model": "kimi-k2",
         "tokens": "65..256 tokens per GPU",
@@ -30,11 +31,15 @@ def test_groups_of_the_held_out_suite() -> None:
         "direction": "forward",
         "dtype": "fp8 dispatch",
         "machine": "gh200-nvl32",
+        "hardware": "dynamic-multimem",
         "seen": "new machine and model",
+        "binds": "memory",
+        "group": "far",
     }
-    slow = by_label["gh200-nvl32 x32 deepseek-v3 top-8 64 tokens GPU 0 x1.5"]
-    assert slow["machine"] == "gh200-nvl32, one slow GPU" and slow["seen"] == "both seen"
-    assert slow["tokens"] == "<=64 tokens per GPU"
+    slow = groups_of(model="olmoe", tokens=64, routing="uniform", slow_gpu=1.5, hardware="today", binds="software")
+    assert slow["machine"] == "dgx-h100, one slow GPU" and slow["seen"] == "both seen"
+    assert slow["tokens"] == "<=64 tokens per GPU" and slow["hardware"] == "today" and slow["group"] == "no group"
+    assert slow["binds"] == "software"  # as the entry says
 
 
 def test_ratios_of_groups_are_their_own() -> None:

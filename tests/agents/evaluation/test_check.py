@@ -13,6 +13,7 @@ from agents import check, evaluate, train
 from agents.evaluation.decision_list import AskedSpec, DecisionList, read_decisions, routing_digest, write_decisions
 from dysharp_env.schedules import Exposure, Starter, load_schedule
 from dysharp_env.simulator import engine as engine_module
+from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.workload import Placement, ScenarioSpec, Workload, load_model
 
 SUITE = """
@@ -34,6 +35,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
         option for name in (str(run), "random", "first", "tutel", "look-ahead:dysharp") for option in ("--policy", name)
     ]
     argv = ["--suite", str(root / "tiny.yaml"), *policies, "--seeds-of-random", "1", "--rollouts", "50", "--seed", "4"]
+    argv += ["--renamings", "2"]
     assert evaluate.main([*argv, "--decisions", str(root / "lists"), "--json", str(root / "rows.json")]) == 0
     return root / "lists"
 
@@ -47,15 +49,14 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
 ) -> None:
     stored = [read_decisions(path) for path in lists.iterdir()]
     rows = rows_of(lists)
-    assert len(stored) == len(rows) == 12
+    assert len(stored) == len(rows) == 24
     for row in rows:
-        (match,) = [
-            d for d in stored if (d.policy, d.seed, d.workload) == (row["policy"], row["seed"], row["workload"])
-        ]
+        key = tuple(row[name] for name in ("policy", "seed", "workload", "renaming"))
+        (match,) = [d for d in stored if (d.policy, d.seed, d.workload, d.renaming) == key]
         assert match.makespan_ps == round(row["makespan_us"] * 1e6)
         assert len(match.choices) == (row["asked"])
         assert row["asked"] <= row["decisions"]
-    assert sum(bool(d.choices) for d in stored) == 8  # all but those of the two schedules
+    assert sum(bool(d.choices) for d in stored) == 16  # all but those of the two schedules
     assert all(len(d.schedule.best_of) == (d.policy == "tutel") for d in stored)
 
     def must_not_run(_: Any) -> None:
@@ -64,7 +65,7 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
     monkeypatch.setattr(engine_module, "advance", must_not_run)
     assert check.main([str(lists)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "12 of 12 rows confirmed"
+    assert lines[-1] == "24 of 24 rows confirmed"
     assert all(line.startswith("confirmed") for line in lines[:-1])
 
 
@@ -80,7 +81,7 @@ def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
     rng, choices, resized = np.random.default_rng(1), [], 0
     while (asked := engine.advance()) is not None:
         choices.append(int(rng.choice(np.flatnonzero(asked.mask))))
-        resized += asked.kind == 0 and len(choices) > 1 and choices[-1] > 0
+        resized += asked.kind == SPLIT and len(choices) > 1 and choices[-1] > 0
         engine.decide(choices[-1])
     stored = DecisionList(
         policy="random",
@@ -124,6 +125,7 @@ def longer(decisions: DecisionList) -> dict[str, Any]:
         ("random", longer, "it is over after"),
         ("tutel", longer, "it is over after 0 choices, but 1 are stored"),
         ("random", lambda d: {"choices": d.choices[:-1]}, "it goes on after all"),
+        ("first", lambda d: {"renaming": 1 - d.renaming}, "draw another routing"),
         ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
         (
             "first",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import yaml
 from agents import evaluate as command
 from agents import train as training
 from agents.evaluation.statistics import geometric_mean
-from agents.evaluation.table import beats_on_every_workload, summarise
-from agents.opponents.opponent import Played
-from agents.opponents.players import Chooser, ScheduleOpponent
+from agents.evaluation.table import beats_on_every_workload, makespans, summarise
+from agents.opponents.players import Chooser
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.opponent import Played, ScheduleOpponent
+from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
 
 
@@ -46,6 +48,26 @@ def test_summary_of_hand_worked_rows() -> None:
     assert (other.wins, other.workloads, other.seeds) == (1, 2, 2)
     assert other.ci_low <= other.geomean_ratio <= other.ci_high
     assert beats_on_every_workload(rows, "b", "a") == (1, 2)  # means over seeds: 10 < 20, 50 > 40
+
+
+def test_ratios_are_of_geometric_means_over_renamings() -> None:
+    rows = [row("a", "w", 10.0), replace(row("a", "w", 40.0), renaming=1)]
+    rows += [row("b", "w", 10.0), replace(row("b", "w", 10.0), renaming=1)]
+    assert makespans(rows, "a") == pytest.approx(np.array([[20.0]])) and makespans(rows[:1], "a").tolist() == [[10.0]]
+    _, other = summarise(rows, "a")
+    assert other.geomean_ratio == pytest.approx(0.5) and (other.wins, other.workloads) == (1, 1)
+
+
+def test_what_names_of_gpus_move_is_a_mean(tmp_path: Path) -> None:
+    argv = ["--suite", "smoke", "--policy", "nvls", "--json", str(tmp_path / "e.json")]
+    found = []
+    for renamings in ("1", "3"):
+        assert command.main([*argv, "--renamings", renamings]) == 0
+        found.append(json.loads((tmp_path / "e.json").read_text()))
+    alone, several = found
+    assert [line for line in several["rows"] if line["renaming"] == 0] == alone["rows"]
+    assert several["config"]["renamings"] == 3 and len(several["rows"]) == 3 * len(alone["rows"])
+    assert len({line["makespan_us"] for line in several["rows"]}) > len(alone["rows"])
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -77,7 +99,7 @@ def test_first_choices_with_only_dispatch_exposed_are_the_base_schedule() -> Non
 def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     policies = ["random", "first", "deepep", ",".join(runs)]
     options = [option for policy in policies for option in ("--policy", policy)]
-    argv = ["--suite", "smoke", *options, "--seeds-of-random", "2", "--json", "-", "--seed", "4"]
+    argv = ["--suite", "smoke", *options, "--seeds-of-random", "2", "--renamings", "2", "--json", "-", "--seed", "4"]
     assert command.main(argv) == 0
     text = capsys.readouterr().out
     result = json.loads(text)
@@ -88,12 +110,15 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
     seeds: dict[str, list[Any]] = {}
     for line in result["rows"]:
         names = ["policy", "seed", "workload", "makespan_us", "lower_bound_us", "decisions", "asked"]
-        assert list(line) == [*names, "busiest_decisions", "charged_us", "family_bound_us"]
+        assert list(line) == [*names, "busiest_decisions", "charged_us", "family_bound_us", "renaming"]
         assert line["charged_us"] is None
         assert line["makespan_us"] >= line["family_bound_us"] >= line["lower_bound_us"] > 0
-        seeds.setdefault(line["policy"], []).append((line["seed"], line["workload"]))
+        seeds.setdefault(line["policy"], []).append((line["seed"], line["renaming"], line["workload"]))
     expected = {"random": [4, 5], "first": [None], "deepep": [None], "smoke": [0, 1], "dysharp": [None]}
-    assert {policy: [(seed, w) for seed in given for w in workloads] for policy, given in expected.items()} == seeds
+    renamed = [(renaming, w) for renaming in (0, 1) for w in workloads]
+    assert {
+        policy: [(seed, *each) for seed in given for each in renamed] for policy, given in expected.items()
+    } == seeds
     # The same workload has one bound, whoever played it.
     bounds = {(line["workload"], line["lower_bound_us"]) for line in result["rows"]}
     assert len(bounds) == len(workloads)
@@ -118,7 +143,7 @@ def test_tables_against_several_charged_and_by_group(tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     for against in ("nvls", "dysharp"):
         assert re.search(f"workloads, time / {against} on the same workload *\n", out)
-        assert out.count("Suite smoke, 2.5 us for split,dispatch,gemm,combine: 4 workloads") == 2
+        assert " ".join(out.split()).count(f"Suite smoke, 2.5 us for {','.join(DECISION_KINDS)}: 4 workloads") == 2
         assert f"By skew: time / {against}" in out and f"By gpus: time / {against}" in out
     result = json.loads((tmp_path / "e.json").read_text())
     assert [line["against"] for line in result["summary"]] == ["nvls"] * 3 + ["dysharp"] * 3
@@ -201,9 +226,10 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--policy", "random", "--against", "dyshap"], "(did you mean 'dysharp'?)"),
         (["--policy", "random", "--policy", "random"], "policy='random' is given twice"),
         (["--policy", "random", "--seeds-of-random", "0"], "seeds-of-random=0 must be at least 1"),
+        (["--policy", "random", "--renamings", "0"], "renamings=0 must be at least 1"),
         (["--policy", "random", "--by", "gpu"], "by='gpu' is unknown; choose from ['gpus', 'model', 'tokens',"),
         (["--policy", "random", "--decision-us", "0"], "decision-us=0 must be above 0 and at most 1000"),
-        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "policy='nope' is unknown"),
+        (["--policy", "random", "--against", "dysharp", "--against", "nope"], "schedule='nope' is unknown"),
         (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
         (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
         (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from agents.opponents.opponent import Contender
 from agents.opponents.players import Chooser, best_row
 from agents.opponents.read import learned_of, read_contender, read_contenders, run_folders
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import Problem
+from dysharp_env.schedules.opponent import Contender
 from dysharp_env.workload.suite import load_suite
 
 ITEMS = load_suite("smoke").draw()

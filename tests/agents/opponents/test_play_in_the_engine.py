@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.opponents.opponent import Answer, Opponent, Played
-from agents.opponents.players import Learned, ScheduleOpponent
+from agents.opponents.players import Learned
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.opponent import Answer, Opponent, Played, ScheduleOpponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES

@@ -29,6 +29,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.schedules.sections import RuleSpec
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, GEMM
+from dysharp_env.workers import Threads, Workers
 from dysharp_env.workload.suite import SuiteSpec
 
 SPLITS = ((8, 8), (1, 1), (16, 1), (1, 16), (16, 16), (4, 8, 32))
@@ -89,16 +90,16 @@ def test_a_constant_wish_plays_that_split() -> None:
     assert steered[0] == fixed
 
 
-def evolution(threads: int) -> Evolution:
-    spec = EvolutionSpec(pairs=2, batch=2, threads=threads)
+def evolution(workers: Workers) -> Evolution:
+    spec = EvolutionSpec(pairs=2, batch=2)
     base = load_schedule("dysharp")
-    made = Evolution(spec, base, exposure(steering.hand_written()), Problem.of_suite(SUITE.draw()), base)
+    made = Evolution(spec, base, exposure(steering.hand_written()), Problem.of_suite(SUITE.draw()), base, workers)
     made.restart(3)
     return made
 
 
 def test_threads_change_nothing() -> None:
-    one, two = evolution(1), evolution(2)
+    one, two = evolution(Workers()), evolution(Threads(2))
     for _ in range(2):
         assert one.step(0.0) == two.step(0.0)
     np.testing.assert_array_equal(one.average, two.average)
@@ -263,8 +264,8 @@ def test_makespans_fall_where_a_weight_matters() -> None:
     # With so many tokens weights are read again and again unless rows that find them in L2 go first.
     many = {"system": "dgx-h100", "model": "deepseek-v2-lite", "tokens": 256, "routing": "uniform", "seeds": [0, 1]}
     suite = Problem.of_suite(SUITE.with_changes({"workloads": [many]}).draw())
-    spec = EvolutionSpec(shapes=(), gated=(), pairs=4, batch=1, learning_rate=0.1, average=0.0, threads=1)
-    mine = Evolution(spec, wrong, Exposure(kinds=("gemm",)), suite, base)
+    spec = EvolutionSpec(shapes=(), gated=(), pairs=4, batch=1, learning_rate=0.1, average=0.0)
+    mine = Evolution(spec, wrong, Exposure(kinds=("gemm",)), suite, base, Workers())
     mine.restart(0)
     first = mine.step(0.0).ratio
     for _ in range(12):

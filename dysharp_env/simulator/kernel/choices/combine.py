@@ -9,6 +9,7 @@ from dysharp_env.simulator.kernel.fifo import join, remove, take
 from dysharp_env.simulator.kernel.links import spread_ps
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import backlog_ps, rooted
+from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import NOTHING
 from dysharp_env.simulator.state.observation import COMBINE
 
@@ -18,7 +19,7 @@ def act_combine(s: Root, gpu: int) -> bool:
     """Issues what is at hand while SMs may take some; True if a unit has to be chosen for them."""
     g = s.gpus[gpu]
     group = g.groups[COMBINE]
-    if not g.start_open or (s.exclusive and (g.part < s.num_parts or g.arrivals_left > 0)):
+    if not g.start_open or (s.exclusive and (g.part < s.num_parts or more_comes(s, gpu))):
         return False
     while group.able.head != NOTHING:
         if g.issue.head == NOTHING:
@@ -42,7 +43,9 @@ def list_units(s: Root, gpu: int, limit: int) -> int:
 @compiled
 def may_hold_combine(s: Root, gpu: int) -> bool:
     """Returns whether something will still become ready, or hold would wait for ever."""
-    return s.gpus[gpu].items_waiting > 0
+    g = s.gpus[gpu]
+    # Who pushes does not know of sums of tokens that may be yet to come.
+    return g.items_waiting > 0 or (s.combine.reads == 0 and g.sources_left > 0)
 
 
 @compiled

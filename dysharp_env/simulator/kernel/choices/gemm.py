@@ -5,11 +5,13 @@ from __future__ import annotations
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import block_ps, close_tile, start_blocks, start_row
+from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.memory import hbm_ps, is_here, missing_weights, weights_to_read
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.shares import hbm_backlog_ps, rooted
+from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
-from dysharp_env.simulator.state.observation import GEMM
+from dysharp_env.simulator.state.observation import GEMM, PREFETCH
 
 # Open tiles are listed behind all ready rows, the fullest first.
 OPEN_KEY = 1 << 60
@@ -22,6 +24,10 @@ def act_gemm(s: Root, gpu: int) -> bool:
     if not g.start_open:
         return False
     while g.free_sms > 0:
+        if g.groups[PREFETCH].marked:
+            # What may be fetched ahead comes first, as HBM serves in turn.
+            mark(s, GEMM, gpu)
+            return False
         if g.row_tile == NOTHING:
             return g.groups[GEMM].holding == 0
         start_blocks(s, gpu)
@@ -88,7 +94,7 @@ def list_rows(s: Root, gpu: int, limit: int) -> int:
 def may_hold_gemm(s: Root, gpu: int) -> bool:
     """Returns whether something must still come to this GPU, or hold would wait for ever."""
     g = s.gpus[gpu]
-    return g.arrivals_left > 0 or g.weights_left > 0 or g.free_sms < g.groups[GEMM].sms
+    return more_comes(s, gpu) or g.weights_left > 0 or g.free_sms < g.groups[GEMM].sms
 
 
 @compiled
@@ -110,7 +116,9 @@ def describe_row(s: Root, gpu: int, place: int, walks: bool) -> None:
     f.is_gemm2 = gemm
     f.weights_in_l2 = 1.0 if is_resident else 0.0
     f.waiting = rooted(s, s.now_ps - ready_ps)
-    f.expert_left = (x.total - x.arrived) / x.total
+    part = part_of(s, gpu, x.part)
+    is_told = part.sources_left == 0
+    f.expert_left = (x.total - x.arrived) / x.total if is_told else part.sources_left / part.sources
     if not walks:
         return
     f.finishes = t.finishes / count

@@ -1,0 +1,177 @@
+"""``python -m agents.plans``: searches for few ways to run layers that together suit a suite, and writes a schedule.
+
+The schedule lists them as its ``plans``; which of them a layer takes is the decision ``plan``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import product
+
+import numpy as np
+import yaml
+
+from agents.kit import Command, check_options, entry
+from agents.opponents.rollouts import play
+from agents.training.portfolio import Changes, Member, Portfolio, choose_greedily, value
+from dysharp_env.commands.output import results_console
+from dysharp_env.config import ConfigError
+from dysharp_env.report.files import write_text
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.simulator.warmup import notice
+from dysharp_env.workers import Processes
+from dysharp_env.workload.suite import load_suite
+
+_WIDTH = 120
+_BASE = "dysharp"
+_TELL_EVERY = 25  # steps
+_AGAINST = "fused-unicast"  # which every machine can run
+_RULES = ("dysharp-tuned", "dysharp-l2")
+_COUNTED = ("launch", "fused_start", "count_exchange")
+_UNCOUNTED = ("launch", "fused_start")
+# What a kernel whose tokens are pulled pays before: they must lie there in the format of dispatch, and who has which.
+_PULLED = ("launch", "fused_start", "quantise", "count_exchange")
+_MEGA_MOE = {
+    "dispatch": "pull",
+    "combine": "unicast",
+    "copies": "expert",
+    "parts": {"count": 16, "by": "experts"},
+    "families": {"dispatch": "bulk", "combine": "bulk"},
+    "pays": {"dispatch": ("launch", "quantise", "count_exchange", "barrier"), "end": ("barrier", "final_sum")},
+}
+
+
+def transports() -> Iterator[Changes]:
+    """Yields how tokens and sums may travel, with what that pays, as fused schedules that are shipped do."""
+    for dispatch, combine in product(("multicast", "unicast", "team"), ("pull_reduce", "push_reduce", "unicast")):
+        if (dispatch == "multicast") or combine != "pull_reduce":
+            yield {"dispatch": dispatch, "combine": combine, "pays.dispatch": _UNCOUNTED, "token_order": "natural"}
+            yield {"dispatch": dispatch, "combine": combine, "pays.dispatch": _COUNTED, "token_order": "expert_waves"}
+    for combine in ("push_reduce", "unicast"):
+        yield {"dispatch": "pull", "combine": combine, "pays.dispatch": _PULLED, "token_order": "expert_waves"}
+    yield _MEGA_MOE
+
+
+def pool(rules: Sequence[ScheduleSpec]) -> list[Changes]:
+    """Returns the plans that a search begins with: every transport with a few sizes of SM groups and some rules."""
+    groups: list[Changes] = [
+        {"sms": {"dispatch": 8, "combine": 8}},
+        {"sms": {"dispatch": 16, "combine": 16}},
+        {"sms": {"dispatch": "all", "combine": "all", "in_gemm": True}},
+    ]
+    found = []
+    for transport, group, rule in product(transports(), groups, rules):
+        if transport is _MEGA_MOE and not group["sms"].get("in_gemm"):
+            continue
+        settings = {"chunk_tokens": rule.chunk_tokens, "hold": rule.hold, "rule": rule.rule.model_dump()}
+        found += [{**transport, **group, **settings, "prefetch": "ahead"}]
+    return found
+
+
+def build() -> Command:
+    """Returns the options of the command."""
+    command = Command("plans", __doc__, run).add_suite()
+    command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
+    command.add("--name", default="dysharp-plans", metavar="NAME", help="its name")
+    command.add("--plans", type=int, default=24, metavar="N", help="plans at most")
+    command.add("--start", metavar="FILE.yaml", help="a schedule whose plans it begins with")
+    command.add("--minutes", type=float, default=20.0, metavar="M", help="of wall time")
+    command.add("--workers", type=int, default=2, metavar="N", help="processes that play")
+    return command.add_seed("the search").add_quiet("no line now and then")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches as the options say and writes the schedule."""
+    check_options(args, ("out", args.out, ".yaml"))
+    if args.plans < 2 or not args.minutes > 0 or args.workers < 1:
+        raise ConfigError("plans must be 2 at least, minutes above 0 and workers 1 at least")
+    base, ends_s = load_schedule(_BASE), time.monotonic() + 60 * args.minutes
+    problems = Problem.of_suite(load_suite(args.suite).draw())
+    reference = np.array([_logs([load_schedule(_AGAINST)], problem)[0] for problem in problems])
+    with Processes(args.workers) as workers:
+
+        def costs(schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
+            played = workers.map(partial(_logs, schedules), [problems[place] for place in places], constants=problems)
+            return np.array(played).reshape(len(places), len(schedules)).T - reference[list(places)]
+
+        search = Portfolio(base, costs, len(problems), args.plans, args.seed)
+        if args.start:
+            search.start([given_plan(plan) for plan in load_schedule(args.start).plans])
+        else:
+            search.start(pool([load_schedule(name) for name in _RULES]))
+        steps = 0
+        while time.monotonic() < ends_s:
+            search.step()
+            steps += 1
+            if steps % _TELL_EVERY == 0 and not args.quiet:
+                notice(f"{steps} steps, {search.episodes} layers: {np.exp(value(search.best)):.4f}")
+    write_text(args.out, _document(args, search))
+    results_console().print(
+        f"{args.name}: the best of {len(search.members)} plans for each workload is at {np.exp(value(search.best)):.4f}"
+        f" of {_AGAINST}; {search.episodes} layers",
+        highlight=False,
+    )
+    return 0
+
+
+def given_plan(plan: str | Changes) -> Changes:
+    """Returns a plan of a schedule that this command wrote, without its name.
+
+    Raises:
+        ConfigError: It is of another schedule.
+    """
+    if isinstance(plan, str) or "schedule" in plan:
+        raise ConfigError(f"start: plan {plan} is no change of {_BASE}")
+    return {key: setting for key, setting in plan.items() if key != "name"}
+
+
+def _logs(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
+    """Returns the (schedule,) log makespans of a problem; inf under those that it cannot run."""
+    logs = np.full(len(schedules), np.inf)
+    engines = {}
+    for place, schedule in enumerate(schedules):
+        with suppress(ConfigError):
+            engines[place] = problem.engine(schedule)
+    if engines:
+        logs[[*engines]] = np.log(play([*engines.values()], Exposure().max_candidates))
+    return logs
+
+
+def _document(args: argparse.Namespace, search: Portfolio) -> str:
+    """Returns the schedule's YAML with a header that says what made it."""
+    order = choose_greedily(search.members, len(search.members))
+    lines = [
+        "Ways to run a layer, found by search so that the best of them is good on each workload. The first is the best"
+        " alone. Made by",
+        f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans}"
+        f" --minutes {args.minutes:g} --workers {args.workers} --seed {args.seed}"
+        + (f" --start {args.start}" if args.start else "")
+        + " --out FILE",
+        f"in {search.episodes} layers: geometric mean over that suite of the best plan's makespan over {_AGAINST}'s"
+        f" {np.exp(value(search.best)):.4f},",
+        f"of the first alone {np.exp(value(order[0].costs)):.4f}. How fast a machine is changes what a clock allows, so"
+        " another run finds others.",
+    ]
+    base = load_schedule(_BASE).model_dump(mode="json", exclude_defaults=True, exclude={"aliases"})
+    description = f"One of {len(order)} fused ways to run a layer, found by search on suite {args.suite}."
+    plans = [{"name": f"{args.name}-{place}", **_plain(member)} for place, member in enumerate(order)]
+    body = yaml.safe_dump(
+        {**base, "name": args.name, "description": description, "plans": plans},
+        sort_keys=False,
+        width=_WIDTH,
+        default_flow_style=None,
+    )
+    return "".join(f"# {line}\n" for line in lines) + body
+
+
+def _plain(member: Member) -> Changes:
+    """Returns a plan's changes as YAML holds them."""
+    return json.loads(json.dumps(member.changes))
+
+
+main = entry(build, __name__)

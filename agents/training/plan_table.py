@@ -1,0 +1,138 @@
+"""What every plan takes on every workload, and networks that choose by it.
+
+The engine is deterministic, so what a plan is worth on a layer need not be estimated: each is played to the end, once.
+A network then learns to choose with the lowest expected loss, by exact gradients. Beside what it loses on average it
+is to lose much nowhere: losses beyond ``TOLERATED`` count more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from agents.opponents.rollouts import play
+from agents.policies.candidate_policy import CandidateScorer
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
+
+TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts
+_MOST_ENGINES = 16  # in memory at a time
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """Plans on workloads; machines that cannot run all of them have empty rows behind the last.
+
+    Attributes:
+        names: (workload,) names.
+        features: (workload, plan, feature) float32 what the decision shows, and ``context``, (workload, context).
+        makespans_ps: (workload, plan) int64; 0 where there is no plan.
+    """
+
+    names: tuple[str, ...]
+    features: np.ndarray
+    context: np.ndarray
+    makespans_ps: np.ndarray
+
+    @property
+    def legal(self) -> np.ndarray:
+        """(workload, plan) bool, whether there is such a plan."""
+        return self.makespans_ps > 0
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(workload, plan) log makespan less that of the best plan; 0 where there is none."""
+        logs = np.log(np.where(self.legal, self.makespans_ps, 1))
+        return np.where(self.legal, logs - np.where(self.legal, logs, np.inf).min(axis=1, keepdims=True), 0.0)
+
+
+def play_plans(problems: Sequence[Problem], schedule: ScheduleSpec, exposure: Exposure) -> PlanTable:
+    """Plays every plan of a schedule on every problem; what is decided besides, networks of the exposure decide.
+
+    Raises:
+        ConfigError: The schedule does not fit a system.
+    """
+    size = exposure.max_candidates
+    shape = (len(problems), size)
+    features, context = (
+        np.zeros((*shape, len(FEATURES)), np.float32),
+        np.zeros((len(problems), len(CONTEXT)), np.float32),
+    )
+    makespans_ps = np.zeros(shape, np.int64)
+    asked = Exposure(("plan",), max_candidates=size)
+    for row, problem in enumerate(problems):
+        waiting = problem.start(schedule, asked).waiting
+        if waiting is not None:
+            features[row], context[row] = waiting.features, waiting.context
+        runs = problem.under_each_plan(schedule, exposure)
+        for first in range(0, len(runs), _MOST_ENGINES):
+            batch = runs[first : first + _MOST_ENGINES]
+            makespans_ps[row, first : first + len(batch)] = play([run.engine for run in batch], size)
+    return PlanTable(tuple(problem.name for problem in problems), features, context, makespans_ps)
+
+
+class Fit(NamedTuple):
+    """A network that chooses plans, and what it loses.
+
+    Attributes:
+        network: It.
+        loss: Mean of the log makespan above the best plan's, where it was fitted.
+        worst: The largest.
+    """
+
+    network: Network
+    loss: float
+    worst: float
+
+
+def fit_plans(
+    table: PlanTable, width: int, seed: int, *, steps: int = 2000, rate: float = 0.01, decay: float = 1e-3
+) -> Fit:
+    """Returns a network of some width that was fitted to a table by Adam with weight decay.
+
+    Args:
+        table: What plans are worth.
+        width: Of its layers.
+        seed: Of its first weights.
+        steps: Gradient steps on the whole table.
+        rate: Of the first step; it falls to 0 along a half cosine.
+        decay: Of weights, as of AdamW.
+    """
+    torch.manual_seed(seed)
+    start = np.zeros((len(CONTEXT), len(FEATURES)))
+    scorer = CandidateScorer(width, start)
+    torch.nn.init.orthogonal_(scorer.score.weight, 1.0)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    features, context = torch.from_numpy(table.features), torch.from_numpy(table.context)
+    legal, losses = torch.from_numpy(table.legal), torch.from_numpy(_weighed(table.losses)).float()
+    for _ in range(steps):
+        logits = scorer(features, context).masked_fill(~legal, -torch.inf)
+        loss = (torch.softmax(logits, dim=1) * losses).sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    network = scorer.network()
+    lost = losses_of(table, lambda row: choose(network, table, row))
+    return Fit(network, float(lost.mean()), float(lost.max()))
+
+
+def _weighed(losses: np.ndarray) -> np.ndarray:
+    return losses + WEIGHED * np.maximum(losses - TOLERATED, 0)
+
+
+def choose(network: Network, table: PlanTable, row: int) -> int:
+    """Returns the plan that a network chooses on a workload of a table."""
+    count = int(np.flatnonzero(table.legal[row])[-1]) + 1
+    return network.best(table.features[row, :count], table.context[row], table.legal[row, :count])
+
+
+def losses_of(table: PlanTable, choice: Callable[[int], int]) -> np.ndarray:
+    """Returns (workload,) what is lost by a choice for each row of a table."""
+    return table.losses[np.arange(len(table.names)), [choice(row) for row in range(len(table.names))]]

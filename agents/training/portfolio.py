@@ -1,0 +1,186 @@
+"""A portfolio of plans: few ways to run layers, of which some one suits each workload well.
+
+A search keeps at most so many plans, as good as possible together: what counts is the mean over workloads of the log
+makespan of the best plan on each. It begins with the best of a pool, chosen greedily, then changes members one after
+the other: settings by a step, rules by noise. A change is played first where its parent is near the best, and on all
+workloads only if it helps there. If with it the portfolio is better it joins, and whoever is missed least leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agents.policies.linear import FEATURES_OF_KIND
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import ScheduleSpec
+
+Changes = dict[str, Any]
+Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
+"""(schedule, workload) log makespans over a reference's, of some workloads by their places; inf where one cannot run."""
+
+_NEAR = 0.05  # a plan is near the best of a workload if it takes at most that much longer, in logs
+_LEAST = 8  # workloads that a change is played on first, at least
+_SIGMA = 0.3  # of noise in a rule's weights, whose largest is about 1
+_SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48)
+_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "chunk_tokens": (4, 8, 16, 32, 64),
+    "prefetch": ("none", "ahead"),
+    "partial_tiles": (False, True),
+    "min_partial_tokens": (8, 16, 32, 64, 96),
+    "hold": (False, True),
+}
+_RULED = ("dispatch", "prefetch", "gemm", "combine")
+# Of the best of a workload that no plan can run on: any plan is better than none.
+_NOTHING = 10.0
+
+
+@dataclass
+class Member:
+    """A plan and what it takes.
+
+    Attributes:
+        changes: Its settings, over those of the base schedule.
+        costs: (workload,) log makespans over the reference's; inf where it cannot run.
+    """
+
+    changes: Changes
+    costs: np.ndarray = field(repr=False)
+
+
+def best_costs(members: Iterable[Member]) -> np.ndarray:
+    """Returns the (workload,) costs of the best of some plans on each workload."""
+    return np.min([member.costs for member in members], axis=0)
+
+
+def value(costs: np.ndarray) -> float:
+    """Returns what is made small: the mean of (workload,) costs of the best plans."""
+    return float(np.minimum(costs, _NOTHING).mean())
+
+
+def choose_greedily(pool: Sequence[Member], count: int) -> list[Member]:
+    """Returns the members of a pool that together are best, added one after the other, as long as one helps."""
+    chosen: list[Member] = []
+    best = np.full(len(pool[0].costs), _NOTHING)
+    while len(chosen) < count:
+        values = [value(np.minimum(best, member.costs)) for member in pool]
+        place = int(np.argmin(values))
+        if values[place] >= value(best) - 1e-6:
+            break
+        chosen.append(pool[place])
+        best = np.minimum(best, pool[place].costs)
+    return chosen
+
+
+def without_least(members: Sequence[Member]) -> list[Member]:
+    """Returns all members but the one that is missed least."""
+    values = [value(best_costs([*members[:place], *members[place + 1 :]])) for place in range(len(members))]
+    place = int(np.argmin(values))
+    return [*members[:place], *members[place + 1 :]]
+
+
+class Portfolio:
+    """A search under way.
+
+    Attributes:
+        members: The plans, at most ``count``.
+        episodes: Layers played.
+    """
+
+    def __init__(self, base: ScheduleSpec, costs: Costs, num_workloads: int, count: int, seed: int) -> None:
+        """Begins without plans; ``start`` plays a pool."""
+        self.base, self._costs, self._num, self.count = base, costs, num_workloads, count
+        self.members: list[Member] = []
+        self.episodes = 0
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def best(self) -> np.ndarray:
+        """(workload,) costs of the best plan of each."""
+        return best_costs(self.members)
+
+    def start(self, pool: Sequence[Changes]) -> None:
+        """Plays a pool of plans and keeps the best of them, together."""
+        schedules = [self.base.with_changes(changes) for changes in pool]
+        costs = self._play(schedules, range(self._num))
+        played = [Member(changes, row) for changes, row in zip(pool, costs, strict=True)]
+        self.members = choose_greedily([*self.members, *played], self.count)
+
+    def step(self) -> bool:
+        """Tries a change of a member; returns whether the portfolio is better with it."""
+        best = self.best
+        parent = self.members[self._draw_parent(best)]
+        changes = self._changed(parent.changes)
+        try:
+            schedule = self.base.with_changes(changes)
+        except ConfigError:
+            return False
+        behind = parent.costs - best
+        near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, _LEAST)[_LEAST])))
+        first = self._play([schedule], near.tolist())[0]
+        gain = np.maximum(best[near] - first, 0).sum() / self._num
+        if gain <= 0:
+            return False
+        rest = np.setdiff1d(np.arange(self._num), near)
+        costs = np.empty(self._num)
+        costs[near] = first
+        costs[rest] = self._play([schedule], rest.tolist())[0]
+        before = value(best)
+        grown = [*self.members, Member(changes, costs)]
+        kept = grown if len(grown) <= self.count else without_least(grown)
+        if value(best_costs(kept)) >= before - 1e-7:
+            return False
+        self.members = kept
+        return True
+
+    def _play(self, schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
+        self.episodes += len(schedules) * len(places)
+        return self._costs(schedules, places)
+
+    def _draw_parent(self, best: np.ndarray) -> int:
+        """Returns the place of a member, more often of one that is best on many workloads."""
+        wins = np.array([(member.costs <= best + 1e-9).sum() + 1.0 for member in self.members])
+        return int(self._rng.choice(len(wins), p=wins / wins.sum()))
+
+    def _changed(self, changes: Mapping[str, Any]) -> Changes:
+        """Returns a plan's changes with one or two more: of a setting, or of a rule."""
+        changed = dict(changes)
+        for _ in range(int(self._rng.integers(1, 3))):
+            if self._rng.random() < 0.5:
+                self._change_rule(changed)
+            else:
+                self._change_setting(changed)
+        return changed
+
+    def _change_setting(self, changed: Changes) -> None:
+        keys = [*_SETTINGS]
+        if not changed.get("sms.in_gemm"):
+            keys += ["sms.dispatch", "sms.combine"] * 2
+        key = keys[self._rng.integers(len(keys))]
+        options = _SETTINGS.get(key, _SMS)
+        now = changed.get(key, self._of_base(key))
+        if len(options) == 2:
+            changed[key] = options[1 - options.index(now)]
+            return
+        place = int(np.argmin([abs(option - now) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
+        changed[key] = options[min(max(place, 0), len(options) - 1)]
+
+    def _of_base(self, key: str) -> Any:
+        node: Any = self.base
+        for part in key.split("."):
+            node = getattr(node, part)
+        return node
+
+    def _change_rule(self, changed: Changes) -> None:
+        rule = {kind: dict(weights) for kind, weights in changed.get("rule", self.base.rule.root).items()}
+        kind = str(self._rng.choice(_RULED, p=(0.15, 0.2, 0.5, 0.15)))
+        names = FEATURES_OF_KIND[kind]
+        weights = rule.setdefault(kind, {} if kind == "prefetch" else {"order": -1.0})
+        if kind == "prefetch" and not weights:
+            weights.update({"drops": -1.0, "is_hold": -0.01})
+        for name in self._rng.choice(names, size=int(self._rng.integers(1, 4)), replace=False):
+            weights[str(name)] = round(weights.get(str(name), 0.0) + float(self._rng.normal(0, _SIGMA)), 3)
+        changed["rule"] = rule
