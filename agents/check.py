@@ -2,8 +2,8 @@
 
 ``agents.evaluate --decisions DIR`` writes the lists. The twin (dysharp_env.simulator.twin) shares no code with the
 compiled engine's loop, so a row of a results table can be verified without trusting the engine. A row that does not
-replay to the picosecond is named and gives exit status 1. What is chosen before the layer, plans and copies, the twin is
-given.
+replay to the picosecond is named and gives exit status 1. Plans and copies, chosen before the layer, are
+given to the twin.
 """
 
 from __future__ import annotations

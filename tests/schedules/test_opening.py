@@ -165,8 +165,8 @@ def test_copies_need_a_slot_or_the_expert() -> None:
 def test_few_tokens_of_an_expert_count_as_what_its_weights_take() -> None:
     choosing = three_gpus(stored_once=True)
     choosing._work = choosing._work._replace(weights_ps=50)
-    # Work is 80 and 50, 50 and 50, of a mean of 76. Expert 1 may go whole. Weights take GPU 1 beyond the mean, however few
-    # tokens of expert 0 come, so as many come as that time is enough for; what is left takes as long as weights do.
+    # Work is 80 and 50, 50 and 50, of a mean of 76. Expert 1 may go whole. Weights take GPU 1 beyond the mean, however
+    # few tokens of expert 0 come, so as many come as that time is enough for; what is left takes as long as weights do.
     shown = choosing.listed(31)
     assert choosing.moves.tolist() == [[1, 0, 1, 4], [0, 0, 1, 5]]
     assert shown[:, SHOWN.index("adds")] == pytest.approx([0.05**0.5] * 2)

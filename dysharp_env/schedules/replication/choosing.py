@@ -53,7 +53,8 @@ class Choosing:
     Attributes:
         sharing: How the work is shared by now.
         before: (expert, gpu) tokens of each logical expert that each GPU would have computed.
-        moves: (candidate, 4) int64 what was listed last: expert, the GPU that it leaves, the one that it goes to, tokens.
+        moves: (candidate, 4) int64 what was listed last: expert, the GPU that tokens leave, the one that is to compute
+            them, and how many.
     """
 
     def __init__(self, workload: Workload, slots: int, work: Work, bound_ps: int) -> None:
@@ -79,8 +80,8 @@ class Choosing:
 
         For each expert on each of them these GPUs with less than the mean are listed: the one with least work that
         holds it already, and of those that need a copy the one with least work and the one where most of its tokens
-        live. Each is to compute as many tokens as bring one of both to the mean, or as take no longer than weights, if that takes a hundredth of the mean
-        off the busier.
+        live. Each is to compute as many tokens as bring one of both to the mean, or as take no longer than weights.
+        Left out is what takes less than a hundredth of the mean off the busier, or makes the other as busy.
 
         Args:
             limit: The most candidates.
@@ -131,64 +132,59 @@ def _list(
     stored_once: bool,
     bound_ps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns candidates and what is shown of them, see ``listed``; arrays as in ``Sharing``."""
-    experts, num_gpus = quota.shape
-    work = np.zeros(num_gpus, np.int64)
-    for expert in range(experts):
-        for gpu in range(num_gpus):
+    """Returns candidates and what is shown of them, see ``listed``; arrays as in ``Sharing`` and ``Choosing``."""
+    work = np.zeros(len(slots), np.int64)
+    for expert in range(len(quota)):
+        for gpu in range(len(slots)):
             work[gpu] += _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
-    mean = work.sum() // num_gpus
-    excess = max(1, np.maximum(work - mean, 0).sum())
+    mean = work.sum() // len(slots)
+    excess, least = np.maximum(work - mean, 0), max(1, int(mean * LEAST))
     token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
-    least = max(1, int(mean * LEAST))
     moves, shown, found = np.zeros((3 * quota.size, 4), np.int64), np.zeros((3 * quota.size, len(SHOWN))), 0
-    for source in range(num_gpus):
-        beyond = work[source] - mean
-        if beyond <= 0:
-            continue
-        for expert in range(experts):
-            here = quota[expert, source]
-            if here == 0:
-                continue
-            held = idle = local = -1
-            for gpu in range(num_gpus):
-                if mean - work[gpu] < least:
-                    continue
-                if holds[expert, gpu]:
-                    if held < 0 or work[gpu] < work[held]:
-                        held = gpu
-                elif slots[gpu] > 0:
-                    if idle < 0 or work[gpu] < work[idle]:
-                        idle = gpu
-                    if local < 0 or counts[gpu, expert] > counts[local, expert]:
-                        local = gpu
-            for place, gpu in enumerate((held, idle, local)):
-                if gpu < 0 or (place == 2 and gpu == idle):
-                    continue
-                room = mean - work[gpu]
+    for source in np.flatnonzero(excess):
+        for expert in np.flatnonzero(quota[:, source]):
+            here, here_ps = quota[expert, source], _expert_ps(quota[expert, source], rows_ps, weights_ps)
+            for gpu in _takers(expert, counts, holds, slots, work, mean - least):
                 there, there_ps = quota[expert, gpu], _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
                 # As many tokens as HBM takes the weights' time for come at no further cost.
-                most = max(there_ps + room, weights_ps) // token_ps - there
-                tokens = min(here, -(-beyond // token_ps), max(1, most))
-                saved = _expert_ps(here, rows_ps, weights_ps) - _expert_ps(here - tokens, rows_ps, weights_ps)
+                most = max(there_ps + mean - work[gpu], weights_ps) // token_ps - there
+                tokens = min(here, -(-excess[source] // token_ps), max(1, most))
+                saved = here_ps - _expert_ps(here - tokens, rows_ps, weights_ps)
                 added = _expert_ps(there + tokens, rows_ps, weights_ps) - there_ps
                 # Two GPUs whose busier one gets less busy: so there is an end.
                 if saved < least or work[gpu] + added >= work[source]:
                     continue
-                links = 0
+                links_ps = 0
                 if not holds[expert, gpu]:
                     is_sent = stored_once and is_copied[expert]
-                    links = max(sends[homes[expert]] + (not is_sent), receives[gpu] + 1)
-                stay = min(counts[gpu, expert], there + tokens) - min(counts[gpu, expert], there)
-                moves[found, 0], moves[found, 1], moves[found, 2], moves[found, 3] = expert, source, gpu, tokens
-                shown[found, RELIEF] = min(1.0, saved / excess)
-                shown[found, GAIN] = min(1.0, np.sqrt(saved / bound_ps))
-                shown[found, ADDS] = min(1.0, np.sqrt(max(0, added) / bound_ps))
-                shown[found, ROOM] = min(1.0, max(0, added) / room)
-                shown[found, COST] = min(1.0, np.sqrt(links * link_ps / bound_ps))
-                shown[found, BEYOND] = min(1.0, np.sqrt(beyond / bound_ps))
-                shown[found, LATE] = min(1.0, links * link_ps / work[source])
-                shown[found, STAYS] = stay / tokens
-                shown[found, HOLDERS] = holds[expert].sum() / num_gpus
+                    links_ps = max(sends[homes[expert]] + (not is_sent), receives[gpu] + 1) * link_ps
+                moves[found] = expert, source, gpu, tokens
+                row = shown[found]
+                row[RELIEF] = saved / excess.sum()
+                row[GAIN], row[ADDS] = np.sqrt(saved / bound_ps), np.sqrt(added / bound_ps)
+                row[ROOM], row[BEYOND] = added / (mean - work[gpu]), np.sqrt(excess[source] / bound_ps)
+                row[COST], row[LATE] = np.sqrt(links_ps / bound_ps), links_ps / work[source]
+                row[STAYS] = (min(counts[gpu, expert], there + tokens) - min(counts[gpu, expert], there)) / tokens
+                row[HOLDERS] = holds[expert].sum() / len(slots)
                 found += 1
-    return moves[:found], shown[:found]
+    return moves[:found], np.minimum(shown[:found], 1.0)
+
+
+@njit(cache=True)
+def _takers(
+    expert: int, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
+) -> list[int]:
+    """Returns the GPUs that are listed for an expert, of those with no more work than ``most_ps``."""
+    held = idle = local = -1
+    for gpu in range(len(slots)):
+        if work[gpu] > most_ps:
+            continue
+        if holds[expert, gpu]:
+            if held < 0 or work[gpu] < work[held]:
+                held = gpu
+        elif slots[gpu] > 0:
+            if idle < 0 or work[gpu] < work[idle]:
+                idle = gpu
+            if local < 0 or counts[gpu, expert] > counts[local, expert]:
+                local = gpu
+    return [gpu for place, gpu in enumerate((held, idle, local)) if gpu >= 0 and (place < 2 or gpu != idle)]

@@ -131,8 +131,8 @@ FEATURE_TABLE = (
     ),
     Feature(
         "cost",
-        "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of all weights chosen so far "
-        "on the busier of the links that it takes",
+        "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of all weights chosen so "
+        "far on the busier of the links that it takes",
         ("replicate", "dispatch", "prefetch", "gemm", "combine"),
         walks=True,
     ),
