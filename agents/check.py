@@ -66,22 +66,21 @@ def fault_of(decisions: DecisionList) -> str | None:
 
 
 def _replay(run: LayerRun, decisions: DecisionList) -> str | None:
-    twin: Twin | None = None
+    player: LayerRun | Twin = run if run.waiting else run.twin()
     for number, choice in enumerate(decisions.choices):
-        if run.waiting is None and twin is None:
-            twin = run.twin()
-        decision = twin.advance() if twin else run.waiting
+        decision = player.advance()
         if decision is None:
             return f"it is over after {number} choices, but {len(decisions.choices)} are stored"
         if choice >= len(decision.mask) or not decision.mask[choice]:
             return f"choice {number} takes row {choice}, which is not legal"
-        (twin or run).decide(choice)
-    if run.waiting is None and twin is None:
-        twin = run.twin()
-    if twin is None or twin.advance() is not None:
+        player.decide(choice)
+        if player is run and run.waiting is None:
+            player = run.twin()
+    if player.advance() is not None:
         return f"it goes on after all {len(decisions.choices)} choices"
-    if twin.now_ps != decisions.makespan_ps:
-        return f"the stored makespan is {decisions.makespan_ps} ps, the replay's {twin.now_ps} ps"
+    assert isinstance(player, Twin)
+    if player.now_ps != decisions.makespan_ps:
+        return f"the stored makespan is {decisions.makespan_ps} ps, the replay's {player.now_ps} ps"
     return None
 
 
