@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder(run_path(args.resume)) if resume else None
     spec = (load_config(args.config) if folder is None else read_spec(folder)).with_changes(changes)
     workers = asked_workers(args)
-    if workers is not None and spec.evolution is None:
+    if workers is not None and spec.evolution is None and spec.planning is None:
         raise ConfigError("workers play for evolution; MaskablePPO collects its rollouts in one process")
     folder = folder or start_run(spec, root)
     command = ["python", "-m", "agents.train", *args.argv]

@@ -8,16 +8,19 @@ value comes from a network of its own over the context and the pooled features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from pydantic import Field
-from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution, MaskableDistribution
 from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
 from torch import Tensor, nn
 
+from agents.policies.pieces import Map, in_pieces
+from agents.policies.ragged import choice, pack, pool, rectified_sum, weigh
 from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
@@ -25,6 +28,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS
 
 Observation = dict[str, Tensor]
+_PIECE = 512  # decisions of a batch that are worked on together: what they take fits in a core's cache
 _OPENING = [CONTEXT.index(f"is_{kind}") for kind in OPENING_KINDS]
 # By the engine's name for weights, what the scorer calls them; all but ``linear`` lie (output, input) in torch.
 _PARAMETERS = {
@@ -79,6 +83,45 @@ class PolicySpec(Spec):
         return weights
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """A batch of decisions, of which most fill few of the rows that there are room for.
+
+    Attributes:
+        rows: (row, feature), the candidates of the first decision, then those of the second, and so on.
+        counts: (batch,) int64, how many each decision has.
+        places: (row,) int64, where rows are in a table of all decisions: decision * size + candidate.
+        size: Candidates that there is room for.
+        context: (batch, context).
+    """
+
+    rows: Tensor
+    counts: Tensor
+    places: Tensor
+    size: int
+    context: Tensor
+
+    @classmethod
+    def of(cls, observation: Observation) -> Decisions:
+        """Returns the decisions of a batch of observations: candidates up to the last row that is not all 0."""
+        candidates = observation["candidates"]
+        table = candidates.reshape(len(candidates), -1, len(FEATURES))
+        batch, size, _ = table.shape
+        rows, counts = table.new_empty(batch * size, len(FEATURES)), torch.empty(batch, dtype=torch.int64)
+        places = torch.empty(batch * size, dtype=torch.int64)
+        total = pack(table.numpy(), rows.numpy(), counts.numpy(), places.numpy())
+        return cls(rows[:total], counts, places[:total], size, observation["context"])
+
+    def table(self, numbers: Tensor) -> Tensor:
+        """Returns (batch, size) numbers from (row,) ones, 0 where there is no candidate."""
+        batch = len(self.counts)
+        return numbers.new_zeros(batch * self.size).index_put((self.places,), numbers).reshape(batch, -1)
+
+    def having(self, some: Tensor, rows: Tensor) -> Decisions:
+        """Returns some of the decisions, (batch,) bool, whose rows are (row,) bool; their places are of all."""
+        return Decisions(self.rows[rows], self.counts[some], self.places[rows], self.size, self.context[some])
+
+
 class CandidateScorer(nn.Module):
     """Maps an observation to one logit for each candidate row; rows that hold no candidate get 0."""
 
@@ -99,27 +142,18 @@ class CandidateScorer(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(self.score.weight, 0.01)
 
-    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
-        """Returns (batch, candidate) logits.
+    def forward(self, decisions: Decisions) -> Tensor:
+        """Returns (batch, candidate) logits."""
+        return decisions.table(self.score_rows(decisions))
 
-        Args:
-            candidates: (batch, candidate, feature); a row of zeros holds no candidate.
-            context: (batch, context).
-        """
-        batch, size, _ = candidates.shape
-        # Most decisions fill few rows: only those are computed.
-        decision, row = torch.nonzero(candidates.amax(dim=2) > 0, as_tuple=True)
-        hidden = torch.relu(self.embed_row(candidates[decision, row]) + self.embed_context(context)[decision])
+    def score_rows(self, decisions: Decisions) -> Tensor:
+        """Returns (row,) logits."""
+        rows, counts, context = decisions.rows, decisions.counts, decisions.context
+        hidden = rectified_sum(self.embed_row(rows), self.embed_context(context), counts)
         embedded = torch.relu(self.embed(hidden))
-        # Embeddings are not negative, so the zeros of empty rows change neither sum nor maximum.
-        table = embedded.new_zeros(batch, size, embedded.shape[1]).index_put((decision, row), embedded)
-        count = torch.bincount(decision, minlength=batch).clamp(min=1).unsqueeze(1)
-        pool = torch.cat([table.sum(dim=1) / count, table.amax(dim=1)], dim=1)
-        seen = self.score_row(embedded) + self.score_pool(pool)[decision]
-        scores = self.score(torch.relu(seen)).squeeze(1)
-        rule = context @ self.linear
-        scores = scores + (rule[decision] * candidates[decision, row]).sum(dim=1)
-        return scores.new_zeros(batch, size).index_put((decision, row), scores)
+        of_pool = self.score_pool(pool(embedded, counts))
+        seen = rectified_sum(self.score_row(embedded), of_pool, counts)
+        return self.score(seen).squeeze(1) + weigh(context @ self.linear, rows, counts)
 
     def take(self, network: Network) -> None:
         """Takes over the weights of a network of the engine."""
@@ -153,11 +187,10 @@ class ValueNetwork(nn.Module):
                 nn.init.orthogonal_(layer.weight, np.sqrt(2))
         nn.init.orthogonal_(self.value.weight, 1.0)
 
-    def forward(self, candidates: Tensor, context: Tensor) -> Tensor:
-        """Returns (batch, 1) values; arguments as in ``CandidateScorer``."""
-        count = (candidates.amax(dim=2) > 0).sum(dim=1, keepdim=True).clamp(min=1)
-        pool = [context, candidates.sum(dim=1) / count, candidates.amax(dim=1)]
-        return self.value(self.layers(torch.cat(pool, dim=1)))
+    def forward(self, decisions: Decisions) -> Tensor:
+        """Returns (batch, 1) values."""
+        pooled = [decisions.context, pool(decisions.rows, decisions.counts)]
+        return self.value(self.layers(torch.cat(pooled, dim=1)))
 
 
 class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
@@ -173,6 +206,7 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
     ) -> None:
         """Makes a policy for the spaces of ``TokenScheduleEnv``; the rate at progress 1 starts the optimiser."""
         self.spec = spec
+        self.mapping: Map = map
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @classmethod
@@ -194,40 +228,52 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         width = self.spec.opening_hidden
         self.opening = CandidateScorer(width, self.spec.linear()) if width else None
         self.critic = ValueNetwork(self.spec.value_hidden)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), fused=True, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def forward(  # type: ignore[override]
         self, obs: Observation, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns actions, their values (batch, 1) and their log probabilities."""
-        distribution = self.get_distribution(obs, action_masks)
+        decisions = Decisions.of(obs)
+        distribution = self._distribution(decisions, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self.predict_values(obs), distribution.log_prob(actions)
+        return actions, self.critic(decisions), distribution.log_prob(actions)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observation, actions: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns values (batch, 1), log probabilities of ``actions``, and entropies."""
-        distribution = self.get_distribution(obs, action_masks)
-        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+        masks = torch.ones(len(actions), 1) if action_masks is None else action_masks
+        parts = (obs["candidates"], obs["context"], actions, masks.bool())
+        pieces = [*zip(*(part.split(_PIECE) for part in parts), strict=True)]
+        return in_pieces(self._evaluate_piece, pieces, self.parameters(), self.mapping)  # type: ignore[return-value]
+
+    def _evaluate_piece(self, piece: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        candidates, context, actions, masks = piece
+        decisions = Decisions.of({"candidates": candidates, "context": context})
+        scores = self._score_rows(decisions)
+        return self.critic(decisions), *choice(scores, decisions.counts, masks, actions)
 
     def get_distribution(  # type: ignore[override]
         self, obs: Observation, action_masks: np.ndarray | Tensor | None = None
     ) -> MaskableDistribution:
         """Returns the distribution over candidates; masked ones have probability 0."""
-        distribution = self.action_dist.proba_distribution(action_logits=self._logits(obs))
+        return self._distribution(Decisions.of(obs), action_masks)
+
+    def _distribution(self, decisions: Decisions, action_masks: np.ndarray | Tensor | None) -> MaskableDistribution:
+        distribution = MaskableCategoricalDistribution(decisions.size).proba_distribution(self._logits(decisions))
         if action_masks is not None:
             distribution.apply_masking(action_masks)
         return distribution
 
     def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
         """Returns the (batch, 1) expected returns."""
-        return self.critic(*self._tables(obs))
+        return self.critic(Decisions.of(obs))
 
     def choose(self, observations: dict[str, np.ndarray], masks: np.ndarray) -> np.ndarray:
         """Returns the most likely legal candidate of each decision in a batch, (batch,) int64."""
         with torch.no_grad():
-            logits = self._logits({name: torch.from_numpy(array) for name, array in observations.items()})
+            logits = self._logits(Decisions.of({name: torch.from_numpy(array) for name, array in observations.items()}))
             return logits.masked_fill(~torch.from_numpy(masks), -torch.inf).argmax(dim=1).numpy()
 
     def scoring_network(self) -> Network:
@@ -238,17 +284,16 @@ class CandidatePolicy(MaskableMultiInputActorCriticPolicy):
         """Returns what decides before a layer starts, if that is a network of its own."""
         return self.opening.network() if self.opening else None
 
-    def _logits(self, obs: Observation) -> Tensor:
+    def _logits(self, decisions: Decisions) -> Tensor:
         """Returns (batch, candidate) logits."""
-        candidates, context = self._tables(obs)
-        logits = self.scorer(candidates, context)
-        if self.opening is not None:
-            early = context[:, _OPENING].amax(dim=1) > 0
-            if bool(early.any()):
-                logits = logits.index_put((early,), self.opening(candidates[early], context[early]))
-        return logits
+        return decisions.table(self._score_rows(decisions))
 
-    def _tables(self, obs: Observation) -> tuple[Tensor, Tensor]:
-        """Returns candidates as (batch, candidate, feature), which observations hold flat, and contexts."""
-        candidates = obs["candidates"]
-        return candidates.reshape(len(candidates), -1, len(FEATURES)), obs["context"]
+    def _score_rows(self, decisions: Decisions) -> Tensor:
+        """Returns (row,) logits."""
+        scores = self.scorer.score_rows(decisions)
+        if self.opening is not None:
+            early = decisions.context[:, _OPENING].amax(dim=1) > 0
+            if bool(early.any()):
+                rows = early.repeat_interleave(decisions.counts)
+                scores = scores.index_put((rows,), self.opening.score_rows(decisions.having(early, rows)))
+        return scores

@@ -109,12 +109,7 @@ def read_tensors(
     Raises:
         ConfigError: It is missing or damaged, or holds something else, which does not fit what is named.
     """
-    try:
-        tensors = load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"'{path}' is damaged: {error}") from None
+    tensors = load_tensors(path)
     for name in sorted(shapes.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
         wanted = shapes.get(name)
@@ -125,6 +120,20 @@ def read_tensors(
         if not bool(tensors[name].isfinite().all()):
             raise ConfigError(f"'{path}' is damaged: '{name}' holds numbers that are not finite")
     return tensors
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file, by name.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"'{path}' is damaged: {error}") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

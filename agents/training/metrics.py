@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from torch.utils.tensorboard import SummaryWriter
 
@@ -25,28 +24,24 @@ EPISODE_COLUMNS = (
 _RECENT_EPISODES = 32
 
 
-class EpisodeRecorder(BaseCallback):
+class EpisodeRecorder:
     """Notes every finished episode."""
 
     def __init__(self, reference: str) -> None:
         """``reference`` is the name under which ratios to the environments' reference schedule are recorded."""
-        super().__init__()
         self._reference = reference
         self._rows: list[tuple[object, ...]] = []
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
         self._started = time.perf_counter()
 
-    def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if not info:
-                continue
-            final, episode = info["final_info"], info["episode"]
-            of_episode = info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"]
-            relative = final["makespan_us"] / info["reference_us"]
-            wall_s = round(time.perf_counter() - self._started, 3)
-            self._rows.append((self.num_timesteps, *of_episode, relative, wall_s))
-            self._recent.append(dict(zip(EPISODE_COLUMNS, self._rows[-1], strict=True)))
-        return True
+    def note(self, decisions: int, info: dict[str, Any]) -> None:
+        """Notes an episode that ended when training was so many decisions old, by the info of its last step."""
+        final, episode = info["final_info"], info["episode"]
+        of_episode = info["workload"], episode["r"], episode["l"], final["makespan_us"], final["ratio"]
+        relative = final["makespan_us"] / info["reference_us"]
+        wall_s = round(time.perf_counter() - self._started, 3)
+        self._rows.append((decisions, *of_episode, relative, wall_s))
+        self._recent.append(dict(zip(EPISODE_COLUMNS, self._rows[-1], strict=True)))
 
     def take_rows(self) -> list[tuple[object, ...]]:
         """Returns the episodes since the last call, as lines of ``episodes.csv``."""

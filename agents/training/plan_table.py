@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from agents.opponents.rollouts import play
-from agents.policies.candidate_policy import CandidateScorer
+from agents.opponents.rollouts import play, size_of
+from agents.policies.candidate_policy import CandidateScorer, Decisions
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
+from dysharp_env.workers import Workers
 
 TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts
 _MOST_ENGINES = 16  # in memory at a time
@@ -39,6 +41,14 @@ class PlanTable:
     context: np.ndarray
     makespans_ps: np.ndarray
 
+    def joined(self, other: PlanTable) -> PlanTable:
+        """Returns both, one behind the other."""
+        arrays = ("features", "context", "makespans_ps")
+        return PlanTable(
+            (*self.names, *other.names),
+            *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays),
+        )
+
     @property
     def legal(self) -> np.ndarray:
         """(workload, plan) bool, whether there is such a plan."""
@@ -51,29 +61,33 @@ class PlanTable:
         return np.where(self.legal, logs - np.where(self.legal, logs, np.inf).min(axis=1, keepdims=True), 0.0)
 
 
-def play_plans(problems: Sequence[Problem], schedule: ScheduleSpec, exposure: Exposure) -> PlanTable:
+def play_plans(
+    problems: Sequence[Problem], schedule: ScheduleSpec, exposure: Exposure, workers: Workers | None = None
+) -> PlanTable:
     """Plays every plan of a schedule on every problem; what is decided besides, networks of the exposure decide.
 
     Raises:
         ConfigError: The schedule does not fit a system.
     """
-    size = exposure.max_candidates
-    shape = (len(problems), size)
-    features, context = (
-        np.zeros((*shape, len(FEATURES)), np.float32),
-        np.zeros((len(problems), len(CONTEXT)), np.float32),
-    )
-    makespans_ps = np.zeros(shape, np.int64)
-    asked = Exposure(("plan",), max_candidates=size)
-    for row, problem in enumerate(problems):
-        waiting = problem.start(schedule, asked).waiting
-        if waiting is not None:
-            features[row], context[row] = waiting.features, waiting.context
-        runs = problem.under_each_plan(schedule, exposure)
-        for first in range(0, len(runs), _MOST_ENGINES):
-            batch = runs[first : first + _MOST_ENGINES]
-            makespans_ps[row, first : first + len(batch)] = play([run.engine for run in batch], size)
+    played = (workers or Workers()).map(partial(_play_problem, schedule, exposure), problems, size=size_of)
+    features, context, makespans_ps = (np.array(arrays) for arrays in zip(*played, strict=True))
     return PlanTable(tuple(problem.name for problem in problems), features, context, makespans_ps)
+
+
+def _play_problem(
+    schedule: ScheduleSpec, exposure: Exposure, problem: Problem
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a row of each array of a table."""
+    size = exposure.max_candidates
+    waiting = problem.start(schedule, Exposure(("plan",), max_candidates=size)).waiting
+    runs = problem.under_each_plan(schedule, exposure)
+    makespans_ps = np.zeros(size, np.int64)
+    for first in range(0, len(runs), _MOST_ENGINES):
+        batch = runs[first : first + _MOST_ENGINES]
+        makespans_ps[first : first + len(batch)] = play([run.engine for run in batch], size)
+    if waiting is None:  # one plan
+        return np.zeros((size, len(FEATURES)), np.float32), np.zeros(len(CONTEXT), np.float32), makespans_ps
+    return waiting.features, waiting.context, makespans_ps
 
 
 class Fit(NamedTuple):
@@ -111,11 +125,12 @@ def fit_plans(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     features, context = torch.from_numpy(table.features), torch.from_numpy(table.context)
     legal, losses = torch.from_numpy(table.legal), torch.from_numpy(_weighed(table.losses)).float()
+    decisions = Decisions.of({"candidates": features, "context": context})
     for _ in range(steps):
-        logits = scorer(features, context).masked_fill(~legal, -torch.inf)
+        logits = scorer(decisions).masked_fill(~legal, -torch.inf)
         loss = (torch.softmax(logits, dim=1) * losses).sum(dim=1).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     network = scorer.network()

@@ -20,7 +20,7 @@ from dysharp_env.schedules import ScheduleSpec
 
 Changes = dict[str, Any]
 Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
-"""(schedule, workload) log makespans over a reference's, of some workloads by their places; inf where one cannot run."""
+"""(schedule, workload) log makespans over a reference's, of the workloads at some places; inf where one cannot run."""
 
 _NEAR = 0.05  # a plan is near the best of a workload if it takes at most that much longer, in logs
 _LEAST = 8  # workloads that a change is played on first, at least

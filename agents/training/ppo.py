@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from sb3_contrib import MaskablePPO
-from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
 from agents.policies.card import read_card
 from agents.policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files
+from agents.training.buffer import EngineRollouts
 from agents.training.imitation import draw_lessons, imitate
 from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder
 from agents.training.run_folder import RunFolder
@@ -30,7 +32,9 @@ from agents.training.run_loop import TrainingRun
 from agents.training.spec import PpoSpec, TrainSpec
 from agents.training.validation import EVALUATION_COLUMNS
 from agents.training.vec_env import ScheduleVecEnv
+from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state.observation import DECISION_KINDS
+from dysharp_env.workers import Workers
 
 _SAMPLED_DECISIONS = 1024
 
@@ -40,16 +44,22 @@ class PpoRun(TrainingRun):
 
     tables = {"episodes.csv": EPISODE_COLUMNS, "evaluations.csv": EVALUATION_COLUMNS}
 
-    def __init__(self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None]) -> None:
-        """Makes environments and networks.
+    def __init__(
+        self,
+        spec: TrainSpec,
+        folder: RunFolder,
+        watch: Callable[[TrainingRun], None],
+        workers: Workers | None = None,
+    ) -> None:
+        """Makes environments and networks; ``workers`` play validations.
 
         Raises:
             ConfigError: A name in the spec is unknown, or does not fit.
         """
-        super().__init__(spec, folder, watch)
+        super().__init__(spec, folder, watch, workers)
         self._episodes = EpisodeRecorder(spec.reference)
         vec_env = ScheduleVecEnv(spec.env, spec.num_envs, spec.reference, spec.baseline)
-        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed)
+        self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed, spec.torch_threads)
 
     def policy(self) -> CandidatePolicy:
         """Returns the policy as it is now."""
@@ -76,7 +86,7 @@ class PpoRun(TrainingRun):
             self._imitate()
         # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
         seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
-        learner.begin(self._episodes, seed)
+        learner.begin(seed)
 
     def _imitate(self) -> None:
         """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
@@ -112,18 +122,29 @@ class PpoRun(TrainingRun):
 class Learner(MaskablePPO):
     """MaskablePPO over ``CandidatePolicy``, driven one rollout and one update at a time."""
 
-    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int) -> None:
-        """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments."""
+    rollout_buffer: EngineRollouts  # type: ignore[assignment]
+
+    def __init__(self, vec_env: ScheduleVecEnv, spec: PpoSpec, policy: PolicySpec, seed: int, threads: int = 1) -> None:
+        """Makes the networks from ``seed``; it needs ``set_logger``, and ``begin`` starts the environments.
+
+        ``threads`` play copies; what is learned is the same for any number.
+        """
+        batch = vec_env.episodes.batch
+        self.players = Players(batch.features, batch.context, batch.mask, spec.n_steps)
         super().__init__(
             CandidatePolicy,
             vec_env,
             learning_rate=spec.rate,
             **spec.model_dump(exclude={"learning_rate", "learning_rate_schedule"}),
             policy_kwargs={"spec": policy},
+            rollout_buffer_class=EngineRollouts,
+            rollout_buffer_kwargs={"players": self.players},
             seed=seed,
             device="cpu",
         )
-        self.vec_env = vec_env
+        self.vec_env, self._pool = vec_env, ThreadPoolExecutor(threads)
+        self.network.mapping = self._pool.map
+        self._uniforms = np.random.default_rng(seed)
         self.update_seconds = 0.0
         self.rollout_seconds = 0.0
 
@@ -133,24 +154,35 @@ class Learner(MaskablePPO):
         assert isinstance(self.policy, CandidatePolicy)
         return self.policy
 
-    def begin(self, callback: BaseCallback, seed: int) -> None:
+    def begin(self, seed: int) -> None:
         """Starts fresh episodes and random streams from ``seed``.
 
         What follows depends only on the weights, the optimiser, the number of decisions so far and this seed. Training
         calls it at every checkpoint, which is why a resumed run is the same as one that was never stopped.
         """
-        torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - Stable-Baselines3 shuffles its buffers with the global stream
+        self._uniforms = np.random.default_rng(seed)
         self.vec_env.seed(seed)
         self._last_obs = None
-        self._setup_learn(0, callback, reset_num_timesteps=False)
+        self._setup_learn(0, reset_num_timesteps=False)
+        self.players.begin()
 
-    def collect(self, callback: BaseCallback) -> None:
-        """Fills the rollout buffer: ``n_steps`` decisions of every copy."""
+    def collect(self, episodes: EpisodeRecorder) -> None:
+        """Fills the rollout buffer: ``n_steps`` decisions of every copy, each drawn with a number of its own."""
         started = time.perf_counter()
-        assert self.env is not None
-        self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps)
+        uniforms = self._uniforms.random((self.n_steps, self.n_envs))
+        network = self.network
+        self.players.equip(network.scoring_network(), uniforms.T, network.opening_network())
+        for step, _, info in self.play():
+            episodes.note(self.num_timesteps + (step + 1) * self.n_envs, info)
+        self.num_timesteps += self.n_steps * self.n_envs
+        network.set_training_mode(False)
+        self.rollout_buffer.take_over(network, self.vec_env.episodes.observations)
         self.rollout_seconds += time.perf_counter() - started
+
+    def play(self) -> list[tuple[int, int, dict[str, Any]]]:
+        """Lets the players fill their room; see ``ScheduleVecEnv.play``."""
+        return self.vec_env.play(self.players, self._pool.map)
 
     def update(self, progress_remaining: float) -> None:
         """Improves the policy on the rollout buffer."""
@@ -171,10 +203,7 @@ def kind_statistics(learner: Learner) -> dict[str, float]:
     steps, copies = contexts.shape[:2]
     picked = np.linspace(0, steps * copies - 1, min(_SAMPLED_DECISIONS, steps * copies)).astype(np.int64)
     step, copy = np.divmod(picked, copies)
-    observation = {
-        name: torch.from_numpy(array[step, copy])
-        for name, array in buffer.observations.items()  # type: ignore[attr-defined]
-    }
+    observation = {name: torch.from_numpy(array[step, copy]) for name, array in buffer.observations.items()}
     masks = buffer.action_masks[step, copy]
     with torch.no_grad():
         entropy = learner.network.get_distribution(observation, masks).entropy()

@@ -99,6 +99,23 @@ class EvolutionSpec(Spec):
         return names
 
 
+class PlanningSpec(Spec):
+    """Hyper-parameters of learning which plan a layer wants; see planning.py."""
+
+    width: int = Field(default=24, ge=1, le=4096)
+    """Width of the network's layers."""
+    steps: int = Field(default=1500, ge=1)
+    """Gradient steps of a fit."""
+    batch: int = Field(default=48, ge=1)
+    """Layers that are played between fits, at most one of each entry of the suite."""
+    scales: tuple[float, ...] = (0.5, 1.0, 1.0, 2.0)
+    """What the tokens of an entry are multiplied with, one of them at random."""
+    most: int = Field(default=1024, ge=1)
+    """Tokens of a GPU beyond which they are not multiplied."""
+    threads: int = Field(default=2, ge=1, le=256)
+    """Layers played at a time."""
+
+
 class ImitationSpec(Spec):
     """Hyper-parameters of the warm start at look-ahead's choices."""
 
@@ -148,7 +165,8 @@ class TrainSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds networks, choices and workloads."""
     torch_threads: int = Field(default=1, ge=1, le=256)
-    """Threads for the networks."""
+    """Threads that play copies and work on pieces of a batch, under MaskablePPO; what is learned is the same for any
+    number, as each operation of the networks runs on one."""
     ppo: PpoSpec = PpoSpec()
     """Hyper-parameters of MaskablePPO."""
     imitation: ImitationSpec | None = None
@@ -156,6 +174,9 @@ class TrainSpec(Spec):
     evolution: EvolutionSpec | None = None
     """Trains by evolution instead, with these hyper-parameters; ``num_envs``, ``ppo``, ``policy`` and ``baseline`` then
     do not matter."""
+    planning: PlanningSpec | None = None
+    """Learns which plan a layer wants instead, with these hyper-parameters, and nothing else; ``num_envs``, ``ppo``,
+    ``policy`` and ``baseline`` then do not matter."""
     policy: PolicySpec = PolicySpec()
     """Size of the networks."""
     validation: str | None = None
@@ -178,6 +199,16 @@ class TrainSpec(Spec):
             raise ValueError(f"env.exposed={list(self.env.exposed)} must leave out split: tiny GPUs have one SM")
         if not self.evolution.tiny and self.env.suite is None:
             raise ValueError("evolution plays a suite: env.suite=None must be the name of one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_plannable(self) -> TrainSpec:
+        if self.planning is None:
+            return self
+        if self.evolution is not None or self.imitation is not None:
+            raise ValueError("planning is a way to train of its own: leave out evolution and imitation")
+        if self.env.exposed != ("plan",) or self.env.suite is None:
+            raise ValueError(f"planning is of plans, on a suite: env.exposed={list(self.env.exposed)} must be [plan]")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.training.evolution import EvolutionRun
 from agents.training.held_out import validation_suite
+from agents.training.planning import PlanRun
 from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
@@ -114,9 +115,13 @@ def train(
     Raises:
         ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
     """
-    torch.set_num_threads(spec.torch_threads)
+    torch.set_num_threads(1)
+    if spec.planning is not None:
+        with workers or Threads(spec.planning.threads) as playing:
+            return _run(PlanRun(spec, folder, watch, playing), resume, command)
     if spec.evolution is None:
-        return _run(PpoRun(spec, folder, watch), resume, command)
+        with Threads(spec.torch_threads) as playing:
+            return _run(PpoRun(spec, folder, watch, playing), resume, command)
     with workers or Threads(spec.evolution.threads) as playing:
         return _run(EvolutionRun(spec, folder, watch, playing), resume, command)
 

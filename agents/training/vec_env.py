@@ -7,15 +7,19 @@ of that step under ``final_info``. Masks always describe the observation returne
 from __future__ import annotations
 
 import time
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from agents.policies.pieces import Map
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import load_schedule, simulate
+from dysharp_env.schedules import ScheduleSpec, Starter, load_schedule
+from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.playing import Players
 
 _MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
 
@@ -54,6 +58,7 @@ class ScheduleVecEnv(VecEnv):
         self._nothing: dict[str, Any] = {}
         self._reference = load_schedule(reference) if reference else None
         self._reference_us: dict[str, float] = {}  # by workload
+        self._starters: dict[str, list[Starter]] = {}  # of the reference's variants, by the label of a source
         self._baseline = baseline
         self.env_seconds = 0.0
 
@@ -83,13 +88,47 @@ class ScheduleVecEnv(VecEnv):
         if dones.any():
             for index in np.flatnonzero(dones).tolist():
                 infos[index] = self._finish(index)
-                if self._baseline:
-                    rewards[index] += infos[index]["reference_us"] / infos[index]["final_info"]["lower_bound_us"]
+                rewards[index] += self._baseline_in(infos[index])
                 self.episodes.restart(index)
             self.episodes.advance()
         observations = self._copied()
         self.env_seconds += time.perf_counter() - started
         return observations, rewards, dones, infos
+
+    def play(self, players: Players, mapping: Map) -> list[tuple[int, int, dict[str, Any]]]:
+        """Lets players take decisions until none has more room: what as many steps with the same actions would do.
+
+        Args:
+            players: A player for each copy, which read the arrays of ``episodes.batch``.
+            mapping: Does what ``map`` does, perhaps by several threads; what comes of it is the same.
+
+        Returns:
+            Decision of its player, copy and info of each episode that ended, in the order in which steps would have
+            ended them.
+        """
+        started = time.perf_counter()
+        ended = [*chain.from_iterable(mapping(lambda copy: self._play(copy, players), range(self.num_envs)))]
+        self.env_seconds += time.perf_counter() - started
+        return sorted(ended, key=lambda each: each[:2])
+
+    def _play(self, index: int, players: Players) -> list[tuple[int, int, dict[str, Any]]]:
+        """Plays one copy; see ``play``."""
+        ended: list[tuple[int, int, dict[str, Any]]] = []
+        while True:
+            is_over = self.episodes.play(index, players)
+            self._returns[index], self._lengths[index] = players.total[index], players.length[index]
+            if not is_over:
+                return ended
+            info = self._finish(index)
+            last = int(players.taken[index]) - 1
+            players.rewards[index, last] += self._baseline_in(info)
+            ended.append((last, index, info))
+            self.episodes.restart(index)
+            players.begin(index)
+
+    def _baseline_in(self, info: dict[str, Any]) -> float:
+        """Returns what is added to the last reward of an episode with that info."""
+        return info["reference_us"] / info["final_info"]["lower_bound_us"] if self._baseline else 0.0
 
     def _finish(self, index: int) -> dict[str, Any]:
         """Returns the info of an episode that is over, and begins the count of the next one."""
@@ -111,11 +150,21 @@ class ScheduleVecEnv(VecEnv):
         if name not in self._reference_us:
             if len(self._reference_us) >= _MOST_REFERENCES:
                 self._reference_us.clear()
-            scenario, workload = self.episodes.source(index).scenario, self.episodes.run(index).routed
-            scale = scenario.spec.compute_scale
-            done = simulate(scenario.system, workload, self._reference, compute_scale=scale)
-            self._reference_us[name] = done.result().makespan_us
+            self._reference_us[name] = self._run_reference(index, self._reference)
         return self._reference_us[name]
+
+    def _run_reference(self, index: int, reference: ScheduleSpec) -> float:
+        """Returns the reference's makespan on the workload of a copy, that of its fastest variant."""
+        source, workload = self.episodes.source(index), self.episodes.run(index).routed
+        if source.label not in self._starters:
+            scenario = source.scenario
+            scale = scenario.spec.compute_scale
+            self._starters[source.label] = [
+                Starter(scenario.system, scenario.layer, variant, compute_scale=scale)
+                for variant in reference.variants()
+            ]
+        runs = [starter.start(workload) for starter in self._starters[source.label]]
+        return min(run.engine.run().now_ps for run in runs) / PS_PER_US
 
     def _name(self, index: int) -> str:
         """Returns the name of a copy's workload, which no other workload of a suite has."""

@@ -21,6 +21,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import masked
+from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import Workload
@@ -197,8 +198,11 @@ class Episodes:
     def _offer_one_action(self) -> None:
         """Lets layers that were done before they ever asked take one action, the first."""
         for copy in np.flatnonzero((self.batch.status == codes.DONE) & ~self.is_over).tolist():
-            self._show_nothing(copy)
-            self.batch.mask[copy, 0] = True
+            self._offer_one_action_in(copy)
+
+    def _offer_one_action_in(self, copy: int) -> None:
+        self._show_nothing(copy)
+        self.batch.mask[copy, 0] = True
 
     def step(self, actions: np.ndarray, anew: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Lets copies act or start anew, and takes them to their next decisions.
@@ -250,6 +254,41 @@ class Episodes:
         if any_refused:
             rewards[refused] -= self.settings.invalid_penalty
         return rewards, terminated
+
+    def play(self, copy: int, players: Players) -> bool:
+        """Lets a player take a copy's decisions until the episode is over or it has no more room for them.
+
+        The player keeps what ``step`` would show and give for the same actions. Other copies may be played at the same
+        time by other threads.
+
+        Args:
+            copy: Whose decisions they are; its episode is not over.
+            players: A player for each copy, which read the arrays of ``batch``.
+
+        Returns:
+            Whether the episode is over.
+        """
+        batch, player = self.batch, players.records[copy]
+        player["rewarded_ps"], player["bound_ps"] = self._rewarded_ps[copy], self._bound_ps[copy]
+        run = self.run(copy)
+        while run.waiting is not None:
+            players.settle(copy, 0)
+            if player["taken"] == player["room"]:
+                return False
+            run.decide(players.choose(copy, early=True))
+            self._seat(copy, run)
+        batch.play(copy, players)
+        is_done = bool(batch.status[copy] == codes.DONE)
+        if is_done and players.length[copy] == 0:
+            self._offer_one_action_in(copy)
+            if player["taken"] == player["room"]:
+                return False
+            players.choose(copy)
+            players.settle(copy, int(batch.now_ps[copy]))
+        self._rewarded_ps[copy] = player["rewarded_ps"]
+        if is_done:
+            self._end(copy)
+        return is_done
 
     def _replace(self, refused: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Returns the actions with the first legal ones where masked ones are refused, which it counts."""

@@ -183,7 +183,7 @@ class Offer:
         }
 
 
-_COPIES = FEATURES.index("copies_experts")
+_COPIES, _RULED = FEATURES.index("copies_experts"), FEATURES.index("ruled")
 _SHOWN = [FEATURES.index(name) for name in SHOWN]
 
 
@@ -271,15 +271,21 @@ class Opening:
         features[: len(rows)] = rows
         values = {**context, f"is_{DECISION_KINDS[kind]}": 1.0}
         shown = np.array([values.get(name, 0.0) for name in CONTEXT], np.float32)
-        return Decision(kind, 0, len(rows), features, shown, np.arange(size) < len(rows))
+        waiting = Decision(kind, 0, len(rows), features, shown, np.arange(size) < len(rows))
+        features[best_by_rule(self._weights(kind), waiting), _RULED] = 1
+        return waiting
+
+    def _weights(self, kind: int) -> np.ndarray:
+        """Returns the (feature,) weights of the rule in force: the plan's, once there is one."""
+        schedule = self._plan.schedule if self._plan else self._offer.schedule
+        return schedule.rule.matrix()[kind]
 
     def _answer(self, waiting: Decision) -> int | None:
         """Returns the row that whoever is inside takes; None if it has to be asked."""
         exposure, kind = self._offer.exposure, waiting.kind
         network = exposure.opening or exposure.network
         if DECISION_KINDS[kind] not in exposure.kinds:
-            chosen = self._plan.schedule if self._plan else self._offer.schedule
-            return best_by_rule(chosen.rule.matrix()[kind], waiting)
+            return int(waiting.features[:, _RULED].argmax())
         if network is None:
             return None
         self.asked += 1

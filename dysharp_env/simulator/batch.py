@@ -15,9 +15,10 @@ import numpy as np
 
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state.codes import ASK, GROW, RUN
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
-from dysharp_env.simulator.state.records import ROOT
+from dysharp_env.simulator.state.records import NOBODY, ROOT
 from dysharp_env.simulator.state.state import Seat
 
 
@@ -106,15 +107,28 @@ class Batch:
             RuntimeError: A layer is stuck; its program cannot be run.
         """
         if self._pool is None:
-            others = advance(self._roots)
+            others = advance(self._roots, NOBODY)
         else:
-            rest = [self._pool.submit(advance, roots) for roots in self._slices[1:]]
-            others = advance(self._slices[0]) + sum(future.result() for future in rest)
+            rest = [self._pool.submit(advance, roots, NOBODY) for roots in self._slices[1:]]
+            others = advance(self._slices[0], NOBODY) + sum(future.result() for future in rest)
         if others:
             for copy in np.flatnonzero(self.status >= GROW):
                 engine = self.engines[copy]
                 assert engine is not None, copy
                 engine.settle()
+
+    def play(self, copy: int, players: Players) -> None:
+        """Lets a copy's player answer its layer until the layer is done or the player has no more room.
+
+        Other copies may be played at the same time by other threads.
+
+        Raises:
+            RuntimeError: The layer is stuck; its program cannot be run.
+        """
+        while advance(self._roots[copy : copy + 1], players.records[copy : copy + 1]):
+            engine = self.engines[copy]
+            assert engine is not None, copy
+            engine.settle()
 
     @classmethod
     def seating(cls, engines: Sequence[Engine | None], max_candidates: int, threads: int) -> Batch:

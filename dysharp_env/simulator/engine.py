@@ -16,7 +16,7 @@ from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GROW, RUN, STUCK
 from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, ShownByName
-from dysharp_env.simulator.state.records import ARRAYS, ROOT
+from dysharp_env.simulator.state.records import ARRAYS, NOBODY, ROOT
 from dysharp_env.simulator.state.state import CONSTANT_ARRAYS, Seat, State, bind, point, reseat
 from dysharp_env.workload.workload import Workload
 
@@ -99,7 +99,7 @@ class Engine:
         """
         if self.status == ASK:
             raise RuntimeError("a decision waits for its answer; call decide first")
-        advance(self.state.root)
+        advance(self.state.root, NOBODY)
         self.settle()
         if self.done:
             return None
@@ -122,7 +122,7 @@ class Engine:
         while self.status == GROW:
             self.state = _with_room(self.state)
             self.state.root["status"] = RUN
-            advance(self.state.root)
+            advance(self.state.root, NOBODY)
         if self.status == STUCK:
             left = int(self.state.root["tokens_left"][0])
             raise RuntimeError(f"the schedule is stuck at {self.now_ps} ps with {left} tokens not combined")

@@ -69,6 +69,11 @@ class Network:
             "linear": (NUM_CONTEXT, NUM_FEATURES),
         }
 
+    @classmethod
+    def nothing(cls, width: int = 1) -> Network:
+        """Returns a network that scores all candidates alike, so that the first is taken."""
+        return cls(**{name: np.zeros(shape, np.float32) for name, shape in cls.shapes(width).items()})
+
     @property
     def width(self) -> int:
         """Width of the embedding and of the scoring layer."""

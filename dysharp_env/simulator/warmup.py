@@ -10,7 +10,7 @@ import numpy as np
 from numba import typeof
 
 from dysharp_env.simulator.kernel.loop import advance
-from dysharp_env.simulator.state.records import ROOT
+from dysharp_env.simulator.state.records import NOBODY, ROOT
 
 NOTICE = "compiling the simulator (once; later runs load it from numba's cache) ..."
 # Loading the compiled engine from its cache takes about a second; a compilation takes many.
@@ -36,6 +36,6 @@ def ensure_compiled(notify: Callable[[str], None] = notice, patience_s: float = 
     timer.daemon = True
     timer.start()
     try:
-        advance.compile((typeof(np.zeros(1, ROOT)),))
+        advance.compile((typeof(np.zeros(1, ROOT)), typeof(NOBODY)))
     finally:
         timer.cancel()

@@ -98,7 +98,7 @@ class SuiteSpec(Spec):
         Raises:
             ConfigError: An entry names something unknown, or two entries draw the same workload.
         """
-        drawn = [item for entry in self.workloads for item in self._draw_entry(entry)]
+        drawn = [item for entry in self.workloads for item in self.draw_entry(entry)]
         seen: set[str] = set()
         for item in drawn:
             if item.name in seen:
@@ -131,7 +131,8 @@ class SuiteSpec(Spec):
         except ConfigError as error:
             raise ConfigError(f"suite '{self.name}': {error}") from None
 
-    def _draw_entry(self, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
+    def draw_entry(self, entry: SuiteEntry) -> Iterator[SuiteWorkload]:
+        """Yields the workloads of one of the entries; raises as ``build`` does."""
         scenario = self.build(entry)
         first, count = entry.seeds
         for seed in range(first, first + count):

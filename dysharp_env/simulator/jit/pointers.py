@@ -41,3 +41,15 @@ def float_rows(address: int, count: int, width: int) -> np.ndarray:
 def doubles(address: int, count: int) -> np.ndarray:
     """Returns (count,) float64 numbers at an address."""
     return carray(pointer(address), (count,), np.float64)
+
+
+@compiled
+def longs(address: int, count: int) -> np.ndarray:
+    """Returns (count,) int64 numbers at an address."""
+    return carray(pointer(address), (count,), np.int64)
+
+
+@compiled
+def bytes_at(address: int, count: int) -> np.ndarray:
+    """Returns (count,) uint8 numbers, or flags, at an address."""
+    return carray(pointer(address), (count,), np.uint8)

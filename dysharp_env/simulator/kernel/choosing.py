@@ -103,13 +103,26 @@ def ruled_choice(s: Root, kind: int, gpu: int) -> int:
     """Returns the legal candidate that the network or the rule scores highest, the first of equals."""
     answerer = s.answerers[kind]
     if answerer.networked:
-        describe(s, kind, gpu, True)
-        describe_context(s, kind, gpu)
+        show(s, kind, gpu)
         s.asked += 1
         return best_scored(s)
     if not answerer.ruled:
         return 0
     describe(s, kind, gpu, answerer.walks == 1)
+    return best_by_rule(s, kind)
+
+
+@compiled
+def show(s: Root, kind: int, gpu: int) -> None:
+    """Fills in all that is shown of a decision to whoever answers in place of the rule."""
+    describe(s, kind, gpu, True)
+    describe_context(s, kind, gpu)
+    s.features[best_by_rule(s, kind)].ruled = 1.0
+
+
+@compiled
+def best_by_rule(s: Root, kind: int) -> int:
+    """Returns the legal candidate that the rule scores highest by its features, the first of equals."""
     weights = doubles(s.weights_at + 8 * kind * NUM_FEATURES, NUM_FEATURES)
     rows = float_rows(s.features_at, s.max_candidates, NUM_FEATURES)
     best = NOTHING
@@ -143,8 +156,7 @@ def decide(s: Root, kind: int, gpu: int) -> int:
     if s.choice == NOTHING:
         s.pending_kind = kind
         s.pending_gpu = gpu
-        describe(s, kind, gpu, True)
-        describe_context(s, kind, gpu)
+        show(s, kind, gpu)
         return WAIT
     choice = s.choice
     s.choice = NOTHING

@@ -44,6 +44,7 @@ from dysharp_env.simulator.kernel.groups import mark
 from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_enqueue, uplink_pump
 from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.playing import answer, end
 from dysharp_env.simulator.kernel.prefetch import consider, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
@@ -56,7 +57,7 @@ from dysharp_env.simulator.kernel.weights import (
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import ASK, DONE, GEMM1, GROW, NOTHING, OPENS_ALL, OPENS_COMBINE, RUN, STUCK
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, GEMM, SPLIT
-from dysharp_env.simulator.state.records import ROOT
+from dysharp_env.simulator.state.records import PLAYER, ROOT
 
 
 @compiled
@@ -241,16 +242,27 @@ def advance_one(s: Root) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def advance(roots: np.ndarray) -> int:
+def advance(roots: np.ndarray, players: np.ndarray) -> int:
     """Runs every layer that may run as far as it can; returns how many now want something other than an answer.
 
     Layers share nothing, so slices of one array may run in threads of their own.
+
+    Args:
+        roots: (layer,) ROOT.
+        players: (layer,) PLAYER, which answer what their layers ask for as long as they have room, or none at all.
     """
     others = 0
     for i in range(len(roots)):
         s = rows(roots.ctypes.data, ROOT)[i]
-        if s.status == RUN:
-            s.status = advance_one(s)
-            if s.status != ASK:
-                others += 1
+        before = s.status
+        while True:
+            if s.status == RUN:
+                s.status = advance_one(s)
+            if s.status != ASK or i >= len(players) or not answer(s, rows(players.ctypes.data, PLAYER)[i]):
+                break
+            s.status = RUN
+        if i < len(players):
+            end(s, rows(players.ctypes.data, PLAYER)[i])
+        if s.status != ASK and s.status != before:
+            others += 1
     return others

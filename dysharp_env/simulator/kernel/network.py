@@ -10,7 +10,7 @@ import numpy as np
 
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.jit.pointers import float_rows, floats
-from dysharp_env.simulator.kernel.names import Root
+from dysharp_env.simulator.kernel.names import Root, Scorer
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.simulator.state.records import NETWORK_ROWS
 
@@ -19,19 +19,19 @@ OF_CONTEXT, HIDDEN, MEAN, MOST, OF_POOL = range(NETWORK_ROWS)
 
 
 @compiled
-def numbers(s: Root, first: int, count: int) -> np.ndarray:
+def numbers(s: Scorer, first: int, count: int) -> np.ndarray:
     """Returns some of the network's numbers."""
     return floats(s.network_at + 4 * first, count)
 
 
 @compiled
-def scratch_row(s: Root, row: int) -> np.ndarray:
+def scratch_row(s: Scorer, row: int) -> np.ndarray:
     """Returns a (width,) row that the network works in, behind those of the candidates."""
     return floats(s.scratch_at + 4 * (s.max_candidates + row) * s.network_width, s.network_width)
 
 
 @compiled
-def add_product(s: Root, out: np.ndarray, inputs: np.ndarray, first: int) -> None:
+def add_product(s: Scorer, out: np.ndarray, inputs: np.ndarray, first: int) -> None:
     """Adds inputs . weights to ``out``; the weights begin at ``first``, (input, out)."""
     width = len(out)
     for i in range(len(inputs)):
@@ -50,7 +50,7 @@ def rectify(x: np.ndarray) -> None:
 
 
 @compiled
-def embed_candidates(s: Root, features: np.ndarray, embedded: np.ndarray) -> None:
+def embed_candidates(s: Scorer, features: np.ndarray, embedded: np.ndarray) -> None:
     """Fills in the embedding of every candidate, and the mean and maximum of all in their scratch rows."""
     at = s.places
     width = s.network_width
@@ -81,37 +81,56 @@ def embed_candidates(s: Root, features: np.ndarray, embedded: np.ndarray) -> Non
 
 
 @compiled
-def best_scored(s: Root) -> int:
-    """Returns the legal candidate that the network scores highest, the first of equals."""
+def prepare_scores(s: Scorer) -> None:
+    """Works out what the scores of a decision's candidates have in common; see ``score_of``."""
     at = s.places
     width = s.network_width
     features = float_rows(s.features_at, s.max_candidates, NUM_FEATURES)
-    embedded = float_rows(s.scratch_at, s.max_candidates, width)
-    embed_candidates(s, features, embedded)
+    embed_candidates(s, features, float_rows(s.scratch_at, s.max_candidates, width))
     of_pool = scratch_row(s, OF_POOL)
     of_pool[:] = numbers(s, at.score_bias, width)
     add_product(s, of_pool, scratch_row(s, MEAN), at.score_pool)
     add_product(s, of_pool, scratch_row(s, MOST), at.score_pool + width * width)
-
-    weights = numbers(s, at.score, width)
-    # The rule's weights in this decision lie behind the rows.
-    linear = floats(s.scratch_at + 4 * (s.max_candidates + NETWORK_ROWS) * width, NUM_FEATURES)
+    linear = rule_weights(s)
     linear[:] = np.float32(0.0)
     add_product(s, linear, floats(s.context_at, NUM_CONTEXT), at.linear)
+
+
+@compiled
+def rule_weights(s: Scorer) -> np.ndarray:
+    """Returns the rule's (feature,) weights in this decision, which lie behind the rows."""
+    return floats(s.scratch_at + 4 * (s.max_candidates + NETWORK_ROWS) * s.network_width, NUM_FEATURES)
+
+
+@compiled
+def score_of(s: Scorer, row: int) -> np.float32:
+    """Returns the score of a candidate, once ``prepare_scores`` has been called."""
+    width = s.network_width
     hidden = scratch_row(s, HIDDEN)
+    hidden[:] = scratch_row(s, OF_POOL)
+    add_product(s, hidden, float_rows(s.scratch_at, s.max_candidates, width)[row], s.places.score_row)
+    rectify(hidden)
+    weights = numbers(s, s.places.score, width)
+    score = np.float32(0.0)
+    for j in range(width):
+        score += hidden[j] * weights[j]
+    features = float_rows(s.features_at, s.max_candidates, NUM_FEATURES)
+    linear = rule_weights(s)
+    for i in range(NUM_FEATURES):
+        score += features[row, i] * linear[i]
+    return score
+
+
+@compiled
+def best_scored(s: Root) -> int:
+    """Returns the legal candidate that the network scores highest, the first of equals."""
+    prepare_scores(s)
     best = -1
     best_score = np.float32(0.0)
     for row in range(s.num_candidates):
         if not s.mask[row]:
             continue
-        hidden[:] = of_pool
-        add_product(s, hidden, embedded[row], at.score_row)
-        rectify(hidden)
-        score = np.float32(0.0)
-        for j in range(width):
-            score += hidden[j] * weights[j]
-        for i in range(NUM_FEATURES):
-            score += features[row, i] * linear[i]
+        score = score_of(s, row)
         if best == -1 or score > best_score:
             best = row
             best_score = score

@@ -96,7 +96,7 @@ ROWS: tuple[DecisionKind, ...] = ("gemm", "combine")
 MATRICES: tuple[DecisionKind, ...] = ("prefetch", "gemm")
 SIZES: tuple[DecisionKind, ...] = ("plan", "split")
 FEATURE_TABLE = (
-    Feature("is_hold", "1 for hold, whose other features are 0", WAITING),
+    Feature("is_hold", "1 for hold, whose other features but ``ruled`` are 0", WAITING),
     Feature(
         "order",
         "place in the list over max_candidates (first unsent; first ready; fullest open tile last; most tokens first)",
@@ -180,6 +180,7 @@ FEATURE_TABLE = (
         "plan: if it may copy experts, 1 less the mean load of GPUs over that of the busiest in an earlier batch",
         ("plan",),
     ),
+    Feature("ruled", "1 for what the schedule's own rule would take", DECISION_KINDS),
 )
 
 

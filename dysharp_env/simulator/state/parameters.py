@@ -21,8 +21,8 @@ _FLOWS = ("dispatch", "combine")
 # What follows the routing, its bound, and the room that arrays have; see lowering.py.
 _LATER = frozenset(
     "partial0 store0 sum0 weights0 weight_store0 num_weight_tiles copy_sms trip0 scale_ps imbalance_ppm links_ps"
-    " gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity tile_blocks chunk_blocks pool_capacity marks_capacity"
-    " log_capacity wheel_slots wheel_shift".split()
+    " gemms_ps hbm_ps num_chunks wire_entries num_tiles heap_capacity tile_blocks chunk_blocks pool_capacity"
+    " marks_capacity log_capacity wheel_slots wheel_shift".split()
 )
 
 

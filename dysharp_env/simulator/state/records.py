@@ -329,6 +329,21 @@ ROOT = _record(
     places=NETWORK_PLACES,
 )
 
+# Who plays a layer: a network, by the root's names for its parts; the decisions it has room for and has taken; the
+# choice whose reward is still owed, what is rewarded up to, and the bound that rewards are in; whether the next
+# decision begins an episode, and of this episode the decisions and (float64) their rewards. Then where it reads what a
+# decision shows and the numbers that it chooses by, and where it keeps what it saw and did; see kernel/playing.py.
+PLAYER = _record(
+    "network_at scratch_at network_width max_candidates num_candidates "
+    "room taken owes rewarded_ps bound_ps starts length "
+    "features_at context_at mask_at scores_at uniforms_at "
+    "kept_candidates_at kept_contexts_at kept_masks_at counts_at actions_at log_probs_at rewards_at starts_at",
+    places=NETWORK_PLACES,
+    total=np.float64,
+)
+# The players of layers that answer to whoever advances them.
+NOBODY = np.zeros(0, PLAYER)
+
 # Fields that compiled code never writes, so that what it has read once need not be read again.
 CONSTANT_FIELDS = (
     (ROOT, frozenset(PARAMETERS) | frozenset(_ADDRESSES.split())),

@@ -9,7 +9,7 @@ import numpy as np
 
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
-from dysharp_env.simulator.state.observation import SPLIT
+from dysharp_env.simulator.state.observation import FEATURES, SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
 from dysharp_env.simulator.twin.gpu import Gpu
@@ -22,6 +22,8 @@ from dysharp_env.simulator.twin.switch import Switch
 from dysharp_env.simulator.twin.weights import Mover, copies_of, gradients_ps
 from dysharp_env.simulator.twin.world import EVERYTHING, Progress, World
 from dysharp_env.workload.workload import Workload
+
+RULED = FEATURES.index("ruled")
 
 
 class Twin:
@@ -101,13 +103,15 @@ class Twin:
         if num_legal == 1:
             return candidates[0]
         features, context = self.shown.features(gpu, candidates), self.shown.context(gpu, kind)
+        ruled = self._best_by_rule(kind, features[:num_legal])
+        features[ruled, RULED] = 1
         if kind in program.exposed:
             mask = np.arange(program.max_candidates) < num_legal  # hold comes last
             row = yield Decision(kind, gpu.number, features, context, mask, candidates)
         elif program.network and kind in program.networked:
             row = int(scores_of(program.network, features[: len(candidates)], context)[:num_legal].argmax())
         else:
-            row = self._best_by_rule(kind, features[:num_legal])
+            row = ruled
         self.world.decisions += 1
         return candidates[row]
 

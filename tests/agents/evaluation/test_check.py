@@ -129,7 +129,7 @@ def longer(decisions: DecisionList) -> dict[str, Any]:
         ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
         (
             "first",
-            lambda d: {"schedule": d.schedule.with_changes({"pays.dispatch": ("launch",)})},
+            lambda d: {"schedule": d.schedule.with_changes({"pays.dispatch": ("launch", "count_exchange")})},
             "the stored makespan is",
         ),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.opponents.players import Learned
-from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
+from agents.policies.candidate_policy import CandidatePolicy, Decisions, PolicySpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.schedules.opponent import Answer, Opponent, Played, ScheduleOpponent
@@ -73,7 +73,8 @@ def test_scores_are_torch_s_up_to_rounding() -> None:
         kind = count % len(DECISION_KINDS)
         context[0, : len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == kind
         with torch.no_grad():
-            expected = policy.scorer(torch.from_numpy(candidates), torch.from_numpy(context)).numpy()[0, :count]
+            shown = {"candidates": torch.from_numpy(candidates), "context": torch.from_numpy(context)}
+            expected = policy.scorer(Decisions.of(shown)).numpy()[0, :count]
         scores = network.scores(candidates[0, :count], context[0])
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
+from agents.policies.candidate_policy import CandidatePolicy, Decisions, PolicySpec
 from dysharp_env.simulator.state import observation
 
 HOLD = observation.FEATURES.index("is_hold")
@@ -36,7 +36,7 @@ def observe(size: int, filled: list[int], seed: int = 0) -> dict[str, torch.Tens
 
 def logits(policy: CandidatePolicy, observation: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return policy.scorer(*policy._tables(observation))
+        return policy.scorer(Decisions.of(observation))
 
 
 def test_swapping_candidates_swaps_their_scores_and_leaves_the_value() -> None:

@@ -1,0 +1,126 @@
+"""Learning which plan a layer wants, by playing all of them.
+
+A run (``PlanRun``) plays every plan of its schedule on layers that it draws from its suite, with other tokens and other
+routing each time, adds what they took to a table and fits a network to the whole of it; see plan_table.py.
+What is decided besides the plan, the plan's own rule decides. How much of it a run has done is counted in plans played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from agents.policies.candidate_policy import CandidatePolicy
+from agents.policies.files import load_tensors
+from agents.training.plan_table import PlanTable, fit_plans, play_plans
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import TrainingRun
+from agents.training.spec import TrainSpec
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import Exposure, Problem, load_schedule
+from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
+from dysharp_env.workers import Workers
+from dysharp_env.workload.suite import SuiteEntry, load_suite
+
+_ARRAYS = ("features", "context", "makespans_ps")
+_SEEDS = 10_000  # below those of validation
+_MOST_TOKENS = 8192  # of a GPU
+
+
+class PlanRun(TrainingRun):
+    """A run that learns to choose plans."""
+
+    def __init__(
+        self, spec: TrainSpec, folder: RunFolder, watch: Callable[[TrainingRun], None], workers: Workers
+    ) -> None:
+        """Reads the suite.
+
+        Raises:
+            ConfigError: A name in the spec is unknown, or does not fit.
+        """
+        super().__init__(spec, folder, watch, workers)
+        assert spec.planning is not None and spec.env.suite is not None
+        self._planning, self._workers = spec.planning, workers
+        self._suite = load_suite(spec.env.suite)
+        self._schedule = load_schedule(spec.env.schedule)
+        size = spec.env.max_candidates
+        self._table = PlanTable(
+            (),
+            np.zeros((0, size, NUM_FEATURES), np.float32),
+            np.zeros((0, NUM_CONTEXT), np.float32),
+            np.zeros((0, size), np.int64),
+        )
+        self._network = Network.nothing(1)
+        self._loss = float("nan")
+
+    def policy(self) -> CandidatePolicy:
+        """Returns the policy."""
+        return CandidatePolicy.of_network(Network.nothing(1), self.spec.env, self._network)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Takes the table out of a checkpoint, and fits the network again."""
+        path = checkpoint / "table.safetensors"
+        arrays = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
+        empty, rows = self._table, len(arrays.get("features", ()))
+        for name in _ARRAYS:
+            wanted = (rows, *getattr(empty, name).shape[1:])
+            if name not in arrays or arrays[name].shape != wanted:
+                raise ConfigError(f"'{path}' does not fit the run's settings: '{name}' is not of shape {wanted}")
+        self._table = PlanTable(tuple(map(str, range(rows))), *(arrays[name] for name in _ARRAYS))
+        self._fit()
+
+    def state(self) -> dict[str, bytes]:
+        """Returns the table as a file."""
+        return {"table.safetensors": save({name: getattr(self._table, name) for name in _ARRAYS})}
+
+    def begin(self) -> None:
+        """Goes on with the present table; before there is one it validates what knows nothing."""
+        if self.decisions == 0:
+            self.log(self._validate(), 0)
+
+    def learn(self) -> dict[str, float]:
+        """Plays all plans on some more layers, and fits the network anew."""
+        exposure = Exposure(max_candidates=self.spec.env.max_candidates)
+        played = play_plans(self._draw(), self._schedule, exposure, self._workers)
+        self._table = self._table.joined(played)
+        self.decisions += int(played.legal.sum())
+        self.updates += 1
+        self._fit()
+        return {
+            "planning/layers": len(self._table.names),
+            "planning/loss": self._loss,
+            "planning/loss_of_the_first": float(self._table.losses[:, 0].mean()),
+            "time/decisions_per_second": self.rate(),
+        }
+
+    def recent(self) -> tuple[float, float]:
+        """Returns no return, and how much longer than the best plan of each layer the chosen ones take."""
+        return float("nan"), float(np.exp(self._loss))
+
+    def _fit(self) -> None:
+        fit = fit_plans(self._table, self._planning.width, self.spec.seed, steps=self._planning.steps)
+        self._network, self._loss = fit.network, fit.loss
+
+    def _draw(self) -> list[Problem]:
+        """Returns the next layers; which they are follows from the seed and from how many were drawn before."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.spec.seed, self.updates]))
+        entries = self._suite.workloads
+        chosen = rng.permutation(len(entries))[: self._planning.batch]
+        suite = self._suite.model_copy(
+            update={"workloads": tuple(self._varied(entries[place], rng) for place in chosen.tolist())}
+        )
+        problems = [problem for entry in suite.workloads for problem in Problem.of_suite(suite.draw_entry(entry))]
+        return [problem.renamed(int(rng.integers(4))) for problem in problems]
+
+    def _varied(self, entry: SuiteEntry, rng: np.random.Generator) -> SuiteEntry:
+        """Returns an entry with another seed, and with tokens multiplied by one of the scales where that is allowed."""
+        scale = float(rng.choice(self._planning.scales))
+        seed = int(rng.integers(_SEEDS))
+        tokens = entry.tokens
+        if isinstance(tokens, int):
+            tokens = min(max(round(tokens * scale), 8), _MOST_TOKENS if scale < 1 else max(tokens, self._planning.most))
+        return entry.model_copy(update={"tokens": tokens, "seeds": (seed, 1), "binds": None})
