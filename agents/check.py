@@ -2,7 +2,8 @@
 
 ``agents.evaluate --decisions DIR`` writes the lists. The twin (dysharp_env.simulator.twin) shares no code with the
 compiled engine's loop, so a row of a results table can be verified without trusting the engine. A row that does not
-replay to the picosecond is named and gives exit status 1.
+replay to the picosecond is named and gives exit status 1. Plans and copies, chosen before the layer, are
+given to the twin.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
 from agents.kit import Command, entry
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Problem
+from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.simulator.twin import Twin
 
 NOT_CONFIRMED = 1
@@ -61,21 +62,25 @@ def fault_of(decisions: DecisionList) -> str | None:
     problem = Problem.of(scenario.system, workload, compute_scale=scale).renamed(decisions.renaming)
     if routing_digest(problem.workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
-    return _replay(problem.twin(decisions.schedule, decisions.asked.exposure()), decisions)
+    return _replay(problem.start(decisions.schedule, decisions.asked.exposure()), decisions)
 
 
-def _replay(twin: Twin, decisions: DecisionList) -> str | None:
+def _replay(run: LayerRun, decisions: DecisionList) -> str | None:
+    player: LayerRun | Twin = run if run.waiting else run.twin()
     for number, choice in enumerate(decisions.choices):
-        decision = twin.advance()
+        decision = player.advance()
         if decision is None:
             return f"it is over after {number} choices, but {len(decisions.choices)} are stored"
         if choice >= len(decision.mask) or not decision.mask[choice]:
             return f"choice {number} takes row {choice}, which is not legal"
-        twin.decide(choice)
-    if twin.advance() is not None:
+        player.decide(choice)
+        if player is run and run.waiting is None:
+            player = run.twin()
+    if player.advance() is not None:
         return f"it goes on after all {len(decisions.choices)} choices"
-    if twin.now_ps != decisions.makespan_ps:
-        return f"the stored makespan is {decisions.makespan_ps} ps, the replay's {twin.now_ps} ps"
+    assert isinstance(player, Twin)
+    if player.now_ps != decisions.makespan_ps:
+        return f"the stored makespan is {decisions.makespan_ps} ps, the replay's {player.now_ps} ps"
     return None
 
 

@@ -21,6 +21,7 @@ from dysharp_env.config import ConfigError, Spec, parse_spec
 from dysharp_env.report.files import write_bytes
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.schedules.exposure import SplitRow
+from dysharp_env.simulator.state.observation import DecisionKind
 from dysharp_env.workload import ScenarioSpec, Workload
 
 SUFFIX = ".json.gz"
@@ -30,7 +31,7 @@ _MOST_BYTES = 2**28  # of JSON in one file; a larger one is no decision list
 class AskedSpec(Spec):
     """Which decisions were asked, and what they showed; ``Exposure`` without a network."""
 
-    kinds: tuple[Literal["split", "dispatch", "gemm", "combine"], ...] = ()
+    kinds: tuple[DecisionKind, ...] = ()
     """Decision kinds whose choices are stored; the schedule's own rule takes the others."""
     hold: bool = False
     """Whether GEMM and combine decisions offered to wait."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ from dysharp_env.config import ConfigError
 from dysharp_env.schedules.bound import LowerBound
 from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.replication import planned, slots_of
+from dysharp_env.schedules.replication.choosing import SHOWN, Choosing, Work
 from dysharp_env.schedules.replication.serving import shared_out
-from dysharp_env.schedules.replication.sharing import Candidates, Sharing
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine, masked
@@ -40,6 +39,9 @@ class Plan:
 
     schedule: ScheduleSpec
     program: Program
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Plan:
+        return self
 
 
 class Even(NamedTuple):
@@ -182,6 +184,7 @@ class Offer:
 
 
 _COPIES, _RULED = FEATURES.index("copies_experts"), FEATURES.index("ruled")
+_SHOWN = [FEATURES.index(name) for name in SHOWN]
 
 
 class Opening:
@@ -195,8 +198,7 @@ class Opening:
         """Takes decisions up to the first that is asked; the plan is the one of that place, if one is given."""
         self._offer, self._routed, self._bound = offer, workload, bound
         self._plan: Plan | None = None
-        self._sharing: Sharing | None = None
-        self._listed: Candidates | None = None
+        self._choosing: Choosing | None = None
         self.workload: Workload | None = None
         self.asked = self.decisions = 0
         if len(offer.plans) == 1:
@@ -298,53 +300,30 @@ class Opening:
                 self.workload = planned(self._routed, replicate)
                 return
             slots = slots_of(replicate, self._routed.layer.experts, self._routed.num_gpus)
-            self._sharing = Sharing.of(self._routed, slots, self._weights_ps() / self._bound.total_ps)
-            self._quota = self._sharing.quota.copy()
+            work = Work.of(self._offer.costs, self._plan.program, self._routed.layer.tile_tokens)
+            self._choosing = Choosing(self._routed, slots, work, self._bound.total_ps)
             return
-        assert self._sharing is not None and self._listed is not None
-        if row < len(self._listed.tokens):
-            found = self._listed
-            self._sharing.take(*(int(part[row]) for part in (found.expert, found.source, found.gpu, found.tokens)))
+        choosing = self._choosing
+        assert choosing is not None
+        if row < len(choosing.moves):
+            choosing.take(row)
             return
         most_sends = self.plan.schedule.replicate.most_sends
-        self.workload = shared_out(self._routed, self._quota, self._sharing, most_sends)
+        self.workload = shared_out(self._routed, choosing.before, choosing.sharing, most_sends)
 
     def _copying(self) -> Decision:
         """Returns the decision on the next copy: what would relieve somebody, and enough."""
-        sharing, total_ps = self._sharing, self._bound.total_ps
-        assert sharing is not None
-        found = sharing.candidates().first(self._offer.exposure.max_candidates - 1)
-        self._listed = found
-        count = len(found.tokens)
+        choosing, most = self._choosing, self._offer.exposure.max_candidates
+        assert choosing is not None
+        shown = choosing.listed(most - 1)
+        count = len(shown)
         rows = np.zeros((count + 1, len(FEATURES)), np.float32)
-        columns: dict[str, np.ndarray] = {
-            "order": np.arange(count) / self._offer.exposure.max_candidates,
-            "relief": found.relief,
-            "room": found.room,
-            "holders": found.holders,
-            "cost": np.minimum(1.0, np.sqrt(found.weights)),
-            "gain": np.minimum(1.0, np.sqrt(found.tokens * (self._token_ps / total_ps))),
-        }
-        for name, values in columns.items():
-            rows[:count, FEATURES.index(name)] = values
+        rows[:count, FEATURES.index("order")] = np.arange(count) / most
+        rows[:count, _SHOWN] = shown
         rows[count, FEATURES.index("is_hold")] = 1.0
-        context = {**_shape(self._routed, self._offer.costs, self._bound), "imbalance": 1 - 1 / sharing.imbalance}
+        imbalance = 1 - 1 / choosing.sharing.imbalance
+        context = {**_shape(self._routed, self._offer.costs, self._bound), "imbalance": imbalance}
         return self._decision(REPLICATE, rows, context)
-
-    def _weights_ps(self) -> int:
-        """Returns what an expert's weights take on a link, in the packets in which copies of this plan travel."""
-        costs, program = self._offer.costs, self.plan.program
-        assert program.copying is not None
-        family = program.copying_family or program.copying.usual_family
-        packet = costs.families.packet_of(family, program.copying.in_switch)
-        return costs.wire_ps(sum(packet.data_flits(num_bytes) for num_bytes in costs.matrix_bytes))
-
-    @cached_property
-    def _token_ps(self) -> int:
-        """What a token takes of a GPU that computes it for one expert, where SMs or its downlink bind."""
-        costs, loads = self._offer.costs, self._routed.loads
-        gemm_ps = self._bound.gemms_ps // max(int(loads.max()), 1)
-        return max(gemm_ps, costs.wire_ps(costs.dispatch_flits()))
 
 
 def best_by_rule(weights: np.ndarray, decision: Decision) -> int:

@@ -30,7 +30,6 @@ class LayerRun:
     """One try at a workload: what is decided before its layer starts, and the engine from there on.
 
     Attributes:
-        lower_bound_ps: What nothing can beat that may move experts as some plan may.
         routed: The workload as it was before anybody shared it out; what runs is ``engine.workload``.
     """
 
@@ -47,7 +46,7 @@ class LayerRun:
             plan: Which of the plans it runs; None leaves that to be decided.
         """
         self.opening = Opening(offer, routed, bound, plan)
-        self.routed, self.lower_bound_ps, self._logging = routed, bound.total_ps, logging
+        self.routed, self._offer, self._bound, self._logging = routed, offer, bound, logging
         self._engine: Engine | None = None
         self._start()
 
@@ -66,6 +65,11 @@ class LayerRun:
         if self._engine is None:
             raise RuntimeError("the layer has not started: its plan or copies are still to be decided")
         return self._engine
+
+    @property
+    def lower_bound_ps(self) -> int:
+        """What nothing can beat that may move experts as some plan may."""
+        return self._bound.total_ps
 
     @property
     def schedule(self) -> ScheduleSpec:
@@ -102,6 +106,12 @@ class LayerRun:
             self._start()
         else:
             self._engine.decide(row)
+
+    def twin(self) -> Twin:
+        """Returns the twin at time zero of what the engine runs."""
+        engine = self.engine
+        num_sms = int(engine.state.root["num_sms"][0])
+        return Twin(engine.workload, self._offer.costs, engine.program, num_sms, self._bound)
 
     def family_bound(self) -> FamilyBound:
         """Returns what nothing can beat that runs by the engine's program, whatever it decides; takes milliseconds."""
@@ -194,9 +204,7 @@ class Problem:
 
     def twin(self, schedule: ScheduleSpec, exposure: Exposure) -> Twin:
         """Returns the twin at time zero, as ``start`` does the engine; nothing may be asked before that."""
-        run = self.start(schedule, exposure)
-        program, num_sms = run.opening.plan.program, self.system.gpu.num_sms
-        return Twin(run.engine.workload, self.costs, program, num_sms, self.bound_under(schedule))
+        return self.start(schedule, exposure).twin()
 
     def bound_under(self, schedule: ScheduleSpec) -> Bound:
         """Returns what nothing can beat that may move experts as this schedule may; ``bound`` if it moves none.

@@ -120,8 +120,12 @@ class PaysSpec(Spec):
 
 
 # Rules of kinds that a schedule names no weights for. Prefetch takes the first matrix that drops nothing: to hold costs
-# less than to drop one byte in a thousand million.
-DEFAULT_RULES: dict[str, dict[str, float]] = {"prefetch": {"drops": -1.0, "is_hold": -1e-9}}
+# less than to drop one byte in a thousand million. A copy is made for the time that it takes off a GPU, against that
+# which weights take of links; where the numbers come from stands in configs/schedules/dysharp-copies.yaml.
+DEFAULT_RULES: dict[str, dict[str, float]] = {
+    "prefetch": {"drops": -1.0, "is_hold": -1e-9},
+    "replicate": {"gain": 1.3, "relief": 0.8, "beyond": 0.7, "cost": -1.0, "late": -0.3, "is_hold": -0.15},
+}
 
 
 class RuleSpec(RootModel[dict[str, Weights]]):

@@ -29,13 +29,13 @@ def layer_of(experts: int, top_k: int) -> LayerSpec:
     return LayerSpec(name="tiny", experts=experts, top_k=top_k, **sizes)
 
 
-def sharing_of(counts: list[list[int]], num_gpus: int, slots: int, weights_share: float = 0.0) -> Sharing:
+def sharing_of(counts: list[list[int]], num_gpus: int, slots: int) -> Sharing:
     """Returns the state of (home GPU, expert) counts under a contiguous placement."""
     given = np.array(counts, np.int64)
     placement = contiguous_placement(given.shape[1], num_gpus)
     holds = placement.gpu_of_expert[:, None] == np.arange(num_gpus)
     quota = np.where(holds, given.sum(axis=0)[:, None], 0)
-    return Sharing(given, quota, holds, np.full(num_gpus, slots), weights_share)
+    return Sharing(given, quota, holds, np.full(num_gpus, slots))
 
 
 def random_workload(seed: int) -> Workload:
@@ -223,16 +223,15 @@ def test_llep_makes_no_gemm_smaller_than_it_may_by_moving() -> None:
 
 def test_candidates_say_what_relieves_the_busiest() -> None:
     # Loads 12, 2, 4; shares 6, 6, 6. GPU 1 has room for 4, GPU 2 for 2 and no slot.
-    sharing = sharing_of([[8, 4, 2, 0, 4, 0], [0] * 6, [0] * 6], num_gpus=3, slots=1, weights_share=0.25)
+    sharing = sharing_of([[8, 4, 2, 0, 4, 0], [0] * 6, [0] * 6], num_gpus=3, slots=1)
     sharing.slots[2] = 0
     found = sharing.candidates()
     assert found.expert.tolist() == [0, 1] and found.gpu.tolist() == [1, 1] and found.source.tolist() == [0, 0]
-    assert found.tokens.tolist() == [4, 4] and found.relief.tolist() == [4 / 6] * 2 and found.room.tolist() == [1, 1]
-    assert found.holders.tolist() == [1 / 3] * 2 and found.weights.tolist() == [0.25, 0.25]
+    assert found.tokens.tolist() == [4, 4]
     # An expert that is there already needs neither a slot nor weights.
     sharing.holds[1, 2] = True
     found = sharing.candidates(0)
-    assert found.gpu.tolist() == [1, 1, 2] and found.weights.tolist() == [0.25, 0.25, 0]
+    assert found.gpu.tolist() == [1, 1, 2]
     assert sharing_of([[1, 1], [1, 1]], num_gpus=2, slots=1).candidates().tokens.size == 0
 
 

@@ -17,31 +17,18 @@ from dysharp_env.workload.workload import NO_EXPERT
 
 
 class Candidates(NamedTuple):
-    """Ways to relieve GPUs that have more than their share, best first; all arrays are (candidate,).
+    """Ways to relieve GPUs that have more than their share, those that move most first; all are (candidate,) int64."""
 
-    The last four are what is shown of a candidate where the choice is somebody else's, and the same on every size.
-    """
-
-    expert: np.ndarray  # int64 the logical expert
-    source: np.ndarray  # int64 the GPU that it takes tokens away from
-    gpu: np.ndarray  # int64 the GPU that is to compute them
-    tokens: np.ndarray  # int64 how many: what the one has too many, and the other room for
-    relief: np.ndarray  # float64 share of all that GPUs have too many which goes away
-    room: np.ndarray  # float64 share of the GPU's room that is filled
-    holders: np.ndarray  # float64 share of all GPUs that hold the expert already
-    weights: np.ndarray  # float64 time in which its weights cross a link, over the layer's bound; 0 if they are there
-
-    def first(self, limit: int) -> Candidates:
-        """Returns the first of them, at most so many."""
-        return Candidates(*(part[:limit] for part in self))
+    expert: np.ndarray  # the logical expert
+    source: np.ndarray  # the GPU that it takes tokens away from
+    gpu: np.ndarray  # the GPU that is to compute them
+    tokens: np.ndarray  # how many: what the one has too many, and the other room for
 
 
 class Sharing:
     """Tokens of each expert on each GPU, as planned so far."""
 
-    def __init__(
-        self, counts: np.ndarray, quota: np.ndarray, holds: np.ndarray, slots: np.ndarray, weights_share: float = 0.0
-    ) -> None:
+    def __init__(self, counts: np.ndarray, quota: np.ndarray, holds: np.ndarray, slots: np.ndarray) -> None:
         """Takes over how the work is shared without a plan.
 
         Args:
@@ -49,15 +36,14 @@ class Sharing:
             quota: (expert, gpu) tokens of each that each GPU computes; sums to those of ``counts``.
             holds: (expert, gpu) whether the GPU has the expert's weights before the layer.
             slots: (gpu,) experts that it has room for besides.
-            weights_share: Time in which an expert's weights cross a link, over the layer's bound.
         """
-        self.counts, self.weights_share = counts, weights_share
+        self.counts = counts
         self.quota, self.holds, self.slots = quota.copy(), holds.copy(), slots.copy()
         self.loads = quota.sum(axis=0)  # (gpu,) int64
         self.copies: list[tuple[int, int]] = []  # (expert, GPU), in the order in which they were planned
 
     @classmethod
-    def of(cls, workload: Workload, slots: int, weights_share: float = 0.0) -> Sharing:
+    def of(cls, workload: Workload, slots: int) -> Sharing:
         """Returns the state before any plan: every token where the workload has it, and ``slots`` free on every GPU."""
         placement, experts = workload.placement, workload.layer.experts
         ids, first = workload.logical_ids, workload.first_token.tolist()
@@ -70,7 +56,7 @@ class Sharing:
         place = (placement.logical_of_expert, placement.gpu_of_expert)
         np.add.at(quota, place, workload.demand.expert_tokens)
         holds[place] = True
-        return cls(np.array(counted, np.int64), quota, holds, np.full(workload.num_gpus, slots), weights_share)
+        return cls(np.array(counted, np.int64), quota, holds, np.full(workload.num_gpus, slots))
 
     @property
     def num_gpus(self) -> int:
@@ -105,16 +91,7 @@ class Sharing:
         moved = tokens[expert, place, gpu]
         order = np.argsort(-moved, kind="stable")
         expert, place, gpu, moved = experts[expert[order]], place[order], gpu[order], moved[order]
-        return Candidates(
-            expert,
-            sources[place],
-            gpu,
-            moved,
-            relief=moved / max(1, np.maximum(excess, 0).sum()),
-            room=moved / np.maximum(room[gpu], 1),
-            holders=self.holds.mean(axis=1)[expert],
-            weights=np.where(self.holds[expert, gpu], 0.0, self.weights_share),
-        )
+        return Candidates(expert, sources[place], gpu, moved)
 
     def may_take(self, gpu: int) -> np.ndarray:
         """Returns which experts a GPU could compute tokens of, (expert,) bool: all, or without free slots its own."""

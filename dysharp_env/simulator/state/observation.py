@@ -131,7 +131,8 @@ FEATURE_TABLE = (
     ),
     Feature(
         "cost",
-        "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of the weights on a link",
+        "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of all weights chosen so "
+        "far on the busier of the links that it takes",
         ("replicate", "dispatch", "prefetch", "gemm", "combine"),
         walks=True,
     ),
@@ -148,9 +149,19 @@ FEATURE_TABLE = (
         "1 less the fewest tokens of an open tile that may be closed early over tile_tokens",
         SIZES,
     ),
-    Feature("relief", "replicate: share of all tokens beyond GPUs' shares that goes away", ("replicate",)),
+    Feature("relief", "replicate: share of all work beyond the mean of GPUs that goes away", ("replicate",)),
     Feature("gain", "replicate: root of the time that its tokens take of the GPU that they leave", ("replicate",)),
-    Feature("room", "replicate: share of the GPU's room for more tokens that is filled", ("replicate",)),
+    Feature("adds", "replicate: the same of the GPU that is to compute them", ("replicate",)),
+    Feature("room", "replicate: share that this is of what that GPU has less than the mean", ("replicate",)),
+    Feature(
+        "beyond", "replicate: root of the time that the GPU that they leave has more than the mean", ("replicate",)
+    ),
+    Feature(
+        "late",
+        "replicate: time for all weights that the ``cost`` is of over the work of the GPU they relieve",
+        ("replicate",),
+    ),
+    Feature("stays", "replicate: share of its tokens that live where they are to be computed", ("replicate",)),
     Feature("holders", "replicate: share of GPUs that hold the expert already", ("replicate",)),
     Feature("links", "plan: root of the time that its tokens and sums take of a link, evenly routed", ("plan",)),
     Feature("paid", "plan: root of what it pays for launches, barriers, counts and planning", ("plan",)),
