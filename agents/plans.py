@@ -18,7 +18,7 @@ import yaml
 
 from agents.kit import Command, check_options, entry
 from agents.opponents.rollouts import play
-from agents.training.portfolio import Changes, Member, Portfolio, choose_greedily, value
+from agents.training.portfolio import COPYING, Changes, Member, Portfolio, choose_greedily, value, with_copies
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
@@ -73,6 +73,13 @@ def pool(rules: Sequence[ScheduleSpec]) -> list[Changes]:
     return found
 
 
+def copying(plan: Changes) -> list[Changes]:
+    """Returns a plan with copies of experts, made in each way that there is; nothing if it has them or no counts."""
+    if "replicate" in plan or "count_exchange" not in plan.get("pays.dispatch", ()):
+        return []
+    return [with_copies(plan, way) for way in COPYING if way["when"] == "behind"]
+
+
 def build() -> Command:
     """Returns the options of the command."""
     command = Command("plans", __doc__, run).add_suite()
@@ -101,9 +108,11 @@ def run(args: argparse.Namespace) -> int:
 
         search = Portfolio(base, costs, len(problems), args.plans, args.seed)
         if args.start:
-            search.start([given_plan(plan) for plan in load_schedule(args.start).plans])
+            given = [given_plan(plan) for plan in load_schedule(args.start).plans]
         else:
-            search.start(pool([load_schedule(name) for name in _RULES]))
+            given = pool([load_schedule(name) for name in _RULES])
+        search.start(given)
+        search.start([copied for member in search.members for copied in copying(member.changes)])
         steps = 0
         while time.monotonic() < ends_s:
             search.step()

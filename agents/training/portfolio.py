@@ -33,6 +33,12 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
     "min_partial_tokens": (8, 16, 32, 64, 96),
     "hold": (False, True),
 }
+# How the weights of copies travel, as dysharp-copies' do.
+COPYING: tuple[Changes, ...] = tuple(
+    {"planner": "rule", "slots": "any", "family": "bulk", "sms": 16, "when": when, "weights": weights}
+    for when in ("behind", "beside")
+    for weights in ("multicast", "relay", "pull")
+)
 _RULED = ("dispatch", "prefetch", "gemm", "combine")
 # Of the best of a workload that no plan can run on: any plan is better than none.
 _NOTHING = 10.0
@@ -49,6 +55,20 @@ class Member:
 
     changes: Changes
     costs: np.ndarray = field(repr=False)
+
+
+def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
+    """Returns a plan's changes with copies of experts made in some way, or with none, and with what that pays.
+
+    Raises:
+        ValueError: The plan exchanges no counts, without which nobody can plan copies.
+    """
+    paid = [cost for cost in changes.get("pays.dispatch", ()) if cost != "plan"]
+    if "count_exchange" not in paid:
+        raise ValueError("without counts there can be no copies")
+    if copying is None:
+        return {key: value for key, value in {**changes, "pays.dispatch": paid}.items() if key != "replicate"}
+    return {**changes, "pays.dispatch": [*paid, "plan"], "replicate": copying}
 
 
 def best_costs(members: Iterable[Member]) -> np.ndarray:
@@ -149,7 +169,11 @@ class Portfolio:
         """Returns a plan's changes with one or two more: of a setting, or of a rule."""
         changed = dict(changes)
         for _ in range(int(self._rng.integers(1, 3))):
-            if self._rng.random() < 0.5:
+            drawn = self._rng.random()
+            if drawn < 0.1 and "count_exchange" in changed.get("pays.dispatch", ()):
+                place = int(self._rng.integers(len(COPYING) + 1))
+                changed = with_copies(changed, COPYING[place] if place < len(COPYING) else None)
+            elif drawn < 0.5:
                 self._change_rule(changed)
             else:
                 self._change_setting(changed)
