@@ -18,6 +18,7 @@ import torch
 
 from agents.opponents.rollouts import play, size_of
 from agents.policies.candidate_policy import CandidateScorer, Decisions
+from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
