@@ -139,7 +139,7 @@ class Portfolio:
         except ConfigError:
             return False
         behind = parent.costs - best
-        near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, _LEAST)[_LEAST])))
+        near = np.flatnonzero(behind <= max(_NEAR, float(np.sort(behind)[min(_LEAST, self._num) - 1])))
         first = self._play([schedule], near.tolist())[0]
         gain = np.maximum(best[near] - first, 0).sum() / self._num
         if gain <= 0:

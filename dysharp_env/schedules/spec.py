@@ -136,14 +136,19 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="after")
     def _check_plans(self) -> ScheduleSpec:
-        for place, option in enumerate(self.options if self.plans else ()):
+        for place, option in enumerate(self._listed):
             if option.replicate.planner == "eplb":
                 raise ValueError(f"plans[{place}] places replicas before the layer; a plan cannot")
         return self
 
-    @cached_property
+    @property
     def options(self) -> tuple[ScheduleSpec, ...]:
         """What the decision ``plan`` chooses from, one schedule for each of ``plans``; itself if there are none."""
+        return self._listed or (self,)
+
+    @cached_property
+    def _listed(self) -> tuple[ScheduleSpec, ...]:
+        # Kept, so it may not hold the schedule itself: no two that did could be compared.
         found = []
         for place, given in enumerate(self.plans):
             base, changes = plan_changes(self.name, place, given)
@@ -151,7 +156,7 @@ class ScheduleSpec(Spec):
                 found.append((load_schedule(base) if base else self).with_changes(changes))
             except ConfigError as error:
                 raise ValueError(f"plans[{place}]: {str(error).removeprefix('ScheduleSpec: ')}") from None
-        return tuple(found) or (self,)
+        return tuple(found)
 
     def fitting(self, exposure: Exposure, system: SystemSpec) -> Exposure:
         """Returns an exposure without the kinds in which this schedule, one of several plans, decides nothing."""
