@@ -350,8 +350,9 @@ class _Family:
     def _hbm_ps(self, gpu: int, mine: np.ndarray, starts_ps: int) -> int:
         """Returns when HBM can have read all weights of a GPU at the earliest.
 
-        Without fetching ahead that begins with the first row. With it, no more is there before the first row starts
-        than L2 holds: nothing in it is dead until then.
+        Without fetching ahead that begins with the first row. With it, it begins with the layer, as any expert may be
+        fetched where nobody counted. No more is there before the first row starts than L2 holds: nothing in it is dead
+        until then.
         """
         costs = self.costs
         experts = len(np.unique(self.expert[mine & ~self.is_copy]))
@@ -359,8 +360,5 @@ class _Family:
         if not self.program.prefetches:
             return starts_ps + max(0, costs.hbm_ps(all_bytes) - accesses)
         most_bytes = max(costs.l2_bytes * max(costs.weight_bytes[0] // costs.matrix_bytes[0], 1), *costs.weight_bytes)
-        begins_ps = (
-            self.open_ps if self.program.counted else self.open_ps + min(self.ways.local_ps, self.ways.arrival_ps)
-        )
         late_ps = max(0, costs.hbm_ps(max(0, all_bytes - most_bytes)) - accesses)
-        return max(begins_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)
+        return max(self.open_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)

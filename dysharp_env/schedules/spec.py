@@ -66,7 +66,7 @@ class ScheduleSpec(Spec):
     prefetch: Literal["none", "ahead"] = "none"
     """Whether weights are fetched into L2 while HBM has nothing to do; which, or none for now, is a decision. By rule,
     unless ``rule`` says another: of the expert with the most tokens, of those counted before the layer or else arrived,
-    GEMM-1's first, if there is room beside all that is still needed."""
+    when it may be of any expert, GEMM-1's first, if there is room beside all that is still needed."""
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
     token_order: Literal["natural", "expert_waves"] = "natural"

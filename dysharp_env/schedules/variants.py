@@ -62,10 +62,14 @@ def plan_changes(name: str, place: int, given: str | Mapping[str, Any]) -> tuple
     Raises:
         ValueError: It names what cannot be changed.
     """
-    if isinstance(given, str):
-        return given, _WHOLE
-    changes = {**given}
+    changes = {"schedule": given} if isinstance(given, str) else {**given}
     base = changes.pop("schedule", "")
+    if not isinstance(base, str):
+        raise ValueError(f"plans[{place}]: schedule={base!r} must be a schedule's name")
+    if base == name:  # reading it would never end
+        raise ValueError(f"plans[{place}]: '{name}' cannot be a plan of its own")
+    if isinstance(given, str):
+        return base, _WHOLE
     if fixed := [key for key in changes if key.split(".")[0] in _FIXED and key != "name"]:
         raise ValueError(f"plans[{place}]: '{fixed[0]}' is not a setting to choose")
     return base, {**_WHOLE, "name": f"{name}[{place}]", **changes}

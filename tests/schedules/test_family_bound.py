@@ -150,6 +150,18 @@ def test_no_preset_breaks_it_on_a_suite(suite: str) -> None:
             assert run.engine.now_ps >= run.family_bound().total_ps >= run.lower_bound_ps, (suite, place, name)
 
 
+def test_weights_come_from_the_start_though_nobody_counted() -> None:
+    """HBM binds: 16 experts a GPU, each of them used."""
+    scenario = ScenarioSpec(model="olmoe", gpus=4, tokens=24, routing="dsv2-lite").build()
+    problem = Problem.of(scenario.system, scenario.draw(0))
+    bounds = []
+    for paid in (("launch", "fused_start"), ("launch", "fused_start", "count_exchange")):
+        run = problem.run(load_schedule("fused-unicast").with_changes({"prefetch": "ahead", "pays.dispatch": paid}))
+        bounds.append(run.family_bound())
+        assert bounds[-1].hbm_ps == bounds[-1].total_ps <= run.engine.now_ps
+    assert bounds[1].hbm_ps - bounds[0].hbm_ps == round(scenario.system.overhead_us("count_exchange") * 1e6)
+
+
 @pytest.mark.parametrize("dispatch", DISPATCH_PRIMITIVES)
 @pytest.mark.parametrize("combine", COMBINE_PRIMITIVES)
 @pytest.mark.parametrize("prefetches", [False, True])

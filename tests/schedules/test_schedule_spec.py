@@ -179,9 +179,10 @@ def test_rules_become_weights_by_feature_name() -> None:
         gemm[observation.FEATURES.index("weights_in_l2")] == 1.0 and gemm[observation.FEATURES.index("is_gemm2")] == 1.0
     )
     assert np.count_nonzero(gemm) == 2
-    # Prefetch has weights without being named.
-    others = np.delete(program.weights, [observation.GEMM, observation.PREFETCH], axis=0)
-    assert program.weights[observation.PREFETCH].any() and not others.any()
+    # Prefetch and copies have weights without being named.
+    unnamed = [observation.PREFETCH, observation.REPLICATE]
+    others = np.delete(program.weights, [observation.GEMM, *unnamed], axis=0)
+    assert program.weights[unnamed].any(axis=1).all() and not others.any()
 
 
 def test_phases_do_not_overlap_and_fusion_does() -> None:
