@@ -1,4 +1,4 @@
-"""A run that learns which plan a layer wants: it learns, resumes to the same bytes, and plays the plan that it chose."""
+"""A run that learns which plan a layer wants: it learns, resumes to the same bytes, plays the plan that it chose."""
 
 from __future__ import annotations
 
