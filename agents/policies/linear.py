@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dysharp_env.schedules import ScheduleSpec
-from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURE_TABLE, FEATURES
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURE_TABLE, FEATURES, RULE_FEATURES
+
+
+def _features_of(kind: str) -> tuple[str, ...]:
+    """Returns all that a rule sees of a kind's candidates."""
+    return tuple(feature.name for feature in FEATURE_TABLE if kind in feature.kinds and feature.name in RULE_FEATURES)
+
 
 # Features that differ among the candidates of a decision and matter. Left out: what is the same for all of them or 0,
 # and what chunks of one size hardly differ in.
 FEATURES_OF_KIND: dict[str, tuple[str, ...]] = {
-    "plan": tuple(feature.name for feature in FEATURE_TABLE if "plan" in feature.kinds),
-    "replicate": tuple(feature.name for feature in FEATURE_TABLE if "replicate" in feature.kinds),
+    "plan": _features_of("plan"),
+    "replicate": _features_of("replicate"),
     "dispatch": ("order", "tile_fill", "expert_progress", "fan_out", "backlog"),
-    "prefetch": tuple(feature.name for feature in FEATURE_TABLE if "prefetch" in feature.kinds),
+    "prefetch": _features_of("prefetch"),
     "gemm": (
         *("is_gemm2", "weights_in_l2", "order", "size", "is_partial"),
         *("waiting", "expert_left", "finishes", "cost", "is_hold"),

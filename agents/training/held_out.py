@@ -29,7 +29,7 @@ def validation_suite(spec: TrainSpec) -> SuiteSpec:
         return load_suite(spec.validation)
     entries = _trained_on(spec.env)
     count = -(-_WORKLOADS // len(entries))
-    return SuiteSpec(name=f"{spec.name}-validation", workloads=tuple(_held_out(entry, count) for entry in entries))
+    return SuiteSpec(name=f"{spec.name}-validation", workloads=tuple(_held_out(entry, count, place) for place, entry in enumerate(entries)))
 
 
 def describe_validation(spec: TrainSpec) -> str:
@@ -61,13 +61,13 @@ def _trained_on(env: EnvSpec) -> tuple[SuiteEntry, ...]:
     return (SuiteEntry(**scenario, seeds=env.seeds or ANY_SEED),)
 
 
-def _held_out(entry: SuiteEntry, count: int) -> SuiteEntry:
-    """Returns an entry with so many workloads that are not among its own.
+def _held_out(entry: SuiteEntry, count: int, place: int) -> SuiteEntry:
+    """Returns an entry with so many workloads that are not among its own, nor those of entries at other places.
 
     Raises:
         ConfigError: The entry has the validation split of its trace already.
     """
-    seeds = (max(_FIRST_SEED, sum(entry.seeds)), count)
+    seeds = (max(_FIRST_SEED, sum(entry.seeds)) + place * count, count)
     if not is_trace_name(entry.routing):
         return entry.model_copy(update={"seeds": seeds})
     if entry.split == _SPLIT or entry.tokens == "trace":

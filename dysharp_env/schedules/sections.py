@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, PlainValidator, RootModel, model_validat
 
 from dysharp_env.config import Spec, did_you_mean
 from dysharp_env.simulator.phases import KERNEL_STAGES, STAGES
-from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, NUM_FEATURES, NUM_KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES, NUM_FEATURES, NUM_KINDS, RULE_FEATURES
 from dysharp_env.system.primitives import FAMILIES
 
 # The overheads of a system and, besides, kernels whose time follows the layer and its routing.
@@ -141,7 +141,7 @@ class RuleSpec(RootModel[dict[str, Weights]]):
         for kind, weights in self.root.items():
             _require_known("kind of decision", kind, DECISION_KINDS)
             for name in weights:
-                _require_known("feature", name, FEATURES)
+                _require_known("feature", name, RULE_FEATURES)
         return self
 
     def matrix(self) -> np.ndarray:

@@ -36,6 +36,8 @@ def test_every_preset_runs_and_says_what_is_real_and_what_simplified(name: str) 
     [
         ({"dispatch": "multicst"}, "dispatch='multicst'"),
         ({"rule": {"gemm": {"is_gem2": 1.0}}}, "'is_gem2' is not a feature; choose from"),
+        # What a rule takes, which it would have to know before it has chosen.
+        ({"rule": {"gemm": {"ruled": 1.0}}}, "'ruled' is not a feature; choose from"),
         ({"pays": {"dispatch": ["launch"], "gemm1": ["barrier"]}}, "pays.gemm1 must be empty"),
         ({"pays": {"dispatch": []}}, "pays.dispatch must name 'launch'"),
         ({"pays": {"end": ["quantise"]}}, "end cannot pay 'quantise'; it belongs to dispatch"),

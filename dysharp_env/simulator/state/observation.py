@@ -226,6 +226,8 @@ CONTEXT_MEANINGS = {value.name: value.meaning for value in CONTEXT_TABLE}
 CANDIDATE_MEANINGS = {kind: KINDS[kind].candidates for kind in DECISION_KINDS}
 FEATURES, CONTEXT = tuple(FEATURE_MEANINGS), tuple(CONTEXT_MEANINGS)
 NUM_FEATURES, NUM_CONTEXT = len(FEATURES), len(CONTEXT)
+# What a rule may weigh: all but what it takes itself.
+RULE_FEATURES = tuple(name for name in FEATURES if name != "ruled")
 # One row of what compiled code fills in, by name.
 FEATURE_ROW = np.dtype([(name, np.float32) for name in FEATURES])
 CONTEXT_ROW = np.dtype([(name, np.float32) for name in CONTEXT])

@@ -10,7 +10,7 @@ from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead, rank
 from agents.opponents.rollouts import makespans_ps
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.sections import RuleSpec
-from dysharp_env.simulator.state.observation import FEATURES
+from dysharp_env.simulator.state.observation import FEATURES, RULE_FEATURES
 from dysharp_env.workload.suite import SuiteSpec
 
 ENTRIES = [
@@ -24,8 +24,8 @@ def random_rule(seed: int) -> ScheduleSpec:
     """Returns DySHARP with a random rule that may hold and close tiles early; some weights are 0, so scores tie."""
     rng = np.random.default_rng(seed)
     rule = {
-        kind: {feature: round(float(weight), 1) for feature, weight in zip(FEATURES, weights, strict=True)}
-        for kind, weights in zip(("dispatch", "gemm", "combine"), rng.normal(size=(3, len(FEATURES))), strict=True)
+        kind: {feature: round(float(weight), 1) for feature, weight in zip(RULE_FEATURES, weights, strict=True)}
+        for kind, weights in zip(("dispatch", "gemm", "combine"), rng.normal(size=(3, len(RULE_FEATURES))), strict=True)
     }
     base = load_schedule("dysharp")
     return base.model_copy(

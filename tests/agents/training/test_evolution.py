@@ -179,7 +179,7 @@ def test_a_policy_evolves_on_tiny_layers_and_is_held_against_their_optima(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gated": ["split_early"]}, r"\['split_early'\] cannot be gated; choose from \['order'"),
+        ({"gated": ["ruled"]}, r"\['ruled'\] cannot be gated; choose from \['order'"),
         ({"gates": ["is_gemm"]}, r"\['is_gemm'\] cannot be gates; choose from \['elapsed'"),
         ({"gates": ["sent", "sent"]}, "names one twice"),
     ],
