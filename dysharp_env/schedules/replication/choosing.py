@@ -134,9 +134,9 @@ def _list(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns candidates and what is shown of them, see ``listed``; arrays as in ``Sharing`` and ``Choosing``."""
     work = np.zeros(len(slots), np.int64)
-    for expert in range(len(quota)):
+    for of_gpu in quota:
         for gpu in range(len(slots)):
-            work[gpu] += _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
+            work[gpu] += _expert_ps(of_gpu[gpu], rows_ps, weights_ps)
     mean = work.sum() // len(slots)
     excess, least = np.maximum(work - mean, 0), max(1, int(mean * LEAST))
     token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
