@@ -172,7 +172,7 @@ def _list(
 
 @njit(cache=True)
 def _takers(
-    expert: int, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
+    expert: np.integer, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
 ) -> list[int]:
     """Returns the GPUs that are listed for an expert, of those with no more work than ``most_ps``."""
     held = idle = local = -1
