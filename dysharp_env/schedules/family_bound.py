@@ -350,7 +350,7 @@ class _Family:
     def _hbm_ps(self, gpu: int, mine: np.ndarray, starts_ps: int) -> int:
         """Returns when HBM can have read all weights of a GPU at the earliest.
 
-        Without fetching ahead that begins with the first row. With it, it begins with the layer, as any expert may be
+        Without fetching ahead that begins with the first row. With it, it begins with the layer or early, as any expert may be
         fetched where nobody counted. No more is there before the first row starts than L2 holds: nothing in it is dead
         until then.
         """
@@ -360,5 +360,6 @@ class _Family:
         if not self.program.prefetches:
             return starts_ps + max(0, costs.hbm_ps(all_bytes) - accesses)
         most_bytes = max(costs.l2_bytes * max(costs.weight_bytes[0] // costs.matrix_bytes[0], 1), *costs.weight_bytes)
+        begins_ps = self.open_ps - self.program.early_ps
         late_ps = max(0, costs.hbm_ps(max(0, all_bytes - most_bytes)) - accesses)
-        return max(self.open_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)
+        return max(begins_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)
