@@ -29,7 +29,10 @@ def validation_suite(spec: TrainSpec) -> SuiteSpec:
         return load_suite(spec.validation)
     entries = _trained_on(spec.env)
     count = -(-_WORKLOADS // len(entries))
-    return SuiteSpec(name=f"{spec.name}-validation", workloads=tuple(_held_out(entry, count, place) for place, entry in enumerate(entries)))
+    return SuiteSpec(
+        name=f"{spec.name}-validation",
+        workloads=tuple(_held_out(entry, count, place) for place, entry in enumerate(entries)),
+    )
 
 
 def describe_validation(spec: TrainSpec) -> str:

@@ -350,9 +350,9 @@ class _Family:
     def _hbm_ps(self, gpu: int, mine: np.ndarray, starts_ps: int) -> int:
         """Returns when HBM can have read all weights of a GPU at the earliest.
 
-        Without fetching ahead that begins with the first row. With it, it begins with the layer or early, as any expert may be
-        fetched where nobody counted. No more is there before the first row starts than L2 holds: nothing in it is dead
-        until then.
+        Without fetching ahead that begins with the first row. With it, it begins with the layer, or early: where nobody
+        counted any expert may be fetched. No more is there before the first row starts than L2 holds: nothing in it is
+        dead until then.
         """
         costs = self.costs
         experts = len(np.unique(self.expert[mine & ~self.is_copy]))

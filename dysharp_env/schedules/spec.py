@@ -28,8 +28,7 @@ from dysharp_env.system.spec import OVERHEADS
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
-# More tokens than any tile has.
-NEVER_EARLY = 1 << 30
+NEVER_EARLY = 1 << 30  # more tokens than any tile has
 # What is paid before tokens can be sent to copies: whoever plans needs the counts of all GPUs.
 COSTS_OF_PLANNING: tuple[Literal["count_exchange", "plan"], ...] = ("count_exchange", "plan")
 
@@ -148,9 +147,8 @@ class ScheduleSpec(Spec):
         """What the decision ``plan`` chooses from, one schedule for each of ``plans``; itself if there are none."""
         return self._listed or (self,)
 
-    @cached_property
+    @cached_property  # without the schedule itself: no two that held themselves could be compared
     def _listed(self) -> tuple[ScheduleSpec, ...]:
-        # Kept, so it may not hold the schedule itself: no two that did could be compared.
         found = []
         for place, given in enumerate(self.plans):
             base, changes = plan_changes(self.name, place, given)
@@ -230,10 +228,10 @@ class ScheduleSpec(Spec):
 
     def _check_splits(self, exposure: Exposure, system: SystemSpec) -> None:
         """Checks that this schedule's groups share the SMs, and that the splits fit them."""
-        num_sms, gemm_sms = system.gpu.num_sms, self.gemm_sms(system.gpu.num_sms)
+        num_sms = system.gpu.num_sms
         dispatch_sms, combine_sms = self.sms.groups(num_sms)
         if not self._has_groups(num_sms):
-            given = f"{dispatch_sms} dispatch, {combine_sms} combine and {gemm_sms} GEMM SMs"
+            given = f"{dispatch_sms} dispatch, {combine_sms} combine and {self.gemm_sms(num_sms)} GEMM SMs"
             raise ConfigError(
                 f"exposed='split' does not fit schedule='{self.name}': its {given} share the {num_sms} of"
                 f" {system.name}, as stages take turns or GEMMs communicate themselves; it needs groups with SMs of"
