@@ -21,12 +21,21 @@ LAYERS: tuple[dict[str, Any], ...] = (
 
 
 def make(schedule: str, layer: dict[str, Any]) -> TokenScheduleEnv:
-    """Returns an environment that asks for all kinds, or for all but sizes of SM groups where those are fixed."""
+    """Returns an environment that asks for all that the schedule decides, with as many candidates as it has plans."""
+    spec = load_schedule(schedule)
+    asks = {
+        "plan": len(spec.options) > 1,
+        "replicate": any(plan.replicate.planner == "rule" for plan in spec.options),
+        "prefetch": spec.prefetch != "none" or len(spec.options) > 1,
+    }
+    kinds = (*(kind for kind, is_asked in asks.items() if is_asked), *KINDS)
+    fewest = layer.get("max_candidates", 32)
+    layer = {**layer, "schedule": schedule, "max_candidates": max(fewest, len(spec.options))}
     try:
-        return TokenScheduleEnv(**layer, schedule=schedule, exposed=("split", *KINDS), split_moments=2)
+        return TokenScheduleEnv(**layer, exposed=("split", *kinds), split_moments=2)
     except ConfigError as error:
         assert "exposed='split' does not fit" in str(error)
-        return TokenScheduleEnv(**layer, schedule=schedule, exposed=KINDS)
+        return TokenScheduleEnv(**layer, exposed=kinds)
 
 
 @pytest.mark.parametrize("schedule", preset_names("schedules"))

@@ -142,9 +142,7 @@ def _list(
     token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
     moves, shown, found = np.zeros((3 * quota.size, 4), np.int64), np.zeros((3 * quota.size, len(SHOWN))), 0
     for source in np.flatnonzero(excess):
-        for expert in range(len(quota)):
-            if quota[expert, source] == 0:
-                continue
+        for expert in np.flatnonzero(quota[:, source]):
             here, here_ps = quota[expert, source], _expert_ps(quota[expert, source], rows_ps, weights_ps)
             for gpu in _takers(expert, counts, holds, slots, work, mean - least):
                 there, there_ps = quota[expert, gpu], _expert_ps(quota[expert, gpu], rows_ps, weights_ps)

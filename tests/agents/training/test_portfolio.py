@@ -78,7 +78,7 @@ def test_a_step_never_makes_it_worse_and_steps_find_the_best(wanted: tuple[int, 
     search = Portfolio(load_schedule("dysharp"), costs, len(wanted), count=3, seed=0)
     search.start([{"chunk_tokens": 16}, {"chunk_tokens": 32}])
     before, first = value(search.best), value(search.best)
-    for _ in range(150):
+    for _ in range(400):
         better = search.step()
         now = value(search.best)
         assert now < before if better else now == before
