@@ -186,8 +186,9 @@ class Portfolio:
         key = keys[self._rng.integers(len(keys))]
         options = _SETTINGS.get(key, _SMS)
         now = changed.get(key, self._of_base(key))
-        if len(options) == 2:
-            changed[key] = options[1 - options.index(now)]
+        if isinstance(now, str | bool):
+            others = [option for option in options if option != now]
+            changed[key] = others[int(self._rng.integers(len(others)))]
             return
         place = int(np.argmin([abs(option - now) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
         changed[key] = options[min(max(place, 0), len(options) - 1)]
