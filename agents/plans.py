@@ -73,11 +73,12 @@ def pool(rules: Sequence[ScheduleSpec]) -> list[Changes]:
     return found
 
 
-def copying(plan: Changes) -> list[Changes]:
-    """Returns a plan with copies of experts, made in each way that there is; nothing if it has them or no counts."""
-    if "replicate" in plan or "count_exchange" not in plan.get("pays.dispatch", ()):
-        return []
-    return [with_copies(plan, way) for way in COPYING if way["when"] == "behind"]
+def varied(plan: Changes) -> list[Changes]:
+    """Returns a plan with weights fetched from the launch on, and with copies of experts, where it has neither yet."""
+    found = [] if plan.get("prefetch") == "early" else [{**plan, "prefetch": "early"}]
+    if "replicate" not in plan and "count_exchange" in plan.get("pays.dispatch", ()):
+        found += [with_copies(plan, way) for way in COPYING if way["when"] == "behind"]
+    return found
 
 
 def build() -> Command:
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             given = pool([load_schedule(name) for name in _RULES])
         search.start(given)
-        search.start([copied for member in search.members for copied in copying(member.changes)])
+        search.start([copied for member in search.members for copied in varied(member.changes)])
         steps = 0
         while time.monotonic() < ends_s:
             search.step()
