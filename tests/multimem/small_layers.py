@@ -123,17 +123,16 @@ def played(
     for family in machine.gpu.families:
         alike |= {f"gpu.families.{family}.{key}": 0 for key in ("payload_bytes", "extra_flits")}
     machine = machine.with_changes(alike)
-    num_sms = machine.gpu.num_sms
-    if sum(spec.sms.groups(num_sms)) + spec.gemm_sms(num_sms) != num_sms:
-        exposure = replace(exposure, kinds=tuple(kind for kind in exposure.kinds if kind != "split"))
+    if len(spec.options) == 1:
+        exposure = spec.fitting(exposure, machine)
     starter = Starter(machine, workload.layer, spec, exposure=exposure)
     # A static planner places by the loads of an earlier batch; of this one, as there is no other.
     loads = np.bincount(workload.logical_ids[workload.topk_ids >= 0], minlength=workload.layer.experts)
-    engine = starter.start(replace(workload, history=lambda: loads)).engine
+    run = starter.start(replace(workload, history=lambda: loads))
     rng = np.random.default_rng(seed)
-    while (asked := engine.advance()) is not None:
-        engine.decide(int(rng.choice(np.flatnonzero(asked.mask))))
-    return engine
+    while (asked := run.advance()) is not None:
+        run.decide(int(rng.choice(np.flatnonzero(asked.mask))))
+    return run.engine
 
 
 def total_flits(links: Links, direction: str, kind: Kind, stage: Stage) -> int:

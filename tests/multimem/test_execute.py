@@ -94,7 +94,11 @@ def test_every_shipped_schedule_computes_the_dense_layer(name: str, ffn_matrices
 def any_schedule(rng: np.random.Generator) -> ScheduleSpec:
     """Returns a shipped schedule, or its gates and parts with any primitives that fit; small chunks, early closing."""
     spec = spec_of(str(rng.choice(SHIPPED))).with_changes(
-        {"chunk_tokens": int(rng.integers(1, 5)), "min_partial_tokens": 1}
+        {
+            "chunk_tokens": int(rng.integers(1, 5)),
+            "min_partial_tokens": 1,
+            "prefetch": str(rng.choice(["none", "ahead", "early"])),
+        }
     )
     try:
         return spec.with_changes({"copies": "gpu", "loopback": False, **rng.choice(EVERY_PRIMITIVE)})
@@ -151,7 +155,8 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch: pytest.M
         tiles = state.tiles["expert"][state.tiles["count"] > 0]
         needed = -(-state.experts["total"] // workload.layer.tile_tokens)
         closed_early += np.maximum(np.bincount(tiles, minlength=len(needed)) - needed, 0).sum()
-    assert taken == {(kind, False) for kind in observation.DECISION_KINDS} | {("gemm", True), ("combine", True)}
+    holds = {(kind, True) for kind in observation.ENGINE_KINDS if observation.KINDS[kind].may_wait}
+    assert taken == {(kind, False) for kind in observation.ENGINE_KINDS} | holds
     assert closed_early > 0
 
 

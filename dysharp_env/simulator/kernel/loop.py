@@ -107,12 +107,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     if kind == codes.EV_SWITCH:
         switch_arrive(s, a, b)
     elif kind == codes.EV_REACH:
-        if a < s.partial0:
-            reach_dispatch(s, a)
-        elif a < s.weights0:
-            reach_combine(s, a)
-        else:
-            reach_tile(s, a)
+        reach(s, a)
     elif kind == codes.EV_CREDIT:
         s.lanes[a * 2 + b].used_flits -= c
         uplink_pump(s, a)
