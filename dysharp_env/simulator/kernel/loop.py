@@ -101,6 +101,17 @@ def open_gate(s: Root, gate: int) -> None:
             mark(s, GEMM, gpu)
 
 
+@compiled
+def reach(s: Root, node: int) -> None:
+    """Lets a segment come to an end of its way: of a token, a partial sum or weights."""
+    if node < s.partial0:
+        reach_dispatch(s, node)
+    elif node < s.weights0:
+        reach_combine(s, node)
+    else:
+        reach_tile(s, node)
+
+
 @compiled_in_place
 def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     """Lets one event have its effect; codes.py says what its operands are."""
