@@ -9,14 +9,16 @@ workloads only if it helps there. If with it the portfolio is better it joins, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from agents.opponents.rollouts import play
 from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import ScheduleSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 
 Changes = dict[str, Any]
 Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
@@ -24,6 +26,7 @@ Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
 
 _NEAR = 0.05  # a plan is near the best of a workload if it takes at most that much longer, in logs
 _LEAST = 8  # workloads that a change is played on first, at least
+_MOST_ENGINES = 16  # in memory at a time
 _SIGMA = 0.3  # of noise in a rule's weights, whose largest is about 1
 _SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48)
 _SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -71,6 +74,19 @@ def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
     return {**changes, "pays.dispatch": [*paid, "plan"], "replicate": copying}
 
 
+def log_makespans(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
+    """Returns the (schedule,) log makespans of a problem; inf under those that it cannot run."""
+    logs = np.full(len(schedules), np.inf)
+    engines = {}
+    for place, schedule in enumerate(schedules):
+        with suppress(ConfigError):
+            engines[place] = problem.engine(schedule)
+        if len(engines) == _MOST_ENGINES or (engines and place == len(schedules) - 1):
+            logs[[*engines]] = np.log(play([*engines.values()], Exposure().max_candidates))
+            engines = {}
+    return logs
+
+
 def best_costs(members: Iterable[Member]) -> np.ndarray:
     """Returns the (workload,) costs of the best of some plans on each workload."""
     return np.min([member.costs for member in members], axis=0)
@@ -110,9 +126,21 @@ class Portfolio:
         episodes: Layers played.
     """
 
-    def __init__(self, base: ScheduleSpec, costs: Costs, num_workloads: int, count: int, seed: int) -> None:
-        """Begins without plans; ``start`` plays a pool."""
+    def __init__(
+        self, base: ScheduleSpec, costs: Costs, num_workloads: int, count: int, seed: int, least: int = _LEAST
+    ) -> None:
+        """Begins without plans; ``start`` plays a pool.
+
+        Args:
+            base: What plans are changes of.
+            costs: Plays them.
+            num_workloads: How many workloads there are.
+            count: Plans at most.
+            seed: Of the search.
+            least: Workloads that a change is played on first, at least.
+        """
         self.base, self._costs, self._num, self.count = base, costs, num_workloads, count
+        self._least = min(least, num_workloads)
         self.members: list[Member] = []
         self.episodes = 0
         self._rng = np.random.default_rng(seed)
@@ -139,7 +167,7 @@ class Portfolio:
         except ConfigError:
             return False
         behind = parent.costs - best
-        near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, _LEAST)[_LEAST])))
+        near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, self._least - 1)[self._least - 1])))
         first = self._play([schedule], near.tolist())[0]
         gain = np.maximum(best[near] - first, 0).sum() / self._num
         if gain <= 0:
@@ -189,7 +217,8 @@ class Portfolio:
         if len(options) == 2:
             changed[key] = options[1 - options.index(now)]
             return
-        place = int(np.argmin([abs(option - now) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
+        size = options[-1] if isinstance(now, str) else now  # of SM groups that have all
+        place = int(np.argmin([abs(option - size) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
         changed[key] = options[min(max(place, 0), len(options) - 1)]
 
     def _of_base(self, key: str) -> Any:

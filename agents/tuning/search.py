@@ -1,0 +1,172 @@
+"""The search of a tuning run: from all shipped schedules and plans, by changes, within a time.
+
+What is played first is every schedule on one layer of each number of tokens; those near the best are played on all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.opponents.rollouts import size_of
+from agents.policies.card import read_json
+from agents.training.portfolio import Changes, Member, Portfolio, log_makespans
+from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.report.files import write_text
+from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
+from dysharp_env.workers import Workers
+
+BASE = "dysharp"
+_NEAR = 0.2  # of a log makespan above the best's on one layer; what is further behind is not played on the others
+_KEPT = 2  # of the schedules begun with, for each number of tokens
+_NAMES = ("name", "description", "aliases", "found_by", "best_of", "plans")
+_WHOLE = ("rule", "replicate")  # sections that changes hold as one
+_ALWAYS = ("pays.dispatch", "rule")  # which whoever changes a plan looks at
+
+
+def changes_of(schedule: ScheduleSpec, base: ScheduleSpec) -> Changes:
+    """Returns what makes a schedule of the base, but for its name and what it would choose from."""
+    found: Changes = {}
+    ours, theirs = schedule.model_dump(mode="json"), base.model_dump(mode="json")
+    for key, setting in ours.items():
+        if key in _NAMES:
+            continue
+        if isinstance(setting, dict) and key not in _WHOLE:
+            found |= {f"{key}.{part}": each for part, each in setting.items() if each != theirs[key].get(part)}
+        elif setting != theirs[key] or key in _ALWAYS:
+            found[key] = setting
+    return {"pays.dispatch": ours["pays"]["dispatch"], **found}
+
+
+def pool(base: ScheduleSpec) -> list[Changes]:
+    """Returns all shipped schedules, their variants and their plans, as changes of the base."""
+    found: list[Changes] = []
+    for name in preset_names("schedules"):
+        schedule = load_schedule(name)
+        options = schedule.options if schedule.plans else schedule.variants()
+        found += [changes_of(option, base) for option in options if option.replicate.planner != "eplb"]
+    kept = {json.dumps(changes, sort_keys=True): changes for changes in found}
+    return [*kept.values()]
+
+
+@dataclass
+class TuneSearch:
+    """A search under way, which can be saved and gone on with.
+
+    Attributes:
+        problems: Layers of training, those of one number of tokens after those of another.
+        each: How many of each number of tokens.
+        portfolio: What is searched.
+        began_with: The best schedules of the start, a few for each number of tokens.
+        steps, elapsed_s: Changes tried, and wall time spent, also before it was gone on with.
+    """
+
+    problems: Sequence[Problem]
+    each: int
+    workers: Workers
+    seed: int
+    portfolio: Portfolio = field(init=False)
+    began_with: list[Member] = field(default_factory=list)
+    steps: int = 0
+    elapsed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begins without plans."""
+        self._make()
+
+    def _make(self) -> None:
+        count = 2 * len(self.problems) // self.each
+        base, seed = load_schedule(BASE), self.seed + 1_000_003 * self.steps
+        self.portfolio = Portfolio(base, self.costs, len(self.problems), count, seed, least=self.each)
+
+    def costs(self, schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
+        """Returns (schedule, problem) log makespans over the lower bound, of the problems at some places."""
+        chosen = [self.problems[place] for place in places]
+        played = self.workers.map(partial(log_makespans, schedules), chosen, size=size_of, constants=self.problems)
+        bounds = np.log([problem.bound.total_ps for problem in chosen])
+        return (np.array(played).reshape(len(places), len(schedules)) - bounds[:, None]).T
+
+    def start(self) -> None:
+        """Plays all that is shipped.
+
+        Raises:
+            ConfigError: The machine can run nothing of it.
+        """
+        base, first = self.portfolio.base, range(0, len(self.problems), self.each)
+        given = pool(base)
+        costs = self.costs([base.with_changes(changes) for changes in given], first)
+        best = costs.min(axis=0)
+        if not np.isfinite(best).all():
+            raise ConfigError(f"{self.problems[0].system.name} can run no schedule that is shipped")
+        near = [changes for changes, row in zip(given, costs, strict=True) if (row <= best + _NEAR).any()]
+        all_costs = self.costs([base.with_changes(changes) for changes in near], range(len(self.problems)))
+        played = [Member(changes, row) for changes, row in zip(near, all_costs, strict=True)]
+        for place in first:
+            means = [float(member.costs[place : place + self.each].mean()) for member in played]
+            order = np.argsort(means, kind="stable")[:_KEPT].tolist()
+            self.began_with += [played[at] for at in order if played[at] not in self.began_with]
+        self.portfolio.members = self.began_with[: self.portfolio.count]
+
+    def step(self) -> bool:
+        """Tries a change; returns whether it helped."""
+        self.steps += 1
+        return self.portfolio.step()
+
+    @property
+    def candidates(self) -> list[Member]:
+        """What is chosen from in the end: the portfolio, and what it began with."""
+        members = self.portfolio.members
+        return [*members, *(member for member in self.began_with if all(member is not each for each in members))]
+
+    def gains(self) -> np.ndarray:
+        """Returns, for each number of tokens, the log makespan saved on the layers of training since the start."""
+        before = np.min([member.costs for member in self.began_with], axis=0)
+        return (before - self.portfolio.best).reshape(-1, self.each).mean(axis=1)
+
+    def save(self, path: Path) -> None:
+        """Writes what ``load`` reads."""
+        parts = {"members": self.portfolio.members, "began_with": self.began_with}
+        state: dict[str, Any] = {name: [_plain(member) for member in members] for name, members in parts.items()}
+        write_text(path, json.dumps({"steps": self.steps, "elapsed_s": self.elapsed_s, **state}) + "\n")
+
+    def load(self, path: Path) -> None:
+        """Goes on where a file says.
+
+        Raises:
+            ConfigError: It is damaged or of another search.
+        """
+        state = read_json(path)
+        try:
+            self.steps, self.elapsed_s = int(state["steps"]), float(state["elapsed_s"])
+            self._make()  # other changes than those that were drawn already
+            self.began_with = [self._member(data) for data in state["began_with"]]
+            self.portfolio.members = [self._member(data) for data in state["members"]]
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"'{path}' is damaged or of another search; remove it to begin anew") from None
+
+    def _member(self, data: dict[str, Any]) -> Member:
+        costs = np.array([np.inf if cost is None else cost for cost in data["costs"]], dtype=float)
+        if costs.shape != (len(self.problems),):
+            raise ValueError
+        return Member(data["changes"], costs)
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    costs = [float(cost) if np.isfinite(cost) else None for cost in member.costs]
+    return {"changes": member.changes, "costs": costs}
+
+
+def choose(
+    candidates: Sequence[Member], base: ScheduleSpec, problems: Sequence[Problem], workers: Workers
+) -> tuple[int, np.ndarray]:
+    """Returns which candidate is best on layers of one number of tokens, and the (candidate,) log makespans."""
+    schedules = [base.with_changes(member.changes) for member in candidates]
+    played = workers.map(partial(log_makespans, schedules), problems, size=size_of, constants=problems)
+    means = np.array(played).mean(axis=0)
+    return int(means.argmin()), means
