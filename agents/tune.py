@@ -25,18 +25,20 @@ from agents.opponents.read import read_contender
 from agents.tuning.header import header
 from agents.tuning.policy import NAME, Tuned, make
 from agents.tuning.report import Report, markdown, measure, verdict
-from agents.tuning.search import BASE, TuneSearch, choose
+from agents.tuning.search import BASE, TuneSearch, play_all
 from agents.tuning.spec import TuneSpec
 from agents.tuning.tasks import write_tasks
 from dysharp_env.commands.options import open_workers
-from dysharp_env.config import ConfigError, parse_spec, read_yaml
+from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.system import Hardware
 
-_SEARCHING = 0.75  # of the time; the rest is for choosing, measuring and writing
+_SEARCHING = 0.4  # of the time at least; what choosing, measuring and writing will take is left for them
+_WRITING_S, _MARGIN = 5.0, 1.1
 _SAVE_EVERY_S = 15.0
 _ASKED = ("system", "model", "routing", "tokens")
 _GIVEN = ("gpus", "hardware", "minutes", "train", "validation", "test", "renamings", "seed")
@@ -67,20 +69,22 @@ def run(args: argparse.Namespace) -> int:
     """Tunes as the options say."""
     check_options(args)
     spec, folder = _resumed(args) if args.resume else _begun(args)
+    ensure_compiled()  # which is not of the minutes
     base = load_schedule(BASE)
     with open_workers(args) as workers, _progress(args.quiet) as tell:
         train = [problem for tokens in spec.tokens for problem in spec.problems(tokens, "train")]
         search = TuneSearch(train, spec.train, workers, spec.seed)
         _search(search, spec, folder / "search.json", tell)
-        tell("chooses", _SEARCHING)
-        chosen, known = {}, list(train)
+        tell("chooses", 0.8)
+        chosen, known = {}, []
         candidates = search.candidates
         for tokens in spec.tokens:
             problems = spec.problems(tokens, "validation")
             known += problems
-            chosen[tokens] = candidates[choose(candidates, base, problems, workers)[0]].changes
+            means = play_all([base.with_changes(each.changes) for each in candidates], problems, workers).mean(axis=1)
+            chosen[tokens] = candidates[int(means.argmin())].changes
         tuned = make(base, chosen, known, folder, spec.seed, workers)
-        report = measure(spec, tuned, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.85))
+        report = measure(spec, tuned, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.9))
     searched = f"{search.steps} changes tried on {spec.train} layers each, {search.portfolio.episodes} layers played"
     _write(spec, tuned, report, folder, searched)
     config = {"tune": spec.model_dump(mode="json"), "folder": str(folder)}
@@ -137,7 +141,7 @@ def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Any) -> None:
     while True:
         now_s = time.monotonic()
         search.elapsed_s = before_s + now_s - began_s
-        is_over = search.elapsed_s >= _SEARCHING * total_s
+        is_over = search.elapsed_s >= max(_SEARCHING * total_s, total_s - _after_s(search, spec))
         if is_over or now_s - saved_s >= _SAVE_EVERY_S or search.steps == 0:
             search.save(state)
             saved_s = now_s
@@ -147,6 +151,13 @@ def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Any) -> None:
         left_s = total_s - search.elapsed_s
         tell(f"{search.steps} changes, {gain:.1%} saved, {left_s:.0f} s left", search.elapsed_s / total_s)
         search.step()
+
+
+def _after_s(search: TuneSearch, spec: TuneSpec) -> float:
+    """Returns about how long it takes to choose, to measure and to write, by how long the start took."""
+    measured = (len(preset_names("schedules")) + 3) * spec.test * spec.renamings
+    chosen = len(search.candidates) * spec.validation * spec.renamings
+    return _WRITING_S + _MARGIN * search.round_s * (measured + chosen)
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from agents.opponents.players import Learned
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.card import PolicyCard
-from agents.training.plan_table import fit_plans, fit_rule, play_plans
+from agents.training.plan_table import PlanTable, fit_plans, fit_rule, play_plans
 from agents.training.portfolio import Changes
 from agents.training.run_folder import RunFolder
 from agents.training.spec import TrainSpec
@@ -91,13 +92,26 @@ def make(
         {"name": NAME, "aliases": (), "found_by": "search", "description": _said(NAME), "plans": listed}
     )
     env = EnvSpec(schedule=str(path), exposed=("plan",))
-    table = play_plans(problems, offered, env.exposure(), workers)
+    table = _shared(play_plans(problems, offered, env.exposure(), workers), problems)
     rule, _ = fit_rule(table, seed, restarts=2, generations=100)
     schedule = offered.with_changes({"rule": {**base.rule.model_dump(), "plan": rule}})
     _write(path, schedule)
     opening = fit_plans(table, _WIDTH, seed, steps=_STEPS).network
     _write_policy(folder, env, opening, seed)
     return Tuned(plans, plan_of_tokens, schedule, rule, Learned(seed, env, Network.nothing(1), opening))
+
+
+def _shared(table: PlanTable, problems: Sequence[Problem]) -> PlanTable:
+    """Returns a table in which layers of one size have the same makespans, their geometric means.
+
+    What is decided on is shown before anybody knows the routing, so what differs among them is chance.
+    """
+    sizes = np.array([problem.size for problem in problems])
+    makespans_ps = table.makespans_ps.copy()
+    logs = np.log(np.maximum(makespans_ps, 1))
+    for size in np.unique(sizes):
+        makespans_ps[sizes == size] = np.exp(logs[sizes == size].mean(axis=0)).round()
+    return replace(table, makespans_ps=np.where(table.legal, makespans_ps, 0))
 
 
 def _said(name: str) -> str:

@@ -84,6 +84,7 @@ def measure(spec: TuneSpec, tuned: Tuned, workers: Workers, tell: Callable[[int]
     """Plays the test layers of all numbers of tokens under everybody; ``tell`` hears which is next."""
     rows: list[Played] = []
     tokens_of: dict[str, int] = {}
+    shipped = opponents(spec.problems(spec.tokens[0], "test")[0])
     for tokens in spec.tokens:
         tell(tokens)
         problems = spec.problems(tokens, "test")
@@ -91,7 +92,7 @@ def measure(spec: TuneSpec, tuned: Tuned, workers: Workers, tell: Callable[[int]
         if tuned.learned:
             ours.append(Contender.of_schedule(tuned.schedule.with_changes({"name": BY_RULE})))
             ours.append(Contender(BY_NETWORK, BY_NETWORK, "network", tuned.learned, (tuned.learned,)))
-        rows += evaluate(problems, [*ours, *opponents(problems[0])], workers=workers)
+        rows += evaluate(problems, [*ours, *shipped], workers=workers)
         tokens_of |= {problem.name: tokens for problem in problems}
     rows += _in_hindsight(rows)
     return summarise(rows, tokens_of, spec.seed)
@@ -174,10 +175,10 @@ def markdown(spec: TuneSpec, tuned: Tuned, report: Report, searched: str) -> str
     for tokens, name in report.best_of_tokens.items():
         shown = np.log([_mean(report, NAME, tokens), _mean(report, name, tokens)])
         lines.append(f"| {tokens} | {tuned.of_tokens(tokens).name} | {name} | {np.exp(shown[0] - shown[1]):.3f} |")
-    for tokens in (None, *spec.tokens):
-        title = "All" if tokens is None else f"{tokens} tokens per GPU"
+    for part in (None, *spec.tokens):
+        title = "All" if part is None else f"{part} tokens per GPU"
         lines += ["", f"## {title}", "", f"| schedule | µs | / {report.best_shipped} | 95 % |", "|---|---|---|---|"]
-        chosen = [line for line in report.lines if line.tokens == tokens]
+        chosen = [line for line in report.lines if line.tokens == part]
         for line in sorted(chosen, key=lambda line: line.ratio.value):
             interval = f"{line.ratio.low:.3f} to {line.ratio.high:.3f}"
             lines.append(f"| {line.policy} | {line.mean_us:.1f} | {line.ratio.value:.3f} | {interval} |")

@@ -6,15 +6,14 @@ What is played first is every schedule on one layer of each number of tokens; th
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.opponents.rollouts import size_of
 from agents.policies.card import read_json
 from agents.training.portfolio import Changes, Member, Portfolio, log_makespans
 from dysharp_env.config import ConfigError, preset_names
@@ -23,6 +22,7 @@ from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.workers import Workers
 
 BASE = "dysharp"
+_TOGETHER = 6  # schedules that a worker plays at a time
 _NEAR = 0.2  # of a log makespan above the best's on one layer; what is further behind is not played on the others
 _KEPT = 2  # of the schedules begun with, for each number of tokens
 _NAMES = ("name", "description", "aliases", "found_by", "best_of", "plans")
@@ -65,6 +65,7 @@ class TuneSearch:
         portfolio: What is searched.
         began_with: The best schedules of the start, a few for each number of tokens.
         steps, elapsed_s: Changes tried, and wall time spent, also before it was gone on with.
+        round_s: Wall time that one layer of each number of tokens took at the start.
     """
 
     problems: Sequence[Problem]
@@ -75,6 +76,7 @@ class TuneSearch:
     began_with: list[Member] = field(default_factory=list)
     steps: int = 0
     elapsed_s: float = 0.0
+    round_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Begins without plans."""
@@ -88,9 +90,8 @@ class TuneSearch:
     def costs(self, schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
         """Returns (schedule, problem) log makespans over the lower bound, of the problems at some places."""
         chosen = [self.problems[place] for place in places]
-        played = self.workers.map(partial(log_makespans, schedules), chosen, size=size_of, constants=self.problems)
         bounds = np.log([problem.bound.total_ps for problem in chosen])
-        return (np.array(played).reshape(len(places), len(schedules)) - bounds[:, None]).T
+        return play_all(schedules, chosen, self.workers, self.problems) - bounds
 
     def start(self) -> None:
         """Plays all that is shipped.
@@ -98,7 +99,7 @@ class TuneSearch:
         Raises:
             ConfigError: The machine can run nothing of it.
         """
-        base, first = self.portfolio.base, range(0, len(self.problems), self.each)
+        began_s, base, first = time.monotonic(), self.portfolio.base, range(0, len(self.problems), self.each)
         given = pool(base)
         costs = self.costs([base.with_changes(changes) for changes in given], first)
         best = costs.min(axis=0)
@@ -106,11 +107,12 @@ class TuneSearch:
             raise ConfigError(f"{self.problems[0].system.name} can run no schedule that is shipped")
         near = [changes for changes, row in zip(given, costs, strict=True) if (row <= best + _NEAR).any()]
         all_costs = self.costs([base.with_changes(changes) for changes in near], range(len(self.problems)))
+        self.round_s = (time.monotonic() - began_s) / (len(given) + len(near) * self.each)
         played = [Member(changes, row) for changes, row in zip(near, all_costs, strict=True)]
         for place in first:
             means = [float(member.costs[place : place + self.each].mean()) for member in played]
             order = np.argsort(means, kind="stable")[:_KEPT].tolist()
-            self.began_with += [played[at] for at in order if played[at] not in self.began_with]
+            self.began_with += [played[at] for at in order if not _is_among(played[at], self.began_with)]
         self.portfolio.members = self.began_with[: self.portfolio.count]
 
     def step(self) -> bool:
@@ -122,7 +124,7 @@ class TuneSearch:
     def candidates(self) -> list[Member]:
         """What is chosen from in the end: the portfolio, and what it began with."""
         members = self.portfolio.members
-        return [*members, *(member for member in self.began_with if all(member is not each for each in members))]
+        return [*members, *(member for member in self.began_with if not _is_among(member, members))]
 
     def gains(self) -> np.ndarray:
         """Returns, for each number of tokens, the log makespan saved on the layers of training since the start."""
@@ -133,7 +135,10 @@ class TuneSearch:
         """Writes what ``load`` reads."""
         parts = {"members": self.portfolio.members, "began_with": self.began_with}
         state: dict[str, Any] = {name: [_plain(member) for member in members] for name, members in parts.items()}
-        write_text(path, json.dumps({"steps": self.steps, "elapsed_s": self.elapsed_s, **state}) + "\n")
+        write_text(
+            path,
+            json.dumps({"steps": self.steps, "elapsed_s": self.elapsed_s, "round_s": self.round_s, **state}) + "\n",
+        )
 
     def load(self, path: Path) -> None:
         """Goes on where a file says.
@@ -144,6 +149,7 @@ class TuneSearch:
         state = read_json(path)
         try:
             self.steps, self.elapsed_s = int(state["steps"]), float(state["elapsed_s"])
+            self.round_s = float(state["round_s"])
             self._make()  # other changes than those that were drawn already
             self.began_with = [self._member(data) for data in state["began_with"]]
             self.portfolio.members = [self._member(data) for data in state["members"]]
@@ -157,16 +163,46 @@ class TuneSearch:
         return Member(data["changes"], costs)
 
 
+def _is_among(member: Member, members: Sequence[Member]) -> bool:
+    return any(member.changes == each.changes for each in members)
+
+
 def _plain(member: Member) -> dict[str, Any]:
     costs = [float(cost) if np.isfinite(cost) else None for cost in member.costs]
     return {"changes": member.changes, "costs": costs}
 
 
-def choose(
-    candidates: Sequence[Member], base: ScheduleSpec, problems: Sequence[Problem], workers: Workers
-) -> tuple[int, np.ndarray]:
-    """Returns which candidate is best on layers of one number of tokens, and the (candidate,) log makespans."""
-    schedules = [base.with_changes(member.changes) for member in candidates]
-    played = workers.map(partial(log_makespans, schedules), problems, size=size_of, constants=problems)
-    means = np.array(played).mean(axis=0)
-    return int(means.argmin()), means
+class _Some(NamedTuple):
+    """Some schedules on a problem: what a worker plays at a time."""
+
+    schedules: tuple[ScheduleSpec, ...]
+    problem: Problem
+
+    def played(self) -> np.ndarray:
+        return log_makespans(self.schedules, self.problem)
+
+    def size(self) -> float:
+        return self.problem.size * len(self.schedules)
+
+
+def play_all(
+    schedules: Sequence[ScheduleSpec],
+    problems: Sequence[Problem],
+    workers: Workers,
+    constants: Sequence[Problem] | None = None,
+) -> np.ndarray:
+    """Returns (schedule, problem) log makespans; inf where one cannot run.
+
+    Args:
+        schedules: Who plays.
+        problems: What.
+        workers: Where.
+        constants: Problems that later calls play too; None: these.
+    """
+    if not schedules or not problems:
+        return np.zeros((len(schedules), len(problems)))
+    parts = [tuple(schedules[first : first + _TOGETHER]) for first in range(0, len(schedules), _TOGETHER)]
+    items = [_Some(part, problem) for part in parts for problem in problems]
+    played = workers.map(_Some.played, items, size=_Some.size, constants=constants or problems)
+    rows = [np.stack(played[first : first + len(problems)], axis=1) for first in range(0, len(items), len(problems))]
+    return np.concatenate(rows)
