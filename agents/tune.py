@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             chosen[tokens] = candidates[int(means.argmin())].changes
         tuned = make(base, chosen, known, folder, spec.seed, workers)
         report = measure(spec, tuned, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.9))
-    searched = f"{search.steps} changes tried on {spec.train} layers each, {search.portfolio.episodes} layers played"
+    searched = f"{search.changes} changes tried on {spec.train} layers each, {search.portfolio.episodes} layers played"
     _write(spec, tuned, report, folder, searched)
     config = {"tune": spec.model_dump(mode="json"), "folder": str(folder)}
     deliver(args, config, report.content(), verdict(report), f"{folder}/report.md says more.", timed=True)
@@ -149,7 +149,7 @@ def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Any) -> None:
             return
         gain = 1 - math.exp(-float(search.gains().mean()))
         left_s = total_s - search.elapsed_s
-        tell(f"{search.steps} changes, {gain:.1%} saved, {left_s:.0f} s left", search.elapsed_s / total_s)
+        tell(f"{search.changes} changes, {gain:.1%} saved, {left_s:.0f} s left", search.elapsed_s / total_s)
         search.step()
 
 

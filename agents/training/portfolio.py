@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,20 @@ class Member:
 
     changes: Changes
     costs: np.ndarray = field(repr=False)
+
+
+class Proposal(NamedTuple):
+    """A change to be tried.
+
+    Attributes:
+        changes: The plan's settings.
+        schedule: It.
+        near: Places of the workloads that it is played on first: those that its parent is good on.
+    """
+
+    changes: Changes
+    schedule: ScheduleSpec
+    near: np.ndarray
 
 
 def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
@@ -159,25 +173,35 @@ class Portfolio:
 
     def step(self) -> bool:
         """Tries a change of a member; returns whether the portfolio is better with it."""
+        proposal = self.propose()
+        return proposal is not None and self.consider(proposal)
+
+    def propose(self) -> Proposal | None:
+        """Returns a change of a member that nobody has played; None if it is no schedule."""
         best = self.best
         parent = self.members[self._draw_parent(best)]
         changes = self._changed(parent.changes)
         try:
             schedule = self.base.with_changes(changes)
         except ConfigError:
-            return False
+            return None
         behind = parent.costs - best
         near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, self._least - 1)[self._least - 1])))
-        first = self._play([schedule], near.tolist())[0]
+        return Proposal(changes, schedule, near)
+
+    def consider(self, proposal: Proposal) -> bool:
+        """Plays a proposal and keeps it if the portfolio is better with it, which it returns."""
+        near, best = proposal.near, self.best
+        first = self._play([proposal.schedule], near.tolist())[0]
         gain = np.maximum(best[near] - first, 0).sum() / self._num
         if gain <= 0:
             return False
         rest = np.setdiff1d(np.arange(self._num), near)
         costs = np.empty(self._num)
         costs[near] = first
-        costs[rest] = self._play([schedule], rest.tolist())[0]
+        costs[rest] = self._play([proposal.schedule], rest.tolist())[0]
         before = value(best)
-        grown = [*self.members, Member(changes, costs)]
+        grown = [*self.members, Member(proposal.changes, costs)]
         kept = grown if len(grown) <= self.count else without_least(grown)
         if value(best_costs(kept)) >= before - 1e-7:
             return False

@@ -6,6 +6,7 @@ What is played first is every schedule on one layer of each number of tokens; th
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.workers import Workers
 
 BASE = "dysharp"
+_PROPOSED = 6  # changes tried at a time
+_HOPEFUL = 0.004  # of a log makespan above the best's on one layer, up to which a change is played on others
 _TOGETHER = 6  # schedules that a worker plays at a time
-_NEAR = 0.2  # of a log makespan above the best's on one layer; what is further behind is not played on the others
+_NEAR = 0.08  # of a log makespan above the best's on one layer; what is further behind is not played on the others
 _KEPT = 2  # of the schedules begun with, for each number of tokens
 _NAMES = ("name", "description", "aliases", "found_by", "best_of", "plans")
 _WHOLE = ("rule", "replicate")  # sections that changes hold as one
@@ -64,7 +67,8 @@ class TuneSearch:
         each: How many of each number of tokens.
         portfolio: What is searched.
         began_with: The best schedules of the start, a few for each number of tokens.
-        steps, elapsed_s: Changes tried, and wall time spent, also before it was gone on with.
+        steps, changes, elapsed_s: How often it has tried how many changes, and wall time spent, also before it was
+            gone on with.
         round_s: Wall time that one layer of each number of tokens took at the start.
     """
 
@@ -75,6 +79,7 @@ class TuneSearch:
     portfolio: Portfolio = field(init=False)
     began_with: list[Member] = field(default_factory=list)
     steps: int = 0
+    changes: int = 0
     elapsed_s: float = 0.0
     round_s: float = 0.0
 
@@ -115,10 +120,21 @@ class TuneSearch:
             self.began_with += [played[at] for at in order if not _is_among(played[at], self.began_with)]
         self.portfolio.members = self.began_with[: self.portfolio.count]
 
-    def step(self) -> bool:
-        """Tries a change; returns whether it helped."""
+    def step(self) -> None:
+        """Tries some changes: each on one layer that its parent is good on, and those that do well there on more."""
         self.steps += 1
-        return self.portfolio.step()
+        rng = np.random.default_rng([self.seed, self.steps])
+        drawn = [self.portfolio.propose() for _ in range(_PROPOSED)]
+        proposals = [proposal for proposal in drawn if proposal is not None]
+        places = [int(rng.choice(proposal.near)) for proposal in proposals]
+        items = [_Some((each.schedule,), self.problems[place]) for each, place in zip(proposals, places, strict=True)]
+        played = self.workers.map(_Some.played, items, size=_Some.size, constants=self.problems)
+        self.portfolio.episodes += len(items)
+        self.changes += len(items)
+        for proposal, place, logs in zip(proposals, places, played, strict=True):
+            cost = float(logs[0]) - math.log(self.problems[place].bound.total_ps)
+            if cost < self.portfolio.best[place] + _HOPEFUL:
+                self.portfolio.consider(proposal)
 
     @property
     def candidates(self) -> list[Member]:
@@ -137,7 +153,16 @@ class TuneSearch:
         state: dict[str, Any] = {name: [_plain(member) for member in members] for name, members in parts.items()}
         write_text(
             path,
-            json.dumps({"steps": self.steps, "elapsed_s": self.elapsed_s, "round_s": self.round_s, **state}) + "\n",
+            json.dumps(
+                {
+                    "steps": self.steps,
+                    "changes": self.changes,
+                    "elapsed_s": self.elapsed_s,
+                    "round_s": self.round_s,
+                    **state,
+                }
+            )
+            + "\n",
         )
 
     def load(self, path: Path) -> None:
@@ -148,8 +173,8 @@ class TuneSearch:
         """
         state = read_json(path)
         try:
-            self.steps, self.elapsed_s = int(state["steps"]), float(state["elapsed_s"])
-            self.round_s = float(state["round_s"])
+            self.steps, self.changes = int(state["steps"]), int(state["changes"])
+            self.elapsed_s, self.round_s = float(state["elapsed_s"]), float(state["round_s"])
             self._make()  # other changes than those that were drawn already
             self.began_with = [self._member(data) for data in state["began_with"]]
             self.portfolio.members = [self._member(data) for data in state["members"]]

@@ -15,6 +15,7 @@ from agents import tune as command
 from agents.opponents.read import read_contender
 from agents.training.portfolio import Member
 from agents.tuning.header import header
+from agents.tuning.policy import make
 from agents.tuning.report import NAME, summarise, verdict
 from agents.tuning.search import BASE, TuneSearch, changes_of, pool
 from agents.tuning.spec import TuneSpec
@@ -180,12 +181,20 @@ def test_a_report_names_the_best_and_says_when_nothing_was_gained() -> None:
     assert verdict(slower).startswith("Nothing was surely gained")
 
 
-def test_a_policy_is_read_where_schedules_are(tuned: Path) -> None:
-    if not (tuned / "best").exists():
-        pytest.skip("one plan is best for both")
-    contender = read_contender(str(tuned))
-    run = contender.first.run(SPEC.problems(16, "test")[0])
-    assert run.engine.done and run.schedule.name.startswith(NAME)
+def test_two_plans_become_a_rule_and_a_policy_that_are_read_where_schedules_are(tmp_path: Path) -> None:
+    base = load_schedule(BASE)
+    chosen = {4: changes_of(load_schedule("deepep-ll"), base), 16: changes_of(load_schedule("mega-moe"), base)}
+    problems = [problem for tokens in SPEC.tokens for problem in SPEC.problems(tokens, "validation")]
+    made = make(base, chosen, problems, tmp_path, 0, Workers())
+    assert [plan.name for plan in made.plans] == ["tuned-4", "tuned-16"] and made.learned
+    assert load_schedule(str(tmp_path / "schedule.yaml")) == made.schedule
+    by_network = read_contender(str(tmp_path)).first
+    for problem in (problems[0], problems[-1]):
+        mine = made.learned.run(problem)
+        assert by_network.run(problem).engine.now_ps == mine.engine.now_ps
+        times = [problem.run(plan).engine.now_ps for plan in made.plans]
+        assert mine.engine.now_ps in times and problem.run(made.schedule).engine.now_ps in times
+    assert load_schedule(str(tmp_path / "tuned-4.yaml")).combine == load_schedule("deepep-ll").combine
 
 
 def test_members_that_cannot_run_are_stored(tmp_path: Path) -> None:
