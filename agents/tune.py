@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +37,8 @@ from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.system import Hardware
 
+Tell = Callable[[str, float], object]
+"""Called with what is being done, and what part of the time is spent."""
 _SEARCHING = 0.4  # of the time at least; what choosing, measuring and writing will take is left for them
 _WRITING_S, _MARGIN = 5.0, 1.1
 _SAVE_EVERY_S = 15.0
@@ -129,7 +131,7 @@ def _resumed(args: argparse.Namespace) -> tuple[TuneSpec, Path]:
     return parse_spec(TuneSpec, read_yaml(folder / "tune.yaml"), source=f"{folder}/tune.yaml"), folder
 
 
-def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Any) -> None:
+def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Tell) -> None:
     """Searches for as long as there is time, and saves now and then."""
     if state.is_file():
         search.load(state)
@@ -161,7 +163,7 @@ def _after_s(search: TuneSearch, spec: TuneSpec) -> float:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
+def _progress(quiet: bool) -> Iterator[Tell]:
     """Yields what shows a text and which part of the time is spent, on standard error."""
     if quiet:
         yield lambda text, part: None

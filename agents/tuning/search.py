@@ -104,7 +104,9 @@ class TuneSearch:
         Raises:
             ConfigError: The machine can run nothing of it.
         """
-        began_s, base, first = time.monotonic(), self.portfolio.base, range(0, len(self.problems), self.each)
+        base, first = self.portfolio.base, range(0, len(self.problems), self.each)
+        self.costs([base], range(len(self.problems)))  # workers take a while to start
+        began_s = time.monotonic()
         given = pool(base)
         costs = self.costs([base.with_changes(changes) for changes in given], first)
         best = costs.min(axis=0)
