@@ -78,15 +78,16 @@ def run(args: argparse.Namespace) -> int:
         search = TuneSearch(train, spec.train, workers, spec.seed)
         _search(search, spec, folder / "search.json", tell)
         tell("chooses", 0.8)
-        chosen, known = {}, []
-        candidates = search.candidates
+        candidates, begun = search.candidates, len(search.began_with)
+        chosen, unsearched, known = {}, {}, []
         for tokens in spec.tokens:
             problems = spec.problems(tokens, "validation")
             known += problems
             means = play_all([base.with_changes(each.changes) for each in candidates], problems, workers).mean(axis=1)
             chosen[tokens] = candidates[int(means.argmin())].changes
+            unsearched[tokens] = base.with_changes(candidates[int(means[:begun].argmin())].changes)
         tuned = make(base, chosen, known, folder, spec.seed, workers)
-        report = measure(spec, tuned, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.9))
+        report = measure(spec, tuned, unsearched, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.9))
     searched = f"{search.changes} changes tried on {spec.train} layers each, {search.portfolio.episodes} layers played"
     _write(spec, tuned, report, folder, searched)
     config = {"tune": spec.model_dump(mode="json"), "folder": str(folder)}

@@ -21,6 +21,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import FEATURES
 from dysharp_env.workers import Workers
 
 NAME = "tuned"
@@ -93,9 +94,13 @@ def make(
     )
     env = EnvSpec(schedule=str(path), exposed=("plan",))
     table = _shared(play_plans(problems, offered, env.exposure(), workers), problems)
-    rule, _ = fit_rule(table, seed, restarts=2, generations=100)
+    # What the rule takes is shown to networks, and not to itself.
+    shown = table.features.copy()
+    shown[:, :, FEATURES.index("ruled")] = 0
+    rule, _ = fit_rule(replace(table, features=shown), seed, restarts=2, generations=100)
     schedule = offered.with_changes({"rule": {**base.rule.model_dump(), "plan": rule}})
     _write(path, schedule)
+    table = replace(table, features=np.stack([_features(problem, schedule, env) for problem in problems]))
     opening = fit_plans(table, _WIDTH, seed, steps=_STEPS).network
     _write_policy(folder, env, opening, seed)
     return Tuned(plans, plan_of_tokens, schedule, rule, Learned(seed, env, Network.nothing(1), opening))
@@ -112,6 +117,13 @@ def _shared(table: PlanTable, problems: Sequence[Problem]) -> PlanTable:
     for size in np.unique(sizes):
         makespans_ps[sizes == size] = np.exp(logs[sizes == size].mean(axis=0)).round()
     return replace(table, makespans_ps=np.where(table.legal, makespans_ps, 0))
+
+
+def _features(problem: Problem, schedule: ScheduleSpec, env: EnvSpec) -> np.ndarray:
+    """Returns the (plan, feature) of a layer's plans."""
+    waiting = problem.start(schedule, env.exposure()).waiting
+    assert waiting is not None
+    return waiting.features
 
 
 def _said(name: str) -> str:

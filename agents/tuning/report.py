@@ -15,11 +15,12 @@ from agents.policies.card import REFERENCE
 from agents.tuning.policy import NAME, Tuned
 from agents.tuning.spec import TuneSpec
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.opponent import Contender, Played
 from dysharp_env.workers import Workers
 
 BY_RULE, BY_NETWORK = "tuned by rule", "tuned by network"
+UNSEARCHED = "chosen, not searched"  # of what is shipped and its plans, chosen for each number of tokens likewise
 _LEVEL = 0.03
 
 
@@ -45,6 +46,7 @@ class Report:
         tuned: The tuned plans over ``best_shipped``.
         tuned_over_each: The same over ``best_of_tokens``.
         tuned_over_hindsight: The same over the fastest hand-designed schedule of each layer.
+        tuned_over_unsearched: The same over what is chosen without a search: what changes have brought.
     """
 
     rows: list[Played]
@@ -54,10 +56,12 @@ class Report:
     tuned: Estimate
     tuned_over_each: Estimate
     tuned_over_hindsight: Estimate
+    tuned_over_unsearched: Estimate
 
     def content(self) -> dict[str, object]:
         """Returns it for JSON."""
-        ratios = {name: getattr(self, name)._asdict() for name in ("tuned", "tuned_over_each", "tuned_over_hindsight")}
+        over = ("tuned", "tuned_over_each", "tuned_over_hindsight", "tuned_over_unsearched")
+        ratios = {name: getattr(self, name)._asdict() for name in over}
         lines = [{**asdict(line), "ratio": line.ratio._asdict()} for line in self.lines]
         return {
             "best_shipped": self.best_shipped,
@@ -80,8 +84,22 @@ def opponents(problem: Problem) -> list[Contender]:
     return found
 
 
-def measure(spec: TuneSpec, tuned: Tuned, workers: Workers, tell: Callable[[int], None]) -> Report:
-    """Plays the test layers of all numbers of tokens under everybody; ``tell`` hears which is next."""
+def measure(
+    spec: TuneSpec,
+    tuned: Tuned,
+    unsearched: dict[int, ScheduleSpec],
+    workers: Workers,
+    tell: Callable[[int], None],
+) -> Report:
+    """Plays the test layers of all numbers of tokens under everybody.
+
+    Args:
+        spec: The run.
+        tuned: What it has chosen.
+        unsearched: What it would have chosen without a search, for each number of tokens.
+        workers: Who plays.
+        tell: Hears which number of tokens is next.
+    """
     rows: list[Played] = []
     tokens_of: dict[str, int] = {}
     shipped = opponents(spec.problems(spec.tokens[0], "test")[0])
@@ -89,6 +107,7 @@ def measure(spec: TuneSpec, tuned: Tuned, workers: Workers, tell: Callable[[int]
         tell(tokens)
         problems = spec.problems(tokens, "test")
         ours = [Contender.of_schedule(tuned.of_tokens(tokens).with_changes({"name": NAME}))]
+        ours.append(Contender.of_schedule(unsearched[tokens].with_changes({"name": UNSEARCHED})))
         if tuned.learned:
             ours.append(Contender.of_schedule(tuned.schedule.with_changes({"name": BY_RULE})))
             ours.append(Contender(BY_NETWORK, BY_NETWORK, "network", tuned.learned, (tuned.learned,)))
@@ -111,7 +130,7 @@ def _in_hindsight(rows: Sequence[Played]) -> list[Played]:
 
 def summarise(rows: list[Played], tokens_of: dict[str, int], seed: int) -> Report:
     """Returns the report of rows; ``tokens_of`` says how many tokens per GPU a workload has."""
-    ours = (NAME, BY_RULE, BY_NETWORK, VIRTUAL_BEST)
+    ours = (NAME, UNSEARCHED, BY_RULE, BY_NETWORK, VIRTUAL_BEST)
     policies = list(dict.fromkeys(row.policy for row in rows))
     # Who cannot run all layers is compared on none: a mean over others would not be comparable.
     policies = [policy for policy in policies if {row.workload for row in rows if row.policy == policy} == {*tokens_of}]
@@ -143,6 +162,7 @@ def summarise(rows: list[Played], tokens_of: dict[str, int], seed: int) -> Repor
         geometric_mean(ratios(NAME, best_shipped), seed),
         geometric_mean(each, seed),
         geometric_mean(ratios(NAME, VIRTUAL_BEST), seed),
+        geometric_mean(ratios(NAME, UNSEARCHED), seed),
     )
 
 
@@ -167,7 +187,9 @@ def markdown(spec: TuneSpec, tuned: Tuned, report: Report, searched: str) -> str
         verdict(report),
         "",
         f"Over the best shipped schedule of each number of tokens: {_shown(report.tuned_over_each)}. Over the fastest"
-        f" hand-designed one of each layer, in hindsight: {_shown(report.tuned_over_hindsight)}.",
+        f" hand-designed one of each layer, in hindsight: {_shown(report.tuned_over_hindsight)}. Over the shipped"
+        " schedules and plans that validation chooses for each number of tokens without a search:"
+        f" {_shown(report.tuned_over_unsearched)}.",
         "",
         "| tokens | plan | best shipped | tuned / it |",
         "|---|---|---|---|",

@@ -140,9 +140,9 @@ class TuneSearch:
 
     @property
     def candidates(self) -> list[Member]:
-        """What is chosen from in the end: the portfolio, and what it began with."""
-        members = self.portfolio.members
-        return [*members, *(member for member in self.began_with if not _is_among(member, members))]
+        """What is chosen from in the end: what it began with, then what else the portfolio has."""
+        found = [member for member in self.portfolio.members if not _is_among(member, self.began_with)]
+        return [*self.began_with, *found]
 
     def gains(self) -> np.ndarray:
         """Returns, for each number of tokens, the log makespan saved on the layers of training since the start."""
