@@ -196,7 +196,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         parts_by = codes.BY_PEERS
     elif copies_per_expert and gates[2] == codes.GATE_FINE and draw.chance("by_experts", 0.7):
         parts_by = codes.BY_EXPERTS
-    pays_ps = (draw.pick(f"pays{i}", 0, 1_000_000, draw.between(f"pay{i}", 0, 10**6)) for i in range(4))
+    pays_ps = [draw.pick(f"pays{i}", 0, 1_000_000, draw.between(f"pay{i}", 0, 10**6)) for i in range(4)]
     return {
         "dispatch": dispatch,
         "combine": combine,
@@ -206,6 +206,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "parts_by": parts_by,
         "exclusive": draw.chance("exclusive", 1 / 3),
         "prefetches": draw.chance("prefetches", 0.4),
+        "early_ps": draw.between("early_ps", 0, pays_ps[0]) if draw.chance("early", 0.5) else 0,
         "counted": draw.chance("counted", 0.5) or (dispatch.reads and gates[0] == codes.GATE_FINE),
         "gates": gates,
         "pays_ps": tuple(pays_ps),

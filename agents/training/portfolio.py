@@ -31,7 +31,7 @@ _SIGMA = 0.3  # of noise in a rule's weights, whose largest is about 1
 _SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48)
 _SETTINGS: dict[str, tuple[Any, ...]] = {
     "chunk_tokens": (4, 8, 16, 32, 64),
-    "prefetch": ("none", "ahead"),
+    "prefetch": ("none", "ahead", "early"),
     "partial_tiles": (False, True),
     "min_partial_tokens": (8, 16, 32, 64, 96),
     "hold": (False, True),

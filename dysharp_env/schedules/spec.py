@@ -63,10 +63,12 @@ class ScheduleSpec(Spec):
     pays: PaysSpec = PaysSpec()
     replicate: ReplicateSpec = ReplicateSpec()
     """Copies of experts: who plans them, how many, and how their weights travel, beside the dispatch of tokens."""
-    prefetch: Literal["none", "ahead"] = "none"
+    prefetch: Literal["none", "ahead", "early"] = "none"
     """Whether weights are fetched into L2 while HBM has nothing to do; which, or none for now, is a decision. By rule,
     unless ``rule`` says another: of the expert with the most tokens, of those counted before the layer or else arrived,
-    GEMM-1's first, if there is room beside all that is still needed."""
+    GEMM-1's first, if there is room beside all that is still needed. ``ahead``: once dispatch may begin; ``early``: as
+    soon as the kernel is launched, while it starts, exchanges counts, meets a barrier and plans. That starting leaves
+    HBM idle is assumed; nobody has measured it."""
     chunk_tokens: int = Field(default=8, ge=1)
     """Tokens of one home GPU that one dispatch or combine decision takes together."""
     token_order: Literal["natural", "expert_waves"] = "natural"
@@ -260,7 +262,8 @@ class ScheduleSpec(Spec):
             parts=self.parts.count,
             parts_by=PARTS_BY.index(self.parts.by),
             exclusive=self.communication == "exclusive",
-            prefetches=self.prefetch == "ahead",
+            prefetches=self.prefetch != "none",
+            early_ps=self._early_ps(system),
             counted="count_exchange" in self.pays.dispatch,
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,
@@ -338,6 +341,11 @@ class ScheduleSpec(Spec):
             round(sum(system.overhead_us(cost) for cost in getattr(self.pays, stage) if cost in OVERHEADS) * 1e6)
             for stage in STAGES
         ]
+
+    def _early_ps(self, system: SystemSpec) -> int:
+        """Returns how long before dispatch opens weights may be fetched: as long as the kernel runs before that."""
+        inside = (cost for cost in self.pays.dispatch if cost in OVERHEADS and cost not in ("launch", "gap"))
+        return round(sum(map(system.overhead_us, inside)) * 1e6) if self.prefetch == "early" else 0
 
     def _kernels(self) -> tuple[tuple[str, ...], ...]:
         """Returns the kernels paid in each stage and at the end."""

@@ -134,9 +134,9 @@ def _list(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns candidates and what is shown of them, see ``listed``; arrays as in ``Sharing`` and ``Choosing``."""
     work = np.zeros(len(slots), np.int64)
-    for expert in range(len(quota)):
+    for of_gpu in quota:
         for gpu in range(len(slots)):
-            work[gpu] += _expert_ps(quota[expert, gpu], rows_ps, weights_ps)
+            work[gpu] += _expert_ps(of_gpu[gpu], rows_ps, weights_ps)
     mean = work.sum() // len(slots)
     excess, least = np.maximum(work - mean, 0), max(1, int(mean * LEAST))
     token_ps = max(1, rows_ps[-1] // (len(rows_ps) - 1))
@@ -172,7 +172,7 @@ def _list(
 
 @njit(cache=True)
 def _takers(
-    expert: int, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
+    expert: np.integer, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
 ) -> list[int]:
     """Returns the GPUs that are listed for an expert, of those with no more work than ``most_ps``."""
     held = idle = local = -1

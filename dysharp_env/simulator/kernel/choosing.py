@@ -70,10 +70,10 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.elapsed = min(1.0, s.now_ps / (4.0 * s.scale_ps))
     x.sent = fraction(g.tokens_sent, g.sends)
     # Until all sources are done nobody knows how much there is: what has arrived counts, and an even share is expected.
-    is_told = g.sources_left == 0
+    is_told = g.start_open == 1 and g.sources_left == 0
     arrived = g.slots - g.arrivals_left
     slots = g.slots if is_told else s.num_tokens * s.top_k // s.num_gpus
-    x.received = fraction(arrived, slots) if is_told else fraction(g.sources - g.sources_left, g.sources)
+    x.received = fraction(arrived, slots) if is_told else fraction(g.sources - g.sources_left, max(g.sources, 1))
     done = 2 * g.slots - g.slots_left[GEMM1] - g.slots_left[GEMM2]
     x.gemm_done = fraction(done, 2 * (slots if is_told else arrived))
     x.combined = fraction(g.combined, g.num_tokens)
@@ -87,15 +87,14 @@ def describe_context(s: Root, kind: int, gpu: int) -> None:
     x.link_share = fraction(s.links_ps, s.scale_ps)
     x.gemm_share = fraction(s.gemms_ps, s.scale_ps)
     x.hbm_share = fraction(s.hbm_ps, s.scale_ps)
-    # A GPU without experts has no slots either.
-    x.tokens_per_expert = slots / max(slots + g.num_experts * s.tile_tokens, 1)
+    x.tokens_per_expert = slots / (slots + g.num_experts * s.tile_tokens) if g.num_experts > 0 else 0.0
     expert_bytes = s.gemms[GEMM1].matrix_bytes + s.gemms[GEMM2].matrix_bytes
     x.l2_room = s.l2_bytes / (s.l2_bytes + g.num_experts * expert_bytes)
     ready = g.items - g.items_waiting if s.split_done else 0
     x.ready = ready / max(g.items, 1) if is_told or s.combine.reads else 0.0
     x.any_ready = 1.0 if ready > 0 else 0.0
     x.all_sent = 1.0 if g.tokens_sent == g.sends else 0.0
-    x.imbalance = s.imbalance_ppm / 1e6
+    x.imbalance = s.imbalance_ppm / 1e6 if g.start_open else 0.0
 
 
 @compiled

@@ -37,7 +37,7 @@ from dysharp_env.simulator.kernel.combine import (
     requested,
 )
 from dysharp_env.simulator.kernel.dispatch import asked_for_token, issue_dispatch
-from dysharp_env.simulator.kernel.events import next_ps, pop
+from dysharp_env.simulator.kernel.events import next_ps, pop, push
 from dysharp_env.simulator.kernel.gates import part_of
 from dysharp_env.simulator.kernel.gemm import blocks_end, notified, tile_ready
 from dysharp_env.simulator.kernel.groups import mark
@@ -45,7 +45,7 @@ from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_e
 from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.playing import answer, end
-from dysharp_env.simulator.kernel.prefetch import consider, hbm_falls_free
+from dysharp_env.simulator.kernel.prefetch import consider, fetches_from_ps, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.weights import (
@@ -162,6 +162,9 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
         open_gate(s, a)
     elif kind == codes.EV_HBM:
         hbm_falls_free(s, a)
+    elif kind == codes.EV_EARLY:
+        for gpu in range(s.num_gpus):
+            consider(s, gpu)
 
 
 @compiled
@@ -183,6 +186,8 @@ def begin(s: Root) -> int:
     row = decide(s, SPLIT, 0) if s.num_splits > 0 else NOTHING
     if row == WAIT:
         return ASK
+    if s.early_ps > 0:
+        push(s, fetches_from_ps(s), codes.EV_EARLY, 0, 0, 0)
     staff_groups(s, s.candidates[row].item if row != NOTHING else NOTHING)
     s.split_done = 1
     s.pending_kind = NOTHING

@@ -29,12 +29,25 @@ def consider(s: Root, gpu: int) -> None:
 
 
 @compiled
+def fetches_from_ps(s: Root) -> int:
+    """Returns when weights may be fetched ahead at the earliest: as the layer opens, or so much earlier."""
+    return s.gates[0].pay_ps - s.early_ps
+
+
+@compiled
+def are_counts_known(s: Root, gpu: int) -> bool:
+    """Returns whether a GPU knows how many tokens its experts get: counts were exchanged, and that is over."""
+    return s.counted and s.gpus[gpu].start_open
+
+
+@compiled
 def is_alive(s: Root, expert: int, gemm: int) -> bool:
     """Returns whether a row that uses an expert's matrix (without its part) is still to start, as far as is known.
 
-    Where counts were not exchanged, more tokens may come for any expert until all sources are done.
+    Where counts are not known, more tokens may come for any expert until all sources are done.
     """
-    if not s.counted and more_comes(s, s.experts[expert * s.parts_per_expert].gpu):
+    gpu = s.experts[expert * s.parts_per_expert].gpu
+    if not are_counts_known(s, gpu) and more_comes(s, gpu):
         return True
     for part in range(s.parts_per_expert):
         if s.experts[expert * s.parts_per_expert + part].unstarted[gemm] > 0:
@@ -46,9 +59,10 @@ def is_alive(s: Root, expert: int, gemm: int) -> bool:
 def known_tokens(s: Root, expert: int) -> int:
     """Returns an expert's tokens: all if counts were exchanged, else those that have arrived."""
     tokens = 0
+    are_known = are_counts_known(s, s.experts[expert * s.parts_per_expert].gpu)
     for part in range(s.parts_per_expert):
         x = s.experts[expert * s.parts_per_expert + part]
-        tokens += x.total if s.counted else x.arrived
+        tokens += x.total if are_known else x.arrived
     return tokens
 
 

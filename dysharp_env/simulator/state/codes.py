@@ -28,7 +28,8 @@ from dysharp_env.system.spec import Queueing
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
     EV_GATE,  # a stage opens after what it pays: gate
     EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
-) = range(20)
+    EV_EARLY,  # weights may be fetched ahead although the layer has not opened
+) = range(21)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
 GEMM1, GEMM2 = range(2)

@@ -304,7 +304,7 @@ PARAMETERS = (
     "output_readiness_entries "
     # schedule
     "notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
-    "pay_end_ps prefetches counted in_band imbalance_ppm num_splits split_moments network_width max_candidates "
+    "pay_end_ps prefetches early_ps counted in_band imbalance_ppm num_splits split_moments network_width max_candidates "
     "scale_ps links_ps gemms_ps hbm_ps "
     # room
     "heap_margin log_margin logging num_tiles heap_capacity pool_capacity marks_capacity log_capacity wheel_slots "

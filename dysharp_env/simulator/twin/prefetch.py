@@ -41,7 +41,7 @@ class PrefetchGroup(Group):
     def act(self) -> list[Matrix]:
         """Offers what may be fetched, if the layer has begun and HBM has nothing to do."""
         is_idle = self.memory.hbm_free_ps <= self.clock.now_ps
-        if not self.world.program.prefetches or not self.progress.has_begun or not is_idle or self.holds:
+        if not self.world.program.prefetches or self._is_early or not is_idle or self.holds:
             return []
         matrices = [Matrix(number, stage, tuple(parts)) for number, parts in self.parts.items() for stage in (1, 2)]
         found = [matrix for matrix in matrices if self._may_be_fetched(matrix)]
@@ -58,7 +58,7 @@ class PrefetchGroup(Group):
 
     def known_tokens(self, matrix: Matrix) -> int:
         """Returns the tokens of its expert, as far as they are known."""
-        return sum(part.total if self.world.program.counted else part.arrived for part in matrix.parts)
+        return sum(part.total if self._are_known else part.arrived for part in matrix.parts)
 
     def drops_bytes(self, matrix: Matrix) -> int:
         """Returns what would give way to it of what is still to be used."""
@@ -81,8 +81,18 @@ class PrefetchGroup(Group):
 
     @property
     def _is_unknown(self) -> bool:
-        """Whether more may come for any expert, as nobody counted and not all sources are done."""
-        return not self.world.program.counted and self.progress.more_comes
+        """Whether more may come for any expert, as counts are not known and not all sources are done."""
+        return not self._are_known and self.progress.more_comes
+
+    @property
+    def _are_known(self) -> bool:
+        """Whether counts were exchanged, and that is over."""
+        return self.world.program.counted and self.progress.has_begun
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether it is not yet time to fetch anything."""
+        return self.clock.now_ps < self.world.fetches_from_ps
 
     def may_hold(self) -> bool:
         """Returns True: rows fetch what they need themselves."""

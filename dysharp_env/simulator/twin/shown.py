@@ -93,10 +93,11 @@ class Shown:
         memory, prefetch, stage = gpu.memory, gpu.prefetch, matrix.stage
         total, arrived = sum(part.total for part in matrix.parts), sum(part.arrived for part in matrix.parts)
         sources, sources_left = sum(gpu.progress.sources), sum(gpu.progress.sources_left)
+        left = sources_left / sources if sources_left else 1 - fraction(arrived, total)
         return {
             "size": min(1.0, prefetch.known_tokens(matrix) / self.world.workload.layer.tile_tokens),
             "is_gemm2": float(stage == GEMM2),
-            "expert_left": sources_left / sources if sources_left else 1 - fraction(arrived, total),
+            "expert_left": left if gpu.progress.has_begun else 1.0,
             "cost": self._root(self.world.costs.hbm_ps(memory.weights_to_read(matrix.expert, stage))),
             "wanted": float(any(part.rows[stage - 1] for part in matrix.parts)),
             "drops": prefetch.drops_bytes(matrix) / memory.missing_bytes(matrix.expert, stage),
@@ -155,10 +156,11 @@ class Shown:
         world, costs, bound, workload = self.world, self.world.costs, self.world.bound, self.world.workload
         progress, all_slots, dispatch, combine = gpu.progress, gpu.gemm.slots, gpu.dispatch, gpu.combine
         # Until all sources are done what has arrived counts, and an even share is expected.
-        left, is_told, sources = progress.left, progress.is_told, sum(progress.sources)
+        left, is_told, sources = progress.left, progress.is_told and progress.has_begun, sum(progress.sources)
         arrived = all_slots - sum(left[GEMM1])
         slots = all_slots if is_told else workload.num_tokens * workload.layer.top_k // world.num_gpus
-        received = fraction(arrived, slots) if is_told else fraction(sources - sum(progress.sources_left), sources)
+        told = sources - sum(progress.sources_left)
+        received = fraction(arrived, slots) if is_told else fraction(told, max(sources, 1))
         done = 2 * all_slots - sum(left[GEMM2]) - sum(left[COMBINING])
         ready = combine.items - combine.items_waiting
         experts = int(workload.placement.held[gpu.number])
@@ -184,7 +186,7 @@ class Shown:
             "ready": ready / max(combine.items, 1) if is_told or world.combine.reads else 0.0,
             "any_ready": float(ready > 0),
             "all_sent": float(dispatch.tokens_sent == dispatch.tokens_to_send),
-            "imbalance": workload.imbalance_ppm / 1e6 if world.program.counted else 0.0,
+            "imbalance": workload.imbalance_ppm / 1e6 if world.program.counted and gpu.progress.has_begun else 0.0,
         }
 
     def _root(self, ps: int) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.program import Program
+from dysharp_env.simulator.state.codes import EV_EARLY
 from dysharp_env.simulator.state.observation import FEATURES, SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
@@ -54,6 +55,7 @@ class Twin:
         ]
         self.shown = Shown(world, self.gpus)
         everywhere[0].pay(EVERYTHING, 0, everywhere=True)
+        world.fetches_from_ps = world.phases.pay_ps(EVERYTHING, 0, range(world.num_gpus)) - program.early_ps
         self._story = self._tell()
         self._answer: int | None = None
         self._waiting: Decision | None = None
@@ -63,11 +65,17 @@ class Twin:
         """The simulated time."""
         return self.world.clock.now_ps
 
+    def _fetch_early(self) -> None:
+        for gpu in self.gpus:
+            gpu.prefetch.wake()
+
     def _tell(self) -> Generator[Decision, Any, None]:
         """Runs the layer: all events of an instant are served, then the groups they concern act."""
         world = self.world
         # One split for all GPUs before the layer starts.
         split = (yield from self._choose(SPLIT, self.gpus[0], world.splits)) if world.splits else None
+        if world.program.early_ps:
+            world.clock.at(world.fetches_from_ps, EV_EARLY, self._fetch_early)
         for gpu in self.gpus:
             gpu.start(split)
         while True:

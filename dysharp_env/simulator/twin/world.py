@@ -51,6 +51,7 @@ class World:
     """One layer's inputs, clock and records."""
 
     phases: Phases  # what is paid, once the tokens are known
+    fetches_from_ps: int  # when weights may be fetched ahead
     shared_end_ps: list[int]  # when each GPU's shared experts that run beside dispatch are over
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:

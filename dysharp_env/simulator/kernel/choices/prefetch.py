@@ -13,7 +13,14 @@ from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.choices.gemm import add_sorted
 from dysharp_env.simulator.kernel.memory import hbm_ps, is_here, missing_weights, weights_to_read
 from dysharp_env.simulator.kernel.names import Root
-from dysharp_env.simulator.kernel.prefetch import fetch_ahead, free_bytes, is_alive, known_tokens
+from dysharp_env.simulator.kernel.prefetch import (
+    are_counts_known,
+    fetch_ahead,
+    fetches_from_ps,
+    free_bytes,
+    is_alive,
+    known_tokens,
+)
 from dysharp_env.simulator.kernel.shares import fraction, rooted
 from dysharp_env.simulator.kernel.sources import more_comes
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING
@@ -22,9 +29,14 @@ from dysharp_env.simulator.state.observation import PREFETCH
 
 @compiled
 def act_prefetch(s: Root, gpu: int) -> bool:
-    """Returns whether a matrix to fetch has to be chosen: the layer has begun and HBM has nothing to do."""
+    """Returns whether a matrix to fetch has to be chosen: it is time, and HBM has nothing to do."""
     g = s.gpus[gpu]
-    return s.prefetches and g.start_open and g.hbm_free_ps <= s.now_ps and g.groups[PREFETCH].holding == 0
+    return (
+        s.prefetches
+        and s.now_ps >= fetches_from_ps(s)
+        and g.hbm_free_ps <= s.now_ps
+        and g.groups[PREFETCH].holding == 0
+    )
 
 
 @compiled
@@ -36,7 +48,7 @@ def list_matrices(s: Root, gpu: int, limit: int) -> int:
     for i in range(g.first_expert, g.first_expert + g.num_experts):
         expert = s.gpu_experts[i]
         tokens = known_tokens(s, expert)
-        if tokens == 0 and (s.counted or not more_comes(s, gpu)):
+        if tokens == 0 and (are_counts_known(s, gpu) or not more_comes(s, gpu)):
             continue
         for gemm in (GEMM1, GEMM2):
             missing_bytes = missing_weights(s, expert, gemm)
@@ -60,6 +72,8 @@ def is_wanted(s: Root, expert: int, gemm: int) -> bool:
 def fraction_left(s: Root, gpu: int, expert: int) -> float:
     """Returns which fraction of an expert's tokens (of all parts) is to arrive; while that is unknown, of sources."""
     g = s.gpus[gpu]
+    if not g.start_open:
+        return 1.0
     if g.sources_left > 0:
         return g.sources_left / g.sources
     total, arrived = 0, 0
