@@ -89,7 +89,7 @@ def measure(
     tuned: Tuned,
     unsearched: dict[int, ScheduleSpec],
     workers: Workers,
-    tell: Callable[[int], None],
+    tell: Callable[[int], object],
 ) -> Report:
     """Plays the test layers of all numbers of tokens under everybody.
 
