@@ -238,8 +238,9 @@ class Portfolio:
         key = keys[self._rng.integers(len(keys))]
         options = _SETTINGS.get(key, _SMS)
         now = changed.get(key, self._of_base(key))
-        if len(options) == 2:
-            changed[key] = options[1 - options.index(now)]
+        if not all(type(option) is int for option in options):  # no order in which to step
+            others = [option for option in options if option != now]
+            changed[key] = others[self._rng.integers(len(others))]
             return
         size = options[-1] if isinstance(now, str) else now  # of SM groups that have all
         place = int(np.argmin([abs(option - size) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))

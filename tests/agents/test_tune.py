@@ -13,7 +13,7 @@ import yaml
 
 from agents import tune as command
 from agents.opponents.read import read_contender
-from agents.training.portfolio import Member
+from agents.training.portfolio import Member, Portfolio
 from agents.tuning.header import header
 from agents.tuning.policy import make
 from agents.tuning.report import NAME, UNSEARCHED, summarise, verdict
@@ -204,6 +204,17 @@ def test_two_plans_become_a_rule_and_a_policy_that_are_read_where_schedules_are(
         assert by_network.run(alike[0]).engine.now_ps == times[0][best]
         assert alike[0].run(made.schedule).engine.now_ps in times[0]
     assert load_schedule(str(tmp_path / "tuned-4.yaml")).combine == load_schedule("deepep-ll").combine
+
+
+def test_every_setting_can_be_changed_of_every_shipped_schedule() -> None:
+    """Also of those whose groups have all SMs, and of settings without an order."""
+    base = load_schedule(BASE)
+    search = Portfolio(base, lambda schedules, places: np.zeros((len(schedules), len(places))), 1, 2, seed=0)
+    for changes in pool(base):
+        search.members = [Member(changes, np.zeros(1))]
+        for _ in range(20):
+            proposal = search.propose()
+            assert proposal is None or proposal.near.tolist() == [0]
 
 
 def test_members_that_cannot_run_are_stored(tmp_path: Path) -> None:
