@@ -85,7 +85,7 @@ def test_a_layer_keeps_its_state_when_another_takes_its_seat(random_case: Callab
 
 
 def test_a_stuck_layer_is_reported(random_case: Callable[[int], Case]) -> None:
-    cases = (case.with_program(prefetches=False) for case in map(random_case, range(60)))  # HBM would have its own end
+    cases = (case.with_program(early_ps=0) for case in map(random_case, range(60)))  # whose event comes after the start
     case = next(case for case in cases if not case.program.exposed)
     engine = case.engine()
     engine.state.root["heap_size"] = 0
