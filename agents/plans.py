@@ -9,7 +9,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import product
 
@@ -17,12 +16,20 @@ import numpy as np
 import yaml
 
 from agents.kit import Command, check_options, entry
-from agents.opponents.rollouts import play
-from agents.training.portfolio import COPYING, Changes, Member, Portfolio, choose_greedily, value, with_copies
+from agents.training.portfolio import (
+    COPYING,
+    Changes,
+    Member,
+    Portfolio,
+    choose_greedily,
+    log_makespans,
+    value,
+    with_copies,
+)
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
-from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Processes
 from dysharp_env.workload.suite import load_suite
@@ -100,11 +107,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("plans must be 2 at least, minutes above 0 and workers 1 at least")
     base, ends_s = load_schedule(_BASE), time.monotonic() + 60 * args.minutes
     problems = Problem.of_suite(load_suite(args.suite).draw())
-    reference = np.array([_logs([load_schedule(_AGAINST)], problem)[0] for problem in problems])
+    reference = np.array([log_makespans([load_schedule(_AGAINST)], problem)[0] for problem in problems])
     with Processes(args.workers) as workers:
 
         def costs(schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
-            played = workers.map(partial(_logs, schedules), [problems[place] for place in places], constants=problems)
+            played = workers.map(
+                partial(log_makespans, schedules), [problems[place] for place in places], constants=problems
+            )
             return np.array(played).reshape(len(places), len(schedules)).T - reference[list(places)]
 
         search = Portfolio(base, costs, len(problems), args.plans, args.seed)
@@ -138,18 +147,6 @@ def given_plan(plan: str | Changes) -> Changes:
     if isinstance(plan, str) or "schedule" in plan:
         raise ConfigError(f"start: plan {plan} is no change of {_BASE}")
     return {key: setting for key, setting in plan.items() if key != "name"}
-
-
-def _logs(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
-    """Returns the (schedule,) log makespans of a problem; inf under those that it cannot run."""
-    logs = np.full(len(schedules), np.inf)
-    engines = {}
-    for place, schedule in enumerate(schedules):
-        with suppress(ConfigError):
-            engines[place] = problem.engine(schedule)
-    if engines:
-        logs[[*engines]] = np.log(play([*engines.values()], Exposure().max_candidates))
-    return logs
 
 
 def _document(args: argparse.Namespace, search: Portfolio) -> str:

@@ -1,6 +1,6 @@
 """Scheduling a Mixture-of-Experts layer on a simulated multi-GPU NVSwitch system with dynamic multimem.
 
-Importing this package registers ``DySHARP/TokenSchedule-v1`` with Gymnasium.
+Importing this package registers ``DySHARP/TokenSchedule-v2`` with Gymnasium.
 
 What this model leaves out
 ==========================
@@ -94,7 +94,7 @@ __version__ = "0.1.0"
 __all__ = ["ConfigError", "__version__"]
 
 gymnasium.register(
-    id="DySHARP/TokenSchedule-v1",
+    id="DySHARP/TokenSchedule-v2",
     entry_point="dysharp_env.envs.token_schedule:TokenScheduleEnv",
     vector_entry_point="dysharp_env.envs.vector:TokenScheduleVectorEnv",
 )

@@ -27,7 +27,7 @@ ROOMS = {
     ],
     "agents": [
         *("policies", "opponents", "__init__", "evaluation", "exact", "training", "distillation"),
-        *("kit", "command"),
+        *("tuning", "kit", "command"),
     ],
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60

@@ -9,14 +9,16 @@ workloads only if it helps there. If with it the portfolio is better it joins, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from agents.opponents.rollouts import play
 from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import ScheduleSpec
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 
 Changes = dict[str, Any]
 Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
@@ -24,6 +26,7 @@ Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
 
 _NEAR = 0.05  # a plan is near the best of a workload if it takes at most that much longer, in logs
 _LEAST = 8  # workloads that a change is played on first, at least
+_MOST_ENGINES = 16  # in memory at a time
 _SIGMA = 0.3  # of noise in a rule's weights, whose largest is about 1
 _SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48)
 _SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -57,6 +60,20 @@ class Member:
     costs: np.ndarray = field(repr=False)
 
 
+class Proposal(NamedTuple):
+    """A change to be tried.
+
+    Attributes:
+        changes: The plan's settings.
+        schedule: It.
+        near: Places of the workloads that it is played on first: those that its parent is good on.
+    """
+
+    changes: Changes
+    schedule: ScheduleSpec
+    near: np.ndarray
+
+
 def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
     """Returns a plan's changes with copies of experts made in some way, or with none, and with what that pays.
 
@@ -69,6 +86,19 @@ def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
     if copying is None:
         return {key: value for key, value in {**changes, "pays.dispatch": paid}.items() if key != "replicate"}
     return {**changes, "pays.dispatch": [*paid, "plan"], "replicate": copying}
+
+
+def log_makespans(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
+    """Returns the (schedule,) log makespans of a problem; inf under those that it cannot run."""
+    logs = np.full(len(schedules), np.inf)
+    engines = {}
+    for place, schedule in enumerate(schedules):
+        with suppress(ConfigError):
+            engines[place] = problem.engine(schedule)
+        if len(engines) == _MOST_ENGINES or (engines and place == len(schedules) - 1):
+            logs[[*engines]] = np.log(play([*engines.values()], Exposure().max_candidates))
+            engines = {}
+    return logs
 
 
 def best_costs(members: Iterable[Member]) -> np.ndarray:
@@ -110,9 +140,21 @@ class Portfolio:
         episodes: Layers played.
     """
 
-    def __init__(self, base: ScheduleSpec, costs: Costs, num_workloads: int, count: int, seed: int) -> None:
-        """Begins without plans; ``start`` plays a pool."""
+    def __init__(
+        self, base: ScheduleSpec, costs: Costs, num_workloads: int, count: int, seed: int, least: int = _LEAST
+    ) -> None:
+        """Begins without plans; ``start`` plays a pool.
+
+        Args:
+            base: What plans are changes of.
+            costs: Plays them.
+            num_workloads: How many workloads there are.
+            count: Plans at most.
+            seed: Of the search.
+            least: Workloads that a change is played on first, at least.
+        """
         self.base, self._costs, self._num, self.count = base, costs, num_workloads, count
+        self._least = min(least, num_workloads)
         self.members: list[Member] = []
         self.episodes = 0
         self._rng = np.random.default_rng(seed)
@@ -131,25 +173,35 @@ class Portfolio:
 
     def step(self) -> bool:
         """Tries a change of a member; returns whether the portfolio is better with it."""
+        proposal = self.propose()
+        return proposal is not None and self.consider(proposal)
+
+    def propose(self) -> Proposal | None:
+        """Returns a change of a member that nobody has played; None if it is no schedule."""
         best = self.best
         parent = self.members[self._draw_parent(best)]
         changes = self._changed(parent.changes)
         try:
             schedule = self.base.with_changes(changes)
         except ConfigError:
-            return False
+            return None
         behind = parent.costs - best
-        near = np.flatnonzero(behind <= max(_NEAR, float(np.sort(behind)[min(_LEAST, self._num) - 1])))
-        first = self._play([schedule], near.tolist())[0]
+        near = np.flatnonzero(behind <= max(_NEAR, float(np.partition(behind, self._least - 1)[self._least - 1])))
+        return Proposal(changes, schedule, near)
+
+    def consider(self, proposal: Proposal) -> bool:
+        """Plays a proposal and keeps it if the portfolio is better with it, which it returns."""
+        near, best = proposal.near, self.best
+        first = self._play([proposal.schedule], near.tolist())[0]
         gain = np.maximum(best[near] - first, 0).sum() / self._num
         if gain <= 0:
             return False
         rest = np.setdiff1d(np.arange(self._num), near)
         costs = np.empty(self._num)
         costs[near] = first
-        costs[rest] = self._play([schedule], rest.tolist())[0]
+        costs[rest] = self._play([proposal.schedule], rest.tolist())[0]
         before = value(best)
-        grown = [*self.members, Member(changes, costs)]
+        grown = [*self.members, Member(proposal.changes, costs)]
         kept = grown if len(grown) <= self.count else without_least(grown)
         if value(best_costs(kept)) >= before - 1e-7:
             return False
@@ -186,11 +238,12 @@ class Portfolio:
         key = keys[self._rng.integers(len(keys))]
         options = _SETTINGS.get(key, _SMS)
         now = changed.get(key, self._of_base(key))
-        if isinstance(now, bool | str):  # no number, so none is nearer than another
+        if not all(type(option) is int for option in options):  # no order in which to step
             others = [option for option in options if option != now]
             changed[key] = others[self._rng.integers(len(others))]
             return
-        place = int(np.argmin([abs(option - now) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
+        size = options[-1] if isinstance(now, str) else now  # of SM groups that have all
+        place = int(np.argmin([abs(option - size) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
         changed[key] = options[min(max(place, 0), len(options) - 1)]
 
     def _of_base(self, key: str) -> Any:

@@ -25,7 +25,7 @@ import json, time
 start_s = time.perf_counter()
 import gymnasium, dysharp_env
 imported_s = time.perf_counter()
-env = gymnasium.make("DySHARP/TokenSchedule-v1")
+env = gymnasium.make("DySHARP/TokenSchedule-v2")
 _, info = env.reset(seed=0)
 reset_s = time.perf_counter()
 env.step(int(info["action_mask"].argmax()))

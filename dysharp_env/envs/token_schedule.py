@@ -1,4 +1,4 @@
-"""``DySHARP/TokenSchedule-v1``: one MoE layer, scheduled decision by decision."""
+"""``DySHARP/TokenSchedule-v2``: one MoE layer, scheduled decision by decision."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Example
     >>> import gymnasium, dysharp_env
-    >>> env = gymnasium.make("DySHARP/TokenSchedule-v1", model="small", tokens=32, routing="uniform")
+    >>> env = gymnasium.make("DySHARP/TokenSchedule-v2", model="small", tokens=32, routing="uniform")
     >>> observation, info = env.reset(seed=0)
     >>> done = False
     >>> while not done:
@@ -130,7 +130,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         if render_mode is not None:
             require_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
-        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v1")
+        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v2")
         self._episodes = Episodes(self.settings, 1, logging=render_mode == "rgb_array")
         self.observation_space = self._episodes.observation_space
         self.action_space = self._episodes.action_space

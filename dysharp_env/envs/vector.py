@@ -1,4 +1,4 @@
-"""``DySHARP/TokenSchedule-v1`` as a native Gymnasium vector environment: all copies advance in one compiled call."""
+"""``DySHARP/TokenSchedule-v2`` as a native Gymnasium vector environment: all copies advance in one compiled call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     Example:
         >>> import gymnasium, dysharp_env
         >>> envs = gymnasium.make_vec(
-        ...     "DySHARP/TokenSchedule-v1", num_envs=8, model="small", tokens=32, routing="uniform",
+        ...     "DySHARP/TokenSchedule-v2", num_envs=8, model="small", tokens=32, routing="uniform",
         ...     vectorization_mode="vector_entry_point",
         ... )
         >>> observations, infos = envs.reset(seed=0)
@@ -68,7 +68,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             require_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v1")
+        self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v2")
         self._episodes = Episodes(self.settings, num_envs, threads=threads, logging=render_mode == "rgb_array")
         self.single_observation_space = self._episodes.observation_space
         self.single_action_space = self._episodes.action_space

@@ -91,7 +91,7 @@ def of_environments(steps: int) -> dict[str, str]:
     """Returns a digest of what each environment shows in so many steps, and what it rewards."""
     digests = {}
     for options in ENVIRONMENTS:
-        env = gymnasium.make("DySHARP/TokenSchedule-v1", **options)
+        env = gymnasium.make("DySHARP/TokenSchedule-v2", **options)
         choices = np.random.default_rng(0)
         digest = hashlib.sha256()
         observation, info = env.reset(seed=0)

@@ -30,7 +30,7 @@ from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import codes, records
 from dysharp_env.workload import ScenarioSpec
 
-ENV_ID = "DySHARP/TokenSchedule-v1"
+ENV_ID = "DySHARP/TokenSchedule-v2"
 SCENARIO = {"model": "olmoe", "top_k": 2, "gpus": 2, "tokens": 6, "routing": "uniform"}
 TINY = {**SCENARIO, "max_candidates": 16, "exposed": ("split", "dispatch", "gemm"), "split_moments": 2}
 MOMENTS = ("new", "middle", "end")

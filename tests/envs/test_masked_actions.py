@@ -20,7 +20,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule, simulate
 
-ENV_ID = "DySHARP/TokenSchedule-v1"
+ENV_ID = "DySHARP/TokenSchedule-v2"
 TINY = {"model": "olmoe", "gpus": 4, "tokens": 12, "routing": "uniform", "max_candidates": 16}
 LAYERS: tuple[dict[str, Any], ...] = (
     {},

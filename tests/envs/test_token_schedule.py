@@ -20,7 +20,7 @@ from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURES
 
-ENV_ID = "DySHARP/TokenSchedule-v1"
+ENV_ID = "DySHARP/TokenSchedule-v2"
 TINY = {"model": "small", "tokens": 24, "routing": "uniform", "gpus": 4}
 
 
@@ -78,7 +78,7 @@ def test_renderers_show_the_layer(mode: str) -> None:
 
 
 def test_the_version_before_names_this_one() -> None:
-    with pytest.raises(gymnasium.error.DeprecatedEnv, match="Please use `DySHARP/TokenSchedule-v1` instead"):
+    with pytest.raises(gymnasium.error.DeprecatedEnv, match="Please use `DySHARP/TokenSchedule-v2` instead"):
         gymnasium.make("DySHARP/TokenSchedule-v0")
 
 

@@ -15,7 +15,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.envs.vector import TokenScheduleVectorEnv
 
-ENV_ID = "DySHARP/TokenSchedule-v1"
+ENV_ID = "DySHARP/TokenSchedule-v2"
 TINY = {"model": "olmoe", "gpus": 4, "tokens": 12, "routing": "uniform", "max_candidates": 16}
 ALL_KINDS = {
     "exposed": ("split", "dispatch", "gemm", "combine"),

@@ -45,7 +45,7 @@ from dysharp_env.simulator.kernel.links import is_partial, send_vector, uplink_e
 from dysharp_env.simulator.kernel.movers import issue_soon
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.playing import answer, end
-from dysharp_env.simulator.kernel.prefetch import consider, fetches_from_ps, hbm_falls_free
+from dysharp_env.simulator.kernel.prefetch import consider, fetch_early, fetches_from_ps, hbm_falls_free
 from dysharp_env.simulator.kernel.staffing import role_changed, staff_groups
 from dysharp_env.simulator.kernel.switch import input_next, port_pump, switch_arrive
 from dysharp_env.simulator.kernel.weights import (
@@ -169,8 +169,7 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_HBM:
         hbm_falls_free(s, a)
     elif kind == codes.EV_EARLY:
-        for gpu in range(s.num_gpus):
-            consider(s, gpu)
+        fetch_early(s)
 
 
 @compiled

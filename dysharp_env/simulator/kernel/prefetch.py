@@ -35,6 +35,13 @@ def fetches_from_ps(s: Root) -> int:
 
 
 @compiled
+def fetch_early(s: Root) -> None:
+    """Has all GPUs look for what to fetch ahead although the layer has not opened."""
+    for gpu in range(s.num_gpus):
+        consider(s, gpu)
+
+
+@compiled
 def are_counts_known(s: Root, gpu: int) -> bool:
     """Returns whether a GPU knows how many tokens its experts get: counts were exchanged, and that is over."""
     return s.counted and s.gpus[gpu].start_open

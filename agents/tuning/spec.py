@@ -1,0 +1,81 @@
+"""What is tuned for: a model on a machine with its routing, and which of that is searched, chosen and tested on.
+
+Of a trace the parts are its splits; of a generator, and of loads that tokens are sampled from, seeds apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from dysharp_env.config import Spec
+from dysharp_env.schedules import Problem
+from dysharp_env.system import Hardware
+from dysharp_env.workload.suite import SuiteEntry, SuiteSpec
+from dysharp_env.workload.traces import is_trace_name
+
+Part = Literal["train", "validation", "test"]
+_FIRST_SEED: dict[Part, int] = {"train": 0, "validation": 10_000, "test": 20_000}
+
+
+class TuneSpec(Spec):
+    """A tuning run."""
+
+    system: str
+    """A system preset or YAML file."""
+    gpus: int | None = None
+    """Use that many of the system's GPUs; none means all."""
+    hardware: Hardware = "dynamic-multimem"
+    """``today``: without what is only proposed."""
+    model: str
+    """A model preset or YAML file."""
+    routing: str
+    """A trace, FILE.npz:NAME for loads, or a generator's name."""
+    tokens: tuple[int, ...] = Field(min_length=1)
+    """Tokens per GPU that are tuned for, in order."""
+    minutes: float = Field(gt=0, allow_inf_nan=False)
+    """Of wall time."""
+    train: int = Field(default=4, ge=1)
+    """Layers of each number of tokens that plans are searched on."""
+    validation: int = Field(default=4, ge=1)
+    """Layers that choose among what was found."""
+    test: int = Field(default=3, ge=1)
+    """Layers that are reported."""
+    renamings: int = Field(default=2, ge=2)
+    """Numberings of the GPUs that each layer of validation and test is played under."""
+    seed: int = Field(default=0, ge=0)
+    """Of the search."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _check_tokens(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if min(tokens) < 1 or list(tokens) != sorted({*tokens}):
+            raise ValueError(f"{list(tokens)} must be different numbers of at least 1, in order")
+        return tokens
+
+    def entry(self, tokens: int, part: Part) -> SuiteEntry:
+        """Returns the layers of one part and number of tokens as an entry of a suite."""
+        count = {"train": self.train, "validation": self.validation, "test": self.test}[part]
+        return SuiteEntry(
+            system=self.system,
+            gpus=self.gpus,
+            hardware=self.hardware,
+            model=self.model,
+            routing=self.routing,
+            tokens=tokens,
+            split=part if is_trace_name(self.routing) else "all",
+            seeds=(_FIRST_SEED[part], count),
+        )
+
+    def problems(self, tokens: int, part: Part) -> list[Problem]:
+        """Returns the layers of one part and number of tokens: of training each once with other numbers for the GPUs.
+
+        Raises:
+            ConfigError: A name is unknown, or the parts do not fit each other.
+        """
+        suite = SuiteSpec(name=f"{part} of tune", workloads=(self.entry(tokens, part),))
+        drawn = Problem.of_suite(suite.draw())
+        if part == "train":
+            return [problem.renamed(place % 4) for place, problem in enumerate(drawn)]
+        return [problem.renamed(renaming) for renaming in range(self.renamings) for problem in drawn]
