@@ -25,7 +25,7 @@ from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS, SPLIT
 
 Observation = dict[str, Tensor]
 _PIECE = 512  # decisions of a batch that are worked on together: what they take fits in a core's cache
@@ -58,6 +58,9 @@ class PolicySpec(Spec):
     hold_reluctance: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """What hold's logit starts below the others'; it is learned from there. A group that holds half of the time makes
     an episode several times longer, and what its other choices are worth is lost in that noise."""
+    ruled: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What the logit of the candidate that the schedule's own rule would take starts above the others', but for what is
+    decided before a layer; it is learned from there. Above 0 learning begins near the rule, whatever the plan is."""
     rule: str = ""
     """A schedule whose rule the scorer starts at, and learns to refine; its weight for hold, where it has one, takes
     the place of ``hold_reluctance``. Empty starts at no preference."""
@@ -78,6 +81,7 @@ class PolicySpec(Spec):
             # A kind without weights takes the first candidate.
             rules[~rules.any(axis=1), order] = -1.0
             rules *= self.rule_scale
+        rules[SPLIT:, FEATURES.index("ruled")] = self.ruled
         unwilling = rules[:, hold] == 0
         rules[unwilling, hold] = -self.hold_reluctance
         return weights

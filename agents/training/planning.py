@@ -78,9 +78,7 @@ class PlanRun(TrainingRun):
         return {"table.safetensors": save({name: getattr(self._table, name) for name in _ARRAYS})}
 
     def begin(self) -> None:
-        """Goes on with the present table; before there is one it validates what knows nothing."""
-        if self.decisions == 0:
-            self.log(self._validate(), 0)
+        """Goes on with the present table."""
 
     def learn(self) -> dict[str, float]:
         """Plays all plans on some more layers, and fits the network anew."""

@@ -96,7 +96,6 @@ class PpoRun(TrainingRun):
         lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
         for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
             self.log({"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}, epoch)
-        self.log(self._validate(), self.decisions)
 
     def learn(self) -> dict[str, float]:
         """Collects a rollout and improves the policy on it."""

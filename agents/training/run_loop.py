@@ -161,6 +161,8 @@ class TrainingRun(ABC):
         notice(describe_validation(spec))
         self.logger = Logger(None, [TensorBoard(folder.path, self.decisions or None)])
         self.begin()
+        if self.decisions == 0:
+            self.log(self._validate(), 0)
         while self.decisions < spec.total_decisions:
             self._iterate()
         if self.best is None:  # a checkpoint from before the first validation already had all decisions
