@@ -39,7 +39,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         >>> actions = envs.action_masks().argmax(axis=1)
         >>> observations, rewards, terminated, truncated, infos = envs.step(actions)
         >>> observations["candidates"].shape
-        (8, 544)
+        (8, 1312)
     """
 
     metadata: dict[str, Any] = {**TokenScheduleEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}

@@ -359,10 +359,10 @@ def _links_ps(program: Program, even: Workload, costs: Costs) -> float:
     demand, num_gpus, dispatch, combine = even.demand, even.num_gpus, program.dispatch, program.combine
     pairs, away = demand.remote_pairs.mean(), even.num_tokens / num_gpus
     if program.copies_per_expert:
-        pairs *= even.experts_of_token.sum() / demand.num_pairs
+        pairs *= even.experts_of_token.sum() / max(demand.num_pairs, 1)
     if dispatch.to_all or combine.to_all:
         pairs = away * (num_gpus - 1)
-    stores, named = (away, round(pairs / away)) if dispatch.in_switch else (pairs, 0)
+    stores, named = (away, round(pairs / max(away, 1))) if dispatch.in_switch else (pairs, 0)
     if dispatch.by_team:
         stores = min(pairs, away * costs.store_groups(dispatch.by_team, num_gpus))
     token = costs.dispatch_flits(named if dispatch.names_targets else 0)

@@ -28,7 +28,7 @@ def explained(schedule: str, resolution: str = "token", **changes: object) -> tu
     problem = Problem.of(scenario.system, scenario.draw(0), resolution=resolution)
     run = problem.start(load_schedule(schedule), logging=True)
     run.engine.run()
-    return run, critical_path(run, load_schedule(schedule), scenario.system)
+    return run, critical_path(run, run.schedule, scenario.system)
 
 
 def assert_whole(path: list[Step], makespan_ps: int) -> None:

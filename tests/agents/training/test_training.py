@@ -61,10 +61,10 @@ def test_a_run_folder_says_what_was_run_and_how_it_went(trained: RunFolder) -> N
         assert float(row["return"]) == pytest.approx(-float(row["ratio_to_bound"]), abs=1e-5)
         assert float(row["ratio_to_bound"]) >= 1
     evaluations = list(csv.DictReader((trained.path / "evaluations.csv").open()))
-    assert [int(row["decisions"]) for row in evaluations] == [1024] * 4 + [2048] * 4
+    assert [int(row["decisions"]) for row in evaluations] == [0] * 4 + [1024] * 4 + [2048] * 4
     best = min(
         np.mean([float(row["ratio_to_bound"]) for row in evaluations if row["decisions"] == at])
-        for at in ("1024", "2048")
+        for at in ("0", "1024", "2048")
     )
     assert meta["validation_ratio"] == pytest.approx(best)
     assert json.loads((trained.best / "policy.json").read_text())["validation_ratio"] == pytest.approx(best)
