@@ -6,7 +6,6 @@ The schedule lists them as its ``plans``; which of them a layer takes is the dec
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 import yaml
 
 from agents.kit import Command, check_options, entry
+from agents.training.plan_table import Fit, fit_rule, play_plans
 from agents.training.portfolio import (
     COPYING,
     Changes,
@@ -29,7 +29,7 @@ from agents.training.portfolio import (
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
-from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Processes
 from dysharp_env.workload.suite import load_suite
@@ -129,7 +129,9 @@ def run(args: argparse.Namespace) -> int:
             steps += 1
             if steps % _TELL_EVERY == 0 and not args.quiet:
                 notice(f"{steps} steps, {search.episodes} layers: {np.exp(value(search.best)):.4f}")
-    write_text(args.out, _document(args, search))
+        order = choose_greedily(search.members, len(search.members))
+        rule, chosen = fit_rule(play_plans(problems, _schedule(args, order, {}), Exposure(), workers), args.seed)
+    write_text(args.out, _document(args, search, _schedule(args, order, rule), chosen))
     results_console().print(
         f"{args.name}: the best of {len(search.members)} plans for each workload is at {np.exp(value(search.best)):.4f}"
         f" of {_AGAINST}; {search.episodes} layers",
@@ -149,9 +151,24 @@ def given_plan(plan: str | Changes) -> Changes:
     return {key: setting for key, setting in plan.items() if key != "name"}
 
 
-def _document(args: argparse.Namespace, search: Portfolio) -> str:
+def _schedule(args: argparse.Namespace, order: Sequence[Member], rule: dict[str, float]) -> ScheduleSpec:
+    """Returns the schedule whose plans are those of some members, chosen by a rule."""
+    base = load_schedule(_BASE)
+    return base.with_changes(
+        {
+            "name": args.name,
+            "description": f"One of {len(order)} fused ways to run a layer, found by search on suite {args.suite}.",
+            "aliases": (),
+            "found_by": "search",
+            "rule": {**base.rule.root, "plan": rule},
+            "plans": [{"name": f"{args.name}-{place}", **member.changes} for place, member in enumerate(order)],
+        }
+    )
+
+
+def _document(args: argparse.Namespace, search: Portfolio, schedule: ScheduleSpec, chosen: Fit) -> str:
     """Returns the schedule's YAML with a header that says what made it."""
-    order = choose_greedily(search.members, len(search.members))
+    first = choose_greedily(search.members, 1)[0]
     lines = [
         "Ways to run a layer, found by search so that the best of them is good on each workload. The first is the best"
         " alone. Made by",
@@ -161,24 +178,13 @@ def _document(args: argparse.Namespace, search: Portfolio) -> str:
         + " --out FILE",
         f"in {search.episodes} layers: geometric mean over that suite of the best plan's makespan over {_AGAINST}'s"
         f" {np.exp(value(search.best)):.4f},",
-        f"of the first alone {np.exp(value(order[0].costs)):.4f}. How fast a machine is changes what a clock allows, so"
-        " another run finds others.",
+        f"of the first alone {np.exp(value(first.costs)):.4f}. The linear rule for plans, fitted to all plans on that"
+        f" suite, takes {np.exp(chosen.loss):.4f} of",
+        "the best. How fast a machine is changes what a clock allows, so another run finds others.",
     ]
-    base = load_schedule(_BASE).model_dump(mode="json", exclude_defaults=True, exclude={"aliases"})
-    description = f"One of {len(order)} fused ways to run a layer, found by search on suite {args.suite}."
-    plans = [{"name": f"{args.name}-{place}", **_plain(member)} for place, member in enumerate(order)]
-    body = yaml.safe_dump(
-        {**base, "name": args.name, "description": description, "plans": plans},
-        sort_keys=False,
-        width=_WIDTH,
-        default_flow_style=None,
-    )
+    settings = schedule.model_dump(mode="json", exclude_defaults=True)
+    body = yaml.safe_dump(settings, sort_keys=False, width=_WIDTH, default_flow_style=None)
     return "".join(f"# {line}\n" for line in lines) + body
-
-
-def _plain(member: Member) -> Changes:
-    """Returns a plan's changes as YAML holds them."""
-    return json.loads(json.dumps(member.changes))
 
 
 main = entry(build, __name__)
