@@ -16,6 +16,7 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
+_NAMED = 3  # names in a line
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
 _COLUMNS: dict[str, tuple[str, ...]] = {"critic.layers.0.weight": ("context", "features", "features")}
 _ROWS: dict[str, tuple[str, ...]] = {}
@@ -66,7 +67,8 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
         if missing := [name for name in named if name not in known]:
             raise ConfigError(f"'{folder}/policy.json' does not fit this version: {kind} has no {', '.join(missing)}")
         if new := [name for name in known if name not in named]:
-            notice(f"'{folder}/policy.json' does not know {', '.join(new)} ({kind}): weights of 0")
+            more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+            notice(f"'{folder}/policy.json' does not know {', '.join(new[:_NAMED])}{more} ({kind}): weights of 0")
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
     tensors = read_tensors(folder / "policy.safetensors", shapes, fits="this environment")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
