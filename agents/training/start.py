@@ -18,7 +18,7 @@ from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import Starter, load_schedule
 from dysharp_env.workers import Threads, Workers
 
 
@@ -53,9 +53,10 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
     """
     reference = load_schedule(spec.reference)
     for source in Episodes(spec.env, 1).sources:
-        reference.program(source.scenario.system)
+        Starter(source.scenario.system, source.scenario.layer, reference)
     first = validation_suite(spec).draw()[0]
-    load_schedule(spec.env.schedule).program(first.scenario.system, spec.env.exposure())
+    schedule, exposure = load_schedule(spec.env.schedule), spec.env.exposure()
+    Starter(first.scenario.system, first.scenario.layer, schedule, exposure=exposure)
     folder = RunFolder.create(root, spec.name, spec.seed)
     folder.write_config(spec)
     return folder
