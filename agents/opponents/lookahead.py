@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+from dysharp_env.schedules.opening import scores_by_rule
 from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import Decision, Engine
 from dysharp_env.simulator.state.codes import ASK
@@ -119,10 +120,7 @@ def play_ahead(
 def rank(weights: np.ndarray, decision: Decision) -> np.ndarray:
     """Returns the legal rows of a decision by the score of a (kind, feature) rule, the first of equals first."""
     legal = np.flatnonzero(decision.mask)
-    scores = np.zeros(len(legal))
-    # One feature after the other, as the engine adds them: the same bits, so the same ties.
-    for column, weight in enumerate(weights[decision.kind]):
-        scores += weight * decision.features[legal, column].astype(np.float64)
+    scores = scores_by_rule(weights[decision.kind], decision.features[legal])
     return legal[np.argsort(-scores, kind="stable")]
 
 

@@ -24,6 +24,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.workers import Workers
 
+ARRAYS = ("features", "context", "makespans_ps")  # of a table, beside its names
 TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts
 _MOST_ENGINES = 16  # in memory at a time
 
@@ -45,10 +46,9 @@ class PlanTable:
 
     def joined(self, other: PlanTable) -> PlanTable:
         """Returns both, one behind the other."""
-        arrays = ("features", "context", "makespans_ps")
         return PlanTable(
             (*self.names, *other.names),
-            *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays),
+            *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS),
         )
 
     @property

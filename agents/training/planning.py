@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_tensors
-from agents.training.plan_table import PlanTable, fit_plans, play_plans
+from agents.training.plan_table import ARRAYS, PlanTable, fit_plans, play_plans
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
@@ -26,7 +26,6 @@ from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import SuiteEntry, load_suite
 
-_ARRAYS = ("features", "context", "makespans_ps")
 _SEEDS = 10_000  # below those of validation
 _MOST_TOKENS = 8192  # of a GPU
 
@@ -66,16 +65,16 @@ class PlanRun(TrainingRun):
         path = checkpoint / "table.safetensors"
         arrays = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
         empty, rows = self._table, len(arrays.get("features", ()))
-        for name in _ARRAYS:
+        for name in ARRAYS:
             wanted = (rows, *getattr(empty, name).shape[1:])
             if name not in arrays or arrays[name].shape != wanted:
                 raise ConfigError(f"'{path}' does not fit the run's settings: '{name}' is not of shape {wanted}")
-        self._table = PlanTable(tuple(map(str, range(rows))), *(arrays[name] for name in _ARRAYS))
+        self._table = PlanTable(tuple(map(str, range(rows))), *(arrays[name] for name in ARRAYS))
         self._fit()
 
     def state(self) -> dict[str, bytes]:
         """Returns the table as a file."""
-        return {"table.safetensors": save({name: getattr(self._table, name) for name in _ARRAYS})}
+        return {"table.safetensors": save({name: getattr(self._table, name) for name in ARRAYS})}
 
     def begin(self) -> None:
         """Goes on with the present table."""

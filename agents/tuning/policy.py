@@ -21,7 +21,6 @@ from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import FEATURES
 from dysharp_env.workers import Workers
 
 NAME = "tuned"
@@ -94,12 +93,10 @@ def make(
     )
     env = EnvSpec(schedule=str(path), exposed=("plan",))
     table = _shared(play_plans(problems, offered, env.exposure(), workers), problems)
-    # What the rule takes is shown to networks, and not to itself.
-    shown = table.features.copy()
-    shown[:, :, FEATURES.index("ruled")] = 0
-    rule, _ = fit_rule(replace(table, features=shown), seed, restarts=2, generations=100)
+    rule, _ = fit_rule(table, seed, restarts=2, generations=100)
     schedule = offered.with_changes({"rule": {**base.rule.model_dump(), "plan": rule}})
     _write(path, schedule)
+    # Networks are shown what the rule takes, so it is of the rule in force.
     table = replace(table, features=np.stack([_features(problem, schedule, env) for problem in problems]))
     opening = fit_plans(table, _WIDTH, seed, steps=_STEPS).network
     _write_policy(folder, env, opening, seed)

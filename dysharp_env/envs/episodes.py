@@ -23,6 +23,7 @@ from dysharp_env.simulator.batch import Batch
 from dysharp_env.simulator.engine import masked
 from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state import codes
+from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import Workload
 
@@ -233,7 +234,7 @@ class Episodes:
         if any_refused:
             actions = self._replace(refused, actions)
         waits = acts & (batch.status == codes.ASK)
-        early = waits & self._are_early
+        early = waits & (batch.kind < SPLIT)  # of layers that have no engine yet
         batch.answer(waits & ~early, actions)
         for copy in np.flatnonzero(early).tolist():
             run = self.run(copy)
@@ -325,11 +326,6 @@ class Episodes:
     def _show_nothing(self, copy: int) -> None:
         for shown in (self.batch.features, self.batch.context, self.batch.mask):
             shown[copy] = 0
-
-    @property
-    def _are_early(self) -> np.ndarray:
-        """(copy,) bool, whose decision comes before its layer, which has no engine yet."""
-        return np.array([engine is None for engine in self.batch.engines])
 
     def info(self) -> dict[str, np.ndarray]:
         """Returns (copy, ...) arrays of what an info holds, the caller's own."""

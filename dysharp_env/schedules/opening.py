@@ -327,11 +327,19 @@ class Opening:
 
 
 def best_by_rule(weights: np.ndarray, decision: Decision) -> int:
-    """Returns the legal row that (feature,) weights score highest, the first of equals, summed as the engine does."""
-    scores = np.zeros(len(decision.mask))
+    """Returns the legal row that (feature,) weights score highest, the first of equals."""
+    return int(np.where(decision.mask, scores_by_rule(weights, decision.features), -np.inf).argmax())
+
+
+def scores_by_rule(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Returns the (row,) float64 scores of (row, feature) features under (feature,) weights.
+
+    One feature is added after the other, as the engine adds them: the same bits, so the same ties.
+    """
+    scores = np.zeros(len(features))
     for column in np.flatnonzero(weights):
-        scores += weights[column] * decision.features[:, column].astype(np.float64)
-    return int(np.where(decision.mask, scores, -np.inf).argmax())
+        scores += weights[column] * features[:, column].astype(np.float64)
+    return scores
 
 
 def rooted(ps: float, scale_ps: int) -> float:
