@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from agents.kit import Command, check_options, entry
-from agents.training.plan_table import Fit, fit_rule, play_plans
+from agents.training.plan_layers import draw_layers
+from agents.training.plan_table import Fit, PlanTable, fit_rule, play_plans
 from agents.training.portfolio import (
     COPYING,
     Changes,
@@ -26,19 +27,20 @@ from agents.training.portfolio import (
     value,
     with_copies,
 )
+from agents.training.spec import PlanningSpec
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
-from dysharp_env.workers import Processes
+from dysharp_env.workers import Processes, Workers
 from dysharp_env.workload.suite import load_suite
 
 _WIDTH = 120
 _BASE = "dysharp"
 _TELL_EVERY = 25  # steps
 _AGAINST = "fused-unicast"  # which every machine can run
-_RULES = ("dysharp-tuned", "dysharp-l2")
+_RULES = ("dysharp-order", "dysharp-l2")
 _COUNTED = ("launch", "fused_start", "count_exchange")
 _UNCOUNTED = ("launch", "fused_start")
 # What a kernel whose tokens are pulled pays before: they must lie there in the format of dispatch, and who has which.
@@ -50,6 +52,23 @@ _MEGA_MOE = {
     "parts": {"count": 16, "by": "experts"},
     "families": {"dispatch": "bulk", "combine": "bulk"},
     "pays": {"dispatch": ("launch", "quantise", "count_exchange", "barrier"), "end": ("barrier", "final_sum")},
+}
+
+# As deepep-ll: phases without a count exchange or a barrier, which start sooner than a fused kernel.
+_LOW_LATENCY = {
+    "dispatch": "unicast",
+    "combine": "unicast",
+    "copies": "expert",
+    "readiness": {"gemm1": "gpu", "gemm2": "phase", "combine": "gpu"},
+    "families": {"dispatch": "warp_low_latency", "combine": "warp_low_latency"},
+    "pays": {
+        "dispatch": ("launch",),
+        "gemm1": ("gap",),
+        "gemm2": ("activation", "gap"),
+        "combine": ("gap",),
+        "end": ("final_sum",),
+    },
+    "prefetch": "early",
 }
 
 
@@ -80,6 +99,11 @@ def pool(rules: Sequence[ScheduleSpec]) -> list[Changes]:
     return found
 
 
+def unfused() -> list[Changes]:
+    """Returns plans of several kernels, as decoding runs them, with a few sizes of SM groups."""
+    return [{**_LOW_LATENCY, "sms": {"dispatch": sms, "combine": sms}} for sms in (16, 32, 64)]
+
+
 def varied(plan: Changes) -> list[Changes]:
     """Returns a plan with weights fetched from the launch on, and with copies of experts, where it has neither yet."""
     found = [] if plan.get("prefetch") == "early" else [{**plan, "prefetch": "early"}]
@@ -92,10 +116,14 @@ def build() -> Command:
     """Returns the options of the command."""
     command = Command("plans", __doc__, run).add_suite()
     command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
-    command.add("--name", default="dysharp-plans", metavar="NAME", help="its name")
+    command.add("--name", default="dysharp-tuned", metavar="NAME", help="its name")
+    command.add("--own", default="dysharp-order", metavar="NAME", help="the schedule whose settings it has besides")
     command.add("--plans", type=int, default=24, metavar="N", help="plans at most")
     command.add("--start", metavar="FILE.yaml", help="a schedule whose plans it begins with")
     command.add("--minutes", type=float, default=20.0, metavar="M", help="of wall time")
+    command.add(
+        "--layers", type=int, default=800, metavar="N", help="layers at least that the rule for plans is fitted to"
+    )
     command.add("--workers", type=int, default=2, metavar="N", help="processes that play")
     return command.add_seed("the search").add_quiet("no line now and then")
 
@@ -121,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
             given = [given_plan(plan) for plan in load_schedule(args.start).plans]
         else:
             given = pool([load_schedule(name) for name in _RULES])
-        search.start(given)
+        search.start([*given, *unfused()])
         search.start([copied for member in search.members for copied in varied(member.changes)])
         steps = 0
         while time.monotonic() < ends_s:
@@ -130,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             if steps % _TELL_EVERY == 0 and not args.quiet:
                 notice(f"{steps} steps, {search.episodes} layers: {np.exp(value(search.best)):.4f}")
         order = choose_greedily(search.members, len(search.members))
-        rule, chosen = fit_rule(play_plans(problems, _schedule(args, order, {}), Exposure(), workers), args.seed)
+        rule, chosen = fit_rule(_played(args, _schedule(args, order, {}), problems, workers), args.seed)
     write_text(args.out, _document(args, search, _schedule(args, order, rule), chosen))
     results_console().print(
         f"{args.name}: the best of {len(search.members)} plans for each workload is at {np.exp(value(search.best)):.4f}"
@@ -140,28 +168,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _played(
+    args: argparse.Namespace, schedule: ScheduleSpec, problems: Sequence[Problem], workers: Workers
+) -> PlanTable:
+    """Returns all plans on the suite and on as many more layers as are asked for, drawn as a run on plans draws its."""
+    table, suite, drawn = play_plans(problems, schedule, Exposure(), workers), load_suite(args.suite), 0
+    while len(table.names) < args.layers:
+        layers = draw_layers(suite, PlanningSpec(batch=args.layers - len(table.names)), args.seed, drawn)
+        table, drawn = table.joined(play_plans(layers, schedule, Exposure(), workers)), drawn + 1
+        if not args.quiet:
+            notice(f"all plans on {len(table.names)} layers")
+    return table
+
+
 def given_plan(plan: str | Changes) -> Changes:
     """Returns a plan of a schedule that this command wrote, without its name.
 
     Raises:
         ConfigError: It is of another schedule.
     """
-    if isinstance(plan, str) or "schedule" in plan:
+    if isinstance(plan, str) or plan.get("schedule", _BASE) != _BASE:
         raise ConfigError(f"start: plan {plan} is no change of {_BASE}")
-    return {key: setting for key, setting in plan.items() if key != "name"}
+    return {key: setting for key, setting in plan.items() if key not in ("name", "schedule")}
 
 
 def _schedule(args: argparse.Namespace, order: Sequence[Member], rule: dict[str, float]) -> ScheduleSpec:
     """Returns the schedule whose plans are those of some members, chosen by a rule."""
-    base = load_schedule(_BASE)
-    return base.with_changes(
+    own = load_schedule(args.own)
+    return own.with_changes(
         {
             "name": args.name,
-            "description": f"One of {len(order)} fused ways to run a layer, found by search on suite {args.suite}.",
+            "description": f"One of {len(order)} ways to run a layer, by a rule; all found by search on suite {args.suite}.",
             "aliases": (),
             "found_by": "search",
-            "rule": {**base.rule.root, "plan": rule},
-            "plans": [{"name": f"{args.name}-{place}", **member.changes} for place, member in enumerate(order)],
+            "rule": {**own.rule.root, "plan": rule},
+            "plans": [
+                {"name": f"{args.name}-{place}", "schedule": _BASE, **member.changes}
+                for place, member in enumerate(order)
+            ],
         }
     )
 
@@ -172,14 +216,14 @@ def _document(args: argparse.Namespace, search: Portfolio, schedule: ScheduleSpe
     lines = [
         "Ways to run a layer, found by search so that the best of them is good on each workload. The first is the best"
         " alone. Made by",
-        f"  python -m agents.plans --suite {args.suite} --name {args.name} --plans {args.plans}"
-        f" --minutes {args.minutes:g} --workers {args.workers} --seed {args.seed}"
+        f"  python -m agents.plans --suite {args.suite} --name {args.name} --own {args.own} --plans {args.plans}"
+        f" --minutes {args.minutes:g} --layers {args.layers} --workers {args.workers} --seed {args.seed}"
         + (f" --start {args.start}" if args.start else "")
         + " --out FILE",
         f"in {search.episodes} layers: geometric mean over that suite of the best plan's makespan over {_AGAINST}'s"
         f" {np.exp(value(search.best)):.4f},",
-        f"of the first alone {np.exp(value(first.costs)):.4f}. The linear rule for plans, fitted to all plans on that"
-        f" suite, takes {np.exp(chosen.loss):.4f} of",
+        f"of the first alone {np.exp(value(first.costs)):.4f}. The linear rule for plans, fitted to all plans on"
+        f" {args.layers} layers of it, takes {np.exp(chosen.loss):.4f} of",
         "the best. How fast a machine is changes what a clock allows, so another run finds others.",
     ]
     settings = schedule.model_dump(mode="json", exclude_defaults=True)

@@ -25,7 +25,7 @@ def build() -> Command:
     """Returns the options of the command."""
     command = Command("search", __doc__, run).add_suite()
     command.add("--out", required=True, metavar="FILE.yaml", help="the schedule that is written")
-    command.add("--name", default="dysharp-tuned", metavar="NAME", help="its name")
+    command.add("--name", default="dysharp-order", metavar="NAME", help="its name")
     command.add(
         "--start",
         action="append",
@@ -84,7 +84,9 @@ def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> s
         f"on that suite, {best.start_ratio:.4f} where it began.",
     ]
     written = best.schedule.model_dump(mode="json", exclude_defaults=True)
-    written["description"] = f"DySHARP with a rule and settings tuned on suite {args.suite}."
+    written["description"] = (
+        f"DySHARP with the order of tokens, tiles and sums, and settings, found by search on suite {args.suite}."
+    )
     body = yaml.safe_dump(written, sort_keys=False, width=_WIDTH, default_flow_style=None)
     return "".join(f"# {line}\n" for line in lines) + body
 

@@ -21,7 +21,7 @@ from agents.kit import Command, check_options, deliver, entry
 from agents.opponents.read import read_contenders
 from dysharp_env.config import ConfigError
 
-POLICIES = ("dysharp", "dysharp-tuned", "look-ahead:dysharp-tuned")
+POLICIES = ("dysharp", "dysharp-order", "look-ahead:dysharp-order")
 
 
 def build() -> Command:

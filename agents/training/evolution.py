@@ -13,7 +13,7 @@ All episodes run inside the engine; layers share nothing, so workers, threads or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,15 @@ from safetensors.numpy import save
 from agents.exact.tiny import TRAINING_SEED
 from agents.opponents.rollouts import makespans_ps
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import read_tensors
+from agents.policies.card import run_path
+from agents.policies.files import load_policy, read_tensors
 from agents.training.genome import Genome, Scale
 from agents.training.nudged import Nudged, Player
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import EvolutionSpec, TrainSpec
 from agents.training.validation import draw_problems
+from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
@@ -40,6 +42,19 @@ GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", 
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
 _LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
 _LAST_RATE = 0.1  # of the learning rate at the end of a cycle
+
+
+def read_opening(folder: str) -> Network:
+    """Returns what the best policy of a run takes before a layer starts.
+
+    Raises:
+        ConfigError: There is no such run, or its policy has no network for that.
+    """
+    best = run_path(folder) / "best"
+    network = load_policy(best).opening_network()
+    if network is None:
+        raise ConfigError(f"opening='{folder}': its policy has no network of its own for what comes before a layer")
+    return network
 
 
 class EvolutionRun(TrainingRun):
@@ -65,10 +80,11 @@ class EvolutionRun(TrainingRun):
         assert spec.evolution is not None
         suite = load_suite(spec.env.suite) if spec.env.suite else None
         problems = draw_problems(spec, suite, TRAINING_SEED)
+        self._opening = read_opening(spec.opening) if spec.opening else None
         self._evolution = Evolution(
             spec.evolution,
             load_schedule(spec.env.schedule),
-            spec.env.exposure(),
+            replace(spec.env.exposure(), opening=self._opening),
             problems,
             load_schedule(spec.reference),
             workers,
@@ -77,7 +93,7 @@ class EvolutionRun(TrainingRun):
 
     def policy(self) -> CandidatePolicy:
         """Returns the policy."""
-        return CandidatePolicy.of_network(self._evolution.network(), self.spec.env)
+        return CandidatePolicy.of_network(self._evolution.network(), self.spec.env, self._opening)
 
     def load_state(self, checkpoint: Path) -> None:
         """Takes the weights out of a checkpoint."""

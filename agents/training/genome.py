@@ -4,6 +4,9 @@ First come the wishes (steering.py), where splits are decided on: each a constan
 adds. Then for each other kind that is asked its rule's weights, by feature as in ``FEATURES_OF_KIND``. Then what each
 context value of ``gates`` adds to the weight of each feature of ``gated``.
 
+Over a schedule with plans, each of which has a rule of its own, what is moved comes on top of that: the candidate that the
+rule takes begins ``RULED`` ahead of the others, and all weights begin at 0.
+
 Constants and rules can depend on what shapes a layer: beside its own column a weight has one for each of ``shapes``,
 for how much one standard deviation of that value adds. So one policy can read weights first on one layer and finish
 tokens first on another.
@@ -29,7 +32,7 @@ from agents.policies.steering import (
 )
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURES
 
 SHAPES = ("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room")
 """Context values that are the same all through a layer."""
@@ -42,6 +45,8 @@ GATES = tuple(name for name in INPUTS[:-1] if name not in SHAPES)
 # Of an open tile, where the base schedule closes none early: so little below hold that other features can outweigh it.
 # A search that begins with no tile closed early is slow to find which to close.
 _BELOW_HOLD = -0.3
+RULED = 1.0
+"""Score that what the rule of a plan takes begins ahead, about as much as a rule's largest weight."""
 _ONE = len(INPUTS) - 1  # the constant among what wishes are linear in
 _ROUNDING = 1e-9  # deviations that equal numbers may have
 
@@ -111,14 +116,15 @@ class Genome:
         num_wishes = max((len(split) for split in exposure.splits), default=2) if "split" in exposure.kinds else 0
         wishes = hand_written() if own_split is None else constant(_features_of(base, *own_split))
         self._wishes = wishes[:num_wishes]
-        ruled = [kind for kind in FEATURES_OF_KIND if kind in exposure.kinds]
+        ruled = [kind for kind in FEATURES_OF_KIND if kind in exposure.kinds and kind in ENGINE_KINDS]
+        self._ruled = RULED if base.plans else 0.0
         moved = [_ONE, *(INPUTS.index(name) for name in PROGRESS)]
         self._places = [_Place(True, wish, column, column == _ONE) for wish in range(num_wishes) for column in moved]
         start = [self._wishes[place.row, place.column] for place in self._places]
         for kind in ruled:
             row = DECISION_KINDS.index(kind)
             self._places += [_Place(False, row, FEATURES.index(name), True) for name in FEATURES_OF_KIND[kind]]
-            start += start_weights(base, kind, _BELOW_HOLD)
+            start += [0.0] * len(FEATURES_OF_KIND[kind]) if base.plans else start_weights(base, kind, _BELOW_HOLD)
         if ruled:
             products = [(CONTEXT.index(gate), FEATURES.index(name)) for name in gated for gate in gates]
             self._places += [_Place(False, row, column, False) for row, column in products]
@@ -135,6 +141,7 @@ class Genome:
         # Without wishes there is a wish for a split of no size, which changes no choice of another kind.
         wishes = self._wishes.copy() if len(self._wishes) else np.zeros((1, len(INPUTS)))
         linear = np.zeros((len(CONTEXT), len(FEATURES)))
+        linear[[DECISION_KINDS.index(kind) for kind in ENGINE_KINDS], FEATURES.index("ruled")] = self._ruled
         for place, number in zip(self._places, constants, strict=True):
             (wishes if place.in_wishes else linear)[place.row, place.column] = number
         for name, column in zip(scale.names, of_shapes.T, strict=True):

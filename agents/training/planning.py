@@ -15,19 +15,17 @@ from safetensors.numpy import save
 
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_tensors
+from agents.training.plan_layers import draw_layers
 from agents.training.plan_table import ARRAYS, PlanTable, fit_plans, play_plans
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Exposure, Problem, load_schedule
+from dysharp_env.schedules import Exposure, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workers import Workers
-from dysharp_env.workload.suite import SuiteEntry, load_suite
-
-_SEEDS = 10_000  # below those of validation
-_MOST_TOKENS = 8192  # of a GPU
+from dysharp_env.workload.suite import load_suite
 
 
 class PlanRun(TrainingRun):
@@ -82,7 +80,8 @@ class PlanRun(TrainingRun):
     def learn(self) -> dict[str, float]:
         """Plays all plans on some more layers, and fits the network anew."""
         exposure = Exposure(max_candidates=self.spec.env.max_candidates)
-        played = play_plans(self._draw(), self._schedule, exposure, self._workers)
+        drawn = draw_layers(self._suite, self._planning, self.spec.seed, self.updates)
+        played = play_plans(drawn, self._schedule, exposure, self._workers)
         self._table = self._table.joined(played)
         self.decisions += int(played.legal.sum())
         self.updates += 1
@@ -101,23 +100,3 @@ class PlanRun(TrainingRun):
     def _fit(self) -> None:
         fit = fit_plans(self._table, self._planning.width, self.spec.seed, steps=self._planning.steps)
         self._network, self._loss = fit.network, fit.loss
-
-    def _draw(self) -> list[Problem]:
-        """Returns the next layers; which they are follows from the seed and from how many were drawn before."""
-        rng = np.random.default_rng(np.random.SeedSequence([self.spec.seed, self.updates]))
-        entries = self._suite.workloads
-        chosen = rng.permutation(len(entries))[: self._planning.batch]
-        suite = self._suite.model_copy(
-            update={"workloads": tuple(self._varied(entries[place], rng) for place in chosen.tolist())}
-        )
-        problems = [problem for entry in suite.workloads for problem in Problem.of_suite(suite.draw_entry(entry))]
-        return [problem.renamed(int(rng.integers(4))) for problem in problems]
-
-    def _varied(self, entry: SuiteEntry, rng: np.random.Generator) -> SuiteEntry:
-        """Returns an entry with another seed, and with tokens multiplied by one of the scales where that is allowed."""
-        scale = float(rng.choice(self._planning.scales))
-        seed = int(rng.integers(_SEEDS))
-        tokens = entry.tokens
-        if isinstance(tokens, int):
-            tokens = min(max(round(tokens * scale), 8), _MOST_TOKENS if scale < 1 else max(tokens, self._planning.most))
-        return entry.model_copy(update={"tokens": tokens, "seeds": (seed, 1), "binds": None})

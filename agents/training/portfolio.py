@@ -28,13 +28,15 @@ _NEAR = 0.05  # a plan is near the best of a workload if it takes at most that m
 _LEAST = 8  # workloads that a change is played on first, at least
 _MOST_ENGINES = 16  # in memory at a time
 _SIGMA = 0.3  # of noise in a rule's weights, whose largest is about 1
-_SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48)
+_SMS = (1, 2, 4, 6, 8, 11, 16, 22, 28, 36, 48, 64)
 _SETTINGS: dict[str, tuple[Any, ...]] = {
     "chunk_tokens": (4, 8, 16, 32, 64),
     "prefetch": ("none", "ahead", "early"),
     "partial_tiles": (False, True),
     "min_partial_tokens": (8, 16, 32, 64, 96),
     "hold": (False, True),
+    "families.dispatch": ("", "bulk", "warp_direct", "warp_low_latency", "warp_queue"),
+    "families.combine": ("", "bulk", "warp_direct", "warp_low_latency", "warp_queue"),
 }
 # How the weights of copies travel, as dysharp-copies' do.
 COPYING: tuple[Changes, ...] = tuple(
@@ -72,6 +74,18 @@ class Proposal(NamedTuple):
     changes: Changes
     schedule: ScheduleSpec
     near: np.ndarray
+
+
+def fold(changes: Mapping[str, Any]) -> Changes:
+    """Returns changes in which a section that is given as a whole holds the single settings that are given after it."""
+    folded: Changes = {}
+    for key, setting in changes.items():
+        section, _, entry = key.partition(".")
+        if entry and section in folded:
+            folded[section] = {**folded[section], entry: setting}
+        else:
+            folded[key] = setting
+    return folded
 
 
 def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
@@ -166,9 +180,10 @@ class Portfolio:
 
     def start(self, pool: Sequence[Changes]) -> None:
         """Plays a pool of plans and keeps the best of them, together."""
-        schedules = [self.base.with_changes(changes) for changes in pool]
+        folded = [*map(fold, pool)]
+        schedules = [self.base.with_changes(changes) for changes in folded]
         costs = self._play(schedules, range(self._num))
-        played = [Member(changes, row) for changes, row in zip(pool, costs, strict=True)]
+        played = [Member(changes, row) for changes, row in zip(folded, costs, strict=True)]
         self.members = choose_greedily([*self.members, *played], self.count)
 
     def step(self) -> bool:
@@ -232,19 +247,23 @@ class Portfolio:
         return changed
 
     def _change_setting(self, changed: Changes) -> None:
-        keys = [*_SETTINGS]
-        if not changed.get("sms.in_gemm"):
-            keys += ["sms.dispatch", "sms.combine"] * 2
+        keys = [*_SETTINGS, *["sms.dispatch", "sms.combine"] * 2]
         key = keys[self._rng.integers(len(keys))]
         options = _SETTINGS.get(key, _SMS)
-        now = changed.get(key, self._of_base(key))
-        if not all(type(option) is int for option in options):  # no order in which to step
+        section, _, entry = key.rpartition(".")
+        given = changed.get(section, {}) if section else changed
+        now = given.get(entry, self._of_base(key))
+        if all(type(option) is int for option in options):
+            size = options[-1] if isinstance(now, str) else now  # of SM groups that have all
+            place = int(np.argmin([abs(option - size) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
+            option = options[min(max(place, 0), len(options) - 1)]
+        else:  # no order in which to step
             others = [option for option in options if option != now]
-            changed[key] = others[self._rng.integers(len(others))]
-            return
-        size = options[-1] if isinstance(now, str) else now  # of SM groups that have all
-        place = int(np.argmin([abs(option - size) for option in options])) + int(self._rng.choice((-2, -1, 1, 2)))
-        changed[key] = options[min(max(place, 0), len(options) - 1)]
+            option = others[self._rng.integers(len(others))]
+        if section:
+            changed[section] = {**given, entry: option}
+        else:
+            changed[key] = option
 
     def _of_base(self, key: str) -> Any:
         node: Any = self.base

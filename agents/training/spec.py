@@ -15,6 +15,7 @@ from agents.training.run_folder import RunFolder
 from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
+from dysharp_env.simulator.state.observation import OPENING_KINDS
 
 
 class PpoSpec(Spec):
@@ -110,6 +111,8 @@ class PlanningSpec(Spec):
     """Layers that are played between fits, at most one of each entry of the suite."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.0, 2.0)
     """What the tokens of an entry are multiplied with, one of them at random."""
+    mixed: float = Field(default=0.5, ge=0, le=1)
+    """Part of the layers that are moved to the machine of another entry, where that can run them."""
     most: int = Field(default=1024, ge=1)
     """Tokens of a GPU beyond which they are not multiplied."""
     threads: int = Field(default=2, ge=1, le=256)
@@ -177,6 +180,8 @@ class TrainSpec(Spec):
     planning: PlanningSpec | None = None
     """Learns which plan a layer wants instead, with these hyper-parameters, and nothing else; ``num_envs``, ``ppo``,
     ``policy`` and ``baseline`` then do not matter."""
+    opening: str = ""
+    """Run folder whose best policy takes what evolution leaves alone: decisions before a layer, ``plan`` among them."""
     policy: PolicySpec = PolicySpec()
     """Size of the networks."""
     validation: str | None = None
@@ -199,6 +204,15 @@ class TrainSpec(Spec):
             raise ValueError(f"env.exposed={list(self.env.exposed)} must leave out split: tiny GPUs have one SM")
         if not self.evolution.tiny and self.env.suite is None:
             raise ValueError("evolution plays a suite: env.suite=None must be the name of one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_opening(self) -> TrainSpec:
+        before = [kind for kind in self.env.exposed if kind in OPENING_KINDS]
+        if self.opening and (self.evolution is None or not before):
+            raise ValueError(f"opening='{self.opening}' is for evolution with plan or replicate in env.exposed")
+        if self.evolution is not None and before and not self.opening:
+            raise ValueError(f"evolution leaves {before} alone: opening must name the run that decides on them")
         return self
 
     @model_validator(mode="after")

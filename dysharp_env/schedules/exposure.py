@@ -19,8 +19,8 @@ class Exposure:
 
     Attributes:
         kinds: Decision kinds that are asked; the others follow the schedule's rule.
-        hold: Whether an asked GEMM or combine decision also offers to wait.
-        partial_tiles: Whether an asked GEMM decision also offers open tiles.
+        hold: Whether an asked GEMM or combine decision also offers to wait; of several plans each says so itself.
+        partial_tiles: Whether an asked GEMM decision also offers open tiles; likewise.
         splits: (dispatch SMs, combine SMs), and where tiles may be closed early the fewest tokens of one, that an asked
             split decision offers; the schedule's own fewest where there is none.
         split_moments: How often each GPU decides again: after every such share of its dispatches and of its sums that

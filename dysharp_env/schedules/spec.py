@@ -159,9 +159,13 @@ class ScheduleSpec(Spec):
         return tuple(found)
 
     def fitting(self, exposure: Exposure, system: SystemSpec) -> Exposure:
-        """Returns an exposure without the kinds in which this schedule, one of several plans, decides nothing."""
+        """Returns an exposure as this schedule has it, one of several plans.
+
+        It is without the kinds in which the plan decides nothing; who may wait and close tiles early is the plan's.
+        """
         idle = {"split": not self._has_groups(system.gpu.num_sms), "prefetch": self.prefetch == "none"}
-        return replace(exposure, kinds=tuple(kind for kind in exposure.kinds if not idle.get(kind)))
+        kinds = tuple(kind for kind in exposure.kinds if not idle.get(kind))
+        return replace(exposure, kinds=kinds, hold=self.hold, partial_tiles=self.partial_tiles)
 
     def variants(self) -> tuple[ScheduleSpec, ...]:
         """Returns what there is to choose between, one schedule for each of ``best_of``; itself if there is no choice.

@@ -18,7 +18,7 @@ from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, GEMM
 
 SPLITS = ((8, 11), (1, 1), (1, 11), (4, 4), (16, 1), (16, 20), (4, 20, 32), (16, 4, 32))
 ENV = EnvSpec(
-    schedule="dysharp-tuned", exposed=("split",), hold=False, partial_tiles=False, splits=SPLITS, split_moments=4
+    schedule="dysharp-order", exposed=("split",), hold=False, partial_tiles=False, splits=SPLITS, split_moments=4
 )
 
 

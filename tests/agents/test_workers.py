@@ -46,7 +46,7 @@ def cluster(ray_cluster: None) -> Iterator[Cluster]:
 
 
 def test_an_evaluation(suite: str, tmp_path: Path, ray_cluster: None, steered_run: str) -> None:
-    policies = ["random", "dysharp-tuned", "look-ahead:dysharp", "dysharp+moonep", steered_run]
+    policies = ["random", "dysharp-order", "look-ahead:dysharp", "dysharp+moonep", steered_run]
     argv = ["--suite", suite, "--rollouts", "20", *(word for name in policies for word in ("--policy", name))]
     files = [tmp_path / "here.json", tmp_path / "processes.json", tmp_path / "ray.json"]
     for file, engine in zip(files, ((), ("--workers", "2"), RAY), strict=True):

@@ -36,7 +36,7 @@ ENVIRONMENTS: list[dict[str, Any]] = [
         "hold": True,
         "partial_tiles": True,
     },
-    {"suite": "smoke", "exposed": ["split", "gemm"], "splits": SPLITS, "split_moments": 4, "schedule": "dysharp-tuned"},
+    {"suite": "smoke", "exposed": ["split", "gemm"], "splits": SPLITS, "split_moments": 4, "schedule": "dysharp-order"},
     {
         "model": "small",
         "routing": "uniform",

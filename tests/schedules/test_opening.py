@@ -73,7 +73,7 @@ def test_only_plans_that_the_machine_can_run_are_offered() -> None:
     today = problem.system.with_changes({"switch.dispatch_primitives": ["unicast", "pull"]})
     fewer = Problem.of(today, problem.workload).offer(schedule, Exposure(("plan",))).plans
     assert [plan.schedule.name for plan in fewer] == ["fused-unicast", "planning[2]"]
-    nothing = planning("dysharp", "dysharp-tuned")
+    nothing = planning("dysharp", "dysharp-order")
     with pytest.raises(ConfigError, match="dgx-h200 can run none of its plans"):
         Problem.of(today, problem.workload).offer(nothing, Exposure(("plan",)))
 

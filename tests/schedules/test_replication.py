@@ -294,9 +294,9 @@ def test_copies_are_planned_once() -> None:
 
 
 def test_a_planner_behind_a_name_shares_out_that_schedule_s_work() -> None:
-    schedule = load_schedule("dysharp-tuned+ultraep:multicast")
-    base = load_schedule("dysharp-tuned")
-    assert schedule.name == "dysharp-tuned+ultraep:multicast"
+    schedule = load_schedule("dysharp-order+ultraep:multicast")
+    base = load_schedule("dysharp-order")
+    assert schedule.name == "dysharp-order+ultraep:multicast"
     assert schedule.pays.dispatch == ("launch", "fused_start", "count_exchange", "plan")
     published = load_schedule("ultraep").replicate
     assert published.weights == "relay" and published.min_tokens == 1024

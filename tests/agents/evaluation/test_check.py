@@ -72,7 +72,7 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
 def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
     exposure = Exposure(("split", "combine"), True, splits=((8, 11), (1, 1, 40), (40, 8, 2)), split_moments=5)
     schedule, scenario = (
-        load_schedule("dysharp-tuned"),
+        load_schedule("dysharp-order"),
         ScenarioSpec(model="olmoe", gpus=2, tokens=9, routing="uniform"),
     )
     built = scenario.build()

@@ -166,7 +166,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
     assert train.main(["--config", "smoke", "--run-dir", str(tmp_path), *settings]) == 0
     (run,) = tmp_path.iterdir()
     policies = [
-        option for name in (str(run), "look-ahead:dysharp-tuned", "random", "first") for option in ("--policy", name)
+        option for name in (str(run), "look-ahead:dysharp-order", "random", "first") for option in ("--policy", name)
     ]
     capsys.readouterr()
     assert command.main(["--instances", "2", *policies, "--json", "-"]) == 0
@@ -175,7 +175,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
     for row in result["rows"]:
         assert row["is_proved"] and row["is_played"] and row["proved_us"] == row["optimum_us"]
         assert [(policy["policy"], policy["seed"]) for policy in row["rows"]] == [
-            ("smoke", 2), ("look-ahead:dysharp-tuned", None), ("random", 0), ("first", None)
+            ("smoke", 2), ("look-ahead:dysharp-order", None), ("random", 0), ("first", None)
         ]  # fmt: skip
         for policy in row["rows"]:
             assert row["lower_bound_us"] <= row["optimum_us"] <= policy["makespan_us"]

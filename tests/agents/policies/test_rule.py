@@ -50,7 +50,7 @@ def rule(wishes: dict[str, Linear], rows: RowRule | None = None) -> Rule:
     names = dict.fromkeys(name for part in parts for name in part.weights)
     return Rule(
         name="r",
-        schedule="dysharp-tuned",
+        schedule="dysharp-order",
         splits=SPLITS,
         split_moments=4,
         context={name: definition(name) for name in names},
@@ -177,7 +177,7 @@ def test_a_file_is_a_contender(tmp_path: Path) -> None:
     path.write_text(json.dumps(rule(WANTED).model_dump(mode="json")))
     contender = read_contender(str(path))
     assert contender.identity == rule(WANTED) and contender.is_same_as(read_contender(str(path)))
-    rows = evaluate(PROBLEMS, [contender], read_contender("dysharp-tuned"))
+    rows = evaluate(PROBLEMS, [contender], read_contender("dysharp-order"))
     assert len(rows) == 8 and all(row.makespan_us >= row.lower_bound_us for row in rows)
     network = rule(WANTED).network()
     again = record_decisions(Learned(None, rule(WANTED).env(), network), PROBLEMS)

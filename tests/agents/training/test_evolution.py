@@ -199,7 +199,7 @@ def level(*names: str) -> Scale:
 
 
 def test_rows_begin_at_the_schedule_s_own_rule() -> None:
-    base, workload = load_schedule("dysharp-tuned"), Problem.of_suite(SUITE.draw())[1]
+    base, workload = load_schedule("dysharp-order"), Problem.of_suite(SUITE.draw())[1]
     for kinds in (("gemm",), ("split", "dispatch", "gemm", "combine")):
         genome = Genome(base, rows(kinds), level("l2_room"), ("size",), ("sent",), own_split=(132, 128))
         network = genome.network(genome.start)
@@ -207,12 +207,29 @@ def test_rows_begin_at_the_schedule_s_own_rule() -> None:
         assert evolved[0] == workload.engine(base).run().now_ps and asked[0] > 0
 
 
+def test_over_plans_rows_begin_at_each_plan_s_own_rule() -> None:
+    base, workload = load_schedule("dysharp-tuned"), Problem.of_suite(SUITE.draw())[1]
+    kinds = ("plan", "dispatch", "prefetch", "gemm", "combine")
+    genome = Genome(base, rows(kinds), level("l2_room"), ("size",), ("sent",))
+    assert not genome.start.any()
+    by_rule = workload.under_each_plan(base, Exposure())
+    network = genome.network(genome.start)
+    for run in by_rule:
+        run.engine.run()
+    evolved = workload.under_each_plan(base, replace(rows(kinds[1:]), network=network))
+    for run in evolved:
+        run.engine.run()
+    ends = [[run.engine.now_ps for run in runs] for runs in (by_rule, evolved)]
+    assert ends[0] == ends[1] and len(set(ends[0])) > 10
+    assert all(run.engine.asked > 0 for run in evolved)
+
+
 def test_weights_are_what_the_columns_say() -> None:
     """A row's score by hand: constant, share of a shape's deviations, what a gate adds, and a nudge."""
     rng = np.random.default_rng(0)
     scale = Scale(("link_share", "l2_room"), np.array([0.4, 0.6]), np.array([0.1, 0.2]))
     gated, gates = ("is_hold", "size"), ("sent", "free_sms")
-    genome = Genome(load_schedule("dysharp-tuned"), rows(("gemm",)), scale, gated, gates)
+    genome = Genome(load_schedule("dysharp-order"), rows(("gemm",)), scale, gated, gates)
     number = len(ROW_FEATURES)
     weights, nudge = rng.normal(0, 1, (number + 4, 3)), rng.normal(0, 1, number + 4)
     weights[number:, 1:] = 0.0
@@ -234,7 +251,7 @@ def test_weights_are_what_the_columns_say() -> None:
 def test_wishes_are_what_the_columns_say() -> None:
     rng = np.random.default_rng(1)
     scale = Scale(("gemm_share",), np.array([0.5]), np.array([0.25]))
-    genome = Genome(load_schedule("dysharp-tuned"), rows(("split",)), scale)
+    genome = Genome(load_schedule("dysharp-order"), rows(("split",)), scale)
     constants = [0, 1 + len(PROGRESS)]
     assert np.flatnonzero(genome.depends).tolist() == constants
     weights = genome.start + rng.normal(0, 0.3, genome.start.shape) * np.column_stack([np.ones(12), genome.depends])

@@ -14,6 +14,7 @@ from agents.training.portfolio import (
     Portfolio,
     best_costs,
     choose_greedily,
+    fold,
     value,
     with_copies,
     without_least,
@@ -116,3 +117,32 @@ def test_copies_are_added_with_what_they_pay_and_taken_away_again(way: dict[str,
 def test_without_counts_there_are_no_copies(plan: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="without counts there can be no copies"):
         with_copies(plan, COPYING[0])
+
+
+def test_sections_hold_what_is_given_after_them() -> None:
+    given = {"sms": {"dispatch": 4, "combine": 8, "in_gemm": True}, "chunk_tokens": 4, "sms.combine": 28}
+    assert fold(given) == {"sms": {"dispatch": 4, "combine": 28, "in_gemm": True}, "chunk_tokens": 4}
+    assert fold({"pays.dispatch": COUNTED}) == {"pays.dispatch": COUNTED}
+    dysharp = load_schedule("dysharp")
+    assert dysharp.with_changes(fold(given)) == dysharp.with_changes(given)
+
+
+def test_steps_change_a_section_and_leave_the_rest_of_it() -> None:
+    class Better(MadeUp):
+        """Whatever changes is better than what there was."""
+
+        def __call__(self, schedules: Sequence[ScheduleSpec], places: Sequence[int]) -> np.ndarray:
+            self.played += len(schedules) * len(places)
+            return np.full((len(schedules), len(places)), -float(self.played))
+
+    search = Portfolio(load_schedule("dysharp"), Better((4,)), 1, count=1, seed=0)
+    stores = {"dispatch": "unicast", "combine": "unicast"}
+    search.start([{**stores, "sms": {"dispatch": 4, "combine": 8, "in_gemm": True}}])
+    sizes, families = set(), set()
+    for _ in range(200):
+        search.step()
+        (only,) = search.members
+        assert only.changes["sms"]["in_gemm"] is True and "sms.dispatch" not in only.changes
+        sizes.add(only.changes["sms"]["dispatch"])
+        families.add(only.changes.get("families", {}).get("dispatch"))
+    assert len(sizes) > 3 and len(families) > 1

@@ -75,9 +75,9 @@ def test_the_command_writes_a_schedule_that_says_what_made_it_and_repeats_it(
         argv = ["--suite", suite, "--out", str(file), "--episodes", "300", "--batch", "1", "--seed", "5"]
         assert command.main([*argv, "--start", "dysharp-waves"]) == 0
     first, second = (load_schedule(str(file)) for file in files)
-    assert first == second and first.name == "dysharp-tuned" and first.token_order == "expert_waves"
+    assert first == second and first.name == "dysharp-order" and first.token_order == "expert_waves"
     said = files[0].read_text()
-    assert f"--suite {suite} --name dysharp-tuned --start dysharp-waves --episodes 300 --batch 1 --seed 5" in said
+    assert f"--suite {suite} --name dysharp-order --start dysharp-waves --episodes 300 --batch 1 --seed 5" in said
     ratio = re.search(r"over dysharp (\d\.\d{4})", said)
     assert ratio and ratio[1] in capsys.readouterr().out
 
