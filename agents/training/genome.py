@@ -4,8 +4,8 @@ First come the wishes (steering.py), where splits are decided on: each a constan
 adds. Then for each other kind that is asked its rule's weights, by feature as in ``FEATURES_OF_KIND``. Then what each
 context value of ``gates`` adds to the weight of each feature of ``gated``.
 
-Over a schedule with plans, each of which has a rule of its own, what is moved comes on top of that: the candidate that the
-rule takes begins ``RULED`` ahead of the others, and all weights begin at 0.
+Over a schedule with plans, each of which has a rule of its own, what is moved comes on top of that: the candidate that
+the rule takes begins ``RULED`` ahead of the others, and all weights begin at 0.
 
 Constants and rules can depend on what shapes a layer: beside its own column a weight has one for each of ``shapes``,
 for how much one standard deviation of that value adds. So one policy can read weights first on one layer and finish

@@ -1,4 +1,4 @@
-"""Layers on which plans are learned: those of a suite, with other tokens, other routing and other machines each time."""
+"""Layers on which plans are learned: those of a suite, with other tokens, routing and machines each time."""
 
 from __future__ import annotations
 
