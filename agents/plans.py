@@ -198,7 +198,7 @@ def _schedule(args: argparse.Namespace, order: Sequence[Member], rule: dict[str,
     return own.with_changes(
         {
             "name": args.name,
-            "description": f"One of {len(order)} ways to run a layer, chosen by rule; found by search on suite {args.suite}.",
+            "description": f"One of {len(order)} ways to run a layer, by rule; found by search on suite {args.suite}.",
             "aliases": (),
             "found_by": "search",
             "rule": {**own.rule.root, "plan": rule},
