@@ -12,7 +12,6 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import yaml
 
 from agents.kit import Command, check_options, entry
 from agents.training.plan_layers import draw_layers
@@ -32,11 +31,11 @@ from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Processes, Workers
 from dysharp_env.workload.suite import load_suite
 
-_WIDTH = 120
 _BASE = "dysharp"
 _TELL_EVERY = 25  # steps
 _AGAINST = "fused-unicast"  # which every machine can run
@@ -226,9 +225,7 @@ def _document(args: argparse.Namespace, search: Portfolio, schedule: ScheduleSpe
         f" {args.layers} layers of it, takes {np.exp(chosen.loss):.4f} of",
         "the best. How fast a machine is changes what a clock allows, so another run finds others.",
     ]
-    settings = schedule.model_dump(mode="json", exclude_defaults=True)
-    body = yaml.safe_dump(settings, sort_keys=False, width=_WIDTH, default_flow_style=None)
-    return "".join(f"# {line}\n" for line in lines) + body
+    return as_yaml(schedule, lines)
 
 
 main = entry(build, __name__)

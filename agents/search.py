@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import yaml
-
 from agents.kit import Command, check_options, entry
 from agents.training.cma_search import Budget, Found, search
 from dysharp_env.commands.options import open_workers
@@ -14,10 +12,10 @@ from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
+from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
-_WIDTH = 120
 _STARTS = ("dysharp-l2", "dysharp-waves")
 
 
@@ -83,12 +81,8 @@ def _document(args: argparse.Namespace, best: Found, ends: Sequence[Found]) -> s
         f" over {args.against} {best.ratio:.4f}",
         f"on that suite, {best.start_ratio:.4f} where it began.",
     ]
-    written = best.schedule.model_dump(mode="json", exclude_defaults=True)
-    written["description"] = (
-        f"DySHARP with the order of tokens, tiles and sums, and settings, found by search on suite {args.suite}."
-    )
-    body = yaml.safe_dump(written, sort_keys=False, width=_WIDTH, default_flow_style=None)
-    return "".join(f"# {line}\n" for line in lines) + body
+    found = f"DySHARP with the order of tokens, tiles and sums, and settings, found by search on suite {args.suite}."
+    return as_yaml(best.schedule.with_changes({"description": found}), lines)
 
 
 main = entry(build, __name__)

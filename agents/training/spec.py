@@ -207,15 +207,6 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _check_opening(self) -> TrainSpec:
-        before = [kind for kind in self.env.exposed if kind in OPENING_KINDS]
-        if self.opening and (self.evolution is None or not before):
-            raise ValueError(f"opening='{self.opening}' is for evolution with plan or replicate in env.exposed")
-        if self.evolution is not None and before and not self.opening:
-            raise ValueError(f"evolution leaves {before} alone: opening must name the run that decides on them")
-        return self
-
-    @model_validator(mode="after")
     def _check_plannable(self) -> TrainSpec:
         if self.planning is None:
             return self
@@ -223,6 +214,15 @@ class TrainSpec(Spec):
             raise ValueError("planning is a way to train of its own: leave out evolution and imitation")
         if self.env.exposed != ("plan",) or self.env.suite is None:
             raise ValueError(f"planning is of plans, on a suite: env.exposed={list(self.env.exposed)} must be [plan]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_opening(self) -> TrainSpec:
+        before = [kind for kind in self.env.exposed if kind in OPENING_KINDS]
+        if self.opening and (self.evolution is None or not before):
+            raise ValueError(f"opening='{self.opening}' is for evolution with plan or replicate in env.exposed")
+        if self.evolution is not None and before and not self.opening:
+            raise ValueError(f"evolution leaves {before} alone: opening must name the run that decides on them")
         return self
 
     @model_validator(mode="after")

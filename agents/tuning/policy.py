@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from agents.opponents.players import Learned
 from agents.policies.candidate_policy import CandidatePolicy
@@ -20,6 +19,7 @@ from agents.training.spec import TrainSpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec
+from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.network import Network
 from dysharp_env.workers import Workers
 
@@ -81,11 +81,11 @@ def make(
         for name, change in zip(names, changes, strict=True)
     )
     for plan in plans:
-        _write(folder / f"{plan.name}.yaml", plan)
+        write_text(folder / f"{plan.name}.yaml", as_yaml(plan))
     path = folder / "schedule.yaml"
     if len(plans) == 1:
         schedule = plans[0].with_changes({"name": NAME})
-        _write(path, schedule)
+        write_text(path, as_yaml(schedule))
         return Tuned(plans, plan_of_tokens, schedule, {}, None)
     listed = [{"name": name, **change} for name, change in zip(names, changes, strict=True)]
     offered = base.with_changes(
@@ -95,7 +95,7 @@ def make(
     table = _shared(play_plans(problems, offered, env.exposure(), workers), problems)
     rule, _ = fit_rule(table, seed, restarts=2, generations=100)
     schedule = offered.with_changes({"rule": {**base.rule.model_dump(), "plan": rule}})
-    _write(path, schedule)
+    write_text(path, as_yaml(schedule))
     # Networks are shown what the rule takes, so it is of the rule in force.
     table = replace(table, features=np.stack([_features(problem, schedule, env) for problem in problems]))
     opening = fit_plans(table, _WIDTH, seed, steps=_STEPS).network
@@ -125,11 +125,6 @@ def _features(problem: Problem, schedule: ScheduleSpec, env: EnvSpec) -> np.ndar
 
 def _said(name: str) -> str:
     return f"Found by agents.tune for one model on one machine ({name})."
-
-
-def _write(path: Path, schedule: ScheduleSpec) -> None:
-    data = schedule.model_dump(mode="json", exclude_defaults=True)
-    write_text(path, yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None))
 
 
 def _write_policy(path: Path, env: EnvSpec, opening: Network, seed: int) -> None:

@@ -159,10 +159,7 @@ class ScheduleSpec(Spec):
         return tuple(found)
 
     def fitting(self, exposure: Exposure, system: SystemSpec) -> Exposure:
-        """Returns an exposure as this schedule has it, one of several plans.
-
-        It is without the kinds in which the plan decides nothing; who may wait and close tiles early is the plan's.
-        """
+        """Returns an exposure without kinds in which this plan, one of several, decides nothing; it says who waits."""
         idle = {"split": not self._has_groups(system.gpu.num_sms), "prefetch": self.prefetch == "none"}
         kinds = tuple(kind for kind in exposure.kinds if not idle.get(kind))
         return replace(exposure, kinds=kinds, hold=self.hold, partial_tiles=self.partial_tiles)
@@ -181,7 +178,7 @@ class ScheduleSpec(Spec):
         return self.with_changes({**changes, "best_of": (changes,)})
 
     def planned(self, workload: Workload) -> Workload:
-        """Returns the workload as this schedule's planner shares it out, which is what runs; itself without one.
+        """Returns the workload as this schedule's planner shares it out; itself without one.
 
         Raises:
             ConfigError: The planner needs what the workload does not have.
@@ -189,7 +186,7 @@ class ScheduleSpec(Spec):
         return planned(workload, self.replicate)
 
     def with_planner(self, planner: str, weights: str = "", tolerance: str = "") -> ScheduleSpec:
-        """Returns the schedule with its work shared out by a planner, and with what that costs; see ``names.py``.
+        """Returns the schedule without plans, its work shared out by a planner, with what that costs; see ``names.py``.
 
         Args:
             planner: One of ``PLANNERS``, with the settings it is published with.
@@ -209,9 +206,9 @@ class ScheduleSpec(Spec):
         paid = self.pays.dispatch
         if replicate.makes_copies:
             paid = (*paid, *(cost for cost in COSTS_OF_PLANNING if cost not in paid))
-        changes = {"name": name, "aliases": (), "replicate": replicate.model_dump(), "pays.dispatch": paid}
-        description = f"{self.description.removesuffix('.')}; work shared out by {planner}."
-        return self.with_changes({**changes, "description": description})
+        changes = {"name": name, "aliases": (), "plans": (), "replicate": replicate.model_dump(), "pays.dispatch": paid}
+        said = f"{self.description.removesuffix('.')}; work shared out by {planner}."
+        return self.with_changes({**changes, "description": said})
 
     def gemm_sms(self, num_sms: int) -> int:
         """Returns the SMs left for GEMMs: all but those of communication stages that run beside them."""
@@ -289,7 +286,7 @@ class ScheduleSpec(Spec):
         )
 
     def require_sums(self, system: SystemSpec, layer: LayerSpec) -> None:
-        """Checks that the system can sum a layer's results in the way of this schedule.
+        """Checks that the system can sum a layer's results as this schedule would.
 
         Raises:
             ConfigError: The switch would have to, and does not sum their format.
@@ -372,9 +369,8 @@ class ScheduleSpec(Spec):
         splits = tuple((split[0], split[1], (*split, early_tokens)[2]) for split in exposure.splits)
         decides_splits = "split" in exposure.kinds
         kinds = frozenset(DECISION_KINDS.index(kind) for kind in exposure.kinds if kind in ENGINE_KINDS)
-        # Who may not wait before fetching ahead would have to drop what is still to be used.
         waits = {kind: exposure.hold if kind in exposure.kinds else self.hold for kind in ENGINE_KINDS}
-        offers_hold = {**waits, "prefetch": True}
+        offers_hold = {**waits, "prefetch": True}  # else what is still to be used would have to be dropped
         return {
             "partial_tiles": partial_tiles,
             "may_hold": frozenset(
