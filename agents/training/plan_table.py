@@ -20,6 +20,7 @@ from agents.opponents.rollouts import play, size_of
 from agents.policies.candidate_policy import CandidateScorer, Decisions
 from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.workers import Workers
@@ -36,7 +37,7 @@ class PlanTable:
     Attributes:
         names: (workload,) names.
         features: (workload, plan, feature) float32 what the decision shows, and ``context``, (workload, context).
-        makespans_ps: (workload, plan) int64; 0 where there is no plan.
+        makespans_ps: (workload, plan) int64; 0 where there is no plan, or nobody has played it.
     """
 
     names: tuple[str, ...]
@@ -53,7 +54,7 @@ class PlanTable:
 
     @property
     def legal(self) -> np.ndarray:
-        """(workload, plan) bool, whether there is such a plan."""
+        """(workload, plan) bool, whether there is such a plan and it was played."""
         return self.makespans_ps > 0
 
     @property
@@ -63,30 +64,68 @@ class PlanTable:
         return np.where(self.legal, logs - np.where(self.legal, logs, np.inf).min(axis=1, keepdims=True), 0.0)
 
 
+@dataclass(frozen=True)
+class Promising:
+    """The plans of a layer that are worth playing: those that a network scores highest, and some others.
+
+    Attributes:
+        network: It.
+        best: How many of the highest.
+        others: How many of the rest, at random.
+        seed: Of that draw.
+    """
+
+    network: Network
+    best: int
+    others: int
+    seed: tuple[int, ...]
+
+    def places(self, waiting: Decision, layer: int) -> list[int]:
+        """Returns the places of plans to play on the layer of some number, in order."""
+        count = waiting.num_candidates
+        order = np.argsort(-self.network.scores(waiting.features[:count], waiting.context), kind="stable")
+        rest = np.random.default_rng([*self.seed, layer]).permutation(order[self.best :])
+        return sorted([*order[: self.best].tolist(), *rest[: self.others].tolist()])
+
+
 def play_plans(
-    problems: Sequence[Problem], schedule: ScheduleSpec, exposure: Exposure, workers: Workers | None = None
+    problems: Sequence[Problem],
+    schedule: ScheduleSpec,
+    exposure: Exposure,
+    workers: Workers | None = None,
+    promising: Promising | None = None,
 ) -> PlanTable:
-    """Plays every plan of a schedule on every problem; what is decided besides, networks of the exposure decide.
+    """Plays every plan of a schedule on every problem, or those alone that are promising.
+
+    What is decided besides, networks of the exposure decide.
 
     Raises:
         ConfigError: The schedule does not fit a system.
     """
-    played = (workers or Workers()).map(partial(_play_problem, schedule, exposure), problems, size=size_of)
+    play_one = partial(_play_problem, schedule, exposure, promising)
+    played = (workers or Workers()).map(play_one, [*enumerate(problems)], size=_size_of, constants=problems)
     features, context, makespans_ps = (np.array(arrays) for arrays in zip(*played, strict=True))
     return PlanTable(tuple(problem.name for problem in problems), features, context, makespans_ps)
 
 
+def _size_of(item: tuple[int, Problem]) -> int:
+    return size_of(item[1])
+
+
 def _play_problem(
-    schedule: ScheduleSpec, exposure: Exposure, problem: Problem
+    schedule: ScheduleSpec, exposure: Exposure, promising: Promising | None, item: tuple[int, Problem]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns a row of each array of a table."""
+    layer, problem = item
     size = exposure.max_candidates
     waiting = problem.start(schedule, Exposure(("plan",), max_candidates=size)).waiting
-    runs = problem.under_each_plan(schedule, exposure)
+    count = waiting.num_candidates if waiting else 1
+    places = promising.places(waiting, layer) if promising and waiting else [*range(count)]
     makespans_ps = np.zeros(size, np.int64)
-    for first in range(0, len(runs), _MOST_ENGINES):
-        batch = runs[first : first + _MOST_ENGINES]
-        makespans_ps[first : first + len(batch)] = play([run.engine for run in batch], size)
+    for first in range(0, len(places), _MOST_ENGINES):
+        batch = places[first : first + _MOST_ENGINES]
+        runs = problem.under_each_plan(schedule, exposure, batch)
+        makespans_ps[batch] = play([run.engine for run in runs], size)
     if waiting is None:  # one plan
         return np.zeros((size, len(FEATURES)), np.float32), np.zeros(len(CONTEXT), np.float32), makespans_ps
     return waiting.features, waiting.context, makespans_ps
@@ -145,8 +184,8 @@ def _weighed(losses: np.ndarray) -> np.ndarray:
 
 
 def choose(network: Network, table: PlanTable, row: int) -> int:
-    """Returns the plan that a network chooses on a workload of a table."""
-    count = int(np.flatnonzero(table.legal[row])[-1]) + 1
+    """Returns the plan, of those played, that a network chooses on a workload of a table."""
+    count = int(np.flatnonzero(table.legal[row] | table.features[row].any(axis=1))[-1]) + 1
     return network.best(table.features[row, :count], table.context[row], table.legal[row, :count])
 
 

@@ -1,7 +1,8 @@
-"""Learning which plan a layer wants, by playing all of them.
+"""Learning which plan a layer wants, by playing them.
 
-A run (``PlanRun``) plays every plan of its schedule on layers that it draws from its suite, with other tokens and other
-routing each time, adds what they took to a table and fits a network to the whole of it; see plan_table.py.
+A run (``PlanRun``) plays plans of its schedule on layers that it draws from its suite, with other tokens, routing and
+machines each time, adds what they took to a table and fits a network to the whole of it; see plan_table.py. On the
+first layers it plays all plans, then those that the network of the moment finds promising and a few more.
 What is decided besides the plan, the plan's own rule decides. How much of it a run has done is counted in plans played.
 """
 
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_tensors
 from agents.training.plan_layers import draw_layers
-from agents.training.plan_table import ARRAYS, PlanTable, fit_plans, play_plans
+from agents.training.plan_table import ARRAYS, PlanTable, Promising, fit_plans, play_plans
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
@@ -78,10 +79,10 @@ class PlanRun(TrainingRun):
         """Goes on with the present table."""
 
     def learn(self) -> dict[str, float]:
-        """Plays all plans on some more layers, and fits the network anew."""
+        """Plays plans on some more layers, and fits the network anew."""
         exposure = Exposure(max_candidates=self.spec.env.max_candidates)
         drawn = draw_layers(self._suite, self._planning, self.spec.seed, self.updates)
-        played = play_plans(drawn, self._schedule, exposure, self._workers)
+        played = play_plans(drawn, self._schedule, exposure, self._workers, self._promising())
         self._table = self._table.joined(played)
         self.decisions += int(played.legal.sum())
         self.updates += 1
@@ -96,6 +97,13 @@ class PlanRun(TrainingRun):
     def recent(self) -> tuple[float, float]:
         """Returns no return, and how much longer than the best plan of each layer the chosen ones take."""
         return float("nan"), float(np.exp(self._loss))
+
+    def _promising(self) -> Promising | None:
+        """Returns which plans are played next; None, for all of them, on the first layers."""
+        planning = self._planning
+        if self.updates == 0:
+            return None
+        return Promising(self._network, planning.best, planning.others, (self.spec.seed, self.updates))
 
     def _fit(self) -> None:
         fit = fit_plans(self._table, self._planning.width, self.spec.seed, steps=self._planning.steps)

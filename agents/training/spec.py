@@ -109,6 +109,10 @@ class PlanningSpec(Spec):
     """Gradient steps of a fit."""
     batch: int = Field(default=48, ge=1)
     """Layers that are played between fits, at most one of each entry of the suite."""
+    best: int = Field(default=10, ge=2)
+    """Plans that are played on a layer, after the first batch, of those that the network scores highest."""
+    others: int = Field(default=4, ge=0)
+    """Plans that are played on it besides, at random."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.0, 2.0)
     """What the tokens of an entry are multiplied with, one of them at random."""
     mixed: float = Field(default=0.5, ge=0, le=1)

@@ -254,15 +254,18 @@ class Problem:
         offer = self.offer(schedule, exposure)
         return LayerRun(offer, self.workload, self._bound_of(offer), logging=logging)
 
-    def under_each_plan(self, schedule: ScheduleSpec, exposure: Exposure) -> list[LayerRun]:
-        """Returns the layer at time zero under each of a schedule's plans that the machine can run.
+    def under_each_plan(
+        self, schedule: ScheduleSpec, exposure: Exposure, places: Iterable[int] | None = None
+    ) -> list[LayerRun]:
+        """Returns the layer at time zero under each of a schedule's plans that the machine can run, or some of these.
 
         Raises:
             ConfigError: The schedule does not fit the system.
         """
         offer = self.offer(schedule, exposure)
         bound = self._bound_of(offer)
-        return [LayerRun(offer, self.workload, bound, plan=place) for place in range(len(offer.plans))]
+        chosen = range(len(offer.plans)) if places is None else places
+        return [LayerRun(offer, self.workload, bound, plan=place) for place in chosen]
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:
         """Returns the layer run to its end by a schedule's own rule, under the fastest of its variants.

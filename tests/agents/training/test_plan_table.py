@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from agents.policies.linear import FEATURES_OF_KIND
-from agents.training.plan_table import PlanTable, choose, fit_plans, fit_rule, losses_of, play_plans
+from agents.training.plan_table import PlanTable, Promising, choose, fit_plans, fit_rule, losses_of, play_plans
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.workers import Threads
 from dysharp_env.workload import ScenarioSpec
@@ -116,3 +118,37 @@ def test_a_rule_learns_what_depends_on_the_plan_alone() -> None:
     # Of layers that want different plans of one look, it can only serve most.
     _, blind = fit_rule(by_context(), seed=0, restarts=2, generations=20)
     assert blind.loss == pytest.approx(np.log(1000 / 800) / 2)
+
+
+def test_promising_plans_are_those_that_score_highest_and_a_few_more() -> None:
+    schedule, layers = planning(*PLANS), problems()
+    whole = play_plans(layers, schedule, Exposure())
+    links = FEATURES.index("links")
+    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    linear[CONTEXT.index("is_plan"), links] = -1.0
+    by_links = replace(Network.nothing(1), linear=linear)
+    (first,) = np.argsort(whole.features[0, :3, links])[:1].tolist()
+    some = play_plans(layers, schedule, Exposure(), promising=Promising(by_links, 1, 0, (0,)))
+    assert np.flatnonzero(some.legal[0]).tolist() == [first]
+    np.testing.assert_array_equal(some.makespans_ps[0, first], whole.makespans_ps[0, first])
+    np.testing.assert_array_equal(some.features, whole.features)
+    # One more at random, the same again for the same seed, not always the same.
+    drawn = [np.flatnonzero(_played(layers, schedule, by_links, seed).legal[0]).tolist() for seed in (0, 0, 1, 2, 3, 4)]
+    assert drawn[0] == drawn[1] and all(len(each) == 2 and first in each for each in drawn)
+    assert len({*map(tuple, drawn)}) == 2
+    everything = play_plans(layers, schedule, Exposure(), promising=Promising(by_links, 1, 9, (0,)))
+    assert (everything.makespans_ps == whole.makespans_ps).all()
+
+
+def _played(layers: list[Problem], schedule: ScheduleSpec, network: Network, seed: int) -> PlanTable:
+    return play_plans(layers[:1], schedule, Exposure(), promising=Promising(network, 1, 1, (seed,)))
+
+
+def test_of_plans_that_nobody_played_none_is_chosen() -> None:
+    table = made_up([[100, 0, 200]], np.ones((1, 3, len(FEATURES)), np.float32))
+    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    assert choose(replace(Network.nothing(1), linear=linear), table, 0) == 0
+    table.features[0, :, 0] = [0, 2, 1]
+    linear[0, 0], table.context[0, 0] = 1.0, 1.0
+    assert choose(replace(Network.nothing(1), linear=linear), table, 0) == 2  # the second scores highest
+    assert table.losses[0].tolist() == [0, 0, pytest.approx(np.log(2))]
