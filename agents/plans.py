@@ -18,6 +18,7 @@ from agents.training.plan_layers import draw_layers
 from agents.training.plan_table import Fit, PlanTable, fit_rule, play_plans
 from agents.training.portfolio import (
     COPYING,
+    PLACING,
     Changes,
     Member,
     Portfolio,
@@ -106,8 +107,10 @@ def unfused() -> list[Changes]:
 def varied(plan: Changes) -> list[Changes]:
     """Returns a plan with weights fetched from the launch on, and with copies of experts, where it has neither yet."""
     found = [] if plan.get("prefetch") == "early" else [{**plan, "prefetch": "early"}]
-    if "replicate" not in plan and "count_exchange" in plan.get("pays.dispatch", ()):
-        found += [with_copies(plan, way) for way in COPYING if way["when"] == "behind"]
+    if "replicate" not in plan:
+        found.append(with_copies(plan, PLACING))
+        if "count_exchange" in plan.get("pays.dispatch", ()):
+            found += [with_copies(plan, way) for way in COPYING if way["when"] == "behind"]
     return found
 
 

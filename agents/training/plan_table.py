@@ -27,6 +27,8 @@ from dysharp_env.workers import Workers
 
 ARRAYS = ("features", "context", "makespans_ps")  # of a table, beside its names
 TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts
+_SPREAD = 0.03  # of a log makespan, by which a plan's chance falls to 1/e
+_STEEP = 10.0  # what a rule's weights are multiplied with to be logs of chances, and what these lose counts
 _MOST_ENGINES = 16  # in memory at a time
 
 
@@ -83,7 +85,8 @@ class Promising:
     def places(self, waiting: Decision, layer: int) -> list[int]:
         """Returns the places of plans to play on the layer of some number, in order."""
         count = waiting.num_candidates
-        order = np.argsort(-self.network.scores(waiting.features[:count], waiting.context), kind="stable")
+        scores = self.network.scores(waiting.features[:count], waiting.context)
+        order = np.argsort(-np.where(waiting.mask[:count], scores, -np.inf), kind="stable")[: waiting.mask.sum()]
         rest = np.random.default_rng([*self.seed, layer]).permutation(order[self.best :])
         return sorted([*order[: self.best].tolist(), *rest[: self.others].tolist()])
 
@@ -119,15 +122,15 @@ def _play_problem(
     layer, problem = item
     size = exposure.max_candidates
     waiting = problem.start(schedule, Exposure(("plan",), max_candidates=size)).waiting
-    count = waiting.num_candidates if waiting else 1
-    places = promising.places(waiting, layer) if promising and waiting else [*range(count)]
     makespans_ps = np.zeros(size, np.int64)
+    if waiting is None:  # one plan
+        (only,) = problem.under_each_plan(schedule, exposure)
+        makespans_ps[0] = play([only.engine], size)[0]
+        return np.zeros((size, len(FEATURES)), np.float32), np.zeros(len(CONTEXT), np.float32), makespans_ps
+    places = promising.places(waiting, layer) if promising else np.flatnonzero(waiting.mask).tolist()
     for first in range(0, len(places), _MOST_ENGINES):
         batch = places[first : first + _MOST_ENGINES]
-        runs = problem.under_each_plan(schedule, exposure, batch)
-        makespans_ps[batch] = play([run.engine for run in runs], size)
-    if waiting is None:  # one plan
-        return np.zeros((size, len(FEATURES)), np.float32), np.zeros(len(CONTEXT), np.float32), makespans_ps
+        makespans_ps[batch] = play([run.engine for run in problem.under_each_plan(schedule, exposure, batch)], size)
     return waiting.features, waiting.context, makespans_ps
 
 
@@ -146,7 +149,7 @@ class Fit(NamedTuple):
 
 
 def fit_plans(
-    table: PlanTable, width: int, seed: int, *, steps: int = 2000, rate: float = 0.01, decay: float = 1e-3
+    table: PlanTable, width: int, seed: int, *, steps: int = 800, rate: float = 0.01, decay: float = 0.1
 ) -> Fit:
     """Returns a network of some width that was fitted to a table by Adam with weight decay.
 
@@ -159,17 +162,16 @@ def fit_plans(
         decay: Of weights, as of AdamW.
     """
     torch.manual_seed(seed)
-    start = np.zeros((len(CONTEXT), len(FEATURES)))
-    scorer = CandidateScorer(width, start)
+    scorer = CandidateScorer(width, np.zeros((len(CONTEXT), len(FEATURES))))
     torch.nn.init.orthogonal_(scorer.score.weight, 1.0)
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     features, context = torch.from_numpy(table.features), torch.from_numpy(table.context)
-    legal, losses = torch.from_numpy(table.legal), torch.from_numpy(_weighed(table.losses)).float()
+    legal, wanted = torch.from_numpy(table.legal), torch.from_numpy(_wanted(table)).float()
     decisions = Decisions.of({"candidates": features, "context": context})
     for _ in range(steps):
-        logits = scorer(decisions).masked_fill(~legal, -torch.inf)
-        loss = (torch.softmax(logits, dim=1) * losses).sum(dim=1).mean()
+        logs = torch.log_softmax(scorer(decisions).masked_fill(~legal, -torch.inf), dim=1)
+        loss = -(wanted * logs.masked_fill(~legal, 0)).sum(dim=1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,6 +179,12 @@ def fit_plans(
     network = scorer.network()
     lost = losses_of(table, lambda row: choose(network, table, row))
     return Fit(network, float(lost.mean()), float(lost.max()))
+
+
+def _wanted(table: PlanTable) -> np.ndarray:
+    """Returns the (workload, plan) chances with which plans should be chosen: the less they lose, the more."""
+    chances = np.where(table.legal, np.exp(-_weighed(table.losses) / _SPREAD), 0.0)
+    return chances / chances.sum(axis=1, keepdims=True)
 
 
 def _weighed(losses: np.ndarray) -> np.ndarray:
@@ -195,14 +203,14 @@ def losses_of(table: PlanTable, choice: Callable[[int], int]) -> np.ndarray:
 
 
 def fit_rule(table: PlanTable, seed: int, *, restarts: int = 4, generations: int = 300) -> tuple[dict[str, float], Fit]:
-    """Returns the linear rule for plans that loses least on a table, found by CMA-ES, as weights by feature.
+    """Returns the linear rule for plans that loses least on a table, by gradients and CMA-ES, as weights by feature.
 
     A rule sees the same features as a network and the same layers, and is judged alike; it does not see the context.
 
     Args:
         table: What plans are worth.
         seed: Of the search.
-        restarts: Searches, the best of which is kept; each begins at another place.
+        restarts: Searches, the best of which is kept; each begins at another place, one where gradients led.
         generations: Of each.
     """
     names = FEATURES_OF_KIND["plan"]
@@ -217,11 +225,26 @@ def fit_rule(table: PlanTable, seed: int, *, restarts: int = 4, generations: int
     rng = np.random.default_rng(seed)
     found = []
     for restart in range(restarts):
-        start = rng.normal(0, 0.5, len(names)) if restart else np.zeros(len(names))
+        start = rng.normal(0, 0.5, len(names)) if restart else _descended(table, columns)
         options = {"seed": int(rng.integers(1, 2**31)), "verbose": -9, "maxiter": generations}
         found.append(cma.fmin2(loss, start, 0.5, options)[0])
-    best = min(found, key=loss)
+    best = min([*found, np.zeros(len(names))], key=loss)
     scaled = np.round(best / max(np.abs(best).max(), 1e-9), 4)
     rule = {name: float(weight) for name, weight in zip(names, scaled, strict=True) if weight}
     lost = table.losses[rows, np.where(legal, features @ scaled, -np.inf).argmax(axis=1)]
     return rule, Fit(Network.nothing(), float(lost.mean()), float(lost.max()))
+
+
+def _descended(table: PlanTable, columns: list[int], steps: int = 1500, rate: float = 0.02) -> np.ndarray:
+    """Returns the (feature,) weights to which gradients of what chances lose, and of what should be chosen, lead."""
+    features, legal = torch.from_numpy(table.features[:, :, columns]), torch.from_numpy(table.legal)
+    wanted, losses = (torch.from_numpy(each).float() for each in (_wanted(table), _weighed(table.losses)))
+    weights = torch.zeros(len(columns), requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=rate)
+    for _ in range(steps):
+        logs = torch.log_softmax((_STEEP * features @ weights).masked_fill(~legal, -torch.inf), dim=1)
+        lost = (logs.exp() * losses).sum(dim=1) * _STEEP - (wanted * logs.masked_fill(~legal, 0)).sum(dim=1)
+        optimizer.zero_grad()
+        lost.mean().backward()
+        optimizer.step()
+    return weights.detach().numpy().astype(np.float64)

@@ -44,6 +44,8 @@ COPYING: tuple[Changes, ...] = tuple(
     for when in ("behind", "beside")
     for weights in ("multicast", "relay", "pull")
 )
+# Replicas that lie there before: what eplb keeps, beside whatever moves tokens.
+PLACING: Changes = {"planner": "eplb", "slots": 1}
 _RULED = ("dispatch", "prefetch", "gemm", "combine")
 # Of the best of a workload that no plan can run on: any plan is better than none.
 _NOTHING = 10.0
@@ -89,17 +91,22 @@ def fold(changes: Mapping[str, Any]) -> Changes:
 
 
 def with_copies(changes: Mapping[str, Any], copying: Changes | None) -> Changes:
-    """Returns a plan's changes with copies of experts made in some way, or with none, and with what that pays.
+    """Returns a plan's changes with replicas of experts, made in some way or placed before, or without; what that pays.
 
     Raises:
         ValueError: The plan exchanges no counts, without which nobody can plan copies.
     """
-    paid = [cost for cost in changes.get("pays.dispatch", ()) if cost != "plan"]
+    bare = {key: value for key, value in changes.items() if key != "replicate"}
+    paid = bare.get("pays.dispatch", ())
+    if "plan" in paid:
+        bare["pays.dispatch"] = [cost for cost in paid if cost != "plan"]
+    if copying is None:
+        return bare
+    if copying == PLACING:
+        return {**bare, "replicate": copying}
     if "count_exchange" not in paid:
         raise ValueError("without counts there can be no copies")
-    if copying is None:
-        return {key: value for key, value in {**changes, "pays.dispatch": paid}.items() if key != "replicate"}
-    return {**changes, "pays.dispatch": [*paid, "plan"], "replicate": copying}
+    return {**bare, "pays.dispatch": [*bare["pays.dispatch"], "plan"], "replicate": copying}
 
 
 def log_makespans(schedules: Sequence[ScheduleSpec], problem: Problem) -> np.ndarray:
@@ -237,9 +244,10 @@ class Portfolio:
         changed = dict(changes)
         for _ in range(int(self._rng.integers(1, 3))):
             drawn = self._rng.random()
-            if drawn < 0.1 and "count_exchange" in changed.get("pays.dispatch", ()):
-                place = int(self._rng.integers(len(COPYING) + 1))
-                changed = with_copies(changed, COPYING[place] if place < len(COPYING) else None)
+            if drawn < 0.1:
+                counts = "count_exchange" in changed.get("pays.dispatch", ())
+                ways = [None, PLACING, *(COPYING if counts else ())]
+                changed = with_copies(changed, ways[self._rng.integers(len(ways))])
             elif drawn < 0.5:
                 self._change_rule(changed)
             else:

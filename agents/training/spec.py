@@ -103,11 +103,11 @@ class EvolutionSpec(Spec):
 class PlanningSpec(Spec):
     """Hyper-parameters of learning which plan a layer wants; see planning.py."""
 
-    width: int = Field(default=24, ge=1, le=4096)
+    width: int = Field(default=32, ge=1, le=4096)
     """Width of the network's layers."""
-    steps: int = Field(default=1500, ge=1)
+    steps: int = Field(default=800, ge=1)
     """Gradient steps of a fit."""
-    batch: int = Field(default=48, ge=1)
+    batch: int = Field(default=96, ge=1)
     """Layers that are played between fits, at most one of each entry of the suite."""
     best: int = Field(default=10, ge=2)
     """Plans that are played on a layer, after the first batch, of those that the network scores highest."""

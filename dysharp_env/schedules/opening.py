@@ -122,17 +122,34 @@ class Offer:
         """Whether some plan may copy experts."""
         return any(plan.schedule.replicate.makes_copies for plan in self.plans)
 
-    def bound_of(self, workload: Workload) -> Bound:
+    def bound_of(self, workload: Workload, with_copies: Bound | None = None) -> Bound:
         """Returns what nothing can beat that may move experts as some plan may.
 
+        Args:
+            workload: One of the layer.
+            with_copies: What nothing can beat that may copy experts, if it is known.
+
         Raises:
-            ConfigError: A planner needs what the workload does not have.
+            ConfigError: No plan can be taken, as planners need what the workload does not have.
         """
+        ways = {plan.schedule.replicate for plan, legal in zip(self.plans, self.legal(workload), strict=True) if legal}
+        bounds = [self._bound.of(planned(workload, way)) for way in ways if not way.makes_copies]
         if self.makes_copies:
-            return self._bound.of(workload, copies_allowed=True)
-        if self.plans[0].schedule.replicate.planner == "none":
-            return self._bound.of(workload)
-        return self._bound.of(planned(workload, self.plans[0].schedule.replicate))
+            bounds.append(with_copies or self._bound.of(workload, copies_allowed=True))
+        return min(bounds, key=lambda bound: bound.total_ps)
+
+    def legal(self, workload: Workload) -> np.ndarray:
+        """Returns (plan,) bool, which plans can be taken; replicas can be placed where an earlier batch is known.
+
+        Raises:
+            ConfigError: None can.
+        """
+        if workload.past_loads is not None:
+            return np.ones(len(self.plans), np.bool_)
+        legal = np.array([plan.schedule.replicate.planner != "eplb" for plan in self.plans])
+        if not legal.any():
+            planned(workload, self.plans[0].schedule.replicate)  # which says why
+        return legal
 
     def shown(self, workload: Workload) -> tuple[np.ndarray, dict[str, float]]:
         """Returns what a plan decision shows: (plan, feature) float32, and context values by name, others being 0."""
@@ -176,7 +193,7 @@ class Offer:
             "waves": program.waves or schedule.parts.by == "experts",
             "phases": sum(gate != GATE_FINE for gate in program.gates) / len(program.gates),
             "prefetches": program.prefetches,
-            "copies_experts": schedule.replicate.makes_copies,
+            "copies_experts": schedule.replicate.planner != "none",
             "split_dispatch": program.dispatch_sms / num_sms,
             "split_combine": program.combine_sms / num_sms,
             "split_early": max(0.0, 1.0 - early),
@@ -250,8 +267,8 @@ class Opening:
         self._asked: Decision | None = None
         while self.workload is None:
             waiting = self._next()
-            if waiting.num_candidates == 1:
-                self._take(waiting.kind, 0)
+            if waiting.mask.sum() == 1:
+                self._take(waiting.kind, int(waiting.mask.argmax()))
                 continue
             answer = self._answer(waiting)
             if answer is None:
@@ -262,16 +279,18 @@ class Opening:
 
     def _next(self) -> Decision:
         if self._plan is None:
-            return self._decision(PLAN, *self._offer.shown(self._routed))
+            return self._decision(PLAN, *self._offer.shown(self._routed), self._offer.legal(self._routed))
         return self._copying()
 
-    def _decision(self, kind: int, rows: np.ndarray, context: Mapping[str, float]) -> Decision:
+    def _decision(self, kind: int, rows: np.ndarray, context: Mapping[str, float], legal: np.ndarray) -> Decision:
         size = self._offer.exposure.max_candidates
         features = np.zeros((size, len(FEATURES)), np.float32)
         features[: len(rows)] = rows
         values = {**context, f"is_{DECISION_KINDS[kind]}": 1.0}
         shown = np.array([values.get(name, 0.0) for name in CONTEXT], np.float32)
-        waiting = Decision(kind, 0, len(rows), features, shown, np.arange(size) < len(rows))
+        mask = np.zeros(size, np.bool_)
+        mask[: len(rows)] = legal
+        waiting = Decision(kind, 0, len(rows), features, shown, mask)
         features[best_by_rule(self._weights(kind), waiting), _RULED] = 1
         return waiting
 
@@ -323,7 +342,7 @@ class Opening:
         rows[count, FEATURES.index("is_hold")] = 1.0
         imbalance = 1 - 1 / choosing.sharing.imbalance
         context = {**_shape(self._routed, self._offer.costs, self._bound), "imbalance": imbalance}
-        return self._decision(REPLICATE, rows, context)
+        return self._decision(REPLICATE, rows, context, np.ones(count + 1, np.bool_))
 
 
 def best_by_rule(weights: np.ndarray, decision: Decision) -> int:

@@ -215,7 +215,7 @@ class Problem:
         return self._bound_of(self.offer(schedule, Exposure()))
 
     def _bound_of(self, offer: Offer) -> Bound:
-        return self.copies_bound if offer.makes_copies else offer.bound_of(self.workload)
+        return offer.bound_of(self.workload, self.copies_bound if offer.makes_copies else None)
 
     def offer(self, schedule: ScheduleSpec, exposure: Exposure) -> Offer:
         """Returns what is decided before the layer and what the engine and the twin then run.
@@ -257,14 +257,14 @@ class Problem:
     def under_each_plan(
         self, schedule: ScheduleSpec, exposure: Exposure, places: Iterable[int] | None = None
     ) -> list[LayerRun]:
-        """Returns the layer at time zero under each of a schedule's plans that the machine can run, or some of these.
+        """Returns the layer at time zero under each of a schedule's plans that can be taken, or some of these.
 
         Raises:
             ConfigError: The schedule does not fit the system.
         """
         offer = self.offer(schedule, exposure)
         bound = self._bound_of(offer)
-        chosen = range(len(offer.plans)) if places is None else places
+        chosen = offer.legal(self.workload).nonzero()[0].tolist() if places is None else places
         return [LayerRun(offer, self.workload, bound, plan=place) for place in chosen]
 
     def run(self, schedule: ScheduleSpec, *, logging: bool = False) -> LayerRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,35 @@ def test_what_is_shown_of_plans_tells_them_apart_and_knows_no_routing() -> None:
     assert rows["paid"][3] > rows["paid"][1] > 0  # planning copies costs
     assert rows["links"][0] < rows["links"][1] < rows["links"][2]
     assert first.context[CONTEXT.index("is_plan")] == 1
+
+
+def test_replicas_placed_before_are_a_plan_where_an_earlier_batch_is_known() -> None:
+    placing = {"replicate": {"planner": "eplb", "slots": 1}}
+    schedule = planning("fused-unicast", {"schedule": "fused-unicast", **placing}, "dysharp")
+    known = problem_of(routing="deepseek-r1:0.5", model="deepseek-r1", tokens=128)
+    unknown = replace(known, workload=replace(known.workload, history=None))
+    for problem, legal in ((known, [0, 1, 2]), (unknown, [0, 2])):
+        run = problem.start(schedule, Exposure(("plan",)))
+        assert run.waiting is not None and run.waiting.num_candidates == 3
+        assert np.flatnonzero(run.waiting.mask).tolist() == legal
+        ends = [each.engine.run().now_ps for each in problem.under_each_plan(schedule, Exposure())]
+        assert len(ends) == len(legal) and min(ends) >= problem.bound_under(schedule).total_ps
+    placed = known.run(load_schedule("fused-unicast").with_changes(placing))
+    assert (
+        known.start(schedule, Exposure(("plan",))).waiting.features[:3, FEATURES.index("copies_experts")].argmax() == 1
+    )
+    (again,) = known.under_each_plan(schedule, Exposure(), [1])
+    assert again.engine.run().now_ps == placed.engine.now_ps != known.run(load_schedule("fused-unicast")).engine.now_ps
+    assert known.bound_under(schedule).total_ps == min(known.bound.total_ps, placed.lower_bound_ps)
+    run = unknown.start(schedule, Exposure(("plan",)))
+    with pytest.raises(ValueError, match="masked"):
+        run.decide(1)
+    # One that is left needs no asking; none that can be taken is told as the schedule alone would tell it.
+    one = planning("fused-unicast", {"schedule": "fused-unicast", **placing})
+    assert unknown.start(one, Exposure(("plan",))).waiting is None
+    none = planning({"schedule": "fused-unicast", **placing}, {"schedule": "dysharp", **placing})
+    with pytest.raises(ConfigError, match="planner=eplb needs the loads of an earlier batch"):
+        unknown.start(none, Exposure(("plan",)))
 
 
 def test_a_rule_or_a_network_chooses_the_plan_inside() -> None:

@@ -75,7 +75,6 @@ def test_a_plan_leaves_no_variant_to_choose() -> None:
         ("planning", "plans[1]: 'planning' cannot be a plan of its own"),
         ({"schedule": 7}, "plans[1]: schedule=7 must be a schedule's name"),
         ({"token_order": "expert_waves", "pays.dispatch": ["launch"]}, "plans[1]: token_order=expert_waves needs"),
-        ({"replicate": {"planner": "eplb"}}, "plans[1] places replicas before the layer; a plan cannot"),
         (7, "plans.1"),
     ],
 )

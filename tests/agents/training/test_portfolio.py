@@ -10,6 +10,7 @@ import pytest
 
 from agents.training.portfolio import (
     COPYING,
+    PLACING,
     Member,
     Portfolio,
     best_costs,
@@ -111,6 +112,16 @@ def test_copies_are_added_with_what_they_pay_and_taken_away_again(way: dict[str,
     assert with_copies(copying, COPYING[0])["pays.dispatch"] == [*COUNTED, "plan"]  # planning is paid once
     assert with_copies(copying, None) == {"chunk_tokens": 4, "pays.dispatch": [*COUNTED]}
     assert plan == {"chunk_tokens": 4, "pays.dispatch": COUNTED}
+
+
+def test_replicas_placed_before_pay_nothing() -> None:
+    plan = {"chunk_tokens": 4, "pays.dispatch": ("launch", "fused_start"), "token_order": "natural"}
+    placing = with_copies(plan, PLACING)
+    assert placing == {**plan, "replicate": PLACING}
+    assert not load_schedule("dysharp").with_changes(placing).replicate.makes_copies
+    copying = with_copies({**plan, "pays.dispatch": COUNTED}, COPYING[0])
+    assert with_copies(copying, PLACING) == {**plan, "pays.dispatch": [*COUNTED], "replicate": PLACING}
+    assert with_copies(placing, None) == plan
 
 
 @pytest.mark.parametrize("plan", [{}, {"pays.dispatch": ("launch", "fused_start")}])
