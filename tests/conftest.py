@@ -157,9 +157,11 @@ def draw_family(draw: Draw, name: str) -> dict[str, object]:
 
 def draw_families(draw: Draw, *primitives: Primitive, name: str = "families") -> tuple[str, ...]:
     """Returns the families that issue some primitives, or nothing where that is left to what is usual."""
-    plain = [family for family in drawn_families(draw) if family != "multimem"]
+    known = drawn_families(draw)
+    able = ([family for family in known if family in primitive.families] for primitive in primitives)
     return tuple(
-        "" if primitive.in_switch else draw.pick(f"{name} {i}", "", *plain) for i, primitive in enumerate(primitives)
+        "" if primitive.in_switch else draw.pick(f"{name} {i}", "", *families)
+        for i, (primitive, families) in enumerate(zip(primitives, able, strict=True))
     )
 
 

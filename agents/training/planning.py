@@ -56,8 +56,13 @@ class PlanRun(TrainingRun):
         self._loss = float("nan")
 
     def policy(self) -> CandidatePolicy:
-        """Returns the policy."""
-        return CandidatePolicy.of_network(Network.nothing(1), self.spec.env, self._network)
+        """Returns the policy: the mean of several fits, of which each learns other things by heart."""
+        planning, network = self._planning, self._network
+        if len(self._table.names):
+            seeds = range(self.spec.seed, self.spec.seed + planning.members)
+            fits = [fit_plans(self._table, planning.width, seed, steps=planning.steps) for seed in seeds]
+            network = Network.mean_of([fit.network for fit in fits])
+        return CandidatePolicy.of_network(Network.nothing(1), self.spec.env, network)
 
     def load_state(self, checkpoint: Path) -> None:
         """Takes the table out of a checkpoint, and fits the network again."""

@@ -256,6 +256,8 @@ class Portfolio:
 
     def _change_setting(self, changed: Changes) -> None:
         keys = [*_SETTINGS, *["sms.dispatch", "sms.combine"] * 2]
+        if "pays" in changed:  # as its family of kernels starts; another would start for less
+            keys = [key for key in keys if not key.startswith("families.")]
         key = keys[self._rng.integers(len(keys))]
         options = _SETTINGS.get(key, _SMS)
         section, _, entry = key.rpartition(".")

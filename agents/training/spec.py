@@ -105,6 +105,8 @@ class PlanningSpec(Spec):
 
     width: int = Field(default=32, ge=1, le=4096)
     """Width of the network's layers."""
+    members: int = Field(default=4, ge=1, le=64)
+    """Fits whose mean is the policy, as one network that is so many times as wide."""
     steps: int = Field(default=800, ge=1)
     """Gradient steps of a fit."""
     batch: int = Field(default=96, ge=1)

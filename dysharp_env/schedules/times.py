@@ -101,7 +101,7 @@ def _families(primitive: Primitive, costs: Costs) -> list[str]:
     """Returns the families that may issue a primitive; the usual one where a GPU has none."""
     if primitive.in_switch or not costs.families.specs:
         return [primitive.usual_family]
-    return [name for name in costs.families.specs if name != "multimem"]
+    return [name for name in costs.families.specs if name in primitive.families]
 
 
 def _out_ps(primitive: Primitive, costs: Costs, combine: Primitive) -> int:

@@ -8,7 +8,7 @@ Arithmetic is float32, sums run in the order of the inputs, and products are not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -73,6 +73,30 @@ class Network:
     def nothing(cls, width: int = 1) -> Network:
         """Returns a network that scores all candidates alike, so that the first is taken."""
         return cls(**{name: np.zeros(shape, np.float32) for name, shape in cls.shapes(width).items()})
+
+    @classmethod
+    def mean_of(cls, members: Sequence[Network]) -> Network:
+        """Returns a network whose scores are the mean of those of others, up to rounding: as wide as all together."""
+        count = len(members)
+
+        def beside(name: str) -> np.ndarray:
+            return np.concatenate([getattr(member, name) for member in members], axis=-1)
+
+        def apart(arrays: Sequence[np.ndarray]) -> np.ndarray:
+            rows, columns = np.cumsum([[0, 0], *(array.shape for array in arrays)], axis=0).T
+            whole = np.zeros((rows[-1], columns[-1]), np.float32)
+            for place, array in enumerate(arrays):
+                whole[rows[place] : rows[place + 1], columns[place] : columns[place + 1]] = array
+            return whole
+
+        pools = [np.split(member.score_pool, 2) for member in members]  # mean, maximum
+        return cls(
+            **{name: beside(name) for name in ("row", "row_bias", "context", "embed_bias", "score_bias")},
+            **{name: apart([getattr(member, name) for member in members]) for name in ("embed", "score_row")},
+            score_pool=np.concatenate([apart([halves[half] for halves in pools]) for half in range(2)]),
+            score=beside("score") / np.float32(count),
+            linear=np.stack([member.linear for member in members]).mean(axis=0, dtype=np.float32),
+        )
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ CombinePrimitive = Literal["unicast", "pull_reduce", "push_reduce", "reduce_scat
 # and multimem instructions.
 Family = Literal["warp_queue", "warp_low_latency", "warp_direct", "warp_load", "warp_two_sided", "bulk", "multimem"]
 FAMILIES: tuple[str, ...] = get_args(Family)
+_LOADING, _STORING = ("warp_load", "bulk"), tuple(name for name in FAMILIES if name not in ("warp_load", "multimem"))
 # What a system's switch is taken to have: all that its preset says, or of that what can be bought.
 Hardware = Literal["dynamic-multimem", "today"]
 
@@ -50,15 +51,21 @@ class Primitive:
             return "multimem"
         return "warp_load" if self.reads else "warp_direct"
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of kernels that can issue it: bulk copies go either way, warps load or store."""
+        if self.in_switch:
+            return ("multimem",)
+        return _LOADING if self.reads else _STORING
+
     def require_family(self, family: str) -> None:
         """Checks that a family of kernels can issue this primitive.
 
         Raises:
             ValueError: It cannot.
         """
-        if self.in_switch != (family == "multimem"):
-            allowed = ["multimem"] if self.in_switch else [name for name in FAMILIES if name != "multimem"]
-            raise ValueError(f"'{family}' does not issue {self.name}; choose from {allowed}")
+        if family not in self.families:
+            raise ValueError(f"'{family}' does not issue {self.name}; choose from {[*self.families]}")
 
 
 def _by_name(*primitives: Primitive) -> dict[str, Primitive]:

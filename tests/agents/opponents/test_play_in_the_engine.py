@@ -122,3 +122,19 @@ def test_weights_that_do_not_fit_are_refused(name: str, value: np.ndarray) -> No
     weights = vars_of(random_policy(ALL_KINDS, 0).scoring_network())
     with pytest.raises(ValueError, match=f"network: '{name}' must be finite float32 numbers of shape"):
         Network(**{**weights, name: value})
+
+
+def test_the_mean_of_networks_scores_as_they_do_on_average() -> None:
+    rng = np.random.default_rng(3)
+    members = [
+        Network(**{name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in Network.shapes(width).items()})
+        for width in (3, 5, 4)
+    ]
+    features, context = rng.random((7, len(FEATURES)), np.float32), rng.random(len(CONTEXT), np.float32)
+    each = [member.scores(features, context) for member in members]
+    mean = Network.mean_of(members)
+    assert mean.width == 12
+    np.testing.assert_allclose(mean.scores(features, context), np.mean(each, axis=0), atol=1e-5)
+    assert not np.allclose(each[0], each[1], atol=0.1)
+    alone = Network.mean_of(members[:1])
+    np.testing.assert_array_equal(alone.numbers, members[0].numbers)
