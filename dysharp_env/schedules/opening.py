@@ -7,7 +7,6 @@ routing, and of skew at most what an earlier batch had. Copies are chosen from e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,11 +19,11 @@ from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.replication import planned, slots_of
 from dysharp_env.schedules.replication.choosing import SHOWN, Choosing, Work
 from dysharp_env.schedules.replication.serving import shared_out
+from dysharp_env.schedules.showing import imbalance_before, plan_features, shape
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine, masked
 from dysharp_env.simulator.program import Program
-from dysharp_env.simulator.state.codes import GATE_FINE
 from dysharp_env.simulator.state.lowering import Lowering
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, PLAN, REPLICATE
 from dysharp_env.system import SystemSpec
@@ -162,7 +161,7 @@ class Offer:
         rows, context = self._shown[key]
         if not rows[:, _COPIES].any():
             return rows, context
-        expected = _imbalance_before(workload)
+        expected = imbalance_before(workload)
         rows = rows.copy()
         rows[:, _COPIES] *= expected
         return rows, {**context, "imbalance": expected}
@@ -170,34 +169,10 @@ class Offer:
     def _show(self, even: Workload, bound: Bound) -> tuple[np.ndarray, dict[str, float]]:
         rows = np.zeros((len(self.plans), len(FEATURES)), np.float32)
         for place, plan in enumerate(self.plans):
-            values = {"order": place / self.exposure.max_candidates, **self._features(plan, even, bound)}
+            shown = plan_features(plan.schedule, plan.program, even, self.costs, bound, self.system.gpu.num_sms)
+            values = {"order": place / self.exposure.max_candidates, **shown}
             rows[place] = [values.get(name, 0.0) for name in FEATURES]
-        return rows, {**_shape(even, self.costs, bound), "free_sms": 1.0}
-
-    def _features(self, plan: Plan, even: Workload, bound: Bound) -> dict[str, float]:
-        schedule, program, num_sms = plan.schedule, plan.program, self.system.gpu.num_sms
-        early = program.min_partial_tokens / even.layer.tile_tokens if program.partial_tiles else 1.0
-        return {
-            "links": rooted(
-                _links_ps(program, even, self.costs.under(program.dispatch, program.combine, program.families)),
-                bound.total_ps,
-            ),
-            "paid": rooted(sum(program.pays_ps) + program.pay_end_ps, bound.total_ps),
-            "counts": program.counted,
-            "multicasts": program.dispatch.in_switch,
-            "pulls": program.dispatch.reads,
-            "switch_sums": program.combine.in_switch,
-            "pushes": not program.combine.reads,
-            "per_expert": program.copies_per_expert,
-            "in_gemm": program.in_gemm,
-            "waves": program.waves or schedule.parts.by == "experts",
-            "phases": sum(gate != GATE_FINE for gate in program.gates) / len(program.gates),
-            "prefetches": program.prefetches,
-            "copies_experts": schedule.replicate.planner != "none",
-            "split_dispatch": program.dispatch_sms / num_sms,
-            "split_combine": program.combine_sms / num_sms,
-            "split_early": max(0.0, 1.0 - early),
-        }
+        return rows, {**shape(even, self.costs, bound), "free_sms": 1.0}
 
 
 _COPIES, _RULED = FEATURES.index("copies_experts"), FEATURES.index("ruled")
@@ -341,7 +316,7 @@ class Opening:
         rows[:count, _SHOWN] = shown
         rows[count, FEATURES.index("is_hold")] = 1.0
         imbalance = 1 - 1 / choosing.sharing.imbalance
-        context = {**_shape(self._routed, self._offer.costs, self._bound), "imbalance": imbalance}
+        context = {**shape(self._routed, self._offer.costs, self._bound), "imbalance": imbalance}
         return self._decision(REPLICATE, rows, context, np.ones(count + 1, np.bool_))
 
 
@@ -359,53 +334,3 @@ def scores_by_rule(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     for column in np.flatnonzero(weights):
         scores += weights[column] * features[:, column].astype(np.float64)
     return scores
-
-
-def rooted(ps: float, scale_ps: int) -> float:
-    """Returns the square root of a time over a bound, cut at 1, as the engine shows times."""
-    return min(1.0, math.sqrt(ps / scale_ps))
-
-
-def _shape(workload: Workload, costs: Costs, bound: Bound) -> dict[str, float]:
-    """Returns the context values that are the same all through a layer, for a GPU with a mean share of the work."""
-    scale_ps, num_gpus = bound.total_ps, workload.num_gpus
-    slots = workload.experts_of_token.sum() / num_gpus
-    experts = workload.num_experts / num_gpus
-    expert_bytes = sum(costs.matrix_bytes)
-    return {
-        "link_share": min(1.0, bound.links_ps / scale_ps),
-        "gemm_share": min(1.0, bound.gemms_ps / scale_ps),
-        "hbm_share": min(1.0, bound.hbm_ps / scale_ps),
-        "tokens_per_expert": slots / max(slots + experts * workload.layer.tile_tokens, 1),
-        "l2_room": costs.l2_bytes / (costs.l2_bytes + experts * expert_bytes),
-    }
-
-
-def _links_ps(program: Program, even: Workload, costs: Costs) -> float:
-    """Returns what tokens and sums of a mean GPU take of its busier direction, asking and acknowledging left out."""
-    demand, num_gpus, dispatch, combine = even.demand, even.num_gpus, program.dispatch, program.combine
-    pairs, away = demand.remote_pairs.mean(), even.num_tokens / num_gpus
-    if program.copies_per_expert:
-        pairs *= even.experts_of_token.sum() / max(demand.num_pairs, 1)
-    if dispatch.to_all or combine.to_all:
-        pairs = away * (num_gpus - 1)
-    stores, named = (away, round(pairs / max(away, 1))) if dispatch.in_switch else (pairs, 0)
-    if dispatch.by_team:
-        stores = min(pairs, away * costs.store_groups(dispatch.by_team, num_gpus))
-    token = costs.dispatch_flits(named if dispatch.names_targets else 0)
-    result = costs.combine_flits()
-    up = stores * token + pairs * result
-    down = pairs * costs.dispatch_flits() + (away if combine.in_switch else pairs) * result
-    return costs.wire_ps(int(max(up, down)))
-
-
-def _imbalance_before(workload: Workload) -> float:
-    """Returns 1 less the mean load of GPUs over that of the busiest in an earlier batch; 0 where nobody knows one."""
-    past = workload.past_loads
-    if past is None or not past.any():
-        return 0.0
-    placement = workload.placement
-    replicas = np.bincount(placement.logical_of_expert, minlength=placement.num_logical)
-    of_expert = (past / np.maximum(replicas, 1))[placement.logical_of_expert]
-    loads = np.bincount(placement.gpu_of_expert, of_expert, minlength=placement.num_gpus)
-    return float(1 - loads.mean() / loads.max())

@@ -105,11 +105,11 @@ FEATURE_TABLE = (
     Feature(
         "size",
         "tokens over chunk_tokens (dispatch) or tile_tokens (GEMM; prefetch: those known of its expert, cut at 1); "
-        "combine: sums over the most a chunk can have there",
-        (*GROUPS[:1], "prefetch", *GROUPS[1:]),
+        "combine: sums over the most a chunk can have there; plan: chunk_tokens over the tokens of a GPU, cut at 1",
+        ("plan", *GROUPS[:1], "prefetch", *GROUPS[1:]),
     ),
     Feature("is_gemm2", "1 for a GEMM-2 row or matrix", MATRICES),
-    Feature("is_partial", "1 for an open tile that would be closed early", ("gemm",)),
+    Feature("is_partial", "1 for an open tile that would be closed early; plan: 1 if tiles may be", ("plan", "gemm")),
     Feature("weights_in_l2", "1 if the row's expert matrix is in L2", ("gemm",)),
     Feature("waiting", "root of the time since it became ready", ROWS),
     Feature("expert_left", "fraction of the expert's tokens still to arrive", MATRICES),
@@ -124,7 +124,10 @@ FEATURE_TABLE = (
         walks=True,
     ),
     Feature(
-        "fan_out", "dispatch, combine: mean remote GPUs per token over GPUs - 1", ("dispatch", "combine"), walks=True
+        "fan_out",
+        "plan, dispatch, combine: mean remote GPUs per token, or copies of it, over GPUs - 1",
+        ("plan", "dispatch", "combine"),
+        walks=True,
     ),
     Feature(
         "backlog", "root of the longest queue it meets: target downlinks, expert uplinks, or HBM", GROUPS, walks=True
@@ -132,8 +135,8 @@ FEATURE_TABLE = (
     Feature(
         "cost",
         "root of the time it takes on its GPU's link, or on the GEMM group or HBM; replicate: of all weights chosen so "
-        "far on the busier of the links that it takes",
-        ("replicate", "dispatch", "prefetch", "gemm", "combine"),
+        "far on the busier of the links that it takes; plan: of the SMs that move tokens, or sums",
+        ("plan", "replicate", "dispatch", "prefetch", "gemm", "combine"),
         walks=True,
     ),
     Feature("wanted", "prefetch: 1 if a row that is ready needs it", ("prefetch",)),
