@@ -2,14 +2,15 @@
 
 Each group of context values is held at its mean over the policy's own decisions on the training suite; early closing of
 tiles, or waiting, is taken off the offer; only the first split, for all GPUs and the whole layer, is asked; every later
-split comes one moment late; or one kind of decision is the schedule's again. Nothing is trained again: what is measured
-is how much the policy makes of each, not what another could do without it.
+split comes one moment late; or one kind of decision is the schedule's again. Or plans that do something are off the
+offer, which every machine leaves others of. Nothing is trained again: what is measured is how much the policy makes of
+each, not what another could do without it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +19,13 @@ from agents.evaluation.contexts import record_decisions
 from agents.evaluation.report import summary_table
 from agents.evaluation.table import json_content, summarise
 from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.players import LateLearned, Learned
+from agents.opponents.players import FewerPlans, LateLearned, Learned
 from agents.opponents.read import learned_of, read_contender
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Problem
+from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS
+from dysharp_env.system.primitives import DISPATCH_PRIMITIVES
 from dysharp_env.workload.suite import load_suite
 
 WHOLE = "whole policy"
@@ -32,10 +34,23 @@ _STATE_GROUPS = {
     "occupancy": ("free_sms", "dispatch_in_flight", "combine_in_flight"),
     "what binds": ("link_share", "gemm_share", "hbm_share"),
     "shape": ("tokens_per_expert", "l2_room"),
+    "balance": ("imbalance",),
 }
 _ELSEWHERE = {*CONTEXT[: len(DECISION_KINDS)], *(name for names in _STATE_GROUPS.values() for name in names)}
 # All the others say how far the layer has got.
 GROUPS = {"progress": tuple(name for name in CONTEXT if name not in _ELSEWHERE), **_STATE_GROUPS}
+
+
+PLANS: dict[str, Callable[[ScheduleSpec], bool]] = {
+    "replicas or copies": lambda plan: plan.replicate.planner == "none",
+    "copies in the layer": lambda plan: not plan.replicate.makes_copies,
+    "weights fetched ahead": lambda plan: plan.prefetch == "none",
+    "GEMMs that communicate": lambda plan: not plan.sms.in_gemm,
+    "bulk copies": lambda plan: "bulk" not in (plan.families.dispatch, plan.families.combine),
+    "tokens named in the switch": lambda plan: not DISPATCH_PRIMITIVES[plan.dispatch].names_targets,
+    "anything in the switch": lambda plan: not DISPATCH_PRIMITIVES[plan.dispatch].in_switch,
+}
+"""By what plans do that are taken off the offer, whether one stays."""
 
 
 def hold(network: Network, names: Sequence[str], values: np.ndarray) -> Network:
@@ -59,7 +74,8 @@ def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
     env, network = policy.env, policy.network
     found = {WHOLE: policy}
     for group, names in GROUPS.items():
-        found[f"{group} held"] = replace(policy, network=hold(network, names, mean_context))
+        opening = hold(policy.opening, names, mean_context) if policy.opening else None
+        found[f"{group} held"] = replace(policy, network=hold(network, names, mean_context), opening=opening)
 
     def without(**changes: object) -> Learned:
         return replace(policy, env=env.model_copy(update=changes))
@@ -72,6 +88,10 @@ def ablations(policy: Learned, mean_context: np.ndarray) -> dict[str, Learned]:
         found["no waiting"] = without(hold=False)
     if "split" in env.exposed and env.split_moments:
         found["first split only"] = without(split_moments=0)
+    if "plan" in env.exposed:
+        for what, kept in PLANS.items():
+            if 0 < sum(map(kept, policy.base.options)) < len(policy.base.options):
+                found[f"no plan with {what}"] = FewerPlans(policy.seed, env, network, policy.opening, kept)
     if len(env.exposed) > 1:
         for kind in env.exposed:
             found[f"no {kind} decisions"] = without(exposed=tuple(other for other in env.exposed if other != kind))

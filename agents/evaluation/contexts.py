@@ -56,5 +56,5 @@ def record_decisions(policy: Learned, problems: Sequence[Problem]) -> Decisions:
             contexts.append(decision.context.copy())
             chosen.append(decision.features[row, steered])
         asked = len(contexts) - before
-        weights += [1 / (asked * len(problems))] * asked
+        weights += [1 / (max(asked, 1) * len(problems))] * asked
     return Decisions(np.array(contexts), np.array(chosen), np.array(weights), np.array([*STEERED.values()]))

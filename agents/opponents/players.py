@@ -20,7 +20,7 @@ from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, loa
 from dysharp_env.schedules.opponent import Answer, Opponent, ScheduleOpponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import SPLIT
+from dysharp_env.simulator.state.observation import PLAN, SPLIT
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,32 @@ class LateLearned(Learned):
                 return row
             late, decided[decision.gpu] = decided.get(decision.gpu, first), row
             return late
+
+        return answer
+
+
+@dataclass(frozen=True, eq=False)
+class FewerPlans(Learned):
+    """A policy that takes the best of some plans, whatever it thinks of the others; where there is none, of all.
+
+    Attributes:
+        kept: Whether a plan is one of them.
+    """
+
+    kept: Callable[[ScheduleSpec], bool] = lambda _: True
+    run = Opponent.run
+
+    def answers(self, problem: Problem, place: int) -> Answer:
+        """Returns what takes the row that the networks score highest, of plans that are kept."""
+        plans = problem.offer(self.base, self.exposure).plans
+        kept = np.array([self.kept(plan.schedule) for plan in plans])
+
+        def answer(decision: Decision) -> int:
+            if decision.kind != PLAN:
+                return self.best_row(decision)
+            mask = decision.mask.copy()
+            mask[: len(kept)] &= kept
+            return self.best_row(replace(decision, mask=mask) if mask.any() else decision)
 
         return answer
 

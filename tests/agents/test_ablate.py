@@ -18,6 +18,7 @@ from agents.policies.rule import Linear, linear_network
 from dysharp_env.bench.layers import random_network
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Problem
+from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.workload.suite import load_suite
 
@@ -103,3 +104,18 @@ def test_late_splits_are_those_of_the_moment_before() -> None:
         policy = Learned(None, env, linear_network(wishes))
         late = LateLearned(None, env, policy.network)
         assert (late.play(problems) != policy.play(problems)) == is_late
+
+
+def test_plans_are_taken_off_the_offer() -> None:
+    env = EnvSpec(schedule="dysharp-open", exposed=("plan",), model="olmoe", gpus=4, tokens=16)
+    problem = Problem.of_suite(load_suite("smoke").draw())[0]
+    wants_pulls = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+    wants_pulls[CONTEXT.index("is_plan"), FEATURES.index("in_gemm")] = 1.0
+    opening = replace(Network.nothing(1), linear=wants_pulls)
+    policy = Learned(0, env, Network.nothing(1), opening)
+    found = ablations(policy, np.zeros(len(CONTEXT)))
+    assert policy.run(problem).schedule.sms.in_gemm
+    barred = found["no plan with GEMMs that communicate"].run(problem)
+    assert not barred.schedule.sms.in_gemm and barred.opening.asked == 1
+    assert found["no plan with bulk copies"].run(problem).schedule == policy.run(problem).schedule
+    assert "no plan with replicas or copies" not in found  # there is none in this schedule
