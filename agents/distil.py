@@ -79,7 +79,11 @@ class Teacher:
     """A policy that was watched, and the context values that explain each sort of its decisions, in order."""
 
     def __init__(self, policy: Learned, drawn: Iterable[Problem], played: Sequence[Problem], count: int) -> None:
-        """Watches a policy before layers that are ``drawn``, and in layers that it plays; ``count`` values at most."""
+        """Watches a policy before layers that are ``drawn``, and in layers that it plays; ``count`` values at most.
+
+        Raises:
+            ConfigError: The schedule beneath does not fit a system, or nobody asks what a rule would be fitted to.
+        """
         env = policy.env
         self.policy = policy
         self.opening: Openings | None = None
@@ -90,6 +94,8 @@ class Teacher:
         kinds = [kind for kind in ENGINE_KINDS if kind in env.exposed]
         recorded = record_decisions(policy, played) if kinds else None
         if recorded and "split" in kinds:
+            if not recorded.contexts[:, SPLIT].any():
+                raise ConfigError(f"over '{policy.base.name}' the policy is asked for no split in the layers it plays")
             self.splits = recorded.of_kind(SPLIT)
         if recorded and kinds != ["split"]:
             self.weighing = Weighing.of(policy.network, kinds, recorded)

@@ -23,7 +23,8 @@ from agents.policies.rule import WISHES, Linear, Rule
 from agents.training.genome import SHAPES
 from agents.training.run_folder import RunFolder
 from dysharp_env.bench.layers import random_network
-from dysharp_env.schedules import Problem
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, DISPATCH, FEATURES, GEMM, PLAN, REPLICATE
 from dysharp_env.workload.suite import load_suite
@@ -203,6 +204,20 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_never_asked_cannot_be_distilled(linear_run: str) -> None:
+    """Where all SMs communicate there are no groups, so no splits: the plan decides that."""
+    (policy,) = learned_of(read_contender(linear_run))
+    problems = Problem.of_suite(load_suite("smoke").draw())[:1]
+    env = policy.env.model_copy(update={"schedule": "dysharp-tuned"})
+    played = problems[0].run(load_schedule("dysharp-tuned")).schedule
+    assert played.sms.in_gemm
+    with pytest.raises(ConfigError, match="over 'dysharp-tuned' the policy is asked nothing in these 1 layers"):
+        command.Teacher(replace(policy, env=env), [], problems, 1)
+    more = replace(policy, env=env.model_copy(update={"exposed": ("split", "gemm")}))
+    with pytest.raises(ConfigError, match="asked for no split in the layers it plays"):
+        command.Teacher(more, [], problems, 1)
 
 
 def test_what_is_no_rule_is_refused(row_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
