@@ -5,7 +5,8 @@ weight of a rule, then each candidate's score; the best is found by shuffles. Ev
 before it; left out are weights that are 0 or of features that the kind does not show, and layers that tell no two
 candidates apart. Weights lie on chip. What the context and the candidates' features are made of is read from L2 once,
 all values at the same time. Left out: how long counters take to become visible, and the work of keeping them. Features
-of plans depend on the machine, the layer and the tokens of each GPU, not on routing, so they are taken to lie ready.
+of plans depend on the machine, the layer and the tokens of each GPU, not on routing, so they are taken to lie ready,
+as is what the schedule's own rule would take, where that is a feature (``ruled``).
 """
 
 from __future__ import annotations
