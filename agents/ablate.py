@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         mean_context = record_decisions(policy, watched).mean_context
         found = ablations(policy, mean_context)
         if "split" in policy.env.exposed and policy.env.split_moments:
-            found["one moment late"] = LateLearned(policy.seed, policy.env, policy.network)
+            found["one moment late"] = LateLearned(policy.seed, policy.env, policy.network, policy.opening)
         for name, ablated in found.items():
             rows += ablated.play(problems, name)
     summaries = summarise(rows, WHOLE, args.seed)

@@ -1,15 +1,14 @@
 """``python -m agents.latency``: what one decision of a policy costs, and would cost a kernel.
 
-Measured are answers through Stable-Baselines3, in torch, and of the network alone inside the engine; estimated is one
-warp of a GPU (kernel_cost.py), for ``agents.evaluate --decision-us``. Without ``--policy`` it is a policy of
-the default size with random weights. ``python -m dysharp_env bench`` measures everything that needs no agent.
+Measured are answers through Stable-Baselines3, in torch, and of the networks alone inside the engine, by kind of
+decision; estimated is one warp of a GPU (kernel_cost.py), for ``agents.evaluate --decision-us``. Without ``--policy``
+it is a policy of the default size with random weights. ``python -m dysharp_env bench`` measures what needs no agent.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,17 +26,18 @@ from dysharp_env.commands.bench import bench_table
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.schedules import Problem
+from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.kernel.network import best_scored
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import FEATURES
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES
 from dysharp_env.simulator.state.records import ROOT
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import ScenarioSpec
 
 _REPEATS = 3
 _SHOWN = 500  # decisions that are answered
+_LAYERS = 10  # most layers that they are of: a plan is decided once in each
 _TIMES = 20  # times the engine answers each: once is near the resolution of a clock
 
 
@@ -58,23 +58,23 @@ def run(args: argparse.Namespace) -> int:
         spec = EnvSpec()
         policy = CandidatePolicy(spec.observation_space(), spec.action_space(), lambda _: 0.0)
         learned = Learned(None, spec, policy.scoring_network())
-        rows += [*policy_rows(policy, spec, _SHOWN), *network_rows(learned.network, _REPEATS)]
+        rows += [*policy_rows(policy, learned, _SHOWN), *network_rows(learned.network, _REPEATS)]
     else:
         contender = read_contender(args.policy)
         if len(learned_of(contender)) != 1:
             raise ConfigError(f"policy='{args.policy}' must be one run folder or a rule's .json")
         (learned,) = learned_of(contender)
         for folder in run_folders(contender):
-            rows += policy_rows(load_policy(folder / "best"), learned.env, _SHOWN)
+            rows += policy_rows(load_policy(folder / "best"), learned, _SHOWN)
     rows += engine_rows(learned, _SHOWN)
     config = {"torch_threads": 1, "policy": args.policy}
     deliver(args, config, {"rows": [row.record() for row in rows]}, bench_table(rows))
     return 0
 
 
-def policy_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Iterator[Row]:
+def policy_rows(policy: CandidatePolicy, learned: Learned, decisions: int) -> Iterator[Row]:
     """Yields microseconds of one answer at batch size 1, to so many decisions of one episode, or of several."""
-    shown = [*_decisions(policy.scoring_network(), spec, decisions)]
+    shown = [(observation, mask) for _, observation, mask in _decisions(learned, decisions)]
 
     def through_predict() -> None:
         for observation, mask in shown:
@@ -90,13 +90,22 @@ def policy_rows(policy: CandidatePolicy, spec: EnvSpec, decisions: int) -> Itera
 
 
 def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
-    """Yields what the network alone costs inside the engine, and what a warp would take, on the same decisions."""
-    network, env = learned.network, learned.env
-    shown = [*_decisions(network, env, decisions)]
+    """Yields what networks alone cost inside the engine, and what a warp would take, on the same decisions."""
+    shown = [*_decisions(learned, decisions)]
+    for kind in sorted({kind for kind, _, _ in shown}):
+        of_kind = [(observation, mask) for other, observation, mask in shown if other == kind]
+        yield from _kind_rows(learned.network_of(kind), DECISION_KINDS[kind], learned.env.max_candidates, of_kind)
+
+
+def _kind_rows(
+    network: Network, kind: str, size: int, shown: Sequence[tuple[dict[str, np.ndarray], np.ndarray]]
+) -> Iterator[Row]:
+    """Yields the rows of one kind of decision, whose (observation, mask) have room for ``size`` candidates."""
     scenario = ScenarioSpec().build()
     problem = Problem.of(scenario.system, scenario.draw(0))
     # A layer that only lends the network its place: what it shows is overwritten.
-    state = problem.engine(learned.base, replace(learned.exposure, network=network)).state
+    lent = Exposure(("gemm",), max_candidates=size, network=network)
+    state = problem.engine(load_schedule("dysharp"), lent).state
     took = Seconds(0.0, 0.0)
     for observation, mask in shown:
         state.features[:] = observation["candidates"].reshape(-1, len(FEATURES))
@@ -109,12 +118,12 @@ def engine_rows(learned: Learned, decisions: int) -> Iterator[Row]:
         answer()
         _, once = least(lambda answer=answer: timed(answer), _REPEATS)  # type: ignore[misc]
         took = Seconds(took.wall_s + once.wall_s, took.cpu_s + once.cpu_s)
-    name = f"network of width {network.width}"
-    yield Row(f"one answer, {name} in the engine", took.cpu_s / (len(shown) * _TIMES) * 1e6, "us", took)
+    name = f"one answer, {kind}, network of width {network.width}"
+    yield Row(f"{name} in the engine", took.cpu_s / (len(shown) * _TIMES) * 1e6, "us", took)
     candidates = round(float(np.mean([mask.sum() for _, mask in shown])))
-    what = f"one answer, {name}, {candidates} candidates"
-    yield Row(f"{what}: multiply-adds", multiply_adds(network, candidates), "multiply-adds")
-    yield Row(f"{what}: estimate for one warp of a GPU", decision_us(network, candidates), "us")
+    what = f"{name}, {candidates} candidates"
+    yield Row(f"{what}: multiply-adds", multiply_adds(network, kind, candidates), "multiply-adds")
+    yield Row(f"{what}: estimate for one warp of a GPU", decision_us(network, kind, candidates), "us")
 
 
 # Not cached: a cache on disk would not notice that the engine's layout has changed.
@@ -127,17 +136,21 @@ def answer_often(roots: np.ndarray, times: int) -> int:
     return total
 
 
-def _decisions(network: Network, spec: EnvSpec, decisions: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields observation and mask of the first decisions that a policy is asked."""
-    env = TokenScheduleEnv(**spec.model_dump())
-    done = True
-    for number in range(decisions):
+def _decisions(learned: Learned, decisions: int) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
+    """Yields kind, observation and mask of the first decisions that a policy is asked, in a few layers at most."""
+    env = TokenScheduleEnv(**learned.env.model_dump())
+    layers, done = 0, True
+    for _ in range(decisions):
         if done:
-            observation, _ = env.reset(seed=number)
-        mask = env.action_masks()
-        yield observation, mask
+            if layers == _LAYERS:
+                return
+            observation, _ = env.reset(seed=layers)
+            layers += 1
+        mask, context = env.action_masks(), observation["context"]
+        kind = int(context[: len(DECISION_KINDS)].argmax())
+        yield kind, observation, mask
         features = observation["candidates"].reshape(-1, len(FEATURES))[: mask.sum()]
-        scores = network.scores(features, observation["context"])
+        scores = learned.network_of(kind).scores(features, context)
         observation, _, terminated, truncated, _ = env.step(int(scores.argmax()))
         done = terminated or truncated
 

@@ -1,21 +1,21 @@
-"""Fits small rules to a policy: wishes for splits to what it chose, weights of rows to what it weighs them with.
+"""Fits small rules to a policy: wishes for splits to what it chose, weights of candidates to what it weighs them with.
 
-Both are linear in a few context values.
+Both are linear in a few context values, those that explain most. What is decided before a layer is in opening.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from agents.evaluation.contexts import Decisions
-from agents.policies.linear import ROW_FEATURES
+from agents.policies.linear import SHOWN_OF_KIND
 from agents.policies.rule import WISHES, Linear
-from agents.policies.steering import INPUTS
+from agents.policies.steering import INPUTS, STEERED
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 
 # Ridge of the least squares, relative to the variance of a context value between 0 and 1: columns that hardly vary
 # would get weights far beyond what the training suite can tell.
@@ -45,19 +45,6 @@ def fit(decisions: Decisions, names: Sequence[str]) -> dict[str, Linear]:
     return {wish: _linear(names, column) for wish, column in zip(WISHES, solution.T, strict=True)}
 
 
-def row_weights(network: Network, rows: Decisions) -> Decisions:
-    """Returns decisions on GEMM rows whose ``chosen`` are the (decision, row feature) weights of a network's rule."""
-    weighed = rows.contexts @ network.linear[:, [FEATURES.index(name) for name in ROW_FEATURES]]
-    return replace(rows, chosen=weighed, distances=np.ones(len(ROW_FEATURES)))
-
-
-def fit_rows(rows: Decisions, names: Sequence[str]) -> dict[str, Linear]:
-    """Returns the linear functions nearest to the weights of ``row_weights``; features that weigh 0 are left out."""
-    solution = _solve(rows, names)
-    weights = {feature: _linear(names, column) for feature, column in zip(ROW_FEATURES, solution.T, strict=True)}
-    return {feature: weight for feature, weight in weights.items() if weight.constant or any(weight.weights.values())}
-
-
 def _linear(names: Sequence[str], column: np.ndarray) -> Linear:
     rounded = [round(float(weight), 6) for weight in column]
     return Linear(constant=rounded[-1], weights=dict(zip(names, rounded[:-1], strict=True)))
@@ -80,3 +67,87 @@ def _squared_error(decisions: Decisions, names: Sequence[str]) -> float:
 def _inputs(decisions: Decisions, names: Sequence[str]) -> np.ndarray:
     columns = decisions.contexts[:, [CONTEXT.index(name) for name in names]].astype(np.float64)
     return np.concatenate([columns, np.ones((len(columns), 1))], axis=1)
+
+
+def is_linear(network: Network) -> bool:
+    """Returns whether a network tells candidates apart by weights that are linear in the context, splits aside."""
+    others = [feature for feature in range(len(FEATURES)) if feature not in STEERED]
+    return not network.row[others].any()
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What a network weighs candidates with, in kinds of decision that one network answers.
+
+    What a feature's weight depends on is the same in all kinds that show it, and nothing in splits, which have wishes.
+
+    Attributes:
+        linear: (context, feature) its weights.
+        moments: (context, context) second moments of the contexts in which it decides, by kind.
+        fixed: Features whose weights may not depend on the context.
+    """
+
+    linear: np.ndarray
+    moments: dict[str, np.ndarray]
+    fixed: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, network: Network, kinds: Sequence[str], decisions: Decisions) -> Weighing:
+        """Returns what a network weighs with in some kinds; its decisions are those of all kinds that it answers."""
+        moments = {kind: _moments(decisions, DECISION_KINDS.index(kind)) for kind in kinds if kind != "split"}
+        fixed = frozenset(SHOWN_OF_KIND["split"]) if "split" in kinds else frozenset()
+        return cls(network.linear.astype(np.float64), moments, fixed)
+
+    def choose_names(self, count: int) -> list[str]:
+        """Returns context values in the order in which they explain the weights, as for splits."""
+        names: list[str] = []
+        while len(names) < min(count, len(_CANDIDATES)):
+            left = [name for name in _CANDIDATES if name not in names]
+            names.append(min(left, key=lambda name: self._squared_error([*names, name])))
+        return names
+
+    def fit(self, names: Sequence[str]) -> dict[str, dict[str, Linear]]:
+        """Returns the weights nearest to the network's, by kind and feature; features that weigh 0 are left out."""
+        fitted = {feature: self._solve(feature, names).round(6) + 0.0 for feature in FEATURES}
+        values = [name for name in _CANDIDATES if name in names]
+        weights: dict[str, dict[str, Linear]] = {}
+        for kind in self.moments:
+            weights[kind] = {}
+            for feature in SHOWN_OF_KIND[kind]:
+                numbers = dict(zip(CONTEXT, fitted[feature].tolist(), strict=True))
+                slopes = {name: numbers[name] for name in values if numbers[name]}
+                if slopes or numbers[f"is_{kind}"]:
+                    weights[kind][feature] = Linear(constant=numbers[f"is_{kind}"], weights=slopes)
+        return weights
+
+    def _showing(self, feature: str) -> list[str]:
+        return [kind for kind in self.moments if feature in SHOWN_OF_KIND[kind]]
+
+    def _solve(self, feature: str, names: Sequence[str]) -> np.ndarray:
+        """Returns (context,) weights of a feature that are nearest to the network's; those left out are 0."""
+        found, showing = np.zeros(len(CONTEXT)), self._showing(feature)
+        moments = sum((self.moments[kind] for kind in showing), np.zeros((len(CONTEXT), len(CONTEXT))))
+        values = () if feature in self.fixed else names
+        columns = [CONTEXT.index(name) for name in (*values, *(f"is_{kind}" for kind in showing))]
+        ridge = _RIDGE * np.diag([1.0] * len(values) + [0.0] * len(showing))
+        weights = self.linear[:, FEATURES.index(feature)]
+        if weights.any() and showing:
+            found[columns] = np.linalg.solve(moments[np.ix_(columns, columns)] + ridge, moments[columns] @ weights)
+        return found
+
+    def _squared_error(self, names: Sequence[str]) -> float:
+        """Returns the mean squared distance of the weights from the nearest that depend on these values alone."""
+        total = 0.0
+        for feature in FEATURES:
+            away = self.linear[:, FEATURES.index(feature)] - self._solve(feature, names)
+            total += sum(float(away @ self.moments[kind] @ away) for kind in self._showing(feature))
+        return total
+
+
+def _moments(decisions: Decisions, kind: int) -> np.ndarray:
+    """Returns the (context, context) mean products of context values in decisions of a kind, or in all if none is."""
+    mine = decisions.contexts[:, kind] > 0
+    contexts = decisions.contexts[mine if mine.any() else slice(None)].astype(np.float64)
+    weights = decisions.weights[mine if mine.any() else slice(None)]
+    contexts[:, : len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == kind
+    return contexts.T @ (weights[:, None] / weights.sum() * contexts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from agents.opponents.players import Learned
 from agents.policies.steering import STEERED
+from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
 
 
@@ -19,7 +20,7 @@ class Decisions:
     Attributes:
         contexts: (decision, context) float32.
         chosen: (decision, wish) float32: the features of ``STEERED`` of the row taken; 0 where none is a split.
-        weights: (decision,) such that every workload counts the same and all sum up to 1.
+        weights: (decision,) such that every workload that asks counts the same and all sum up to 1.
         distances: (wish,) what a distance in each of them is multiplied with.
     """
 
@@ -44,7 +45,7 @@ def record_decisions(policy: Learned, problems: Sequence[Problem]) -> Decisions:
     """Returns the contexts that a policy decides in on each problem, and the features of the rows that it takes.
 
     Raises:
-        ConfigError: The schedule beneath does not fit a system.
+        ConfigError: The schedule beneath does not fit a system, or the policy is asked nothing.
     """
     steered = [*STEERED]
     contexts: list[np.ndarray] = []
@@ -56,5 +57,8 @@ def record_decisions(policy: Learned, problems: Sequence[Problem]) -> Decisions:
             contexts.append(decision.context.copy())
             chosen.append(decision.features[row, steered])
         asked = len(contexts) - before
-        weights += [1 / (max(asked, 1) * len(problems))] * asked
-    return Decisions(np.array(contexts), np.array(chosen), np.array(weights), np.array([*STEERED.values()]))
+        weights += [1 / max(asked, 1)] * asked
+    if not contexts:
+        raise ConfigError(f"over '{policy.base.name}' the policy is asked nothing in these {len(problems)} layers")
+    each = np.array(weights)
+    return Decisions(np.array(contexts), np.array(chosen), each / each.sum(), np.array([*STEERED.values()]))

@@ -1,17 +1,23 @@
 """What one decision of a network would take a GPU: an estimate for one warp that hides no latency.
 
-One lane works out each unit of what comes of the context, then each candidate's score; the best is found by shuffles.
-Every multiply-add waits for the one before it, weights that are 0 are left out as a kernel written for them would, and
-weights lie on chip. What the context is made of is read from L2 once, all values at the same time. Left out: how long
-counters take to become visible, and the work of keeping them.
+The kernel is written for one kind of decision. One lane works out each unit of what comes of the context, and each
+weight of a rule, then each candidate's score; the best is found by shuffles. Every multiply-add waits for the one
+before it; left out are weights that are 0 or of features that the kind does not show, and layers that tell no two
+candidates apart. Weights lie on chip. What the context and the candidates' features are made of is read from L2 once,
+all values at the same time. Left out: how long counters take to become visible, and the work of keeping them. Features
+of plans depend on the machine, the layer and the tokens of each GPU, not on routing, so they are taken to lie ready,
+as is what the schedule's own rule would take, where that is a feature (``ruled``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from agents.policies.linear import SHOWN_OF_KIND
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import DECISION_KINDS
+from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES
 
 CLOCK_GHZ = 1.7  # below the boost clock of an H100 SXM, 1.98 GHz (data sheet)
 LANES = 32
@@ -21,30 +27,59 @@ L2_CYCLES = 270  # one read that hits L2, about 263 cycles on an H100 (arXiv 240
 _SHUFFLES = 5  # steps in which 32 lanes find their best
 
 
-def multiply_adds(network: Network, candidates: int) -> int:
-    """Returns the multiply-adds of one decision among so many candidates, those with a weight of 0 left out."""
-    # Of the rule what its weights take to fit the context; kinds only choose where they begin.
-    layers = network.context, network.score_pool, network.linear[len(DECISION_KINDS) :]
-    return int(sum(np.count_nonzero(layer) for layer in layers) + candidates * _per_candidate(network))
+@dataclass(frozen=True)
+class _Kernel:
+    """What a kernel for one kind of decision has to compute.
+
+    Attributes:
+        width: Units of a layer; 0 where layers tell no two candidates apart.
+        context: (unit,) multiply-adds of each unit with the context, and ``pool`` with the pool of embeddings.
+        slopes: (feature,) multiply-adds of a rule's weight with the context.
+        candidate: Multiply-adds of one candidate.
+    """
+
+    width: int
+    context: np.ndarray
+    pool: np.ndarray
+    slopes: np.ndarray
+    candidate: int
+
+    @classmethod
+    def of(cls, network: Network, kind: str) -> _Kernel:
+        """Returns the kernel of a network for a kind; which kind it is only chooses where sums begin."""
+        shown, kinds = [FEATURES.index(name) for name in SHOWN_OF_KIND[kind]], len(DECISION_KINDS)
+        constants, of_context = network.linear[DECISION_KINDS.index(kind), shown], network.linear[kinds:, shown]
+        weighed = int(np.count_nonzero(constants.astype(bool) | of_context.any(axis=0)))
+        layers = (network.row[shown], network.embed, network.score_row, network.score)
+        slopes = np.count_nonzero(of_context, axis=0)
+        if not layers[0].any():
+            nothing = np.zeros(0, int)
+            return cls(0, nothing, nothing, slopes, weighed)
+        return cls(
+            network.width,
+            np.count_nonzero(network.context[kinds:], axis=0),
+            np.count_nonzero(network.score_pool, axis=0),
+            slopes,
+            sum(int(np.count_nonzero(layer)) for layer in layers) + weighed,
+        )
 
 
-def decision_us(network: Network, candidates: int) -> float:
-    """Returns what one decision among so many candidates takes one warp, microseconds."""
+def multiply_adds(network: Network, kind: str, candidates: int) -> int:
+    """Returns the multiply-adds of one decision of a kind among so many candidates."""
+    kernel = _Kernel.of(network, kind)
+    shared = kernel.context.sum() + kernel.pool.sum() + kernel.slopes.sum()
+    return int(shared) + candidates * kernel.candidate
+
+
+def decision_us(network: Network, kind: str, candidates: int) -> float:
+    """Returns what one decision of a kind among so many candidates takes one warp, microseconds."""
+    kernel = _Kernel.of(network, kind)
     # Lanes take turns: every lane is as slow as the one with most to add.
-    turns = -(-network.width // LANES)
-    deepest = np.count_nonzero(network.context, axis=0).max() + np.count_nonzero(network.score_pool, axis=0).max()
-    scores = -(-candidates // LANES) * _per_candidate(network)
-    # A rule's weights are worked out by a lane each, for all candidates.
-    rule = np.count_nonzero(network.linear[len(DECISION_KINDS) :], axis=0).max()
-    arithmetic = MULTIPLY_ADD_CYCLES * (turns * int(deepest) + int(rule) + scores)
-    # What lanes have worked out for each other goes through shuffles: units of the context, then the pool, if any.
-    exchanged = turns * (1 + bool(network.score_pool.any()))
-    return (L2_CYCLES + arithmetic + SHUFFLE_CYCLES * (exchanged + _SHUFFLES)) / CLOCK_GHZ / 1e3
-
-
-def _per_candidate(network: Network) -> int:
-    """Returns the multiply-adds of one candidate; of the rule those of the kind with most weights."""
-    layers = (network.row, network.embed, network.score_row, network.score)
-    kinds, rest = network.linear[: len(DECISION_KINDS)], network.linear[len(DECISION_KINDS) :]
-    weighed = np.count_nonzero(kinds.astype(bool) | rest.any(axis=0), axis=1).max()
-    return int(sum(np.count_nonzero(layer) for layer in layers) + weighed)
+    turns, turns_of_rule = (-(-count // LANES) for count in (kernel.width, np.count_nonzero(kernel.slopes)))
+    deepest, deepest_of_rule = (int(counts.max(initial=0)) for counts in (kernel.context, kernel.slopes))
+    pooled = int(kernel.pool.max(initial=0))
+    shared = turns * (deepest + pooled) + turns_of_rule * deepest_of_rule
+    arithmetic = MULTIPLY_ADD_CYCLES * (shared + -(-candidates // LANES) * kernel.candidate)
+    # What lanes have worked out for each other goes through shuffles: units of the context, the pool, a rule's weights.
+    exchanged = turns * (1 + (pooled > 0)) + turns_of_rule
+    return float((L2_CYCLES + arithmetic + SHUFFLE_CYCLES * (exchanged + _SHUFFLES)) / CLOCK_GHZ / 1e3)

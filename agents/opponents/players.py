@@ -228,9 +228,13 @@ class Learned(InEnvironment):
     network: Network
     opening: Network | None = None
 
+    def network_of(self, kind: int) -> Network:
+        """Returns the network that answers decisions of a kind."""
+        return self.opening if self.opening and kind < SPLIT else self.network
+
     def best_row(self, decision: Decision) -> int:
         """Returns the legal row that its networks score highest, the first of equals."""
-        return best_row(self.opening if self.opening and decision.kind < SPLIT else self.network, decision)
+        return best_row(self.network_of(decision.kind), decision)
 
     def answers(self, problem: Problem, place: int) -> Answer:
         """Returns what takes the row that the networks score highest."""

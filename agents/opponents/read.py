@@ -18,7 +18,7 @@ from agents.opponents.players import (
 )
 from agents.policies.card import FIRST, RANDOM, REFERENCE, PolicyCard, read_card, reference_runs, run_path
 from agents.policies.files import load_policy
-from agents.policies.rule import read_rule
+from agents.policies.rule import Rule, read_rule
 from dysharp_env.config import ConfigError, did_you_mean, preset_names
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, is_schedule_name, load_schedule, schedule_names
@@ -77,7 +77,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         return read_runs(given)
     if given.endswith(".json"):
         rule = read_rule(Path(given))
-        return Contender(given, rule.name, "rule", rule, (Learned(None, rule.env(), rule.network()),))
+        return Contender(given, rule.name, "rule", rule, (learned_rule(rule),))
     if any("/" in part or Path(part).exists() for part in given.split(",")):
         return read_runs(given)
     if _FUNCTION.fullmatch(given):
@@ -99,6 +99,11 @@ def choices(name: str, env: EnvSpec, seeds: Sequence[int]) -> Contender:
     """Returns ``random`` or ``first`` choices in an environment."""
     taken = [Chooser(env, seed) for seed in seeds] if name == RANDOM else [Chooser(env)]
     return Contender(name, name, "choices", name, tuple(taken))
+
+
+def learned_rule(rule: Rule) -> Learned:
+    """Returns who plays by a distilled rule."""
+    return Learned(None, rule.env(), rule.network(), rule.opening())
 
 
 def learned_of(contender: Contender) -> list[Learned]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dysharp_env.schedules import ScheduleSpec
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURE_TABLE, FEATURES, RULE_FEATURES
 
+SHOWN_OF_KIND: dict[str, tuple[str, ...]] = {
+    kind: tuple(feature.name for feature in FEATURE_TABLE if kind in feature.kinds) for kind in DECISION_KINDS
+}
+"""All that is shown of a kind's candidates."""
+
 
 def _features_of(kind: str) -> tuple[str, ...]:
     """Returns all that a rule sees of a kind's candidates."""
-    return tuple(feature.name for feature in FEATURE_TABLE if kind in feature.kinds and feature.name in RULE_FEATURES)
+    return tuple(name for name in SHOWN_OF_KIND[kind] if name in RULE_FEATURES)
 
 
 # Features that differ among the candidates of a decision and matter. Left out: what is the same for all of them or 0,
@@ -24,7 +29,6 @@ FEATURES_OF_KIND: dict[str, tuple[str, ...]] = {
     ),
     "combine": ("order", "size", "waiting", "fan_out", "is_hold"),
 }
-ROW_FEATURES = FEATURES_OF_KIND["gemm"]
 _RELUCTANCE = -2.0  # of hold, where the start never waits: below every score of the start
 
 

@@ -1,35 +1,45 @@
-"""A distilled rule for splits and GEMM rows: what is wanted and what counts, from a handful of context values.
+"""A distilled rule: what counts in a candidate of each kind of decision, and what split is wanted.
 
-For each number of a split the rule says what it wants, as a sum of weighted context values; the split on offer nearest
-to that, by the sum of weighted distances, is taken, the first of equals. For a row it weighs features, with weights
-that are sums of weighted context values; the highest sum is taken, the first of equals. All of it is a network of the
-engine as well, so that whatever plays a policy plays a rule. Its file names values and features.
+A candidate is weighed by its features, with weights that are sums of weighted context values; the highest sum is
+taken, the first of equals. For each number of a split the rule says what it wants, as such a sum; the split on offer
+nearest to that, by the sum of weighted distances, is taken, the first of equals. All of it is networks of the engine
+as well, so that whatever plays a policy plays a rule. Its file names values and features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from agents.policies.card import read_json
-from agents.policies.linear import ROW_FEATURES
+from agents.policies.linear import SHOWN_OF_KIND
 from agents.policies.steering import INPUTS, STEERED, network_of
 from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules.exposure import SplitRow
 from dysharp_env.schedules.spec import NEVER_EARLY
 from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, CONTEXT_MEANINGS, FEATURES, GEMM
+from dysharp_env.simulator.state.observation import (
+    CONTEXT,
+    CONTEXT_MEANINGS,
+    DECISION_KINDS,
+    ENGINE_KINDS,
+    FEATURES,
+    OPENING_KINDS,
+    DecisionKind,
+)
 
 WISHES = {
     FEATURES[feature]: weight for feature, weight in STEERED.items()
 }  # feature of a split: weight of its distance
 TIE = "the first of the nearest splits"
+WEIGHED_KINDS = tuple(kind for kind in DECISION_KINDS if kind != "split")
 
 
 def definition(name: str) -> str:
@@ -42,101 +52,158 @@ def definition(name: str) -> str:
 
 
 class Linear(Spec):
-    """A wish that is a sum of weighted context values."""
+    """A weight or a wish that is a sum of weighted context values."""
 
     constant: float = Field(allow_inf_nan=False)
-    """What is wanted where all of them are 0."""
+    """What it is where all of them are 0."""
     weights: dict[str, float]
     """Weight of each context value, by name."""
 
-
-class RowRule(Spec):
-    """What counts in a GEMM row, and which rows there are."""
-
-    hold: bool
-    """Whether to wait is one of them."""
-    partial_tiles: bool
-    """Whether open tiles are among them."""
-    features: dict[str, str]
-    """The features of a row that are weighed, and what each is."""
-    weights: dict[str, Linear]
-    """Weight of each."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RowRule:
-        if unknown := self.weights.keys() - {*ROW_FEATURES}:
-            raise ValueError(f"weights name {sorted(unknown)}, no feature of a row; choose from {[*ROW_FEATURES]}")
-        if missing := sorted(self.weights.keys() - self.features.keys()):
-            raise ValueError(f"features says nothing of {missing}, which weights name")
-        return self
+    @property
+    def slopes(self) -> dict[str, float]:
+        """The weights that are not 0."""
+        return {name: weight for name, weight in self.weights.items() if weight}
 
 
-class Rule(Spec):
-    """A rule with all that is needed to play it."""
+class SplitRule(Spec):
+    """What split is wanted, and which there are."""
 
-    format: Literal["dysharp/rule/2"] = "dysharp/rule/2"
-    """What the file is."""
-    name: str = Field(min_length=1)
-    """Name shown in results."""
-    description: str = ""
-    """Where it comes from."""
-    schedule: str
-    """The schedule beneath: a preset or YAML file."""
-    splits: tuple[tuple[int, ...], ...] = Field(min_length=2)
-    """Splits on offer; see ``EnvSpec``."""
-    split_moments: int = Field(ge=0, le=64)
-    """How often each GPU decides again; see ``EnvSpec``."""
-    context: dict[str, str]
-    """The context values that the rule looks at, and what each is."""
+    offered: tuple[SplitRow, ...] = Field(min_length=2)
+    """Splits on offer; see ``EnvSpec.splits``."""
+    moments: int = Field(ge=0, le=64)
+    """How often each GPU decides again; see ``EnvSpec.split_moments``."""
     wishes: dict[str, Linear]
     """What is wanted of each feature of a split."""
-    rows: RowRule | None = None
-    """What counts in a row; none leaves rows to the schedule."""
     distance: dict[str, float] = WISHES
     """What the distance in each of these features is multiplied with."""
     tie: str = TIE
     """What is taken where several splits are nearest."""
 
     @model_validator(mode="after")
-    def _check(self) -> Rule:
+    def _check(self) -> SplitRule:
         for key, fixed, given in (("distance", WISHES, self.distance), ("tie", TIE, self.tie)):
             if given != fixed:
                 raise ValueError(f"{key}={given} must be {fixed}")
         if [*self.wishes] != [*WISHES]:
             raise ValueError(f"wishes={[*self.wishes]} must be {[*WISHES]}, in that order")
-        parts = [*self.wishes.values(), *(self.rows.weights.values() if self.rows else ())]
-        named = {name for part in parts for name in part.weights}
-        unknown = (named | self.context.keys()) - {*INPUTS[:-1]}
-        if unknown:
-            raise ValueError(
-                f"the rule looks at {sorted(unknown)}, which is no context value; choose from {[*INPUTS[:-1]]}"
-            )
-        if missing := sorted(named - self.context.keys()):
-            raise ValueError(f"context says nothing of {missing}, which the rule looks at")
         return self
+
+
+class Rule(Spec):
+    """A rule with all that is needed to play it."""
+
+    format: Literal["dysharp/rule/3"] = "dysharp/rule/3"
+    """What the file is."""
+    name: str = Field(min_length=1)
+    """Name shown in results."""
+    description: str = ""
+    """Where it comes from."""
+    schedule: str
+    """The schedule beneath: a preset or YAML file, whose own rule takes the kinds that are not named here."""
+    hold: bool = False
+    """Whether to wait is a candidate where it can be; see ``EnvSpec``. Of several plans each says so itself."""
+    partial_tiles: bool = False
+    """Whether open tiles are candidates; likewise."""
+    max_candidates: int = Field(default=32, ge=2, le=4096)
+    """Most candidates that a decision shows; places in the list (``order``) are shown over it."""
+    context: dict[str, str]
+    """The context values that the rule looks at, and what each is."""
+    features: dict[str, str]
+    """The features of candidates that it weighs, and what each is."""
+    weights: dict[str, dict[str, Linear]] = {}
+    """By kind of decision the weight of each feature; the first candidate is taken where there is none."""
+    split: SplitRule | None = None
+    """What split is wanted; none leaves splits to the schedule."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        if unknown := sorted(self.weights.keys() - {*WEIGHED_KINDS}):
+            raise ValueError(f"weights name {unknown}, no kind that is weighed; choose from {[*WEIGHED_KINDS]}")
+        for kind, weights in self.weights.items():
+            if unknown := sorted(weights.keys() - {*SHOWN_OF_KIND[kind]}):
+                shown = [*SHOWN_OF_KIND[kind]]
+                raise ValueError(f"weights.{kind} names {unknown}, which it does not show; choose from {shown}")
+        if not self.kinds:
+            raise ValueError("weights and split say nothing, so the rule decides nothing")
+        if self.split and len(self.split.offered) > self.max_candidates:
+            raise ValueError(f"max_candidates={self.max_candidates} must be at least {len(self.split.offered)} splits")
+        named = {name for part in self._parts() for name in part.weights}
+        if unknown := sorted((named | self.context.keys()) - {*INPUTS[:-1]}):
+            raise ValueError(f"the rule looks at {unknown}, which is no context value; choose from {[*INPUTS[:-1]]}")
+        weighed = {name for weights in self.weights.values() for name in weights}
+        for key, told, needed in (("context", self.context, named), ("features", self.features, weighed)):
+            if missing := sorted(needed - told.keys()):
+                raise ValueError(f"{key} says nothing of {missing}, which the rule looks at")
+        for answered in (OPENING_KINDS, ENGINE_KINDS):
+            self._check_shared([kind for kind in self.kinds if kind in answered])
+        return self
+
+    def _check_shared(self, kinds: Sequence[str]) -> None:
+        """Checks that kinds which one network answers let a feature depend on the context alike."""
+        for feature in FEATURES:
+            showing = [kind for kind in kinds if feature in SHOWN_OF_KIND[kind]]
+            slopes = [self._slopes(kind, feature) for kind in showing]
+            if any(each != slopes[0] for each in slopes):
+                raise ValueError(
+                    f"weights: '{feature}' must depend on the context alike in {showing}: one network answers"
+                )
+
+    def _slopes(self, kind: str, feature: str) -> dict[str, float]:
+        weight = self.weights.get(kind, {}).get(feature)
+        return weight.slopes if weight else {}
+
+    def _parts(self) -> Iterator[Linear]:
+        for weights in self.weights.values():
+            yield from weights.values()
+        yield from self.split.wishes.values() if self.split else ()
+
+    @property
+    def kinds(self) -> list[DecisionKind]:
+        """The kinds of decision that it takes."""
+        return [kind for kind in DECISION_KINDS if kind in self.weights or (kind == "split" and self.split)]
 
     def env(self) -> EnvSpec:
         """Returns the environment that asks what the rule answers."""
+        splits: dict[str, Any] = {}
+        if self.split:
+            splits = {"splits": self.split.offered, "split_moments": self.split.moments}
         return EnvSpec(
             schedule=self.schedule,
-            exposed=("split", "gemm") if self.rows else ("split",),
-            hold=self.rows is not None and self.rows.hold,
-            partial_tiles=self.rows is not None and self.rows.partial_tiles,
-            splits=self.splits,
-            split_moments=self.split_moments,
-            max_candidates=max(2, len(self.splits)),
+            exposed=tuple(self.kinds),
+            hold=self.hold,
+            partial_tiles=self.partial_tiles,
+            max_candidates=self.max_candidates,
+            **splits,
         )
 
     def triples(self) -> list[tuple[int, int, int]]:
         """Returns dispatch SMs, combine SMs and fewest tokens of a tile closed early of every split on offer."""
         schedule = load_schedule(self.schedule)
         fewest = schedule.min_partial_tokens if schedule.partial_tiles else NEVER_EARLY
-        return [(split[0], split[1], (*split, fewest)[2]) for split in self.splits]
+        offered = self.split.offered if self.split else ()
+        return [(split[0], split[1], (*split, fewest)[2]) for split in offered]
 
     def network(self) -> Network:
-        """Returns the rule as the engine plays it, which differs from the header where two are alike up to rounding."""
-        network = linear_network([*self.wishes.values()])
-        return replace(network, linear=_row_weights(self.rows)) if self.rows else network
+        """Returns what the engine plays it with, which differs from the header where two are alike up to rounding."""
+        network = linear_network([*self.split.wishes.values()]) if self.split else Network.nothing()
+        return replace(network, linear=self._linear(ENGINE_KINDS))
+
+    def opening(self) -> Network | None:
+        """Returns what decides before a layer starts; None if the rule leaves that to the schedule."""
+        if not self.weights.keys() & {*OPENING_KINDS}:
+            return None
+        return replace(Network.nothing(), linear=self._linear(OPENING_KINDS))
+
+    def _linear(self, kinds: Sequence[str]) -> np.ndarray:
+        """Returns the (context, feature) float32 weights of some kinds."""
+        linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
+        for kind in kinds:
+            for name, weight in self.weights.get(kind, {}).items():
+                column = linear[:, FEATURES.index(name)]
+                column[CONTEXT.index(f"is_{kind}")] = weight.constant
+                for value, factor in weight.weights.items():
+                    column[CONTEXT.index(value)] = factor
+        return linear
 
 
 def read_rule(path: Path) -> Rule:
@@ -156,14 +223,3 @@ def linear_network(wishes: Sequence[Linear]) -> Network:
         for name, weight in wish.weights.items():
             weights[row, INPUTS.index(name)] = distance * weight
     return network_of(weights)
-
-
-def _row_weights(rows: RowRule) -> np.ndarray:
-    """Returns the (context, feature) float32 weights of a rule for rows."""
-    linear = np.zeros((len(CONTEXT), len(FEATURES)), np.float32)
-    for name, weight in rows.weights.items():
-        column = linear[:, FEATURES.index(name)]
-        column[GEMM] = weight.constant
-        for value, factor in weight.weights.items():
-            column[CONTEXT.index(value)] = factor
-    return linear

@@ -25,7 +25,6 @@ from dysharp_env.simulator.engine import Decision
 from dysharp_env.workload import ScenarioSpec
 
 ROOT = Path(__file__).parents[2]
-RULE = str(ROOT / "runs" / "reference" / "rule" / "rule.json")
 TINY = {"gpus": 4, "tokens": 16, "routing": "uniform"}
 OPTIONS = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
 FUNCTIONS = """
@@ -71,15 +70,15 @@ def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, An
     return json.loads(capsys.readouterr().out)
 
 
-SORTS = ["reference", "RUN", RULE, "random", "first", "look-ahead:dysharp", "FUNCTIONS:warm_first", "FUNCTIONS:last"]
+SORTS = ["reference", "RUN", "RULE", "random", "first", "look-ahead:dysharp", "FUNCTIONS:warm_first", "FUNCTIONS:last"]
 
 
 @pytest.mark.parametrize("command", ["simulate", "compare", "explain"])
 @pytest.mark.parametrize("given", SORTS)
 def test_commands_play_whoever_is_named(
-    given: str, command: str, functions: str, row_run: str, capsys: pytest.CaptureFixture[str]
+    given: str, command: str, functions: str, row_run: str, rule_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = given.replace("RUN", row_run).replace("FUNCTIONS", functions)
+    given = given.replace("RUN", row_run).replace("RULE", rule_file).replace("FUNCTIONS", functions)
     document = printed([command, "--schedule", given], capsys)
     contender = read_contender(given)
     (run,), (described,) = document["runs"], document["config"]["schedules"]

@@ -17,7 +17,7 @@ from agents.opponents.rollouts import play_networks
 from agents.policies import steering
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_policy
-from agents.policies.linear import ROW_FEATURES
+from agents.policies.linear import FEATURES_OF_KIND
 from agents.policies.steering import SPLIT_COMBINE, SPLIT_DISPATCH, SPLIT_EARLY
 from agents.training.evolution import Evolution
 from agents.training.genome import PROGRESS, Genome, Scale
@@ -230,17 +230,18 @@ def test_weights_are_what_the_columns_say() -> None:
     scale = Scale(("link_share", "l2_room"), np.array([0.4, 0.6]), np.array([0.1, 0.2]))
     gated, gates = ("is_hold", "size"), ("sent", "free_sms")
     genome = Genome(load_schedule("dysharp-order"), rows(("gemm",)), scale, gated, gates)
-    number = len(ROW_FEATURES)
+    row_features = FEATURES_OF_KIND["gemm"]
+    number = len(row_features)
     weights, nudge = rng.normal(0, 1, (number + 4, 3)), rng.normal(0, 1, number + 4)
     weights[number:, 1:] = 0.0
     assert genome.start.shape == weights.shape and genome.depends.tolist() == [True] * number + [False] * 4
     features = np.zeros((5, len(FEATURES)), np.float32)
-    features[:, [FEATURES.index(name) for name in ROW_FEATURES]] = rng.random((5, number))
+    features[:, [FEATURES.index(name) for name in row_features]] = rng.random((5, number))
     context = rng.random(len(CONTEXT)).astype(np.float32)
     context[: len(DECISION_KINDS)] = np.arange(len(DECISION_KINDS)) == GEMM
     told = {name: float(context[CONTEXT.index(name)]) for name in CONTEXT}
     shares = (1.0, (told["link_share"] - 0.4) / 0.1, (told["l2_room"] - 0.6) / 0.2)
-    weigh = dict(zip(ROW_FEATURES, weights[:number] @ shares + nudge[:number], strict=True))
+    weigh = dict(zip(row_features, weights[:number] @ shares + nudge[:number], strict=True))
     for place, (name, gate) in enumerate(itertools.product(gated, gates), start=number):
         weigh[name] += (weights[place, 0] + nudge[place]) * told[gate]
     expected = sum(weight * features[:, FEATURES.index(name)] for name, weight in weigh.items())
