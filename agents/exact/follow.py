@@ -1,10 +1,10 @@
 """Plays a solver's schedule of a tiny layer in the twin, to see whether what was solved can be played.
 
-Every group takes what is next in the solver's order, and holds while that is not ready; HBM reads in that order, but for
-a row that starts so early that its matrix comes sooner, which nobody is the later for. A solver may also let a row or
-sum wait for no reason of order, or for a token to join an open tile, which does not end a group's hold; and it may
-serve some heads that arrive at one instant as it likes. Where its makespan hangs on that, the play ends at another
-time.
+Every group takes what is next in the solver's order, and holds while that is not ready. HBM reads in that order without
+a rest, unless a row starts sooner than there, and its matrix comes sooner: nobody is the later for it. A solver may
+also let a row or sum wait for no reason of order, or for a token to join an open tile, which does not end a group's
+hold; and it may serve some heads that arrive at one instant as it likes. Where its makespan hangs on that, the play
+ends at another time.
 """
 
 from __future__ import annotations

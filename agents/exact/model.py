@@ -1,19 +1,19 @@
 """A tiny layer as a constraint program for OR-Tools' CP-SAT: the engine's timing rules on the stripped machine.
 
-What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, and the order
-and start of every partial sum on its uplink. What follows, as in the engine: a GPU's dispatches enter its uplink back
-to back when the kernel has started, sums go behind them; the switch serves each downlink in the order in which heads
-arrive, cut through; tokens fill their experts' tiles in the order of arrival; the GEMM-1 row of a tile, and then its
-GEMM-2 row, may run when it is full or its expert's last; or, where tiles may be closed early, it runs with fewer tokens
-before the next one arrives. Where reading weights takes time, a GPU reads each matrix of its experts that have tokens
-once, one after the other in an order that is free, from the launch on; the tokens it dispatches go behind what it has
-begun to read by then. The first row that uses a matrix ends no sooner than that is there.
+What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, the order
+and start of every partial sum on its uplink and, where weights take time to come, of every matrix that HBM reads. What
+follows, as in the engine: a GPU's dispatches enter its uplink back to back when the kernel has started, sums go behind
+them; the switch serves each downlink in the order in which heads arrive, cut through; tokens fill their experts' tiles
+in the order of arrival; the GEMM-1 row of a tile, and then its GEMM-2 row, may run when it is full or its expert's
+last; or, where tiles may be closed early, it runs with fewer tokens before the next one arrives. HBM reads one matrix
+after the other from the launch on, each that rows use once: nothing leaves L2, as nothing has to. The tokens that a GPU
+dispatches are read behind what it had begun to read by then. A row asks for its matrix when it starts, if nobody has,
+and the first row of a matrix ends no sooner than all of that is there.
 
-A row or sum may wait for any time after it is ready, where the engine's groups hold until something happens; and a
-sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
-whatever the engine plays is a solution with the same times, and the optimum is a lower bound on all that can be played. So may a matrix wait,
-be it fetched ahead or by its row, where the engine fetches when HBM falls free or something happens. Matrices of
-experts without tokens, which are read where counts are not known, are left out: they only keep others waiting.
+A row, sum or matrix may wait for any time after it is ready, where the engine's groups hold until something happens;
+and a sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
+whatever the engine plays is a solution with the same times, and the optimum is a lower bound on all that can be played.
+Matrices of experts without tokens are left out, which are read at most where counts are not known, and in vain.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class ExactModel:
                 self._declare_row(expert, tile, stage)
 
     def _declare_row(self, expert: int, tile: int, stage: int) -> None:
-        """Adds a tile's row in one GEMM: one thread block whose time grows with the tile, the first waits for weights."""
+        """Adds a tile's row in one GEMM, a thread block whose time grows with the tile; the first awaits weights."""
         costs, row = self._costs, (expert, tile, stage)
         assert costs.blocks == (1, 1) and costs.row_granularity == 1, "rows are more than one block, or rounded up"
         self.rows[row], self.row_ends[row] = self._time(f"row {row}"), self._time(f"end of row {row}")

@@ -30,10 +30,10 @@ from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
 _UNLIMITED_GBPS = 1e9  # at which a read of less than a megabyte rounds down to no time
-_FETCHING = {"gpu.hbm_gbps": 1e5, "gpu.l2_mb": 1e6}  # reads 0.94 and 0.47 GB of an expert in 9.4 and 4.7 us; see _STRIPPED
+_FETCHING = {"gpu.hbm_gbps": 1e5, "gpu.l2_mb": 1e6}  # reads an expert's matrices in 9.4 and 4.7 us, and keeps them
 _TOKENS_IN_ONE = 16  # a token of a tiny layer is as long as so many of DeepSeek-V3's, so that links matter beside hops
 TRAINING_SEED, VALIDATION_SEED = 10_000, 20_000  # what agents.exact.__main__ solves has seeds below
-_EARLY, _MULTICAST, _FETCHES = 0.4, 0.7, 0.4  # shares of drawn instances, as among those that agents.exact.__main__ solves
+_EARLY, _MULTICAST, _FETCHES = 0.4, 0.7, 0.4  # shares of drawn instances, about as among those that are solved
 _STRIPPED = {
     "name": "stripped-dgx-h100",
     "gpu.num_sms": 1,
@@ -176,7 +176,7 @@ class TinyLayer(Problem):
         )
 
     def fit_exposure(self, exposure: Exposure) -> Exposure:
-        """Returns an exposure without what cannot be asked here: splits of one SM; open tiles, fetches on some instances."""
+        """Returns an exposure without what cannot be asked here: splits of one SM, and on some instances more."""
         idle = {"split"} if self.instance.is_fetching else {"split", "prefetch"}
         kinds = tuple(kind for kind in exposure.kinds if kind not in idle)
         early = exposure.partial_tiles and self.instance.is_early
@@ -224,7 +224,8 @@ class Times:
     def of(cls, twin: Twin) -> Times:
         """Returns the times of a twin that is done."""
         sends: dict[int, int] = {}
-        pushes, arrivals, fetches, rows = {}, {}, {}, {}
+        fetches: dict[tuple[int, int], int] = {}
+        pushes, arrivals, rows = {}, {}, {}
         for use in twin.log:
             if use.resource == codes.LOG_HBM and use.purpose != codes.HBM_WEIGHTS:
                 continue
