@@ -1,9 +1,10 @@
 """Plays a solver's schedule of a tiny layer in the twin, to see whether what was solved can be played.
 
-Every group takes what is next in the solver's order, and holds while that is not ready. A solver may also let a row or
-sum wait for no reason of order, or for a token to join an open tile, which does not end a group's hold; and it may
-serve some heads that arrive at one instant as it likes. Where its makespan hangs on that, the play ends at another
-time.
+Every group takes what is next in the solver's order, and holds while that is not ready. HBM reads in that order without
+a rest, unless a row starts sooner than there, and its matrix comes sooner: nobody is the later for it. A solver may
+also let a row or sum wait for no reason of order, or for a token to join an open tile, which does not end a group's
+hold; and it may serve some heads that arrive at one instant as it likes. Where its makespan hangs on that, the play
+ends at another time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from agents.exact.search import Solved
 from agents.exact.tiny import Times, TinyLayer, play
 from dysharp_env.schedules import ScheduleSpec
 from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
-from dysharp_env.simulator.state.observation import COMBINE, DISPATCH
+from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, PREFETCH
 from dysharp_env.simulator.twin import Twin
-from dysharp_env.simulator.twin.parts import Chunk, Decision, Pair, Row, Unit
+from dysharp_env.simulator.twin.parts import Chunk, Decision, Matrix, Pair, Row, Unit
 
 NO_RANK = 2**62  # behind every time
 Key = TypeVar("Key")
@@ -48,6 +49,10 @@ def follower(twin: Twin, solved: Solved) -> Callable[[Decision], int]:
             if row < len(shown):
                 pushed.add(shown[row])
             return row
+        if decision.kind == PREFETCH:
+            shown_places = [(item.expert, item.stage) for item in legal if isinstance(item, Matrix)]
+            known = {place: ps for place, ps in solved.times.fetches.items() if place in shown_places}
+            return _next(known, shown_places, len(legal)) if known else len(legal) - 1
         waiting_rows = {row: ps for row, ps in solved.times.rows.items() if _is_waiting(twin, decision.gpu, row)}
         shown_rows = [_key(solved, row) for row in legal if isinstance(row, Row)]
         return _next(waiting_rows, shown_rows, len(legal))

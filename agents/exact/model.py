@@ -1,22 +1,26 @@
 """A tiny layer as a constraint program for OR-Tools' CP-SAT: the engine's timing rules on the stripped machine.
 
-What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, and the order
-and start of every partial sum on its uplink. What follows, as in the engine: a GPU's dispatches enter its uplink back
-to back when the kernel has started, sums go behind them; the switch serves each downlink in the order in which heads
-arrive, cut through; tokens fill their experts' tiles in the order of arrival; the GEMM-1 row of a tile, and then its
-GEMM-2 row, may run when it is full or its expert's last; or, where tiles may be closed early, it runs with fewer tokens
-before the next one arrives.
+What is decided: the order in which each GPU dispatches its tokens, the order and start of every GEMM row, the order
+and start of every partial sum on its uplink and, where weights take time to come, of every matrix that HBM reads. What
+follows, as in the engine: a GPU's dispatches enter its uplink back to back when the kernel has started, sums go behind
+them; the switch serves each downlink in the order in which heads arrive, cut through; tokens fill their experts' tiles
+in the order of arrival; the GEMM-1 row of a tile, and then its GEMM-2 row, may run when it is full or its expert's
+last; or, where tiles may be closed early, it runs with fewer tokens before the next one arrives. HBM reads one matrix
+after the other from the launch on, each that rows use once: nothing leaves L2, as nothing has to. The tokens that a GPU
+dispatches are read behind what it had begun to read by then. A row asks for its matrix when it starts, if nobody has,
+and the first row of a matrix ends no sooner than all of that is there.
 
-A row or sum may wait for any time after it is ready, where the engine's groups hold until something happens; and a
-sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
+A row, sum or matrix may wait for any time after it is ready, where the engine's groups hold until something happens;
+and a sum's head that arrives at the instant of another head may be served in either order. Both only add schedules. So
 whatever the engine plays is a solution with the same times, and the optimum is a lower bound on all that can be played.
+Matrices of experts without tokens are left out, which are read at most where counts are not known, and in vain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 from agents.exact.tiny import TinyLayer
@@ -64,7 +68,7 @@ class ExactModel:
         model: Its model, with all rules.
         makespan: When the last token is combined.
         places: By token, its place in the order of its home GPU's dispatches.
-        sends, pushes, rows: When what ``Times`` calls so starts; rows of all tiles there might be.
+        sends, pushes, rows, fetches: When what ``Times`` calls so starts; rows of all tiles there might be.
         row_ends: When rows end.
         segments: By (purpose, token, GPU), what crosses the switch.
         used: By (expert, tile), whether the tile has tokens.
@@ -94,6 +98,7 @@ class ExactModel:
         self.sends: dict[int, Variable] = {}
         self.pushes: dict[tuple[int, int], Variable] = {}
         self.segments: dict[tuple[int, int, int], Segment] = {}
+        self.fetches: dict[tuple[int, int], Variable] = {}
         self.rows: dict[tuple[int, int, int], Variable] = {}
         self.row_ends: dict[tuple[int, int, int], Variable] = {}
         self._sizes: dict[tuple[int, int], Variable] = {}  # of (expert, tile), 0 for tiles that are not needed
@@ -108,6 +113,8 @@ class ExactModel:
         for gpu in self.gpus:
             self._serve_downlink(gpu)
         self._fill_tiles()
+        for gpu in self.gpus:
+            self._serve_hbm(gpu)
         self._run_rows()
         self._combine()
 
@@ -293,13 +300,41 @@ class ExactModel:
                 self._declare_row(expert, tile, stage)
 
     def _declare_row(self, expert: int, tile: int, stage: int) -> None:
-        """Adds a tile's row in one GEMM: one thread block whose time grows with the tile."""
+        """Adds a tile's row in one GEMM, a thread block whose time grows with the tile; the first awaits weights."""
         costs, row = self._costs, (expert, tile, stage)
         assert costs.blocks == (1, 1) and costs.row_granularity == 1, "rows are more than one block, or rounded up"
         self.rows[row], self.row_ends[row] = self._time(f"row {row}"), self._time(f"end of row {row}")
         fixed_ps = costs.block_overhead_ps * self.used[expert, tile]
         row_ps = fixed_ps + costs.granule_ps[stage - 1] * self._sizes[expert, tile]
-        self.model.add(self.row_ends[row] == self.rows[row] + row_ps)
+        if tile == 0 and self._tiny.instance.is_fetching:
+            fetch = self.fetches[expert, stage] = self._time(f"fetch {expert} {stage}")
+            ends = [self.rows[row] + row_ps, fetch + self._fetch_ps(stage)]
+            self.model.add_max_equality(self.row_ends[row], ends)
+        else:
+            self.model.add(self.row_ends[row] == self.rows[row] + row_ps)
+
+    def _fetch_ps(self, stage: int) -> int:
+        return self._costs.hbm_ps(self._costs.weight_bytes[stage - 1])
+
+    def _serve_hbm(self, gpu: int) -> None:
+        """Reads matrices one after the other, and a GPU's own tokens, which all ask at the launch, as one."""
+        model, launch_ps = self.model, self._costs.launch_ps
+        mine = {place: fetch for place, fetch in self.fetches.items() if self.gpu_of_expert[place[0]] == gpu}
+        own = sum(self.home(token) == gpu for token in self.tokens)
+        tokens_ps = own * self._costs.hbm_ps(self._costs.token_bytes[0])
+        tokens = self._time(f"tokens {gpu}")
+        model.add(tokens >= launch_ps)
+        for place, fetch in mine.items():
+            is_ahead = model.new_bool_var(f"fetch {place} before tokens")
+            model.add(fetch == launch_ps).only_enforce_if(is_ahead)
+            model.add(fetch >= tokens + tokens_ps).only_enforce_if(is_ahead.negated())
+        self._no_overlap([(tokens, tokens_ps), *((fetch, self._fetch_ps(place[1])) for place, fetch in mine.items())])
+        for first, second in permutations(mine, 2):
+            is_first = self._order(("fetch", *first), ("fetch", *second))
+            model.add(mine[first] + self._fetch_ps(first[1]) <= mine[second]).only_enforce_if(is_first)
+            # A row asks for what it lacks when it starts, and what is asked for later is read later.
+            expert, stage = second
+            model.add(mine[first] <= self.rows[expert, 0, stage]).only_enforce_if(is_first)
 
     def _place_token(self, expert: int, token: int, ahead: Variable, arrival: Variable) -> None:
         """Puts a token, ``ahead`` of whose fellows arrive earlier, into one of its expert's tiles."""

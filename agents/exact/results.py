@@ -25,6 +25,11 @@ INSTANCES = (
     TinyInstance(2, 3, 6, "multicast", 0.3, 6, is_early=True),
     TinyInstance(3, 2, 6, "multicast", 0.2, 2, is_early=True),
     TinyInstance(3, 3, 6, "unicast", 0.1, 24, is_early=True),
+    TinyInstance(2, 5, 4, "multicast", 0.2, 2, is_fetching=True),
+    TinyInstance(2, 6, 8, "unicast", 0.2, 11, is_fetching=True),
+    TinyInstance(3, 4, 9, "multicast", 0.3, 8, is_fetching=True),
+    TinyInstance(3, 5, 6, "multicast", 0.2, 9, is_fetching=True),
+    TinyInstance(2, 4, 4, "multicast", 0.2, 14, is_early=True, is_fetching=True),
 )
 
 

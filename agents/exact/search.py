@@ -33,6 +33,7 @@ def _timed(model: ExactModel, times: Times) -> Iterator[tuple[Variable, int]]:
     yield model.makespan, times.makespan_ps
     for mine, theirs in ((model.sends, times.sends), (model.pushes, times.pushes), (model.rows, times.rows)):
         yield from ((mine[key], theirs[key]) for key in theirs)  # type: ignore[index]
+    yield from ((fetch, times.fetches[place]) for place, fetch in model.fetches.items())
     for (expert, tile), used in model.used.items():
         yield used, int((expert, tile, 1) in times.rows)
     for name, segment in model.segments.items():
@@ -79,6 +80,7 @@ def search(model: ExactModel, effort: float) -> Solved | None:
         sends={key: solver.value(variable) for key, variable in model.sends.items()},
         pushes={key: solver.value(variable) for key, variable in model.pushes.items()},
         arrivals={key: solver.value(segment.start) for key, segment in model.segments.items()},
+        fetches={place: solver.value(fetch) for place, fetch in model.fetches.items()},
         rows={row: solver.value(start) for row, start in model.rows.items() if solver.value(model.used[row[:2]])},
         tiles={(e, t): tile for (e, t, tile), inside in model.in_tile.items() if solver.boolean_value(inside)},
     )

@@ -1,11 +1,14 @@
 """Tiny layers on a stripped machine: small enough to be solved exactly, on rules that a solver can state exactly.
 
 The machine is a DGX H100 from which everything is taken that an exact model would have to approximate; what is left is
-modelled to the picosecond, by the engine and by ``exact_model`` alike. Left out: HBM and L2 (reads take no time),
+modelled to the picosecond, by the engine and by ``model.py`` alike. Left out: HBM and L2 (reads take no time),
 windows of what an SM may have in flight, acknowledgements, requests and notifications on the wire, credits and virtual
 output queues (the switch queues at its outputs, without limit), in-switch reduction (sums are pushed home by plain
 stores) and parallel SMs (one SM a GPU runs every GEMM row, one row at a time). Links, hops, cut-through, multicast,
 translation, tiles (closed early or not) and GEMM times stay. A chunk is one token.
+
+Some instances have HBM, of a rate at which an expert's weights take about as long as its rows, and an L2 that holds all
+of them. There weights may be fetched ahead. What else HBM does then is to read the tokens that are dispatched.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
 _UNLIMITED_GBPS = 1e9  # at which a read of less than a megabyte rounds down to no time
+_FETCHING = {"gpu.hbm_gbps": 1e5, "gpu.l2_mb": 1e6}  # reads an expert's matrices in 9.4 and 4.7 us, and keeps them
 _TOKENS_IN_ONE = 16  # a token of a tiny layer is as long as so many of DeepSeek-V3's, so that links matter beside hops
 TRAINING_SEED, VALIDATION_SEED = 10_000, 20_000  # what agents.exact.__main__ solves has seeds below
-_EARLY, _MULTICAST = 0.4, 0.7  # shares of drawn instances, as among those that agents.exact.__main__ solves
+_EARLY, _MULTICAST, _FETCHES = 0.4, 0.7, 0.4  # shares of drawn instances, about as among those that are solved
 _STRIPPED = {
     "name": "stripped-dgx-h100",
     "gpu.num_sms": 1,
@@ -66,6 +70,7 @@ class TinyInstance:
         compute_scale: Multiplies GEMM time; about 0.2 makes links and GEMMs equally long.
         seed: Of the routing.
         is_early: Whether tiles may be closed early; far harder to solve.
+        is_fetching: Whether reading weights takes time, so that they may be fetched ahead.
     """
 
     num_gpus: int
@@ -75,13 +80,15 @@ class TinyInstance:
     compute_scale: float
     seed: int
     is_early: bool = False
+    is_fetching: bool = False
 
     @property
     def name(self) -> str:
-        """Name in results: size, primitive, compute scale, seed, and whether tiles may be closed early."""
+        """Name in results: size, primitive, compute scale, seed, and what more may be decided."""
         return (
             f"{self.num_gpus} GPUs x {self.tokens_per_gpu}, {self.experts} experts, {self.dispatch}, "
             f"x{self.compute_scale:g}, seed {self.seed}{', early tiles' * self.is_early}"
+            f"{', prefetch' * self.is_fetching}"
         )
 
     def build(self) -> TinyLayer:
@@ -109,6 +116,8 @@ class TinyInstance:
             name=f"tiny, seed {self.seed}",
         )
         system = load_system("dgx-h100", self.num_gpus).with_changes(_STRIPPED)
+        if self.is_fetching:
+            system = system.with_changes(_FETCHING)
         plain = Problem.of(system, workload, compute_scale=self.compute_scale)
         return TinyLayer(self.name, system, workload, plain.costs, plain.bound, self)
 
@@ -128,6 +137,7 @@ def tiny_layers(seed: int, count: int) -> list[TinyLayer]:
             compute_scale=float(rng.choice((0.1, 0.2, 0.2, 0.3))),
             seed=number,
             is_early=is_early,
+            is_fetching=bool(rng.random() < _FETCHES),
         )
         layers.append(instance.build())
     return layers
@@ -159,24 +169,33 @@ class TinyLayer(Problem):
                 "sms": {"dispatch": 1, "combine": 1, "in_gemm": True},
                 "chunk_tokens": 1,
                 "partial_tiles": schedule.partial_tiles and self.instance.is_early,
+                "prefetch": schedule.prefetch if self.instance.is_fetching else "none",
                 "min_partial_tokens": 1,
                 "best_of": (),
             }
         )
 
     def fit_exposure(self, exposure: Exposure) -> Exposure:
-        """Returns an exposure without what cannot be asked here: splits of one SM, and open tiles on some instances."""
-        kinds = tuple(kind for kind in exposure.kinds if kind != "split")
+        """Returns an exposure without what cannot be asked here: splits of one SM, and on some instances more."""
+        idle = {"split"} if self.instance.is_fetching else {"split", "prefetch"}
+        kinds = tuple(kind for kind in exposure.kinds if kind not in idle)
         early = exposure.partial_tiles and self.instance.is_early
         return replace(exposure, kinds=kinds, splits=(), split_moments=0, partial_tiles=early)
 
     def asked(self, hold: bool = True) -> Exposure:
         """Returns the exposure of all that can be decided on this layer."""
-        return Exposure(("dispatch", "gemm", "combine"), hold=hold, partial_tiles=self.instance.is_early)
+        kinds = ("dispatch", "prefetch", "gemm", "combine")
+        return self.fit_exposure(Exposure(kinds, hold=hold, partial_tiles=True))
 
     def offer(self, schedule: ScheduleSpec, exposure: Exposure) -> Offer:
-        """Returns what engine and twin run of a schedule, fitted as ``fit`` and ``fit_exposure`` do it."""
-        return super().offer(self.fit(schedule), self.fit_exposure(exposure))
+        """Returns what engine and twin run of a schedule, fitted as ``fit`` and ``fit_exposure`` do it.
+
+        Where somebody is asked what to fetch, weights are fetched ahead whatever the schedule says.
+        """
+        fitted, asked = self.fit(schedule), self.fit_exposure(exposure)
+        if "prefetch" in asked.kinds and fitted.prefetch == "none":
+            fitted = fitted.with_changes({"prefetch": "early"})
+        return super().offer(fitted, asked)
 
 
 @dataclass(frozen=True)
@@ -188,6 +207,7 @@ class Times:
         sends: By token, when its dispatch enters its home GPU's uplink; only tokens with a remote expert.
         pushes: By (token, GPU), when the partial sum enters that GPU's uplink.
         arrivals: By (purpose, token, GPU whose pair it is), when a segment enters the downlink it leaves the switch by.
+        fetches: By (expert, stage), when HBM begins to read the matrix, for the first time if it does so again.
         rows: By (expert, tile, stage), when the row starts.
         tiles: By (expert, token), the tile the token is in.
     """
@@ -196,6 +216,7 @@ class Times:
     sends: dict[int, int]
     pushes: dict[tuple[int, int], int]
     arrivals: dict[tuple[int, int, int], int]
+    fetches: dict[tuple[int, int], int]
     rows: dict[tuple[int, int, int], int]
     tiles: dict[tuple[int, int], int]
 
@@ -203,12 +224,15 @@ class Times:
     def of(cls, twin: Twin) -> Times:
         """Returns the times of a twin that is done."""
         sends: dict[int, int] = {}
+        fetches: dict[tuple[int, int], int] = {}
         pushes, arrivals, rows = {}, {}, {}
         for use in twin.log:
-            if use.resource == codes.LOG_HBM:
+            if use.resource == codes.LOG_HBM and use.purpose != codes.HBM_WEIGHTS:
                 continue
             _, first, second, *_ = (*use.item, 0)
-            if use.resource == codes.LOG_SM:
+            if use.resource == codes.LOG_HBM:
+                fetches.setdefault((int(first), int(second)), use.start_ps)
+            elif use.resource == codes.LOG_SM:
                 rows[int(first), int(use.item[3]), use.purpose] = use.start_ps
             elif use.resource == codes.LOG_DOWN:
                 arrivals[use.purpose, int(first), int(second)] = use.start_ps
@@ -222,7 +246,7 @@ class Times:
             for tile in expert.tiles
             for pair in tile.pairs
         }
-        return cls(twin.now_ps, sends, pushes, arrivals, rows, tiles)
+        return cls(twin.now_ps, sends, pushes, arrivals, fetches, rows, tiles)
 
 
 def play(twin: Twin, choose: Callable[[Decision], int]) -> Times:

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agents.exact.tiny import VALIDATION_SEED
 from agents.training.evolution import EvolutionRun
 from agents.training.held_out import validation_suite
 from agents.training.planning import PlanRun
@@ -16,9 +17,10 @@ from agents.training.ppo import PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
+from agents.training.validation import draw_problems
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
-from dysharp_env.schedules import Starter, load_schedule
+from dysharp_env.schedules import Exposure, Starter, load_schedule
 from dysharp_env.workers import Threads, Workers
 
 
@@ -51,15 +53,24 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
     Raises:
         ConfigError: A scenario, schedule or suite is unknown or does not fit, or the folder cannot be made.
     """
-    reference = load_schedule(spec.reference)
-    for source in Episodes(spec.env, 1).sources:
-        Starter(source.scenario.system, source.scenario.layer, reference)
-    first = validation_suite(spec).draw()[0]
-    schedule, exposure = load_schedule(spec.env.schedule), spec.env.exposure()
-    Starter(first.scenario.system, first.scenario.layer, schedule, exposure=exposure)
+    _require_fit(spec)
     folder = RunFolder.create(root, spec.name, spec.seed)
     folder.write_config(spec)
     return folder
+
+
+def _require_fit(spec: TrainSpec) -> None:
+    reference, schedule, exposure = load_schedule(spec.reference), load_schedule(spec.env.schedule), spec.env.exposure()
+    if spec.evolution is not None and spec.evolution.tiny:
+        # Those play on a machine of their own, not in the environment.
+        for problem in draw_problems(spec, None, VALIDATION_SEED):
+            problem.offer(reference, Exposure())
+            problem.offer(schedule, exposure)
+        return
+    for source in Episodes(spec.env, 1).sources:
+        Starter(source.scenario.system, source.scenario.layer, reference)
+    first = validation_suite(spec).draw()[0]
+    Starter(first.scenario.system, first.scenario.layer, schedule, exposure=exposure)
 
 
 def train_with_progress(

@@ -20,6 +20,7 @@ from agents.exact.follow import play_solved
 from agents.exact.model import ExactModel
 from agents.exact.tiny import Times, TinyInstance, TinyLayer
 from dysharp_env.schedules import Exposure, LowerBound, load_schedule
+from dysharp_env.simulator.twin.parts import Hold
 from dysharp_env.workload import Workload
 
 
@@ -34,6 +35,7 @@ def draw_instance(seed: int) -> TinyInstance:
         float(rng.choice([0.01, 0.1, 0.2, 0.5])),
         seed,
         is_early=bool(rng.integers(2)),
+        is_fetching=bool(rng.integers(2)),
     )
 
 
@@ -45,7 +47,9 @@ def play_randomly(tiny: TinyLayer, hold: bool, seed: int) -> Times:
     engine = tiny.engine(schedule, exposure)
     while (decision := twin.advance()) is not None:
         assert engine.advance() is not None
-        choice = int(rng.choice(np.flatnonzero(decision.mask)))
+        legal = np.flatnonzero(decision.mask)
+        waits = isinstance(decision.candidates[legal[-1]], Hold)
+        choice = int(rng.choice(legal if hold else legal[: len(legal) - waits]))
         twin.decide(choice)
         engine.decide(choice)
     assert engine.advance() is None and engine.now_ps == twin.now_ps
@@ -60,6 +64,9 @@ def fix_orders(model: ExactModel, times: Times) -> None:
     for (expert, token, tile), is_inside in model.in_tile.items():
         model.model.add(is_inside == int(times.tiles[expert, token] == tile))
     for gpu in model.gpus:
+        places = (place for place in model.fetches if model.gpu_of_expert[place[0]] == gpu)
+        for fetch, next_fetch in pairwise(sorted(places, key=times.fetches.__getitem__)):
+            model.model.add(model.fetches[fetch] < model.fetches[next_fetch])
         mine = (row for row in times.rows if model.gpu_of_expert[row[0]] == gpu)
         for first, second in pairwise(sorted(mine, key=times.rows.__getitem__)):
             model.model.add(model.row_ends[first] <= model.rows[second])
@@ -95,15 +102,17 @@ def test_what_the_engine_plays_is_a_solution_with_the_same_times(group: int) -> 
         assert makespan_ps(tiny, without, fix_orders) == without.makespan_ps
 
 
-@pytest.mark.parametrize("name", ["sends", "pushes", "rows", "arrivals"])
+@pytest.mark.parametrize("name", ["sends", "pushes", "rows", "arrivals", "fetches"])
 def test_anything_a_picosecond_early_is_no_solution(name: str) -> None:
     """Dispatch starts and a gapless schedule's first events cannot be earlier than they are."""
-    tiny = TinyInstance(2, 3, 4, "unicast", 0.2, 0).build()
+    tiny = TinyInstance(2, 3, 4, "unicast", 0.2, 0, is_fetching=name == "fetches").build()
     times = play_randomly(tiny, False, 0)
     events = getattr(times, name)
     first = min(events, key=events.__getitem__)
-    changed = replace(times, **{name: {**events, first: events[first] - 1}})
-    assert makespan_ps(tiny, changed, exact_search.fix_times) is None
+    # HBM never rests: its last read cannot be earlier either.
+    for early in (first, max(events, key=events.__getitem__)) if name == "fetches" else (first,):
+        changed = replace(times, **{name: {**events, early: events[early] - 1}})
+        assert makespan_ps(tiny, changed, exact_search.fix_times) is None
 
 
 def test_a_hand_worked_optimum() -> None:
@@ -123,6 +132,23 @@ def test_a_hand_worked_optimum() -> None:
     assert rows_ps < 600_000  # the token at home is done before the other one comes
     expected_ps = launch_ps + out_ps + 500_000 + 500_000 + rows_ps + home_ps + 500_000
     assert solved.is_proved and solved.times.makespan_ps == expected_ps == start.makespan_ps
+
+
+def test_a_hand_worked_optimum_with_weights() -> None:
+    """Both GPUs have one token and one expert, which gets both tokens; weights take longer than all else together."""
+    tiny = TinyInstance(2, 1, 2, "multicast", 0.5, 0, is_fetching=True).build()
+    solved = exact.solve(tiny, play_randomly(tiny, False, 0), effort=10.0)
+    # 2 x 2048 x 114688 and half as many values of 2 B, at 1e14 B/s and half of the time; between them the token that
+    # this GPU has dispatched meanwhile is read.
+    weights_ps = 939_524_096 // 200 + 469_762_048 // 200 + 229_376 // 200
+    home_ps = 16128 * 16 * 1000 // 450 + 500_000
+    assert tiny.costs.block_ps(2, 2) < 469_762_048 // 200
+    expected_ps = tiny.costs.launch_ps + weights_ps + home_ps
+    assert solved.is_proved and solved.times.makespan_ps == expected_ps
+    # Who fetches nothing ahead begins when the second token is there: 500 ns after it has come over two hops.
+    late = Times.of(tiny.twin(load_schedule("dysharp"), Exposure()).run())
+    came_ps = 17920 * 16 * 1000 // 450 + 1_000_000
+    assert late.makespan_ps == expected_ps + came_ps - 229_376 // 200
 
 
 def all_ends_ps(tiny: TinyLayer) -> Iterator[int]:
@@ -148,6 +174,8 @@ def all_ends_ps(tiny: TinyLayer) -> Iterator[int]:
         TinyInstance(2, 2, 4, "multicast", 0.1, 3),
         TinyInstance(2, 2, 4, "unicast", 0.3, 2),
         TinyInstance(2, 2, 2, "multicast", 0.1, 0, is_early=True),
+        TinyInstance(2, 1, 3, "multicast", 0.2, 8, is_fetching=True),
+        TinyInstance(2, 1, 2, "unicast", 0.1, 3, is_early=True, is_fetching=True),
     ],
 )
 def test_the_optimum_is_the_least_of_all_schedules_the_engine_can_play(instance: TinyInstance) -> None:
@@ -187,7 +215,7 @@ def test_the_command_prints_optima_between_the_bound_and_every_policy(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--instances", "0"], "instances=0 must be 1 to 10"),
+        (["--instances", "0"], "instances=0 must be 1 to 15"),
         (["--effort", "0"], "effort=0 must be above 0 and at most 1e6"),
         (["--policy", "dyshap"], "(did you mean 'dysharp'?)"),
         (["--policy", "fastermoe"], "schedule='fastermoe' is not modelled exactly"),

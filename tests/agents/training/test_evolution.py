@@ -23,7 +23,7 @@ from agents.training.evolution import Evolution
 from agents.training.genome import PROGRESS, Genome, Scale
 from agents.training.run_folder import RunFolder
 from agents.training.spec import EvolutionSpec, TrainSpec, read_spec
-from agents.training.start import train
+from agents.training.start import start_run, train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
@@ -152,7 +152,7 @@ def test_evolution_needs_a_suite(tmp_path: Path) -> None:
 
 
 TINY = {
-    "env": {"exposed": ["dispatch", "gemm", "combine"]},
+    "env": {"exposed": ["dispatch", "prefetch", "gemm", "combine"]},
     "evolution": {"tiny": 2, "shapes": [], "gated": [], "pairs": 2, "batch": 2, "threads": 1},
 }
 
@@ -164,7 +164,8 @@ def test_tiny_layers_have_no_splits(tmp_path: Path) -> None:
 
 def test_a_policy_evolves_on_tiny_layers_and_is_held_against_their_optima(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, **TINY)
-    folder = RunFolder.create(tmp_path, "tiny", 0)
+    assert load_schedule(spec.env.schedule).prefetch == "none"  # which tiny layers allow all the same
+    folder = start_run(spec, tmp_path)
     train(spec, folder)
     assert read_spec(folder) == spec
     rows = (folder.path / "evaluations.csv").read_text().splitlines()[1:]

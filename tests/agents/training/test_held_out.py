@@ -61,7 +61,7 @@ def test_a_suite_that_is_named_is_taken_and_told() -> None:
     run = load_spec(TrainSpec, "train", "demo")
     assert validation_suite(run) == load_suite("demo-validation")
     assert describe_validation(run) == "validates on suite demo-validation, 30 workloads"
-    assert describe_validation(load_spec(TrainSpec, "train", "tiny")) == "validates on 80 other tiny layers"
+    assert describe_validation(load_spec(TrainSpec, "train", "tiny")) == "validates on 160 other tiny layers"
 
 
 def test_nothing_is_left_of_a_validation_split_that_is_trained_on() -> None:

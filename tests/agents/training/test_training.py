@@ -199,6 +199,7 @@ def test_training_learns(tmp_path: Path) -> None:
         (["--config", "smoke", "--set", "ppo.batch_size=9999"], "ppo.batch_size=9999 must be at most"),
         (["--config", "smoke", "--set", "validation=smoky"], "suite='smoky' is unknown"),
         (["--config", "smoke", "--set", "reference=dyshap"], "schedule='dyshap' is unknown"),
+        (["--config", "tiny", "--set", "reference=fastermoe"], "schedule='fastermoe' is not modelled exactly"),
         (["--config", "smoke", "--set", "name=../up"], "name='../up'"),
         (["--config", "smoke", "--seed", "-1"], "seed=-1"),
         (["--config", "smoke", "--set", "name=2024-13-45"], "set='name=2024-13-45': the value is not valid YAML"),
