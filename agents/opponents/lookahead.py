@@ -88,7 +88,7 @@ def play_ahead(
         ahead: How it is played.
         note: Called with every decision that is asked and the row taken, before that is told the engine.
     """
-    weights = ahead.schedule.rule.matrix()
+    weights = engine.program.weights  # of the plan, if there are several
     batch = Batch(max(1, ahead.candidates - 1), engine.program.max_candidates)
     plan = engine.clone()
     plan.follow_rule()

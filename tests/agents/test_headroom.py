@@ -28,7 +28,7 @@ def test_room_is_three_per_cent_of_the_paper_s_time_whoever_finds_them() -> None
 def test_rivals_are_the_shipped_schedules_of_the_same_hardware() -> None:
     names = {schedule.name for schedule in shipped_rivals()}
     assert {"comet", "deepep", "mega-moe", "dysharp-l2", "dysharp-two-chunks"} <= names
-    assert not names & {"dysharp", "dysharp-waves", "dysharp-order", "dysharp-push", "mega-moe-multimem", "moe-hub"}
+    assert not names & {"dysharp", "dysharp-waves", "dysharp-tuned", "dysharp-push", "mega-moe-multimem", "moe-hub"}
     assert names < set(preset_names("schedules"))
 
 

@@ -87,7 +87,7 @@ def test_an_estimate_counts_what_is_not_zero() -> None:
 
 
 def test_a_distilled_choice_of_plans_takes_less_than_half_a_microsecond() -> None:
-    """Every feature of a plan, each weighed by all that is known of a layer: 6 values for 17 weights."""
+    """Every feature of a plan, each weighed by all that is known of a layer: 6 values for 21 weights."""
     values = dict.fromkeys((*SHAPES, "imbalance"), 1.0)
     names = FEATURES_OF_KIND["plan"]
     weights = dict.fromkeys(names, Linear(constant=1.0, weights=values))
@@ -95,10 +95,10 @@ def test_a_distilled_choice_of_plans_takes_less_than_half_a_microsecond() -> Non
     size = {"size": Linear(constant=1.0, weights={})}
     rule = Rule(name="r", schedule="dysharp-tuned", weights={"plan": weights, "gemm": size}, **described)
     opening = rule.opening()
-    assert opening is not None and len(names) == 17
-    assert multiply_adds(opening, "plan", 32) == 6 * 17 + 32 * 17
+    assert opening is not None and len(names) == 21
+    assert multiply_adds(opening, "plan", 32) == 6 * 21 + 32 * 21
     # A read, a weight a lane, which lanes tell each other, a candidate a lane, and five shuffles for the best.
-    assert decision_us(opening, "plan", 32) == pytest.approx((270 + 4 * (6 + 17) + (1 + 5) * 30) / 1.7e3)
+    assert decision_us(opening, "plan", 32) == pytest.approx((270 + 4 * (6 + 21) + (1 + 5) * 30) / 1.7e3)
     assert decision_us(opening, "plan", 32) < 0.5
-    # Rows are another network's, and what a kind does not show costs it nothing: rows have an order as plans have.
-    assert multiply_adds(rule.network(), "gemm", 32) == 32 and multiply_adds(opening, "gemm", 32) == 6 + 32
+    # Rows are another network's, and what a kind does not show costs it nothing: of what plans show, rows have four.
+    assert multiply_adds(rule.network(), "gemm", 32) == 32 and multiply_adds(opening, "gemm", 32) == 4 * (6 + 32)

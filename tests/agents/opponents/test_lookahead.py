@@ -11,7 +11,7 @@ from agents.opponents.rollouts import makespans_ps
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.sections import RuleSpec
 from dysharp_env.simulator.state.observation import FEATURES, RULE_FEATURES
-from dysharp_env.workload.suite import SuiteSpec
+from dysharp_env.workload.suite import SuiteSpec, load_suite
 
 ENTRIES = [
     {"model": "olmoe", "gpus": 4, "tokens": 40, "routing": "dsv2-lite", "seeds": [0, 2]},
@@ -90,3 +90,11 @@ def test_evaluate_takes_it_as_a_policy(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == "error: rollouts=0 must be at least 1\n"
     assert command.main(["--suite", "smoke", "--policy", "look-ahead:dyshap"]) == 2
     assert "did you mean 'dysharp'?" in capsys.readouterr().err
+
+
+def test_over_plans_it_plays_on_with_the_rule_of_the_plan() -> None:
+    problem = Problem.of_suite(load_suite("smoke").draw())[0]
+    schedule = load_schedule("dysharp-tuned")
+    found = look_ahead(problem, LookAhead(schedule, rollouts=60))
+    assert found.rule_ps == problem.run(schedule).engine.now_ps
+    assert found.makespan_ps <= found.rule_ps and 0 < found.rollouts <= 60

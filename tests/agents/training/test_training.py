@@ -191,7 +191,7 @@ def test_training_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config", "smok"], "choose from ['demo', 'plans', 'reference', 'smoke', 'tiny'] (did you mean 'smoke'?)"),
+        (["--config", "smok"], "choose from ['demo', 'reference', 'smoke', 'tiny'] (did you mean 'smoke'?)"),
         (["--config", "none.yaml"], "train file 'none.yaml' does not exist"),
         (["--config", "smoke", "--set", "ppo.n_step=4"], "unknown key 'ppo.n_step' (did you mean 'ppo.n_steps'?)"),
         (["--config", "smoke", "--set", "env.tokens=-1"], "env.tokens=-1"),
