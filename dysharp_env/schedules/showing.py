@@ -23,9 +23,9 @@ def plan_features(
     costs = costs.under(program.dispatch, program.combine, program.families)
     moved = _Moved.of(program, even, costs)
     return {
-        "size": min(1.0, program.chunk_tokens * even.num_gpus / even.num_tokens),
+        "size": min(1.0, program.chunk_tokens * even.num_gpus / max(even.num_tokens, 1)),
         "is_partial": program.partial_tiles,
-        "fan_out": moved.pairs / max(moved.tokens * (even.num_gpus - 1), 1.0),
+        "fan_out": min(1.0, moved.pairs / max(moved.tokens * (even.num_gpus - 1), 1.0)),
         "cost": rooted(moved.sms_ps(program, costs), bound.total_ps),
         "links": rooted(moved.links_ps(program, costs), bound.total_ps),
         "paid": rooted(sum(program.pays_ps) + program.pay_end_ps, bound.total_ps),

@@ -125,7 +125,7 @@ FEATURE_TABLE = (
     ),
     Feature(
         "fan_out",
-        "plan, dispatch, combine: mean remote GPUs per token, or copies of it, over GPUs - 1",
+        "dispatch, combine: mean remote GPUs per token over GPUs - 1; plan: mean copies of a token over that, cut at 1",
         ("plan", "dispatch", "combine"),
         walks=True,
     ),
