@@ -101,19 +101,17 @@ class Cluster(Workers):
             at_once = 2 * int(ray.cluster_resources().get("CPU", 1))  # so that no CPU is idle while a task is sent
         task = ray.remote(num_cpus=1, max_retries=ENDS_OF_A_TASK - 1)(work)
         places, running = iter(order), dict[Any, int]()
-        try:
-            while True:
-                for place in islice(places, at_once - len(running)):
-                    running[task.remote(*self._packed(function, items[place]))] = place
-                if not running:
-                    return
-                for reference in ray.wait(list(running))[0]:
-                    result, seconds = self._result(reference)
-                    self.elsewhere_s += seconds
-                    yield running.pop(reference), result
-        finally:
-            for reference in running:
-                ray.cancel(reference)
+        # After a mistake what runs is left to end, and counts no more: a check of Ray's ends this process where a task
+        # that is cancelled (``ray.cancel``) ends at that moment.
+        while True:
+            for place in islice(places, at_once - len(running)):
+                running[task.remote(*self._packed(function, items[place]))] = place
+            if not running:
+                return
+            for reference in ray.wait(list(running))[0]:
+                result, seconds = self._result(reference)
+                self.elsewhere_s += seconds
+                yield running.pop(reference), result
 
     def _packed(self, function: Callable[[Item], Result], item: Item) -> tuple[object, ...]:
         """Returns what ``work`` is called with: bytes in which constants are names, the names, and references."""
