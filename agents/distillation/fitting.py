@@ -5,7 +5,7 @@ Both are linear in a few context values, those that explain most. What is decide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,15 @@ MOST_VALUES = len(_CANDIDATES)
 
 def choose_names(decisions: Decisions, count: int) -> list[str]:
     """Returns context values in the order in which they explain what was chosen: each adds most to those before it."""
+    return by_error(_CANDIDATES, count, lambda names: _squared_error(decisions, names))
+
+
+def by_error(known: Sequence[str], count: int, error: Callable[[Sequence[str]], float]) -> list[str]:
+    """Returns at most so many names, one after the other those with which an error is least beside those before."""
     names: list[str] = []
-    while len(names) < min(count, len(_CANDIDATES)):
-        left = [name for name in _CANDIDATES if name not in names]
-        names.append(min(left, key=lambda name: _squared_error(decisions, [*names, name])))
+    while len(names) < min(count, len(known)):
+        left = [name for name in known if name not in names]
+        names.append(min(left, key=lambda name: error([*names, name])))
     return names
 
 
@@ -100,11 +105,7 @@ class Weighing:
 
     def choose_names(self, count: int) -> list[str]:
         """Returns context values in the order in which they explain the weights, as for splits."""
-        names: list[str] = []
-        while len(names) < min(count, len(_CANDIDATES)):
-            left = [name for name in _CANDIDATES if name not in names]
-            names.append(min(left, key=lambda name: self._squared_error([*names, name])))
-        return names
+        return by_error(_CANDIDATES, count, self._squared_error)
 
     def fit(self, names: Sequence[str]) -> dict[str, dict[str, Linear]]:
         """Returns the weights nearest to the network's, by kind and feature; features that weigh 0 are left out."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from agents.distillation.fitting import by_error
 from agents.opponents.players import Learned
 from agents.policies.linear import FEATURES_OF_KIND
 from agents.policies.rule import Linear
@@ -82,11 +83,7 @@ class Openings:
 
     def choose_names(self, count: int) -> list[str]:
         """Returns context values in the order in which they explain scores: each adds most to those before it."""
-        names: list[str] = []
-        while len(names) < min(count, len(self.varying)):
-            left = [name for name in self.varying if name not in names]
-            names.append(min(left, key=lambda name: self._fit([*names, name])[0]))
-        return names
+        return by_error(self.varying, count, lambda names: self._fit(names)[0])
 
     def fit(self, names: Sequence[str]) -> dict[str, dict[str, Linear]]:
         """Returns weights by kind and feature that are linear in some context values; what weighs 0 is left out."""

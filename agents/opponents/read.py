@@ -26,6 +26,7 @@ from dysharp_env.schedules.opponent import Contender
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 VIRTUAL_BEST = "virtual-best"
+_WITH_REPLICAS = tuple(f"{base}+eplb" for base in ("dysharp", "dysharp-team", "mega-moe"))
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
@@ -90,8 +91,8 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
 
 
 def designed_by_hand() -> tuple[ScheduleSpec, ...]:
-    """Returns the shipped schedules that somebody designed; of those that a search found none."""
-    shipped = [load_schedule(name) for name in preset_names("schedules")]
+    """Returns the shipped schedules that somebody designed, some with replicas; of those that a search found none."""
+    shipped = [load_schedule(name) for name in (*preset_names("schedules"), *_WITH_REPLICAS)]
     return tuple(schedule for schedule in shipped if schedule.found_by == "hand")
 
 

@@ -21,9 +21,9 @@ import torch
 from safetensors.numpy import save
 
 from agents.exact.tiny import TRAINING_SEED
+from agents.opponents.read import best_of
 from agents.opponents.rollouts import makespans_ps
 from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import run_path
 from agents.policies.files import load_policy, read_tensors
 from agents.training.genome import Genome, Scale
 from agents.training.nudged import Nudged, Player
@@ -50,8 +50,8 @@ def read_opening(folder: str) -> Network:
     Raises:
         ConfigError: There is no such run, or its policy has no network for that.
     """
-    best = run_path(folder) / "best"
-    network = load_policy(best).opening_network()
+    best, card = best_of(folder)
+    network = load_policy(best, card.env).opening_network()
     if network is None:
         raise ConfigError(f"opening='{folder}': its policy has no network of its own for what comes before a layer")
     return network

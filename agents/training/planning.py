@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from agents.policies.candidate_policy import CandidatePolicy
 from agents.policies.files import load_tensors
 from agents.training.plan_layers import draw_layers
-from agents.training.plan_table import ARRAYS, PlanTable, Promising, fit_plans, play_plans
+from agents.training.plan_table import ARRAYS, Fit, PlanTable, Promising, fit_plans, play_plans
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
@@ -57,11 +57,10 @@ class PlanRun(TrainingRun):
 
     def policy(self) -> CandidatePolicy:
         """Returns the policy: the mean of several fits, of which each learns other things by heart."""
-        planning, network = self._planning, self._network
+        network = self._network
         if len(self._table.names):
-            seeds = range(self.spec.seed, self.spec.seed + planning.members)
-            fits = [fit_plans(self._table, planning.width, seed, steps=planning.steps) for seed in seeds]
-            network = Network.mean_of([fit.network for fit in fits])
+            others = [self._fitted(self.spec.seed + member).network for member in range(1, self._planning.members)]
+            network = Network.mean_of([network, *others])
         return CandidatePolicy.of_network(Network.nothing(1), self.spec.env, network)
 
     def load_state(self, checkpoint: Path) -> None:
@@ -111,5 +110,8 @@ class PlanRun(TrainingRun):
         return Promising(self._network, planning.best, planning.others, (self.spec.seed, self.updates))
 
     def _fit(self) -> None:
-        fit = fit_plans(self._table, self._planning.width, self.spec.seed, steps=self._planning.steps)
+        fit = self._fitted(self.spec.seed)
         self._network, self._loss = fit.network, fit.loss
+
+    def _fitted(self, seed: int) -> Fit:
+        return fit_plans(self._table, self._planning.width, seed, steps=self._planning.steps)

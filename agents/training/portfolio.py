@@ -19,6 +19,7 @@ from agents.opponents.rollouts import play
 from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+from dysharp_env.schedules.replication import replicate_defaults
 
 Changes = dict[str, Any]
 Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]
@@ -45,7 +46,7 @@ COPYING: tuple[Changes, ...] = tuple(
     for weights in ("multicast", "relay", "pull")
 )
 # Replicas that lie there before: what eplb keeps, beside whatever moves tokens.
-PLACING: Changes = {"planner": "eplb", "slots": 1}
+PLACING: Changes = replicate_defaults("eplb")
 _RULED = ("dispatch", "prefetch", "gemm", "combine")
 # Of the best of a workload that no plan can run on: any plan is better than none.
 _NOTHING = 10.0
