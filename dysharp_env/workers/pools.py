@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.warmup import ensure_compiled
@@ -53,16 +56,29 @@ class Threads(Workers):
         """Does nothing: this process's clock has counted them."""
 
 
+def _begin() -> None:
+    """Leaves interrupts to the process that started this one, and sees to it that this one ends with that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
 class Processes(Threads):
     """Processes of this machine.
 
     They are spawned, not forked: progress bars run threads, and a fork in the middle of one can hang. Interrupts are
-    for this process alone, which lets the others finish what they do.
+    for this process alone, which lets the others finish what they do; if it is killed they end as well.
     """
 
     def _start(self) -> Executor:
         ensure_compiled()
-        return ProcessPoolExecutor(self._workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        return ProcessPoolExecutor(self._workers, get_context("spawn"), _begin)
 
     def _ends(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -92,6 +94,29 @@ def test_others_have_one_numerical_thread(workers: Workers, monkeypatch: pytest.
         assert os.getpid() not in {process for process, _ in found}
         assert workers.elsewhere_s > 0
     assert workers.cpu_s > 0
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    program = """
+import time
+from dysharp_env.workers import Processes
+from tests.workers.test_workers import where_and_how
+if __name__ == "__main__":
+    with Processes(2) as workers:
+        print(*{process for process, _ in workers.map(where_and_how, [*range(20)])}, flush=True)
+        time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [Path(f"/proc/{pid}") for pid in parent.stdout.readline().split()]
+        assert workers and all(process.exists() for process in workers)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(process.exists() for process in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(process.exists() for process in workers)
 
 
 def test_a_constant_is_loaded_once_by_each_of_rays_workers(ray_cluster: None) -> None:
