@@ -10,7 +10,7 @@ from agents.evaluation.recording import write_rows
 from agents.evaluation.report import plot_summary, summary_table
 from agents.evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
 from agents.kit import Command, check_folder, check_options, deliver, entry
-from agents.opponents.read import read_contenders
+from agents.opponents.read import read_contenders, run_folders
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
@@ -125,7 +125,7 @@ def _charged_kinds(args: argparse.Namespace) -> list[str]:
 def _described(contender: Contender) -> dict[str, object]:
     """Returns a contender's entry in the JSON: its name, and under its sort how it was given."""
     by_sort = {sort: contender.given if contender.sort == sort else None for sort in ("schedule", "rule")}
-    return {"name": contender.name, **by_sort, "runs": contender.given.split(",") if contender.sort == "runs" else []}
+    return {"name": contender.name, **by_sort, "runs": [str(path) for path in run_folders(contender)]}
 
 
 main = entry(build, __name__)

@@ -93,12 +93,16 @@ def run_path(given: str | Path) -> Path:
 def reference_runs() -> list[Path]:
     """Returns the run folders of the shipped agent, by training seed: the checkout's, or those of the wheel.
 
+    Paths begin at the present folder where they lie in it, so that results say nothing of a machine.
+
     Raises:
         ConfigError: There are none.
     """
     package = Path(__file__).resolve().parents[1]
     shipped = package / "shipped"  # where pyproject.toml has the wheel put them
     root = shipped if shipped.is_dir() else package.parent / "runs" / "reference"
+    if root.is_relative_to(Path.cwd()):
+        root = root.relative_to(Path.cwd())
     if found := sorted(root.glob("seed-*"), key=lambda path: (len(path.name), path.name)):
         return found
     raise ConfigError(f"'{REFERENCE}' is not shipped with this copy: '{root}' holds no runs")

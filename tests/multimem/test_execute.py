@@ -149,7 +149,7 @@ def test_random_legal_actions_reach_every_kind_of_decision(monkeypatch: pytest.M
 
     monkeypatch.setattr(Engine, "decide", recording)
     closed_early = 0
-    for seed in range(10):
+    for seed in range(20):
         workload, engine, _ = any_sequence(SYSTEMS[0], seed)
         state = engine.state
         tiles = state.tiles["expert"][state.tiles["count"] > 0]
