@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agents.opponents.agent import Agent
+    from .opponents.agent import Agent
 
 
 def load_agent(name: str) -> Agent:
@@ -25,6 +25,6 @@ def load_agent(name: str) -> Agent:
         ConfigError: The name stands for nothing, or what it stands for is damaged.
     """
     # Here, so that importing any module of the package does not bring torch along.
-    from agents.opponents.agent import Agent
+    from .opponents.agent import Agent
 
     return Agent.named(name)

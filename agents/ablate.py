@@ -15,18 +15,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from agents.evaluation.contexts import record_decisions
-from agents.evaluation.report import summary_table
-from agents.evaluation.table import json_content, summarise
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.players import FewerPlans, LateLearned, Learned
-from agents.opponents.read import learned_of, read_contender
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS
 from dysharp_env.system.primitives import DISPATCH_PRIMITIVES
 from dysharp_env.workload.suite import load_suite
+
+from .evaluation.contexts import record_decisions
+from .evaluation.report import summary_table
+from .evaluation.table import json_content, summarise
+from .kit import Command, check_options, deliver, entry
+from .opponents.players import FewerPlans, LateLearned, Learned
+from .opponents.read import learned_of, read_contender
 
 WHOLE = "whole policy"
 _STATE_GROUPS = {

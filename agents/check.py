@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agents.evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
-from agents.kit import Command, entry
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.simulator.twin import Twin
+
+from .evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
+from .kit import Command, entry
 
 NOT_CONFIRMED = 1
 

@@ -12,14 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.evaluation.report import plot_summary, summary_table
-from agents.evaluation.table import beats_on_every_workload, evaluate, json_content, summarise
-from agents.kit import Command, entry
-from agents.opponents.read import read_contender, read_contenders
-from agents.policies.card import RANDOM
-from agents.training.run_folder import RunFolder
-from agents.training.spec import TrainSpec, describe_result, read_spec
-from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
 from dysharp_env.commands.output import publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_bytes
@@ -29,6 +21,15 @@ from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.workload.suite import load_suite
+
+from .evaluation.report import plot_summary, summary_table
+from .evaluation.table import beats_on_every_workload, evaluate, json_content, summarise
+from .kit import Command, entry
+from .opponents.read import read_contender, read_contenders
+from .policies.card import RANDOM
+from .training.run_folder import RunFolder
+from .training.spec import TrainSpec, describe_result, read_spec
+from .training.start import load_config, read_run_dir, start_run, train_with_progress
 
 REFERENCE = "dysharp"
 

@@ -18,22 +18,23 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from agents.distillation.fitting import MOST_VALUES, Weighing, choose_names, explained, fit, is_linear
-from agents.distillation.header import header
-from agents.distillation.opening import Openings, drawn_layers
-from agents.evaluation.contexts import Decisions, record_decisions
-from agents.evaluation.report import plain_table
-from agents.kit import Command, check_folder, check_options, deliver, entry
-from agents.opponents.players import Learned
-from agents.opponents.read import best_of, learned_of, learned_rule, read_runs, run_folders
-from agents.opponents.rollouts import makespans_ps
-from agents.policies.rule import Linear, Rule, SplitRule, definition
-from agents.policies.steering import INPUTS
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.state.observation import ENGINE_KINDS, FEATURE_MEANINGS, OPENING_KINDS, SPLIT
 from dysharp_env.workload.suite import load_suite
+
+from .distillation.fitting import MOST_VALUES, Weighing, choose_names, explained, fit, is_linear
+from .distillation.header import header
+from .distillation.opening import Openings, drawn_layers
+from .evaluation.contexts import Decisions, record_decisions
+from .evaluation.report import plain_table
+from .kit import Command, check_folder, check_options, deliver, entry
+from .opponents.players import Learned
+from .opponents.read import best_of, learned_of, learned_rule, read_runs, run_folders
+from .opponents.rollouts import makespans_ps
+from .policies.rule import Linear, Rule, SplitRule, definition
+from .policies.steering import INPUTS
 
 REFERENCE = "dysharp"  # the gain that a rule keeps is that over the paper's schedule
 

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from agents.evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
-from agents.evaluation.charging import MOST_DECISION_US, charge, charged_rows
-from agents.evaluation.recording import write_rows
-from agents.evaluation.report import plot_summary, summary_table
-from agents.evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
-from agents.kit import Command, check_folder, check_options, deliver, entry
-from agents.opponents.read import read_contenders, run_folders
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_bytes
@@ -18,6 +11,14 @@ from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workload.suite import load_suite
+
+from .evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
+from .evaluation.charging import MOST_DECISION_US, charge, charged_rows
+from .evaluation.recording import write_rows
+from .evaluation.report import plot_summary, summary_table
+from .evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
+from .kit import Command, check_folder, check_options, deliver, entry
+from .opponents.read import read_contenders, run_folders
 
 AGAINST = "dysharp"
 

@@ -16,15 +16,16 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.lookahead import LookAhead, look_ahead
-from agents.opponents.rollouts import makespans_ps, size_of
-from agents.training.cma_search import Budget, search
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import preset_names
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
+
+from .kit import Command, check_options, deliver, entry
+from .opponents.lookahead import LookAhead, look_ahead
+from .opponents.rollouts import makespans_ps, size_of
+from .training.cma_search import Budget, search
 
 REFERENCE, WAVES, TUNED = "dysharp", "dysharp-waves", "dysharp-tuned"
 OTHERS = ("rival", "waves", "tuned", "own", "ahead", "own_ahead")  # whose makespans are measured beside the paper's

@@ -15,12 +15,13 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.opponents.lookahead import LookAhead
 from dysharp_env.commands import CommandParser, run_main
 from dysharp_env.commands.options import add_json_option, add_worker_options
 from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules.contenders import CONTENDER_HELP
+
+from .opponents.lookahead import LookAhead
 
 POLICY_HELP = f"{CONTENDER_HELP}; RUN,RUN,... are training seeds of one policy; repeatable"
 # Options of whole numbers that any command may have, and the least of each.

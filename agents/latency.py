@@ -14,12 +14,6 @@ import numpy as np
 import torch
 from numba import njit
 
-from agents.evaluation.kernel_cost import decision_us, multiply_adds
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.players import Learned
-from agents.opponents.read import learned_of, read_contender, run_folders
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import load_policy
 from dysharp_env.bench.layers import network_rows
 from dysharp_env.bench.timing import Row, Seconds, least, timed
 from dysharp_env.commands.bench import bench_table
@@ -34,6 +28,13 @@ from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES
 from dysharp_env.simulator.state.records import ROOT
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workload import ScenarioSpec
+
+from .evaluation.kernel_cost import decision_us, multiply_adds
+from .kit import Command, check_options, deliver, entry
+from .opponents.players import Learned
+from .opponents.read import learned_of, read_contender, run_folders
+from .policies.candidate_policy import CandidatePolicy
+from .policies.files import load_policy
 
 _REPEATS = 3
 _SHOWN = 500  # decisions that are answered

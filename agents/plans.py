@@ -13,10 +13,19 @@ from itertools import product
 
 import numpy as np
 
-from agents.kit import Command, check_options, entry
-from agents.training.plan_layers import draw_layers
-from agents.training.plan_table import Fit, PlanTable, fit_rule, play_plans
-from agents.training.portfolio import (
+from dysharp_env.commands.output import results_console
+from dysharp_env.config import ConfigError
+from dysharp_env.report.files import write_text
+from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules.writing import as_yaml
+from dysharp_env.simulator.warmup import notice
+from dysharp_env.workers import Processes, Workers
+from dysharp_env.workload.suite import load_suite
+
+from .kit import Command, check_options, entry
+from .training.plan_layers import draw_layers
+from .training.plan_table import Fit, PlanTable, fit_rule, play_plans
+from .training.portfolio import (
     COPYING,
     PLACING,
     Changes,
@@ -27,15 +36,7 @@ from agents.training.portfolio import (
     value,
     with_copies,
 )
-from agents.training.spec import PlanningSpec
-from dysharp_env.commands.output import results_console
-from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
-from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
-from dysharp_env.schedules.writing import as_yaml
-from dysharp_env.simulator.warmup import notice
-from dysharp_env.workers import Processes, Workers
-from dysharp_env.workload.suite import load_suite
+from .training.spec import PlanningSpec
 
 _BASE = "dysharp"
 _TELL_EVERY = 25  # steps

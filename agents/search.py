@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from agents.kit import Command, check_options, entry
-from agents.training.cma_search import Budget, Found, search
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import results_console
 from dysharp_env.config import ConfigError
@@ -15,6 +13,9 @@ from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
+
+from .kit import Command, check_options, entry
+from .training.cma_search import Budget, Found, search
 
 _STARTS = ("dysharp-l2", "dysharp-waves")
 

@@ -15,16 +15,17 @@ from itertools import combinations
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation.report import plain_table
-from agents.evaluation.statistics import geometric_mean
-from agents.evaluation.table import evaluate, log_ratios, summarise
-from agents.evaluation.variations import VARIATIONS, Variation, read_variations
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.read import read_contenders
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
+
+from .evaluation.report import plain_table
+from .evaluation.statistics import geometric_mean
+from .evaluation.table import evaluate, log_ratios, summarise
+from .evaluation.variations import VARIATIONS, Variation, read_variations
+from .kit import Command, check_options, deliver, entry
+from .opponents.read import read_contenders
 
 
 @dataclass(frozen=True)

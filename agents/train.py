@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from agents.kit import Command, entry
-from agents.policies.card import run_path
-from agents.training.run_folder import RunFolder
-from agents.training.spec import describe_result, read_spec
-from agents.training.start import load_config, read_run_dir, start_run, train_with_progress
 from dysharp_env.commands.options import asked_workers
 from dysharp_env.config import ConfigError, preset_names
+
+from .kit import Command, entry
+from .policies.card import run_path
+from .training.run_folder import RunFolder
+from .training.spec import describe_result, read_spec
+from .training.start import load_config, read_run_dir, start_run, train_with_progress
 
 
 def build() -> Command:

@@ -20,14 +20,6 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.read import read_contender
-from agents.tuning.header import header
-from agents.tuning.policy import NAME, Tuned, make
-from agents.tuning.report import Report, markdown, measure, verdict
-from agents.tuning.search import BASE, TuneSearch, play_all
-from agents.tuning.spec import TuneSpec
-from agents.tuning.tasks import write_tasks
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
 from dysharp_env.report.files import write_bytes, write_text
@@ -36,6 +28,15 @@ from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.system import Hardware
+
+from .kit import Command, check_options, deliver, entry
+from .opponents.read import read_contender
+from .tuning.header import header
+from .tuning.policy import NAME, Tuned, make
+from .tuning.report import Report, markdown, measure, verdict
+from .tuning.search import BASE, TuneSearch, play_all
+from .tuning.spec import TuneSpec
+from .tuning.tasks import write_tasks
 
 Tell = Callable[[str, float], object]
 """Called with what is being done, and what part of the time is spent."""

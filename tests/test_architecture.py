@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from dysharp_env.schedules.contenders import INSTALLED_AGENTS
+
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import the rooms before it. At the top of agents/ every other file is a command.
 ROOMS = {
@@ -166,10 +168,14 @@ def schedules_that_the_simulator_names(root: Path) -> list[str]:
 
 
 def unlisted_packages(root: Path) -> list[str]:
-    """Names the packages that are on disk or in pyproject.toml, but not in both."""
+    """Names the packages that are on disk or in pyproject.toml, but not in both, as they are on disk."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {name for name, path in modules_of(root).items() if path.stem == "__init__"}
-    return sorted(on_disk ^ (set(settings["packages"]) - settings.get("package-dir", {}).keys()))
+    elsewhere = set(settings.get("package-dir", {})) - {
+        INSTALLED_AGENTS
+    }
+    listed = set(settings["packages"]) - elsewhere
+    return sorted(on_disk ^ {name.replace(INSTALLED_AGENTS, "agents") for name in listed})
 
 
 CHECKS = [
@@ -249,7 +255,7 @@ BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
     (
         unlisted_packages,
         {
-            "pyproject.toml": "[tool.setuptools]\npackages = ['agents']",
+            "pyproject.toml": "[tool.setuptools]\npackages = ['dysharp_agents']",
             "agents/__init__.py": "",
             "agents/exact/__init__.py": "",
         },

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.evaluation.contexts import Decisions
-from agents.policies.linear import SHOWN_OF_KIND
-from agents.policies.rule import WISHES, Linear
-from agents.policies.steering import INPUTS, STEERED
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
+
+from ..evaluation.contexts import Decisions
+from ..policies.linear import SHOWN_OF_KIND
+from ..policies.rule import WISHES, Linear
+from ..policies.steering import INPUTS, STEERED
 
 # Ridge of the least squares, relative to the variance of a context value between 0 and 1: columns that hardly vary
 # would get weights far beyond what the training suite can tell.

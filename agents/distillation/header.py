@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from agents.policies.rule import WISHES, Linear, Rule, SplitRule
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.spec import NEVER_EARLY
 from dysharp_env.simulator.state.observation import CANDIDATE_MEANINGS, CONTEXT, FEATURES, DecisionKind
+
+from ..policies.rule import WISHES, Linear, Rule, SplitRule
 
 _MEMBER = "c->"  # how the functions reach a context value
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from agents.distillation.fitting import by_error
-from agents.opponents.players import Learned
-from agents.policies.linear import FEATURES_OF_KIND
-from agents.policies.rule import Linear
-from agents.policies.steering import INPUTS
-from agents.training.plan_layers import draw_layers
-from agents.training.spec import PlanningSpec
 from dysharp_env.schedules import Problem
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS
 from dysharp_env.workload.suite import SuiteSpec
+
+from ..opponents.players import Learned
+from ..policies.linear import FEATURES_OF_KIND
+from ..policies.rule import Linear
+from ..policies.steering import INPUTS
+from ..training.plan_layers import draw_layers
+from ..training.spec import PlanningSpec
+from .fitting import by_error
 
 _STEPS, _RATE, _DECAY = 1000, 0.3, 1e-3  # of AdamW; the rate falls to 0 along a half cosine
 _WEIGHED = tuple(dict.fromkeys(name for kind in OPENING_KINDS for name in FEATURES_OF_KIND[kind]))

@@ -9,14 +9,15 @@ from functools import cache
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation.report import plain_table
-from agents.evaluation.statistics import EQUAL, geometric_mean
-from agents.evaluation.table import log_ratios
 from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Played
 from dysharp_env.workload import Scenario
 from dysharp_env.workload.suite import SuiteWorkload, load_suite
+
+from .report import plain_table
+from .statistics import EQUAL, geometric_mean
+from .table import log_ratios
 
 TRAINING = "training"  # the suite whose machines and models count as seen
 _BANDS = ((64, "<=64"), (256, "65..256"))  # most tokens per GPU of a band, and its name

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.evaluation.table import opponents_of
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender, Opponent, Played
 from dysharp_env.simulator.state.observation import DECISION_KINDS, SPLIT
+
+from .table import opponents_of
 
 MOST_DECISION_US = 1000.0
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.opponents.players import Learned
-from agents.policies.steering import STEERED
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
+
+from ..opponents.players import Learned
+from ..policies.steering import STEERED
 
 
 @dataclass(frozen=True)

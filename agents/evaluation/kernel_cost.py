@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.linear import SHOWN_OF_KIND
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import DECISION_KINDS, FEATURES
+
+from ..policies.linear import SHOWN_OF_KIND
 
 CLOCK_GHZ = 1.7  # below the boost clock of an H100 SXM, 1.98 GHz (data sheet)
 LANES = 32

@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.evaluation.decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
-from agents.evaluation.table import opponents_of
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender, Opponent, Played, stepwise
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
+
+from .decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions
+from .table import opponents_of
 
 
 def write_rows(

@@ -12,8 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from agents.evaluation.table import Summary, log_ratios
 from dysharp_env.schedules.opponent import Played
+
+from .table import Summary, log_ratios
 
 _INK = "#0072B2"
 

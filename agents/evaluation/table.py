@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluation.statistics import EQUAL, geometric_mean, improvement, interquartile_mean
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender, Opponent, Played
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
+
+from .statistics import EQUAL, geometric_mean, improvement, interquartile_mean
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.exact.model import require_solver
-from agents.exact.results import INSTANCES, ExactResult, result_of
-from agents.kit import Command, check_options, deliver, entry
-from agents.opponents.read import read_contenders
 from dysharp_env.config import ConfigError
+
+from ..kit import Command, check_options, deliver, entry
+from ..opponents.read import read_contenders
+from .model import require_solver
+from .results import INSTANCES, ExactResult, result_of
 
 POLICIES = ("dysharp", "dysharp-order", "look-ahead:dysharp-order")
 

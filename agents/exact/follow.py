@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from agents.exact.search import Solved
-from agents.exact.tiny import Times, TinyLayer, play
 from dysharp_env.schedules import ScheduleSpec
 from dysharp_env.simulator.state.codes import NO_TIME, NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DISPATCH, PREFETCH
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.simulator.twin.parts import Chunk, Decision, Matrix, Pair, Row, Unit
+
+from .search import Solved
+from .tiny import Times, TinyLayer, play
 
 NO_RANK = 2**62  # behind every time
 Key = TypeVar("Key")

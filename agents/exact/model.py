@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
 
-from agents.exact.tiny import TinyLayer
 from dysharp_env.config import ConfigError
 from dysharp_env.simulator.state.codes import COMBINE_DATA, DISPATCH_DATA
+
+from .tiny import TinyLayer
 
 Variable = Any  # of CP-SAT, which is imported only where it is used
 

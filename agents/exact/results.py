@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.exact.follow import play_solved
-from agents.exact.model import ExactModel
-from agents.exact.search import Solved, fix_times, hint, search
-from agents.exact.tiny import Times, TinyInstance, TinyLayer, play
-from agents.opponents.read import read_contender
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.simulator.costs import PS_PER_US
+
+from ..opponents.read import read_contender
+from .follow import play_solved
+from .model import ExactModel
+from .search import Solved, fix_times, hint, search
+from .tiny import Times, TinyInstance, TinyLayer, play
 
 INSTANCES = (
     TinyInstance(2, 5, 4, "multicast", 0.2, 1),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.exact.model import ExactModel, Variable
-from agents.exact.tiny import Times
+from .model import ExactModel, Variable
+from .tiny import Times
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agents.opponents.read import read_contender
 from dysharp_env.config import parse_spec
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.schedules import LayerRun, Problem
@@ -14,6 +13,8 @@ from dysharp_env.schedules.opponent import Contender, Opponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.workload import ScenarioSpec
+
+from .read import read_contender
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from numbers import Integral
 
 import numpy as np
 
-from agents.opponents.lookahead import LookAhead, look_ahead, play_ahead
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
@@ -21,6 +20,8 @@ from dysharp_env.schedules.opponent import Answer, Opponent, ScheduleOpponent
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import PLAN, SPLIT
+
+from .lookahead import LookAhead, look_ahead, play_ahead
 
 
 @dataclass(frozen=True)

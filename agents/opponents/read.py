@@ -6,8 +6,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.opponents.lookahead import LookAhead
-from agents.opponents.players import (
+from dysharp_env.config import ConfigError, did_you_mean, preset_names
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.schedules import ScheduleSpec, is_schedule_name, load_schedule, schedule_names
+from dysharp_env.schedules.opponent import Contender
+
+from ..policies.card import FIRST, RANDOM, REFERENCE, PolicyCard, read_card, reference_runs, run_path
+from ..policies.files import load_policy
+from ..policies.rule import Rule, read_rule
+from .lookahead import LookAhead
+from .players import (
     Chooser,
     FunctionOpponent,
     InEnvironment,
@@ -16,13 +24,6 @@ from agents.opponents.players import (
     VirtualBest,
     read_function,
 )
-from agents.policies.card import FIRST, RANDOM, REFERENCE, PolicyCard, read_card, reference_runs, run_path
-from agents.policies.files import load_policy
-from agents.policies.rule import Rule, read_rule
-from dysharp_env.config import ConfigError, did_you_mean, preset_names
-from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.schedules import ScheduleSpec, is_schedule_name, load_schedule, schedule_names
-from dysharp_env.schedules.opponent import Contender
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 VIRTUAL_BEST = "virtual-best"

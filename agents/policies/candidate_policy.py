@@ -19,13 +19,14 @@ from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistrib
 from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.policies.pieces import Map, in_pieces
-from agents.policies.ragged import choice, pack, pool, rectified_sum, weigh
 from dysharp_env.config import Spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES, OPENING_KINDS, SPLIT
+
+from .pieces import Map, in_pieces
+from .ragged import choice, pack, pool, rectified_sum, weigh
 
 Observation = dict[str, Tensor]
 _PIECE = 512  # decisions of a batch that are worked on together: what they take fits in a core's cache

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
-from agents.policies.candidate_policy import PolicySpec
 from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import schedule_names
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
+
+from .candidate_policy import PolicySpec
 
 RANDOM, FIRST = "random", "first"  # the names under which choices without a policy are shown
 REFERENCE = "reference"  # the name of the shipped agent

@@ -9,12 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard, read_card
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
+
+from .candidate_policy import CandidatePolicy
+from .card import PolicyCard, read_card
 
 _NAMED = 3  # names in a line
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.

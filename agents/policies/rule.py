@@ -16,9 +16,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agents.policies.card import read_json
-from agents.policies.linear import SHOWN_OF_KIND
-from agents.policies.steering import INPUTS, STEERED, network_of
 from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
@@ -34,6 +31,10 @@ from dysharp_env.simulator.state.observation import (
     OPENING_KINDS,
     DecisionKind,
 )
+
+from .card import read_json
+from .linear import SHOWN_OF_KIND
+from .steering import INPUTS, STEERED, network_of
 
 WISHES = {
     FEATURES[feature]: weight for feature, weight in STEERED.items()

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableDictRolloutBufferSamples
 
-from agents.policies.candidate_policy import CandidatePolicy
 from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state.observation import NUM_FEATURES
+
+from ..policies.candidate_policy import CandidatePolicy
 
 _AT_A_TIME = 1024  # decisions whose values are worked out together
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import cma
 import numpy as np
 
-from agents.opponents.rollouts import makespans_ps
-from agents.policies.linear import FEATURES_OF_KIND, kinds_ruled, start_weights
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.workers import Workers
+
+from ..opponents.rollouts import makespans_ps
+from ..policies.linear import FEATURES_OF_KIND, kinds_ruled, start_weights
 
 _MEASURE_EVERY = 8  # generations
 _SIGMA = 0.4  # first standard deviation: of weights whose largest starts at 1, and of octaves of settings

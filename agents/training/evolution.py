@@ -20,23 +20,24 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from agents.exact.tiny import TRAINING_SEED
-from agents.opponents.read import best_of
-from agents.opponents.rollouts import makespans_ps
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import load_policy, read_tensors
-from agents.training.genome import Genome, Scale
-from agents.training.nudged import Nudged, Player
-from agents.training.run_folder import RunFolder
-from agents.training.run_loop import TrainingRun
-from agents.training.spec import EvolutionSpec, TrainSpec
-from agents.training.validation import draw_problems
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import load_suite
+
+from ..exact.tiny import TRAINING_SEED
+from ..opponents.read import best_of
+from ..opponents.rollouts import makespans_ps
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.files import load_policy, read_tensors
+from .genome import Genome, Scale
+from .nudged import Nudged, Player
+from .run_folder import RunFolder
+from .run_loop import TrainingRun
+from .spec import EvolutionSpec, TrainSpec
+from .validation import draw_problems
 
 GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", "wall_s")
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares

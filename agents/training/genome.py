@@ -19,8 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.policies.linear import FEATURES_OF_KIND, start_weights
-from agents.policies.steering import (
+from dysharp_env.schedules import Exposure, ScheduleSpec
+from dysharp_env.simulator.network import Network
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURES
+
+from ..policies.linear import FEATURES_OF_KIND, start_weights
+from ..policies.steering import (
     INPUTS,
     SPLIT_COMBINE,
     SPLIT_DISPATCH,
@@ -30,9 +34,6 @@ from agents.policies.steering import (
     hand_written,
     network_of,
 )
-from dysharp_env.schedules import Exposure, ScheduleSpec
-from dysharp_env.simulator.network import Network
-from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, ENGINE_KINDS, FEATURES
 
 SHAPES = ("link_share", "gemm_share", "hbm_share", "tokens_per_expert", "l2_room")
 """Context values that are the same all through a layer."""

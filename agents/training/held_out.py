@@ -6,13 +6,14 @@ those that training draws from.
 
 from __future__ import annotations
 
-from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.sources import ANY_SEED
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.suite import SuiteEntry, SuiteSpec, load_suite
 from dysharp_env.workload.traces import is_trace_name
+
+from .spec import TrainSpec
 
 _WORKLOADS = 8  # at least, of those that nobody has named
 _FIRST_SEED = 10_000  # at least

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.opponents.lookahead import play_ahead
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.training.spec import ImitationSpec
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.simulator.engine import Decision
+
+from ..opponents.lookahead import play_ahead
+from ..policies.candidate_policy import CandidatePolicy
+from .spec import ImitationSpec
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.opponents.rollouts import play_networks
-from agents.training.genome import Genome
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
+
+from ..opponents.rollouts import play_networks
+from .genome import Genome
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from agents.training.spec import PlanningSpec
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem
 from dysharp_env.system import load_system
 from dysharp_env.workload.suite import SuiteEntry, SuiteSpec
+
+from .spec import PlanningSpec
 
 _SEEDS = 10_000  # below those of validation
 _MOST_TOKENS = 8192  # of a GPU

@@ -16,14 +16,15 @@ import cma
 import numpy as np
 import torch
 
-from agents.opponents.rollouts import play, size_of
-from agents.policies.candidate_policy import CandidateScorer, Decisions
-from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.workers import Workers
+
+from ..opponents.rollouts import play, size_of
+from ..policies.candidate_policy import CandidateScorer, Decisions
+from ..policies.linear import FEATURES_OF_KIND
 
 ARRAYS = ("features", "context", "makespans_ps")  # of a table, beside its names
 TOLERATED, WEIGHED = 0.03, 4.0  # of a log makespan above the best plan's; what each beyond that counts

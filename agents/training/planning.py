@@ -14,19 +14,20 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.files import load_tensors
-from agents.training.plan_layers import draw_layers
-from agents.training.plan_table import ARRAYS, Fit, PlanTable, Promising, fit_plans, play_plans
-from agents.training.run_folder import RunFolder
-from agents.training.run_loop import TrainingRun
-from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import load_suite
+
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.files import load_tensors
+from .plan_layers import draw_layers
+from .plan_table import ARRAYS, Fit, PlanTable, Promising, fit_plans, play_plans
+from .run_folder import RunFolder
+from .run_loop import TrainingRun
+from .spec import TrainSpec
 
 
 class PlanRun(TrainingRun):

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.opponents.rollouts import play
-from agents.policies.linear import FEATURES_OF_KIND
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec
 from dysharp_env.schedules.replication import replicate_defaults
+
+from ..opponents.rollouts import play
+from ..policies.linear import FEATURES_OF_KIND
 
 Changes = dict[str, Any]
 Costs = Callable[[Sequence[ScheduleSpec], Sequence[int]], np.ndarray]

@@ -21,20 +21,21 @@ import torch
 from safetensors.torch import save
 from sb3_contrib import MaskablePPO
 
-from agents.policies.candidate_policy import CandidatePolicy, PolicySpec
-from agents.policies.card import read_card
-from agents.policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files
-from agents.training.buffer import EngineRollouts
-from agents.training.imitation import draw_lessons, imitate
-from agents.training.metrics import EPISODE_COLUMNS, EpisodeRecorder
-from agents.training.run_folder import RunFolder
-from agents.training.run_loop import TrainingRun
-from agents.training.spec import PpoSpec, TrainSpec
-from agents.training.validation import EVALUATION_COLUMNS
-from agents.training.vec_env import ScheduleVecEnv
 from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state.observation import DECISION_KINDS
 from dysharp_env.workers import Workers
+
+from ..policies.candidate_policy import CandidatePolicy, PolicySpec
+from ..policies.card import read_card
+from ..policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files
+from .buffer import EngineRollouts
+from .imitation import draw_lessons, imitate
+from .metrics import EPISODE_COLUMNS, EpisodeRecorder
+from .run_folder import RunFolder
+from .run_loop import TrainingRun
+from .spec import PpoSpec, TrainSpec
+from .validation import EVALUATION_COLUMNS
+from .vec_env import ScheduleVecEnv
 
 _SAMPLED_DECISIONS = 1024
 

@@ -35,12 +35,13 @@ from typing import Any
 
 import yaml
 
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard, read_json
-from agents.policies.files import policy_files
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec
 from dysharp_env.report.files import write_bytes, write_text
+
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.card import PolicyCard, read_json
+from ..policies.files import policy_files
 
 _KEPT = 2  # checkpoints
 _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "numba", "safetensors")

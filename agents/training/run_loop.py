@@ -11,17 +11,18 @@ from typing import Annotated
 from pydantic import Field
 from stable_baselines3.common.logger import Logger
 
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard, read_json
-from agents.policies.files import load_policy
-from agents.training.held_out import describe_validation
-from agents.training.metrics import TensorBoard
-from agents.training.run_folder import RunFolder
-from agents.training.spec import TrainSpec
-from agents.training.validation import EVALUATION_COLUMNS, Validator
 from dysharp_env.config import ConfigError, Spec, parse_spec
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
+
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.card import PolicyCard, read_json
+from ..policies.files import load_policy
+from .held_out import describe_validation
+from .metrics import TensorBoard
+from .run_folder import RunFolder
+from .spec import TrainSpec
+from .validation import EVALUATION_COLUMNS, Validator
 
 
 class Counters(Spec):

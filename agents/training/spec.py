@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from agents.opponents.lookahead import KINDS, LookAhead
-from agents.policies.candidate_policy import PolicySpec
-from agents.policies.card import RunName, without_gone
-from agents.training.genome import GATED, GATES, SHAPES
-from agents.training.run_folder import RunFolder
 from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.state.observation import OPENING_KINDS
+
+from ..opponents.lookahead import KINDS, LookAhead
+from ..policies.candidate_policy import PolicySpec
+from ..policies.card import RunName, without_gone
+from .genome import GATED, GATES, SHAPES
+from .run_folder import RunFolder
 
 
 class PpoSpec(Spec):

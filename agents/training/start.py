@@ -9,19 +9,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agents.exact.tiny import VALIDATION_SEED
-from agents.training.evolution import EvolutionRun
-from agents.training.held_out import validation_suite
-from agents.training.planning import PlanRun
-from agents.training.ppo import PpoRun
-from agents.training.run_folder import RunFolder
-from agents.training.run_loop import TrainingRun
-from agents.training.spec import TrainSpec
-from agents.training.validation import draw_problems
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import Exposure, Starter, load_schedule
 from dysharp_env.workers import Threads, Workers
+
+from ..exact.tiny import VALIDATION_SEED
+from .evolution import EvolutionRun
+from .held_out import validation_suite
+from .planning import PlanRun
+from .ppo import PpoRun
+from .run_folder import RunFolder
+from .run_loop import TrainingRun
+from .spec import TrainSpec
+from .validation import draw_problems
 
 
 def read_run_dir(given: str) -> Path:

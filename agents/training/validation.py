@@ -8,16 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from agents.exact.tiny import VALIDATION_SEED, tiny_layers
-from agents.opponents.rollouts import makespans_ps, play_networks, size_of
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.training.held_out import validation_suite
-from agents.training.run_folder import RunFolder
-from agents.training.spec import TrainSpec
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import SuiteSpec
+
+from ..exact.tiny import VALIDATION_SEED, tiny_layers
+from ..opponents.rollouts import makespans_ps, play_networks, size_of
+from ..policies.candidate_policy import CandidatePolicy
+from .held_out import validation_suite
+from .run_folder import RunFolder
+from .spec import TrainSpec
 
 EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
 

@@ -14,12 +14,13 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from agents.policies.pieces import Map
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, Starter, load_schedule
 from dysharp_env.simulator.costs import PS_PER_US
 from dysharp_env.simulator.playing import Players
+
+from ..policies.pieces import Map
 
 _MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
 

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.opponents.players import Learned
-from agents.policies.candidate_policy import CandidatePolicy
-from agents.policies.card import PolicyCard
-from agents.training.plan_table import PlanTable, fit_plans, fit_rule, play_plans
-from agents.training.portfolio import Changes
-from agents.training.run_folder import RunFolder
-from agents.training.spec import TrainSpec
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.network import Network
 from dysharp_env.workers import Workers
+
+from ..opponents.players import Learned
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.card import PolicyCard
+from ..training.plan_table import PlanTable, fit_plans, fit_rule, play_plans
+from ..training.portfolio import Changes
+from ..training.run_folder import RunFolder
+from ..training.spec import TrainSpec
 
 NAME = "tuned"
 _WIDTH, _STEPS = 8, 800

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from agents.evaluation.statistics import Estimate, geometric_mean
-from agents.evaluation.table import evaluate, log_ratios
-from agents.opponents.read import VIRTUAL_BEST, designed_by_hand, read_contender
-from agents.policies.card import REFERENCE
-from agents.tuning.policy import NAME, Tuned
-from agents.tuning.spec import TuneSpec
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.opponent import Contender, Played
 from dysharp_env.workers import Workers
+
+from ..evaluation.statistics import Estimate, geometric_mean
+from ..evaluation.table import evaluate, log_ratios
+from ..opponents.read import VIRTUAL_BEST, designed_by_hand, read_contender
+from ..policies.card import REFERENCE
+from .policy import NAME, Tuned
+from .spec import TuneSpec
 
 BY_RULE, BY_NETWORK = "tuned by rule", "tuned by network"
 UNSEARCHED = "chosen, not searched"  # of what is shipped and its plans, chosen for each number of tokens likewise

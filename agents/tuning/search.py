@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.policies.card import read_json
-from agents.training.portfolio import Changes, Member, Portfolio, log_makespans
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.workers import Workers
+
+from ..policies.card import read_json
+from ..training.portfolio import Changes, Member, Portfolio, log_makespans
 
 BASE = "dysharp"
 _PROPOSED = 6  # changes tried at a time

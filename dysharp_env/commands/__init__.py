@@ -17,6 +17,18 @@ from dysharp_env.config import ConfigError
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+# Which extra brings a library that a command may need and that the environment itself does without.
+_EXTRA_OF = {
+    "matplotlib": "report",
+    "torch": "agents",
+    "stable_baselines3": "agents",
+    "sb3_contrib": "agents",
+    "tensorboard": "agents",
+    "safetensors": "agents",
+    "cma": "agents",
+    "ray": "dist",
+    "ortools": "exact",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -51,6 +63,13 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         return status
     except ConfigError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return MISTAKE
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library not in _EXTRA_OF:
+            raise
+        text = f"this needs {library}, which is not installed: pip install 'dysharp-env[{_EXTRA_OF[library]}]'"
+        print(f"error: {text}", file=sys.stderr)
         return MISTAKE
     except MemoryError:
         print("error: not enough memory for a layer of this size; use fewer --tokens or --gpus", file=sys.stderr)

@@ -1,13 +1,17 @@
 """Reads the names of those who play: schedules here, agents by the package that knows them.
 
-``agents`` brings torch along, which takes longer to import than most layers to simulate; it is imported by its name
-once one is met that is no schedule's.
+That package brings torch along, which takes longer to import than most layers to simulate; it is imported by its name
+once a name is met that is no schedule's. It is the folder ``agents`` beside this package in a checkout, and
+``dysharp_agents`` where it is installed: other distributions have an ``agents`` of their own.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dysharp_env.schedules.names import is_schedule_name
 from dysharp_env.schedules.opponent import Contender
@@ -17,7 +21,8 @@ CONTENDER_HELP = (
     "a schedule's name or .yaml, reference (the shipped agent), a run folder, a distilled rule's .json,"
     " look-ahead:SCHEDULE, random, first, or package.module:function, which answers decisions"
 )
-_READER = "agents.opponents.read"
+INSTALLED_AGENTS = "dysharp_agents"
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def read_contenders(given: Sequence[str]) -> list[Contender]:
@@ -28,5 +33,15 @@ def read_contenders(given: Sequence[str]) -> list[Contender]:
     """
     if all(map(is_schedule_name, given)):
         return [Contender.of_schedule(load_schedule(name), name) for name in given]
-    contenders: list[Contender] = importlib.import_module(_READER).read_contenders(given)
+    reader = importlib.import_module(f"{agents_package()}.opponents.read")
+    contenders: list[Contender] = reader.read_contenders(given)
     return contenders
+
+
+def agents_package() -> str:
+    """Returns the name by which the package of agents is imported here: the one that is in use, or else found."""
+    if INSTALLED_AGENTS in sys.modules:
+        return INSTALLED_AGENTS
+    found = importlib.util.find_spec("agents")
+    is_ours = found is not None and found.origin == str(_CHECKOUT / "agents" / "__init__.py")
+    return "agents" if is_ours else INSTALLED_AGENTS

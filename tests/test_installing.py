@@ -1,0 +1,105 @@
+"""What is installed, and that the core does without what only agents and pictures need."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agents.__main__ import COMMANDS
+from agents.__main__ import main as agents_main
+from dysharp_env.schedules.contenders import agents_package
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = ["torch", "stable_baselines3", "sb3_contrib", "tensorboard", "safetensors", "cma", "matplotlib", "ray"]
+# Refuses to import what the core does without, as if it were not installed.
+BARE = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import dysharp_env
+from dysharp_env.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+LAYER = ["--gpus", "2", "--model", "small", "--tokens", "8", "--routing", "uniform"]
+
+
+def bare(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BARE, *argv], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["simulate", *LAYER],
+        ["compare", *LAYER, "--schedule", "dysharp", "--schedule", "deepep"],
+        ["trace", "info", "recorded"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_the_core_needs_neither_torch_nor_matplotlib(argv: list[str]) -> None:
+    ended = bare(*argv)
+    assert ended.returncode == 0, ended.stderr
+    assert "error" not in ended.stderr
+    assert ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "library", "extra"),
+    [
+        (["simulate", *LAYER, "--picture", "x.png"], "matplotlib", "report"),
+        (["simulate", *LAYER, "--schedule", "reference"], "torch", "agents"),
+    ],
+)
+def test_what_needs_more_says_what_to_install(
+    argv: list[str], library: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = bare(*(str(tmp_path / each) if each == "x.png" else each for each in argv))
+    line = f"error: this needs {library}, which is not installed: pip install 'dysharp-env[{extra}]'\n"
+    assert (ended.returncode, ended.stderr) == (2, line)
+
+
+def test_agents_are_installed_under_a_name_of_their_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    tops = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    assert tops == {"dysharp_agents", "dysharp_env"}
+    assert set(project["project"]["scripts"]) == {"dysharp", "dysharp-agents"}
+    assert not any("<" in each for each in project["project"]["dependencies"] if each.startswith("torch"))
+
+
+def test_the_package_is_found_by_its_installed_name_where_agents_is_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert agents_package() == "agents"
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("", encoding="utf-8")
+    code = "import agents; from dysharp_env.schedules.contenders import agents_package; print(agents_package())"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert ended.stdout == "dysharp_agents\n"
+
+
+def test_agents_without_a_command_are_an_index(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agents_main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert agents_main(["trian"]) == 2
+    assert "choose from 'demo', 'train'" in capsys.readouterr().err
+
+
+def test_every_command_is_in_the_index() -> None:
+    files = {path.stem for path in (ROOT / "agents").glob("*.py")} - {"__init__", "__main__", "kit"}
+    assert set(COMMANDS) == files | {"exact"}
