@@ -171,9 +171,7 @@ def unlisted_packages(root: Path) -> list[str]:
     """Names the packages that are on disk or in pyproject.toml, but not in both, as they are on disk."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {name for name, path in modules_of(root).items() if path.stem == "__init__"}
-    elsewhere = set(settings.get("package-dir", {})) - {
-        INSTALLED_AGENTS
-    }
+    elsewhere = set(settings.get("package-dir", {})) - {INSTALLED_AGENTS}
     listed = set(settings["packages"]) - elsewhere
     return sorted(on_disk ^ {name.replace(INSTALLED_AGENTS, "agents") for name in listed})
 
