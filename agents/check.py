@@ -4,11 +4,17 @@
 compiled engine's loop, so a row of a results table can be verified without trusting the engine. A row that does not
 replay to the picosecond is named and gives exit status 1. Plans and copies, chosen before the layer, are
 given to the twin.
+
+What a list says of itself is not believed: the workload's name is derived from its scenario, a schedule's name from
+its content, and below the rows stand digests of the systems, models, schedules and routing that were played, and
+whether they are this package's. With ``--table`` the rows and summaries of the evaluation's JSON must follow from the
+lists. Who answered what was asked, and the seed of whoever did, cannot be derived: they are what the list says.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from dysharp_env.config import ConfigError
@@ -16,6 +22,8 @@ from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.simulator.twin import Twin
 
 from .evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
+from .evaluation.provenance import Part, misnamed, parts_of, shown
+from .evaluation.stored_table import StoredTable
 from .kit import Command, entry
 
 NOT_CONFIRMED = 1
@@ -24,23 +32,39 @@ NOT_CONFIRMED = 1
 def build() -> Command:
     """Returns the options of the command."""
     command = Command("check", __doc__, run)
+    command.add("--table", metavar="FILE.json", help="results (agents.evaluate --json) that the lists must prove")
     return command.add("path", nargs="+", help=f"a decision list (*{SUFFIX}), or a folder of them")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays every list, prints a line for each, and returns 1 if one is not confirmed."""
+    """Replays every list, prints a line for each, and returns 1 if one is not confirmed, or the table not proved."""
     # All files are read first: a damaged one is reported before minutes are spent on the others.
     lists = [(path, read_decisions(path)) for given in args.path for path in _files(Path(given))]
+    table = StoredTable(Path(args.table)) if args.table else None
+    parts = sorted({part for _, decisions in lists for part in parts_of(decisions)})
     failed = 0
     for path, decisions in lists:
-        fault = fault_of(decisions)
+        fault = fault_of(decisions, table)
         failed += fault is not None
         seed = "" if decisions.seed is None else f" (seed {decisions.seed})"
-        row = f"{path}: {decisions.policy}{seed} on {decisions.workload}"
+        row = f"{path}: {shown(decisions.policy)}{seed} on {shown(decisions.workload)}"
         figures = f"{decisions.makespan_ps} ps, {len(decisions.choices)} choices"
         print(f"confirmed      {row}: {figures}" if fault is None else f"NOT CONFIRMED  {row}: {fault}", flush=True)
-    print(f"{len(lists) - failed} of {len(lists)} rows confirmed")
-    return NOT_CONFIRMED if failed else 0
+    for part in parts:
+        print(part)
+    print(f"{len(lists) - failed} of {len(lists)} rows confirmed{_foreign(parts)}")
+    unproved = table.faults() if table else []
+    for fault in unproved:
+        print(f"NOT PROVED     {args.table}: {fault}")
+    if table and not unproved and not failed:
+        print(f"{args.table}: all {len(table.rows)} rows are proved, and its summaries follow from them")
+    return NOT_CONFIRMED if failed or unproved else 0
+
+
+def _foreign(parts: Sequence[Part]) -> str:
+    """Returns how many parts are not this package's, behind a total."""
+    foreign = sum(not part.is_shipped for part in parts)
+    return f", with {foreign} of {len(parts)} parts that are not shipped" if foreign else ", all of shipped parts"
 
 
 def _files(path: Path) -> list[Path]:
@@ -52,18 +76,22 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def fault_of(decisions: DecisionList) -> str | None:
-    """Returns why a replay does not give the stored makespan, or None if it does.
+def fault_of(decisions: DecisionList, table: StoredTable | None = None) -> str | None:
+    """Returns why a replay does not give what is stored, or None if it does; a table must then say so as well.
 
     Raises:
         ConfigError: The scenario names something that does not exist here, or the schedule does not fit it.
     """
     scenario = decisions.scenario.build()
     workload, scale = scenario.draw(decisions.workload_seed), decisions.scenario.compute_scale
+    if fault := misnamed(decisions, scenario, workload):
+        return fault
     problem = Problem.of(scenario.system, workload, compute_scale=scale).renamed(decisions.renaming)
     if routing_digest(problem.workload) != decisions.routing_sha256:
         return "the scenario and seed draw another routing than the one that was played"
-    return _replay(problem.start(decisions.schedule, decisions.asked.exposure()), decisions)
+    run = problem.start(decisions.schedule, decisions.asked.exposure())
+    fault = _replay(run, decisions)
+    return table.fault_of(decisions, run.lower_bound_ps) if fault is None and table else fault
 
 
 def _replay(run: LayerRun, decisions: DecisionList) -> str | None:

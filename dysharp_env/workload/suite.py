@@ -54,6 +54,10 @@ class SuiteEntry(ScenarioSpec):
         """Returns the scenario's options without seeds and labels."""
         return {name: getattr(self, name) for name in ScenarioSpec.model_fields}
 
+    def name_of(self, scenario: Scenario, workload: Workload) -> str:
+        """Returns the name in a suite of a workload drawn from the entry's scenario."""
+        return f"{self.label(scenario)}, {workload.name}"
+
     def label(self, scenario: Scenario) -> str:
         """Returns machine, model and size of the entry's scenario, as names of its workloads in a suite begin."""
         layer, num_gpus = scenario.layer, scenario.system.num_gpus
@@ -137,7 +141,7 @@ class SuiteSpec(Spec):
         first, count = entry.seeds
         for seed in range(first, first + count):
             workload = scenario.draw(seed)
-            yield SuiteWorkload(f"{entry.label(scenario)}, {workload.name}", entry, seed, scenario, workload)
+            yield SuiteWorkload(entry.name_of(scenario, workload), entry, seed, scenario, workload)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,20 @@ import pytest
 
 from agents import check, evaluate, train
 from agents.evaluation.decision_list import AskedSpec, DecisionList, read_decisions, routing_digest, write_decisions
-from dysharp_env.schedules import Exposure, Starter, load_schedule
+from dysharp_env.config import find_config
+from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule
 from dysharp_env.simulator import engine as engine_module
 from dysharp_env.simulator.state.observation import SPLIT
 from dysharp_env.workload import Placement, ScenarioSpec, Workload, load_model
+from dysharp_env.workload.suite import SuiteEntry
 
 SUITE = """
 name: tiny
 workloads:
   - {model: olmoe, gpus: 2, tokens: 5, routing: uniform, seeds: [3, 2], compute_scale: 0.5}
 """
+
+FEWER_COSTS = {"pays.dispatch": ("launch", "count_exchange")}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +69,52 @@ def test_every_row_of_the_table_is_stored_and_confirmed(
     monkeypatch.setattr(engine_module, "advance", must_not_run)
     assert check.main([str(lists)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "24 of 24 rows confirmed"
-    assert all(line.startswith("confirmed") for line in lines[:-1])
+    assert lines[-1] == "24 of 24 rows confirmed, all of shipped parts"
+    assert all(line.startswith("confirmed") for line in lines[:24])
+    parts = [line.partition(", sha256 ")[0] for line in lines[24:-1]]
+    schedules = [f"shipped: schedule '{name}'" for name in ("dysharp", "tutel")]
+    assert parts == ["shipped: model 'olmoe'", "shipped: routing 'uniform'", *schedules, "shipped: system 'dgx-h100'"]
+
+
+def test_a_table_is_proved_by_its_lists_alone(lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = lists.parent / "rows.json"
+    assert check.main([str(lists), "--table", str(table)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{table}: all 24 rows are proved, and its summaries follow from them"
+
+    document = json.loads(table.read_text())
+    document["summary"][0]["geomean_ratio"] *= 0.9
+    names = document["summary"][0]["policy"], document["summary"][0]["against"]
+    document["rows"][-1]["makespan_us"] -= 1e-6
+    document["rows"][-2]["lower_bound_us"] *= 1.1
+    document["rows"].append({**document["rows"][0], "renaming": 2})
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps(document))
+    assert check.main([str(lists), "--table", str(forged)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert sum("the table says" in line for line in out) == 1
+    assert sum("the table's lower bound is" in line for line in out) == 1
+    unproved = [line.partition(": ")[2] for line in out if line.startswith("NOT PROVED")]
+    assert unproved[0].startswith("no list proves") and unproved[0].endswith("renaming 2")
+    assert f"the summary of {names[0]} against {names[1]} does not follow from the rows" in unproved
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[]", "must hold a mapping"),
+        ("{}", "is no table of results: its schema is 'None'"),
+        ('{"schema": "dysharp/evaluate/1", "rows": [{"policy": 3}]}', "is damaged: rows.0.policy"),
+        ('{"schema": "dysharp/evaluate/1"}', "is damaged: rows."),
+    ],
+)
+def test_a_damaged_table_gives_one_line(
+    lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, expected: str
+) -> None:
+    (tmp_path / "table.json").write_text(content)
+    assert check.main([str(lists), "--table", str(tmp_path / "table.json")]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
 
 
 def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
@@ -86,7 +134,7 @@ def test_changes_of_group_sizes_are_replayed(tmp_path: Path) -> None:
     stored = DecisionList(
         policy="random",
         seed=1,
-        workload="one",
+        workload=SuiteEntry(**scenario.model_dump()).name_of(built, workload),
         scenario=scenario,
         workload_seed=5,
         routing_sha256=routing_digest(workload),
@@ -111,6 +159,16 @@ def change(lists: Path, tmp_path: Path, policy: str, edit: Callable[[DecisionLis
     return path
 
 
+def free_of_charge(decisions: DecisionList) -> dict[str, Any]:
+    """Returns the list of a schedule that pays nothing, under its name, with the makespan that it then has."""
+    schedule = decisions.schedule.with_changes({"pays.dispatch": ("launch",)})
+    scenario = decisions.scenario.build()
+    problem = Problem.of(scenario.system, scenario.draw(decisions.workload_seed)).renamed(decisions.renaming)
+    run = problem.start(schedule)
+    run.engine.run()
+    return {"schedule": schedule, "makespan_ps": run.engine.now_ps}
+
+
 def longer(decisions: DecisionList) -> dict[str, Any]:
     return {"choices": (*decisions.choices, 0)}
 
@@ -126,10 +184,21 @@ def longer(decisions: DecisionList) -> dict[str, Any]:
         ("tutel", longer, "it is over after 0 choices, but 1 are stored"),
         ("random", lambda d: {"choices": d.choices[:-1]}, "it goes on after all"),
         ("first", lambda d: {"renaming": 1 - d.renaming}, "draw another routing"),
-        ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "draw another routing"),
+        ("first", lambda d: {"workload_seed": d.workload_seed + 7}, "it says that it played 'dgx-h100 x2 olmoe"),
+        ("first", lambda d: {"routing_sha256": "0" * 64}, "draw another routing"),
+        ("first", lambda d: {"workload": "held-out, the hardest"}, "it says that it played 'held-out, the hardest'"),
+        ("first", lambda d: {"scenario": d.scenario.with_changes({"tokens": 6})}, "it says that it played"),
+        ("first", lambda d: {"scenario": d.scenario.with_changes({"system": "dgx-b200"})}, "it says that it played"),
+        ("dysharp", lambda d: {"policy": "reference"}, "it says that 'reference' played, but nobody was asked"),
+        ("random", lambda d: {"policy": "dysharp"}, "somebody was asked, which no schedule does"),
+        ("random", lambda d: {"asked": AskedSpec()}, "it says that 'random' played, but nobody was asked"),
+        ("random", lambda d: {"asked": d.asked.with_changes({"kinds": ("gemm",)})}, ""),
+        ("dysharp", free_of_charge, "its schedule has the name 'dysharp' of a shipped one, and is another"),
         (
             "first",
-            lambda d: {"schedule": d.schedule.with_changes({"pays.dispatch": ("launch", "count_exchange")})},
+            lambda d: {
+                "schedule": d.schedule.with_changes({"name": "mine", "pays.dispatch": ("launch", "count_exchange")})
+            },
             "the stored makespan is",
         ),
     ],
@@ -144,9 +213,45 @@ def test_what_was_changed_is_noticed(
 ) -> None:
     path = change(lists, tmp_path, policy, edit)
     assert check.main([str(path)]) == 1
-    line, total = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"NOT CONFIRMED  {path}: {policy}") and expected in line
-    assert total == "0 of 1 rows confirmed"
+    line, *_, total = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"NOT CONFIRMED  {path}: ") and expected in line
+    assert total.startswith("0 of 1 rows confirmed")
+
+
+def test_who_is_only_said_to_have_played_is_not_in_the_table(
+    lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ["--table", str(lists.parent / "rows.json")]
+    for forged in ({"policy": "reference"}, {"seed": 77}):
+        path = change(lists, tmp_path, "random", lambda _, forged=forged: forged)  # type: ignore[misc]
+        assert check.main([str(path)]) == 0
+        assert check.main([str(path), *table]) == 1
+        assert "the table has no such row" in capsys.readouterr().out
+
+
+def test_what_is_printed_is_escaped(lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[2Jconfirmed\nconfirmed" + "x" * 300
+    path = change(lists, tmp_path, "random", lambda _: {"policy": name, "workload": name})
+    assert check.main([str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\\x1b[2Jconfirmed\\nconfirmed" in out and out.count("x" * 250) == 0
+    assert sum(line.startswith("confirmed") for line in out.splitlines()) == 0
+
+
+def test_a_system_file_with_the_name_of_a_preset_is_told(
+    lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = find_config("systems", "dgx-h100").read_text()
+    for name, said in (("mine", "NOT SHIPPED: system 'mine'"), ("dgx-h100", "its system has the name 'dgx-h100'")):
+        system = tmp_path / f"{name}.yaml"
+        system.write_text(text.replace("num_sms: 132", "num_sms: 131"))
+        assert system.read_text() != text
+
+        def with_system(d: DecisionList, system: Path = system) -> dict[str, Any]:
+            return {"scenario": d.scenario.with_changes({"system": str(system)})}
+
+        assert check.main([str(change(lists, tmp_path, "first", with_system))]) == 1
+        assert said in capsys.readouterr().out
 
 
 def test_other_choices_do_not_pass(lists: Path) -> None:
