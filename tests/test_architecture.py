@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may import the rooms before it. At the top of agents/ every other file is a command.
 ROOMS = {
     "dysharp_env": [
-        *("config", "__init__", "system", "workload", "multimem", "simulator", "schedules"),
+        *("config", "native", "__init__", "system", "workload", "multimem", "simulator", "schedules"),
         *("workers", "report", "validation", "reproduction", "envs", "bench", "commands", "__main__"),
     ],
     "agents": [

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from dysharp_env.native import native
+
 # Sums may be added in any order that is fast, which is always the same one.
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_compiled = native(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 class Pool(torch.autograd.Function):

@@ -24,8 +24,8 @@ which L2 may hold or which nobody may wait for.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.schedules.copy_bound import Asked, links_ps, shared_bound, without_copies
 from dysharp_env.schedules.needs import (
     ADDED,
@@ -124,7 +124,7 @@ class LowerBound:
         return min(shared, self.of(without_copies(workload) if workload.placement.num_copies else workload))
 
 
-@njit(cache=True)
+@native
 def _bound(
     demand: Demand,
     topk_ids: np.ndarray,
@@ -149,7 +149,7 @@ def _bound(
     return links_ps, max(staged_ps, longest_ps), gemms_ps, hbm_ps
 
 
-@njit(cache=True)
+@native
 def _count(demand: Demand, store_ps: np.ndarray, request_ps: np.ndarray, counts: np.ndarray) -> None:
     """Writes what primitives need of each GPU, (count, gpu)."""
     num_gpus, served = counts.shape[1], demand.served.sum()
@@ -168,7 +168,7 @@ def _count(demand: Demand, store_ps: np.ndarray, request_ps: np.ndarray, counts:
             counts[STORED, gpu] += pairs * store_ps[targets]
 
 
-@njit(cache=True)
+@native
 def _count_teams(
     topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndarray, team_gpus: int, counts: np.ndarray
 ) -> None:
@@ -192,7 +192,7 @@ def _count_teams(
                         counts[TEAMS, home] += 1
 
 
-@njit(cache=True)
+@native
 def _count_copies(gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np.ndarray) -> None:
     """Writes which weights must move: those of all copies, from wherever a chain of them begins."""
     last = -1
@@ -212,7 +212,7 @@ def _count_copies(gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np
         counts[SOURCES, gpu_of_expert[expert]] += is_source[expert]
 
 
-@njit(cache=True)
+@native
 def _needs(counts: np.ndarray, weights_ps: np.ndarray) -> np.ndarray:
     """Returns what each primitive needs of links and reduction units, (primitive, kind, gpu) picoseconds."""
     needs_ps = np.zeros((weights_ps.shape[0], weights_ps.shape[1], counts.shape[1]), np.int64)
@@ -225,7 +225,7 @@ def _needs(counts: np.ndarray, weights_ps: np.ndarray) -> np.ndarray:
     return needs_ps
 
 
-@njit(cache=True)
+@native
 def _links(dispatch: np.ndarray, data: np.ndarray, combine: np.ndarray, times: Times) -> tuple[int, int]:
     """Returns the time that the busiest link or reduction unit needs under the best pair of primitives, with hops.
 
@@ -253,7 +253,7 @@ def _links(dispatch: np.ndarray, data: np.ndarray, combine: np.ndarray, times: T
     return best_ps + hops_ps if best_ps > 0 else 0, best_staged_ps
 
 
-@njit(cache=True)
+@native
 def _compute(demand: Demand, gpu_of_expert: np.ndarray, copied_from: np.ndarray, times: Times) -> tuple[int, int, int]:
     """Returns the time the busiest GPU needs for its experts, or a single token for its way to one and back.
 

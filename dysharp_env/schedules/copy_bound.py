@@ -24,8 +24,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.schedules.needs import ADDED, AWAY, OTHERS, OWN, RECEIVED, REQUESTS, SENT, STORED, STORES, TEAMS
 from dysharp_env.schedules.times import CopyTimes, Times, work_ps
 from dysharp_env.simulator.costs import Bound
@@ -79,7 +79,7 @@ class Asked(NamedTuple):
         )
 
 
-@njit(cache=True)
+@native
 def _share(
     logical_ids: np.ndarray,
     first_token: np.ndarray,
@@ -183,7 +183,7 @@ def links_ps(asked: Asked, dispatch: np.ndarray, combine: np.ndarray, least_ps: 
     return int(min(busiest_ps) * (1 - ROUNDING))
 
 
-@njit(cache=True)
+@native
 def _busiest_ps(
     away: np.ndarray,
     paired: np.ndarray,
@@ -210,7 +210,7 @@ def _busiest_ps(
     return busiest_ps
 
 
-@njit(cache=True)
+@native
 def _all_ps(away_ps: np.ndarray, pair_ps: np.ndarray, expert_ps: float) -> float:
     """Returns what all GPUs need together for pairs, tokens that leave home, and copies in their place.
 

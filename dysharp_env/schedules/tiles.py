@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2
@@ -120,7 +120,7 @@ def fewest_slots(first: np.ndarray, full: int, total: np.ndarray, local: np.ndar
     return fewest[1:]
 
 
-@njit(cache=True)
+@native
 def least_end_ps(
     work_ps: int,
     sms: int,
@@ -154,7 +154,7 @@ def least_end_ps(
     return high
 
 
-@njit(cache=True)
+@native
 def _room_ps(
     end_ps: int, sms: int, opens_ps: np.ndarray, closes_ps: np.ndarray, blocks1: int, blocks2: int, row1: int, row2: int
 ) -> int:

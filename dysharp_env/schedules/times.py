@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from numba import njit
-
+from dysharp_env.native import native
 from dysharp_env.schedules.needs import matrix_ps
 from dysharp_env.simulator.costs import PS_PER_S, Costs
 from dysharp_env.system import SystemSpec
@@ -78,7 +77,7 @@ def least_times(
     )
 
 
-@njit(cache=True)
+@native
 def work_ps(tokens: int, times: Times) -> int:
     """Returns the SM time of an expert's tokens in both GEMMs, however they are cut into tiles, on a GPU not slow."""
     granules, tiles = -(-tokens // times.granule_tokens), -(-tokens // times.tile_tokens)

@@ -9,10 +9,14 @@ from collections.abc import Callable
 import numpy as np
 from numba import typeof
 
+from dysharp_env.native import cache_root
 from dysharp_env.simulator.kernel.loop import advance
 from dysharp_env.simulator.state.records import NOBODY, ROOT
 
 NOTICE = "compiling the simulator (once; later runs load it from numba's cache) ..."
+NOTICE_WITHOUT_CACHE = (
+    "compiling the simulator (in every run, as no folder can be written; NUMBA_CACHE_DIR=FOLDER names one) ..."
+)
 # Loading the compiled engine from its cache takes about a second; a compilation takes many.
 PATIENCE_S = 3.0
 
@@ -32,7 +36,7 @@ def ensure_compiled(notify: Callable[[str], None] = notice, patience_s: float = 
     """
     if advance.signatures:
         return
-    timer = threading.Timer(patience_s, notify, (NOTICE,))
+    timer = threading.Timer(patience_s, notify, (NOTICE if cache_root() else NOTICE_WITHOUT_CACHE,))
     timer.daemon = True
     timer.start()
     try:

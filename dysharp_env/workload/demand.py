@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from dysharp_env.native import native
 
 
 class Demand(NamedTuple):
@@ -45,7 +46,7 @@ def count_demand(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: n
     return demand
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndarray, demand: Demand) -> None:
     num_gpus, top_k = len(demand.local_pairs), topk_ids.shape[1]
     named = np.zeros(num_gpus, np.int64)  # experts of the token at hand
@@ -72,7 +73,7 @@ def _count(topk_ids: np.ndarray, gpu_of_expert: np.ndarray, first_token: np.ndar
     demand.pair_targets[:, 0] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def is_sound(topk_ids: np.ndarray, logical_of_expert: np.ndarray) -> bool:
     """Returns whether every token has experts of distinct logical ones that exist, and -1 only behind the last."""
     experts, top_k = len(logical_of_expert), topk_ids.shape[1]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numba import njit
 
 from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.native import native
 from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.placement import Placement
 
@@ -70,7 +70,7 @@ def _serve_least_loaded(ids: np.ndarray, first_token: np.ndarray, placement: Pla
 _RULES = {"nearest": _serve_nearest, "round_robin": _serve_in_turn, "least_loaded": _serve_least_loaded}
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def _take_turns(ids: np.ndarray, first_token: np.ndarray, first: np.ndarray, replicas: np.ndarray) -> None:
     """Turns logical ids, (token, k), into physical ones in place: each home GPU's tokens take replicas in turn."""
     seen = np.empty(len(first) - 1, np.int64)  # tokens of the home GPU at hand that chose each expert
@@ -85,7 +85,7 @@ def _take_turns(ids: np.ndarray, first_token: np.ndarray, first: np.ndarray, rep
                     seen[expert] += 1
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def _level(
     ids: np.ndarray, first: np.ndarray, replicas: np.ndarray, gpu_of_expert: np.ndarray, given: np.ndarray
 ) -> None:

@@ -23,9 +23,9 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from numba import njit
 
 from dysharp_env.config import ConfigError, did_you_mean
+from dysharp_env.native import native
 from dysharp_env.workload.choices import NO_EXPERT, count_loads, in_front
 from dysharp_env.workload.layer import LayerSpec
 
@@ -257,7 +257,7 @@ def _draw_scores(
     return scores
 
 
-@njit(cache=True)
+@native
 def _add_taste(scores: np.ndarray, taste: np.ndarray, document: np.ndarray, sigma: np.float32) -> None:
     """Adds to (gpu, token, expert) scores what each token's document, (gpu, token), likes, (gpu, document, expert)."""
     for gpu in range(scores.shape[0]):
@@ -267,7 +267,7 @@ def _add_taste(scores: np.ndarray, taste: np.ndarray, document: np.ndarray, sigm
                 own[expert] += sigma * liked[expert]
 
 
-@njit(cache=True)
+@native
 def _add_drift(scores: np.ndarray, drift: np.ndarray, keep: np.ndarray, fresh: np.ndarray, sigma: np.float32) -> None:
     """Turns normals, (gpu, token, expert), into a process along the tokens, in place, and adds it to the scores.
 

@@ -34,7 +34,7 @@ def test_the_user_s_folder_goes_first_and_their_setting_is_kept(
 ) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     folder = cache.cache_folder()
-    assert folder.parent == tmp_path
+    assert folder is not None and folder.parent == tmp_path
     with cache.kernel_cache():
         assert config.CACHE_DIR == str(folder)
     assert config.CACHE_DIR == str(tmp_path)

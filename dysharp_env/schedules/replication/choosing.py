@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.schedules.replication.sharing import Sharing
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.program import Program
@@ -107,7 +107,7 @@ class Choosing:
         self.sharing.take(expert, source, gpu, tokens)
 
 
-@njit(cache=True)
+@native
 def _expert_ps(tokens: int, rows_ps: np.ndarray, weights_ps: int) -> int:
     """Returns what an expert's tokens take of a GPU."""
     if tokens == 0:
@@ -116,7 +116,7 @@ def _expert_ps(tokens: int, rows_ps: np.ndarray, weights_ps: int) -> int:
     return max(tokens // tile * rows_ps[tile] + rows_ps[tokens % tile], weights_ps)
 
 
-@njit(cache=True)
+@native
 def _list(
     counts: np.ndarray,
     quota: np.ndarray,
@@ -170,7 +170,7 @@ def _list(
     return moves[:found], np.minimum(shown[:found], 1.0)
 
 
-@njit(cache=True)
+@native
 def _takers(
     expert: np.integer, counts: np.ndarray, holds: np.ndarray, slots: np.ndarray, work: np.ndarray, most_ps: int
 ) -> list[int]:

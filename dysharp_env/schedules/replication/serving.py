@@ -6,8 +6,8 @@ import heapq
 from collections import defaultdict
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.schedules.replication.sharing import Sharing
 from dysharp_env.workload import Workload
 from dysharp_env.workload.placement import NOWHERE, Placement
@@ -84,7 +84,7 @@ def with_copies(placement: Placement, copies: list[tuple[int, int]], most_sends:
     return Placement(placement.num_gpus, np.array(gpu_of_expert), np.array(logical), np.array(sources))
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def _serve(
     topk_ids: np.ndarray,
     first_token: np.ndarray,

@@ -12,6 +12,8 @@ from typing import Any
 from numba import types
 from numba.core.registry import CPUDispatcher
 
+from dysharp_env.native import keep
+
 
 class _Part(CPUDispatcher):
     """A compiled function that takes a literal argument for any number of its type."""
@@ -40,5 +42,5 @@ def _part(function: Callable[..., Any], inline: str) -> _Part:
         "inline": inline,
     }
     part = _Part(function, targetoptions=options)
-    part.enable_caching()
+    keep(part)
     return part

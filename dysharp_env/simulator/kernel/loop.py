@@ -21,8 +21,8 @@ Compiled functions take numba's ``numpy`` error model: no division checks its di
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.kernel.arrival import arrive, hear_done, reach_dispatch, store_acknowledged
@@ -251,7 +251,7 @@ def advance_one(s: Root) -> int:
         s.serving = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@native(nogil=True, error_model="numpy")
 def advance(roots: np.ndarray, players: np.ndarray) -> int:
     """Runs every layer that may run as far as it can; returns how many now want something other than an answer.
 

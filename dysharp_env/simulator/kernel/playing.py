@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.jit.pointers import bytes_at, doubles, float_rows, floats, longs
 from dysharp_env.simulator.jit.rows import rows
@@ -118,13 +118,13 @@ def end(s: Root, p: Player) -> None:
         settle(p, s.now_ps)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@native(nogil=True, error_model="numpy")
 def choose_once(players: np.ndarray) -> int:
     """Takes the decision that is shown to the first player, whoever asked it, and returns the chosen row."""
     return choose(rows(players.ctypes.data, PLAYER)[0])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@native(nogil=True, error_model="numpy")
 def settle_once(players: np.ndarray, now_ps: int) -> None:
     """Rewards the last choice of the first player, where that is owed."""
     settle(rows(players.ctypes.data, PLAYER)[0], now_ps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from dysharp_env.native import native
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.state.codes import BY_EXPERTS, BY_PEERS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM2
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     of_expert: np.ndarray  # (expert,) of experts, by their place on their GPU
 
 
-@njit(cache=True, error_model="numpy")
+@native(error_model="numpy")
 def follow_routing(
     root: np.ndarray,
     pairs: np.ndarray,
