@@ -10,14 +10,17 @@ from dysharp_env.commands.options import (
     add_seed_option,
     add_worker_options,
     asked_workers,
+    open_workers,
     require_at_least,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.schedules import load_schedule
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.validation import closed_forms
 from dysharp_env.validation.measurements import prediction_errors_pct
 from dysharp_env.validation.report import validation_rows, validation_table
+from dysharp_env.validation.symmetries import LAYERS, symmetries, symmetry_table
 from dysharp_env.validation.tables.load import ALL, load_tables, table_names
 from dysharp_env.validation.tables.report import constants_lines, judge, printed_tables
 
@@ -35,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{names}, {ALL}, or a CSV file with the columns of one of them",
     )
     parser.add_argument("--picture", metavar="PNG", help="errors over the tables by tokens, as a picture")
+    text = "instead of rows, how far makespans of every schedule move under so many other numbers for GPUs"
+    parser.add_argument("--renamings", type=int, metavar="N", help=text)
     add_json_option(parser)
     add_seed_option(parser, "seed of the random routing")
     add_worker_options(parser, "of tables one a core")
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     require_at_least(0, seed=args.seed)
     if args.table:
         return _run_tables(args)
+    if args.renamings is not None:
+        return _run_renamings(args)
     if args.picture is not None:
         raise ConfigError(f"picture='{args.picture}' needs a table to draw; name one with --table")
     ensure_compiled()
@@ -63,6 +70,19 @@ def run(args: argparse.Namespace) -> int:
         predicted = f"predicted measurements: mean absolute error {mean_pct:.1f} %, largest {max_pct:.1f} %"
         console.print(f"{len(rows) - failed} of {len(rows)} rows pass; {predicted}", highlight=False)
     return FAILED if failed else 0
+
+
+def _run_renamings(args: argparse.Namespace) -> int:
+    require_at_least(1, renamings=args.renamings)
+    ensure_compiled()
+    schedules = [load_schedule(name) for name in preset_names("schedules")]
+    with open_workers(args) as workers:
+        found = symmetries(schedules, args.renamings, args.seed, workers)
+    config = {"layers": [layer.model_dump(mode="json") for layer in LAYERS], "renamings": args.renamings}
+    records = [each.record() for each in found]
+    if publish(args.json, "validate", args.seed, config, rows=[], tables=[], symmetries=records):
+        results_console().print(symmetry_table(found, args.renamings))
+    return 0
 
 
 def _run_tables(args: argparse.Namespace) -> int:
