@@ -153,9 +153,13 @@ def experts_renamed(workload: Workload, renaming: int) -> Workload:
     experts = workload.num_experts
     new = np.arange(experts) if renaming == 0 else np.random.default_rng([renaming, experts]).permutation(experts)
     ids = np.where(workload.topk_ids == NO_EXPERT, NO_EXPERT, new[workload.topk_ids])
-    gpu_of_expert = np.empty(experts, np.int64)
-    gpu_of_expert[new] = workload.gpu_of_expert
-    return replace(workload, topk_ids=ids, placement=replace(workload.placement, gpu_of_expert=gpu_of_expert))
+    old, past = np.argsort(new), workload.history
+    return replace(
+        workload,
+        topk_ids=ids,
+        placement=replace(workload.placement, gpu_of_expert=workload.gpu_of_expert[old]),
+        history=(lambda: past()[old]) if past else None,
+    )
 
 
 def half_as_fast(system: SystemSpec) -> SystemSpec:

@@ -20,6 +20,9 @@ def test_renamed_experts_are_the_same_layer() -> None:
     where = [each.gpu_of_expert[each.topk_ids] for each in (workload, other)]
     assert np.array_equal(*where)
     assert np.array_equal(np.sort(other.demand.expert_tokens), np.sort(workload.demand.expert_tokens))
+    assert workload.past_loads is not None and other.past_loads is not None
+    for before, after in zip(workload.topk_ids.ravel(), other.topk_ids.ravel(), strict=True):
+        assert workload.past_loads[before] == other.past_loads[after]
     assert np.array_equal(experts_renamed(workload, 0).topk_ids, workload.topk_ids)
 
 
