@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One numerical thread per process: the tests use both cores themselves, training sets its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slowest lint clean
+.PHONY: demo test slowest soak lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
@@ -16,6 +16,10 @@ test: $(VENV)/.installed
 # In one process, so that no test is timed beside another.
 slowest: $(VENV)/.installed
 	$(BIN)/python -m pytest --durations=40
+
+# Random layers, machines and programs, every property on each; under an hour on two cores.
+soak: $(VENV)/.installed
+	$(BIN)/python -m tests.soak --count 10000 --workers 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

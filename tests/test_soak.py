@@ -1,0 +1,40 @@
+"""What ``make soak`` tries for an hour, tried for a moment; and what it does when a property is broken."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import soak
+
+# The other properties are tried on more seeds by tests of their own.
+QUICK = ("names_do_not_matter_to_bounds", "bounds_fall_as_machines_get_faster", "environments_keep_their_word")
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_nothing_is_found_in_a_moment(group: int) -> None:
+    for seed in range(group * 10, group * 10 + 10):
+        assert soak.broken_by(seed, (*QUICK, "copies_play_as_one_alone")) == []
+
+
+def test_what_is_broken_is_named_counted_and_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_odd_seeds(_: object, seed: int) -> None:
+        """Fails on odd seeds."""
+        assert seed % 2 == 0, "odd"
+
+    monkeypatch.setattr(soak, "PROPERTIES", {"on_odd_seeds": on_odd_seeds})
+    argv = ["--first", "4", "--count", "5", "--json", str(tmp_path / "found.json")]
+    assert soak.main(argv) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "on_odd_seeds: Fails on odd seeds."
+    assert [line.split(":")[0] for line in lines if line.startswith("seed ")] == [
+        "seed 5 breaks on_odd_seeds",
+        "seed 7 breaks on_odd_seeds",
+    ]
+    assert "on_odd_seeds: 5 examples, 2 broken" in lines
+    stored = json.loads((tmp_path / "found.json").read_text())
+    assert stored["broken"] == {"on_odd_seeds": 2}
+    assert stored["found"] == [[5, "on_odd_seeds"], [7, "on_odd_seeds"]]
+    assert soak.main(["--first", "4", "--count", "1"]) == 0
