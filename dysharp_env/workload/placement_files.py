@@ -89,22 +89,44 @@ def load_placements(name: str, experts: int, num_gpus: int) -> LayerPlacements:
     """
     if name == CONTIGUOUS:
         return LayerPlacements(name, (0,), (contiguous_placement(experts, num_gpus),))
-    path, array = split_array_name(name)
-    if path.endswith(".npz"):
-        listed = _listed_in_npz(path, array)
-    elif path.endswith((".yaml", ".yml")):
-        listed = read_yaml(Path(path))
-    elif path.endswith(".json"):
-        listed = _read_json(path)
-    else:
-        raise ConfigError(
-            f"placement='{name}' is unknown; choose '{CONTIGUOUS}', 'eplb:M' or a .json, .npz or .yaml file"
-        )
+    listed = _read_listed(name)
     try:
         numbers, rows = _rows_of(listed, experts, num_gpus)
         return LayerPlacements(name, numbers, tuple(_placement_of(*row, experts, num_gpus) for row in rows))
     except ConfigError as error:
         raise ConfigError(f"placement '{name}': {error}") from None
+
+
+def load_slot_maps(name: str) -> dict[int | None, np.ndarray]:
+    """Returns the logical expert of every slot, by the layer's number, or under None of a file of one layer.
+
+    That is all that ids of physical experts need: on which GPU a slot is does not matter.
+
+    Raises:
+        ConfigError: The file is unreadable, or lists no experts of slots.
+    """
+    try:
+        numbers, rows = _rows_of(_read_listed(name), experts=1, num_gpus=1)
+    except ConfigError as error:
+        raise ConfigError(str(error) if name in str(error) else f"placement '{name}': {error}") from None
+    maps: dict[int | None, np.ndarray] = {}
+    for number, (_, logical) in zip(numbers, rows, strict=True):
+        if logical.min() < 0 or logical.max() > 65535:
+            raise ConfigError(f"placement '{name}': it names expert {logical.min()} or {logical.max()}")
+        maps[None if len(rows) == 1 else number] = logical
+    return maps
+
+
+def _read_listed(name: str) -> Any:
+    """Returns what a file of placements holds, as it stands there."""
+    path, array = split_array_name(name)
+    if path.endswith(".npz"):
+        return _listed_in_npz(path, array)
+    if path.endswith((".yaml", ".yml")):
+        return read_yaml(Path(path))
+    if path.endswith(".json"):
+        return _read_json(path)
+    raise ConfigError(f"placement='{name}' is unknown; choose '{CONTIGUOUS}', 'eplb:M' or a .json, .npz or .yaml file")
 
 
 def placements_json(placements: dict[int, Placement]) -> str:
@@ -117,15 +139,26 @@ def placements_json(placements: dict[int, Placement]) -> str:
     """
     slots = len(next(iter(placements.values())))
     experts = next(iter(placements.values())).num_logical
-    rows = []
-    for layer in range(max(placements) + 1):
-        placement = placements.get(layer)
-        if placement is None:
-            rows.append([slot % experts for slot in range(slots)])
-        else:
-            order = np.argsort(placement.gpu_of_expert, kind="stable")
-            rows.append(placement.logical_of_expert[order].tolist())
+    dense = [slot % experts for slot in range(slots)]
+    rows = [
+        _slots_in_order(placements[layer]) if layer in placements else dense for layer in range(max(placements) + 1)
+    ]
     return json.dumps({"physical_to_logical_map": rows}) + "\n"
+
+
+def placements_yaml(placements: dict[int, Placement]) -> str:
+    """Returns placements by layer number as TensorRT-LLM's YAML, which has a row for every MoE layer.
+
+    Args:
+        placements: By the model's number of the layer; every GPU of every layer holds as many experts.
+    """
+    rows = "".join(f"  {layer}: {_slots_in_order(placements[layer])}\n" for layer in sorted(placements))
+    return f"num_slots: {len(next(iter(placements.values())))}\ninitial_global_assignments:\n{rows}"
+
+
+def _slots_in_order(placement: Placement) -> list[int]:
+    """Returns the expert of every slot, GPU by GPU."""
+    return placement.logical_of_expert[np.argsort(placement.gpu_of_expert, kind="stable")].tolist()
 
 
 def _read_json(path: str) -> Any:

@@ -282,8 +282,8 @@ def require_output(path: str) -> None:
         raise ConfigError(f"output='{path}' must be a file in an existing folder")
 
 
-def save_trace(trace: RoutingTrace, path: str) -> None:
-    """Writes a trace as a compressed npz; the file appears whole or not at all.
+def save_trace(trace: RoutingTrace, path: str, **more: np.ndarray) -> None:
+    """Writes a trace as a compressed npz, and ``more`` arrays in it; the file appears whole or not at all.
 
     Raises:
         ConfigError: The path does not end in .npz or cannot be written.
@@ -292,11 +292,13 @@ def save_trace(trace: RoutingTrace, path: str) -> None:
     target = Path(path)
     arrays = {
         "topk_ids": trace.topk_ids,
-        "experts": np.array(trace.experts, dtype=np.int64),
         "doc_offsets": trace.doc_offsets.astype(np.int32),
         "layer_index": trace.layer_index.astype(np.int64),
         "source": np.array(trace.source),
+        **more,
     }
+    if trace.is_experts_known:
+        arrays["experts"] = np.array(trace.experts, dtype=np.int64)
     if trace.topk_weights is not None:
         arrays["topk_weights"] = trace.topk_weights.astype(np.float16)
     if trace.tokens_of_gpu is not None:
