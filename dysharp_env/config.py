@@ -23,6 +23,10 @@ class ConfigError(ValueError):
     """A value, key, name or file given by the user is wrong; the message is one line meant for them."""
 
 
+class Notice(UserWarning):
+    """Something that is no mistake and that the user should know; commands print it as a line on standard error."""
+
+
 class Spec(BaseModel):
     """Base of all specs: immutable, unknown keys refused, fields documented in place."""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, Notice
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -60,7 +62,9 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
     os.environ["MPLBACKEND"] = "Agg"
     try:
         args = build_parser().parse_args(argv)
-        status: int = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            status: int = args.run(args)
         sys.stdout.flush()
         return status
     except ConfigError as error:
@@ -86,6 +90,16 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         _silence_stdout()
         print(f"error: cannot write the results: {error.strerror or error}", file=sys.stderr)
         return MISTAKE
+
+
+def _show_warning(
+    shown_otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
+    """Prints a notice as a line; other warnings as they were."""
+    if issubclass(category, Notice):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        shown_otherwise(message, category, *where, **more)
 
 
 def _silence_stdout() -> None:

@@ -6,6 +6,7 @@ one time, in one layer or, for traces and loads, in several.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, Notice
 from dysharp_env.workload.choices import count_loads
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.loads import load_loads, popularity_of, sampling_model
 from dysharp_env.workload.routing import draw_past_loads, draw_popularity, draw_tokens, routing_candidates
 from dysharp_env.workload.traces import RECORDED, load_trace, split_range
 
+_NOTICED_REPEATS = 0.25  # of a batch's tokens; below, windows of GPUs overlap too little to matter
 _SAMPLED = 2  # tells the streams of sampled batches from that of an earlier batch
 # A number of a layer, several, all, or none: any of them.
 LayerIndex = int | tuple[int, ...] | Literal["all"] | None
@@ -81,7 +83,7 @@ class Generated:
         """Returns the one batch of a seed."""
         rng = np.random.default_rng(seed)
         model = self._models[int(rng.integers(len(self._models)))] if len(self._models) > 1 else self._models[0]
-        popularity = draw_popularity(model, self._layer, rng)
+        popularity = draw_popularity(model, self._layer, rng, self.tokens_of_gpu)
         ids = draw_tokens(model, self._layer, popularity, self.tokens_of_gpu, rng)
         label = self._routing if self._routing == model.name else f"{self._routing}/{model.name}"
         history = partial(draw_past_loads, model, self._layer, popularity, self.tokens_of_gpu, seed)
@@ -137,6 +139,23 @@ class Traced:
         ends = self._stop - self.tokens_of_gpu + 1
         # Even counts draw what they always drew: from one end for all.
         self._ends = ends if np.ptp(ends) else int(ends[0])
+        if not self._is_whole:
+            self._notice_overlap(size)
+
+    def _notice_overlap(self, size: int) -> None:
+        """Says once where many tokens of a batch come several times, as windows of GPUs overlap."""
+        batch = int(self.tokens_of_gpu.sum())
+        missed = np.prod(1.0 - self.tokens_of_gpu / size)
+        repeated = 1.0 - size * (1.0 - missed) / batch
+        if repeated < _NOTICED_REPEATS:
+            return
+        # The same text for the same numbers, so that one line is shown for many sources in a process.
+        warnings.warn(
+            f"{len(self.tokens_of_gpu)} GPUs draw {batch} tokens from {size} of '{self._routing}' (split"
+            f" '{self._split}'): windows overlap, and about {repeated:.0%} of a batch's tokens repeat others of it",
+            Notice,
+            stacklevel=2,
+        )
 
     def _own_tokens(self, num_gpus: int) -> np.ndarray:
         counts = self._trace.tokens_of_gpu

@@ -25,10 +25,8 @@ from dysharp_env.config import ConfigError
 from dysharp_env.workload.choices import count_loads
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.npz import read_arrays, split_array_name
-from dysharp_env.workload.routing import RoutingModel, draw_tokens
+from dysharp_env.workload.routing import LEAST_SHARE, MOST_SHARE, RoutingModel, draw_tokens, log_weight
 
-# Shares of tokens that choose an expert are held within these, so that logarithms are finite.
-_LEAST_SHARE, _MOST_SHARE = 1e-9, 0.999
 # Rounds of correction, and the tokens of each: with these, loads of 8 GPUs under the group limit of DeepSeek-R1 come
 # out within 1 % (measured on its loads). Later rounds correct by less, which averages their chance away.
 _ROUNDS, _ROUND_TOKENS, _WHOLE_ROUNDS = 8, 8192, 3
@@ -108,8 +106,8 @@ def popularity_of(counts: np.ndarray, layer: LayerSpec) -> np.ndarray:
         counts: (``layer.choices``,) tokens that chose each expert, or anything in proportion; some above 0.
         layer: The layer they are of.
     """
-    wanted = np.clip(layer.top_k * counts / counts.sum(), _LEAST_SHARE, _MOST_SHARE)
-    popularity = _log_weight(wanted)
+    wanted = np.clip(layer.top_k * counts / counts.sum(), LEAST_SHARE, MOST_SHARE)
+    popularity = log_weight(wanted)
     if layer.topk_group == layer.n_group:
         return popularity.astype(np.float32)
     rng, model = np.random.default_rng(0), sampling_model("fit")
@@ -118,9 +116,5 @@ def popularity_of(counts: np.ndarray, layer: LayerSpec) -> np.ndarray:
         # As if a few more tokens had come as wanted: an expert that none chose is not infinitely unpopular.
         got = (count_loads(drawn, layer.choices) + 4 * wanted) / (_ROUND_TOKENS + 4)
         step = min(1.0, _WHOLE_ROUNDS / (turn + 1))
-        popularity += step * (_log_weight(wanted) - _log_weight(np.minimum(got, _MOST_SHARE)))
+        popularity += step * (log_weight(wanted) - log_weight(np.minimum(got, MOST_SHARE)))
     return popularity.astype(np.float32)
-
-
-def _log_weight(share: np.ndarray) -> np.ndarray:
-    return np.log(-np.log1p(-share))

@@ -28,6 +28,7 @@ from dysharp_env.config import ConfigError, did_you_mean
 from dysharp_env.native import native
 from dysharp_env.workload.choices import NO_EXPERT, count_loads, in_front
 from dysharp_env.workload.layer import LayerSpec
+from dysharp_env.workload.placement import contiguous_placement
 
 DOCUMENT_TOKENS = 256  # the mean document of the DeepSeek-V2-Lite traces the generator was fitted to has about 250
 _BLOCK_SCORES = 4_000_000  # scores held at once: bounds memory at some 50 MB whatever the workload's size
@@ -35,6 +36,8 @@ _BLOCK_SCORES = 4_000_000  # scores held at once: bounds memory at some 50 MB wh
 # ByteDance's training, and varies it around a mean share of 1/8. At 64 experts or more an absolute 0.032 would exceed
 # the mean share itself, so it is read relative to that mean: a coefficient of variation of 8 * 0.032 = 0.256.
 _NORMAL_REFERENCE_EXPERTS = 8
+# Shares of tokens that choose an expert are held within these, so that logarithms are finite.
+LEAST_SHARE, MOST_SHARE = 1e-9, 0.999
 _EARLIER = 1  # tells the stream of an earlier batch from that of the batch at hand
 
 
@@ -43,10 +46,11 @@ class RoutingModel:
     """Parameters of one generator; see the module's formula."""
 
     name: str
-    popularity: Literal["lognormal", "normal", "power"] = "lognormal"
-    """How popularity is drawn: ``sigma_expert`` times a normal; log(1 + spread times a normal); -alpha log(rank)."""
+    popularity: Literal["lognormal", "normal", "power", "sampled-power"] = "lognormal"
+    """How popularity is drawn: ``sigma_expert`` times a normal; log(1 + spread times a normal); -alpha log(rank); loads
+    that are samples of a power law, see ``_draw_sampled_power``."""
     sigma_expert: float = 0.0
-    """Standard deviation (lognormal), relative load spread (normal) or exponent alpha (power)."""
+    """Standard deviation (lognormal), relative load spread (normal) or exponent alpha (power, sampled-power)."""
     sigma_doc: float = 0.0
     sigma_token: float = 0.0
     rho: float = 0.0
@@ -83,28 +87,35 @@ _ASSUMED = (
     RoutingModel("paper-normal", "normal", 0.032 * _NORMAL_REFERENCE_EXPERTS),
     RoutingModel("power-law", "power", 1.5),
 )
+# What AIConfigurator (github ai-dynamo/aiconfigurator, collector/helper.py) measures GEMMs with as ``power_law_1.2``.
+_MEASURED_WITH = RoutingModel("aiconfigurator", "sampled-power", 1.2)
 # ``mixed`` draws one of these: it has to stay the same draw for the same seed.
 _MIXED = (*_ASSUMED, *_FITTED)
-ROUTING_MODELS: dict[str, RoutingModel] = {model.name: model for model in (*_MIXED, _SERVED)}
+ROUTING_MODELS: dict[str, RoutingModel] = {model.name: model for model in (*_MIXED, _SERVED, _MEASURED_WITH)}
 # What stands behind the colon of a name, and its limits.
 _PARAMETERS = {
     "paper-normal": ("STD", 0.0, 0.1),
     "power-law": ("ALPHA", 0.0, 10.0),
+    "aiconfigurator": ("ALPHA", 0.0, 10.0),
     "deepseek-r1": ("QUANTILE", 0.01, 0.99),
     **{model.name: ("SIGMA", 0.0, 4.0) for model in _FITTED},
 }
 
 
 def routing_names() -> list[str]:
-    """Returns the names of all generators; ``mixed`` draws one of the others each time, but for ``deepseek-r1``."""
+    """Returns the names of all generators.
+
+    ``mixed`` draws one of the others each time, but for ``deepseek-r1`` and ``aiconfigurator``.
+    """
     return [*ROUTING_MODELS, "mixed"]
 
 
 def routing_candidates(routing: str) -> list[RoutingModel]:
     """Returns the models a routing name stands for: one, or those of ``mixed``.
 
-    Names may have a parameter: ``power-law:ALPHA``, ``paper-normal:STD``, ``deepseek-r1:QUANTILE`` (a layer less skewed
-    than all but so many of R1's) and, of the presets fitted to tokens, ``NAME:SIGMA`` (in place of ``sigma_expert``).
+    Names may have a parameter: ``power-law:ALPHA``, ``aiconfigurator:ALPHA``, ``paper-normal:STD``,
+    ``deepseek-r1:QUANTILE`` (a layer less skewed than all but so many of R1's) and, of the presets fitted to tokens,
+    ``NAME:SIGMA`` (in place of ``sigma_expert``).
 
     Raises:
         ConfigError: The name is unknown or its parameter is refused.
@@ -147,8 +158,8 @@ def draw_routing(
 
     ``aligned`` starts every GPU's first document at its first token, rather than anywhere before it.
     """
-    popularity = draw_popularity(model, layer, rng)
     counts = np.full(num_gpus, tokens_per_gpu)
+    popularity = draw_popularity(model, layer, rng, counts)
     return draw_tokens(model, layer, popularity, counts, rng, aligned).reshape(num_gpus, tokens_per_gpu, layer.top_k)
 
 
@@ -199,8 +210,15 @@ def draw_past_loads(
     return count_loads(earlier, layer.experts)
 
 
-def draw_popularity(model: RoutingModel, layer: LayerSpec, rng: np.random.Generator) -> np.ndarray:
-    """Returns a layer's popularity of every expert, (``layer.choices``,) float32, in units of log probability."""
+def draw_popularity(
+    model: RoutingModel, layer: LayerSpec, rng: np.random.Generator, tokens_of_gpu: np.ndarray
+) -> np.ndarray:
+    """Returns a layer's popularity of every expert, (``layer.choices``,) float32, in units of log probability.
+
+    Only ``sampled-power`` depends on the tokens of each GPU, (gpu,).
+    """
+    if model.popularity == "sampled-power":
+        return _draw_sampled_power(model.sigma_expert, layer, rng, tokens_of_gpu)
     if model.popularity == "power":
         return (-model.sigma_expert * np.log(1.0 + rng.permutation(layer.choices))).astype(np.float32)
     normal = rng.standard_normal(layer.choices, dtype=np.float32)
@@ -218,6 +236,37 @@ def draw_popularity(model: RoutingModel, layer: LayerSpec, rng: np.random.Genera
     common = _standardised(rng.standard_normal(layer.n_group))
     popularity[: layer.experts] += of_group * np.repeat(common, layer.experts // layer.n_group)
     return popularity.astype(np.float32)
+
+
+def _draw_sampled_power(
+    alpha: float, layer: LayerSpec, rng: np.random.Generator, tokens_of_gpu: np.ndarray
+) -> np.ndarray:
+    """Returns the popularity of loads that are samples of a power law with density x^-alpha, cut at both ends.
+
+    From 1 to 0.8 of all tokens, or from 0.01 to 2 where tokens choose fewer experts than there are; then scaled to what
+    tokens choose together, and the first GPU made the busiest. Unlike there, where each expert has consecutive tokens,
+    tokens are independent; and loads are what is expected, not what comes out.
+    """
+    tokens = max(1, int(tokens_of_gpu.sum()))
+    is_dense = tokens * layer.top_k > layer.choices
+    low, high = (1.0, max(0.8 * tokens, 1.0)) if is_dense else (0.01, 2.0)
+    uniform, power = rng.random(layer.choices), 1.0 - alpha
+    if abs(power) < 1e-9:
+        loads = low * (high / low) ** uniform
+    else:
+        loads = (low**power + uniform * (high**power - low**power)) ** (1.0 / power)
+    held = contiguous_placement(layer.choices, len(tokens_of_gpu)).gpu_of_expert
+    busiest = int(np.bincount(held, loads).argmax())
+    first, other = np.flatnonzero(held == 0), np.flatnonzero(held == busiest)
+    count = min(len(first), len(other))
+    loads[first[:count]], loads[other[:count]] = loads[other[:count]], loads[first[:count]].copy()
+    share = np.clip(layer.top_k * loads / loads.sum(), LEAST_SHARE, MOST_SHARE)
+    return log_weight(share).astype(np.float32)
+
+
+def log_weight(share: np.ndarray) -> np.ndarray:
+    """Returns the log of the weights with which experts are chosen by given shares of tokens, see ``loads``."""
+    return np.log(-np.log1p(-share))
 
 
 def _standardised(normal: np.ndarray) -> np.ndarray:

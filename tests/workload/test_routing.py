@@ -139,7 +139,7 @@ def test_rectangular_draws_stay_what_they_were(routing: str, digest: str) -> Non
 @pytest.mark.parametrize("routing", list(ROUTING_MODELS))
 def test_tokens_may_differ_from_gpu_to_gpu(routing: str) -> None:
     model, layer = ROUTING_MODELS[routing], layer_of(32, 4, n_group=4, topk_group=2)
-    popularity = draw_popularity(model, layer, np.random.default_rng(0))
+    popularity = draw_popularity(model, layer, np.random.default_rng(0), np.array([64]))
     counts = np.array([0, 40, 40, 0, 7, 0])
     ids = draw_tokens(model, layer, popularity, counts, np.random.default_rng(1))
     assert ids.shape == (87, 4) and ids.dtype == np.int32
@@ -169,7 +169,7 @@ def test_an_earlier_batch_has_other_tokens_and_the_same_popularity() -> None:
     layer, counts = layer_of(64, 6), np.array([3000, 1000])
     model = ROUTING_MODELS["gpt-oss-20b"]
     rng = np.random.default_rng(3)
-    popularity = draw_popularity(model, layer, rng)
+    popularity = draw_popularity(model, layer, rng, np.array([64]))
     now = np.bincount(draw_tokens(model, layer, popularity, counts, rng).ravel(), minlength=64)
     past = draw_past_loads(model, layer, popularity, counts, seed=3)
     assert past.sum() == now.sum() == 4000 * 6 and not np.array_equal(past, now)
