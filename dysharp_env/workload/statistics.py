@@ -147,13 +147,9 @@ def _fan_out(trace: RoutingTrace, num_gpus: int) -> FanOutStatistics:
     if num_gpus > trace.num_tokens:
         raise ConfigError(f"gpus={num_gpus} is more than the trace's {trace.num_tokens} tokens")
     source = np.arange(trace.num_tokens) * num_gpus // trace.num_tokens
-    # What stands behind a token's experts is on a GPU that is not counted.
-    gpu_of = np.append(contiguous_placement(trace.experts, num_gpus).gpu_of_expert, num_gpus)
     fan_out, busiest_gpu, busiest_pair = [], [], []
     for ids in trace.topk_ids:
-        visited = np.zeros((trace.num_tokens, num_gpus + 1), dtype=bool)  # (token, expert GPU)
-        np.put_along_axis(visited, gpu_of[ids.astype(np.int64)], True, axis=1)
-        visited = visited[:, :num_gpus]
+        visited = _visited(ids, trace.experts, num_gpus)
         pairs = np.zeros((num_gpus, num_gpus))  # (source, destination)
         np.add.at(pairs, source, visited)
         fan_out.append(visited.sum() / trace.num_tokens)
@@ -167,3 +163,48 @@ def _fan_out(trace: RoutingTrace, num_gpus: int) -> FanOutStatistics:
         gpu_max_over_mean=float(np.mean(busiest_gpu)),
         pair_max_over_mean=float(np.mean(busiest_pair)),
     )
+
+
+def _visited(ids: np.ndarray, experts: int, num_gpus: int) -> np.ndarray:
+    """Returns which GPUs hold an expert of which token, (token, gpu) bool, for (token, k) ids."""
+    # What stands behind a token's experts is on a GPU that is not counted.
+    gpu_of = np.append(contiguous_placement(experts, num_gpus).gpu_of_expert, num_gpus)
+    visited = np.zeros((len(ids), num_gpus + 1), dtype=bool)
+    np.put_along_axis(visited, gpu_of[ids.astype(np.int64)], True, axis=1)
+    return visited[:, :num_gpus]
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteStatistics:
+    """How far from home tokens go on a given number of GPUs.
+
+    Attributes:
+        num_gpus: GPUs.
+        share_of_r: (num_gpus + 1,) share of tokens, over all layers, that go to 0, 1, ... distinct remote GPUs.
+        at_home: (layer,) share of a token's experts that its home GPU holds.
+    """
+
+    num_gpus: int
+    share_of_r: np.ndarray
+    at_home: np.ndarray
+
+
+def remote_statistics(trace: RoutingTrace, num_gpus: int) -> RemoteStatistics:
+    """Returns how far from home tokens go, experts placed contiguously.
+
+    Homes are the source GPUs of the trace, where it has as many; or else equal consecutive parts of it.
+    """
+    counts = trace.tokens_of_gpu
+    if counts is not None and len(counts) == num_gpus:
+        home = np.repeat(np.arange(num_gpus), counts)
+    else:
+        home = np.arange(trace.num_tokens) * num_gpus // trace.num_tokens
+    gpu_of = np.append(contiguous_placement(trace.experts, num_gpus).gpu_of_expert, NO_EXPERT)
+    reached, at_home = np.zeros(num_gpus + 1), []
+    for ids in trace.topk_ids:
+        visited = _visited(ids, trace.experts, num_gpus)
+        visited[np.arange(len(ids)), home] = False
+        reached += np.bincount(visited.sum(axis=1), minlength=num_gpus + 1)
+        held = gpu_of[ids.astype(np.int64)]
+        at_home.append((held == home[:, None]).sum() / max(1, (held != NO_EXPERT).sum()))
+    return RemoteStatistics(num_gpus, reached / reached.sum(), np.array(at_home))

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.commands.trace.sources import DRAWN_LAYERS, SOURCES, loads_of, read_routing
 from dysharp_env.config import ConfigError
 from dysharp_env.report.routing import fan_out_table, load_table, skew_table
+from dysharp_env.report.routing_picture import SUFFIXES, write_routing_picture
 from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.loads import LayerLoads
 from dysharp_env.workload.placement import Placement
 from dysharp_env.workload.placement_files import CONTIGUOUS, load_placements
 from dysharp_env.workload.routing import routing_names
 from dysharp_env.workload.skew import Skew, contiguous_skews
-from dysharp_env.workload.statistics import RoutingStatistics, loads_statistics, trace_statistics
+from dysharp_env.workload.statistics import RoutingStatistics, loads_statistics, remote_statistics, trace_statistics
 from dysharp_env.workload.traces import RoutingTrace
 
 _USUAL_GPU_COUNTS = (8, 16, 32, 64)
@@ -37,11 +39,13 @@ def add_action(actions: Any) -> None:
     info.add_argument("--placement", default=CONTIGUOUS, metavar="FILE", help="where experts are, for one of --gpus")
     add_seed_option(info, "random seed of a generator")
     add_json_option(info)
+    text = "draw load, locality and how far tokens go, as .png, .svg or .pdf"
+    info.add_argument("--picture", metavar="FILE", help=text)
     info.set_defaults(act=_info)
 
 
 def _info(args: argparse.Namespace) -> None:
-    check_targets(("json", args.json, None))
+    _check_outputs(args)
     require_at_least(0, seed=args.seed)
     routing = read_routing(args.trace, args.model, args.seed)
     loads, tokens = loads_of(routing), getattr(routing, "num_tokens", None)
@@ -63,6 +67,26 @@ def _info(args: argparse.Namespace) -> None:
     balance = [asdict(skew) for skew in skews]
     if publish(args.json, "trace", None, config, **_described(routing), **asdict(statistics), balance=balance):
         _print_statistics(args, routing, statistics, skews)
+    if args.picture:
+        # Fan-out is of experts in order, in tables and pictures alike.
+        reached = statistics.fan_out if args.placement == CONTIGUOUS else []
+        remote = [remote_statistics(routing, each.num_gpus) for each in reached if isinstance(routing, RoutingTrace)]
+        write_routing_picture(args.picture, _title(args, routing), loads, statistics, skews, remote)
+        say(Console(stderr=True), f"wrote {args.picture}")
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    if args.picture and not args.picture.endswith(SUFFIXES):
+        raise ConfigError(f"picture='{args.picture}' must end in {', '.join(SUFFIXES)}")
+    check_targets(("json", args.json, None), ("picture", args.picture, None))
+
+
+def _title(args: argparse.Namespace, routing: RoutingTrace | LayerLoads) -> str:
+    name = Path(args.trace).name
+    if isinstance(routing, LayerLoads):
+        return f"{name}: loads of {len(routing.counts)} layers, {routing.counts.shape[1]} experts"
+    size = f"{len(routing.topk_ids)} layers, {routing.num_tokens} tokens"
+    return f"{name}: {size}, top-{routing.top_k} of {routing.experts} experts"
 
 
 def _placements(name: str, loads: dict[int, np.ndarray], num_gpus: int, is_drawn: bool) -> dict[int, Placement]:

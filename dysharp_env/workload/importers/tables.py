@@ -2,7 +2,8 @@
 
 llama.cpp (pull request 28544, ``MOE_TRACE_OUT``): a CSV ``layer,expert``, of which top-k consecutive rows are one
 token. It goes through the layers once for every batch of tokens: where the number of the layer falls, a batch begins.
-Batches of one token are decode. Of a prompt's last layer it computes the last token only; the others have no expert there.
+Batches of one token are decode. Of a prompt's last layer it computes the last token only; the others have no expert
+there.
 
 Old SGLang (pull request 5275): a CSV ``layer_id,expert_id,count``, loads. FLAME-MoE: a parquet a layer
 with lists ``indices`` and ``scores``. An importance matrix holds, by layer and expert, how many tokens came: loads.
