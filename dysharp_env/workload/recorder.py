@@ -166,7 +166,8 @@ class RoutingRecorder:
 
     def _stacked(self, place: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns ids and weights, (layer, token, k), of one pass."""
-        ids, weights = [], []
+        ids: list[np.ndarray] = []
+        weights: list[np.ndarray | None] = []
         for router in self.routers:
             _, own, of_own = router.calls[place]
             if own is None:
@@ -205,7 +206,8 @@ class _Sequence:
 
 def _routers_of(model: Any) -> Iterator[Router]:
     """Yields the routers of a model, outermost modules first, in the order of its layers."""
-    modules, found = dict(model.named_modules()), []
+    modules: dict[str, Any] = dict(model.named_modules())
+    found: list[str] = []
     for name, module in modules.items():
         parent, _, leaf = name.rpartition(".")
         is_named = leaf in _NAMES or _CLASS.search(type(module).__name__) is not None
@@ -290,7 +292,7 @@ def _pass_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pass | None:
     if first is None or first.ndim not in (2, 3):
         return None
     batch, tokens = int(first.shape[0]), int(first.shape[1])
-    mask = kwargs.get("attention_mask")
+    mask: Any = kwargs.get("attention_mask")
     is_real = None
     if _is_tensor(mask) and mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= tokens:
         is_real = mask.detach().to("cpu").numpy()[:, -tokens:] != 0

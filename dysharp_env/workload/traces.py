@@ -108,7 +108,7 @@ class RoutingTrace:
         if trace.topk_ids.max() < layer.experts:
             return trace
         ids = trace.topk_ids.astype(np.int32)
-        ids, weights = _in_front(np.where(ids < layer.experts, ids, NO_EXPERT), trace.topk_weights)
+        ids, weights = experts_in_front(np.where(ids < layer.experts, ids, NO_EXPERT), trace.topk_weights)
         return replace(trace, topk_ids=ids, topk_weights=weights)
 
     def _best(self, top_k: int) -> RoutingTrace:
@@ -180,7 +180,7 @@ class RoutingTrace:
         )
 
 
-def _in_front(ids: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def experts_in_front(ids: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns ids, (layer, token, k), with every ``NO_EXPERT`` behind, and the weights as they go with them."""
     if ids.min() >= 0:
         return ids, weights
@@ -255,7 +255,7 @@ def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
         declared = arrays.get("experts", np.array(experts or int(ids.max()) + 1))
         if declared.ndim != 0 or declared.dtype.kind not in "iu":
             raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
-        ids, weights = _in_front(ids, arrays.get("topk_weights"))
+        ids, weights = experts_in_front(ids, arrays.get("topk_weights"))
         return RoutingTrace(
             topk_ids=ids,
             experts=int(declared),

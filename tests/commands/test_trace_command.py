@@ -10,7 +10,9 @@ import pytest
 
 from dysharp_env.commands import trace as trace_command
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.placement_files import load_placements
 from dysharp_env.workload.traces import load_trace
+from tests.workload.routing_files import megatron_lines, random_ids, vllm_response, write_json, write_lines
 
 
 def run(*argv: str) -> int:
@@ -178,9 +180,91 @@ def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes() -> None:
     assert {"return", "\n    "} <= set(pieces.values()) and vocabulary.size <= 260
 
 
+def test_import_prints_what_it_found_and_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 1):
+        lines = megatron_lines(random_ids(5 + rank, seed=rank), rank, step=0)
+        write_lines(tmp_path / f"router_trace_rank{rank}.jsonl", lines)
+    path = tmp_path / "t.npz"
+    assert run("import", tmp_path, "--out", path, "--experts", 32) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "format   megatron (Megatron-LM, router_trace_rank*.jsonl)",
+        "layers   3 (1 to 3)",
+        "tokens   11 in 2 documents",
+        "experts  32, top-4",
+        "phases   not told apart",
+        "ranks    2, with 5 to 6 tokens",
+        "note: 2 lines of blocks other than the decoder (multi-token prediction) were left out",
+        f"next: python -m dysharp_env trace info {path}",
+    ]
+    assert "t.npz: 3 layers x 11 tokens x top-4 of 32 experts" in shown.err
+    trace = load_trace(str(path))
+    assert trace.tokens_of_gpu.tolist() == [5, 6] and trace.source.startswith("Megatron-LM")
+    assert np.array_equal(trace.topk_ids, np.concatenate([random_ids(5), random_ids(6, seed=1)], axis=1))
+
+
+def test_an_imported_trace_says_no_more_of_experts_than_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "v.json", vllm_response(random_ids(6), prompt=4))
+    run("import", tmp_path / "v.json", "--out", tmp_path / "t.npz", "--phase", "prefill")
+    assert not load_trace(str(tmp_path / "t.npz")).is_experts_known
+    assert load_trace(str(tmp_path / "t.npz"), experts=40).experts == 40
+    run("import", tmp_path / "v.json", "--out", tmp_path / "t.npz", "--model", "qwen3-30b")
+    assert load_trace(str(tmp_path / "t.npz")).experts == 128
+
+
+def test_imported_loads_can_be_used_with_tokens_or_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "l.json", {"logical_count": [[0, 0, 0, 0], [5, 1, 1, 1], [2, 2, 2, 2]]})
+    run("import", tmp_path / "l.json", "--top-k", 1, "--tokens", 500, "--out", tmp_path / "t.npz")
+    out = capsys.readouterr().out
+    assert "layers   2 (1, 2); without routing, left out: 1 (0)" in out and "500 tokens were sampled" in out
+    run("info", f"{tmp_path / 't.npz'}:loads", "--gpus", 2, "--json", "-")
+    balance = json.loads(capsys.readouterr().out)["balance"][0]
+    assert balance["of_layer"] == {"1": 1.5, "2": 1.0}
+    assert load_trace(str(tmp_path / "t.npz")).topk_ids.shape == (2, 500, 1)
+
+
+def test_placements_are_written_for_two_servers(generated: Path, tmp_path: Path) -> None:
+    for name in ("p.json", "p.yaml"):
+        run("place", generated, "--gpus", 8, "--slots", 9, "--out", tmp_path / name)
+    one, other = (load_placements(str(tmp_path / name), 64, 8).placements for name in ("p.json", "p.yaml"))
+    assert all(np.array_equal(a.logical_of_expert, b.logical_of_expert) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_info_draws_a_picture(generated: Path, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"p.{suffix}"
+    run("info", generated, "--gpus", 4, 8, "--picture", path)
+    content = path.read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    run("info", generated, "--gpus", 4, 8, "--picture", path)
+    assert path.read_bytes() == content
+
+
+def test_nothing_is_written_over_what_is_read(generated: Path, tmp_path: Path) -> None:
+    content = generated.read_bytes()
+    for argv in (
+        ("convert", generated),
+        ("import", generated),
+        ("convert", tmp_path / "." / "generated.npz"),
+    ):
+        with pytest.raises(ConfigError, match=r"output='.*generated.npz' is the file that is read; name another"):
+            run(*argv, "--output", generated)
+    loads = tmp_path / "l.json"
+    loads.write_text("[[1, 2]]")
+    with pytest.raises(ConfigError, match="must end in .npz"):
+        run("import", loads, "--output", loads)
+    assert generated.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (("import", "none.json", "--out", "t.npz"), "'none.json' does not exist"),
+        (("import", "none.json", "--out", "t.npz", "--top-k", "0"), "top_k=0 must be at least 1"),
+        (("import", "none.json", "--out", "t.npz", "--steps", "3"), "steps='3' must be START:STOP"),
+        (("import", "none.json", "--out", "t.npz", "--placement", "p.txt"), "placement='p.txt' is unknown"),
+        (("info", "recorded", "--picture", "x.gif"), "picture='x.gif' must end in .png, .svg, .pdf"),
         (("info", "missing.npz"), "npz file 'missing.npz' does not exist"),
         (("info", "dsv2-lite"), "'dsv2-lite' is a generator: model must say of which experts"),
         (("info", "dsv2"), "routing='dsv2' is unknown"),
@@ -194,7 +278,10 @@ def test_vocabulary_is_lossless_and_spells_rare_pieces_in_bytes() -> None:
             "slots=7 on each of 8 GPUs must be",
         ),
         (("place", "recorded", "--gpus", "0", "--slots", "7", "--output", "p.json"), "gpus=0 must be at least 1"),
-        (("place", "recorded", "--gpus", "8", "--slots", "9", "--output", "p.npz"), "output='p.npz' must end in .json"),
+        (
+            ("place", "recorded", "--gpus", "8", "--slots", "9", "--output", "p.npz"),
+            "output='p.npz' must end in .json, .yaml, .yml",
+        ),
         (("place", "uniform", "--gpus", "8", "--slots", "9", "--output", "p.json"), "'uniform' is a generator"),
         (("info", "recorded", "--json", "no/such/folder.json"), "cannot write json='no/such/folder.json'"),
         (("generate", "--routing", "zipf", "--output", "x.npz"), "routing='zipf' is unknown"),

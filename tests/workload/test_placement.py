@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dysharp_env.config import ConfigError
 from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.layer import load_model
 from dysharp_env.workload.placement import Placement, contiguous_placement
-from dysharp_env.workload.placement_files import load_placements, placements_json
+from dysharp_env.workload.placement_files import load_placements, load_slot_maps, placements_json, placements_yaml
 from dysharp_env.workload.replicas import serve
 from dysharp_env.workload.workload import Workload
 from tests.shared_files import SHARED, needs_shared
@@ -145,11 +146,23 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "p.json", placements_json(made))
     rows = json.loads(path.read_text())["physical_to_logical_map"]
     assert len(rows) == 5 and rows[0] == rows[3] == [*range(12), 0, 1, 2, 3]
-    placements = load_placements(str(path), 12, 4)
-    for layer, placement in made.items():
+    text = placements_yaml(made)
+    assert text.startswith("num_slots: 16\ninitial_global_assignments:\n  1: [")
+    both = [load_placements(str(each), 12, 4) for each in (path, write(tmp_path / "p.yaml", text))]
+    for (layer, placement), placements in product(made.items(), both):
         again = placements.of_layer(layer, [1, 2, 4])
         assert np.array_equal(again.gpu_of_expert, placement.gpu_of_expert)
         assert np.array_equal(again.logical_of_expert, placement.logical_of_expert)
+
+
+def test_maps_of_slots_need_no_gpus(tmp_path: Path) -> None:
+    rows = [[1, 0, 1], [0, 1, 0]]
+    path = write(tmp_path / "p.json", {"physical_to_logical_map": rows})
+    assert {layer: each.tolist() for layer, each in load_slot_maps(str(path)).items()} == {0: rows[0], 1: rows[1]}
+    path = write(tmp_path / "p.yaml", "initial_global_assignments: {7: [1, 0, 1]}")
+    assert {layer: each.tolist() for layer, each in load_slot_maps(str(path)).items()} == {None: [1, 0, 1]}
+    with pytest.raises(ConfigError, match="placement='x.txt' is unknown"):
+        load_slot_maps("x.txt")
 
 
 @pytest.mark.parametrize(

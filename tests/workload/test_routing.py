@@ -115,8 +115,32 @@ def test_experts_are_ordered_best_first() -> None:
     assert np.unique(ids[:, 1], return_counts=True)[1].max() > 180
 
 
-def test_mixed_stands_for_every_model_but_one_that_came_later() -> None:
-    assert [*(model.name for model in routing_candidates("mixed")), "deepseek-r1"] == routing_names()[:-1]
+def test_mixed_stands_for_every_model_but_those_that_came_later() -> None:
+    later = ["deepseek-r1", "aiconfigurator"]
+    assert [*(model.name for model in routing_candidates("mixed")), *later] == routing_names()[:-1]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_aiconfigurator_draws_loads_from_a_cut_power_law(alpha: float) -> None:
+    layer, (model,) = layer_of(4000, 8), routing_candidates(f"aiconfigurator:{alpha}")
+    tokens = np.full(8, 1250)
+    popularity = draw_popularity(model, layer, np.random.default_rng(0), tokens)
+    share = 1 - np.exp(-np.exp(popularity.astype(float)))  # of tokens that choose the expert
+    assert share.sum() == pytest.approx(8, rel=0.02)
+    # Density x^-alpha from 1 to 8000: quartiles of the samples, up to one factor that scales them to what is chosen.
+    power, quantiles = 1 - alpha, np.array([0.25, 0.5, 0.75])
+    exact = 8000**quantiles if alpha == 1 else (1 + quantiles * (8000**power - 1)) ** (1 / power)
+    got = np.quantile(share, quantiles)
+    assert got[1:] / got[0] == pytest.approx(exact[1:] / exact[0], rel=0.2)
+    # The first GPU is the busiest.
+    assert share.reshape(8, -1).sum(axis=1).argmax() == 0
+
+
+def test_aiconfigurator_spreads_few_tokens_less() -> None:
+    layer, (model,) = layer_of(4000, 8), routing_candidates("aiconfigurator")
+    popularity = draw_popularity(model, layer, np.random.default_rng(0), np.full(4, 10))
+    share = 1 - np.exp(-np.exp(popularity.astype(float)))
+    assert share.max() / share.min() == pytest.approx(200, rel=0.05)  # from 0.01 to 2
 
 
 # SHA-256 of ids that version 0.1.0 drew: workloads of a seed stay what they are.
@@ -214,6 +238,7 @@ def test_a_parameter_says_how_skewed_a_layer_is() -> None:
         ("power-law:steep", "'steep' must be a number from 0.0 to 10.0"),
         ("power-law:nan", "'nan' must be a number"),
         ("paper-normal:-1", "'-1' must be a number from 0.0 to 0.1"),
+        ("aiconfigurator:11", "'11' must be a number from 0.0 to 10.0"),
         ("deepseek-r1:1", "'1' must be a number from 0.01 to 0.99"),
         ("gpt-oss-20b:9", "'9' must be a number from 0.0 to 4.0"),
         ("mixed:1", "is unknown"),

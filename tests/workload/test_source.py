@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dysharp_env.config import ConfigError, parse_spec
+from dysharp_env.config import ConfigError, Notice, parse_spec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.layer import LayerSpec, load_model
@@ -35,6 +36,17 @@ def numbered_trace(tokens: int = 100, tokens_of_gpu: list[int] | None = None) ->
 def numbered(tmp_path: Path) -> str:
     save_trace(numbered_trace(), str(tmp_path / "numbered.npz"))
     return str(tmp_path / "numbered.npz")
+
+
+def test_overlapping_windows_are_noticed_with_their_numbers(numbered: str) -> None:
+    # Each of 4 GPUs takes half of 100 tokens: (1 - 1/2)^4 are in no window, so 93.75 of 200 tokens are new.
+    with pytest.warns(
+        Notice, match=r"4 GPUs draw 200 tokens from 100 of '.*' \(split 'all'\): .* about 53% of a batch's"
+    ):
+        WorkloadSource(LAYER, 4, tokens=50, routing=numbered)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WorkloadSource(LAYER, 4, tokens=5, routing=numbered)
 
 
 def test_a_source_draws_new_workloads_that_their_seed_repeats() -> None:

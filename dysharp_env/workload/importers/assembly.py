@@ -15,7 +15,7 @@ from dysharp_env.workload.importers.reading import MOST_IDS
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.loads import popularity_of, sampling_model
 from dysharp_env.workload.routing import draw_tokens
-from dysharp_env.workload.traces import RoutingTrace
+from dysharp_env.workload.traces import RoutingTrace, experts_in_front
 
 Phase = Literal["prefill", "decode", "both"]
 _SAMPLED_DOCUMENT = 1024  # tokens that are drawn at once
@@ -179,7 +179,7 @@ def _stacked(cuts: Sequence[_Cut], rows: list[int], experts: int | None, notes: 
         begin, end = end, end + cut.num_tokens
         part = cut.piece.ids[rows, cut.start : cut.stop]
         # Zeros in all places are what frameworks leave where nothing was routed: no token has an expert twice.
-        is_blank = ~(part > 0).any(axis=(0, 2)) if part.shape[2] > 1 else np.zeros(part.shape[1], bool)
+        is_blank = np.asarray(~(part > 0).any(axis=(0, 2))) & (part.shape[2] > 1)
         if is_blank.any():
             blank += int(np.count_nonzero(is_blank & (part == 0).any(axis=(0, 2))))
             part = np.where(is_blank[:, None], part.dtype.type(NO_EXPERT), part)
@@ -214,7 +214,9 @@ def _stacked_weights(cuts: Sequence[_Cut], rows: list[int]) -> np.ndarray | None
     parts = []
     for cut in cuts:
         assert cut.piece.weights is not None
-        part = cut.piece.weights[rows, cut.start : cut.stop].astype(np.float16)
+        window = (rows, slice(cut.start, cut.stop))
+        _, part = experts_in_front(cut.piece.ids[window], cut.piece.weights[window].astype(np.float16))
+        assert part is not None
         if not (np.isfinite(part).all() and part.min() >= 0):
             raise ConfigError(f"{cut.piece.where}: gate weights must be finite and not negative")
         parts.append(part)

@@ -62,7 +62,8 @@ class Wanted:
         around = self.model.transformer if self.model else None
         layers = self.layers or (around.layers if around else None)
         if layers is None:
-            raise ConfigError(f"{where}: the format does not say how many layers there are: give layers or model")
+            unsaid = f"; the file of model '{self.model.name}' does not say" if self.model else ", or a model that says"
+            raise ConfigError(f"{where}: the format does not say how many layers there are: give layers{unsaid}")
         return layers
 
     def has_step(self, step: int) -> bool:

@@ -52,7 +52,7 @@ def _read_table(path: Path, columns: int) -> Iterator[np.ndarray]:
     next(lines)
     while block := list(islice(lines, _ROWS)):
         try:
-            table = np.loadtxt([line for _, line in block], np.int64, delimiter=b",", ndmin=2, comments=None)
+            table = np.loadtxt([line for _, line in block], np.int64, delimiter=",", ndmin=2, comments=None)
         except (ValueError, OverflowError):
             table = np.empty((0, 0), np.int64)
         if table.shape != (len(block), columns):
@@ -207,15 +207,13 @@ def _read_parquet(path: Path, budget: Budget) -> tuple[np.ndarray, np.ndarray | 
 
 def _lists_of(column: Any, where: str, name: str) -> np.ndarray:
     """Returns a column of lists that are as long as each other, (row, k)."""
-    flat = column.flatten() if hasattr(column, "flatten") and column.null_count == 0 else None
-    values = flat.to_numpy(zero_copy_only=False) if flat is not None and not flat.null_count else np.empty(0, object)
-    lengths = (
-        column.value_lengths().to_numpy(zero_copy_only=False)
-        if flat is not None and hasattr(column, "value_lengths")
-        else []
-    )
-    if values.dtype.kind not in "iuf" or not len(lengths) or len(set(lengths.tolist())) != 1:
-        raise ConfigError(f"{where}: {name} must be lists of numbers, all of one length")
+    wrong = ConfigError(f"{where}: {name} must be lists of numbers, all of one length")
+    if column.null_count or not hasattr(column, "value_lengths"):
+        raise wrong
+    flat, lengths = column.flatten(), column.value_lengths().to_numpy(zero_copy_only=False)
+    values = flat.to_numpy(zero_copy_only=False) if not flat.null_count else np.empty(0)
+    if values.dtype.kind not in "iuf" or not len(lengths) or np.ptp(lengths) or values.size != lengths.sum():
+        raise wrong
     return values.reshape(len(lengths), -1)
 
 
