@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 
 # What reading a truncated or foreign file raises, besides OSError.
-_DAMAGED = (
+DAMAGED = (
     ValueError,
     EOFError,
     RuntimeError,  # an encrypted archive
@@ -23,6 +24,7 @@ _DAMAGED = (
     MemoryError,
     NotImplementedError,
     SyntaxError,
+    tokenize.TokenError,  # of an array's header
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -42,7 +44,7 @@ def read_arrays(path: str, required: Sequence[str] = ()) -> dict[str, np.ndarray
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
-    except (*_DAMAGED, AttributeError, TypeError):  # the last two: a bare .npy array is no archive
+    except (*DAMAGED, AttributeError, TypeError):  # the last two: a bare .npy array is no archive
         raise ConfigError(f"'{path}' is not a whole npz file of plain arrays") from None
     missing = [name for name in required if name not in arrays]
     if missing:

@@ -112,6 +112,10 @@ CASES: list[tuple[Callable[[Path], Path], str]] = [
         "routed_experts: holds object, not numbers; arrays of Python objects are never read",
     ),
     (
+        vllm(base64.b64encode(npy_claiming((2, 2, 2)).replace(b", }", b"(((")).decode()),
+        "v.json' choices[0]: routed_experts: not a whole .npy array",
+    ),
+    (
         vllm(npy_text(np.ones((4, 4), np.uint8))),
         "routed_experts must be whole numbers with 3 axes, not uint8 of shape (4, 4)",
     ),
@@ -242,6 +246,18 @@ def test_damaged_parquet_and_gguf(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 40)
     with pytest.raises(ConfigError, match="a.parquet': not a whole parquet file: "):
         import_routing([tmp_path / "a.parquet"])
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"indices": [[1, 2], [3]]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="a.parquet': indices must be lists of numbers, all of one length"):
+        import_routing([tmp_path / "a.parquet"])
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for place in range(4, len(whole), 7):
+        (tmp_path / "a.parquet").write_bytes(whole[:place] + b"\x7f" + whole[place + 1 :])
+        with pytest.raises(ConfigError) as raised:
+            import_routing([tmp_path / "a.parquet"])
+        assert "\n" not in str(raised.value)
     # An array of 2^60 numbers, of which none is there.
     key = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 4, 1 << 60)
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.workload.npz import DAMAGED
 
 MOST_IDS = (
     32 << 20
@@ -222,7 +223,7 @@ def _npy_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, is_fortran, dtype = read(stream)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, struct.error):
+    except (*DAMAGED, TypeError, RecursionError):
         raise ConfigError(f"{where}: not a whole .npy array") from None
     if dtype.kind not in "iuf":
         raise ConfigError(f"{where}: holds {dtype}, not numbers; arrays of Python objects are never read")

@@ -56,7 +56,7 @@ def _read_table(path: Path, columns: int) -> Iterator[np.ndarray]:
         except (ValueError, OverflowError):
             table = np.empty((0, 0), np.int64)
         if table.shape != (len(block), columns):
-            number, line = next(each for each in block if not _is_row(each[1], columns))
+            number, line = next((each for each in block if not _is_row(each[1], columns)), block[0])
             raise ConfigError(f"'{path}' line {number}: {line[:40]!r} must be {columns} whole numbers")
         if (table < 0).any():
             number = block[int((table < 0).any(axis=1).argmax())][0]
@@ -194,8 +194,10 @@ def _read_parquet(path: Path, budget: Budget) -> tuple[np.ndarray, np.ndarray | 
                 for name, blocks in parts.items():
                     blocks.append(_lists_of(batch.column(name), where, name))
                 budget.take(parts["indices"][-1].size, f"{where}: indices")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{where}: not a whole parquet file: {error}") from None
+    except ConfigError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{where}: not a whole parquet file: {' '.join(str(error).split())[:120]}") from None
     if not parts["indices"]:
         raise ConfigError(f"{where}: has no rows")
     if len({block.shape[1] for block in parts["indices"]}) > 1:
