@@ -80,7 +80,7 @@ def explain(problem: Problem, contender: Contender) -> Explanation:
     """
     opponent = contender.first.on(problem)
     run = opponent.run(problem, logging=True)
-    path = critical_path(run, run.schedule, problem.system)
+    path = critical_path(run)
     return Explanation(contender.name, run, ideal_runs(problem, opponent), path)
 
 

@@ -15,37 +15,19 @@ import numpy as np
 
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.report.moves import Moves, Way
+from dysharp_env.report.paid import items, paid_name
 from dysharp_env.report.steps import Step, joined
-from dysharp_env.schedules import LayerRun, ScheduleSpec
+from dysharp_env.schedules import LayerRun
 from dysharp_env.simulator.phases import STAGES
 from dysharp_env.simulator.state.codes import BY_EXPERTS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
-from dysharp_env.simulator.state.pays import KernelPays
-from dysharp_env.system import SystemSpec
-from dysharp_env.system.spec import OVERHEADS
 
-_PAID = {
-    "launch": "kernel launch",
-    "gap": "launch of the next kernel",
-    "fused_start": "start of a fused kernel",
-    "barrier": "barrier of all GPUs",
-    "count_exchange": "exchange of token counts",
-    "shared": "shared experts",
-    "start": "start of its kernels",
-    "copy_gradients": "adding up the gradients of copies",
-}
 START = "before the start"
 _GEMMS = ("gemm1", "gemm2")
 
 
-def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> list[Step]:
-    """Returns the steps of the critical path, the first first.
-
-    Args:
-        run: A finished layer whose engine kept a log.
-        schedule: What it was run under.
-        system: What it was run on.
-    """
-    walk = _Walk(run, schedule, system)
+def critical_path(run: LayerRun) -> list[Step]:
+    """Returns the steps of the critical path of a finished layer whose engine kept a log, the first first."""
+    walk = _Walk(run)
     walk.pay("end", None, "after the last token")
     walk.through_stages()
     walk.pay("dispatch", None, START)
@@ -55,8 +37,8 @@ def critical_path(run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> 
 class _Walk:
     """A walk back from the end of a layer; ``cursor`` is how far it has come."""
 
-    def __init__(self, run: LayerRun, schedule: ScheduleSpec, system: SystemSpec) -> None:
-        self.engine, self.schedule, self.system = run.engine, schedule, system
+    def __init__(self, run: LayerRun) -> None:
+        self.run, self.engine = run, run.engine
         self.state, self.costs, self.program = run.engine.state, run.engine.costs, run.engine.program
         self.moves = Moves(run.engine)
         self.opened_ps = int(self.state.gates["pay_ps"][0])  # dispatch may begin
@@ -81,24 +63,8 @@ class _Walk:
 
     def pay(self, stage: str, gate: np.void | None, what: str) -> None:
         """Goes back over what is paid before a stage behind a gate, or before dispatch or at the end, item by item."""
-        for name, took_ps in reversed(self._paid(STAGES.index(stage), gate)):
-            self.back(self.cursor - took_ps, what, _PAID.get(name, name.replace("_", " ")), "software", False)
-
-    def _paid(self, stage: int, gate: np.void | None) -> list[tuple[str, int]]:
-        """Returns the items that are paid, by name, in the order that the schedule names them in."""
-        named = getattr(self.schedule.pays, STAGES[stage])
-        fixed = [cost for cost in named if cost in OVERHEADS]
-        fixed_ps = (*self.program.pays_ps, self.program.pay_end_ps)[stage]
-        # Rounded as their sum is.
-        ends_us = np.cumsum([self.system.overhead_us(cost) for cost in fixed])
-        times_ps = np.diff(np.round(ends_us * 1e6).astype(np.int64), prepend=0).tolist()
-        if sum(times_ps) != fixed_ps:  # not what this schedule pays on this system
-            fixed, times_ps = [" and ".join(fixed)], [fixed_ps]
-        part, gpu = (0, NOTHING) if gate is None else (int(gate["part"]), int(gate["gpu"]))
-        pays = KernelPays(self.costs, self.program, self.system.gpu.num_sms)
-        kernels = pays.named_ps(self.state, self.engine.workload, stage, part, gpu)
-        items = [*zip(fixed, times_ps, strict=True), *kernels]
-        return sorted(items, key=lambda item: named.index(item[0]) if item[0] in named else len(named))
+        for name, took_ps in reversed(items(self.run, STAGES.index(stage), gate)):
+            self.back(self.cursor - took_ps, what, paid_name(name), "software", False)
 
     def gate(self, stage: int, part: int, gpu: int) -> np.void | None:
         """Returns the gate that a stage of a part waits behind on a GPU, if it has one."""

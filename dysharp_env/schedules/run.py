@@ -72,6 +72,11 @@ class LayerRun:
         return self._bound.total_ps
 
     @property
+    def system(self) -> SystemSpec:
+        """The machine that it runs on."""
+        return self._offer.system
+
+    @property
     def schedule(self) -> ScheduleSpec:
         """What it runs: the plan that was chosen, and of a schedule with ``best_of`` the variant."""
         return self.opening.plan.schedule

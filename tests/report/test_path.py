@@ -28,7 +28,7 @@ def explained(schedule: str, resolution: str = "token", **changes: object) -> tu
     problem = Problem.of(scenario.system, scenario.draw(0), resolution=resolution)
     run = problem.start(load_schedule(schedule), logging=True)
     run.engine.run()
-    return run, critical_path(run, run.schedule, scenario.system)
+    return run, critical_path(run)
 
 
 def assert_whole(path: list[Step], makespan_ps: int) -> None:
@@ -70,7 +70,7 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
     for shape in (*shapes, nobody):
         workload = dataclasses.replace(shape, history=lambda: np.arange(layer.experts))
         run = Problem.of(system, workload).run(load_schedule(schedule), logging=True)
-        path = critical_path(run, run.schedule, system)
+        path = critical_path(run)
         assert_whole(path, run.engine.now_ps)
         assert path[0].what == "before the start"
 
@@ -79,7 +79,7 @@ def test_layers_of_odd_shapes_have_a_path(schedule: str, strict: None) -> None:
 def test_any_program_has_a_path(random_case: Callable[[int], Case], seed: int) -> None:
     engine = play(random_case(seed), seed)
     schedule = load_schedule("deepep")
-    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine, schedule=schedule, system=load_system("dgx-h200")))
     assert_whole(path, engine.now_ps)
 
 
@@ -89,7 +89,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
     """A copy's only token is there long before its weights, which come from a copy of a copy if they are relayed."""
     case = copied_case(primitive, [(0, 1), (2, 2)], [(3, 1)], gates=gates)
     engine, schedule = play(case, 0), load_schedule("deepep")
-    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine, schedule=schedule, system=load_system("dgx-h200")))
     assert_whole(path, engine.now_ps)
     steps = [(step.what, step.waited_for, step.end_ps) for step in path if step.stage == "copying"]
     near, far = "those of expert 2, from GPU 0 to GPU 1", "those of expert 3, from GPU 0 to GPU 2"
@@ -106,7 +106,7 @@ def test_a_chain_that_waits_for_weights_says_so(primitive: str, gates: tuple[int
 
 def test_a_layer_may_end_with_weights(strict: None) -> None:
     engine, schedule = play(copied_case("unicast", [(0, 1)]), 0), load_schedule("deepep")
-    path = critical_path(SimpleNamespace(engine=engine), schedule, load_system("dgx-h200"))
+    path = critical_path(SimpleNamespace(engine=engine, schedule=schedule, system=load_system("dgx-h200")))
     assert_whole(path, engine.now_ps)
     assert path[-1].what == "weights"
 
@@ -154,7 +154,7 @@ def test_gemms_may_wait_for_shared_experts(strict: None) -> None:
     problem = Problem.of(scenario.system, scenario.draw(0))
     run = problem.start(schedule, logging=True)
     run.engine.run()
-    path = critical_path(run, schedule, scenario.system)
+    path = critical_path(run)
     assert_whole(path, run.engine.now_ps)
     place = [step.what for step in path].index("shared experts")
     assert {step.what for step in path[:place]} == {"before the start"}
