@@ -14,8 +14,9 @@ from rich.console import Console
 
 from dysharp_env.commands.output import publish, results_console
 from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.report.drawing import write_figure
 from dysharp_env.report.files import write_bytes
-from dysharp_env.report.gantt import encode_png, render
+from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Problem
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         f"Its makespan is {result.geomean_ratio:.3f} times that of {REFERENCE}"
         f" (95 %: {result.ci_low:.3f} to {result.ci_high:.3f}); below 1 is faster."
     )
-    write_bytes(folder.path / "evaluation.png", plot_summary(rows, REFERENCE, suite.name))
+    write_figure(folder.path / "evaluation.png", plot_summary(rows, REFERENCE, suite.name))
     config = {"suite": suite.model_dump(mode="json"), "run": str(folder.path), "against": [REFERENCE]}
     publish(str(folder.path / "evaluation.json"), "evaluate", 0, config, **json_content(rows, summaries))
     _show_schedules(folder, agent, problems[0])
@@ -127,9 +128,7 @@ def _show_schedules(folder: RunFolder, agent: Contender, problem: Problem) -> No
     )
     ScheduleTable.of(mine.engine).to_csv(folder.path / "schedule.csv")
     write_bytes(folder.path / "timeline.json", chrome_trace(mine.engine, f"{agent.name}: {problem.name}"))
-    bound_us = mine.lower_bound_ps / 1e6
-    picture = render((agent.name, mine.engine), (REFERENCE, other.engine), lower_bound_us=bound_us)
-    write_bytes(folder.path / "schedule.png", encode_png(picture))
+    write_picture(folder.path / "schedule.png", (agent.name, mine), (REFERENCE, other))
 
 
 main = entry(build, __name__)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from dysharp_env.commands.output import check_folder
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
@@ -29,7 +30,7 @@ from .distillation.header import header
 from .distillation.opening import Openings, drawn_layers
 from .evaluation.contexts import Decisions, record_decisions
 from .evaluation.report import plain_table
-from .kit import Command, check_folder, check_options, deliver, entry
+from .kit import Command, check_options, deliver, entry
 from .opponents.players import Learned
 from .opponents.read import best_of, learned_of, learned_rule, read_runs, run_folders
 from .opponents.rollouts import makespans_ps

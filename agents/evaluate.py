@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from dysharp_env.commands.options import open_workers
+from dysharp_env.commands.output import PICTURES, check_folder, json_document
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_bytes
+from dysharp_env.report.drawing import write_figure
 from dysharp_env.schedules import Problem
-from dysharp_env.schedules.opponent import Contender
+from dysharp_env.schedules.opponent import Contender, Played
 from dysharp_env.simulator.state.observation import DECISION_KINDS
-from dysharp_env.workload.suite import load_suite
+from dysharp_env.workload.suite import SuiteWorkload, load_suite
 
-from .evaluation.breakdown import GROUPINGS, break_down, breakdown_table, read_groupings
+from .evaluation.breakdown import GROUPINGS, GroupResult, break_down, breakdown_table, read_groupings
 from .evaluation.charging import MOST_DECISION_US, charge, charged_rows
 from .evaluation.recording import write_rows
 from .evaluation.report import plot_summary, summary_table
-from .evaluation.table import evaluate, json_content, summarise, with_references, with_renamings
-from .kit import Command, check_folder, check_options, deliver, entry
+from .evaluation.table import Summary, evaluate, json_content, summarise, with_references, with_renamings
+from .kit import Command, check_options, command_words, deliver, entry
 from .opponents.read import read_contenders, run_folders
 
 AGAINST = "dysharp"
@@ -58,15 +61,15 @@ def build() -> Command:
     command.add("--renamings", type=int, default=4, metavar="N", help=text)
     command.add("--seeds-of-random", type=int, default=3, metavar="N", help="times random is played")
     command.add_seed("random and intervals").add_json()
-    command.add("--plot", metavar="FILE.png", help="draw the ratios of every workload")
+    command.add("--plot", metavar="FILE.png", help="draw the ratios of every workload; or .svg, .pdf")
     text = "store the decisions of every row, for python -m agents.check"
-    command.add_workers()
+    command.add_workers().add_report()
     return command.add("--decisions", metavar="DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates as the options say and prints the table."""
-    check_options(args, ("plot", args.plot, ".png"))
+    check_options(args, ("plot", args.plot, PICTURES))
     check_folder("decisions", args.decisions)
     workers = open_workers(args)
     kinds, groupings = _charged_kinds(args), read_groupings(args.by)
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     charged = [summarise(charged_rows(rows), name, args.seed) for name in names if args.decision_us is not None]
     groups = [break_down(rows, name, by, items, args.seed) for name in names for by in groupings]
     if args.plot:
-        write_bytes(args.plot, plot_summary(rows, names[0], suite.name))
+        write_figure(args.plot, plot_summary(rows, names[0], suite.name))
     if args.decisions:
         write_rows(args.decisions, rows, played, items, problems)
     config = {
@@ -105,8 +108,35 @@ def run(args: argparse.Namespace) -> int:
     tables += [summary_table(summary, suite.name, note) for summary in charged]
     tables += [breakdown_table(group) for group in groups if group]
     content = json_content(rows, sum(summaries, []), sum(charged, []), sum(groups, []))
+    if args.report:
+        _write_page(args, config, content, rows, summaries, charged, groups, items)
     deliver(args, config, content, *tables, timed=True, elsewhere_s=workers.elsewhere_s)
     return 0
+
+
+def _write_page(
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    content: dict[str, Any],
+    rows: Sequence[Played],
+    summaries: Sequence[Sequence[Summary]],
+    charged: Sequence[Sequence[Summary]],
+    groups: Sequence[Sequence[GroupResult]],
+    items: Sequence[SuiteWorkload],
+) -> None:
+    """Writes the page, which shows workloads by what binds them whatever groups were asked for."""
+    from dysharp_env.report.page.write import write_page
+
+    from .evaluation.page import BINDS, evaluation_page
+
+    shown = [group for group in groups if group]
+    if not any(group[0].by == BINDS for group in shown):
+        by_name = {
+            summary[0].against: break_down(rows, summary[0].against, BINDS, items, args.seed) for summary in summaries
+        }
+        shown = [*(group for group in by_name.values() if group), *shown]
+    document = json_document("evaluate", args.seed, config, **content)
+    write_page(args.report, evaluation_page(command_words(args), document, rows, summaries, charged, shown))
 
 
 def _charged_kinds(args: argparse.Namespace) -> list[str]:

@@ -6,18 +6,16 @@ Mistakes become one line and exit status 2 in ``dysharp_env.commands``, as for e
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option, add_worker_options
-from dysharp_env.commands.output import check_targets, publish, results_console
+from dysharp_env.commands.options import add_json_option, add_report_option, add_worker_options
+from dysharp_env.commands.output import check_folder, check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules.contenders import CONTENDER_HELP
 
@@ -71,6 +69,11 @@ class Command:
         add_worker_options(self.parser, default)
         return self
 
+    def add_report(self) -> Command:
+        """Adds ``--report``, whose folder ``check_options`` checks."""
+        add_report_option(self.parser)
+        return self
+
     def add_json(self) -> Command:
         """Adds ``--json``."""
         add_json_option(self.parser)
@@ -98,7 +101,7 @@ def entry(build: Callable[[], Command], module: str) -> Callable[..., int]:
     return main
 
 
-def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str | None]) -> None:
+def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str | Sequence[str] | None]) -> None:
     """Checks the numbers that many commands take, and that results can be written, before anything long is started.
 
     Targets are files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
@@ -112,22 +115,12 @@ def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str
             limit = "not be negative" if name == "seed" else f"be at least {least}"
             raise ConfigError(f"{name.replace('_', '-')}={value} must {limit}")
     check_targets(("json", getattr(args, "json", None), None), *targets)
+    check_folder("report", getattr(args, "report", None))
 
 
-def check_folder(option: str, folder: str | None) -> None:
-    """Checks that files can be written to a folder, which is made if only it is missing; None is no folder.
-
-    Raises:
-        ConfigError: They cannot.
-    """
-    if folder is None:
-        return
-    try:
-        Path(folder).mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {option}='{folder}': {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"cannot write {option}='{folder}': the folder is not writable")
+def command_words(args: argparse.Namespace) -> list[str]:
+    """Returns the words of the command line that options were read from."""
+    return ["python", "-m", f"agents.{args.command}", *args.argv]
 
 
 def deliver(

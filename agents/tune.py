@@ -21,15 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dysharp_env.commands.options import open_workers
+from dysharp_env.commands.output import json_document
 from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
 from dysharp_env.report.files import write_bytes, write_text
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.timeline import chrome_trace
-from dysharp_env.schedules import load_schedule
+from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.system import Hardware
 
-from .kit import Command, check_options, deliver, entry
+from .kit import Command, check_options, command_words, deliver, entry
 from .opponents.read import read_contender
 from .tuning.header import header
 from .tuning.policy import NAME, Tuned, make
@@ -64,7 +65,7 @@ def build() -> Command:
     command.add("--renamings", type=int, default=2, metavar="N", help="numberings of the GPUs in what is measured")
     command.add("--out", metavar="FOLDER", help="what is written (by default runs/tune-MODEL-SYSTEM)")
     command.add("--resume", metavar="FOLDER", help="go on with the minutes that are left of an interrupted run")
-    command.add_workers()
+    command.add_workers().add_report()
     return command.add_seed("the search").add_quiet("no progress line").add_json()
 
 
@@ -90,8 +91,15 @@ def run(args: argparse.Namespace) -> int:
         tuned = make(base, chosen, known, folder, spec.seed, workers)
         report = measure(spec, tuned, unsearched, workers, lambda tokens: tell(f"measures {tokens} tokens", 0.9))
     searched = f"{search.changes} changes tried on {spec.train} layers each, {search.portfolio.episodes} layers played"
-    _write(spec, tuned, report, folder, searched)
+    drawn = _write(spec, tuned, report, folder, searched)
     config = {"tune": spec.model_dump(mode="json"), "folder": str(folder)}
+    if args.report:
+        from dysharp_env.report.page.write import write_page
+
+        from .tuning.page import tune_page
+
+        document = json_document("tune", spec.seed, config, **report.content())
+        write_page(args.report, tune_page(command_words(args), document, spec, tuned, report, searched, drawn))
     deliver(args, config, report.content(), verdict(report), f"{folder}/report.md says more.", timed=True)
     return 0
 
@@ -175,8 +183,12 @@ def _progress(quiet: bool) -> Iterator[Tell]:
         yield lambda text, part: bar.update(task, description=text, completed=part)
 
 
-def _write(spec: TuneSpec, tuned: Tuned, report: Report, folder: Path, searched: str) -> None:
-    """Writes the report, the header, tasks of one test layer of each number of tokens, a picture and a timeline."""
+def _write(spec: TuneSpec, tuned: Tuned, report: Report, folder: Path, searched: str) -> list[tuple[str, LayerRun]]:
+    """Writes the report, the header, tasks of one test layer of each number of tokens, a picture and a timeline.
+
+    Returns what the picture shows: the tuned layer and the best shipped schedule on it.
+    """
+    drawn: list[tuple[str, LayerRun]] = []
     write_text(folder / "report.md", markdown(spec, tuned, report, searched))
     write_text(folder / "report.json", json.dumps(report.content(), indent=1) + "\n")
     system = spec.entry(spec.tokens[0], "test").build().system
@@ -192,8 +204,9 @@ def _write(spec: TuneSpec, tuned: Tuned, report: Report, folder: Path, searched:
             write_bytes(folder / "timeline.json", chrome_trace(mine.engine, f"{NAME}: {problem.name}"))
             rival = read_contender(report.best_of_tokens[tokens])
             other = rival.first.run(problem, logging=True)
-            panels = (NAME, mine.engine), (rival.name, other.engine)
-            write_picture(folder / "picture.png", *panels, lower_bound_us=mine.lower_bound_ps / 1e6)
+            drawn = [(NAME, mine), (rival.name, other)]
+            write_picture(folder / "picture.png", *drawn)
+    return drawn
 
 
 main = entry(build, __name__)

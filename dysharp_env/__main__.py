@@ -47,7 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 for a check that failed, 2 for a mistake in what was asked."""
-    return run_main(build_parser, argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+
+    def parser() -> argparse.ArgumentParser:
+        made = build_parser()
+        made.set_defaults(argv=given)
+        return made
+
+    return run_main(parser, given)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,15 @@ ROOMS = {
     ],
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
-HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib", "ray"}
+HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib", "jinja2", "ray"}
 # What draws pictures, and the language model whose routing is recorded: imported inside the functions that need them.
 ON_DEMAND = {
+    "dysharp_env.report.drawing",
     "dysharp_env.report.gantt",
     "dysharp_env.report.causes",
+    "dysharp_env.report.page.heat",
+    "dysharp_env.report.page.layers",
+    "dysharp_env.report.page.write",
     "dysharp_env.validation.tables.picture",
     "dysharp_env.workload.tiny_moe",
 }

@@ -12,7 +12,10 @@ from agents.__main__ import main as agents_main
 from dysharp_env.schedules.contenders import agents_package
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ["torch", "stable_baselines3", "sb3_contrib", "tensorboard", "safetensors", "cma", "matplotlib", "ray"]
+EXTRAS = [
+    *("torch", "stable_baselines3", "sb3_contrib", "tensorboard", "safetensors", "cma"),
+    *("matplotlib", "jinja2", "ray"),
+]
 # Refuses to import what the core does without, as if it were not installed.
 BARE = f"""
 import sys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from dysharp_env.report import colours
+from dysharp_env.report.drawing import TITLE
 from dysharp_env.schedules.opponent import Played
 
 from .table import Summary, log_ratios
-
-_INK = "#0072B2"
 
 
 def plain_table(title: str, caption: str | None = None) -> Table:
@@ -68,13 +67,13 @@ def _interval(low: float, high: float, digits: int = 3) -> str:
     return "-".join(f"{value:.{digits}f}".removeprefix("0") for value in (low, high))
 
 
-def plot_summary(rows: Sequence[Played], against: str, suite: str) -> bytes:
-    """Returns a PNG with one dot per workload and policy, and the geometric means as bars."""
+def plot_summary(rows: Sequence[Played], against: str, suite: str) -> Figure:
+    """Returns a figure with one dot per workload and policy, and the geometric means as bars."""
     policies = dict.fromkeys(row.policy for row in rows if row.policy != against)
     relative = {policy: log_ratios(rows, policy, against)[1] for policy in policies}
     ratios = {policy: np.exp(logs).mean(axis=0) for policy, logs in relative.items() if logs.size}
     order = sorted(ratios, key=lambda policy: float(np.log(ratios[policy]).mean()), reverse=True)
-    figure = Figure(figsize=(8, 1.2 + 0.45 * max(1, len(order))), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.45 * max(1, len(order))), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for height, policy in enumerate(order):
@@ -82,14 +81,15 @@ def plot_summary(rows: Sequence[Played], against: str, suite: str) -> bytes:
         mean = float(np.exp(np.log(values).mean()))
         axes.plot([mean, mean], [height - 0.32, height + 0.32], color="black", linewidth=2)
         # Dots of one policy are spread a little so that equal ratios stay visible.
-        axes.scatter(values, height + np.linspace(-0.22, 0.22, len(values)), s=14, color=_INK, alpha=0.6, linewidths=0)
-    axes.axvline(1.0, color="#868E96", linewidth=1, linestyle="--")
+        heights = height + np.linspace(-0.22, 0.22, len(values))
+        axes.scatter(values, heights, s=14, color=colours.STAGES["dispatch"], alpha=0.6, linewidths=0)
+    axes.axvline(1.0, color=colours.FAINT, linewidth=1, linestyle="--")
     # Names are the user's: a dollar in one starts no formula.
     axes.set_yticks(range(len(order)), order, parse_math=False)
     axes.set_xlabel(f"makespan / {against} on the same workload (bar: geometric mean)", parse_math=False)
-    axes.set_title(f"Suite {suite}", loc="left", fontsize=10, parse_math=False)
+    workloads = len({row.workload for row in rows})
+    title = f"{len(order)} policies on suite {suite}, {workloads} workloads"
+    axes.set_title(title, **TITLE, loc="left", parse_math=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return figure

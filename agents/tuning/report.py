@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.report.page.parts import Grid
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.opponent import Contender, Played
 from dysharp_env.workers import Workers
@@ -177,38 +178,66 @@ def verdict(report: Report) -> str:
     return f"The tuned plans take {ratio.value:.3f} of the time of {over} ({interval}): {by} faster."
 
 
-def markdown(spec: TuneSpec, tuned: Tuned, report: Report, searched: str) -> str:
-    """Returns report.md."""
-    lines = [
-        f"# {spec.model} on {spec.system}, hardware {spec.hardware}",
-        "",
+def title(spec: TuneSpec) -> str:
+    """Returns what was tuned for."""
+    return f"{spec.model} on {spec.system}, hardware {spec.hardware}"
+
+
+def texts(spec: TuneSpec, report: Report, searched: str) -> tuple[str, str, str]:
+    """Returns what was done, what was gained over the best shipped schedule, and over what else."""
+    return (
         f"Routing {spec.routing}; {searched}. Test: {spec.test} layers of each number of tokens per GPU, of the test"
         f" split or of other seeds, each the geometric mean over {spec.renamings} numberings of the GPUs.",
-        "",
         verdict(report),
-        "",
         f"Over the best shipped schedule of each number of tokens: {_shown(report.tuned_over_each)}. Over the fastest"
         f" hand-designed one of each layer, in hindsight: {_shown(report.tuned_over_hindsight)}. Over the shipped"
         " schedules and plans that validation chooses for each number of tokens without a search:"
         f" {_shown(report.tuned_over_unsearched)}.",
-        "",
-        "| tokens | plan | best shipped | tuned / it |",
-        "|---|---|---|---|",
-    ]
+    )
+
+
+def grids(spec: TuneSpec, tuned: Tuned, report: Report) -> list[Grid]:
+    """Returns the plan of each number of tokens, and everybody on all layers and on those of each number of tokens."""
+    plans = []
     for tokens, name in report.best_of_tokens.items():
         shown = np.log([_mean(report, NAME, tokens), _mean(report, name, tokens)])
-        lines.append(f"| {tokens} | {tuned.of_tokens(tokens).name} | {name} | {np.exp(shown[0] - shown[1]):.3f} |")
+        plans.append((str(tokens), tuned.of_tokens(tokens).name, name, f"{np.exp(shown[0] - shown[1]):.3f}"))
+    found = [Grid("", ("tokens", "plan", "best shipped", "tuned / it"), plans, (True, False, False, True))]
+    columns = ("schedule", "µs", f"/ {report.best_shipped}", "95 %")
     for part in (None, *spec.tokens):
-        title = "All" if part is None else f"{part} tokens per GPU"
-        lines += ["", f"## {title}", "", f"| schedule | µs | / {report.best_shipped} | 95 % |", "|---|---|---|---|"]
-        chosen = [line for line in report.lines if line.tokens == part]
-        for line in sorted(chosen, key=lambda line: line.ratio.value):
-            interval = f"{line.ratio.low:.3f} to {line.ratio.high:.3f}"
-            lines.append(f"| {line.policy} | {line.mean_us:.1f} | {line.ratio.value:.3f} | {interval} |")
-    if tuned.rule:
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in tuned.rule.items())
-        lines += ["", "## Rule", "", f"Of the plans that with the highest sum is taken: {weights}."]
-    return "\n".join(lines) + "\n"
+        rows = [
+            (line.policy, f"{line.mean_us:.1f}", f"{line.ratio.value:.3f}", _interval(line.ratio))
+            for line in lines_of(report, part)
+        ]
+        name = "All" if part is None else f"{part} tokens per GPU"
+        found.append(Grid(name, columns, rows, (False, True, True, True)))
+    return found
+
+
+def lines_of(report: Report, tokens: int | None) -> list[Line]:
+    """Returns everybody on layers of a number of tokens, or on all, fastest first."""
+    return sorted((line for line in report.lines if line.tokens == tokens), key=lambda line: line.ratio.value)
+
+
+def rule_text(tuned: Tuned) -> str:
+    """Returns the rule that chooses among the plans; nothing if there is none."""
+    if not tuned.rule:
+        return ""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in tuned.rule.items())
+    return f"Of the plans that with the highest sum is taken: {weights}."
+
+
+def markdown(spec: TuneSpec, tuned: Tuned, report: Report, searched: str) -> str:
+    """Returns report.md."""
+    blocks = [f"# {title(spec)}", *texts(spec, report, searched)]
+    for grid in grids(spec, tuned, report):
+        if grid.title:
+            blocks.append(f"## {grid.title}")
+        lines = [grid.columns, ["---"] * len(grid.columns), *grid.rows]
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    if rule := rule_text(tuned):
+        blocks += ["## Rule", rule]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _mean(report: Report, policy: str, tokens: int) -> float:
@@ -216,4 +245,8 @@ def _mean(report: Report, policy: str, tokens: int) -> float:
 
 
 def _shown(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} (95 %: {estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{estimate.value:.3f} (95 %: {_interval(estimate)})"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"

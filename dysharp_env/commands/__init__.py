@@ -22,6 +22,7 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 # Which extra brings a library that a command may need and that the environment itself does without.
 _EXTRA_OF = {
     "matplotlib": "report",
+    "jinja2": "report",
     "torch": "agents",
     "stable_baselines3": "agents",
     "sb3_contrib": "agents",

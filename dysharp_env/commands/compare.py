@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dysharp_env.commands.options import (
+    add_report_option,
     add_run_options,
     add_scenario_options,
     describe_config,
@@ -12,9 +15,19 @@ from dysharp_env.commands.options import (
     read_scenario,
     require_one_layer,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
+from dysharp_env.commands.output import (
+    PICTURES,
+    check_folder,
+    check_targets,
+    command_words,
+    json_document,
+    publish,
+    results_console,
+    run_records,
+    say,
+)
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import Total, layers_title, notes, run_timed, totals_of
+from dysharp_env.report.records import TimedRun, Total, layers_title, notes, run_timed, totals_of
 from dysharp_env.report.tables import comparison_table, layer_tables, totals_table
 from dysharp_env.schedules import preset_of
 from dysharp_env.schedules.opponent import Contender
@@ -22,6 +35,8 @@ from dysharp_env.simulator.warmup import ensure_compiled, notice
 from dysharp_env.workload import Scenario
 
 DEFAULT_AGAINST = "deepep"
+_MOST_DRAWN = 3  # of all presets, the fastest
+_MOST_ON_PAGE = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, "every preset that the system has the hardware for")
     text = f"the schedule that speed-ups are relative to (default: {DEFAULT_AGAINST}, or else the first)"
     parser.add_argument("--against", metavar="NAME", help=text)
-    parser.add_argument("--picture", metavar="FILE.png", help="draw two schedules on one time axis")
+    text = f"draw all schedules that are named, or the {_MOST_DRAWN} fastest and --against; or .svg, .pdf"
+    parser.add_argument("--picture", metavar="FILE.png", help=text)
+    add_report_option(parser)
     add_scenario_options(parser)
 
 
@@ -39,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
+    check_targets(("json", args.json, None), ("picture", args.picture, PICTURES))
+    check_folder("report", args.report)
     scenario = read_scenario(args)
     contenders = _read_fitting(args, scenario)
     names = [contender.name for contender in contenders]
@@ -48,20 +66,21 @@ def run(args: argparse.Namespace) -> int:
     if given is not None:
         require_choice("against", given, names)
     against = given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
-    if args.picture and len(contenders) != 2:
-        raise ConfigError(f"picture='{args.picture}' shows two schedules; {len(contenders)} are compared, so name two")
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {"picture": args.picture})
     ensure_compiled()
+    # All that are named are drawn; of all presets those that are fastest run again with a log.
+    logging = bool(args.picture or args.report) and args.schedule is not None and len(workloads) == 1
     runs = [
-        run_timed(scenario, workload, contender, resolution=args.resolution, logging=bool(args.picture))
+        run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging)
         for workload in workloads
         for contender in contenders
     ]
     totals = totals_of(runs)
-    bound_us = totals[0].lower_bound_us
     config = {**describe_config(scenario, contenders, args.resolution), "against": against}
-    if publish(args.json, "compare", args.seed, config, **run_records(runs)):
+    records = run_records(runs)
+    said = notes(contenders, ((run.schedule, run.run) for run in runs if len(workloads) == 1))
+    if may_print := publish(args.json, "compare", args.seed, config, **records):
         console = results_console()
         say(console, f"{layers_title(workloads, scenario.system.name)}; {_bounds(contenders, totals)}")
         if len(workloads) > 1:
@@ -69,14 +88,59 @@ def run(args: argparse.Namespace) -> int:
                 console.print(table)
         else:
             console.print(comparison_table(runs, against))
-        for note in notes(contenders, ((run.schedule, run.run) for run in runs if len(workloads) == 1)):
+        for note in said:
             say(console, note)
+    if args.picture or args.report:
+        drawn = _drawn(runs, against, contenders, scenario, args) if len(workloads) == 1 else []
+        document = json_document("compare", args.seed, config, **records)
+        for line in _write_files(args, document, runs, drawn, against, said):
+            if may_print:
+                say(results_console(), line)
+    return 0
+
+
+def _drawn(
+    runs: Sequence[TimedRun],
+    against: str,
+    contenders: Sequence[Contender],
+    scenario: Scenario,
+    args: argparse.Namespace,
+) -> list[TimedRun]:
+    """Returns what is drawn, fastest first, all with logs: whoever was named, or the fastest and ``against``."""
+    fastest = sorted(runs, key=lambda run: run.result.makespan_us)
+    if args.schedule:
+        return fastest
+    chosen = fastest[:_MOST_DRAWN] + [run for run in fastest[_MOST_DRAWN:] if run.schedule == against]
+    by_name = {contender.name: contender for contender in contenders}
+    workload = chosen[0].run.routed
+    return [
+        run_timed(scenario, workload, by_name[run.schedule], resolution=args.resolution, logging=True) for run in chosen
+    ]
+
+
+def _write_files(
+    args: argparse.Namespace,
+    document: dict[str, Any],
+    runs: Sequence[TimedRun],
+    drawn: Sequence[TimedRun],
+    against: str,
+    said: Sequence[str],
+) -> Iterator[str]:
+    """Writes the picture and the page, and yields a line on each that says who is drawn."""
+    # What draws takes longer to import than most layers to simulate.
     if args.picture:
-        # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.gantt import write_picture
 
-        write_picture(args.picture, *((run.schedule, run.run.engine) for run in runs), lower_bound_us=bound_us)
-    return 0
+        write_picture(args.picture, *((run.schedule, run.run) for run in drawn))
+        yield f"wrote {args.picture}: {', '.join(run.schedule for run in drawn)}"
+    if args.report:
+        from dysharp_env.report.page.layers import compare_page
+        from dysharp_env.report.page.write import write_page
+
+        shown = [run for place, run in enumerate(drawn) if place < _MOST_ON_PAGE or run.schedule == against]
+        pairs = [(run.schedule, run.run) for run in shown]
+        page = write_page(args.report, compare_page(command_words(args), document, runs, against, pairs, said))
+        yield f"wrote {page}: open it in a browser; drawn are {', '.join(name for name, _ in pairs) or 'no layers'}"
 
 
 def _bounds(contenders: list[Contender], totals: list[Total]) -> str:

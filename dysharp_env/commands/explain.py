@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 
 from dysharp_env.commands.options import (
+    add_report_option,
     add_run_options,
     add_scenario_options,
     describe_config,
     read_named_apart,
     read_scenario,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console, say
+from dysharp_env.commands.output import (
+    PICTURES,
+    check_folder,
+    check_targets,
+    command_words,
+    json_document,
+    publish,
+    results_console,
+    say,
+)
 from dysharp_env.report.explained import Explanation, explain, ideal_table, path_table
 from dysharp_env.report.records import layer_title, notes
 from dysharp_env.schedules import Problem
@@ -25,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
     add_run_options(parser, DEFAULT_SCHEDULE)
     text = "draw a GPU over time, the critical path, and what would save how much"
-    parser.add_argument("--picture", metavar="FILE.png", help=text)
+    parser.add_argument("--picture", metavar="FILE.png", help=f"{text}; or .svg, .pdf")
+    add_report_option(parser)
     add_scenario_options(parser)
 
 
@@ -35,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
+    check_targets(("json", args.json, None), ("picture", args.picture, PICTURES))
+    check_folder("report", args.report)
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or [DEFAULT_SCHEDULE])
     for contender in contenders:
@@ -56,11 +68,20 @@ def run(args: argparse.Namespace) -> int:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.causes import write_causes
 
-        write_causes(args.picture, *((f"{each.schedule} on {layer}", each) for each in explanations))
+        write_causes(args.picture, *explanations)
         if may_print:
             say(
                 results_console(), f"wrote {args.picture}: a GPU over time, the critical path, what would save how much"
             )
+    if args.report:
+        from dysharp_env.report.page.layers import explain_page
+        from dysharp_env.report.page.write import write_page
+
+        document = json_document("explain", args.seed, config, runs=records)
+        said = notes(contenders, [(each.schedule, each.run) for each in explanations])
+        page = write_page(args.report, explain_page(command_words(args), document, explanations, said))
+        if may_print:
+            say(results_console(), f"wrote {page}: open it in a browser")
     return 0
 
 

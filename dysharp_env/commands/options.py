@@ -87,6 +87,12 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write results as JSON; '-' for standard output, and no tables")
 
 
+def add_report_option(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--report``, a folder for a page that ``output.check_folder`` checks and ``report.page`` writes."""
+    text = "write a page for the browser with tables, drawings and the results, DIR/index.html"
+    parser.add_argument("--report", metavar="DIR", help=text)
+
+
 def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
     """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from dysharp_env.report.files import write_text
 from dysharp_env.report.records import TimedRun, totals_of
 
 STANDARD_OUTPUT = "-"
+PICTURES = (".png", ".svg", ".pdf")  # what pictures are written as
 _PIPED_WIDTH = 140
 
 
@@ -26,11 +28,17 @@ def json_document(command: str, seed: int | None, config: dict[str, Any], **cont
     return {**head, **content}
 
 
-def check_targets(*targets: tuple[str, str | None, str | None]) -> None:
+def command_words(args: argparse.Namespace) -> list[str]:
+    """Returns the words of the command line that options were read from."""
+    return ["python", "-m", "dysharp_env", *args.argv]
+
+
+def check_targets(*targets: tuple[str, str | None, str | Sequence[str] | None]) -> None:
     """Checks that files can be written, each to a place of its own, before anything long is started.
 
     Args:
-        targets: The name of an option, the file it gives or None, and what the file's name must end in or None.
+        targets: The name of an option, the file it gives or None, and what the file's name must end in, one of several
+            if there are several, or None.
             Standard output (``-``) can always be written where no ending is asked for.
 
     Raises:
@@ -42,8 +50,9 @@ def check_targets(*targets: tuple[str, str | None, str | None]) -> None:
         if target is None or (target == STANDARD_OUTPUT and suffix is None):
             continue
         path = Path(target)
-        if suffix is not None and path.suffix != suffix:
-            raise ConfigError(f"{option}='{target}' must end in {suffix}")
+        suffixes = (suffix,) if isinstance(suffix, str) else suffix
+        if suffixes is not None and path.suffix not in suffixes:
+            raise ConfigError(f"{option}='{target}' must end in {' or '.join(suffixes)}")
         if path.is_dir() or not path.parent.is_dir():
             raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
         if not os.access(path.parent, os.W_OK):
@@ -51,6 +60,22 @@ def check_targets(*targets: tuple[str, str | None, str | None]) -> None:
         earlier = option_of.setdefault(path.resolve(), option)
         if earlier != option:
             raise ConfigError(f"{option}='{target}' is the file that {earlier} is written to; name two")
+
+
+def check_folder(option: str, folder: str | None) -> None:
+    """Checks that files can be written to a folder, which is made if only it is missing; None is no folder.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {option}='{folder}': {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write {option}='{folder}': the folder is not writable")
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from rich.columns import Columns
 
 from dysharp_env.commands.options import (
+    add_report_option,
     add_run_options,
     add_scenario_options,
     describe_config,
@@ -14,7 +16,17 @@ from dysharp_env.commands.options import (
     read_scenario,
     require_one_layer,
 )
-from dysharp_env.commands.output import check_targets, publish, results_console, run_records, say
+from dysharp_env.commands.output import (
+    PICTURES,
+    check_folder,
+    check_targets,
+    command_words,
+    json_document,
+    publish,
+    results_console,
+    run_records,
+    say,
+)
 from dysharp_env.config import ConfigError
 from dysharp_env.report.records import TimedRun, layers_title, notes, run_timed, totals_of
 from dysharp_env.report.schedule import ScheduleTable
@@ -24,10 +36,10 @@ from dysharp_env.simulator.warmup import ensure_compiled
 
 DEFAULT_SCHEDULE = "dysharp"
 # How the name of an option's file ends, and what is in it.
-FILES = {
+FILES: dict[str, tuple[str | Sequence[str], str]] = {
     "timeline": (".json", "open it at https://ui.perfetto.dev or chrome://tracing"),
     "csv": (".csv", "the schedule as a table"),
-    "picture": (".png", "links and SMs over time"),
+    "picture": (PICTURES, "stages, links, SMs, HBM and L2 over time"),
 }
 
 
@@ -36,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, DEFAULT_SCHEDULE)
     parser.add_argument("--timeline", metavar="FILE.json", help="write a timeline for ui.perfetto.dev")
     parser.add_argument("--csv", metavar="FILE.csv", help="write the schedule: chunk or tile, stage, GPU, start, end")
-    parser.add_argument("--picture", metavar="FILE.png", help="draw links and SMs of every GPU over time")
+    parser.add_argument("--picture", metavar="FILE.png", help=f"draw {FILES['picture'][1]}; or .svg, .pdf")
+    add_report_option(parser)
     add_scenario_options(parser)
 
 
@@ -48,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """
     files = ((option, getattr(args, option), suffix) for option, (suffix, _) in FILES.items())
     check_targets(("json", args.json, None), *files)
+    check_folder("report", args.report)
     names = args.schedule or [DEFAULT_SCHEDULE]
     if len(names) > 1:
         raise ConfigError(f"schedule={names}: simulate runs one schedule; compare runs several")
@@ -57,19 +71,29 @@ def run(args: argparse.Namespace) -> int:
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {option: getattr(args, option) for option in FILES})
     ensure_compiled()
-    logging = bool(args.timeline or args.picture)
+    logging = bool(args.timeline or args.picture or args.report) and len(workloads) == 1
     runs = [
         run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging) for workload in workloads
     ]
     title = f"{contender.name} on {layers_title(workloads, args.system)}"
     config = describe_config(scenario, [contender], args.resolution)
-    may_print = publish(args.json, "simulate", args.seed, config, **run_records(runs))
+    records = run_records(runs)
+    may_print = publish(args.json, "simulate", args.seed, config, **records)
     if may_print and len(runs) > 1:
         _print_layers(contender, runs, title)
     elif may_print:
         _print(contender, runs[0], title)
     # Results first: they are there even if a file cannot be written.
     _write_files(args, runs[0], title)
+    if args.report:
+        from dysharp_env.report.page.layers import simulate_page
+        from dysharp_env.report.page.write import write_page
+
+        document = json_document("simulate", args.seed, config, **records)
+        said = notes([contender], [(each.schedule, each.run) for each in runs if len(runs) == 1])
+        page = write_page(args.report, simulate_page(command_words(args), document, runs, said))
+        if may_print:
+            say(results_console(), f"wrote {page}: open it in a browser")
     if may_print:
         for option, (_, use) in {**FILES, "json": ("", "the results")}.items():
             if getattr(args, option):
@@ -87,7 +111,7 @@ def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
         # Matplotlib takes longer to import than most layers to simulate.
         from dysharp_env.report.gantt import write_picture
 
-        write_picture(args.picture, (title, engine), lower_bound_us=timed.result.lower_bound_us)
+        write_picture(args.picture, (timed.schedule, timed.run))
 
 
 def _print_layers(contender: Contender, runs: list[TimedRun], title: str) -> None:

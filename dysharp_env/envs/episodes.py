@@ -365,5 +365,5 @@ class Episodes:
             from dysharp_env.report.gantt import render
 
             run = self.run(copy)
-            return render((self.schedule.name, run.engine), lower_bound_us=run.lower_bound_ps / 1e6)
+            return render((self.schedule.name, run))
         return None

@@ -11,88 +11,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dysharp_env.report import STAGE_NAMES, use
-from dysharp_env.report.explained import Explanation, ideal_name
-from dysharp_env.report.files import write_bytes
-from dysharp_env.report.gantt import (
-    BESIDE,
+from dysharp_env.report import colours, use
+from dysharp_env.report.colours import FAINT, INK
+from dysharp_env.report.drawing import (
     BIN_PX,
-    COLOURS,
-    COPYING,
-    DPI,
-    FAINT,
-    INK,
-    LEGEND,
-    TITLE,
+    LEFT_PX,
+    RIGHT_PX,
+    SPAN_PX,
+    WIDTH,
     block_height,
     draw_blocks,
     draw_ends,
-    encode_png,
+    draw_legend,
+    draw_spans,
+    new_figure,
+    num_spans,
+    write_figure,
+    write_title,
 )
+from dysharp_env.report.explained import Explanation, ideal_name
+from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.records import picture_title
 from dysharp_env.report.steps import Step
 
-_COLOURS = {**COLOURS, **BESIDE}
 _RESOURCE_COLOURS = {"links": "dispatch", "memory": "memory", "compute": "gemm1", "software": "software"}
-_WIDTH, _LEFT_PX, _RIGHT_PX = 1200, 122, 24
-_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 58, 52, 60, 30, 26, 17
+_HEAD_PX, _AXIS_PX, _FOOT_PX, _STRIP_PX, _PATH_PX, _LINE_PX = 62, 52, 64, 28, 26, 17
 _TEXTS_PX = 652  # of the width, for what the steps are
 _LEAST_SHARE = 0.005  # of the makespan: shorter steps are told together
 _NUMBERED_SHARE = 0.014  # of the makespan: steps that have room for their number
 _PALE = 0.4
 
 
-def write_causes(path: str | Path, *panels: tuple[str, Explanation], scale: float = 2.0) -> None:
-    """Writes what ``draw_causes`` returns as a PNG file.
+def write_causes(path: str | Path, *explanations: Explanation, scale: float = 2.0) -> None:
+    """Writes what ``draw_causes`` draws as a PNG, SVG or PDF file, as its name ends.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    write_bytes(path, encode_png(draw_causes(*panels, scale=scale)))
+    write_figure(path, draw_causes(*explanations, scale=scale))
 
 
-def draw_causes(*panels: tuple[str, Explanation], scale: float = 1.0) -> np.ndarray:
-    """Returns a picture of explanations, one above the other, as (height, width, 3) uint8; 1200 pixels times ``scale``.
-
-    Args:
-        *panels: Title and explanation of each layer.
-        scale: Pixels per pixel, for screens that have more of them.
-    """
-    blocks = [_block_of(explanation) for _, explanation in panels]
-    heights = [_height_px(block, explanation) for block, (_, explanation) in zip(blocks, panels, strict=True)]
+def draw_causes(*explanations: Explanation, scale: float = 1.0) -> Figure:
+    """Returns a figure of explanations, one above the other; 1200 pixels wide times ``scale``."""
+    blocks = [_block_of(explanation) for explanation in explanations]
+    heights = [_height_px(*each) for each in zip(blocks, explanations, strict=True)]
     height = sum(heights) + _FOOT_PX
-    figure = Figure(figsize=(_WIDTH / DPI, height / DPI), dpi=DPI * scale, facecolor="white")
+    figure = new_figure(height, scale)
     top = height
-    for block, panel_height, (title, explanation) in zip(blocks, heights, panels, strict=True):
-        _Panel(figure, height, top).draw(title, explanation, block)
+    for block, panel_height, explanation in zip(blocks, heights, explanations, strict=True):
+        _Panel(figure, height, top).draw(explanation, block)
         top -= panel_height
-    handles = [Patch(facecolor=COLOURS[stage], label=STAGE_NAMES[stage]) for stage in COLOURS]
-    handles.append(Patch(facecolor=BESIDE["memory"], label="waiting for HBM, its weights"))
-    handles += [Patch(facecolor=BESIDE[name], label=f"HBM {name}s") for name in ("read", "write")]
-    if any("communication" in stages for block in blocks for _, stages in block.strips):
-        handles.append(Patch(facecolor=BESIDE["communication"], label="thread blocks communicate"))
-    if any("copying" in stages for block in blocks for _, stages in block.strips):
-        handles.append(Patch(**COPYING))
-    handles.append(Patch(facecolor=BESIDE["software"], label="launches, barriers, other kernels"))
-    handles.append(Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.008, 0.0), ncols=-(-len(handles) // 2), **LEGEND)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    draw_legend(figure, blocks, Patch(facecolor=FAINT, alpha=_PALE, label="pale: waiting for its turn"))
+    return figure
 
 
 def _block_of(explanation: Explanation) -> use.Block:
     """Returns the strips of the GPU whose token is the last home."""
     engine = explanation.run.engine
-    tokens = engine.state.tokens[:-1]
-    gpu = int(tokens["home"][np.argmax(tokens["combine_end"])])
-    end_us, inner_px = explanation.makespan_ps / 1e6, _WIDTH - _LEFT_PX - _RIGHT_PX
-    return use.everything_of(engine, gpu, end_us, inner_px // BIN_PX)
+    end_us, inner_px = explanation.makespan_ps / 1e6, WIDTH - LEFT_PX - RIGHT_PX
+    return use.everything_of(engine, use.last_gpu(engine), end_us, inner_px // BIN_PX)
 
 
 def _told(explanation: Explanation) -> list[tuple[int, Step]]:
@@ -107,7 +88,7 @@ def _below_lines(explanation: Explanation) -> int:
 
 
 def _height_px(block: use.Block, explanation: Explanation) -> int:
-    strips_px = round(block_height(block) * _STRIP_PX) + _PATH_PX
+    strips_px = round(block_height(block) * _STRIP_PX) + _PATH_PX + num_spans(explanation.run) * SPAN_PX
     return _HEAD_PX + strips_px + _AXIS_PX + _below_lines(explanation) * _LINE_PX
 
 
@@ -119,27 +100,30 @@ class _Panel:
 
     def axes(self, left: int, bottom: int, width: int, height: int) -> Axes:
         """Returns axes in a box of pixels."""
-        return self.figure.add_axes((left / _WIDTH, bottom / self.height, width / _WIDTH, height / self.height))
+        return self.figure.add_axes((left / WIDTH, bottom / self.height, width / WIDTH, height / self.height))
 
-    def draw(self, title: str, explanation: Explanation, block: use.Block) -> None:
+    def draw(self, explanation: Explanation, block: use.Block) -> None:
         """Draws everything."""
-        self.figure.text(14 / _WIDTH, (self.top - 24) / self.height, title, **TITLE, va="center", parse_math=False)
-        strips_px = round(block_height(block) * _STRIP_PX)
-        inner_px, bottom = _WIDTH - _LEFT_PX - _RIGHT_PX, self.top - _HEAD_PX - strips_px
-        end_us = explanation.makespan_ps / 1e6
-        strips = self.axes(_LEFT_PX, bottom, inner_px, strips_px)
-        draw_blocks(strips, [block], end_us)
-        draw_ends(strips, explanation.run.engine, explanation.run.lower_bound_ps / 1e6)
+        run = explanation.run
+        write_title(self.figure, picture_title([explanation.schedule], run), 14, self.top - 22)
+        strips_px, spans_px = round(block_height(block) * _STRIP_PX), num_spans(run) * SPAN_PX
+        inner_px, bottom = WIDTH - LEFT_PX - RIGHT_PX, self.top - _HEAD_PX - spans_px
+        end_us, paid = explanation.makespan_ps / 1e6, paid_spans(run)
+        draw_spans(self.axes(LEFT_PX, bottom, inner_px, spans_px), run, paid, end_us)
+        bottom -= strips_px
+        strips = self.axes(LEFT_PX, bottom, inner_px, strips_px)
+        draw_blocks(strips, [block], end_us, paid)
+        draw_ends(strips, run, top=1 + spans_px / strips_px)
         strips.tick_params(bottom=False, labelbottom=False)
         strips.spines["bottom"].set_visible(False)
         bottom -= _PATH_PX
-        path = self.axes(_LEFT_PX, bottom, inner_px, _PATH_PX)
+        path = self.axes(LEFT_PX, bottom, inner_px, _PATH_PX)
         _draw_path(path, explanation)
         bottom -= _AXIS_PX
         self._tell(explanation, bottom)
         ideal_px = (len(explanation.ideal) + 1) * _LINE_PX
         left = _TEXTS_PX + 178
-        _draw_ideal(self.axes(left, bottom - ideal_px, _WIDTH - left - 130, ideal_px), explanation)
+        _draw_ideal(self.axes(left, bottom - ideal_px, WIDTH - left - 130, ideal_px), explanation)
 
     def _tell(self, explanation: Explanation, bottom: int) -> None:
         """Writes what the steps are, a line each."""
@@ -151,11 +135,11 @@ class _Panel:
         for place, (number, what, waited_for, took_ps) in enumerate(lines):
             y = (bottom - (place + 0.5) * _LINE_PX) / self.height
             style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "parse_math": False}
-            colour = _COLOURS[told[place][1].stage] if place < len(told) else FAINT
-            self.figure.text(30 / _WIDTH, y, number, ha="right", color=colour, fontweight="bold", **style)
-            self.figure.text(38 / _WIDTH, y, what, color=INK, **style)
-            self.figure.text(212 / _WIDTH, y, waited_for, color=FAINT, **style)
-            self.figure.text(_TEXTS_PX / _WIDTH, y, f"{took_ps / 1e6:.2f} µs", ha="right", color=INK, **style)
+            colour = colours.ALL[told[place][1].stage] if place < len(told) else FAINT
+            self.figure.text(30 / WIDTH, y, number, ha="right", color=colour, fontweight="bold", **style)
+            self.figure.text(38 / WIDTH, y, what, color=INK, **style)
+            self.figure.text(212 / WIDTH, y, waited_for, color=FAINT, **style)
+            self.figure.text(_TEXTS_PX / WIDTH, y, f"{took_ps / 1e6:.2f} µs", ha="right", color=INK, **style)
 
 
 def _draw_path(axes: Axes, explanation: Explanation) -> None:
@@ -173,8 +157,8 @@ def _draw_path(axes: Axes, explanation: Explanation) -> None:
     axes.text(-0.006, 0.55, "critical path", **beside, fontsize=8.5, color=INK)
     for number, step in enumerate(explanation.path, start=1):
         start_us, took_us = step.start_ps / 1e6, (step.end_ps - step.start_ps) / 1e6
-        is_pale = step.is_waiting and step.stage not in BESIDE
-        style: dict[str, Any] = {"facecolor": _COLOURS[step.stage], "edgecolor": "white", "linewidth": 0.5}
+        is_pale = step.is_waiting and step.stage not in colours.BESIDE
+        style: dict[str, Any] = {"facecolor": colours.ALL[step.stage], "edgecolor": "white", "linewidth": 0.5}
         axes.broken_barh([(start_us, took_us)], (0.12, 0.82), **style, alpha=_PALE if is_pale else 1.0)
         if took_us > _NUMBERED_SHARE * end_us:
             colour = INK if is_pale else "white"
@@ -208,4 +192,4 @@ def _draw_ideal(axes: Axes, explanation: Explanation) -> None:
 
 
 def _ideal_colour(resource: str) -> str:
-    return _COLOURS[_RESOURCE_COLOURS[resource]] if resource in _RESOURCE_COLOURS else INK
+    return colours.ALL[_RESOURCE_COLOURS[resource]] if resource in _RESOURCE_COLOURS else INK

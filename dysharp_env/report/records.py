@@ -12,16 +12,23 @@ from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.variants import described
 from dysharp_env.simulator.result import LayerResult
 from dysharp_env.workload import Scenario, Workload
+from dysharp_env.workload.suite import Resource
+
+_MOST_NAMES = 4  # that a title lists
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One layer simulated under one schedule or agent, and how long the simulation took."""
+    """One layer simulated under one schedule or agent, and how long the simulation took.
+
+    ``binds`` is what the layer's lower bound needs longest.
+    """
 
     schedule: str
     run: LayerRun
     result: LayerResult
     wall_s: float
+    binds: Resource
 
     def record(self) -> dict[str, Any]:
         """Returns the run as one item of ``runs`` in a JSON result."""
@@ -79,7 +86,7 @@ def run_timed(
     problem = Problem.of(scenario.system, workload, compute_scale=scale, resolution=resolution)
     run = contender.first.run(problem, logging=logging)
     wall_s = time.perf_counter() - start_s
-    return TimedRun(contender.name, run, run.result(family=True), wall_s)
+    return TimedRun(contender.name, run, run.result(family=True), wall_s, problem.binds)
 
 
 def notes(contenders: Sequence[Contender], runs: Iterable[tuple[str, LayerRun]]) -> list[str]:
@@ -92,6 +99,16 @@ def notes(contenders: Sequence[Contender], runs: Iterable[tuple[str, LayerRun]])
     return found + [
         f"{name}: {described(run.variant)}, the fastest of its variants" for name, run in runs if run.variant
     ]
+
+
+def picture_title(names: Sequence[str], run: LayerRun) -> str:
+    """Returns the title of a picture or page of layers on one machine: who runs what, and where."""
+    who = " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    if len(names) > _MOST_NAMES:
+        who = f"{len(names)} schedules"
+    workload = run.routed
+    tokens = _tokens(workload)
+    return f"{who} on {workload.layer.name}, {workload.num_gpus} GPUs of {run.system.name}, {tokens} tokens per GPU"
 
 
 def layer_title(workload: Workload, system: str) -> str:
@@ -110,7 +127,11 @@ def layers_title(workloads: Sequence[Workload], system: str) -> str:
 
 def _size(workload: Workload, system: str) -> str:
     layer = workload.layer
-    least, most = int(workload.tokens_of_gpu.min()), workload.most_tokens
-    tokens = f"{most}" if least == most else f"{least} to {most}"
-    what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {tokens} tokens per GPU"
+    what = f"{layer.name}, top-{layer.top_k} of {layer.experts} experts, {_tokens(workload)} tokens per GPU"
     return f"{workload.num_gpus} GPUs of {system}: {what}"
+
+
+def _tokens(workload: Workload) -> str:
+    """Returns how many tokens GPUs have, from the fewest to the most."""
+    least, most = int(workload.tokens_of_gpu.min()), workload.most_tokens
+    return f"{most}" if least == most else f"{least} to {most}"

@@ -1,7 +1,8 @@
-"""What every GPU's links, SMs and memory are in use for over time, as fractions of each: what pictures draw.
+"""What every GPU's links, SMs and memory are in use for over time, as fractions of each: what pictures and pages draw.
 
 Links and memory are known only if the engine keeps a log; without one, there is only how many chunks and rows the SM
-groups have under way, relative to their most.
+groups have under way, relative to their most. Beside use there is what L2 is worth: of the bytes that the running rows
+read as they started, the part that was there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dysharp_env.report.moves import Moves, Trips
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 from dysharp_env.simulator.state import codes, observation
+from dysharp_env.simulator.state.codes import BLOCKS_PER_TILE, GEMM2, NOTHING
 
 # A strip: its name, and by stage the (gpu, bin) fractions that are in use.
 Strip = tuple[str, dict[str, np.ndarray]]
@@ -22,27 +24,71 @@ Strip = tuple[str, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Block:
-    """One GPU's strips, or the mean of all: for each strip its name and the used fraction by stage, (bin,) each."""
+    """One GPU's strips, or the mean of all: for each strip its name and the used fraction by stage, (bin,) each.
 
-    name: str
+    ``gpu`` is which GPU's, NOTHING for the mean.
+    """
+
+    gpu: int
     strips: tuple[tuple[str, dict[str, np.ndarray]], ...]
+
+    @property
+    def name(self) -> str:
+        """Whose they are, for people."""
+        return "all GPUs" if self.gpu == NOTHING else f"GPU {self.gpu}"
 
 
 def blocks(engine: Engine, max_gpus: int, end_us: float, bins: int) -> list[Block]:
     """Returns the strips to draw up to a time in so many bins: every GPU, or the mean of all and a few."""
     num_gpus = engine.workload.num_gpus
+    use = strips_of(engine, end_us, bins)
+
+    chosen = chosen_gpus(engine, max_gpus)
+    everyone = [] if len(chosen) == num_gpus else [NOTHING]
+    return [block_of(use, gpu) for gpu in (*everyone, *chosen)]
+
+
+def block_of(use: list[Strip], gpu: int) -> Block:
+    """Returns one GPU's share of strips, or of NOTHING the mean of all."""
+
+    def of_gpu(used: np.ndarray) -> np.ndarray:
+        return used.mean(axis=0) if gpu == NOTHING else used[gpu]
+
+    return Block(gpu, tuple((strip, {stage: of_gpu(used) for stage, used in parts.items()}) for strip, parts in use))
+
+
+def chosen_gpus(engine: Engine, most: int) -> list[int]:
+    """Returns so many GPUs, evenly spread over the system, with the one that is last home if the layer is over."""
+    num_gpus = engine.workload.num_gpus
+    if num_gpus <= most:
+        return list(range(num_gpus))
+    chosen = np.linspace(0, num_gpus - 1, most).round().astype(int)
+    if engine.done:
+        last = last_gpu(engine)
+        chosen[np.argmin(np.abs(chosen - last))] = last
+    return np.unique(chosen).tolist()
+
+
+def last_gpu(engine: Engine) -> int:
+    """Returns the GPU whose token was the last that came home."""
+    tokens = engine.state.tokens[:-1]
+    return int(tokens["home"][np.argmax(tokens["combine_end"])])
+
+
+def strips_of(engine: Engine, end_us: float, bins: int) -> list[Strip]:
+    """Returns all that is known of every GPU up to a time in so many bins, (gpu, bin) each.
+
+    Of the GEMM group's SMs the part whose thread blocks wait for HBM is ``stalled``, and that whose thread blocks
+    communicate ``communication``; ``hits`` is what rows found in L2 of what they read.
+    """
     edges_ps = np.linspace(0.0, end_us * 1e6, bins + 1)
-    use = logged_use(engine, edges_ps) if engine.state.root["logging"][0] else table_use(engine, edges_ps)
-
-    def block(name: str, gpus: np.ndarray) -> Block:
-        means = ((strip, {stage: used[gpus].mean(axis=0) for stage, used in stages.items()}) for strip, stages in use)
-        return Block(name, tuple(means))
-
-    if num_gpus <= max_gpus:
-        return [block(f"GPU {gpu}", np.array([gpu])) for gpu in range(num_gpus)]
-    chosen = np.unique(np.linspace(0, num_gpus - 1, max_gpus).round().astype(int))
-    mean = block("all (mean)", np.arange(num_gpus))
-    return [mean, *(block(f"GPU {gpu}", np.array([gpu])) for gpu in chosen)]
+    if not engine.state.root["logging"][0]:
+        return table_use(engine, edges_ps)
+    uplink, _, downlink = logged_use(engine, edges_ps)
+    return [
+        *(uplink, ("GEMM SMs", _gemm_use(engine, edges_ps)), downlink, ("HBM", _hbm_use(engine, edges_ps))),
+        ("L2 hits", {"hits": _l2_hits(engine, edges_ps)}),
+    ]
 
 
 def logged_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
@@ -88,12 +134,12 @@ def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
         ),
         *(
             ("HBM", _hbm_use(engine, edges_ps)),
+            ("L2 hits", {"hits": _l2_hits(engine, edges_ps)}),
             downlink,
             ("combine SMs", {"combine": _under_way(engine, moves.combined(), edges_ps)}),
         ),
     ]
-    shown = ((name, {stage: used[gpu] for stage, used in stages.items()}) for name, stages in strips)
-    return Block(f"GPU {gpu}", tuple(shown))
+    return block_of(strips, gpu)
 
 
 def _under_way(engine: Engine, trips: Trips, edges_ps: np.ndarray) -> np.ndarray:
@@ -131,6 +177,51 @@ def _hbm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
         return np.clip(_fractions(engine.workload.num_gpus, *times, edges_ps), 0.0, 1.0)
 
     return {name: used(rows[rows["purpose"] == purpose]) for purpose, name in enumerate(codes.HBM_PURPOSES)}
+
+
+def row_hits(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what every row has read and what of that L2 held as it started, (tile, GEMM) bytes each; 0 before that.
+
+    A row reads its expert's matrix and its tile: tokens, or what GEMM-1 made of them. Weights that were fetched ahead
+    were there.
+    """
+    state, root = engine.state, engine.state.root[0]
+    started = state.tiles["rows"]["start_ps"] >= 0
+    gemms = root["gemms"]
+    read = gemms["weight_bytes"] + state.tiles["count"][:, None] * gemms["token_in_bytes"]
+    missed = np.zeros(started.shape, np.int64)
+    log = state.log[: int(root["log_size"])]
+    is_hbm = log["resource"] == codes.LOG_HBM
+    inputs = log[is_hbm & (log["purpose"] == codes.HBM_READ)]
+    tile, what = np.divmod(inputs["item"] - int(root["tile_blocks"]), BLOCKS_PER_TILE)
+    of_row = (tile >= 0) & (tile < len(state.tiles)) & (what <= GEMM2)
+    np.add.at(missed, (tile[of_row], what[of_row]), inputs["amount"][of_row])
+    # A row asks for its matrix right before its first thread blocks start; only uses of HBM lie between.
+    places = np.flatnonzero(is_hbm & (log["purpose"] == codes.HBM_WEIGHTS))
+    blocks = np.flatnonzero(log["resource"] == codes.LOG_SM)
+    place = np.searchsorted(blocks, places)
+    places, block = places[place < len(blocks)], blocks[place[place < len(blocks)]]
+    others = np.cumsum(~is_hbm)
+    tile, gemm = log["item"][block], log["purpose"][block] - 1
+    matrix = state.experts["number"][state.tiles["expert"][tile]].astype(np.int64) * 2 + gemm
+    mine = (others[places] == others[block] - 1) & (log["item"][places] == matrix)
+    mine &= log["start_ps"][block] == state.tiles["rows"]["start_ps"][tile, gemm]
+    np.add.at(missed, (tile[mine], gemm[mine]), log["amount"][places[mine]])
+    return np.where(started, read, 0), np.where(started, np.clip(read - missed, 0, None), 0)
+
+
+def _l2_hits(engine: Engine, edges_ps: np.ndarray) -> np.ndarray:
+    """Returns what the rows that run found in L2 of what they read, (gpu, bin); 0 while none runs."""
+    state = engine.state
+    read, found = row_hits(engine)
+    tile, gemm = np.nonzero(read)
+    rows = state.tiles["rows"][tile, gemm]
+    end_ps = np.where(rows["end_ps"] < 0, engine.now_ps, rows["end_ps"])
+    gpu = state.experts["gpu"][state.tiles["expert"][tile]]
+    took_ps = np.maximum(end_ps - rows["start_ps"], 1)
+    times = (engine.workload.num_gpus, gpu, rows["start_ps"], end_ps)
+    of_all, of_found = (_fractions(*times, each[tile, gemm] / took_ps, edges_ps) for each in (read, found))
+    return np.divide(of_found, of_all, out=np.zeros_like(of_all), where=of_all > 1e-9).clip(0.0, 1.0)
 
 
 def _most_gemm_sms(engine: Engine) -> int:

@@ -213,15 +213,15 @@ def test_the_wheel_carries_the_shipped_agent(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(site)
-    assert len([*(site / "agents" / "shipped").rglob("*.safetensors")]) == len(reference_runs())
-    assert not [*(site / "agents" / "shipped").rglob("events.*")]
+    assert len([*(site / "dysharp_agents" / "shipped").rglob("*.safetensors")]) == len(reference_runs())
+    assert not [*(site / "dysharp_agents" / "shipped").rglob("events.*")]
     # Playing would compile the engine again, which takes a minute.
-    code = "import agents; players = agents.load_agent('reference').contender.opponents;"
+    code = "import dysharp_agents as agents; players = agents.load_agent('reference').contender.opponents;"
     code += "print(agents.__file__, *(player.seed for player in players), players[0].network.linear.sum())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     players = load_agent("reference").contender.opponents
-    expected = [site / "agents" / "__init__.py", *(player.seed for player in players), players[0].network.linear.sum()]
+    expected = [site / "dysharp_agents" / "__init__.py", *(player.seed for player in players), players[0].network.linear.sum()]
     assert child.stdout.split() == [*map(str, expected)]

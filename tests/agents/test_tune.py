@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import subprocess
 from pathlib import Path
@@ -48,7 +49,7 @@ SPEC = TuneSpec(
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run."""
     folder = tmp_path_factory.mktemp("tune") / "run"
-    assert command.main([*SMALL, *FEW, "--out", str(folder)]) == 0
+    assert command.main([*SMALL, *FEW, "--out", str(folder), "--report", str(folder.parent / "page")]) == 0
     return folder
 
 
@@ -62,6 +63,14 @@ def test_the_folder_holds_all_that_is_promised(tuned: Path) -> None:
     assert {row["renaming"] for row in report["rows"]} == {0, 1}
     assert set(report["best_of_tokens"]) == {"4", "16"}
     assert report["best_shipped"] not in (NAME, "virtual-best")
+
+
+def test_the_page_says_what_the_report_says(tuned: Path) -> None:
+    page = html.unescape((tuned.parent / "page" / "index.html").read_text())
+    title, done, gained, beside, *rest = (tuned / "report.md").read_text().split("\n\n")
+    assert title.removeprefix("# ") in page and all(text in page for text in (done, gained, beside))
+    cells = [cell.strip() for line in "\n".join(rest).splitlines() if line.startswith("| ") for cell in line.split("|")]
+    assert len(cells) > 100 and all(f">{cell}<" in page for cell in cells if cell.strip("-"))
 
 
 def test_the_header_compiles(tuned: Path) -> None:

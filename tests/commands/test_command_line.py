@@ -194,10 +194,21 @@ def test_compare_leaves_out_presets_without_hardware(empty_folder: Path, capsys:
     assert main(["compare", *TINY, "--system", "plain.yaml", "--schedule", "nvls"]) == 2
 
 
-def test_compare_draws_two_schedules(empty_folder: Path) -> None:
-    pair = ("--schedule", "deepep", "--schedule", "dysharp")
-    assert main(["compare", *TINY, *pair, "--picture", "pair.png"]) == 0
-    assert (empty_folder / "pair.png").read_bytes().startswith(b"\x89PNG")
+def test_compare_draws_all_that_are_named(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ("--schedule", "deepep", "--schedule", "dysharp", "--schedule", "nvls")
+    assert main(["compare", *TINY, *named, "--picture", "three.svg"]) == 0
+    assert (empty_folder / "three.svg").read_bytes().startswith(b"<?xml")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote three.svg: ")]
+    assert set(said.removeprefix("wrote three.svg: ").split(", ")) == {"deepep", "dysharp", "nvls"}
+
+
+def test_compare_draws_the_fastest_of_all_and_what_they_are_compared_with(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *TINY, "--against", "nccl", "--picture", "p.png", "--json", "r.json"]) == 0
+    runs = sorted(json.loads((empty_folder / "r.json").read_text())["runs"], key=lambda run: run["makespan_us"])
+    said = f"wrote p.png: {', '.join(run['schedule'] for run in runs[:3])}, nccl"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_explain_says_what_binds_and_what_was_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,11 +342,11 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("simulate", "--picture", "no/x.png"), "cannot write picture='no/x.png'"),
         (("compare", "--against", "dysharpp"), "against='dysharpp' is unknown"),
         (("compare", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
-        (("compare", "--picture", "x.png"), "picture='x.png' shows two schedules"),
+        (("simulate", "--report", "no/x"), "cannot write report='no/x': No such file or directory"),
         (("explain", "--schedule", "nvls", "--schedule", "nvls"), "two of the schedules are named 'nvls'"),
         (("explain", "--tokens", "0"), "tokens=0: must be from 1 to 1000000"),
         (("explain", "--schedule", "dysharpp"), "(did you mean 'dysharp'?)"),
-        (("explain", "--picture", "x.jpg"), "picture='x.jpg' must end in .png"),
+        (("explain", "--picture", "x.jpg"), "picture='x.jpg' must end in .png or .svg or .pdf"),
         (("explain", "--json", "x.png", "--picture", "x.png"), "picture='x.png' is the file that json is written to"),
         (("validate", "--seed", "-1"), "seed=-1 must not be negative"),
         (("validate", "--json", "no/x.json"), "cannot write json='no/x.json'"),

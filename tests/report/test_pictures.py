@@ -4,22 +4,28 @@ import io
 import json
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dysharp_env.report import causes, gantt, use
+from dysharp_env.report import causes, colours, drawing, gantt, use
 from dysharp_env.report.explained import Explanation, explain
 from dysharp_env.report.moves import Moves
+from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.records import picture_title
 from dysharp_env.report.schedule import ScheduleTable
+from dysharp_env.report.spans import spans_of
 from dysharp_env.report.text import describe_state
 from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule, simulate
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.run import LayerRun
+from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 from dysharp_env.simulator.state import codes
+from dysharp_env.system import load_system
 from dysharp_env.system.spec import SystemSpec
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.workload import Workload
@@ -48,28 +54,37 @@ def unlogged() -> LayerRun:
     return simulate(*scenario(), load_schedule("dysharp"))
 
 
+def as_run(engine: Engine) -> SimpleNamespace:
+    """Returns what pictures read of a run, of an engine that was made without one."""
+    schedule, system = load_schedule("deepep"), load_system("dgx-h200")
+    return SimpleNamespace(
+        engine=engine, routed=engine.workload, schedule=schedule, system=system, lower_bound_ps=1_000_000
+    )
+
+
 def pixels_of(picture: np.ndarray, stage: str) -> int:
-    colour = [int(gantt.COLOURS[stage][i : i + 2], 16) for i in (1, 3, 5)]
+    colour = [int(colours.STAGES[stage][i : i + 2], 16) for i in (1, 3, 5)]
     return int((picture == colour).all(axis=-1).sum())
 
 
 def test_picture_shows_every_stage(logged: LayerRun) -> None:
-    picture = gantt.render(("a title", logged.engine), lower_bound_us=logged.lower_bound_ps / 1e6)
-    assert picture.dtype == np.uint8 and picture.shape[1:] == (1200, 3) and 300 < picture.shape[0] < 800
+    picture = gantt.render(("a title", logged))
+    assert picture.dtype == np.uint8 and picture.shape[1:] == (1200, 3) and 300 < picture.shape[0] < 900
     legend_patch = 200  # the legend has all colours whatever is drawn
-    assert all(pixels_of(picture, stage) > 5 * legend_patch for stage in gantt.COLOURS)
-    plain = gantt.render(("", logged.engine))
+    assert all(pixels_of(picture, stage) > 5 * legend_patch for stage in colours.STAGES)
+    plain = gantt.render(("other", logged))
     assert plain.shape == picture.shape and (plain != picture).any()
 
 
 @pytest.mark.parametrize("is_logged", [True, False])
 def test_weights_of_copies_are_shown(is_logged: bool) -> None:
     engine = copied_case("unicast", [(0, 1), (2, 2)], [(3, 1)] * 4).engine(logging=is_logged).run()
-    picture = gantt.render(("", engine), lower_bound_us=1.0)
-    colour = [int(gantt.BESIDE["copying"][i : i + 2], 16) for i in (1, 3, 5)]
+    picture = gantt.render(("", as_run(engine)))
+    colour = [int(colours.BESIDE["copying"][i : i + 2], 16) for i in (1, 3, 5)]
     shown = int((picture == colour).all(axis=-1).sum())
-    assert shown > 5000 if is_logged else shown == 0
-    plain = gantt.render(("", copied_case("unicast", []).engine().run()))
+    # Without a log there is the span of the stage only.
+    assert shown > (5000 if is_logged else 500)
+    plain = gantt.render(("", as_run(copied_case("unicast", []).engine().run())))
     assert not (plain == colour).all(axis=-1).any()
     events = json.loads(chrome_trace(engine, ""))["traceEvents"]
     names = {event["name"] for event in events if event["ph"] == "X"}
@@ -79,39 +94,95 @@ def test_weights_of_copies_are_shown(is_logged: bool) -> None:
 
 def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged: LayerRun) -> None:
     before = unlogged.engine.state.root.copy()
-    picture = gantt.render(("", unlogged.engine), scale=2.0)
-    assert picture.shape[1] == 2400 and all(pixels_of(picture, stage) > 4000 for stage in gantt.COLOURS)
+    picture = drawing.pixels_of(gantt.draw(("", unlogged), scale=2.0))
+    assert picture.shape[1] == 2400 and all(pixels_of(picture, stage) > 4000 for stage in colours.STAGES)
     assert (before == unlogged.engine.state.root).all()
 
 
 def test_picture_of_a_running_layer_keeps_its_size() -> None:
     run = start(logging=True)
-    first = gantt.render(("", run.engine))
+    first = gantt.render(("", run))
     assert run.engine.advance() is not None
-    second = gantt.render(("", run.engine), lower_bound_us=run.lower_bound_ps / 1e6)
+    second = gantt.render(("", run))
     assert first.shape == second.shape and pixels_of(first, "combine") < 400
 
 
 def test_many_gpus_show_as_their_mean_and_a_few() -> None:
     engine = simulate(*scenario(gpus=16, tokens=8), load_schedule("deepep"), logging=True).engine
     names = [block.name for block in use.blocks(engine, 3, engine.now_ps / 1e6, 300)]
-    assert names == ["all (mean)", "GPU 0", "GPU 8", "GPU 15"]
+    assert names[0] == "all GPUs" and len(names) == 4 and f"GPU {use.last_gpu(engine)}" in names[1:]
+    assert use.chosen_gpus(engine, 16) == list(range(16))
 
 
 def test_pair_is_on_one_time_axis(logged: LayerRun) -> None:
     push = simulate(*scenario(), load_schedule("dysharp-push"), logging=True)
-    pair = gantt.render(("push", push.engine), ("dysharp", logged.engine), lower_bound_us=1.0)
+    pair = gantt.render(("push", push), ("dysharp", logged))
     assert pair.shape[1:] == (1200, 3)
     blue = (pair == [0x00, 0x72, 0xB2]).all(axis=-1)
     middle = pair.shape[0] // 2
     # Both start to dispatch after the same costs, so at the same place.
-    assert blue[:middle].any(axis=0).argmax() == pytest.approx(blue[middle:-60].any(axis=0).argmax(), abs=4)
+    assert blue[:middle].any(axis=0).argmax() == pytest.approx(blue[middle:-80].any(axis=0).argmax(), abs=4)
 
 
 def test_png_holds_the_picture(logged: LayerRun) -> None:
-    picture = gantt.render(("", logged.engine))
-    decoded = imread(io.BytesIO(gantt.encode_png(picture)))
-    assert (np.round(decoded[..., :3] * 255).astype(np.uint8) == picture).all()
+    figure = gantt.draw(("", logged))
+    decoded = imread(io.BytesIO(drawing.encoded(figure, "png")))
+    assert (np.round(decoded[..., :3] * 255).astype(np.uint8) == drawing.pixels_of(figure)).all()
+
+
+@pytest.mark.parametrize(("form", "begin"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_other_forms_hold_no_date(form: str, begin: bytes, unlogged: LayerRun) -> None:
+    first, second = (drawing.encoded(gantt.draw(("a", unlogged), max_gpus=1), form) for _ in range(2))
+    assert first == second and first.startswith(begin)
+
+
+def test_titles_fit(unlogged: LayerRun) -> None:
+    names = [(f"a-schedule-with-a-very-long-name-{number}", unlogged) for number in range(4)]
+    one, four = gantt.draw(*names[:1], max_gpus=1), gantt.draw(*names)
+    for figure in (one, four):
+        title = figure.texts[0]
+        assert "on small, 4 GPUs of gh200-nvl32, 96 tokens per GPU" in title.get_text().replace("\n", " ")
+        assert title.get_window_extent().x1 <= figure.bbox.x1
+    assert four.texts[0].get_fontsize() < one.texts[0].get_fontsize()
+    title = picture_title(["a"] * 8, unlogged)
+    assert title == "8 schedules on small, 4 GPUs of gh200-nvl32, 96 tokens per GPU"
+
+
+def test_what_is_paid_is_named_and_in_its_place() -> None:
+    run = simulate(*scenario(), load_schedule("deepep"), logging=True)
+    costs, spans = run.engine.costs, paid_spans(run)
+    everyones = [each for each in spans if each.gpu == -1]
+    assert everyones[0].start_ps == 0 and everyones[0].name == "launch"
+    exchange = next(each for each in spans if each.name == "count_exchange")
+    assert (exchange.short, exchange.end_ps - exchange.start_ps) == ("count exchange", costs.count_exchange_ps)
+    barriers = [each for each in spans if each.name == "barrier"]
+    assert [each.stage for each in barriers] == ["gemm1", "combine"]
+    assert {each.end_ps - each.start_ps for each in barriers} == {costs.barrier_ps}
+    stages = {stage: 1e6 * first_us for stage, (first_us, _) in spans_of(run).items()}
+    for stage in ("dispatch", "gemm1", "combine"):
+        # A stage begins as the last of what is paid before it is.
+        assert max(each.end_ps for each in everyones if each.stage == stage) == pytest.approx(stages[stage], abs=1)
+    assert {each.gpu for each in spans if each.stage == "gemm2"} == {0, 1, 2, 3}
+
+
+def test_rows_find_in_l2_what_others_left_there() -> None:
+    # One expert a GPU with several tiles: the first row of each GEMM reads the matrix from HBM, the others find it.
+    system, workload = scenario(gpus=4, tokens=256)
+    run = simulate(system.with_changes({"gpu.l2_mb": 4000}), workload, load_schedule("dysharp"), logging=True)
+    state = run.engine.state
+    read, found = use.row_hits(run.engine)
+    weights, inputs = state.root[0]["gemms"]["weight_bytes"], state.root[0]["gemms"]["token_in_bytes"]
+    started = state.tiles["rows"]["start_ps"] >= 0
+    assert (read[started] == (weights + state.tiles["count"][:, None] * inputs)[started]).all()
+    # With room for all, a matrix is read once, and what was written is found.
+    experts = state.experts["number"][state.tiles["expert"]]
+    for gemm in (0, 1):
+        for expert in np.unique(experts[started[:, gemm]]):
+            missed = (read - found)[(experts == expert) & started[:, gemm], gemm]
+            assert missed.max() == weights[gemm] and (missed > 0).sum() == 1
+    hbm = run.engine.state.log[: int(state.root["log_size"][0])]
+    hbm = hbm[(hbm["resource"] == codes.LOG_HBM) & (hbm["purpose"] == codes.HBM_WEIGHTS)]
+    assert (read - found).sum() == hbm["amount"].sum()
 
 
 def test_fractions_by_hand() -> None:
@@ -205,8 +276,8 @@ def test_groups_that_change_size_are_shown() -> None:
             assert headline.endswith(f"GPU {decision.gpu} decides: split, 3 legal answers")
             deciding.add(decision.gpu)
     assert deciding == {0, 1, 2, 3}
-    picture = gantt.render(("", run.engine))
-    assert all(pixels_of(picture, stage) > 1000 for stage in gantt.COLOURS)
+    picture = gantt.render(("", run))
+    assert all(pixels_of(picture, stage) > 1000 for stage in colours.STAGES)
 
 
 def test_text_of_many_gpus_is_cut() -> None:
@@ -214,34 +285,28 @@ def test_text_of_many_gpus_is_cut() -> None:
     assert describe_state(run).endswith("... and 16 more GPUs")
 
 
-def explained(*schedules: str) -> list[tuple[str, Explanation]]:
+def explained(*schedules: str) -> list[Explanation]:
     system, workload = scenario()
     problem = Problem.of(system, workload)
-    return [(name, explain(problem, Contender.of_schedule(load_schedule(name)))) for name in schedules]
+    return [explain(problem, Contender.of_schedule(load_schedule(name))) for name in schedules]
 
 
 def test_causes_are_drawn_one_panel_each() -> None:
     one, two = explained("deepep"), explained("deepep", "dysharp")
-    first, both = causes.draw_causes(*one), causes.draw_causes(*two)
+    first, both = (drawing.pixels_of(causes.draw_causes(*each)) for each in (one, two))
     assert first.dtype == np.uint8 and first.shape[1:] == both.shape[1:] == (1200, 3)
     assert 1.5 * len(first) < len(both) < 2.2 * len(first)
-    assert all(pixels_of(first, stage) > 500 for stage in gantt.COLOURS)
+    assert all(pixels_of(first, stage) > 500 for stage in colours.STAGES)
 
 
 def test_a_gpu_shows_all_that_it_has(logged: LayerRun) -> None:
     engine = logged.engine
     block = use.everything_of(engine, 1, engine.now_ps / 1e6, 300)
     names = [name for name, _ in block.strips]
-    assert [name for name in names if name != "HBM"] == [
-        "dispatch SMs",
-        "uplink",
-        "GEMM SMs",
-        "downlink",
-        "combine SMs",
-    ]
+    assert names == ["dispatch SMs", "uplink", "GEMM SMs", "HBM", "L2 hits", "downlink", "combine SMs"]
     sms = dict(block.strips)["GEMM SMs"]
     assert list(sms) == ["gemm1", "gemm2", "stalled"]
-    assert all(0 < used.max() <= 1 for _, stages in block.strips for used in stages.values())
+    assert all(0 <= used.min() < used.max() <= 1 for _, stages in block.strips for used in stages.values())
     # What computes and what waits for HBM are together what is busy.
     (_, (_, busy), _) = use.logged_use(engine, np.linspace(0, engine.now_ps, 301))
     assert sum(sms.values()) == pytest.approx(sum(used[1] for used in busy.values()))
@@ -282,4 +347,5 @@ def test_thread_blocks_lose_time_to_communication_where_they_do_it() -> None:
         assert (lost.communication_ps <= own_ps).all()
         strip = dict(use.everything_of(engine, 1, engine.now_ps / 1e6, 300).strips)["GEMM SMs"]
         assert ("communication" in strip) == in_gemm
-        assert len(causes.draw_causes(("", explain(Problem.of(system, workload), Contender.of_schedule(schedule)))))
+        explanation = explain(Problem.of(system, workload), Contender.of_schedule(schedule))
+        assert len(drawing.pixels_of(causes.draw_causes(explanation)))

@@ -129,12 +129,20 @@ def test_json_holds_every_policy_on_every_workload(runs: list[str], capsys: pyte
 
 
 def test_table_json_file_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = ["--json", str(tmp_path / "e.json"), "--plot", str(tmp_path / "e.png")]
+    files = ["--json", str(tmp_path / "e.json"), "--plot", str(tmp_path / "e.png"), "--report", str(tmp_path / "page")]
     assert command.main(["--suite", "smoke", "--policy", "nvls", "--policy", "random", *files]) == 0
     out = capsys.readouterr().out
     assert "nvls" in out and "random" in out and "dysharp" in out
     assert json.loads((tmp_path / "e.json").read_text())["config"]["against"] == ["dysharp"]
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page" / "index.html").read_text()
+    summary = json.loads((tmp_path / "e.json").read_text())["summary"]
+    best = min(summary, key=lambda line: line["geomean_ratio"])
+    assert f"{best['policy']} is the fastest on the mean of 4 workloads: " in page
+    for line in summary:
+        interval = f"{line['geomean_ratio']:.3f} (95 %: {line['ci_low']:.3f} to {line['ci_high']:.3f})"
+        assert (interval in page) == (line["policy"] != "dysharp")
+    assert "By what binds, against dysharp" in page and "python -m agents.evaluate --suite smoke" in page
 
 
 def test_tables_against_several_charged_and_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +240,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--policy", "random", "--against", "dysharp", "--against", "nope"], "schedule='nope' is unknown"),
         (["--policy", "random", "--seed", "-1"], "seed=-1 must not be negative"),
         (["--policy", "random", "--json", "no/such/file.json"], "cannot write json='no/such/file.json'"),
-        (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png"),
+        (["--policy", "random", "--plot", "picture.gif"], "plot='picture.gif' must end in .png or .svg or .pdf"),
         (["--policy", "FOLDER"], "is not a run folder: it has no config.yaml"),
     ],
 )
