@@ -18,7 +18,7 @@ from dysharp_env.report.drawing import write_figure
 from dysharp_env.report.files import write_bytes
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.schedule import ScheduleTable
-from dysharp_env.report.timeline import chrome_trace
+from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.workload.suite import load_suite
@@ -127,7 +127,9 @@ def _show_schedules(folder: RunFolder, agent: Contender, problem: Problem) -> No
         contender.opponents[0].run(problem, 0, logging=True) for contender in (agent, read_contender(REFERENCE))
     )
     ScheduleTable.of(mine.engine).to_csv(folder.path / "schedule.csv")
-    write_bytes(folder.path / "timeline.json", chrome_trace(mine.engine, f"{agent.name}: {problem.name}"))
+    title = f"{agent.name}: {problem.name}"
+    timeline = timeline_of(mine.engine, title, schedule=mine.schedule, system=problem.system)
+    write_timeline(folder.path / "timeline.json", timeline)
     write_picture(folder.path / "schedule.png", (agent.name, mine), (REFERENCE, other))
 
 

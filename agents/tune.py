@@ -23,9 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import json_document
 from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
-from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.report.files import write_text
 from dysharp_env.report.gantt import write_picture
-from dysharp_env.report.timeline import chrome_trace
+from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.schedules import LayerRun, load_schedule
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.system import Hardware
@@ -201,7 +201,9 @@ def _write(spec: TuneSpec, tuned: Tuned, report: Report, folder: Path, searched:
         tasks.mkdir(parents=True, exist_ok=True)
         write_tasks(tasks, mine)
         if tokens == spec.tokens[len(spec.tokens) // 2]:
-            write_bytes(folder / "timeline.json", chrome_trace(mine.engine, f"{NAME}: {problem.name}"))
+            title = f"{NAME}: {problem.name}"
+            timeline = timeline_of(mine.engine, title, schedule=mine.schedule, system=problem.system)
+            write_timeline(folder / "timeline.json", timeline)
             rival = read_contender(report.best_of_tokens[tokens])
             other = rival.first.run(problem, logging=True)
             drawn = [(NAME, mine), (rival.name, other)]

@@ -27,6 +27,7 @@ from dysharp_env.commands.output import (
     run_records,
     say,
 )
+from dysharp_env.commands.timeline import add_timeline_options, timeline_target
 from dysharp_env.config import ConfigError
 from dysharp_env.report.records import TimedRun, layers_title, notes, run_timed, totals_of
 from dysharp_env.report.schedule import ScheduleTable
@@ -37,7 +38,6 @@ from dysharp_env.simulator.warmup import ensure_compiled
 DEFAULT_SCHEDULE = "dysharp"
 # How the name of an option's file ends, and what is in it.
 FILES: dict[str, tuple[str | Sequence[str], str]] = {
-    "timeline": (".json", "open it at https://ui.perfetto.dev or chrome://tracing"),
     "csv": (".csv", "the schedule as a table"),
     "picture": (PICTURES, "stages, links, SMs, HBM and L2 over time"),
 }
@@ -46,7 +46,7 @@ FILES: dict[str, tuple[str | Sequence[str], str]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
     add_run_options(parser, DEFAULT_SCHEDULE)
-    parser.add_argument("--timeline", metavar="FILE.json", help="write a timeline for ui.perfetto.dev")
+    add_timeline_options(parser)
     parser.add_argument("--csv", metavar="FILE.csv", help="write the schedule: chunk or tile, stage, GPU, start, end")
     parser.add_argument("--picture", metavar="FILE.png", help=f"draw {FILES['picture'][1]}; or .svg, .pdf")
     add_report_option(parser)
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     files = ((option, getattr(args, option), suffix) for option, (suffix, _) in FILES.items())
-    check_targets(("json", args.json, None), *files)
+    timeline = timeline_target(args)
+    check_targets(("json", args.json, None), *files, ("timeline", timeline.file, None))
     check_folder("report", args.report)
     names = args.schedule or [DEFAULT_SCHEDULE]
     if len(names) > 1:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     (contender,) = read_named_apart(names)
     contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
     workloads = scenario.draw_layers(args.seed)
-    require_one_layer(workloads, {option: getattr(args, option) for option in FILES})
+    require_one_layer(workloads, {option: getattr(args, option) for option in (*FILES, "timeline")})
     ensure_compiled()
     logging = bool(args.timeline or args.picture or args.report) and len(workloads) == 1
     runs = [
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         _print(contender, runs[0], title)
     # Results first: they are there even if a file cannot be written.
     _write_files(args, runs[0], title)
+    used = timeline.write(scenario, workloads[0], contender, runs[0].run, title) if args.timeline else ""
     if args.report:
         from dysharp_env.report.page.layers import simulate_page
         from dysharp_env.report.page.write import write_page
@@ -95,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         if may_print:
             say(results_console(), f"wrote {page}: open it in a browser")
     if may_print:
-        for option, (_, use) in {**FILES, "json": ("", "the results")}.items():
+        uses = {"timeline": used, **{option: use for option, (_, use) in FILES.items()}, "json": "the results"}
+        for option, use in uses.items():
             if getattr(args, option):
                 say(results_console(), f"wrote {getattr(args, option)}: {use}")
     return 0
@@ -103,8 +106,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_files(args: argparse.Namespace, timed: TimedRun, title: str) -> None:
     engine = timed.run.engine
-    if args.timeline:
-        ScheduleTable.of(engine).to_timeline(args.timeline, title)
     if args.csv:
         ScheduleTable.of(engine).to_csv(args.csv)
     if args.picture:

@@ -34,7 +34,7 @@ from dysharp_env.report.drawing import (
     write_title,
 )
 from dysharp_env.report.explained import Explanation, ideal_name
-from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.records import picture_title
 from dysharp_env.report.steps import Step
 
@@ -108,7 +108,7 @@ class _Panel:
         write_title(self.figure, picture_title([explanation.schedule], run), 14, self.top - 22)
         strips_px, spans_px = round(block_height(block) * _STRIP_PX), num_spans(run) * SPAN_PX
         inner_px, bottom = WIDTH - LEFT_PX - RIGHT_PX, self.top - _HEAD_PX - spans_px
-        end_us, paid = explanation.makespan_ps / 1e6, paid_spans(run)
+        end_us, paid = explanation.makespan_ps / 1e6, Payer.of(run).spans()
         draw_spans(self.axes(LEFT_PX, bottom, inner_px, spans_px), run, paid, end_us)
         bottom -= strips_px
         strips = self.axes(LEFT_PX, bottom, inner_px, strips_px)

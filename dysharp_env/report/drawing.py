@@ -224,7 +224,7 @@ def _draw_paid(axes: Axes, groups: Sequence[Sequence[Paid]], px_per_us: float, e
         start_us, last_us = group[0].start_ps / 1e6, group[-1].end_ps / 1e6
         next_us = groups[place + 1][0].start_ps / 1e6 if place + 1 < len(groups) else end_us
         took = f"{last_us - start_us:.1f} µs"
-        for text in (f"{', '.join(dict.fromkeys(each.short for each in group))}, {took}", took):
+        for text in (f"{', '.join(dict.fromkeys(each.item.short for each in group))}, {took}", took):
             ends_us = _label_span(axes, 0.5, (start_us, last_us), text, "white", px_per_us, (free_us, next_us))
             if ends_us is not None:
                 free_us = ends_us

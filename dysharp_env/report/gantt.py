@@ -36,7 +36,7 @@ from dysharp_env.report.drawing import (
     write_figure,
     write_title,
 )
-from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.records import picture_title
 from dysharp_env.schedules import LayerRun
 
@@ -72,7 +72,7 @@ def draw(*panels: tuple[str, LayerRun], width: int = WIDTH, max_gpus: int | None
         if name_px:
             write_title(figure, name, 14, top - name_px / 2 - 4, {"fontsize": 10.5, "fontweight": "bold", "color": INK})
         top -= above_px + spans + strips
-        paid = paid_spans(run)
+        paid = Payer.of(run).spans()
         bands = figure.add_axes((left, (top + strips) / height, inner, spans / height))
         draw_spans(bands, run, paid, end_us)
         axes = figure.add_axes((left, top / height, inner, strips / height))

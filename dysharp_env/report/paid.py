@@ -7,15 +7,18 @@ for is done, on all GPUs or on its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from dysharp_env.report.moves import Moves
-from dysharp_env.schedules import LayerRun
-from dysharp_env.simulator.phases import STAGES
+from dysharp_env.schedules import LayerRun, ScheduleSpec
+from dysharp_env.simulator.engine import Engine
+from dysharp_env.simulator.phases import STAGES, START
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_ALL, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
 from dysharp_env.simulator.state.pays import KernelPays
+from dysharp_env.system import SystemSpec
 from dysharp_env.system.spec import OVERHEADS
 
 _NAMES = {
@@ -46,19 +49,17 @@ _WAITS_FOR = {
 }
 
 
-class Paid(NamedTuple):
-    """One thing that is paid, from when to when: before which stage, on which GPU (NOTHING: all wait for it)."""
+class Item(NamedTuple):
+    """One thing that is paid: its name as the schedule has it, how long it takes, whether it works on tokens."""
 
     name: str
-    stage: str
-    gpu: int
-    start_ps: int
-    end_ps: int
+    took_ps: int
+    is_kernel: bool
 
     @property
     def text(self) -> str:
-        """What it is."""
-        return paid_name(self.name)
+        """What people call it."""
+        return _NAMES.get(self.name, self.name.replace("_", " "))
 
     @property
     def short(self) -> str:
@@ -66,58 +67,85 @@ class Paid(NamedTuple):
         return SHORT_NAMES.get(self.name, self.name.replace("_", " "))
 
 
-def paid_name(name: str) -> str:
-    """Returns what people call a thing that is paid."""
-    return _NAMES.get(name, name.replace("_", " "))
+class Paid(NamedTuple):
+    """An item that was paid, from when to when: before which stage, on which GPU (NOTHING: all wait for it)."""
+
+    item: Item
+    stage: str
+    gpu: int
+    start_ps: int
+    end_ps: int
 
 
-def items(run: LayerRun, stage: int, gate: np.void | None) -> list[tuple[str, int]]:
-    """Returns what is paid before a stage (0 to 3) behind a gate or before dispatch, or at the end (4), in order.
+@dataclass(frozen=True)
+class Payer:
+    """What a layer pays.
 
-    Each is (name, ps); the names are those of the schedule.
+    Attributes:
+        engine: The layer.
+        schedule: What it is run under; None: what is fixed of a stage is one item.
+        system: What it is run on; likewise.
     """
-    engine, system = run.engine, run.system
-    named = getattr(run.schedule.pays, STAGES[stage])
-    fixed = [cost for cost in named if cost in OVERHEADS]
-    fixed_ps = (*engine.program.pays_ps, engine.program.pay_end_ps)[stage]
-    # Rounded as their sum is.
-    ends_us = np.cumsum([system.overhead_us(cost) for cost in fixed])
-    times_ps = np.diff(np.round(ends_us * 1e6).astype(np.int64), prepend=0).tolist()
-    if sum(times_ps) != fixed_ps:  # not what this schedule pays on this system
-        fixed, times_ps = [" and ".join(fixed)], [fixed_ps]
-    part, gpu = (0, NOTHING) if gate is None else (int(gate["part"]), int(gate["gpu"]))
-    pays = KernelPays(engine.costs, engine.program, system.gpu.num_sms)
-    kernels = pays.named_ps(engine.state, engine.workload, stage, part, gpu)
-    paid = [*zip(fixed, times_ps, strict=True), *kernels]
-    return sorted(paid, key=lambda item: named.index(item[0]) if item[0] in named else len(named))
+
+    engine: Engine
+    schedule: ScheduleSpec | None = None
+    system: SystemSpec | None = None
+
+    @classmethod
+    def of(cls, run: LayerRun) -> Payer:
+        """Returns what a run pays."""
+        return cls(run.engine, run.schedule, run.system)
+
+    def items(self, stage: str, gate: np.void | None) -> list[Item]:
+        """Returns what is paid before a stage behind a gate or before dispatch, or at the end, in the schedule's order.
+
+        ``stage`` is one of ``STAGES``; dispatch and the end have no gate.
+        """
+        engine, place = self.engine, STAGES.index(stage)
+        named = getattr(self.schedule.pays, stage) if self.schedule else ()
+        fixed = [cost for cost in named if cost in OVERHEADS]
+        fixed_ps = (*engine.program.pays_ps, engine.program.pay_end_ps)[place]
+        times_ps: list[int] = []
+        if self.system:
+            # Rounded as their sum is.
+            ends_us = np.cumsum([self.system.overhead_us(cost) for cost in fixed])
+            times_ps = np.diff(np.round(ends_us * 1e6).astype(np.int64), prepend=0).tolist()
+        if sum(times_ps) != fixed_ps:  # not what this schedule pays on this system
+            fixed, times_ps = [" and ".join(fixed) or "fixed costs"], [fixed_ps]
+        part, gpu = (0, NOTHING) if gate is None else (int(gate["part"]), int(gate["gpu"]))
+        pays = KernelPays(engine.costs, engine.program, int(engine.state.root["num_sms"][0]))
+        kernels = pays.named_ps(engine.state, engine.workload, place, part, gpu)
+        found = [Item(name, took_ps, False) for name, took_ps in zip(fixed, times_ps, strict=True)]
+        found += [Item(name, took_ps, name != START) for name, took_ps in kernels]
+        return sorted(found, key=lambda item: named.index(item.name) if item.name in named else len(named))
+
+    def spans(self) -> list[Paid]:
+        """Returns all that is paid in a layer so far, in order of start; of gates only if the engine keeps a log."""
+        state, now_ps = self.engine.state, self.engine.now_ps
+        found = list(self._laid_out(0, None, int(state.gates["pay_ps"][0])))
+        if self.engine.done:
+            found += self._laid_out(4, None, now_ps)
+        if state.root["logging"][0]:
+            moves = Moves(self.engine)
+            for gate in state.gates[1:]:
+                if gate["left"] == 0 and gate["pay_ps"] > 0:
+                    since_ps = _done_ps(self.engine, moves, gate)
+                    if since_ps is not None:
+                        found += self._laid_out(int(gate["stage"]) + 1, gate, since_ps + int(gate["pay_ps"]))
+        found = [each for each in found if 0 <= each.start_ps < each.end_ps and each.start_ps <= now_ps]
+        return sorted(found, key=lambda each: (each.start_ps, each.gpu))
+
+    def _laid_out(self, place: int, gate: np.void | None, end_ps: int) -> Iterator[Paid]:
+        """Yields what is paid there, one after the other, the last ending at a time."""
+        gpu = NOTHING if gate is None else int(gate["gpu"])
+        for item in reversed(self.items(STAGES[place], gate)):
+            yield Paid(item, STAGES[place], gpu, end_ps - item.took_ps, end_ps)
+            end_ps -= item.took_ps
 
 
-def paid_spans(run: LayerRun) -> list[Paid]:
-    """Returns all that is paid in a layer so far, in order of start; of gates only if the engine keeps a log."""
-    state, now_ps = run.engine.state, run.engine.now_ps
-    found = list(_laid_out(run, 0, None, int(state.gates["pay_ps"][0])))
-    if run.engine.done:
-        found += _laid_out(run, 4, None, now_ps)
-    if state.root["logging"][0]:
-        moves = Moves(run.engine)
-        for gate in state.gates[1:]:
-            if gate["left"] == 0 and gate["pay_ps"] > 0 and (since_ps := _done_ps(run, moves, gate)) is not None:
-                found += _laid_out(run, int(gate["stage"]) + 1, gate, since_ps + int(gate["pay_ps"]))
-    found = [each for each in found if 0 <= each.start_ps < each.end_ps and each.start_ps <= now_ps]
-    return sorted(found, key=lambda each: (each.start_ps, each.gpu))
-
-
-def _laid_out(run: LayerRun, stage: int, gate: np.void | None, end_ps: int) -> Iterator[Paid]:
-    """Yields what is paid there, one after the other, the last ending at a time."""
-    gpu = NOTHING if gate is None else int(gate["gpu"])
-    for name, took_ps in reversed(items(run, stage, gate)):
-        yield Paid(name, STAGES[stage], gpu, end_ps - took_ps, end_ps)
-        end_ps -= took_ps
-
-
-def _done_ps(run: LayerRun, moves: Moves, gate: np.void) -> int | None:
+def _done_ps(engine: Engine, moves: Moves, gate: np.void) -> int | None:
     """Returns when the last of what a gate waits for was done; None if it waits for nothing that is known."""
-    state, stage, part, gpu = run.engine.state, int(gate["stage"]), int(gate["part"]), int(gate["gpu"])
+    state, stage, part, gpu = engine.state, int(gate["stage"]), int(gate["part"]), int(gate["gpu"])
     if stage == OPENS_ALL:
         return None
     experts = state.experts[state.tiles["expert"]]

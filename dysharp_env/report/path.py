@@ -15,10 +15,9 @@ import numpy as np
 
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.report.moves import Moves, Way
-from dysharp_env.report.paid import items, paid_name
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.steps import Step, joined
 from dysharp_env.schedules import LayerRun
-from dysharp_env.simulator.phases import STAGES
 from dysharp_env.simulator.state.codes import BY_EXPERTS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
 
 START = "before the start"
@@ -38,7 +37,7 @@ class _Walk:
     """A walk back from the end of a layer; ``cursor`` is how far it has come."""
 
     def __init__(self, run: LayerRun) -> None:
-        self.run, self.engine = run, run.engine
+        self.engine, self.payer = run.engine, Payer.of(run)
         self.state, self.costs, self.program = run.engine.state, run.engine.costs, run.engine.program
         self.moves = Moves(run.engine)
         self.opened_ps = int(self.state.gates["pay_ps"][0])  # dispatch may begin
@@ -63,8 +62,8 @@ class _Walk:
 
     def pay(self, stage: str, gate: np.void | None, what: str) -> None:
         """Goes back over what is paid before a stage behind a gate, or before dispatch or at the end, item by item."""
-        for name, took_ps in reversed(items(self.run, STAGES.index(stage), gate)):
-            self.back(self.cursor - took_ps, what, paid_name(name), "software", False)
+        for item in reversed(self.payer.items(stage, gate)):
+            self.back(self.cursor - item.took_ps, what, item.text, "software", False)
 
     def gate(self, stage: int, part: int, gpu: int) -> np.void | None:
         """Returns the gate that a stage of a part waits behind on a GPU, if it has one."""

@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 from dysharp_env.multimem import ScheduleRow
-from dysharp_env.report.files import write_bytes, write_text
-from dysharp_env.report.timeline import chrome_trace
+from dysharp_env.report.files import write_text
+from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
 
@@ -38,9 +38,11 @@ class ScheduleTable(tuple[ScheduleRow, ...]):
         write_text(path, text.getvalue())
 
     def to_timeline(self, path: str | Path, title: str = "") -> None:
-        """Writes a Chrome trace, which ui.perfetto.dev and chrome://tracing open; links show if the engine kept a log.
+        """Writes a timeline, by how the name ends: .json, .json.gz, .pftrace or .perfetto-trace; see docs/timelines.md.
+
+        Links, SMs and memory show if the engine kept a log.
 
         Raises:
-            ConfigError: The file cannot be written.
+            ConfigError: The name ends in something else, or the file cannot be written.
         """
-        write_bytes(path, chrome_trace(self.engine, title))
+        write_timeline(path, timeline_of(self.engine, title))

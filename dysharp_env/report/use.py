@@ -101,7 +101,7 @@ def logged_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
 
     def used(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
         args = (gpu[chosen], start[chosen], end[chosen], weight[chosen])
-        return np.clip(_fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
+        return np.clip(fractions(num_gpus, *args, edges_ps), 0.0, 1.0)
 
     once = np.full(len(log), 1 / engine.costs.planes)
     is_dispatch, is_weights = purpose == codes.DISPATCH_DATA, purpose == codes.WEIGHT_DATA
@@ -145,7 +145,7 @@ def everything_of(engine: Engine, gpu: int, end_us: float, bins: int) -> Block:
 def _under_way(engine: Engine, trips: Trips, edges_ps: np.ndarray) -> np.ndarray:
     """Returns how many vectors are under way, over the most there are, (gpu, bin)."""
     weights = np.ones(len(trips.gpu))
-    count = _fractions(engine.workload.num_gpus, trips.gpu, trips.taken_ps, trips.arrived_ps, weights, edges_ps)
+    count = fractions(engine.workload.num_gpus, trips.gpu, trips.taken_ps, trips.arrived_ps, weights, edges_ps)
     return np.clip(count / max(count.max(), 1e-9), 0.0, 1.0)
 
 
@@ -157,7 +157,7 @@ def _gemm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
 
     def used(mine: np.ndarray, since_ps: np.ndarray, until_ps: np.ndarray) -> np.ndarray:
         num_gpus = engine.workload.num_gpus
-        means = _fractions(num_gpus, rows["gpu"][mine], since_ps[mine], until_ps[mine], weight[mine], edges_ps)
+        means = fractions(num_gpus, rows["gpu"][mine], since_ps[mine], until_ps[mine], weight[mine], edges_ps)
         return np.clip(means, 0.0, 1.0)
 
     computing = {f"gemm{stage}": used(rows["purpose"] == stage, free_ps, rows["end_ps"]) for stage in (1, 2)}
@@ -174,7 +174,7 @@ def _hbm_use(engine: Engine, edges_ps: np.ndarray) -> dict[str, np.ndarray]:
 
     def used(mine: np.ndarray) -> np.ndarray:
         times = (mine["gpu"], mine["start_ps"], mine["end_ps"], np.ones(len(mine)))
-        return np.clip(_fractions(engine.workload.num_gpus, *times, edges_ps), 0.0, 1.0)
+        return np.clip(fractions(engine.workload.num_gpus, *times, edges_ps), 0.0, 1.0)
 
     return {name: used(rows[rows["purpose"] == purpose]) for purpose, name in enumerate(codes.HBM_PURPOSES)}
 
@@ -245,13 +245,13 @@ def table_use(engine: Engine, edges_ps: np.ndarray) -> list[Strip]:
             gpu = np.array([row.gpu for row in chosen], np.int64)
             start = np.array([row.start_us for row in chosen]) * 1e6
             end = np.array([engine.now_ps if math.isnan(row.end_us) else row.end_us * 1e6 for row in chosen])
-            stages[stage] = _fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
+            stages[stage] = fractions(num_gpus, gpu, start, end, np.ones(len(chosen)), edges_ps)
         most = max(sum(stages.values()).max(), 1.0)  # type: ignore[union-attr]
         strips.append((strip, {stage: used / most for stage, used in stages.items()}))
     return strips
 
 
-def _fractions(
+def fractions(
     num_gpus: int, gpu: np.ndarray, start: np.ndarray, end: np.ndarray, weight: np.ndarray, edges: np.ndarray
 ) -> np.ndarray:
     """Returns the (gpu, bin) mean over each bin of the summed weights of the intervals that cover it."""

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
-from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +11,11 @@ from matplotlib.image import imread
 from dysharp_env.report import causes, colours, drawing, gantt, use
 from dysharp_env.report.explained import Explanation, explain
 from dysharp_env.report.moves import Moves
-from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.records import picture_title
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.spans import spans_of
 from dysharp_env.report.text import describe_state
-from dysharp_env.report.timeline import chrome_trace
 from dysharp_env.schedules import Exposure, Problem, Starter, load_schedule, simulate
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.run import LayerRun
@@ -86,10 +83,6 @@ def test_weights_of_copies_are_shown(is_logged: bool) -> None:
     assert shown > (5000 if is_logged else 500)
     plain = gantt.render(("", as_run(copied_case("unicast", []).engine().run())))
     assert not (plain == colour).all(axis=-1).any()
-    events = json.loads(chrome_trace(engine, ""))["traceEvents"]
-    names = {event["name"] for event in events if event["ph"] == "X"}
-    assert {"weights of GEMM-1 copy 2", "weights of GEMM-2 copy 3"} <= names and ("weight" in names) == is_logged
-    assert {event["args"]["name"] for event in events if event["name"] == "thread_name"} >= {"weights to come"}
 
 
 def test_picture_needs_no_log_and_does_not_change_the_engine(unlogged: LayerRun) -> None:
@@ -150,11 +143,11 @@ def test_titles_fit(unlogged: LayerRun) -> None:
 
 def test_what_is_paid_is_named_and_in_its_place() -> None:
     run = simulate(*scenario(), load_schedule("deepep"), logging=True)
-    costs, spans = run.engine.costs, paid_spans(run)
+    costs, spans = run.engine.costs, Payer.of(run).spans()
     everyones = [each for each in spans if each.gpu == -1]
     assert everyones[0].start_ps == 0 and everyones[0].name == "launch"
     exchange = next(each for each in spans if each.name == "count_exchange")
-    assert (exchange.short, exchange.end_ps - exchange.start_ps) == ("count exchange", costs.count_exchange_ps)
+    assert (exchange.item.short, exchange.end_ps - exchange.start_ps) == ("count exchange", costs.count_exchange_ps)
     barriers = [each for each in spans if each.name == "barrier"]
     assert [each.stage for each in barriers] == ["gemm1", "combine"]
     assert {each.end_ps - each.start_ps for each in barriers} == {costs.barrier_ps}
@@ -188,7 +181,7 @@ def test_rows_find_in_l2_what_others_left_there() -> None:
 def test_fractions_by_hand() -> None:
     # GPU 1 has [0, 10) in full and [5, 15) by half: 4 of the first 4, 6 + 2.5 of the next 6, 2.5 of the last 10.
     edges = np.array([0.0, 4.0, 10.0, 20.0])
-    found = use._fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
+    found = use.fractions(2, np.array([1, 1]), np.array([5, 0]), np.array([15, 10]), np.array([0.5, 1.0]), edges)
     assert found == pytest.approx(np.array([[0.0, 0.0, 0.0], [1.0, 8.5 / 6, 0.25]]))
 
 
@@ -201,38 +194,6 @@ def test_strips_hold_the_time_that_links_are_busy(logged: LayerRun) -> None:
             mine = rows[(rows["resource"] == resource) & (rows["gpu"] == gpu)]
             busy = (mine["end_ps"] - mine["start_ps"]).sum() / engine.now_ps
             assert sum(used[gpu].mean() for used in parts.values()) == pytest.approx(busy, rel=1e-6)
-
-
-def test_trace_is_valid_and_complete(logged: LayerRun) -> None:
-    engine = logged.engine
-    document = json.loads(chrome_trace(engine, "a title"))
-    assert document["otherData"]["title"] == "a title"
-    events = document["traceEvents"]
-    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
-    assert names == {gpu: f"GPU {gpu}" for gpu in range(4)}
-    lanes = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    expected = {"uplink", "downlink", "reduction unit", "GEMM SMs", "dispatch SMs", "combine SMs"}
-    assert set(lanes.values()) == expected
-    spans = [event for event in events if event["ph"] == "X"]
-    assert {(span["pid"], span["tid"]) for span in spans} == set(lanes)
-    on_uplinks = [span for span in spans if lanes[span["pid"], span["tid"]] == "uplink"]
-    wire = logged.result().wire_bytes["by_purpose"]
-    counted = defaultdict(int)
-    for span in (span for span in spans if lanes[span["pid"], span["tid"]] in ("uplink", "downlink")):
-        counted[span["name"]] += span["args"]["bytes"]
-    assert counted == {"dispatch": wire["dispatch_data"], "combine": wire["combine_data"]}
-    assert max(span["ts"] + span["dur"] for span in spans) == pytest.approx(engine.now_ps / 1e6)
-    assert all(span["pid"] == span["args"]["home GPU"] for span in on_uplinks if span["name"] == "dispatch")
-
-
-def test_trace_lanes_never_hold_two_things_at_once(logged: LayerRun) -> None:
-    lanes = defaultdict(list)
-    for event in json.loads(chrome_trace(logged.engine, ""))["traceEvents"]:
-        if event["ph"] == "X":
-            lanes[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
-    for spans in lanes.values():
-        spans.sort()
-        assert all(later[0] >= earlier[1] - 1e-6 for earlier, later in zip(spans, spans[1:], strict=False))
 
 
 def test_csv_is_the_schedule_table(unlogged: LayerRun, tmp_path: Path) -> None:

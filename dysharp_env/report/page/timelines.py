@@ -12,7 +12,7 @@ from typing import Any
 
 from dysharp_env.report import STAGE_NAMES, colours, use
 from dysharp_env.report.page.parts import Timeline
-from dysharp_env.report.paid import paid_spans
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.spans import spans_of
 from dysharp_env.report.steps import Step
 from dysharp_env.schedules import LayerRun
@@ -77,8 +77,8 @@ def _layer(name: str, run: LayerRun, gpus: Sequence[int], end_us: float, path: S
             for stage, (first_us, last_us) in spans_of(run).items()
         ],
         "paid": [
-            [each.short, *_rounded(each.start_ps / 1e6, each.end_ps / 1e6), each.stage, each.gpu]
-            for each in paid_spans(run)
+            [each.item.short, *_rounded(each.start_ps / 1e6, each.end_ps / 1e6), each.stage, each.gpu]
+            for each in Payer.of(run).spans()
         ],
         "blocks": {
             str(gpu): [
