@@ -23,6 +23,8 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 _EXTRA_OF = {
     "matplotlib": "report",
     "jinja2": "report",
+    "perfetto": "report",
+    "google": "report",  # protobuf, which perfetto brings
     "torch": "agents",
     "stable_baselines3": "agents",
     "sb3_contrib": "agents",

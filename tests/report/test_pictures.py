@@ -145,10 +145,10 @@ def test_what_is_paid_is_named_and_in_its_place() -> None:
     run = simulate(*scenario(), load_schedule("deepep"), logging=True)
     costs, spans = run.engine.costs, Payer.of(run).spans()
     everyones = [each for each in spans if each.gpu == -1]
-    assert everyones[0].start_ps == 0 and everyones[0].name == "launch"
-    exchange = next(each for each in spans if each.name == "count_exchange")
+    assert everyones[0].start_ps == 0 and everyones[0].item.name == "launch"
+    exchange = next(each for each in spans if each.item.name == "count_exchange")
     assert (exchange.item.short, exchange.end_ps - exchange.start_ps) == ("count exchange", costs.count_exchange_ps)
-    barriers = [each for each in spans if each.name == "barrier"]
+    barriers = [each for each in spans if each.item.name == "barrier"]
     assert [each.stage for each in barriers] == ["gemm1", "combine"]
     assert {each.end_ps - each.start_ps for each in barriers} == {costs.barrier_ps}
     stages = {stage: 1e6 * first_us for stage, (first_us, _) in spans_of(run).items()}

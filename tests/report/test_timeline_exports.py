@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
     assert (tmp_path / "t.json").read_text() == "mine" and not (tmp_path / "c").exists()
+
+
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("perfetto.protos.perfetto.trace", "perfetto.protos", "perfetto"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["simulate", *TINY, "--timeline", "t.pftrace"]) == MISTAKE
+    expected = "error: this needs perfetto, which is not installed: pip install 'dysharp-env[report]'\n"
+    assert capsys.readouterr().err == expected and not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_each_format_and_says_what_it_is(
