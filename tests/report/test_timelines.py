@@ -22,6 +22,7 @@ from dysharp_env.report.timelines.groups import RowUse
 from dysharp_env.report.timelines.log import SUM, Log
 from dysharp_env.report.timelines.model import ALL_GPUS, Timeline
 from dysharp_env.report.timelines.perfetto import perfetto_trace
+from dysharp_env.report.timelines.phases import _openings
 from dysharp_env.schedules import LayerRun, Problem, load_schedule
 from dysharp_env.schedules.opponent import ScheduleOpponent
 from dysharp_env.simulator.result import segment_name
@@ -307,6 +308,22 @@ def test_what_is_paid_is_named_and_ends_as_its_stage_opens() -> None:
     assert len(rows)
 
 
+@pytest.mark.parametrize("schedule", ["deepep", "nccl", "comet", "dysharp-two-chunks"])
+def test_gates_open_when_their_rows_start(schedule: str) -> None:
+    run = PROBLEM.run(load_schedule(schedule), logging=True)
+    state, exact, openings = run.engine.state, 0, list(_openings(run.engine, Moves(run.engine)))
+    of_tile = state.experts[state.tiles["expert"]]
+    gemms = [opening for opening in openings if opening.gate["stage"] != codes.OPENS_COMBINE]
+    for gate, opens_ps in gemms:
+        mine = (of_tile["part"] == gate["part"]) & ((of_tile["gpu"] == gate["gpu"]) | (gate["gpu"] == codes.NOTHING))
+        starts_ps = state.tiles["rows"]["start_ps"][mine, int(gate["stage"])]
+        first_ps = int(starts_ps[starts_ps >= 0].min())
+        assert first_ps >= opens_ps
+        exact += first_ps == opens_ps
+    # Rows of a second part may find the SMs at those of the first.
+    assert len(gemms) >= 4 and exact >= (len(gemms) if run.engine.program.parts == 1 else len(gemms) // 2)
+
+
 def test_flows_go_the_way_of_their_tokens() -> None:
     for schedule, crossing in (
         ("dysharp", ["uplink", "reduction unit", "downlink"]),
@@ -347,6 +364,13 @@ def test_flows_of_chrome_begin_and_end_in_slices_that_they_go_through() -> None:
     for phase in "sf":
         ids = [event["id"] for event in flows if event["ph"] == phase]
         assert len(ids) == len(set(ids)) == len({event["id"] for event in flows})
+
+
+@pytest.mark.parametrize("schedule", ["dysharp-tuned", "dysharp-open", "dysharp-copies"])
+def test_all_kinds_of_decisions_are_replayed(schedule: str) -> None:
+    run = PROBLEM.run(load_schedule(schedule))
+    again, taken = replayed(PROBLEM, ScheduleOpponent(load_schedule(schedule)))
+    assert again.engine.now_ps == run.engine.now_ps and len(taken) == run.engine.decisions
 
 
 @pytest.mark.parametrize("schedule", ["dysharp", "mega-moe", "deepep"])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dysharp_env.report.timelines.model import Instant, Track
-from dysharp_env.schedules import Exposure, LayerRun, Problem
+from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
 from dysharp_env.schedules.opening import scores_by_rule
 from dysharp_env.schedules.opponent import Opponent, ScheduleOpponent, stepwise
 from dysharp_env.simulator.engine import Decision
@@ -62,13 +62,24 @@ def replayed(problem: Problem, opponent: Opponent) -> tuple[LayerRun, list[Taken
     is_rule = isinstance(opponent, ScheduleOpponent)
     if is_rule:
         schedule = problem.best(opponent.base)
-        kinds = ("dispatch", *(("prefetch",) if schedule.prefetch != "none" else ()), "gemm", "combine")
-        exposure = Exposure(kinds=kinds, hold=schedule.hold, partial_tiles=schedule.partial_tiles)
+        exposure = Exposure(kinds=_kinds(schedule), hold=schedule.hold, partial_tiles=schedule.partial_tiles)
         run, answer = problem.start(schedule, exposure, logging=True), _as_ruled
     else:
         run, answer = opponent.start(problem, logging=True), opponent.answers(problem, 0)
     taken = [_taken(run, decision, row, is_rule) for decision, row in stepwise(run, answer)]
     return run, taken
+
+
+def _kinds(schedule: ScheduleSpec) -> tuple[str, ...]:
+    """Returns the kinds of decisions that a schedule's rule takes, under any of its plans."""
+    options = schedule.options
+    takes = {
+        "plan": len(options) > 1,
+        "replicate": any(option.replicate.planner == "rule" for option in options),
+        "prefetch": any(option.prefetch != "none" for option in options),
+        **dict.fromkeys(("dispatch", "gemm", "combine"), True),
+    }
+    return tuple(kind for kind in DECISION_KINDS if takes.get(kind))
 
 
 def _as_ruled(decision: Decision) -> int:
