@@ -187,6 +187,7 @@ def test_perfetto_adds_up_to_the_result(schedule: str, detail: str, protos: Modu
         shares = [whole[key] / share for whole in wholes]
         assert np.mean(shares) == pytest.approx(result.utilisation[name]["mean"], rel=1e-9)
         assert max(shares) == pytest.approx(result.utilisation[name]["max"], rel=1e-9)
+    log = Log(engine).rows
     # What is drawn is all data that the result counts, GPU by GPU, and with control flits all there is.
     for gpu, whole in enumerate(wholes):
         for way, lane in (("up", "uplink"), ("down", "downlink")):
@@ -194,6 +195,13 @@ def test_perfetto_adds_up_to_the_result(schedule: str, detail: str, protos: Modu
             data = sum(whole.get(f"wire_bytes_{way}.{name}", 0) for name in codes.PURPOSES if _is_drawn(name))
             assert sum(args["wire_bytes"] for args in drawn) == data > 0
             assert sum(args["payload_bytes"] for args in drawn) == whole[f"payload_bytes_{way}"]
+            mine = (log["resource"] == (codes.LOG_UP if way == "up" else codes.LOG_DOWN)) & (log["gpu"] == gpu)
+            busy_ps = int((log["end_ps"] - log["start_ps"])[mine].sum())
+            if detail == "aggregated":
+                assert sum(args["busy_ps"] for args in drawn) == busy_ps
+            else:
+                took_ns = sum(end_ns - start_ns for _, start_ns, end_ns, *_ in read.all(gpu, lane))
+                assert len(drawn) == mine.sum() and abs(took_ns - busy_ps / 1e3) < len(drawn)
     for stage, name in (("dispatch", "dispatch"), ("gemm1", "GEMM-1"), ("gemm2", "GEMM-2"), ("combine", "combine")):
         ((_, start_ns, end_ns, _, _),) = read.all(ALL_GPUS, f"phase: {name}")
         assert (start_ns / 1e3, end_ns / 1e3) == pytest.approx(result.phases_us[stage], abs=1e-3)
@@ -267,9 +275,10 @@ def test_weights_of_copies_are_told() -> None:
 
 
 def test_rows_say_what_they_took() -> None:
-    engine = run_of("deepep").engine
-    use, moves = RowUse(engine, Moves(engine)), Moves(engine)
-    rows = [each for track in timeline("deepep").tracks if track.name == "GEMM SMs" for each in track.slices]
+    # Experts have several tiles, the later of which find their weights in L2.
+    engine = problem_of(tokens=400).run(load_schedule("deepep"), logging=True).engine
+    use = RowUse(engine, Moves(engine))
+    rows = [each for track in timeline_of(engine).tracks if track.name == "GEMM SMs" for each in track.slices]
     assert len(rows) == 2 * len({each.name.split()[-1] for each in rows})
     assert sum(each.args["sm_time_us"] for each in rows) == pytest.approx(engine.state.gpus["sm_busy_ps"].sum() / 1e6)
     blocks = engine.state.root["gemms"]["blocks"][0]
@@ -284,7 +293,8 @@ def test_rows_say_what_they_took() -> None:
     third = (hbm["item"] - int(engine.state.root["tile_blocks"][0])) % codes.BLOCKS_PER_TILE == codes.TILE_OUT
     tiles &= ~(third & (hbm["purpose"] == codes.HBM_READ))
     assert use.l2.missed_bytes.sum() == hbm["amount"][tiles].sum() > 0
-    assert (use.l2.missed_bytes <= use.l2.needed_bytes).all() and len(moves.blocks[0])
+    assert (use.l2.missed_bytes <= use.l2.needed_bytes).all()
+    assert use.l2.missed_bytes.sum() < 0.9 * use.l2.needed_bytes.sum()
 
 
 def test_what_is_paid_is_named_and_ends_as_its_stage_opens() -> None:

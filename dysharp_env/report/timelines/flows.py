@@ -17,6 +17,7 @@ from dysharp_env.report.timelines.counters import sent_as
 from dysharp_env.report.timelines.log import Log
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NOTHING
+from dysharp_env.simulator.state.state import State
 
 
 @dataclass
@@ -52,18 +53,16 @@ def flows_of(log: Log, tokens: np.ndarray) -> Flows:
         for pair in range(first, last):
             for tile in tiles[pair]:
                 flow += 1
-                items = [("dispatch", f"chunk {int(_chunk(engine.state, token))}")]
+                items = [("dispatch", f"chunk {_chunk(state, token)}")]
                 items += [("gemm1", f"tile {tile}"), ("gemm2", f"tile {tile}")]
                 found.append(flow, rows=[*out.of(pair), *home.of(pair)], items=items)
     return found
 
 
-def _chunk(state: object, token: int) -> int:
+def _chunk(state: State, token: int) -> int:
     """Returns the chunk of a token as the schedule's table numbers it."""
-    chunk: np.ndarray = state.tokens["chunk"]  # type: ignore[attr-defined]
-    order: np.ndarray = state.order  # type: ignore[attr-defined]
-    starts = np.flatnonzero(np.diff(chunk[order], prepend=-1))
-    place = int(np.flatnonzero(order == token)[0])
+    starts = np.flatnonzero(np.diff(state.tokens["chunk"][state.order], prepend=-1))
+    place = int(np.flatnonzero(state.order == token)[0])
     return int(np.searchsorted(starts, place, side="right")) - 1
 
 
