@@ -42,7 +42,7 @@ def sampled(num_tokens: int, count: int) -> np.ndarray:
 
 def flows_of(log: Log, tokens: np.ndarray) -> Flows:
     """Returns the flows of (token,) tokens, numbered from 1 in order of token and expert."""
-    engine, state, found = log.engine, log.engine.state, Flows()
+    state, found = log.engine.state, Flows()
     if len(tokens) == 0:
         return found
     out, home = _Links(log, tokens, is_out=True), _Links(log, tokens, is_out=False)
