@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dysharp_env.config import ConfigError
 from dysharp_env.report.timelines import aggregates, replayed, timeline_of, write_by_gpu, write_timeline
 from dysharp_env.report.timelines.build import TOKENS
+from dysharp_env.report.timelines.decisions import Taken
 from dysharp_env.report.timelines.files import DETAILS, FORMATS, OPENED_WITH, SUFFIXES, check_target
 from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.schedules.opponent import Contender
@@ -48,7 +49,8 @@ class TimelineTarget:
             ConfigError: A file cannot be written, or the format cannot tell this schedule.
         """
         assert self.target is not None
-        engine, is_aggregated, decisions = run.engine, aggregates(run.engine, self.detail), []
+        engine, is_aggregated = run.engine, aggregates(run.engine, self.detail)
+        decisions: list[Taken] = []
         if not self.kind and not is_aggregated:
             # Decisions are not in the log: the layer is played again, and each is written down.
             scale, resolution = scenario.spec.compute_scale, engine.costs.resolution

@@ -146,9 +146,9 @@ class _Layer:
             came = tuple(("dispatch", pair) for pair in dict.fromkeys(pairs) if pair in crossed)
             about = {"expert": int(expert["number"]), "tokens": int(row["count"])}
             for gemm, needs in ((GEMM1, came), (GEMM2, (("gemm1", tile),))):
-                times = (int(row["rows"][name][gemm]) for name in ("start_ps", "end_ps"))
+                start_ps, end_ps = (int(row["rows"][time][gemm]) for time in ("start_ps", "end_ps"))
                 name = f"gemm{gemm + 1}"
-                node = _Node(f"{name}_tile_{tile}", COMPUTE, *times, (name, tile), needs, about)
+                node = _Node(f"{name}_tile_{tile}", COMPUTE, start_ps, end_ps, (name, tile), needs, about)
                 self.nodes[int(expert["gpu"])].append(node)
 
     def _vectors(self, stage: str, first: int, end: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from dysharp_env.report.timelines.model import Instant, Track
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec
 from dysharp_env.schedules.opening import scores_by_rule
-from dysharp_env.schedules.opponent import Opponent, ScheduleOpponent, stepwise
+from dysharp_env.schedules.opponent import Answer, Opponent, ScheduleOpponent, stepwise
 from dysharp_env.simulator.engine import Decision
 from dysharp_env.simulator.state.codes import NOTHING
 from dysharp_env.simulator.state.observation import COMBINE, DECISION_KINDS, DISPATCH, FEATURES, GEMM, PREFETCH, SPLIT
@@ -60,6 +60,7 @@ def replayed(problem: Problem, opponent: Opponent) -> tuple[LayerRun, list[Taken
     Of a schedule's own rule these are all of them; of whoever is asked, those that are asked.
     """
     is_rule = isinstance(opponent, ScheduleOpponent)
+    answer: Answer
     if is_rule:
         schedule = problem.best(opponent.base)
         exposure = Exposure(kinds=_kinds(schedule), hold=schedule.hold, partial_tiles=schedule.partial_tiles)
