@@ -15,7 +15,6 @@ from rich.console import Console
 from dysharp_env.commands.output import publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.drawing import write_figure
-from dysharp_env.report.files import write_bytes
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timelines import timeline_of, write_timeline

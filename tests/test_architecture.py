@@ -33,7 +33,10 @@ ROOMS = {
     ],
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
-HEAVY = {"agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard", "matplotlib", "jinja2", "perfetto", "ray"}
+HEAVY = {
+    *("agents", "torch", "stable_baselines3", "sb3_contrib", "tensorboard"),
+    *("matplotlib", "jinja2", "perfetto", "ray"),
+}
 # What draws pictures, and the language model whose routing is recorded: imported inside the functions that need them.
 ON_DEMAND = {
     "dysharp_env.report.drawing",

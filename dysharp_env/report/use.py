@@ -220,7 +220,7 @@ def _l2_hits(engine: Engine, edges_ps: np.ndarray) -> np.ndarray:
     gpu = state.experts["gpu"][state.tiles["expert"][tile]]
     took_ps = np.maximum(end_ps - rows["start_ps"], 1)
     times = (engine.workload.num_gpus, gpu, rows["start_ps"], end_ps)
-    of_all, of_found = (_fractions(*times, each[tile, gemm] / took_ps, edges_ps) for each in (read, found))
+    of_all, of_found = (fractions(*times, each[tile, gemm] / took_ps, edges_ps) for each in (read, found))
     return np.divide(of_found, of_all, out=np.zeros_like(of_all), where=of_all > 1e-9).clip(0.0, 1.0)
 
 

@@ -223,5 +223,9 @@ def test_the_wheel_carries_the_shipped_agent(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     players = load_agent("reference").contender.opponents
-    expected = [site / "dysharp_agents" / "__init__.py", *(player.seed for player in players), players[0].network.linear.sum()]
+    expected = [
+        site / "dysharp_agents" / "__init__.py",
+        *(player.seed for player in players),
+        players[0].network.linear.sum(),
+    ]
     assert child.stdout.split() == [*map(str, expected)]

@@ -13,6 +13,7 @@ import pytest
 
 from dysharp_env.config import ConfigError
 from dysharp_env.report.moves import Moves
+from dysharp_env.report.paid import Payer
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timelines import replayed, timeline_of, write_by_gpu, write_timeline
 from dysharp_env.report.timelines.chrome import chrome_json
@@ -22,7 +23,6 @@ from dysharp_env.report.timelines.groups import RowUse
 from dysharp_env.report.timelines.log import SUM, Log
 from dysharp_env.report.timelines.model import ALL_GPUS, Timeline
 from dysharp_env.report.timelines.perfetto import perfetto_trace
-from dysharp_env.report.timelines.phases import _openings
 from dysharp_env.schedules import LayerRun, Problem, load_schedule
 from dysharp_env.schedules.opponent import ScheduleOpponent
 from dysharp_env.simulator.result import segment_name
@@ -319,19 +319,17 @@ def test_what_is_paid_is_named_and_ends_as_its_stage_opens() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["deepep", "nccl", "comet", "dysharp-two-chunks"])
-def test_gates_open_when_their_rows_start(schedule: str) -> None:
+def test_rows_start_when_what_is_paid_before_them_is_over(schedule: str) -> None:
     run = PROBLEM.run(load_schedule(schedule), logging=True)
-    state, exact, openings = run.engine.state, 0, list(_openings(run.engine, Moves(run.engine)))
-    of_tile = state.experts[state.tiles["expert"]]
-    gemms = [opening for opening in openings if opening.gate["stage"] != codes.OPENS_COMBINE]
-    for gate, opens_ps in gemms:
-        mine = (of_tile["part"] == gate["part"]) & ((of_tile["gpu"] == gate["gpu"]) | (gate["gpu"] == codes.NOTHING))
-        starts_ps = state.tiles["rows"]["start_ps"][mine, int(gate["stage"])]
-        first_ps = int(starts_ps[starts_ps >= 0].min())
-        assert first_ps >= opens_ps
-        exact += first_ps == opens_ps
+    state, exact = run.engine.state, 0
+    rows, gpu = state.tiles["rows"]["start_ps"], state.experts["gpu"][state.tiles["expert"]]
+    paid = [each for each in Payer.of(run).spans() if each.stage in ("gemm1", "gemm2")]
+    last = {(each.stage, each.gpu, each.end_ps) for each in paid} - {(p.stage, p.gpu, p.start_ps) for p in paid}
+    for stage, its_gpu, opens_ps in last:
+        starts_ps = rows[(gpu == its_gpu) | (its_gpu == codes.NOTHING), int(stage == "gemm2")]
+        exact += opens_ps in starts_ps
     # Rows of a second part may find the SMs at those of the first.
-    assert len(gemms) >= 4 and exact >= (len(gemms) if run.engine.program.parts == 1 else len(gemms) // 2)
+    assert len(last) >= 2 and exact >= (len(last) if run.engine.program.parts == 1 else len(last) // 2)
 
 
 def test_flows_go_the_way_of_their_tokens() -> None:

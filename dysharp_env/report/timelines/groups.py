@@ -13,10 +13,10 @@ from dysharp_env.multimem import ScheduleRow
 from dysharp_env.report import STAGE_NAMES
 from dysharp_env.report.moves import Moves
 from dysharp_env.report.timelines.model import GEMMS, OTHER, Slice, Track
+from dysharp_env.report.use import row_hits
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table
-from dysharp_env.simulator.state import codes
-from dysharp_env.simulator.state.codes import BLOCKS_PER_TILE, GEMM1, GEMM2
+from dysharp_env.simulator.state.codes import GEMM1, GEMM2
 
 GROUPS = {"gemm": "GEMM SMs", "dispatch": "dispatch SMs", "combine": "combine SMs", "weights": "weights to come"}
 
@@ -106,26 +106,8 @@ class RowUse:
         return most
 
     def _l2(self, engine: Engine) -> L2Use:
-        state, tile, gemm = engine.state, self._key // 2, self._key % 2
-        root, log = state.root[0], state.log[: int(state.root["log_size"][0])]
-        number = state.experts["number"][state.tiles["expert"][tile]].astype(np.int64)
-        costs = root["gemms"]
-        inputs = state.tiles["count"][tile] * costs["token_in_bytes"][gemm]
-        missed = np.zeros(len(tile), np.int64)
-        sm_places = np.flatnonzero(log["resource"] == codes.LOG_SM)
-        blocks = log[sm_places]
-        _, first = np.unique(blocks["item"] * 2 + blocks["purpose"] - 1, return_index=True)
-        # A row asks for what it reads right before its first thread blocks start, and nothing else starts between.
-        until, since = sm_places[first], np.where(first > 0, sm_places[first - 1], -1)
-        # Weights that are read to be copied are no row's.
-        is_of_row = (log["purpose"] == codes.HBM_WEIGHTS) | (log["item"] >= int(root["tile_blocks"]))
-        is_read = (log["resource"] == codes.LOG_HBM) & (log["purpose"] != codes.HBM_WRITE) & is_of_row
-        reads = np.flatnonzero(is_read)
-        for block in (number * 2 + gemm, int(root["tile_blocks"]) + tile * BLOCKS_PER_TILE + gemm):
-            place = _last_before(log["item"][reads], reads, block, until)
-            fresh = place > since
-            missed[fresh] += log["amount"][place[fresh]]
-        return L2Use(self._gpu, self._start_ps, costs["weight_bytes"][gemm] + inputs, missed)
+        read, found = (each[self._key // 2, self._key % 2] for each in row_hits(engine))
+        return L2Use(self._gpu, self._start_ps, read, read - found)
 
     def of(self, tile: int, stage: str) -> dict[str, Any]:
         """Returns what is known of a row, by name."""
@@ -141,15 +123,3 @@ class RowUse:
         if self._communication_ps[place]:
             found["communication_us"] = int(self._communication_ps[place]) / 1e6
         return found
-
-
-def _last_before(items: np.ndarray, places: np.ndarray, wanted: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Returns the last of the rising places whose item is wanted and that is before a place; -1 without one."""
-    if len(items) == 0:
-        return np.full(len(wanted), -1)
-    span = int(max(places[-1], before.max(initial=0))) + 1
-    keys = items * span + places
-    order = np.argsort(keys)
-    found = np.searchsorted(keys[order], wanted * span + before) - 1
-    last = order[np.maximum(found, 0)]
-    return np.where((found >= 0) & (items[last] == wanted), places[last], -1)
