@@ -149,7 +149,8 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Ends the threads."""
-        self._episodes.batch.close()
+        if hasattr(self, "_episodes"):  # gymnasium 1.1 and 1.2 also close what was never made, for a wrong setting
+            self._episodes.batch.close()
 
     def _read_mask(self, mask: object) -> np.ndarray:
         if mask is None:
