@@ -1,6 +1,7 @@
 """Scheduling a Mixture-of-Experts layer on a simulated multi-GPU NVSwitch system with dynamic multimem.
 
-Importing this package registers ``DySHARP/TokenSchedule-v2`` with Gymnasium.
+Importing this package registers ``DySHARP/TokenSchedule-v2`` with Gymnasium, and ``DySHARP/TokenScheduleMasked-v2``,
+whose observations hold the mask.
 
 What this model leaves out
 ==========================
@@ -87,6 +88,7 @@ And dynamic multimem itself does not exist in hardware: its instructions, queues
 """
 
 import gymnasium
+from gymnasium.envs.registration import WrapperSpec
 
 from dysharp_env.config import ConfigError
 
@@ -97,4 +99,9 @@ gymnasium.register(
     id="DySHARP/TokenSchedule-v2",
     entry_point="dysharp_env.envs.token_schedule:TokenScheduleEnv",
     vector_entry_point="dysharp_env.envs.vector:TokenScheduleVectorEnv",
+)
+gymnasium.register(
+    id="DySHARP/TokenScheduleMasked-v2",
+    entry_point="dysharp_env.envs.token_schedule:TokenScheduleEnv",
+    additional_wrappers=(WrapperSpec("MaskInObservation", "dysharp_env.envs.wrappers:MaskInObservation", {}),),
 )
