@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # One numerical thread per process: the tests use both cores themselves, training sets its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slowest soak lint clean
+.PHONY: demo test slow slowest soak lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What an ordinary run leaves out: other people's learners, minutes each, in an environment of their own.
+slow: $(VENV)-examples/.installed
+	$(VENV)-examples/bin/python -m pytest -m slow --durations=0
 
 # In one process, so that no test is timed beside another.
 slowest: $(VENV)/.installed
@@ -31,5 +35,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)-examples/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-examples
+	$(VENV)-examples/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[dev,examples]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-examples build *.egg-info

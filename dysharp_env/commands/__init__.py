@@ -34,6 +34,9 @@ _EXTRA_OF = {
     "gguf": "formats",
     "cma": "agents",
     "ray": "dist",
+    "tree": "examples",  # of dm-tree, the first library that ray.rllib misses where ray alone is installed
+    "torchrl": "examples",
+    "tensordict": "examples",
     "ortools": "exact",
 }
 
