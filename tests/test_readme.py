@@ -1,6 +1,7 @@
-"""The README says what the code does: its tables are the environment's own, its links lead somewhere.
+"""README and the guide say what the code does: their tables are the code's own, links lead somewhere.
 
-``python -m tests.test_readme`` writes the tables anew, that of the regimes too, which takes a minute.
+``python -m tests.test_readme`` writes anew the tables of the page on the environment, and the README's on regimes,
+which takes a minute.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dysharp_env.envs.token_schedule import markdown_table
+import gymnasium
+
+from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.envs.token_schedule import TokenScheduleEnv, markdown_table
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.schedules.ideal import RESOURCES, binding, resource_runs
 from dysharp_env.simulator.state.observation import CANDIDATE_MEANINGS, CONTEXT_MEANINGS, FEATURE_MEANINGS
@@ -17,7 +21,7 @@ from dysharp_env.workload import ScenarioSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
+ENVIRONMENT = ROOT / "dysharp_env" / "docs" / "environment.md"
 
 REGIME_COLUMNS = ("tokens per GPU", "schedule", "makespan, us", *RESOURCES, "binds")
 REGIME_TOKENS = (64, 512, 4096, 8192)
@@ -49,17 +53,28 @@ def with_regimes(text: str) -> str:
     return text
 
 
+def settings_table() -> str:
+    """Returns the settings that environments have besides those of a scenario, with their defaults, as Markdown."""
+    own = {name: field for name, field in EnvSpec.model_fields.items() if name not in ScenarioSpec.model_fields}
+    lines = [
+        f"| `{name}` | `{field.default!r}` | {str(field.description).replace('``', '`').replace(chr(10), ' ')} |"
+        for name, field in own.items()
+    ]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *lines])
+
+
 def tables() -> list[str]:
-    """Returns the tables that the README holds, as they should be."""
+    """Returns the tables that the page on the environment holds, as they should be."""
     return [
-        markdown_table(("kind", "the candidates are"), CANDIDATE_MEANINGS),
+        markdown_table(("kind", "the candidates are"), CANDIDATE_MEANINGS, indexed=True),
         markdown_table(("column", "meaning"), FEATURE_MEANINGS, indexed=True),
         markdown_table(("index", "meaning"), CONTEXT_MEANINGS, indexed=True),
+        settings_table(),
     ]
 
 
 def with_tables(text: str) -> str:
-    """Returns the README with its tables written anew: each is told by its first line."""
+    """Returns the page with its tables written anew: each is told by its first line."""
     for table in tables():
         head = re.escape(table.partition("\n")[0])
         text, count = re.subn(rf"^{head}\n(\|.*\n)+", lambda _, table=table: table + "\n", text, flags=re.MULTILINE)
@@ -68,7 +83,17 @@ def with_tables(text: str) -> str:
 
 
 def test_tables_are_the_environment_s() -> None:
-    assert with_tables(README) == README
+    page = ENVIRONMENT.read_text(encoding="utf-8")
+    assert with_tables(page) == page
+
+
+def test_the_page_names_every_key_of_an_info_and_every_id() -> None:
+    page = ENVIRONMENT.read_text(encoding="utf-8")
+    _, info = TokenScheduleEnv(model="small", gpus=2, tokens=8, routing="uniform").reset(seed=0)
+    ids = [name for name in gymnasium.registry if name.startswith("DySHARP/")]
+    assert len(ids) == 2
+    for name in (*info, *ids, *EnvSpec.model_fields["exposed"].default):
+        assert f"`{name}`" in page, name
 
 
 def test_links_and_pictures_exist() -> None:
@@ -82,4 +107,5 @@ def test_regimes_are_those_that_explain_finds() -> None:
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(with_regimes(with_tables(README)), encoding="utf-8")
+    ENVIRONMENT.write_text(with_tables(ENVIRONMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / "README.md").write_text(with_regimes(README), encoding="utf-8")
