@@ -75,12 +75,13 @@ def train(minutes: float, seed: int) -> tuple[Env, Choose]:
     )
     try:
         algorithm = configuration(seed).build_algo()
-        end, result = time.monotonic() + 60 * minutes, {}
+        end = time.monotonic() + 60 * minutes
+        result: dict[str, Any] = {}
         while not result or time.monotonic() < end:
             result = algorithm.train()
         decisions = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
         print(f"{decisions:,} decisions by {ENV_RUNNERS} env runners")
-        module = algorithm.get_module()
+        module: Any = algorithm.get_module()
         algorithm.stop()
     finally:
         ray.shutdown()

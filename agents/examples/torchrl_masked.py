@@ -73,7 +73,13 @@ class Learner:
         from torchrl.collectors import Collector
 
         end, decisions = time.monotonic() + 60 * minutes, 0
-        collector = Collector(self.envs, self.actor, frames_per_batch=STEPS_AT_ONCE, total_frames=-1)
+        collector = Collector(
+            self.envs,
+            self.actor,
+            frames_per_batch=STEPS_AT_ONCE,
+            total_frames=-1,
+            auto_register_policy_transforms=False,  # the actor keeps no state from step to step
+        )
         for batch in collector:
             decisions += batch.numel()
             with torch.no_grad():

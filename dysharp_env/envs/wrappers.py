@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -54,12 +54,11 @@ class MaskInObservation(gymnasium.Wrapper[Observation, np.int64, Observation, np
         actions = env.action_space
         if not isinstance(actions, spaces.Discrete):
             raise ValueError(f"MaskInObservation needs an environment with Discrete actions, not {actions}")
-        self.observation_space = spaces.Dict(
-            {
-                "observations": spaces.flatten_space(env.observation_space),
-                "action_mask": spaces.Box(0.0, 1.0, (int(actions.n),), np.float32),
-            }
-        )
+        shown: dict[str, spaces.Space[Any]] = {
+            "observations": spaces.flatten_space(env.observation_space),
+            "action_mask": spaces.Box(0.0, 1.0, (int(actions.n),), np.float32),
+        }
+        self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(shown))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -75,6 +74,6 @@ class MaskInObservation(gymnasium.Wrapper[Observation, np.int64, Observation, np
 
     def _shown(self, observation: Observation, info: dict[str, Any]) -> Observation:
         return {
-            "observations": spaces.flatten(self.env.observation_space, observation),
+            "observations": np.asarray(spaces.flatten(self.env.observation_space, observation)),
             "action_mask": info["action_mask"].astype(np.float32),
         }
