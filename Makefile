@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 
 # What an ordinary run leaves out: other people's learners, minutes each, in an environment of their own.
 slow: $(VENV)-examples/.installed
-	$(VENV)-examples/bin/python -m pytest -m slow --durations=0
+	RAY_worker_niceness=0 $(VENV)-examples/bin/python -m pytest -m slow --durations=0
 
 # In one process, so that no test is timed beside another.
 slowest: $(VENV)/.installed
