@@ -19,6 +19,7 @@ from rich.text import Text
 from dysharp_env.commands.options import open_workers
 from dysharp_env.config import preset_names
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
+from dysharp_env.schedules.hardware import is_of_another_proposal
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
@@ -30,9 +31,6 @@ from .training.cma_search import Budget, search
 REFERENCE, WAVES, TUNED = "dysharp", "dysharp-waves", "dysharp-tuned"
 OTHERS = ("rival", "waves", "tuned", "own", "ahead", "own_ahead")  # whose makespans are measured beside the paper's
 HEADLINE = 0.97  # best known over the paper's: at or below it there is room
-# Shipped schedules that need hardware of other proposals: pushed sums merged in the switch (CAIS, arXiv 2605.05628),
-# and a Hub that allocates rows as tokens come, so that nobody exchanges counts (MoE-Hub, arXiv 2605.05888).
-_OTHER_HARDWARE = ("dysharp-push", "mega-moe-multimem", "moe-hub")
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ def shipped_rivals() -> list[ScheduleSpec]:
 
     Those that move experts are left out too: nothing that is compared with them may, nor does the bound allow it.
     """
-    left_out = (REFERENCE, WAVES, TUNED, *_OTHER_HARDWARE)
+    left_out = (REFERENCE, WAVES, TUNED)
     shipped = [load_schedule(name) for name in preset_names("schedules") if name not in left_out]
-    return [schedule for schedule in shipped if schedule.replicate.planner == "none"]
+    return [each for each in shipped if each.replicate.planner == "none" and not is_of_another_proposal(each)]
 
 
 def measure(problem: Problem, tuned: ScheduleSpec, episodes: int, rollouts: int, seed: int) -> Headroom:

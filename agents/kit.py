@@ -114,7 +114,7 @@ def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str
         if value is not None and value < least:
             limit = "not be negative" if name == "seed" else f"be at least {least}"
             raise ConfigError(f"{name.replace('_', '-')}={value} must {limit}")
-    check_targets(("json", getattr(args, "json", None), None), *targets)
+    check_targets(("json", getattr(args, "json", None), None), *targets, args=args)
     check_folder("report", getattr(args, "report", None))
 
 

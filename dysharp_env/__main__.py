@@ -13,6 +13,8 @@ from dysharp_env.commands import (
     bench,
     compare,
     explain,
+    listing,
+    new,
     reproduce,
     run_main,
     simulate,
@@ -21,6 +23,8 @@ from dysharp_env.commands import (
 )
 
 COMMANDS = (
+    (listing, "list", "list systems, models, schedules, suites, policies and generators of routing"),
+    (new, "new", "write a commented system, model, suite or schedule of your own to edit"),
     (simulate, "simulate", "simulate one layer under one schedule: times, traffic, utilisation"),
     (compare, "compare", "run one workload under many schedules and compare them"),
     (balance, "balance", "say what balance is worth, and how much of it copies of experts bring"),
@@ -46,8 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 for a check that failed, 2 for a mistake in what was asked."""
+    """Runs a command and returns its exit status: 0, 1 for a check that failed, 2 for a mistake in what was asked.
+
+    Without a command the index of commands is printed.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        build_parser().print_help()
+        return 0
 
     def parser() -> argparse.ArgumentParser:
         made = build_parser()

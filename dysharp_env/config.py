@@ -8,7 +8,7 @@ one line: what was given, what is allowed, and the nearest match.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -35,11 +35,13 @@ class Spec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_lookalikes(cls, data: Any) -> Any:
-        """Refuses ``true`` and ``"8"`` where a number belongs: both are typing mistakes that YAML would let through."""
+        """Refuses what YAML would let through: ``true`` and ``"8"`` for a number, one name for a list of names."""
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(str(name))
             if field is not None and isinstance(value, bool | str) and _is_number(field.annotation):
                 raise ValueError(f"{name}={value!r} must be a number")
+            if field is not None and isinstance(value, str) and _is_list(field.annotation):
+                raise ValueError(f"{name}={value!r} must be a list, such as [{value}]")
         return data
 
     def with_changes(self: SpecT, changes: Mapping[str, Any]) -> SpecT:
@@ -71,10 +73,31 @@ def _is_number(annotation: Any) -> bool:
     return all(member in (int, float) for member in members)
 
 
+def _is_list(annotation: Any) -> bool:
+    """Returns whether a field takes lists only; None may stand beside them."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return get_origin(annotation) is tuple or (len(members) == 1 and get_origin(members[0]) is tuple)
+
+
+def is_checkout() -> bool:
+    """Returns whether the package runs from a checkout, rather than from where a wheel was installed."""
+    return not (_PACKAGE / "configs").is_dir()
+
+
+def how_to_install(library: str, extra: str) -> str:
+    """Returns what to type for a library that an extra of the project brings; no index of packages has the project.
+
+    Args:
+        library: By its name in package indexes.
+        extra: Of pyproject.toml.
+    """
+    whole = f"'.[{extra}]' in the checkout" if is_checkout() else f"'dysharp-env[{extra}]'"
+    return f"pip install {library}, or with all that goes with it pip install {whole}"
+
+
 def config_root() -> Path:
     """Returns the folder of presets: the copy inside an installed package, or the checkout's ``configs/``."""
-    installed = _PACKAGE / "configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+    return (_PACKAGE.parent if is_checkout() else _PACKAGE) / "configs"
 
 
 def preset_names(kind: str) -> list[str]:
@@ -167,12 +190,13 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], source: str) -> SpecT:
     """Returns ``data`` as a validated spec; ``source`` names it in errors.
 
     Raises:
-        ConfigError: A key or value is wrong. Only the first mistake is reported, in one line.
+        ConfigError: Keys are unknown or missing, all of which the one line names, or else a value is wrong, the first.
     """
     try:
         return cls.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_mistake(cls, error)}") from None
+        mistakes = error.errors(include_url=False)
+        raise ConfigError(f"{source}: {_wrong_keys(cls, mistakes) or _wrong_value(cls, mistakes[0])}") from None
 
 
 def flat_keys(spec: Spec | type[Spec], prefix: str = "") -> list[str]:
@@ -214,15 +238,30 @@ def _resolve(cls: type[Spec], location: tuple[int | str, ...]) -> tuple[list[str
     return path, level
 
 
-def _first_mistake(cls: type[Spec], error: ValidationError) -> str:
-    mistake = error.errors(include_url=False)[0]
-    path, level = _resolve(cls, mistake["loc"])
-    key = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
-        known = [".".join([*path[:-1], name]) for name in level.model_fields]
-        return f"unknown key '{key}'{did_you_mean(key, known)}; known keys are {known}"
-    if mistake["type"] == "missing":
-        return f"key '{key}' is missing"
+def _wrong_keys(cls: type[Spec], mistakes: Sequence[Any]) -> str:
+    """Returns which keys are unknown and which are missing; empty if none is."""
+    known_of: dict[tuple[str, ...], list[str]] = {}
+    unknown: list[str] = []
+    missing: list[str] = []
+    for mistake in mistakes:
+        path, level = _resolve(cls, mistake["loc"])
+        key = ".".join(path)
+        if mistake["type"] == "missing":
+            missing.append(f"'{key}'")
+        elif mistake["type"] == "extra_forbidden":
+            known = known_of.setdefault(tuple(path[:-1]), [".".join([*path[:-1], name]) for name in level.model_fields])
+            unknown.append(f"'{key}'{did_you_mean(key, known)}")
+    said = []
+    if unknown:
+        known = [key for keys in known_of.values() for key in keys]
+        said.append(f"unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known keys are {known}")
+    if missing:
+        said.append(f"key{'s' * (len(missing) > 1)} {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    return "; ".join(said)
+
+
+def _wrong_value(cls: type[Spec], mistake: Any) -> str:
+    key = ".".join(_resolve(cls, mistake["loc"])[0])
     message = " ".join(mistake["msg"].removeprefix("Value error, ").split())
     given = mistake.get("input")
     shown = f"={given!r}" if not isinstance(given, dict) else ""

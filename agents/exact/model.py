@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, how_to_install
 from dysharp_env.simulator.state.codes import COMBINE_DATA, DISPATCH_DATA
 
 from .tiny import TinyLayer
@@ -55,9 +55,7 @@ def require_solver() -> Any:
     try:
         from ortools.sat.python import cp_model
     except ImportError:
-        raise ConfigError(
-            "OR-Tools is not installed; install the extra with pip install 'dysharp-env[exact]'"
-        ) from None
+        raise ConfigError(f"OR-Tools is not installed: {how_to_install('ortools', 'exact')}") from None
     return cp_model
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from dysharp_env.config import ConfigError, Notice
+from dysharp_env.config import ConfigError, Notice, did_you_mean, how_to_install
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -41,8 +42,14 @@ _EXTRA_OF = {
 }
 
 
+_INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
+
+
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that reports mistakes as ``ConfigError`` and accepts no abbreviated options."""
+    """An argument parser that reports mistakes as ``ConfigError`` and accepts no abbreviated options.
+
+    What is unknown is told with the nearest that is known, before what is missing.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -54,7 +61,29 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             ConfigError: Always.
         """
+        if found := _INVALID_CHOICE.search(message):
+            message += did_you_mean(found[1], re.findall(r"[^\s',]+", found[2]))
         raise ConfigError(f"{message}; see '{self.prog} --help'")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Returns what was given; nothing may be left over.
+
+        Raises:
+            ConfigError: An option is unknown, or an argument is one too many.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        # A command's own options come behind its name, and are read by its own parser.
+        own = [] if self._subparsers else given[: given.index("--")] if "--" in given else given
+        names = [each.partition("=")[0] for each in own if each.startswith("--") and " " not in each]
+        if unknown := [f"{name}{did_you_mean(name, options)}" for name in names if name not in options]:
+            self.error(f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+        found, extras = super().parse_known_args(given, namespace)
+        if extras:
+            name = extras[0].partition("=")[0]
+            is_option = name.startswith("-")
+            self.error(f"unknown option {name}{did_you_mean(name, options)}" if is_option else f"'{name}' is unexpected")
+        return found, extras
 
 
 def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None = None) -> int:
@@ -80,7 +109,8 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         library = str(error.name).partition(".")[0]
         if library not in _EXTRA_OF:
             raise
-        text = f"this needs {library}, which is not installed: pip install 'dysharp-env[{_EXTRA_OF[library]}]'"
+        hint = how_to_install(library.replace("_", "-"), _EXTRA_OF[library])
+        text = f"this needs {library}, which is not installed: {hint}"
         print(f"error: {text}", file=sys.stderr)
         return MISTAKE
     except MemoryError:

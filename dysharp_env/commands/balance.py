@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None))
+    check_targets(("json", args.json, None), args=args)
     require_at_least(1, count=args.count)
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or DEFAULT_SCHEDULES)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option is wrong.
     """
-    check_targets(("json", args.json, None))
+    check_targets(("json", args.json, None), args=args)
     require_at_least(1, threads=args.threads)
     ensure_compiled()
     rows = []

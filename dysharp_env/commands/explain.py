@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None), ("picture", args.picture, PICTURES))
+    check_targets(("json", args.json, None), ("picture", args.picture, PICTURES), args=args)
     check_folder("report", args.report)
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or [DEFAULT_SCHEDULE])
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     explanations = [explain(problem, contender) for contender in contenders]
     config = describe_config(scenario, contenders, args.resolution)
     records = [explanation.record() for explanation in explanations]
-    layer = layer_title(workload, args.system)
+    layer = layer_title(workload, scenario.system.name)
     may_print = publish(args.json, "explain", args.seed, config, runs=records)
     if may_print:
         for contender, explanation in zip(contenders, explanations, strict=True):

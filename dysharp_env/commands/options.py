@@ -70,12 +70,15 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add_seed_option(group)
 
 
-def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the repeatable ``--schedule``, ``--resolution`` and ``--json``; ``default`` is the schedule without one."""
+def add_run_options(parser: argparse.ArgumentParser, default: str, *, several: bool = True) -> None:
+    """Adds ``--schedule``, of which there may be ``several``, ``--resolution`` and ``--json``.
+
+    The help says that ``default`` is the schedule without one.
+    """
     names = ", ".join(schedule_names())
     planners = f"{', '.join(PLANNERS)}; weights: {', '.join(WEIGHTS)}"
     text = f"{CONTENDER_HELP}; schedules are {names}; NAME+PLANNER or NAME+PLANNER:WEIGHTS lets a planner copy experts"
-    text += f" (planners: {planners}); repeatable (default: {default})"
+    text += f" (planners: {planners}){'; repeatable' * several} (default: {default})"
     parser.add_argument("--schedule", action="append", default=None, metavar="NAME", help=text)
     text = "what moves through links and switch as one: a token's vector, or each packet on its plane (default: token)"
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0], help=text)

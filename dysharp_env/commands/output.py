@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dysharp_env.report.records import TimedRun, totals_of
 
 STANDARD_OUTPUT = "-"
 PICTURES = (".png", ".svg", ".pdf")  # what pictures are written as
-_PIPED_WIDTH = 140
+_PIPED_WIDTH = 160
 
 
 def json_document(command: str, seed: int | None, config: dict[str, Any], **content: Any) -> dict[str, Any]:
@@ -33,19 +33,22 @@ def command_words(args: argparse.Namespace) -> list[str]:
     return ["python", "-m", "dysharp_env", *args.argv]
 
 
-def check_targets(*targets: tuple[str, str | None, str | Sequence[str] | None]) -> None:
+def check_targets(
+    *targets: tuple[str, str | None, str | Sequence[str] | None], args: argparse.Namespace | None = None
+) -> None:
     """Checks that files can be written, each to a place of its own, before anything long is started.
 
     Args:
-        targets: The name of an option, the file it gives or None, and what the file's name must end in, one of several
-            if there are several, or None.
-            Standard output (``-``) can always be written where no ending is asked for.
+        targets: The name of an option, the file it gives or None, and what the file's name must end in, one of several,
+            or None. Standard output (``-``) can always be written where no ending is asked for.
+        args: All options of the command: a file that another of them names is read, and so is not written.
 
     Raises:
         ConfigError: A folder is missing or not writable, a target is a folder, its name ends in something else, or two
             options name one file.
     """
     option_of: dict[Path, str] = {}
+    read = _files_read(args, {option for option, _, _ in targets})
     for option, target, suffix in targets:
         if target is None or (target == STANDARD_OUTPUT and suffix is None):
             continue
@@ -57,9 +60,24 @@ def check_targets(*targets: tuple[str, str | None, str | Sequence[str] | None]) 
             raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
         if not os.access(path.parent, os.W_OK):
             raise ConfigError(f"cannot write {option}='{target}': the folder '{path.parent}' is not writable")
+        if reader := read.get(path.resolve()):
+            raise ConfigError(f"{option}='{target}' is the file that {reader} is read from; name another")
         earlier = option_of.setdefault(path.resolve(), option)
         if earlier != option:
             raise ConfigError(f"{option}='{target}' is the file that {earlier} is written to; name two")
+
+
+def _files_read(args: argparse.Namespace | None, written: Set[str]) -> dict[Path, str]:
+    """Returns the files that options name which are not written, and which option does; FILE:NAME is of FILE."""
+    found: dict[Path, str] = {}
+    # The whole command line, which some keep for their records, names what is written too.
+    for option, value in vars(args).items() if args else ():
+        named = value if isinstance(value, list) else [value]
+        for text in (each for each in named if isinstance(each, str) and option not in {*written, "argv"}):
+            for path in (Path(text), Path(text.rpartition(":")[0] or text)):
+                if path.is_file():
+                    found[path.resolve()] = option
+    return found
 
 
 def check_folder(option: str, folder: str | None) -> None:

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None))
+    check_targets(("json", args.json, None), args=args)
     require_at_least(0, seed=args.seed)
     tables = [require_choice("table", name, TABLES) for name in dict.fromkeys(args.table or TABLES)]
     names = dict.fromkeys(args.calibration or DEFAULT_CALIBRATIONS)
@@ -98,3 +98,6 @@ def _print(rows: list[Row], tables: list[str], divisor: int) -> None:
         console.print(reproduction_table(table, [row for row in rows if row.table == table]))
     for line in summary_lines(rows):
         say(console, line)
+    if divisor > 1:
+        what = f"the published values are of {divisor} times the tokens, and these counts say only that everything runs"
+        say(console, f"quick: {what}; leave --quick out to compare like with like")

@@ -45,7 +45,7 @@ FILES: dict[str, tuple[str | Sequence[str], str]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
-    add_run_options(parser, DEFAULT_SCHEDULE)
+    add_run_options(parser, DEFAULT_SCHEDULE, several=False)
     add_timeline_options(parser)
     parser.add_argument("--csv", metavar="FILE.csv", help="write the schedule: chunk or tile, stage, GPU, start, end")
     parser.add_argument("--picture", metavar="FILE.png", help=f"draw {FILES['picture'][1]}; or .svg, .pdf")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """
     files = ((option, getattr(args, option), suffix) for option, (suffix, _) in FILES.items())
     timeline = timeline_target(args)
-    check_targets(("json", args.json, None), *files, ("timeline", timeline.file, None))
+    check_targets(("json", args.json, None), *files, ("timeline", timeline.file, None), args=args)
     check_folder("report", args.report)
     names = args.schedule or [DEFAULT_SCHEDULE]
     if len(names) > 1:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [
         run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging) for workload in workloads
     ]
-    title = f"{contender.name} on {layers_title(workloads, args.system)}"
+    title = f"{contender.name} on {layers_title(workloads, scenario.system.name)}"
     config = describe_config(scenario, [contender], args.resolution)
     records = run_records(runs)
     may_print = publish(args.json, "simulate", args.seed, config, **records)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None), ("picture", args.picture, ".png"))
+    check_targets(("json", args.json, None), ("picture", args.picture, ".png"), args=args)
     require_at_least(0, seed=args.seed)
     if args.table:
         return _run_tables(args)

@@ -38,7 +38,23 @@ _FINAL = {
     **{f"{name}_utilisation": np.float64 for name in _UTILISATION},
 }
 
+RENDER_MODES = ("ansi", "rgb_array")
 Copied = TypeVar("Copied")
+
+
+def require_render_mode(mode: str | None) -> None:
+    """Checks a render mode.
+
+    Raises:
+        ConfigError: There is none of the name.
+    """
+    if mode == "human":
+        raise ConfigError(
+            "render_mode='human' is that of gymnasium.make, which shows 'rgb_array' in a window: it needs pygame, and"
+            " does so for one environment, not for many at once"
+        )
+    if mode is not None:
+        require_choice("render_mode", mode, RENDER_MODES)
 
 
 class Episodes:

@@ -9,8 +9,8 @@ from typing import Any, Self
 import gymnasium
 import numpy as np
 
-from dysharp_env.config import parse_spec, require_choice
-from dysharp_env.envs.episodes import Episodes
+from dysharp_env.config import parse_spec
+from dysharp_env.envs.episodes import RENDER_MODES, Episodes, require_render_mode
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.schedules import LayerRun
@@ -64,6 +64,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Starting state and end
     ``reset`` draws a workload; ``options={{"workload_seed": n}}`` or ``options={{"workload": Workload}}`` choose it.
+    Its ``seed`` seeds the action space too: the same seed and samples are the same episode.
     With ``suite="NAME"`` it first draws an entry of the suite, or takes ``options={{"entry": n}}``.
     The episode terminates when the last token is combined. It is never truncated, but by wrappers.
 
@@ -76,7 +77,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     ## Arguments
     The fields of ``EnvSpec``, which are those of ``ScenarioSpec`` (or a ``suite`` in their place) and a few more;
-    ``render_mode`` is ``ansi``, ``rgb_array`` or None.
+    ``render_mode`` is ``ansi``, ``rgb_array`` or None. ``gymnasium.make(..., render_mode="human")`` shows what
+    ``rgb_array`` gives in a window, by Gymnasium's wrapper ``HumanRendering``, which needs pygame.
 
     ## Many at once
     ``gymnasium.make_vec`` with ``vectorization_mode="vector_entry_point"`` gives ``TokenScheduleVectorEnv``, whose
@@ -115,7 +117,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     True
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": [*RENDER_MODES], "render_fps": 4}
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         """Reads the scenario and schedule.
@@ -127,8 +129,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         Raises:
             ConfigError: A setting is unknown or wrong, or the parts do not fit each other.
         """
-        if render_mode is not None:
-            require_choice("render_mode", render_mode, self.metadata["render_modes"])
+        require_render_mode(render_mode)
         self.render_mode = render_mode
         self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v2")
         self._episodes = Episodes(self.settings, 1, logging=render_mode == "rgb_array")
@@ -155,7 +156,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
         """Starts a new layer and runs it to its first decision.
 
         Args:
-            seed: Seeds the stream that entries of the suite and workload seeds are drawn from.
+            seed: Seeds the stream that entries of the suite and workload seeds are drawn from, and ``action_space``,
+                so that random choices repeat too.
             options: ``entry`` chooses an entry of the suite by its place in it, ``workload_seed`` the routing by its
                 seed; ``workload`` gives it.
 
@@ -163,6 +165,8 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
             ConfigError: An option is unknown, or the workload does not fit the scenario.
         """
         super().reset(seed=seed)
+        if seed is not None:
+            self.action_space.seed(seed)
         self._episodes.place(0, *self._episodes.draw(self.np_random, options or {}))
         self._episodes.advance()
         return self._observation(), self._episodes.info_of(0)

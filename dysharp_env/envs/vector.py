@@ -10,8 +10,8 @@ from gymnasium.spaces import MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from dysharp_env.config import ConfigError, parse_spec, require_choice
-from dysharp_env.envs.episodes import Episodes
+from dysharp_env.config import ConfigError, parse_spec
+from dysharp_env.envs.episodes import Episodes, require_render_mode
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
 from dysharp_env.schedules import LayerRun
@@ -64,8 +64,7 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         for name, value in (("num_envs", num_envs), ("threads", threads)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
-        if render_mode is not None:
-            require_choice("render_mode", render_mode, self.metadata["render_modes"])
+        require_render_mode(render_mode)
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.settings = parse_spec(EnvSpec, settings, source="DySHARP/TokenSchedule-v2")
@@ -97,7 +96,8 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """Starts new layers and runs them to their first decisions.
 
         Args:
-            seed: Copy ``i`` is seeded with ``seed + i``; a sequence seeds each copy with its own.
+            seed: Copy ``i`` is seeded with ``seed + i``; a sequence seeds each copy with its own. The first of them
+                seeds the action spaces, so that random choices repeat too.
             options: As those of ``TokenScheduleEnv``, for every copy; and ``reset_mask``, (num_envs,) bool, which
                 copies are reset, the others staying as they are.
 
@@ -108,6 +108,10 @@ class TokenScheduleVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         chosen = {**(options or {})}
         mask = self._read_mask(chosen.pop("reset_mask", None))
         seeds = self._read_seeds(seed)
+        first = next((each for each in seeds if each is not None), None)
+        if first is not None:
+            self.action_space.seed(first)
+            self.single_action_space.seed(first)
         for index in np.flatnonzero(mask).tolist():
             self._episodes.restart(index, seeds[index], chosen)
         self._episodes.advance()

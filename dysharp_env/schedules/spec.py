@@ -57,6 +57,9 @@ class ScheduleSpec(Spec):
     shared_experts: Literal["none", "before", "after", "hidden"] = "none"
     """When home GPUs run the layer's shared experts: not in the layer, at all SMs before its dispatch or after its end,
     or beside the dispatch of phases, on the SMs that it leaves; GEMM-1 then waits for both."""
+    hub: bool = False
+    """Whether the destination's Hub gives vectors their places as they come: hardware that MoE-Hub (arXiv 2605.05888)
+    proposes, so that nobody exchanges counts."""
     sms: SmSpec
     families: FamiliesSpec = FamiliesSpec()
     pays: PaysSpec = PaysSpec()
@@ -123,6 +126,8 @@ class ScheduleSpec(Spec):
         missing = [cost for cost in COSTS_OF_PLANNING if cost not in self.pays.dispatch]
         if self.replicate.makes_copies and missing:
             raise ValueError(f"replicate.planner={self.replicate.planner} needs '{missing[0]}' in pays.dispatch")
+        if self.hub and "count_exchange" in self.pays.dispatch:
+            raise ValueError("hub=true needs no 'count_exchange' in pays.dispatch: the Hub is there to save it")
         if "launch" not in self.pays.dispatch:
             raise ValueError("pays.dispatch must name 'launch': no layer runs without starting a kernel")
         return self
@@ -303,7 +308,9 @@ class ScheduleSpec(Spec):
         ):
             if primitive not in known:
                 raise ConfigError(f"schedule='{self.name}' needs {kind} '{primitive}'; {system.name} has {list(known)}")
-        self._check_copies(system)
+        if self.hub and not system.gpu.hub:
+            raise ConfigError(f"schedule='{self.name}' needs GPUs with a Hub; gpu.hub of {system.name} is false")
+        self.replicate.require_fit(self.name, system, self.gemm_sms(system.gpu.num_sms))
         families = system.gpu.families
         for family in filter(None, (self.families.dispatch, self.families.combine, self.replicate.used_family)):
             if families and family not in families and family != "multimem":
@@ -321,21 +328,6 @@ class ScheduleSpec(Spec):
             given = f"sms.dispatch={self.sms.dispatch} and sms.combine={self.sms.combine}"
             raise ConfigError(
                 f"schedule='{self.name}': {given} leave no SM for GEMMs of the {num_sms} that {system.name} has"
-            )
-
-    def _check_copies(self, system: SystemSpec) -> None:
-        if not self.replicate.makes_copies:
-            return
-        known, primitive = system.switch.dispatch_primitives, self.replicate.primitive.name
-        if primitive not in known:
-            raise ConfigError(
-                f"schedule='{self.name}' needs '{primitive}' for replicate.weights={self.replicate.weights};"
-                f" {system.name} has {list(known)}"
-            )
-        if self.replicate.sms >= self.gemm_sms(system.gpu.num_sms):
-            raise ConfigError(
-                f"schedule='{self.name}': replicate.sms={self.replicate.sms} leave none of the"
-                f" {self.gemm_sms(system.gpu.num_sms)} SMs for GEMMs of {system.name}"
             )
 
     def _pays_ps(self, system: SystemSpec) -> list[int]:

@@ -126,6 +126,9 @@ class GpuSpec(Spec):
     """Tiles whose status is held on chip; more spill to memory (DySHARP, arXiv 2605.05607)."""
     output_readiness_entries: Count = 1024
     """Tokens whose readiness count is held on chip; more spill to memory (DySHARP, arXiv 2605.05607)."""
+    hub: bool = True
+    """Whether its Hub can give vectors their places as they come, so that senders need no counts (MoE-Hub, arXiv
+    2605.05888): proposed hardware, which only schedules that say ``hub`` use."""
     block_n: Count = 128
     """Output columns of one GEMM thread block (the usual tile of DeepGEMM on Hopper)."""
     row_granularity: Count = 16
@@ -341,7 +344,7 @@ class SystemSpec(Spec):
         return max(1, round(self.link.gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
 
     def with_hardware(self, hardware: Hardware) -> SystemSpec:
-        """Returns the system as it is, or for ``today`` without the primitives that papers propose.
+        """Returns the system as it is, or for ``today`` without the primitives and the Hub that papers propose.
 
         Raises:
             ConfigError: Nothing is left to dispatch or combine with.
@@ -351,6 +354,7 @@ class SystemSpec(Spec):
         dispatches, combines = self.switch.dispatch_primitives, self.switch.combine_primitives
         return self.with_changes(
             {
+                "gpu.hub": False,
                 "switch.dispatch_primitives": [n for n in dispatches if not DISPATCH_PRIMITIVES[n].is_proposed],
                 "switch.combine_primitives": [n for n in combines if not COMBINE_PRIMITIVES[n].is_proposed],
             }

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, how_to_install
 from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workers.workers import Item, Result, Workers, one_thread_each, timed
 
@@ -47,7 +47,7 @@ class Cluster(Workers):
         try:
             import ray
         except ImportError:
-            raise ConfigError("engine=ray needs Ray; install it with: pip install 'dysharp-env[dist]'") from None
+            raise ConfigError(f"engine=ray needs Ray: {how_to_install('ray', 'dist')}") from None
         self._ray: Any = ray
         self._workers, self._address = workers, address
         self._is_mine = False

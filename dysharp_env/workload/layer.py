@@ -58,8 +58,8 @@ class LayerSpec(Spec):
     """Groups the experts are divided into for routing; 1 means none."""
     topk_group: Size = 1
     """Groups one token may draw its experts from."""
-    source: str = Field(min_length=1)
-    """Public document the numbers come from."""
+    source: str = ""
+    """Public document the numbers come from; every preset names one."""
     transformer: TransformerSpec | None = None
     """The model around the layer; none where only the layer is known."""
 

@@ -110,6 +110,20 @@ def routing_names() -> list[str]:
     return [*ROUTING_MODELS, "mixed"]
 
 
+def describe_routing() -> dict[str, tuple[str, str]]:
+    """Returns what each generator is for people: its parameter with limits, if it has one, and a sentence."""
+    texts = {
+        "uniform": "every set of top-k experts is equally likely",
+        "paper-normal": "loads vary as in DySHARP's training: 0.032 at a mean share of 1/8 (arXiv 2605.05607)",
+        "power-law": "popularity falls as rank to the power -ALPHA, 1.5 as in DySHARP's inference (arXiv 2605.05607)",
+        "deepseek-r1": "fitted to the loads of all layers of DeepSeek-R1 as SGLang serves it",
+        **{model.name: f"fitted to routing or loads of {model.name}" for model in _FITTED},
+        "mixed": f"another of {', '.join(model.name for model in _MIXED)} each time",
+    }
+    limits = {name: f"{what} ({low:g} to {high:g})" for name, (what, low, high) in _PARAMETERS.items()}
+    return {name: (limits.get(name, ""), texts[name]) for name in routing_names()}
+
+
 def routing_candidates(routing: str) -> list[RoutingModel]:
     """Returns the models a routing name stands for: one, or those of ``mixed``.
 

@@ -68,7 +68,7 @@ class ScenarioSpec(Spec):
     """Use that many of the system's GPUs; none means all."""
     hardware: Hardware = "dynamic-multimem"
     """``dynamic-multimem``: the system's switch has all primitives that its preset names; ``today``: none that is only
-    proposed, so neither dynamic multimem nor pushed sums."""
+    proposed, so neither dynamic multimem nor pushed sums, and GPUs have no Hub that gives tokens their places."""
     model: str = "deepseek-v2-lite"
     """A model preset or YAML file."""
     top_k: int | None = None

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PlainValidator, model_validator
 
-from dysharp_env.config import Spec
+from dysharp_env.config import ConfigError, Spec
 from dysharp_env.simulator.program import require_copying
+from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import DISPATCH_PRIMITIVES, FAMILIES, Primitive
 
 Planner = Literal["none", "rule", "moonep", "ultraep", "llep", "eplb"]
@@ -90,6 +91,26 @@ class ReplicateSpec(Spec):
             "copies_behind": self.when == "behind",
             "weight_tile_bytes": self.tile_kb * 1024,
         }
+
+    def require_fit(self, schedule: str, system: SystemSpec, gemm_sms: int) -> None:
+        """Checks that a system can move weights so, beside a schedule that leaves so many SMs to GEMMs.
+
+        Raises:
+            ConfigError: The switch lacks the primitive, or GEMMs have too few SMs.
+        """
+        if not self.makes_copies:
+            return
+        known, primitive = system.switch.dispatch_primitives, self.primitive.name
+        if primitive not in known:
+            raise ConfigError(
+                f"schedule='{schedule}' needs '{primitive}' for replicate.weights={self.weights};"
+                f" {system.name} has {list(known)}"
+            )
+        if self.sms >= gemm_sms:
+            raise ConfigError(
+                f"schedule='{schedule}': replicate.sms={self.sms} leave none of the"
+                f" {gemm_sms} SMs for GEMMs of {system.name}"
+            )
 
     @model_validator(mode="after")
     def _check_family(self) -> ReplicateSpec:
