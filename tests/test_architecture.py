@@ -46,6 +46,7 @@ ON_DEMAND = {
     "dysharp_env.report.page.heat",
     "dysharp_env.report.page.layers",
     "dysharp_env.report.page.write",
+    "dysharp_env.report.sweep_plot",
     "dysharp_env.validation.tables.picture",
     "dysharp_env.workload.tiny_moe",
 }

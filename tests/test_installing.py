@@ -9,6 +9,8 @@ import pytest
 
 from agents.__main__ import COMMANDS
 from agents.__main__ import main as agents_main
+from dysharp_env import config
+from dysharp_env.config import how_to_install
 from dysharp_env.schedules.contenders import agents_package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +68,7 @@ def test_what_needs_more_says_what_to_install(
     argv: list[str], library: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = bare(*(str(tmp_path / each) if each == "x.png" else each for each in argv))
-    line = f"error: this needs {library}, which is not installed: pip install 'dysharp-env[{extra}]'\n"
+    line = f"error: this needs {library}, which is not installed: {how_to_install(library, extra)}\n"
     assert (ended.returncode, ended.stderr) == (2, line)
 
 
@@ -106,3 +108,16 @@ def test_agents_without_a_command_are_an_index(capsys: pytest.CaptureFixture[str
 def test_every_command_is_in_the_index() -> None:
     files = {path.stem for path in (ROOT / "agents").glob("*.py")} - {"__init__", "__main__", "kit"}
     assert set(COMMANDS) == files | {"exact"}
+
+
+def test_how_to_install_works_from_a_checkout_and_from_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "pip install ray, or with all that goes with it pip install"
+    assert how_to_install("ray", "dist") == f"{whole} '.[dist]' in the checkout"
+    monkeypatch.setattr(config, "is_checkout", lambda: False)
+    assert how_to_install("ray", "dist") == f"{whole} 'dysharp-env[dist]'"
+
+
+def test_policies_are_listed_without_torch() -> None:
+    ended = bare("list", "policies")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "the shipped agent, on dysharp-tuned; seeds 0, 1, 2" in ended.stdout

@@ -80,9 +80,8 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
         found, extras = super().parse_known_args(given, namespace)
         if extras:
-            name = extras[0].partition("=")[0]
-            is_option = name.startswith("-")
-            self.error(f"unknown option {name}{did_you_mean(name, options)}" if is_option else f"'{name}' is unexpected")
+            name = extras[0]
+            self.error(f"unknown option {name}" if name.startswith("-") else f"'{name}' is one argument too many")
         return found, extras
 
 

@@ -13,18 +13,18 @@ from dysharp_env.commands.options import (
     require_at_least,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
-from dysharp_env.config import ConfigError
+from dysharp_env.commands.sweep import add_sweep_option, read_sweep
 from dysharp_env.report.balance import balance_rows, balance_table, pays_lines
+from dysharp_env.report.records import scenario_title
 from dysharp_env.simulator.warmup import ensure_compiled, notice
 
 DEFAULT_SCHEDULES = ("deepep", "deepep+moonep", "deepep+ultraep", "deepep+ultraep:multicast")
-DEFAULT_SWEEP = "128,512,2048,8192"
+DEFAULT_SWEEP = "tokens=128,512,2048,8192"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to ``parser``."""
-    text = "tokens per GPU to try, one line each, instead of --tokens (default: %(default)s)"
-    parser.add_argument("--sweep", default=DEFAULT_SWEEP, metavar="N,N,...", help=text)
+    add_sweep_option(parser, ("tokens",), DEFAULT_SWEEP)
     text = "workloads of each, with seeds from --seed on, for means (default: %(default)s)"
     parser.add_argument("--count", type=int, default=3, metavar="N", help=text)
     add_run_options(parser, f"{', '.join(DEFAULT_SCHEDULES)}; the first makes no copies")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     contenders = read_named_apart(args.schedule or DEFAULT_SCHEDULES)
     for contender in contenders:
         contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
-    scenarios = [scenario.spec.with_changes({"tokens": tokens}).build() for tokens in _sweep(args.sweep)]
+    scenarios = read_sweep(args.sweep, ("tokens",)).scenarios(scenario.spec)
     ensure_compiled()
     rows, seeds = [], range(args.seed, args.seed + args.count)
     total = len(scenarios) * args.count * len(contenders)
@@ -53,16 +53,9 @@ def run(args: argparse.Namespace) -> int:
             notice(f"{len(rows)} of {total} layers simulated")
     config = {**describe_config(scenario, contenders, args.resolution), "sweep": args.sweep, "count": args.count}
     if publish(args.json, "balance", args.seed, config, rows=[row.record() for row in rows]):
-        where = f"{scenario.system.num_gpus} GPUs of {scenario.system.name}, {scenario.layer.name}, {args.routing}"
+        where = f"{scenario_title(scenario, 'tokens')}; means of {args.count} workloads"
         console = results_console()
         console.print(balance_table(rows, where))
         for line in pays_lines(rows):
             say(console, line)
     return 0
-
-
-def _sweep(given: str) -> list[int]:
-    counts = given.split(",")
-    if not all(count.isdecimal() and int(count) > 0 for count in counts) or len(set(counts)) < len(counts):
-        raise ConfigError(f"sweep='{given}' must be different whole numbers of tokens, such as {DEFAULT_SWEEP}")
-    return sorted(map(int, counts))

@@ -26,8 +26,19 @@ from dysharp_env.commands.output import (
     run_records,
     say,
 )
+from dysharp_env.commands.sweep import SWEPT, add_sweep_option, read_sweep
 from dysharp_env.config import ConfigError, preset_names, require_choice
-from dysharp_env.report.records import TimedRun, Total, layers_title, notes, run_timed, totals_of
+from dysharp_env.report.records import (
+    TimedRun,
+    Total,
+    hardware_of,
+    layers_title,
+    notes,
+    run_timed,
+    sweep_title,
+    totals_of,
+)
+from dysharp_env.report.sweep import Point, crossing_lines, crossings, sweep_tables
 from dysharp_env.report.tables import comparison_table, layer_tables, totals_table
 from dysharp_env.schedules import preset_of
 from dysharp_env.schedules.opponent import Contender
@@ -37,6 +48,7 @@ from dysharp_env.workload import Scenario
 DEFAULT_AGAINST = "deepep"
 _MOST_DRAWN = 3  # of all presets, the fastest
 _MOST_ON_PAGE = 6
+SWEPT_HERE = ("tokens", "gpus", "model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"draw all schedules that are named, or the {_MOST_DRAWN} fastest and --against; or .svg, .pdf"
     parser.add_argument("--picture", metavar="FILE.png", help=text)
     add_report_option(parser)
+    add_sweep_option(parser, SWEPT_HERE)
+    text = "draw a sweep, a line for each schedule: microseconds, or with --against what each takes over that one"
+    parser.add_argument("--plot", metavar=f"FILE{'|'.join(PICTURES)}", help=text)
     add_scenario_options(parser)
 
 
@@ -56,16 +71,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: An option or a file is wrong.
     """
-    check_targets(("json", args.json, None), ("picture", args.picture, PICTURES))
+    files = ("json", args.json, None), ("picture", args.picture, PICTURES), ("plot", args.plot, PICTURES)
+    check_targets(*files, args=args)
     check_folder("report", args.report)
     scenario = read_scenario(args)
-    contenders = _read_fitting(args, scenario)
-    names = [contender.name for contender in contenders]
-    name_of = {contender.given: contender.name for contender in contenders}
-    given = args.against and name_of.get(args.against, preset_of(args.against))
-    if given is not None:
-        require_choice("against", given, names)
-    against = given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
+    if args.sweep is not None:
+        return _run_sweep(args, scenario)
+    if args.plot:
+        raise ConfigError(f"plot='{args.plot}' shows a sweep; name one, such as --sweep tokens=64,256,1024")
+    contenders = _read_fitting(args, [scenario])
+    against = _read_against(args, contenders)
     workloads = scenario.draw_layers(args.seed)
     require_one_layer(workloads, {"picture": args.picture})
     ensure_compiled()
@@ -84,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         console = results_console()
         say(console, f"{layers_title(workloads, scenario.system.name)}; {_bounds(contenders, totals)}")
         if len(workloads) > 1:
-            for table in (*layer_tables(runs), totals_table(totals, against)):
+            for table in (*layer_tables(runs), totals_table(totals, against, hardware_of(runs))):
                 console.print(table)
         else:
             console.print(comparison_table(runs, against))
@@ -143,6 +158,64 @@ def _write_files(
         yield f"wrote {page}: open it in a browser; drawn are {', '.join(name for name, _ in pairs) or 'no layers'}"
 
 
+def _run_sweep(args: argparse.Namespace, scenario: Scenario) -> int:
+    """Runs all schedules at every value of a sweep, and says who overtakes whom between which."""
+    if args.picture or args.report:
+        option, target = ("picture", args.picture) if args.picture else ("report", args.report)
+        raise ConfigError(f"{option}='{target}' shows one layer; a sweep is drawn by --plot")
+    sweep = read_sweep(args.sweep, SWEPT_HERE)
+    scenarios = sweep.scenarios(scenario.spec)
+    contenders = _read_fitting(args, scenarios)
+    against = _read_against(args, contenders)
+    ensure_compiled()
+    points, runs, records = [], [], []
+    for place, (value, swept) in enumerate(zip(sweep.values, scenarios, strict=True)):
+        drawn = swept.draw_layers(args.seed)
+        runs = [
+            run_timed(swept, workload, contender, resolution=args.resolution)
+            for workload in drawn
+            for contender in contenders
+        ]
+        records += [{sweep.key: value, **run.record()} for run in runs]
+        points.append(Point(value, tuple(totals_of(runs))))
+        notice(f"{place + 1} of {len(scenarios)} values of {sweep.key} simulated")
+    found = crossings(points, against) if sweep.is_of_numbers else []
+    config = {**describe_config(scenario, contenders, args.resolution), "against": against, "sweep": args.sweep}
+    content = {"points": [each.record() for each in points], "crossings": [each.record() for each in found]}
+    title, what = sweep_title(scenarios, sweep.key), SWEPT[sweep.key]
+    may_print = publish(args.json, "compare", args.seed, config, runs=records, **content)
+    console = results_console()
+    if may_print:
+        say(console, title)
+        for table in sweep_tables(points, against, hardware_of(runs), what):
+            console.print(table)
+        for line in crossing_lines(points, found, what):
+            say(console, line)
+    if args.plot:
+        from dysharp_env.report.sweep_plot import write_sweep
+
+        ratio = args.against is not None
+        shown = write_sweep(args.plot, points, found, against, title=title, what=what, ratio=ratio)
+        if may_print:
+            left = f"; of {len(contenders)} schedules the {len(shown)} best" if len(shown) < len(contenders) else ""
+            say(console, f"wrote {args.plot}: the sweep{left}")
+    return 0
+
+
+def _read_against(args: argparse.Namespace, contenders: list[Contender]) -> str:
+    """Returns the name of the schedule that others are measured against.
+
+    Raises:
+        ConfigError: It is not compared.
+    """
+    names = [contender.name for contender in contenders]
+    name_of = {contender.given: contender.name for contender in contenders}
+    given = args.against and name_of.get(args.against, preset_of(args.against))
+    if given is not None:
+        require_choice("against", given, names)
+    return given or (DEFAULT_AGAINST if DEFAULT_AGAINST in names else names[0])
+
+
 def _bounds(contenders: list[Contender], totals: list[Total]) -> str:
     """Returns what nobody can beat: with experts where they are placed, and for schedules that copy some."""
     of_planner = {contender.name: contender.first.base.replicate for contender in contenders}
@@ -155,13 +228,14 @@ def _bounds(contenders: list[Contender], totals: list[Total]) -> str:
     return f"lower bound {', '.join(texts[where] for where in sorted(texts))}"
 
 
-def _read_fitting(args: argparse.Namespace, scenario: Scenario) -> list[Contender]:
-    """Returns the contenders asked for, all of which must fit the system, or the presets that do."""
+def _read_fitting(args: argparse.Namespace, scenarios: list[Scenario]) -> list[Contender]:
+    """Returns the contenders asked for, all of which must fit all systems, or the presets that do."""
     contenders = read_named_apart(args.schedule or preset_names("schedules"))
     fitting = []
     for contender in contenders:
         try:
-            contender.first.require_fit(scenario)
+            for scenario in scenarios:
+                contender.first.require_fit(scenario)
         except ConfigError as error:
             if args.schedule:
                 raise

@@ -21,8 +21,8 @@ DEFAULT_SYSTEM, DEFAULT_GPUS = "dgx-h200", 8
 _HEADS = {
     **{"gpus": "GPUs", "sms": "SMs", "fp8_tflops": "FP8 TFLOP/s", "hbm_gbps": "HBM GB/s", "link_gbps": "link GB/s"},
     **{"top_k": "top-k", "moe_ff": "inner", "shared": "shared", "gemms": "GEMMs", "found_by": "found by"},
-    **{"launches_us": "launches us", "exchanges_us": "exchanges us", "barriers_us": "barriers us"},
-    **{"kernels": "kernels between phases", "kernels_us": "their start us", "total_us": "all us"},
+    **{"launches_us": "launches", "exchanges_us": "exchanges", "barriers_us": "barriers", "total_us": "all"},
+    "kernels": "kernels between phases",
 }
 _LEFT_OUT = ("aliases", "found_by", "kernels_us")  # of tables; JSON has them
 
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
                 say(console, f"{kind} ({len(rows)}): {', '.join(row['name'] for row in rows)}")
             say(console, "'list KIND' says more of each")
             return 0
-        title = f"fixed costs on {args.gpus} GPUs of {system.name}; fewest first" if args.kind == "schedules" else ""
-        console.print(_table(args.kind, found[args.kind], title))
+        where = f"fixed costs in us on {args.gpus} GPUs of {system.name}, fewest first"
+        console.print(_table(args.kind, found[args.kind], where if args.kind == "schedules" else ""))
     return 0
 
 

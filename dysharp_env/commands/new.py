@@ -85,5 +85,3 @@ def run(args: argparse.Namespace) -> int:
     kind.load(target)
     say(results_console(), f"wrote {target}: edit it, then python -m {kind.use} {target}")
     return 0
-
-

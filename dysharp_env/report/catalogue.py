@@ -11,7 +11,7 @@ from typing import Any
 from dysharp_env.config import preset_names
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.contenders import agents_package
-from dysharp_env.schedules.hardware import fixed_costs, needed_hardware
+from dysharp_env.schedules.hardware import fixed_costs, hardware_needs
 from dysharp_env.system import SystemSpec, load_system
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.formats import NATIVE_FORMAT
@@ -80,7 +80,7 @@ def schedules(system: SystemSpec) -> Iterator[Row]:
         schedule = load_schedule(name)
         yield {
             "name": name,
-            "hardware": needed_hardware(schedule),
+            "hardware": " or ".join(hardware_needs(schedule)),
             **fixed_costs(schedule, system).record(),
             "aliases": list(schedule.aliases),
             "found_by": schedule.found_by,

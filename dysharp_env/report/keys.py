@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
@@ -58,8 +58,8 @@ def markdown_keys(spec: type[Spec]) -> str:
     rows = ["| key | unit | default | meaning |", "|---|---|---|---|"]
     for key in keys_of(spec):
         default = "required" if key.default is None else f"`{key.default}`"
-        words = f" One of {', '.join(f'`{word}`' for word in key.values)}." if key.values else ""
-        text = f"{_sentence(key.description)}{words}".replace("``", "`").replace("|", "\\|")
+        text = f"{_sentence(key.description)} {_one_of([f'`{word}`' for word in key.values])}".strip()
+        text = text.replace("``", "`").replace("|", "\\|")
         rows.append(f"| `{key.path}` | {key.unit} | {default} | {text} |")
     return "\n".join(rows)
 
@@ -83,11 +83,11 @@ def template(spec: type[Spec], values: Mapping[str, Any], indent: int = 0) -> st
     lines: list[str] = []
     for name, field in spec.model_fields.items():
         words = _words(field.annotation)
-        text = _sentence(description_of(field)) + (f" One of {', '.join(words)}." if words else "")
+        text = f"{_sentence(description_of(field))} {_one_of(words)}".strip()
         if _default(field) is None:
             text = f"{text} Required.".strip()
-        elif name in values:
-            text = f"{text} (default: {_default(field)})".strip()
+        elif name in values and _default(field) not in ("''", "{}"):
+            text = f"{text} (default: {_default(field)})"
         lines += _comment(text.replace("``", ""), indent)
         inner, mark = _inner(field.annotation)
         if name not in values:
@@ -127,6 +127,10 @@ def flow(value: Any) -> str:
 def _comment(text: str, indent: int) -> list[str]:
     head = " " * indent + "# "
     return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=head, break_on_hyphens=False)
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"One of {', '.join(words)}." if words else ""
 
 
 def _sentence(text: str) -> str:

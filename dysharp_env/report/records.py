@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dysharp_env.schedules import LayerRun, Problem
+from dysharp_env.schedules.hardware import needed_hardware
 from dysharp_env.schedules.opponent import Contender
 from dysharp_env.schedules.variants import described
 from dysharp_env.simulator.result import LayerResult
@@ -35,8 +36,14 @@ class TimedRun:
         bounds = ("lower_bound_us", "family_bound_us", "ratio")
         fields = ("makespan_us", *bounds, "phases_us", "wire_bytes", "payload_bytes", "utilisation")
         numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
-        head = {"schedule": self.schedule, "variant": self.run.variant, "layer": self.layer_index}
+        head = {"schedule": self.schedule, "hardware": self.hardware, "variant": self.run.variant}
+        head["layer"] = self.layer_index
         return {**head, **numbers, "wall_s": self.wall_s}
+
+    @property
+    def hardware(self) -> str:
+        """The hardware that was needed to run it so."""
+        return needed_hardware(self.run.schedule)
 
     @property
     def layer_index(self) -> int | None:
@@ -72,6 +79,14 @@ def totals_of(runs: Sequence[TimedRun]) -> list[Total]:
         Total(schedule, len(each), sum(one.makespan_us for one in each), sum(one.lower_bound_us for one in each))
         for schedule, each in results.items()
     ]
+
+
+def hardware_of(runs: Iterable[TimedRun]) -> dict[str, str]:
+    """Returns the hardware that each schedule needed; of several layers that take different plans, any of them."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        found.setdefault(run.schedule, set()).add(run.hardware)
+    return {schedule: ", ".join(sorted(needs)) for schedule, needs in found.items()}
 
 
 def run_timed(
@@ -123,6 +138,25 @@ def layers_title(workloads: Sequence[Workload], system: str) -> str:
         return layer_title(first, system)
     numbers = ",".join(str(workload.layer_index) for workload in workloads)
     return f"{_size(first, system)}, {first.name.replace(f'layer={first.layer_index} ', f'layers={numbers} ')}"
+
+
+def scenario_title(scenario: Scenario, *left_out: str) -> str:
+    """Returns the machine, the layer and the routing of a scenario, which may be drawn several times, in one line.
+
+    Args:
+        scenario: What is described.
+        left_out: ``tokens``, ``gpus`` or ``model``: what differs and is told elsewhere.
+    """
+    layer, spec = scenario.layer, scenario.spec
+    model = [] if "model" in left_out else [f"{layer.name}, top-{layer.top_k} of {layer.experts} experts"]
+    tokens = [] if "tokens" in left_out else [f"{spec.tokens} tokens per GPU"]
+    gpus = "GPUs" if "gpus" in left_out else f"{scenario.system.num_gpus} GPUs"
+    return f"{gpus} of {scenario.system.name}: {', '.join([*model, *tokens, spec.routing])}"
+
+
+def sweep_title(scenarios: Sequence[Scenario], key: str) -> str:
+    """Returns what the scenarios of a sweep have in common, in one line."""
+    return scenario_title(scenarios[0], key)
 
 
 def _size(workload: Workload, system: str) -> str:

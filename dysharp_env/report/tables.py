@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -70,13 +70,14 @@ def comparison_table(runs: Sequence[TimedRun], against: str) -> Table:
     base_us = next(run.result.makespan_us for run in runs if run.schedule == against)
     busy = (f"{name} %" for name in RESOURCE_NAMES.values())
     numbers = ("makespan us", "x bound", "x family", f"vs {against}", "payload MB", "wire MB", *busy)
-    table = empty_table("Fastest first; busy % is the mean over GPUs", ("schedule",), numbers)
+    table = empty_table("Fastest first; busy % is the mean over GPUs", ("schedule", "hardware"), numbers)
     for run in sorted(runs, key=lambda run: run.result.makespan_us):
         result = run.result
         wire: dict[str, Any] = result.wire_bytes
         payload: dict[str, Any] = result.payload_bytes
         table.add_row(
             escape(run.schedule),
+            run.hardware,
             f"{result.makespan_us:.1f}",
             f"{result.ratio:.3f}",
             "" if result.family_bound_us is None else f"{result.makespan_us / result.family_bound_us:.3f}",
@@ -106,12 +107,13 @@ def layer_tables(runs: Sequence[TimedRun]) -> list[Table]:
     return tables
 
 
-def totals_table(totals: Sequence[Total], against: str) -> Table:
+def totals_table(totals: Sequence[Total], against: str, hardware_of: Mapping[str, str]) -> Table:
     """Returns one line per schedule over all layers, fastest first; speed-ups are relative to ``against``."""
     base_us = next(total.makespan_us for total in totals if total.schedule == against)
     title = f"All {totals[0].layers} layers, fastest first"
-    table = empty_table(title, ("schedule",), ("makespan us", "x bound", f"vs {against}"))
+    table = empty_table(title, ("schedule", "hardware"), ("makespan us", "x bound", f"vs {against}"))
     for total in sorted(totals, key=lambda total: total.makespan_us):
         speed = f"{base_us / total.makespan_us:.3f}x"
-        table.add_row(escape(total.schedule), f"{total.makespan_us:.1f}", f"{total.ratio:.3f}", speed)
+        hardware = hardware_of[total.schedule]
+        table.add_row(escape(total.schedule), hardware, f"{total.makespan_us:.1f}", f"{total.ratio:.3f}", speed)
     return table

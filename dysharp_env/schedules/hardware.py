@@ -33,10 +33,16 @@ def primitives_of(schedule: ScheduleSpec) -> list[Primitive]:
 
 
 def needed_hardware(schedule: ScheduleSpec) -> Need:
-    """Returns the hardware that a schedule needs; of one with plans, the first, which its own rule takes."""
+    """Returns the hardware that a schedule needs as it stands, whatever else its plans are."""
     if schedule.hub:
         return "hub"
     return "dynamic-multimem" if any(each.is_proposed for each in primitives_of(schedule)) else "today"
+
+
+def hardware_needs(schedule: ScheduleSpec) -> list[str]:
+    """Returns on which hardware a schedule runs: one need, or of a schedule with plans each that some of them has."""
+    needs = {needed_hardware(option) for option in schedule.options}
+    return [need for need in NEEDS if need in needs]
 
 
 def is_of_another_proposal(schedule: ScheduleSpec) -> bool:

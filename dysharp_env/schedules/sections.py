@@ -103,9 +103,13 @@ class PaysSpec(Spec):
     """
 
     dispatch: tuple[Cost, ...] = ("launch",)
+    """Before the first token is sent."""
     gemm1: tuple[Cost, ...] = ()
+    """Before GEMM-1, where that waits for a GPU or for all."""
     gemm2: tuple[Cost, ...] = ()
+    """Before GEMM-2, where that waits for GEMM-1 of its GPU."""
     combine: tuple[Cost, ...] = ()
+    """Before results are sent home, where that waits for a GPU or for all."""
     end: tuple[Cost, ...] = ()
     """After the last token is home."""
 

@@ -37,7 +37,9 @@ class ScheduleSpec(Spec):
     """A complete schedule."""
 
     name: str = Field(min_length=1)
+    """Name shown in results."""
     description: str = ""
+    """What it does, in a sentence."""
     aliases: tuple[str, ...] = ()
     """Other names under which ``load_schedule`` finds a preset, on one line: those of serving systems' back ends."""
     found_by: Literal["hand", "search"] = "hand"
@@ -83,6 +85,8 @@ class ScheduleSpec(Spec):
     hold: bool = False
     """Whether the rule may let a group wait."""
     rule: RuleSpec = RuleSpec({})
+    """Weights of features by kind of decision: the candidate with the highest score is taken, of a kind without weights
+    the first."""
     best_of: tuple[dict[str, Any], ...] = ()
     """Values of the same dotted settings, such as ``{parts.count: 4}``, of which whoever runs the schedule by its own
     rule takes the fastest for the layer at hand, the earliest of equals: as a table made by profiling would, of which

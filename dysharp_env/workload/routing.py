@@ -117,11 +117,18 @@ def describe_routing() -> dict[str, tuple[str, str]]:
         "paper-normal": "loads vary as in DySHARP's training: 0.032 at a mean share of 1/8 (arXiv 2605.05607)",
         "power-law": "popularity falls as rank to the power -ALPHA, 1.5 as in DySHARP's inference (arXiv 2605.05607)",
         "deepseek-r1": "fitted to the loads of all layers of DeepSeek-R1 as SGLang serves it",
-        **{model.name: f"fitted to routing or loads of {model.name}" for model in _FITTED},
-        "mixed": f"another of {', '.join(model.name for model in _MIXED)} each time",
+        "dsv2-lite": "fitted to tokens of DeepSeek-V2-Lite",
+        "gpt-oss-20b": "fitted to tokens of gpt-oss-20b",
+        "qwen3-30b": "fitted to published loads of Qwen3-30B-A3B",
+        "deepseek-v3": "fitted to published loads of DeepSeek-V3",
+        "deepseek-v3-skewed": "fitted to the loads of DeepSeek-R1 decoding on 32 GPUs",
+        "mixed": "another of those above each time, but deepseek-r1",
     }
-    limits = {name: f"{what} ({low:g} to {high:g})" for name, (what, low, high) in _PARAMETERS.items()}
-    return {name: (limits.get(name, ""), texts[name]) for name in routing_names()}
+    found = {}
+    for name in routing_names():
+        what, low, high = _PARAMETERS.get(name, ("", 0.0, 0.0))
+        found[name] = (what, f"{texts[name]}; {what} from {low:g} to {high:g}" if what else texts[name])
+    return found
 
 
 def routing_candidates(routing: str) -> list[RoutingModel]:

@@ -38,9 +38,10 @@ def test_rows_compare_with_forced_balance_of_the_first_schedule(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sweep", "16,x"], "sweep='16,x' must be different whole numbers of tokens"),
-        (["--sweep", "16,16"], "sweep='16,16' must be different whole numbers of tokens"),
-        (["--sweep", "0"], "sweep='0' must be different whole numbers of tokens"),
+        (["--sweep", "16,x"], "sweep='16,x' must be different whole numbers, such as tokens=8,16,32"),
+        (["--sweep", "16,16"], "sweep='16,16' must be different whole numbers, such as tokens=8,16,32"),
+        (["--sweep", "tokens=0"], "sweep='tokens=0' must be different whole numbers, such as tokens=8,16,32"),
+        (["--sweep", "gpus=2,4"], "'gpus' is unknown; choose from ['tokens']"),
         (["--count", "0"], "count=0 must be at least 1"),
         (["--schedule", "deepep", "--schedule", "deepep+moonp"], "planner='moonp' is unknown"),
     ],

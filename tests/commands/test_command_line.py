@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dysharp_env import __version__
-from dysharp_env.__main__ import main
+from dysharp_env.__main__ import COMMANDS, main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report import files
@@ -23,6 +23,7 @@ TINY = ("--gpus", "4", "--tokens", "16")
 RUN_KEYS = [
     *(
         "schedule",
+        "hardware",
         "variant",
         "layer",
         "makespan_us",
@@ -258,6 +259,41 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert (run["path"][0]["start_us"], run["path"][-1]["end_us"]) == (0.0, run["makespan_us"])
 
 
+def test_compare_says_which_hardware_each_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("dysharp", "deepep", "moe-hub")
+    argv = ["compare", *TINY, *(f"--schedule={name}" for name in names)]
+    assert main([*argv, "--json", "-"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert {run["schedule"]: run["hardware"] for run in runs} == {
+        **{"dysharp": "dynamic-multimem", "deepep": "today", "moe-hub": "hub"}
+    }
+    assert main(argv) == 0
+    assert " dynamic-multimem " in capsys.readouterr().out
+
+
+def test_compare_sweeps(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "small", "--routing", "uniform", "--gpus", "4", "--schedule", "deepep", "--schedule", "nccl"]
+    argv = ["compare", *options, "--sweep", "tokens=512,32", "--plot", "p.svg", "--json", "s.json"]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("4 GPUs of dgx-h100: small, top-8 of 64 experts, uniform\n")
+    lines = captured.out.splitlines()
+    assert lines[-3] == "fastest, by tokens per GPU: nccl at 32, deepep at 512"
+    assert lines[-2].startswith("deepep overtakes nccl between 32 and 512 tokens per GPU, near ")
+    assert lines[-1] == "wrote p.svg: the sweep"
+    assert (empty_folder / "p.svg").read_bytes().startswith(b"<?xml")
+    document = json.loads((empty_folder / "s.json").read_text())
+    assert [point["value"] for point in document["points"]] == [32, 512]
+    assert [(run["tokens"], run["schedule"]) for run in document["runs"]] == [
+        *((tokens, name) for tokens in (32, 512) for name in ("deepep", "nccl"))
+    ]
+    (crossing,) = document["crossings"]
+    assert (crossing["faster"], crossing["below"], crossing["above"]) == ("deepep", 32, 512)
+    assert main(["compare", *options[2:], "--tokens", "16", "--sweep", "model=small,olmoe", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [point["value"] for point in document["points"]] == ["small", "olmoe"] and document["crossings"] == []
+
+
 @pytest.mark.parametrize("command", ["simulate", "explain"])
 def test_pictures_need_no_backend_and_come_after_the_table(command: str, empty_folder: Path) -> None:
     code = "import sys, types; from dysharp_env.__main__ import main; from dysharp_env.report import files;"
@@ -294,10 +330,36 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "the following arguments are required: COMMAND; see 'python -m dysharp_env --help'"),
         (("simulat",), "invalid choice: 'simulat' (choose from"),
-        (("simulate", "--tokns", "3"), "unrecognized arguments: --tokns 3"),
-        (("simulate", "--token", "3"), "unrecognized arguments: --token 3"),
+        (("simulat",), "(did you mean 'simulate'?); see 'python -m dysharp_env --help'"),
+        (
+            ("simulate", "--tokns", "3"),
+            "unknown option --tokns (did you mean '--tokens'?); see 'python",
+        ),
+        (
+            ("simulate", "--token=3", "--sead=4"),
+            "options --token (did you mean '--tokens'?), --sead (did you me",
+        ),
+        (("simulate", "3"), "'3' is one argument too many; see 'python -m dysharp_env simulate --help'"),
+        (("simulate", "-x"), "unknown option -x; see"),
+        (("trace", "info", "--jason", "x"), "unknown option --jason (did you mean '--json'?)"),
+        (("simulate", "--json", "bad.yaml", "--system", "bad.yaml"), "json='bad.yaml' is the file that system is read"),
+        (("compare", "--json", "./cut.npz", "--routing", "cut.npz:a"), "json='./cut.npz' is the file that routing is"),
+        (("compare", "--json", "bad.yaml", "--schedule", "bad.yaml"), "json='bad.yaml' is the file that schedule is"),
+        (("compare", "--plot", "x.png"), "plot='x.png' shows a sweep; name one, such as --sweep tokens=64,256,1024"),
+        (("compare", "--plot", "x.jpg"), "plot='x.jpg' must end in .png or .svg or .pdf"),
+        (("compare", "--sweep", "token=1,2"), "'token' is unknown; choose from ['tokens', 'gpus', 'model']"),
+        (("compare", "--sweep", "gpus=4,4"), "sweep='gpus=4,4' must be different whole numbers, such as gpus=8,16,32"),
+        (("compare", "--sweep", "gpus=4,9"), "gpus=9: system 'dgx-h100' allows 2 to 8"),
+        (("compare", "--sweep", "model=a,a"), "must be names of different models"),
+        (("compare", "--sweep", "4", "--picture", "x.png"), "a sweep is drawn by --plot"),
+        (("compare", "--hardware", "today", "--schedule", "moe-hub"), "'moe-hub' needs GPUs with a Hub"),
+        (("list", "system"), "invalid choice: 'system' (choose from 'systems'"),
+        (("list", "schedules", "--gpus", "9"), "gpus=9: system 'dgx-h200' allows 2 to 8"),
+        (("new", "model", "m", "--out", "bad.yaml"), "out='bad.yaml' exists; name another file, or --force"),
+        (("new", "model", "m", "--from", "bad.yaml", "--out", "bad.yaml", "--force"), "is the file that base is read"),
+        (("new", "model", "m", "--from", "smal"), "(did you mean 'small'?)"),
+        (("new", "system", "a/b"), "name='a/b' must be letters, digits"),
         (("simulate", "--tokens", "x"), "tokens='x': must be a number, a number for each GPU such as 64,0,128,96, or"),
         (("simulate", "--tokens", "-1"), "tokens=-1: must be from 1 to 1000000"),
         (("simulate", "--tokens", "0"), "tokens=0: must be from 1 to 1000000"),
@@ -422,6 +484,9 @@ def test_a_closed_pipe_is_not_an_error() -> None:
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    index = capsys.readouterr().out
+    assert all(f"    {name} " in index or f"    {name}\n" in index for _, name, _ in COMMANDS)
     for argv, text in ((["--version"], __version__), (["simulate", "--help"], "0.001"), (["--help"], "validate")):
         with pytest.raises(SystemExit) as ended:
             main(argv)

@@ -20,6 +20,8 @@ def test_a_table_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK]) == 0
     out = capsys.readouterr().out
     assert out.startswith("quick: 1/64 of the tokens per GPU")
+    last = "quick: the published values are of 64 times the tokens, and these counts say only that everything runs"
+    assert out.splitlines()[-1].startswith(last)
     for text in ("tile", "published", "simulated", "time of 64-token tiles over 128", "paper: tiles of 128 tokens"):
         assert text in out
 

@@ -65,6 +65,28 @@ def test_checkers_pass_without_a_warning(settings: dict[str, Any]) -> None:
         sb3_check(make(**settings))
 
 
+def test_a_seed_is_of_random_choices_too() -> None:
+    def sampled(seed: int) -> list[int]:
+        env = make()
+        _, info = env.reset(seed=seed)
+        taken, ended = [], False
+        while not ended:
+            taken.append(int(env.action_space.sample(info["action_mask"])))
+            _, _, ended, _, info = env.step(taken[-1])
+        return taken
+
+    first = sampled(0)
+    assert first == sampled(0) != sampled(1)
+    env = make()
+    env.reset(seed=0)
+    drawn = env.action_space.sample()
+    then = [env.action_space.sample() for _ in range(8)]
+    env.reset(seed=0)
+    assert env.action_space.sample() == drawn
+    env.reset()  # without a seed the stream goes on
+    assert [env.action_space.sample() for _ in range(8)] == then
+
+
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
 def test_renderers_show_the_layer(mode: str) -> None:
     env = make(render_mode=mode)
@@ -322,7 +344,12 @@ def test_schedule_is_complete_and_saves_as_csv(tmp_path: Path) -> None:
         ({"split_moments": -1}, "split_moments=-1: Input should be greater than or equal to 0"),
         ({"exposed": ("split",), "schedule": "deepep"}, "exposed='split' does not fit schedule='deepep'"),
         ({"exposed": ()}, "exposed must name at least one decision kind"),
-        ({"render_mode": "human"}, "render_mode='human' is unknown; choose from ['ansi', 'rgb_array']"),
+        (
+            {"render_mode": "human"},
+            "render_mode='human' is that of gymnasium.make, which shows 'rgb_array' in a window",
+        ),
+        ({"render_mode": "humam"}, "render_mode='humam' is unknown; choose from ['ansi', 'rgb_array']"),
+        ({"exposed": "gemm"}, "exposed='gemm' must be a list, such as [gemm]"),
         ({"schedule": "dysharq"}, "schedule='dysharq' is unknown"),
         ({"invalid_action": "noop"}, "invalid_action='noop': Input should be 'replace' or 'raise'"),
         ({"invalid_penalty": 0}, "invalid_penalty=0: Input should be greater than 0"),

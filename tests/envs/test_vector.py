@@ -173,12 +173,20 @@ def test_metadata_spaces_and_pictures() -> None:
         ({"num_envs": 0}, "num_envs=0 must be a whole number of at least 1"),
         ({"threads": 0}, "threads=0 must be a whole number of at least 1"),
         ({"tokns": 3}, "unknown key 'tokns' (did you mean 'tokens'?)"),
-        ({"render_mode": "human"}, "render_mode='human' is unknown"),
+        ({"render_mode": "human"}, "render_mode='human' is that of gymnasium.make"),
     ],
 )
 def test_bad_settings_give_one_clear_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TokenScheduleVectorEnv(**{**TINY, **settings})
+
+
+def test_seeds_are_of_random_choices_too() -> None:
+    envs, drawn = native(3), []
+    for seed in (0, 0, 1, [0, 5, 7]):
+        envs.reset(seed=seed)
+        drawn.append([envs.action_space.sample().tolist(), int(envs.single_action_space.sample())])
+    assert drawn[0] == drawn[1] == drawn[3] != drawn[2]
 
 
 def test_bad_calls_are_refused() -> None:

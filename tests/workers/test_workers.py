@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dysharp_env.__main__ import main
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, how_to_install
 from dysharp_env.workers import Processes, Threads, Workers
 from dysharp_env.workers.cluster import Cluster
 
@@ -166,7 +166,7 @@ def test_without_ray_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["reproduce", "--engine", "ray"]) == 2
-    assert capsys.readouterr().err == "error: engine=ray needs Ray; install it with: pip install 'dysharp-env[dist]'\n"
+    assert capsys.readouterr().err == f"error: engine=ray needs Ray: {how_to_install('ray', 'dist')}\n"
 
 
 def test_an_address_at_which_nobody_answers_is_named() -> None:

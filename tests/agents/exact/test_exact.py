@@ -233,7 +233,7 @@ def test_without_the_solver_the_command_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ortools.sat.python", None)
     assert command.main([]) == 2
-    assert "pip install 'dysharp-env[exact]'" in capsys.readouterr().err
+    assert "OR-Tools is not installed: pip install ortools, or with" in capsys.readouterr().err
 
 
 def test_schedules_behind_kernel_boundaries_are_solutions_too() -> None:
