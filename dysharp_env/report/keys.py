@@ -48,7 +48,7 @@ def keys_of(spec: type[Spec], prefix: str = "") -> Iterator[Key]:
         if inner is None:
             yield Key(path, _unit(name), _default(field), _words(field.annotation), description_of(field))
             continue
-        if mark:  # one of many, or one that may be absent
+        if mark:
             yield Key(path, "", _default(field), (), description_of(field) or _first_sentence(inner))
         yield from keys_of(inner, f"{path}.{mark}")
 
@@ -156,14 +156,14 @@ def _default(field: FieldInfo) -> str | None:
 
 
 def _inner(annotation: Any) -> tuple[type[Spec] | None, str]:
-    """Returns the spec within a type, and what stands for one of many in a path, ``?`` where it may be absent."""
+    """Returns the spec within a type, and what stands for one of many in a path."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return annotation, ""
     origin, members = get_origin(annotation), get_args(annotation)
     mark = {dict: "NAME.", tuple: "N."}.get(origin, "")
     for member in members:
         if isinstance(member, type) and issubclass(member, Spec):
-            return member, mark or ("" if type(None) not in members else "")
+            return member, mark
     return None, ""
 
 
