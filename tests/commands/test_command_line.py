@@ -105,7 +105,7 @@ def test_compare_runs_every_preset_and_sorts_by_makespan(capsys: pytest.CaptureF
     assert main(["compare", *TINY]) == 0
     out = capsys.readouterr().out
     lines = [line.split("│") for line in out.splitlines() if line.startswith("│")]
-    table = {cells[1].strip(): [cell.strip() for cell in cells[2:]] for cells in lines}
+    table = {cells[1].strip(): [cell.strip() for cell in cells[3:]] for cells in lines}
     assert set(table) == set(preset_names("schedules"))
     makespans = [float(cells[0]) for cells in table.values()]
     assert makespans == sorted(makespans)

@@ -29,19 +29,20 @@ def listed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_everything_that_ships_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    document = listed(capsys)
-    assert document["schema"] == "dysharp/list/1"
-    for kind in ("systems", "models", "schedules", "suites"):
-        assert [row["name"] for row in document[kind]] == preset_names(kind)
-    assert [row["name"].partition(":")[0] for row in document["routing"]][:-2] == routing_names()
+def test_everything_that_ships_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    out = capsys.readouterr().out
-    assert all(f"{kind} ({len(document[kind])}): " in out for kind in KINDS)
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    for kind in ("systems", "models", "schedules", "suites"):
+        names = preset_names(kind)
+        assert lines[f"{kind} ({len(names)})"] == ", ".join(names)
+    assert all(name in lines[f"routing ({len(routing_names()) + 2})"] for name in (*routing_names(), "recorded"))
+    assert any(head.startswith("policies (") for head in lines) and len(lines) == len(KINDS)
 
 
 def test_rows_say_what_files_say(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {row["name"]: row for row in listed(capsys, "systems")["systems"]}
+    document = listed(capsys, "systems")
+    assert document["schema"] == "dysharp/list/1"
+    rows = {row["name"]: row for row in document["systems"]}
     assert (rows["dgx-h200"]["gpus"], rows["dgx-h200"]["link_gbps"], rows["dgx-h200"]["multimem"]) == (
         8,
         450,

@@ -43,9 +43,8 @@ def test_of_many_schedules_the_fastest_and_the_one_compared_with_are_told() -> N
     assert {frozenset((each.faster, each.slower)) for each in found} == {
         frozenset(pair) for pair in (("s0", "s6"), ("s0", "s3"), ("s3", "s6"))
     }
-    # All take the same on the mean of logarithms but for little: s6, the best of them, is there already, then s5.
-    assert drawn_names(points(**many), "s3", 4)[:2] == ["s0", "s3"]
-    assert len(drawn_names(points(**many), "s3", 4)) == 4
+    # s0 and s6 are fastest somewhere; of the others s1 takes least on the mean of logarithms: 11 times 19.
+    assert drawn_names(points(**many), "s3", 4) == ["s0", "s1", "s3", "s6"]
 
 
 @pytest.mark.parametrize(("name", "head"), [("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.pdf", b"%PDF")])
