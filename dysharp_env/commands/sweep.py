@@ -16,7 +16,7 @@ class Sweep(NamedTuple):
     """What is swept, and over which values: numbers in order, or names of models as given."""
 
     key: str
-    values: tuple[int, ...] | tuple[str, ...]
+    values: tuple[int | str, ...]
 
     @property
     def is_of_numbers(self) -> bool:

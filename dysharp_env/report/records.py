@@ -36,8 +36,8 @@ class TimedRun:
         bounds = ("lower_bound_us", "family_bound_us", "ratio")
         fields = ("makespan_us", *bounds, "phases_us", "wire_bytes", "payload_bytes", "utilisation")
         numbers = {name: getattr(self.result, name) for name in (*fields, "events", "decisions")}
-        head = {"schedule": self.schedule, "hardware": self.hardware, "variant": self.run.variant}
-        head["layer"] = self.layer_index
+        played = {"variant": self.run.variant, "layer": self.layer_index}
+        head = {"schedule": self.schedule, "hardware": self.hardware, **played}
         return {**head, **numbers, "wall_s": self.wall_s}
 
     @property

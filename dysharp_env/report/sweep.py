@@ -117,15 +117,13 @@ def sweep_tables(points: Sequence[Point], against: str, hardware_of: Mapping[str
     names = sorted(hardware_of, key=lambda name: sum(math.log(point.makespan_us[name]) for point in points))
     heads = [f"{point.value}" for point in points]
     tables = []
-    for head, shown in (
-        (f"Makespan, us, by {what}", lambda us, base_us: f"{us:.1f}"),
-        (f"Speed-up over {against}, by {what}", lambda us, base_us: f"{base_us / us:.3f}x"),
-    ):
+    for head, is_speed in ((f"Makespan, us, by {what}", False), (f"Speed-up over {against}, by {what}", True)):
         table = empty_table(head, ("schedule", "hardware"), [escape(each) for each in heads])
         for name in names:
             cells = []
             for point in points:
-                text = shown(point.makespan_us[name], point.makespan_us[against])
+                us = point.makespan_us[name]
+                text = f"{point.makespan_us[against] / us:.3f}x" if is_speed else f"{us:.1f}"
                 cells.append(f"[bold]{text}[/]" if point.fastest == name else text)
             table.add_row(escape(name), hardware_of[name], *cells)
         tables.append(table)

@@ -267,7 +267,8 @@ def test_hardware_of_today_has_what_can_be_bought(name: str) -> None:
     assert today.switch.dispatch_primitives == ("unicast", "broadcast", "team", "pull")
     assert today.switch.combine_primitives == ("unicast", "reduce_scatter", "pull")
     same = {key: list(getattr(system.switch, key)) for key in ("dispatch_primitives", "combine_primitives")}
-    assert today.with_changes({f"switch.{key}": value for key, value in same.items()}) == system
+    assert not today.gpu.hub
+    assert today.with_changes({"gpu.hub": True, **{f"switch.{key}": each for key, each in same.items()}}) == system
 
 
 def test_hardware_of_today_must_be_able_to_send_and_sum() -> None:
