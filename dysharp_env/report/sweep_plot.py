@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarFormatter
 
-from dysharp_env.report.files import write_bytes
-from dysharp_env.report.gantt import FAINT, INK, TITLE
+from dysharp_env.report.colours import FAINT, INK
+from dysharp_env.report.drawing import TITLE, write_figure
 from dysharp_env.report.sweep import Crossing, Point, drawn_names
 
-SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is pale on white; black comes first for the
 # schedule that others are measured against.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
@@ -33,7 +30,7 @@ def write_sweep(
     """Writes a picture of a sweep and returns the names of the schedules that it shows.
 
     Args:
-        path: Ends in one of ``SUFFIXES``.
+        path: A .png, .svg or .pdf.
         points: The values of the sweep, in order.
         found: Where schedules overtake each other.
         against: Whose line is black.
@@ -68,9 +65,7 @@ def write_sweep(
     if is_of_numbers and found:
         note = "diamonds: where one overtakes another, by straight lines between the sizes that were run"
         figure.text(0.085, 0.9, note, fontsize=8.5, color=FAINT)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.removeprefix("."))
-    write_bytes(path, buffer.getvalue())
+    write_figure(path, figure)
     return names
 
 

@@ -122,7 +122,8 @@ def describe_routing() -> dict[str, tuple[str, str]]:
         "qwen3-30b": "fitted to published loads of Qwen3-30B-A3B",
         "deepseek-v3": "fitted to published loads of DeepSeek-V3",
         "deepseek-v3-skewed": "fitted to the loads of DeepSeek-R1 decoding on 32 GPUs",
-        "mixed": "another of those above each time, but deepseek-r1",
+        "aiconfigurator": "loads as AIConfigurator draws them to measure GEMMs with",
+        "mixed": "another of those above each time, but deepseek-r1 and aiconfigurator",
     }
     found = {}
     for name in routing_names():

@@ -53,7 +53,7 @@ def _needs(needs: str) -> str:
 
 
 def _import(args: argparse.Namespace) -> None:
-    require_trace_output(args.output, args.files)
+    require_trace_output(args)
     given = {name: getattr(args, name) for name in ("layers", "top_k", "experts", "tokens")}
     require_at_least(1, **{name: value for name, value in given.items() if value is not None})
     require_at_least(0, seed=args.seed)

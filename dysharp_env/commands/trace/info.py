@@ -78,7 +78,7 @@ def _info(args: argparse.Namespace) -> None:
 def _check_outputs(args: argparse.Namespace) -> None:
     if args.picture and not args.picture.endswith(SUFFIXES):
         raise ConfigError(f"picture='{args.picture}' must end in {', '.join(SUFFIXES)}")
-    check_targets(("json", args.json, None), ("picture", args.picture, None))
+    check_targets(("json", args.json, None), ("picture", args.picture, None), args=args)
 
 
 def _title(args: argparse.Namespace, routing: RoutingTrace | LayerLoads) -> str:

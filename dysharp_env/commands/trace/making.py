@@ -16,7 +16,7 @@ from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.workload.layer import load_model
 from dysharp_env.workload.recording import RecordingSpec, record
 from dysharp_env.workload.routing import routing_candidates, routing_names
-from dysharp_env.workload.traces import RECORDED, SPLITS, is_trace_name, load_trace, split_range
+from dysharp_env.workload.traces import SPLITS, is_trace_name, load_trace, split_range
 
 
 def add_actions(actions: Any) -> None:
@@ -50,7 +50,7 @@ def add_actions(actions: Any) -> None:
 def _record(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in RecordingSpec.model_fields}
     spec = parse_spec(RecordingSpec, settings, source="trace record")
-    require_trace_output(args.output, ())
+    require_trace_output(args)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     command = f"python -m dysharp_env trace record {options} --output {Path(args.output).name}"
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.2f}"))
@@ -67,12 +67,12 @@ def _generate(args: argparse.Namespace) -> None:
     layer = load_model(args.model, top_k=args.top_k)
     require_at_least(1, tokens=args.tokens, layers=args.layers)
     require_at_least(0, seed=args.seed)
-    require_trace_output(args.output, ())
+    require_trace_output(args)
     save(drawn_trace(args.routing, layer, args.layers, args.tokens, args.seed), args.output)
 
 
 def _convert(args: argparse.Namespace) -> None:
-    require_trace_output(args.output, () if args.trace == RECORDED else (args.trace,))
+    require_trace_output(args)
     trace = load_trace(args.trace)
     start, stop = split_range(trace, args.split)
     if args.window is not None:

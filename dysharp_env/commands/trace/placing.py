@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dysharp_env.commands.options import require_at_least
 from dysharp_env.commands.output import check_targets, say
-from dysharp_env.commands.trace.sources import SOURCES, add_output_option, loads_of, read_routing, require_new_output
+from dysharp_env.commands.trace.sources import SOURCES, add_output_option, loads_of, read_routing
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.workload.eplb import eplb_placement
@@ -39,8 +39,7 @@ def _place(args: argparse.Namespace) -> None:
     writer = next((writer for ending, writer in _WRITERS.items() if args.output.endswith(ending)), None)
     if writer is None:
         raise ConfigError(f"output='{args.output}' must end in {', '.join(_WRITERS)}")
-    check_targets(("output", args.output, None))
-    require_new_output(args.output, [args.trace])
+    check_targets(("output", args.output, None), args=args)
     routing = read_routing(args.trace, args.model)
     if isinstance(routing, RoutingTrace):
         routing = routing.window(*split_range(routing, args.split))

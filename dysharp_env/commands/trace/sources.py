@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from dysharp_env.commands.output import say
+from dysharp_env.commands.output import check_targets, say
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.choices import count_loads
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.loads import LayerLoads, is_loads_name, load_loads
-from dysharp_env.workload.npz import split_array_name
 from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates
 from dysharp_env.workload.traces import RoutingTrace, is_trace_name, load_trace, require_output, save_trace
 
@@ -27,26 +25,14 @@ def add_output_option(action: argparse.ArgumentParser, metavar: str, text: str) 
     action.add_argument("--output", "--out", required=True, metavar=metavar, help=text)
 
 
-def require_new_output(output: str, inputs: Iterable[str]) -> None:
-    """Checks that what is written is none of the files that are read.
-
-    Raises:
-        ConfigError: It is one.
-    """
-    for name in inputs:
-        path = Path(split_array_name(name)[0])
-        if path.exists() and path.resolve() == Path(output).resolve():
-            raise ConfigError(f"output='{output}' is the file that is read; name another")
-
-
-def require_trace_output(output: str, inputs: Iterable[str]) -> None:
-    """Checks that a trace can be written, and is none of the files that are read.
+def require_trace_output(args: argparse.Namespace) -> None:
+    """Checks that a trace can be written where ``--output`` says, and that this is none of the files that are read.
 
     Raises:
         ConfigError: It cannot, or is one.
     """
-    require_output(output)
-    require_new_output(output, inputs)
+    require_output(args.output)
+    check_targets(("output", args.output, None), args=args)
 
 
 def parse_range(option: str, given: str) -> tuple[int, int]:
