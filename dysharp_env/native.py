@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
@@ -33,6 +33,7 @@ config: Any = numba.config
 config.DISABLE_JIT = 0
 os.environ.pop("NUMBA_DISABLE_JIT", None)  # which numba reads again
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _PACKAGE = Path(__file__).resolve().parent
 _DIGEST_BYTES = 32
 
@@ -172,6 +173,10 @@ def keep(dispatcher: Any, *, compiles_alone: bool = False) -> None:
         dispatcher._cache = TolerantCache(dispatcher.py_func, compiles_alone=compiles_alone)
 
 
+@overload
+def native(function: Function) -> Function: ...
+@overload
+def native(**options: Any) -> Callable[[Function], Function]: ...
 def native(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Returns a function compiled by ``numba.njit`` with these options when it is first called, or such a decorator."""
     if function is None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import typeof
 
 from dysharp_env.native import cache_root
-from dysharp_env.simulator.kernel.loop import advance
+from dysharp_env.simulator.kernel import loop
 from dysharp_env.simulator.state.records import NOBODY, ROOT
 
+# What numba has made of the function.
+advance: Any = loop.advance
 NOTICE = "compiling the simulator (once; later runs load it from numba's cache) ..."
 NOTICE_WITHOUT_CACHE = (
     "compiling the simulator (in every run, as no folder can be written; NUMBA_CACHE_DIR=FOLDER names one) ..."

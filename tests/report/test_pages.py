@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from dysharp_env.__main__ import main
 from dysharp_env.commands.output import json_document, run_records
 from dysharp_env.report.explained import explain
 from dysharp_env.report.page.layers import compare_page, explain_page, simulate_page
@@ -166,3 +167,14 @@ def test_a_browser_draws_every_page(runs: list[TimedRun], tmp_path: Path) -> Non
             part.kind == "grid" for section in page.sections for part in section.parts
         )
         assert f"<title>{page.title.replace('<', '&lt;').replace('>', '&gt;')}</title>" in shown.stdout
+
+
+def test_of_several_layers_there_are_tables_only(tmp_path: Path) -> None:
+    layers = ["--gpus", "2", "--tokens", "8", "--routing", "recorded", "--layer-index", "1,3"]
+    schedules = ["--schedule", "deepep", "--schedule", "dysharp"]
+    assert main(["compare", *layers, *schedules, "--report", str(tmp_path / "page")]) == 0
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert text.count("<caption>") == 2 and "<caption>All 2 layers, fastest first" in text
+    read = Reader(text)
+    assert [cell for cell in read.cells if cell.strip() == "hardware"] != []
+    assert not [attrs for tag, attrs in read.tags if "timeline" in str(attrs.get("class"))]

@@ -10,7 +10,7 @@ from dysharp_env.report.explained import Explanation, ideal_name, ideal_table, p
 from dysharp_env.report.page.heat import link_maps
 from dysharp_env.report.page.parts import Bar, Bars, Grid, Page, Part, Section, percent
 from dysharp_env.report.page.timelines import timeline
-from dysharp_env.report.records import TimedRun, picture_title, totals_of
+from dysharp_env.report.records import TimedRun, hardware_of, picture_title, totals_of
 from dysharp_env.report.tables import (
     comparison_table,
     layer_tables,
@@ -73,7 +73,7 @@ def compare_page(
     title = "Makespan, µs; the dashed line is the lower bound"
     bars = Bars(title, lines, mark=best.lower_bound_us, from_zero=True)
     if len(runs) > len(totals):
-        tables = [*layer_tables(runs), totals_table(totals, against)]
+        tables = [*layer_tables(runs), totals_table(totals, against, hardware_of(runs))]
     else:
         tables = [comparison_table(runs, against)]
     sections = [Section("Results", [bars, *(Grid.of(table) for table in tables)]), *_drawn(drawn)]
