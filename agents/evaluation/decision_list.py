@@ -25,6 +25,7 @@ from dysharp_env.simulator.state.observation import DecisionKind
 from dysharp_env.workload import ScenarioSpec, Workload
 
 SUFFIX = ".json.gz"
+FORMAT: Literal["dysharp/decisions/1"] = "dysharp/decisions/1"
 _MOST_BYTES = 2**28  # of JSON in one file; a larger one is no decision list
 
 
@@ -57,7 +58,7 @@ class AskedSpec(Spec):
 class DecisionList(Spec):
     """One row of an evaluation with every choice that made it."""
 
-    format: Literal["dysharp/decisions/1"] = "dysharp/decisions/1"
+    format: Literal["dysharp/decisions/1"] = FORMAT
     """What the file is."""
     version: str = __version__
     """Version of the package that wrote it."""
@@ -131,4 +132,6 @@ def read_decisions(path: Path) -> DecisionList:
         data = None
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' is not a decision list: it holds no JSON object")
+    if (form := data.get("format", FORMAT)) != FORMAT:
+        raise ConfigError(f"'{path}' is not a decision list: format={str(form)[:40]!r} must be '{FORMAT}'")
     return parse_spec(DecisionList, data, source=f"'{path}'")

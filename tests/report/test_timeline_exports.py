@@ -201,8 +201,9 @@ def test_a_missing_package_is_named(
     for name in ("perfetto.protos.perfetto.trace", "perfetto.protos", "perfetto"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["simulate", *TINY, "--timeline", "t.pftrace"]) == MISTAKE
-    expected = "error: this needs perfetto, which is not installed: pip install 'dysharp-env[report]'\n"
-    assert capsys.readouterr().err == expected and not list(tmp_path.iterdir())
+    error = capsys.readouterr().err
+    assert error.startswith("error: this needs perfetto, which is not installed: pip install perfetto, or with")
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_each_format_and_says_what_it_is(

@@ -22,6 +22,7 @@ from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES, PLAN, REPLICATE
 from dysharp_env.workload import ScenarioSpec, Workload
 from dysharp_env.workload.placement import contiguous_placement
+from dysharp_env.workload.suite import SuiteEntry
 from tests.schedules.test_replication import layer_of
 
 SCENARIO = {"system": "dgx-h200", "model": "olmoe", "gpus": 4, "tokens": 512, "routing": "dsv2-lite:1.9"}
@@ -313,7 +314,7 @@ def test_decision_lists_with_plans_and_copies_are_confirmed() -> None:
     decisions = DecisionList(
         policy="random",
         seed=None,
-        workload="by hand",
+        workload=SuiteEntry(**scenario.model_dump()).name_of(scenario.build(), workload),
         scenario=scenario,
         workload_seed=7,
         routing_sha256=routing_digest(workload),

@@ -274,8 +274,8 @@ def test_other_choices_do_not_pass(lists: Path) -> None:
         (gzip.compress(b"[1]", mtime=0), "is not a decision list: it holds no JSON object"),
         (gzip.compress(b'{"choices": [1', mtime=0), "is not a decision list: it holds no JSON object"),
         (gzip.compress(b"\xff\xfe\xfa", mtime=0), "is not a decision list: it holds no JSON object"),
-        (gzip.compress(b'{"format": "other/1"}', mtime=0), "format='other/1'"),
-        (gzip.compress(b"{}", mtime=0), "is missing"),
+        (gzip.compress(b'{"format": "other/1"}', mtime=0), "is not a decision list: format='other/1' must be"),
+        (gzip.compress(b"{}", mtime=0), "are missing"),
     ],
 )
 def test_damaged_files_give_one_line(
