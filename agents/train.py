@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from dysharp_env.config import ConfigError, preset_names
 
 from .kit import Command, entry
 from .policies.card import run_path
-from .training.run_folder import RunFolder
+from .training.run_folder import RunFolder, as_yaml
 from .training.spec import describe_result, read_spec
 from .training.start import load_config, read_run_dir, start_run, train_with_progress
 
@@ -34,6 +35,8 @@ def build() -> Command:
         help="replace a setting, such as total_decisions=50000 or env.tokens=128; repeatable",
     )
     command.add("--seed", type=int, help="seed of networks, choices and workloads (default: the config's)")
+    text = "print all settings, defaults included, as YAML, and train nothing"
+    command.parser.add_argument("--print-config", action="store_true", help=text)
     command.add("--run-dir", default="runs", metavar="DIR", help="where run folders go")
     command.add_workers("the threads that the config says; of evolution only")
     return command.add_quiet("no progress bar")
@@ -48,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     resume = args.resume is not None
     folder = RunFolder(run_path(args.resume)) if resume else None
     spec = (load_config(args.config) if folder is None else read_spec(folder)).with_changes(changes)
+    if args.print_config:
+        sys.stdout.write(as_yaml(spec))
+        return 0
     workers = asked_workers(args)
     if workers is not None and spec.evolution is None and spec.planning is None:
         raise ConfigError("workers play for evolution; MaskablePPO collects its rollouts in one process")
@@ -57,12 +63,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet, workers=workers)
     except KeyboardInterrupt:
-        if folder.checkpoints():
-            console.print(f"stopped; continue with: python -m agents.train --resume {folder.path}")
+        console.print(describe_interrupt(folder))
         raise
     console.print(describe_result(folder))
     console.print(f"run folder: {folder.path}")
     return 0
+
+
+def describe_interrupt(folder: RunFolder) -> str:
+    """Returns how to go on with a run that was interrupted."""
+    if not folder.checkpoints():
+        return f"stopped before the first update: there is nothing to go on from in {folder.path}"
+    done = int(folder.newest_checkpoint().name)
+    return f"stopped at {done:,} decisions; continue with: python -m agents.train --resume {folder.path}"
 
 
 def parse_changes(settings: Sequence[str]) -> dict[str, Any]:

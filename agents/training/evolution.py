@@ -12,7 +12,7 @@ All episodes run inside the engine; layers share nothing, so workers, threads or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import CONTEXT
+from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import load_suite
 
@@ -43,6 +44,8 @@ GENERATION_COLUMNS = ("decisions", "generation", "ratio_to_reference", "worst", 
 _MEAN_KEPT, _SQUARE_KEPT = 0.8, 0.97  # of Adam's averages of gradients and of their squares
 _LEAST = 1e-4  # added to the root of the latter, logs of makespan per weight
 _LAST_RATE = 0.1  # of the learning rate at the end of a cycle
+_BEYOND = 0.05  # of the decisions asked for, by which the last generation may go beyond them
+_MIDWAY = "midway.safetensors"
 
 
 def read_opening(folder: str) -> Network:
@@ -90,7 +93,7 @@ class EvolutionRun(TrainingRun):
             load_schedule(spec.reference),
             workers,
         )
-        self._latest = float("nan")
+        self._latest: float | None = None
 
     def policy(self) -> CandidatePolicy:
         """Returns the policy."""
@@ -109,27 +112,56 @@ class EvolutionRun(TrainingRun):
         return {"evolution.safetensors": save(numbers)}
 
     def begin(self) -> None:
-        """Goes on at the present weights."""
-        self._evolution.restart(int(np.random.SeedSequence([self.spec.seed, self.updates]).generate_state(1)[0]))
+        """Goes on at the present weights with a random stream of its own."""
+        self._evolution.restart(self._seed(self.updates))
+
+    def _seed(self, generations: int) -> int:
+        """Returns the seed of the stream that begins after so many generations."""
+        return int(np.random.SeedSequence([self.spec.seed, generations]).generate_state(1)[0])
+
+    def midway(self) -> dict[str, bytes]:
+        """Returns the averages of gradients and how many generations they are of."""
+        return {_MIDWAY: save(self._evolution.momentum())}
+
+    def go_on(self, checkpoint: Path, began: int) -> None:
+        """Goes on with the averages of gradients, in the middle of the random stream."""
+        self.begin()
+        shapes = {name: array.shape for name, array in self._evolution.momentum().items()}
+        tensors = read_tensors(checkpoint / _MIDWAY, shapes, "the run's settings", torch.float64)
+        momentum = {name: tensor.numpy() for name, tensor in tensors.items()}
+        self._evolution.restart(self._seed(self.updates - int(momentum["generations"][0])))
+        self._evolution.go_on(momentum)
+
+    def is_over(self) -> bool:
+        """Returns whether no other generation fits; one is not begun that would end far beyond the last decision."""
+        total = self.spec.total_decisions
+        usual = self.decisions / self.updates if self.updates else 0.0
+        return self.decisions >= total or self.decisions + usual > (1 + _BEYOND) * total
 
     def learn(self) -> dict[str, float]:
         """Plays one generation."""
         latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        if self.updates == 0 and latest.decisions > (1 + _BEYOND) * self.spec.total_decisions:
+            notice(
+                f"one generation is {latest.decisions:,} decisions, more than total_decisions="
+                f"{self.spec.total_decisions}; it is smaller with fewer evolution.pairs or a smaller evolution.batch"
+            )
         self._latest = latest.ratio
         self.decisions += latest.decisions
         self.updates += 1
         row = (self.decisions, self.updates, latest.ratio, latest.worst)
         self.folder.append_rows("generations.csv", GENERATION_COLUMNS, [(*row, round(self.elapsed_s(), 3))])
         return {
-            f"rollout/ratio_to_{self.spec.reference}": latest.ratio,
-            "evolution/worst_ratio": latest.worst,
-            "evolution/generation": self.updates,
-            "time/decisions_per_second": self.rate(),
+            "rollout/ratio_to_reference": latest.ratio,
+            "rollout/worst_ratio_to_reference": latest.worst,
+            "train/loss": float(np.log(latest.ratio)),
+            "train/learning_rate": latest.rate,
         }
 
-    def recent(self) -> tuple[float, float]:
-        """Returns no return, and the last generation's ratio."""
-        return float("nan"), self._latest
+    @property
+    def recent(self) -> dict[str, float]:
+        """The last generation's ratio."""
+        return {} if self._latest is None else {"generation's ratio": self._latest}
 
 
 @dataclass(frozen=True)
@@ -140,11 +172,13 @@ class Generation:
         ratio: Geometric mean of makespan over the reference's, over all nudges and workloads.
         worst: Largest ratio on a workload, as the geometric mean over its nudges.
         decisions: Decisions that the policies took.
+        rate: The learning rate of its step.
     """
 
     ratio: float
     worst: float
     decisions: int
+    rate: float
 
 
 class Evolution:
@@ -187,14 +221,25 @@ class Evolution:
         self._order = np.empty(0, np.int64)
         self._steps, self._mean, self._square = 0, np.zeros_like(self.weights), np.zeros_like(self.weights)
 
+    def momentum(self) -> dict[str, np.ndarray]:
+        """Returns what has come of the generations since ``restart``, besides weights, as float64 arrays."""
+        return {"mean": self._mean, "square": self._square, "generations": np.array([float(self._steps)])}
+
+    def go_on(self, momentum: Mapping[str, np.ndarray]) -> None:
+        """Takes over what ``momentum`` returned, after ``restart`` with the same seed."""
+        self._mean, self._square = momentum["mean"], momentum["square"]
+        self._steps = int(momentum["generations"][0])
+        for _ in range(self._steps):
+            self._draw()
+
     def network(self) -> Network:
         """Returns the policy."""
         return self._genome.network(self.average)
 
     def step(self, progress: float) -> Generation:
         """Plays a generation and moves the weights; ``progress`` is which part of the run is over."""
-        spec, drawn = self._spec, self._draw()
-        nudges = self._rng.normal(0, spec.sigma, (len(drawn), spec.pairs, len(self.weights)))
+        spec = self._spec
+        drawn, nudges = self._draw()
         nudged = [Nudged(self._problems[at], self.weights, each) for at, each in zip(drawn, nudges, strict=True)]
         constants = [self._player, *self._problems]
         ends = self._workers.map(self._player, nudged, size=Nudged.size, constants=constants)
@@ -204,9 +249,10 @@ class Evolution:
         slopes = np.einsum("wp,wpd->wd", gained, nudges) / (spec.pairs * spec.sigma**2)  # (workload, weight)
         gradient = slopes.T @ self._shapes[drawn] / len(drawn)
         gradient[~self._genome.depends, 1:] = 0.0
-        self._move(gradient, spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0)))
+        rate = spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0))
+        self._move(gradient, rate)
         worst = float(np.exp(logs.mean(axis=1).max()))
-        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()))
+        return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()), rate)
 
     def _move(self, gradient: np.ndarray, rate: float) -> None:
         """Makes a step of Adam."""
@@ -218,12 +264,16 @@ class Evolution:
         self.weights = self.weights - rate * mean / (root + _LEAST)
         self.average = self._spec.average * self.average + (1 - self._spec.average) * self.weights
 
-    def _draw(self) -> np.ndarray:
-        """Returns the (workload,) next ones of a random order of all; a new one begins where too few are left."""
-        if len(self._order) < self._spec.batch:
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the (workload,) next ones of a random order of all, and their (workload, pair, weight) nudges.
+
+        A new order begins where too few are left.
+        """
+        spec = self._spec
+        if len(self._order) < spec.batch:
             self._order = self._rng.permutation(len(self._problems))
-        drawn, self._order = np.sort(self._order[: self._spec.batch]), self._order[self._spec.batch :]
-        return drawn
+        drawn, self._order = np.sort(self._order[: spec.batch]), self._order[spec.batch :]
+        return drawn, self._rng.normal(0, spec.sigma, (len(drawn), spec.pairs, len(self.weights)))
 
 
 def _first_context(problem: Problem, base: ScheduleSpec, exposure: Exposure) -> np.ndarray:

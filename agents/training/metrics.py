@@ -1,15 +1,12 @@
-"""What is recorded while training: finished episodes, and TensorBoard files."""
+"""What is recorded of the episodes that training plays."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.logger import KVWriter
-from torch.utils.tensorboard import SummaryWriter
 
 EPISODE_COLUMNS = (
     "decisions",
@@ -27,9 +24,8 @@ _RECENT_EPISODES = 32
 class EpisodeRecorder:
     """Notes every finished episode."""
 
-    def __init__(self, reference: str) -> None:
-        """``reference`` is the name under which ratios to the environments' reference schedule are recorded."""
-        self._reference = reference
+    def __init__(self) -> None:
+        """Begins with none."""
         self._rows: list[tuple[object, ...]] = []
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
         self._started = time.perf_counter()
@@ -58,24 +54,4 @@ class EpisodeRecorder:
             return {}
         means = {f"rollout/{name}": self.recent(name) for name in ("return", "ratio_to_bound", "episode_decisions")}
         relative = np.log([episode["ratio_to_reference"] for episode in self._recent])
-        return {**means, f"rollout/ratio_to_{self._reference}": float(np.exp(relative.mean()))}
-
-
-class TensorBoard(KVWriter):
-    """Writes records as TensorBoard scalars."""
-
-    def __init__(self, folder: Path, forget_after: int | None = None) -> None:
-        """Starts an event file in a run folder; ``forget_after`` hides what earlier ones say of later decisions."""
-        purge_step = None if forget_after is None else forget_after + 1
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Writes scalars at a step."""
-        for name, value in key_values.items():
-            if isinstance(value, (int, float, np.number)) and "tensorboard" not in (key_excluded[name] or ()):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Closes the event file."""
-        self._writer.close()
+        return {**means, "rollout/ratio_to_reference": float(np.exp(relative.mean()))}

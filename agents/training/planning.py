@@ -8,23 +8,24 @@ What is decided besides the plan, the plan's own rule decides. How much of it a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
 from dysharp_env.config import ConfigError
-from dysharp_env.schedules import Exposure, load_schedule
+from dysharp_env.schedules import Exposure, Problem, load_schedule
 from dysharp_env.simulator.network import Network
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import load_suite
 
+from ..opponents.rollouts import makespans_ps
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.files import load_tensors
 from .plan_layers import draw_layers
-from .plan_table import ARRAYS, Fit, PlanTable, Promising, fit_plans, play_plans
+from .plan_table import ARRAYS, Fit, PlanTable, Promising, choose, fit_plans, play_plans
 from .run_folder import RunFolder
 from .run_loop import TrainingRun
 from .spec import TrainSpec
@@ -45,7 +46,7 @@ class PlanRun(TrainingRun):
         assert spec.planning is not None and spec.env.suite is not None
         self._planning, self._workers = spec.planning, workers
         self._suite = load_suite(spec.env.suite)
-        self._schedule = load_schedule(spec.env.schedule)
+        self._schedule, self._reference = load_schedule(spec.env.schedule), load_schedule(spec.reference)
         size = spec.env.max_candidates
         self._table = PlanTable(
             (),
@@ -74,7 +75,8 @@ class PlanRun(TrainingRun):
             if name not in arrays or arrays[name].shape != wanted:
                 raise ConfigError(f"'{path}' does not fit the run's settings: '{name}' is not of shape {wanted}")
         self._table = PlanTable(tuple(map(str, range(rows))), *(arrays[name] for name in ARRAYS))
-        self._fit()
+        if rows:
+            self._fit()
 
     def state(self) -> dict[str, bytes]:
         """Returns the table as a file."""
@@ -88,20 +90,32 @@ class PlanRun(TrainingRun):
         exposure = Exposure(max_candidates=self.spec.env.max_candidates)
         drawn = draw_layers(self._suite, self._planning, self.spec.seed, self.updates)
         played = play_plans(drawn, self._schedule, exposure, self._workers, self._promising())
+        relative = self._relative(drawn, played)
         self._table = self._table.joined(played)
         self.decisions += int(played.legal.sum())
         self.updates += 1
         self._fit()
         return {
-            "planning/layers": len(self._table.names),
-            "planning/loss": self._loss,
-            "planning/loss_of_the_first": float(self._table.losses[:, 0].mean()),
-            "time/decisions_per_second": self.rate(),
+            **relative,
+            "train/loss": self._loss,
+            "train/loss_of_first_plan": float(self._table.losses[:, 0].mean()),
+            "train/table_layers": len(self._table.names),
         }
 
-    def recent(self) -> tuple[float, float]:
-        """Returns no return, and how much longer than the best plan of each layer the chosen ones take."""
-        return float("nan"), float(np.exp(self._loss))
+    def _relative(self, drawn: Sequence[Problem], played: PlanTable) -> dict[str, float]:
+        """Returns how the plans chosen on new layers compare with the reference, where that runs on all of them."""
+        try:
+            reference_ps = makespans_ps([self._reference], drawn, self._workers)[0]
+        except ConfigError:
+            return {}
+        chosen = [choose(self._network, played, row) for row in range(len(drawn))]
+        mine_ps = played.makespans_ps[np.arange(len(drawn)), chosen]
+        return {"rollout/ratio_to_reference": float(np.exp(np.log(mine_ps / reference_ps).mean()))}
+
+    @property
+    def recent(self) -> dict[str, float]:
+        """How much longer than the best plan of each layer the chosen ones take."""
+        return {} if np.isnan(self._loss) else {"over best plan": float(np.exp(self._loss))}
 
     def _promising(self) -> Promising | None:
         """Returns which plans are played next; None, for all of them, on the first layers."""

@@ -4,8 +4,7 @@ A run (``PpoRun``) goes in updates: every environment copy plays ``ppo.n_steps``
 then the policy makes some epochs of clipped gradient steps on them. Between updates it is validated and saved, see
 run_loop.py. Stable-Baselines3's ``learn`` owns its loop; here training needs to stop between updates and to continue
 later as if nothing had happened. So the loop is outside, and ``Learner`` offers its two halves. What an update is is
-Stable-Baselines3's ``train``; the networks are those of candidate_policy.py; README.md beside this file says what is
-logged.
+Stable-Baselines3's ``train``; the networks are those of candidate_policy.py; curves.py says what is logged.
 """
 
 from __future__ import annotations
@@ -18,26 +17,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from sb3_contrib import MaskablePPO
 
 from dysharp_env.simulator.playing import Players
 from dysharp_env.simulator.state.observation import DECISION_KINDS
+from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
 
 from ..policies.candidate_policy import CandidatePolicy, PolicySpec
 from ..policies.card import read_card
-from ..policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files
+from ..policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files, read_tensors
 from .buffer import EngineRollouts
 from .imitation import draw_lessons, imitate
 from .metrics import EPISODE_COLUMNS, EpisodeRecorder
 from .run_folder import RunFolder
 from .run_loop import TrainingRun
-from .spec import PpoSpec, TrainSpec
+from .spec import PpoSpec, TrainSpec, read_spec
 from .validation import EVALUATION_COLUMNS
 from .vec_env import ScheduleVecEnv
 
 _SAMPLED_DECISIONS = 1024
+_MIDWAY = "midway.safetensors"
+_KEYS = (624,)  # the shape of a Mersenne Twister's state
+_MANY = 20_000  # decisions that take more than some seconds to play again
 
 
 class PpoRun(TrainingRun):
@@ -58,7 +62,8 @@ class PpoRun(TrainingRun):
             ConfigError: A name in the spec is unknown, or does not fit.
         """
         super().__init__(spec, folder, watch, workers)
-        self._episodes = EpisodeRecorder(spec.reference)
+        self._episodes = EpisodeRecorder()
+        self._played: list[np.ndarray] = []  # (step, copy) actions of the updates since ``begin``
         vec_env = ScheduleVecEnv(spec.env, spec.num_envs, spec.reference, spec.baseline)
         self._learner = Learner(vec_env, spec.ppo, spec.policy, spec.seed, spec.torch_threads)
 
@@ -80,14 +85,49 @@ class PpoRun(TrainingRun):
 
     def begin(self) -> None:
         """Starts fresh episodes and random streams; before the first decision imitates, where that is asked for."""
+        self._equip()
+        if self.spec.imitation is not None and self.decisions == 0:
+            self._imitate()
+        self._learner.begin(self._seed(self.decisions))
+        self._played = []
+
+    def _equip(self) -> None:
         learner = self._learner
         learner.num_timesteps, learner._n_updates = self.decisions, self.updates
         learner.set_logger(self.logger)
-        if self.spec.imitation is not None and self.decisions == 0:
-            self._imitate()
+
+    def _seed(self, began: int) -> int:
+        """Returns the seed of streams that begin after so many decisions."""
         # Stable-Baselines3 adds the copy's index to the seed, so it stays clear of 2**31.
-        seed = int(np.random.SeedSequence([self.spec.seed, self.decisions]).generate_state(1)[0] % 2**30)
-        learner.begin(seed)
+        return int(np.random.SeedSequence([self.spec.seed, began]).generate_state(1)[0] % 2**30)
+
+    def midway(self) -> dict[str, bytes]:
+        """Returns the actions since ``begin``, which lead to where episodes are, and the stream of minibatches."""
+        name, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - that Stable-Baselines3 draws from
+        assert name == "MT19937"
+        played = self._played or [np.zeros((0, self.spec.num_envs), np.int64)]
+        arrays = {"actions": np.concatenate(played), "keys": keys.astype(np.int64), "place": np.array([place])}
+        return {_MIDWAY: save_arrays(arrays)}
+
+    def go_on(self, checkpoint: Path, began: int) -> None:
+        """Plays the episodes again up to where they were, unless other ones are asked for by now."""
+        before, now = read_spec(self.folder), self.spec
+        if any(getattr(before, name) != getattr(now, name) for name in ("env", "num_envs", "seed")):
+            self._equip()
+            self._learner.begin(self._seed(self.decisions))
+            return
+        shape = ((self.decisions - began) // now.num_envs, now.num_envs)
+        shapes = {"actions": shape, "keys": _KEYS, "place": (1,)}
+        arrays = read_tensors(checkpoint / _MIDWAY, shapes, fits="its counters", dtype=torch.int64)
+        self._equip()
+        self._learner.begin(self._seed(began))
+        actions = arrays["actions"].numpy()
+        if actions.size > _MANY:
+            notice(f"plays {actions.size:,} decisions again, to go on where episodes were")
+        self._learner.play_again(actions)
+        stream = "MT19937", arrays["keys"].numpy().astype(np.uint32), int(arrays["place"][0])
+        np.random.set_state(stream)  # noqa: NPY002
+        self._played = [actions]
 
     def _imitate(self) -> None:
         """Teaches the policy look-ahead's choices, shows each pass, and validates what came of it."""
@@ -105,6 +145,7 @@ class PpoRun(TrainingRun):
         statistics = kind_statistics(learner)
         learner.update(1.0 - learner.num_timesteps / self.spec.total_decisions)
         self.decisions, self.updates = learner.num_timesteps, learner._n_updates
+        self._played.append(learner.players.actions.T.copy())
         self.folder.append_rows("episodes.csv", EPISODE_COLUMNS, episodes.take_rows())
         seconds = {
             "env": learner.vec_env.env_seconds,
@@ -112,11 +153,13 @@ class PpoRun(TrainingRun):
             "update": learner.update_seconds,
         }
         shares = {f"time/{part}_share": taken / self.elapsed_s() for part, taken in seconds.items()}
-        return {**episodes.means(), **statistics, "time/decisions_per_second": self.rate(), **shares}
+        return {**episodes.means(), **statistics, **shares}
 
-    def recent(self) -> tuple[float, float]:
-        """Returns mean return and makespan over lower bound of the last episodes."""
-        return self._episodes.recent("return"), self._episodes.recent("ratio_to_bound")
+    @property
+    def recent(self) -> dict[str, float]:
+        """Mean return and makespan over lower bound of the last episodes."""
+        names = {"return": "return", "ratio": "ratio_to_bound"}
+        return {short: self._episodes.recent(name) for short, name in names.items() if self._episodes.means()}
 
 
 class Learner(MaskablePPO):
@@ -135,7 +178,8 @@ class Learner(MaskablePPO):
             CandidatePolicy,
             vec_env,
             learning_rate=spec.rate,
-            **spec.model_dump(exclude={"learning_rate", "learning_rate_schedule"}),
+            clip_range=spec.clip,
+            **spec.model_dump(exclude={"learning_rate", "learning_rate_schedule", "clip_range", "clip_range_schedule"}),
             policy_kwargs={"spec": policy},
             rollout_buffer_class=EngineRollouts,
             rollout_buffer_kwargs={"players": self.players},
@@ -183,6 +227,13 @@ class Learner(MaskablePPO):
     def play(self) -> list[tuple[int, int, dict[str, Any]]]:
         """Lets the players fill their room; see ``ScheduleVecEnv.play``."""
         return self.vec_env.play(self.players, self._pool.map)
+
+    def play_again(self, actions: np.ndarray) -> None:
+        """Takes the (step, copy) actions that were taken after ``begin``, and draws the numbers that chose them."""
+        self._uniforms.random(actions.size)
+        for row in actions:
+            self.vec_env.step(row)
+        self.vec_env.seat(self.players)
 
     def update(self, progress_remaining: float) -> None:
         """Improves the policy on the rollout buffer."""

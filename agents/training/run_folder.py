@@ -76,8 +76,7 @@ class RunFolder:
 
     def write_config(self, spec: Spec) -> None:
         """Writes ``config.yaml``."""
-        text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
-        write_text(self.path / "config.yaml", text)
+        write_text(self.path / "config.yaml", as_yaml(spec))
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Adds a command line to ``command.txt``.
@@ -205,6 +204,12 @@ class RunFolder:
         if not folders:
             raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
         return folders[-1]
+
+
+def as_yaml(spec: Spec) -> str:
+    """Returns all settings of a spec as YAML."""
+    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
+    return text
 
 
 def _csv_text(rows: Sequence[Sequence[object]]) -> str:

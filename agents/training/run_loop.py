@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import yaml
 from pydantic import Field
 from stable_baselines3.common.logger import Logger
 
@@ -18,11 +19,12 @@ from dysharp_env.workers import Workers
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.card import PolicyCard, read_json
 from ..policies.files import load_policy
+from .board import Board, code_block
 from .held_out import describe_validation
-from .metrics import TensorBoard
 from .run_folder import RunFolder
+from .settings import shown_settings
 from .spec import TrainSpec
-from .validation import EVALUATION_COLUMNS, Validator
+from .validation import EVALUATION_COLUMNS, Validation, Validator
 
 
 class Counters(Spec):
@@ -34,8 +36,13 @@ class Counters(Spec):
     """Passes of the learner over its rollouts so far."""
     best_validation_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     """Lowest mean makespan over lower bound on the validation suite so far."""
+    best_ratio_to_reference: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """That policy's geometric mean of makespan over the reference's."""
     wall_s: float = Field(ge=0, allow_inf_nan=False)
     """Seconds of training so far."""
+    began: int | None = Field(default=None, ge=0)
+    """Decisions after which the random streams and episodes began that go on behind a checkpoint made on an interrupt;
+    none: fresh ones begin behind it."""
 
 
 class TrainingRun(ABC):
@@ -45,9 +52,11 @@ class TrainingRun(ABC):
         decisions: Decisions so far.
         updates: Steps of the learner so far.
         best: Lowest mean makespan over lower bound on the validation suite so far.
-        logger: Where curves go, from ``begin`` on.
+        latest: The validation made last; None before the first of this process.
+        board: What TensorBoard shows besides curves, and ``logger`` where those go, from ``run`` on.
     """
 
+    board: Board
     logger: Logger
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
@@ -67,10 +76,15 @@ class TrainingRun(ABC):
         self.spec, self.folder, self.watch = spec, folder, watch
         self.decisions = self.updates = 0
         self.best: float | None = None
+        self.latest: Validation | None = None
+        self._best_to_reference: float | None = None
         self._validator = Validator(spec, workers or Workers())
         self._kept: dict[str, list[list[str]]] = {}  # lines of the tables that a resumed run keeps
-        self._earlier_s, self._began = 0.0, time.perf_counter()
+        self._earlier_s, self._began, self._eval_s = 0.0, time.perf_counter(), 0.0
         self._first = 0
+        self._stream = 0  # decisions after which the present random streams began
+        self._resumed: Path | None = None  # the checkpoint made on an interrupt that learning goes on from
+        self._boundary: tuple[int, dict[str, bytes]] | None = None  # the checkpoint that an interrupt would make
 
     @abstractmethod
     def policy(self) -> CandidatePolicy:
@@ -92,16 +106,34 @@ class TrainingRun(ABC):
     def begin(self) -> None:
         """Starts learning, or goes on after a checkpoint: what follows depends on no more than that holds."""
 
+    def midway(self) -> dict[str, bytes]:
+        """Returns what a checkpoint between two regular ones holds besides ``state``, for ``go_on``."""
+        return {}
+
+    def go_on(self, checkpoint: Path, began: int) -> None:
+        """Starts learning as it was at a checkpoint that holds ``midway``; see ``begin``.
+
+        Args:
+            checkpoint: Its folder.
+            began: Decisions at which ``begin`` was called last before.
+
+        Raises:
+            ConfigError: It is damaged or does not fit.
+        """
+        self.begin()
+
     @abstractmethod
     def learn(self) -> dict[str, float]:
         """Learns for a while, counts decisions and updates, and returns what TensorBoard shows of it."""
 
+    @property
     @abstractmethod
-    def recent(self) -> tuple[float, float]:
-        """Returns mean return and mean ratio of the last episodes, to be watched; nan before the first.
+    def recent(self) -> dict[str, float]:
+        """What there is to watch between validations, by what it is called; empty before there is anything."""
 
-        The ratio is makespan over lower bound. Under evolution it is that over the reference's, and no return is known.
-        """
+    def is_over(self) -> bool:
+        """Returns whether training has reached its end."""
+        return self.decisions >= self.spec.total_decisions
 
     def log(self, record: Mapping[str, float], step: int) -> None:
         """Writes a record, and whatever else has been logged since the last one."""
@@ -141,16 +173,22 @@ class TrainingRun(ABC):
         if counters.decisions != int(checkpoint.name):
             raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
         self.decisions, self.updates = counters.decisions, counters.updates
-        self.best = counters.best_validation_ratio
+        self.best, self._best_to_reference = counters.best_validation_ratio, counters.best_ratio_to_reference
         if self.best is not None:
             load_policy(self.folder.best)  # it may stay the best, so it must be whole
         for table, columns in self.tables.items():
             rows = self.folder.read_rows(table, columns)
             self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
         self._earlier_s, self._first = counters.wall_s, counters.decisions
+        if counters.began is not None:
+            self._resumed, self._stream = checkpoint, counters.began
 
     def run(self, command: Sequence[str]) -> float:
-        """Trains to the end, says on what it validates, and returns the best validation ratio."""
+        """Trains to the end, says on what it validates, and returns the best validation ratio.
+
+        Raises:
+            KeyboardInterrupt: Somebody has interrupted it; by then a checkpoint holds the last whole update.
+        """
         spec, folder = self.spec, self.folder
         meta = folder.read_meta()
         if command:
@@ -160,49 +198,118 @@ class TrainingRun(ABC):
         folder.write_config(spec)
         folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
         notice(describe_validation(spec))
-        self.logger = Logger(None, [TensorBoard(folder.path, self.decisions or None)])
-        self.begin()
-        if self.decisions == 0:
-            self.log(self._validate(), 0)
-        while self.decisions < spec.total_decisions:
-            self._iterate()
+        board = self._open_board()
+        try:
+            self._start()
+            while not self.is_over():
+                self._iterate()
+        except KeyboardInterrupt:
+            if self._boundary is not None:
+                folder.save_checkpoint(*self._boundary)
+            raise
         if self.best is None:  # a checkpoint from before the first validation already had all decisions
             self._validate()
         assert self.best is not None
+        board.end()
         self.logger.close()
-        result = {"decisions": self.decisions, "validation_ratio": self.best, "wall_s": self._wall_s()}
+        result = {
+            "decisions": self.decisions,
+            "validation_ratio": self.best,
+            "ratio_to_reference": self._best_to_reference,
+            "wall_s": self._wall_s(),
+        }
         folder.write_meta({"finished": _now(), **result})
         return self.best
+
+    def _open_board(self) -> Board:
+        """Returns where curves go, with what the run is made of written there."""
+        self.board = Board(self.folder.path, self.decisions or None)
+        self.logger = Logger(None, [self.board])
+        self.board.begin(*shown_settings(self.spec))
+        meta = {**self.folder.read_meta(), "validation": describe_validation(self.spec)}
+        for tag, name, language in (("configuration", "config.yaml", "yaml"), ("command", "command.txt", "bash")):
+            path = self.folder.path / name
+            if path.is_file():
+                self.board.text(f"run/{tag}", code_block(path.read_text(encoding="utf-8"), language))
+        self.board.text("run/versions", code_block(yaml.safe_dump(meta, sort_keys=False, width=100), "yaml"))
+        return self.board
+
+    def _start(self) -> None:
+        """Starts learning; what has not been trained yet is validated first."""
+        if self._resumed is not None:
+            self.go_on(self._resumed, self._stream)
+            return
+        self._begin()
+        if self.decisions == 0:
+            self.log(self._validate(), 0)
+            self._boundary = self.decisions, self._files(self._stream)
+            self.watch(self)
+
+    def _begin(self) -> None:
+        self._stream = self.decisions
+        self.begin()
 
     def _iterate(self) -> None:
         """Learns, and where it is time validates and saves."""
         spec, before = self.spec, self.decisions
         record = self.learn()
-        last = self.decisions >= spec.total_decisions
+        last = self.is_over()
         if last or _crossed(before, self.decisions, spec.eval_every_decisions):
             record |= self._validate()
-        self.log(record, self.decisions)
+        self.log({**record, **self._times()}, self.decisions)
         if last or _crossed(before, self.decisions, spec.checkpoint_every_decisions):
-            counters = Counters(
-                decisions=self.decisions,
-                updates=self.updates,
-                best_validation_ratio=self.best,
-                wall_s=self._wall_s(),
-            )
-            text = counters.model_dump_json(indent=2) + "\n"
-            self.folder.save_checkpoint(self.decisions, {**self.state(), "counters.json": text.encode()})
+            self.folder.save_checkpoint(self.decisions, self._files())
+            self._boundary = None
             if not last:
-                self.begin()
+                self._begin()
+        else:
+            self._boundary = self.decisions, self._files(self._stream)
         self.watch(self)
+
+    def _files(self, began: int | None = None) -> dict[str, bytes]:
+        """Returns the files of a checkpoint: of one on an interrupt, where streams go on that began at some decision."""
+        counters = Counters(
+            decisions=self.decisions,
+            updates=self.updates,
+            best_validation_ratio=self.best,
+            best_ratio_to_reference=self._best_to_reference,
+            wall_s=self._wall_s(),
+            began=began,
+        )
+        text = counters.model_dump_json(indent=2) + "\n"
+        midway = {} if began is None else self.midway()
+        return {**self.state(), **midway, "counters.json": text.encode()}
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""
-        policy = self.policy()
-        to_bound, to_reference = self._validator(policy, self.decisions, self.folder)
-        if self.best is None or to_bound < self.best:
-            self.best = to_bound
+        started, policy, at = time.perf_counter(), self.policy(), self.decisions
+        found = self.latest = self._validator(policy)
+        self.folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, [(at, *row) for row in found.rows])
+        if self.best is None or found.to_bound < self.best:
+            self.best, self._best_to_reference = found.to_bound, found.to_reference
             self.folder.save_best(policy, self.card(policy, self.best))
-        return {"eval/ratio_to_bound": to_bound, f"eval/ratio_to_{self.spec.reference}": to_reference}
+        self.board.histogram("eval/workloads_to_bound", found.bounds, at)
+        self.board.histogram("eval/workloads_to_reference", found.references, at)
+        if self.spec.pictures:
+            from dysharp_env.report.gantt import encode_png
+
+            picture = self._validator.picture(policy, at)
+            self.board.picture("eval/schedule", encode_png(picture), picture.shape[:2], at)
+        self._eval_s += time.perf_counter() - started
+        lines = {f"opponents/{name}": ratio for name, ratio in self._validator.opponents.items()}
+        best = {"eval/best_ratio_to_bound": self.best}
+        if self._best_to_reference is not None:
+            best["eval/best_ratio_to_reference"] = self._best_to_reference
+        return {**found.curves(), **best, **lines}
+
+    def _times(self) -> dict[str, float]:
+        """Returns where the time goes, as TensorBoard shows it."""
+        return {
+            "train/updates": self.updates,
+            "time/decisions_per_second": self.rate(),
+            "time/elapsed_s": self._wall_s(),
+            "time/eval_share": self._eval_s / self.elapsed_s(),
+        }
 
     def _wall_s(self) -> float:
         """Returns seconds of training, those before the checkpoint this process continued from included."""

@@ -29,11 +29,17 @@ class PpoSpec(Spec):
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the decisions of an update."""
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    """Step size at the start."""
-    learning_rate_schedule: Literal["constant", "linear"] = "linear"
-    """``linear`` falls to a twentieth of the start at the end of the run."""
+    """Step size at the start; ``lin_X``, as RL Zoo writes it, is X with the schedule ``linear_to_zero``."""
+    learning_rate_schedule: Literal["constant", "linear", "linear_to_zero"] = "linear"
+    """``linear`` falls to a twentieth of the start at the end of the run, ``linear_to_zero`` to nothing."""
     clip_range: float = Field(default=0.2, gt=0, le=1)
-    """How far the probability of a choice may move in one update."""
+    """How far the probability of a choice may move in one update, at the start."""
+    clip_range_schedule: Literal["constant", "linear_to_zero"] = "constant"
+    """What becomes of it, as of the learning rate."""
+    clip_range_vf: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How far a value may move in one update; none does not limit it."""
+    normalize_advantage: bool = True
+    """Whether the advantages of a gradient step are brought to mean 0 and deviation 1."""
     ent_coef: float = Field(default=0.001, ge=0, allow_inf_nan=False)
     """Weight of the entropy bonus."""
     vf_coef: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -53,9 +59,14 @@ class PpoSpec(Spec):
 
     def rate(self, progress_remaining: float) -> float:
         """Returns the learning rate when that fraction of the run is left."""
+        left = max(0.0, min(1.0, progress_remaining))
         if self.learning_rate_schedule == "constant":
             return self.learning_rate
-        return self.learning_rate * (0.05 + 0.95 * max(0.0, min(1.0, progress_remaining)))
+        return self.learning_rate * (0.05 + 0.95 * left if self.learning_rate_schedule == "linear" else left)
+
+    def clip(self, progress_remaining: float) -> float:
+        """Returns the clip range when that fraction of the run is left."""
+        return self.clip_range * (progress_remaining if self.clip_range_schedule == "linear_to_zero" else 1.0)
 
 
 class EvolutionSpec(Spec):
@@ -200,8 +211,25 @@ class TrainSpec(Spec):
     """Decisions between checkpoints; environments start fresh episodes there, so that resuming changes nothing."""
     reference: str = "dysharp"
     """Schedule that makespans are compared with; it is simulated once on every workload met in training."""
+    opponents: tuple[str, ...] = ("dysharp", "mega-moe", "deepep")
+    """Schedules that TensorBoard draws as lines beside the policy, with ``reference`` and ``env.schedule``; each is
+    simulated once on the validation workloads."""
+    pictures: bool = True
+    """Whether every validation draws the first workload as the policy schedules it: about half a second for 8 GPUs."""
     baseline: bool = True
     """Whether rewards are relative to the reference on the same workload; see ``ScheduleVecEnv``."""
+
+    @property
+    def section(self) -> Literal["ppo", "evolution", "planning"]:
+        """The section whose hyper-parameters it trains with."""
+        if self.planning is not None:
+            return "planning"
+        return "ppo" if self.evolution is None else "evolution"
+
+    @property
+    def trainer(self) -> str:
+        """How it trains: PPO, evolution or planning."""
+        return "PPO" if self.section == "ppo" else self.section
 
     @model_validator(mode="after")
     def _check_evolvable(self) -> TrainSpec:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError, load_spec, preset_names
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.schedules import Exposure, Starter, load_schedule
@@ -22,7 +21,7 @@ from .ppo import PpoRun
 from .run_folder import RunFolder
 from .run_loop import TrainingRun
 from .spec import TrainSpec
-from .validation import draw_problems
+from .validation import Validation, draw_problems
 
 
 def read_run_dir(given: str) -> Path:
@@ -70,6 +69,8 @@ def _require_fit(spec: TrainSpec) -> None:
         return
     for source in Episodes(spec.env, 1).sources:
         Starter(source.scenario.system, source.scenario.layer, reference)
+    for name in spec.opponents:
+        load_schedule(name)
     first = validation_suite(spec).draw()[0]
     Starter(first.scenario.system, first.scenario.layer, schedule, exposure=exposure)
 
@@ -83,27 +84,30 @@ def train_with_progress(
     quiet: bool = False,
     workers: Workers | None = None,
 ) -> float:
-    """Trains under a progress bar on standard error and returns the best validation ratio."""
-    if quiet:
-        return train(spec, folder, resume=resume, command=command, workers=workers)
-    # Short texts: a bar that does not fit in 80 columns is cut at both ends.
-    columns = (
-        BarColumn(bar_width=10),
-        TextColumn("{task.completed:,.0f} decisions {task.fields[rate]:,.0f}/s"),
-        TextColumn("return {task.fields[gain]:.2f} ratio {task.fields[ratio]:.3f} val {task.fields[best]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        nan = float("nan")
-        task = bar.add_task("", total=spec.total_decisions, rate=0.0, gain=nan, ratio=nan, best="-")
+    """Trains and says on standard error how far it is; returns the best validation ratio."""
+    before = int(folder.newest_checkpoint().name) if resume else 0
+    with track("trains", spec.total_decisions, before=before, quiet=quiet) as shown:
+        told: list[Validation | None] = [None]
 
-        def show(run: TrainingRun) -> None:
+        def watch(run: TrainingRun) -> None:
             best = "-" if run.best is None else f"{run.best:.3f}"
-            gain, ratio = run.recent()
-            done = min(run.decisions, spec.total_decisions)
-            bar.update(task, completed=done, rate=run.rate(), gain=gain, ratio=ratio, best=best)
+            recent = "".join(f"{name} {value:.3f} " for name, value in run.recent.items())
+            shown.at(run.decisions, f"{run.decisions:,} at {run.rate():,.0f}/s {recent}val {best}")
+            if run.latest is not told[0]:
+                told[0] = run.latest
+                shown.line(describe_progress(run))
 
-        return train(spec, folder, resume=resume, command=command, watch=show, workers=workers)
+        return train(spec, folder, resume=resume, command=command, watch=watch, workers=workers)
+
+
+def describe_progress(run: TrainingRun) -> str:
+    """Returns what the last validation of a run found, in a line."""
+    latest, total = run.latest, run.spec.total_decisions
+    assert latest is not None and run.best is not None
+    return (
+        f"{run.decisions:,} of {total:,} decisions ({run.decisions / total:.0%}):"
+        f" {latest.to_reference:.3f} of {run.spec.reference}, {latest.to_bound:.3f} of the bound, best {run.best:.3f}"
+    )
 
 
 def train(

@@ -112,6 +112,11 @@ class ScheduleVecEnv(VecEnv):
         self.env_seconds += time.perf_counter() - started
         return sorted(ended, key=lambda each: each[:2])
 
+    def seat(self, players: Players) -> None:
+        """Lets players go on in the present episodes, of which ``step`` has played what came before."""
+        players.starting[:] = self._lengths == 0
+        players.length[:], players.total[:] = self._lengths, self._returns
+
     def _play(self, index: int, players: Players) -> list[tuple[int, int, dict[str, Any]]]:
         """Plays one copy; see ``play``."""
         ended: list[tuple[int, int, dict[str, Any]]] = []

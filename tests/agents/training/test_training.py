@@ -12,18 +12,21 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util import tensor_util
 
 from agents.opponents.players import Chooser
 from agents.policies.files import load_policy
 from agents.train import main
-from agents.training import metrics
+from agents.training.curves import CURVES, LAYOUT, description, find
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import load_spec, preset_names
 from dysharp_env.envs.token_schedule import TokenScheduleEnv
-from dysharp_env.schedules import Problem
+from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.workload.suite import load_suite
 
 SMALL = ["--set", "total_decisions=2048", "--set", "eval_every_decisions=1024", "--quiet"]
@@ -90,7 +93,7 @@ def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
     expected = {
         "rollout/return",
         "rollout/ratio_to_bound",
-        "rollout/ratio_to_dysharp",
+        "rollout/ratio_to_reference",
         "rollout/entropy",
         "time/decisions_per_second",
         "time/env_share",
@@ -100,7 +103,7 @@ def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
         "kinds/gemm_entropy",
         "kinds/gemm_place",
         "eval/ratio_to_bound",
-        "eval/ratio_to_dysharp",
+        "eval/ratio_to_reference",
         "train/approx_kl",
     }
     assert expected <= set(events.Tags()["scalars"])
@@ -115,13 +118,67 @@ def test_tensorboard_holds_the_curves(trained: RunFolder) -> None:
     assert list(by_step.values()) == pytest.approx([1.0] * 4)
 
 
-def test_every_curve_is_explained(trained: RunFolder) -> None:
+def test_every_curve_is_explained_where_it_stands(trained: RunFolder) -> None:
     events = EventAccumulator(str(trained.path))
     events.Reload()
-    told = (Path(metrics.__file__).parent / "README.md").read_text()
-    for tag in events.Tags()["scalars"]:
-        general = re.sub(r"kinds/[a-z]+_", "kinds/KIND_", tag).replace("ratio_to_dysharp", "ratio_to_REF")
-        assert f"`{general}`" in told, tag
+    tags = events.Tags()
+    shown = [
+        *tags["scalars"],
+        *tags["images"],
+        *(tag for tag in tags["tensors"] if not tag.startswith(("_", "custom"))),
+    ]
+    assert {"eval/schedule", "eval/workloads_to_bound", "run/configuration", "opponents/mega-moe"} <= {*shown}
+    for tag in shown:
+        assert find(tag) is not None, tag
+        assert events.SummaryMetadata(tag).summary_description == description(tag), tag
+
+
+def test_a_validation_shows_the_agent_against_schedules(trained: RunFolder) -> None:
+    events = EventAccumulator(str(trained.path))
+    events.Reload()
+    rows = [*csv.DictReader((trained.path / "evaluations.csv").open())]
+    steps = [0, 1024, 2048]
+    assert [event.step for event in events.Images("eval/schedule")] == steps
+    best = np.inf
+    for step, event in zip(steps, events.Scalars("eval/best_ratio_to_bound"), strict=True):
+        mean = np.mean([float(row["ratio_to_bound"]) for row in rows if int(row["decisions"]) == step])
+        best = min(best, mean)
+        assert (event.step, event.value) == (step, pytest.approx(best))
+    problems = Problem.of_suite(load_suite("smoke").draw())
+    bounds = [problem.bound.total_ps for problem in problems]
+    for name in ("dysharp", "deepep"):
+        played = [problem.run(load_schedule(name)).engine.now_ps for problem in problems]
+        line = events.Scalars(f"opponents/{name}")
+        assert [event.step for event in line] == steps
+        assert [event.value for event in line] == [pytest.approx(np.divide(played, bounds).mean())] * 3
+    spread = tensor_util.make_ndarray(events.Tensors("eval/workloads_to_bound")[-1].tensor_proto)
+    assert spread[:, 2].sum() == len(problems)  # (bucket, [left, right, count])
+
+
+def test_the_table_of_runs_has_settings_and_final_results(trained: RunFolder) -> None:
+    events = EventAccumulator(str(trained.path))
+    events.Reload()
+    content = {
+        tag: events.SummaryMetadata(tag).plugin_data.content for tag in events.Tags()["tensors"] if tag[0] == "_"
+    }
+    found = {tag.split("/")[-1]: HParamsPluginData.FromString(data) for tag, data in content.items()}
+    settings = found["session_start_info"].session_start_info.hparams
+    assert settings["ppo.n_steps"].number_value == 128 and settings["trainer"].string_value == "PPO"
+    assert settings["env.model"].string_value == "olmoe" and "evolution.pairs" not in settings
+    assert {info.name for info in found["experiment"].experiment.hparam_infos} == {*settings}
+    metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
+    assert "eval/best_ratio_to_bound" in metrics and {*metrics} <= {*events.Tags()["scalars"]}
+    assert found["session_end_info"].session_end_info.status == api_pb2.STATUS_SUCCESS
+    (config,) = tensor_util.make_ndarray(events.Tensors("run/configuration")[0].tensor_proto).ravel().tolist()
+    assert (trained.path / "config.yaml").read_text().strip() in config.decode()
+    assert [path for path in trained.path.rglob("events.*") if path.parent != trained.path] == []
+
+
+def test_charts_are_of_curves_that_there_are() -> None:
+    patterns = [tag for charts in LAYOUT.values() for tags in charts.values() for tag in tags]
+    names = [re.sub("[A-Z]{4,}", "x", curve.name) for curve in CURVES if curve.panel == "scalars"]
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
 
 
 def test_a_policy_loads_without_pickle_and_at_another_size(trained: RunFolder, no_pickle: None) -> None:
@@ -150,7 +207,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tmp_path:
         if stop:
             with pytest.raises(KeyboardInterrupt):
                 train(spec, folder, watch=stop_after_two_updates)
-            assert [path.name for path in folder.checkpoints()] == ["1024"]
+            assert [path.name for path in folder.checkpoints()] == ["1024", "1536"]
             train(spec, folder, resume=True)
         else:
             train(spec, folder, watch=stop_after_two_updates)
