@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dysharp_env.commands.output import publish, results_console
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.report.drawing import write_figure
 from dysharp_env.report.gantt import write_picture
@@ -20,6 +21,7 @@ from dysharp_env.report.schedule import ScheduleTable
 from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender
+from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 from .evaluation.report import plot_summary, summary_table
@@ -54,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     agent = everyone[0]
     console.print(f"Evaluating on suite {suite.name}: {suite.description}")
     problems = Problem.of_suite(suite.draw())
-    rows = evaluate(problems, everyone, read_contender(REFERENCE))
+    with track("evaluates", 1.0, quiet=args.quiet) as shown:
+        rows = evaluate(problems, everyone, read_contender(REFERENCE), tell=shown.at)
     summaries = summarise(rows, REFERENCE)
     console.print()
     results_console().print(summary_table(summaries, suite.name))
@@ -102,7 +105,12 @@ def _trained(spec: TrainSpec, root: Path, fresh: bool, quiet: bool, console: Con
     text = "Continuing" if resumable else "Training"
     console.print(f"{text} for {spec.total_decisions:,} decisions in {folder.path}")
     command = ["python", "-m", "agents.demo"]
-    train_with_progress(spec, folder, command, resume=bool(resumable), quiet=quiet)
+    try:
+        train_with_progress(spec, folder, command, resume=bool(resumable), quiet=quiet)
+    except KeyboardInterrupt:
+        if folder.checkpoints():
+            notice("stopped; the same command goes on with this run")
+        raise
     console.print(describe_result(folder))
     return folder
 

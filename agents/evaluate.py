@@ -8,6 +8,7 @@ from typing import Any
 
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import PICTURES, check_folder, json_document
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
 from dysharp_env.report.drawing import write_figure
 from dysharp_env.schedules import Problem
@@ -80,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     contenders, references = everyone[: len(args.policy)], everyone[len(args.policy) :]
     items = suite.draw()
     problems = with_renamings(Problem.of_suite(items), args.renamings)
-    with workers:
-        rows = evaluate(problems, contenders, *references, workers=workers)
+    with workers, track("evaluates", 1.0) as shown:
+        rows = evaluate(problems, contenders, *references, workers=workers, tell=shown.at)
     played = with_references(contenders, references)
     if args.decision_us is not None:
         rows = charge(rows, played, problems, args.decision_us, kinds)

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dysharp_env.commands.options import open_workers
+from dysharp_env.commands.progress import track
 from dysharp_env.config import preset_names
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.hardware import is_of_another_proposal
-from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 from .kit import Command, check_options, deliver, entry
@@ -167,13 +167,15 @@ def run(args: argparse.Namespace) -> int:
     problems = Problem.of_suite(suite.draw())
     how = {"tuned": tuned, "episodes": args.episodes, "rollouts": args.rollouts, "seed": args.seed}
 
-    def tell(done: int, place: int, row: Headroom) -> None:
-        notice(
-            f"{row.workload}: {REFERENCE} {row.dysharp_us / row.lower_bound_us:.3f} of the bound, tuned"
-            f" {row.tuned_us / row.dysharp_us:.3f}, best {row.best_us / row.dysharp_us:.3f} of {REFERENCE}"
-        )
+    with open_workers(args) as workers, track("measures", len(problems)) as shown:
 
-    with open_workers(args) as workers:
+        def tell(done: int, place: int, row: Headroom) -> None:
+            line = (
+                f"{row.workload}: {REFERENCE} {row.dysharp_us / row.lower_bound_us:.3f} of the bound, tuned"
+                f" {row.tuned_us / row.dysharp_us:.3f}, best {row.best_us / row.dysharp_us:.3f} of {REFERENCE}"
+            )
+            shown.at(done, row.workload, line)
+
         rows = workers.map(partial(measure, **how), problems, size=size_of, tell=tell)
     config = {
         "suite": suite.model_dump(mode="json"),

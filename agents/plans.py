@@ -14,11 +14,11 @@ from itertools import product
 import numpy as np
 
 from dysharp_env.commands.output import results_console
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.writing import as_yaml
-from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Processes, Workers
 from dysharp_env.workload.suite import load_suite
 
@@ -39,7 +39,6 @@ from .training.portfolio import (
 from .training.spec import PlanningSpec
 
 _BASE = "dysharp"
-_TELL_EVERY = 25  # steps
 _AGAINST = "fused-unicast"  # which every machine can run
 _RULES = ("dysharp-order", "dysharp-l2")
 _COUNTED = ("launch", "fused_start", "count_exchange")
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, ("out", args.out, ".yaml"))
     if args.plans < 2 or not args.minutes > 0 or args.workers < 1:
         raise ConfigError("plans must be 2 at least, minutes above 0 and workers 1 at least")
-    base, ends_s = load_schedule(_BASE), time.monotonic() + 60 * args.minutes
+    base, began_s = load_schedule(_BASE), time.monotonic()
     problems = Problem.of_suite(load_suite(args.suite).draw())
     reference = np.array([log_makespans([load_schedule(_AGAINST)], problem)[0] for problem in problems])
     with Processes(args.workers) as workers:
@@ -152,14 +151,12 @@ def run(args: argparse.Namespace) -> int:
             given = [given_plan(plan) for plan in load_schedule(args.start).plans]
         else:
             given = pool([load_schedule(name) for name in _RULES])
-        search.start([*given, *unfused()])
-        search.start([copied for member in search.members for copied in varied(member.changes)])
-        steps = 0
-        while time.monotonic() < ends_s:
-            search.step()
-            steps += 1
-            if steps % _TELL_EVERY == 0 and not args.quiet:
-                notice(f"{steps} steps, {search.episodes} layers: {np.exp(value(search.best)):.4f}")
+        with track("searches", 60 * args.minutes, quiet=args.quiet) as shown:
+            search.start([*given, *unfused()])
+            search.start([copied for member in search.members for copied in varied(member.changes)])
+            while (spent_s := time.monotonic() - began_s) < 60 * args.minutes:
+                shown.at(spent_s, f"{search.episodes} layers: {np.exp(value(search.best)):.4f}")
+                search.step()
         order = choose_greedily(search.members, len(search.members))
         rule, chosen = fit_rule(_played(args, _schedule(args, order, {}), problems, workers), args.seed)
     write_text(args.out, _document(args, search, _schedule(args, order, rule), chosen))
@@ -175,12 +172,12 @@ def _played(
     args: argparse.Namespace, schedule: ScheduleSpec, problems: Sequence[Problem], workers: Workers
 ) -> PlanTable:
     """Returns all plans on the suite and on as many more layers as are asked for, drawn as a run on plans draws its."""
-    table, suite, drawn = play_plans(problems, schedule, Exposure(), workers), load_suite(args.suite), 0
-    while len(table.names) < args.layers:
-        layers = draw_layers(suite, PlanningSpec(batch=args.layers - len(table.names)), args.seed, drawn)
-        table, drawn = table.joined(play_plans(layers, schedule, Exposure(), workers)), drawn + 1
-        if not args.quiet:
-            notice(f"all plans on {len(table.names)} layers")
+    with track("plays all plans", args.layers, quiet=args.quiet) as shown:
+        table, suite, drawn = play_plans(problems, schedule, Exposure(), workers), load_suite(args.suite), 0
+        while len(table.names) < args.layers:
+            shown.at(len(table.names), f"{len(table.names)} layers")
+            layers = draw_layers(suite, PlanningSpec(batch=args.layers - len(table.names)), args.seed, drawn)
+            table, drawn = table.joined(play_plans(layers, schedule, Exposure(), workers)), drawn + 1
     return table
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import results_console
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
 from dysharp_env.report.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.schedules.writing import as_yaml
-from dysharp_env.simulator.warmup import notice
 from dysharp_env.workload.suite import load_suite
 
 from .kit import Command, check_options, entry
@@ -51,12 +51,11 @@ def run(args: argparse.Namespace) -> int:
     problems = Problem.of_suite(load_suite(args.suite).draw())
     budget = Budget(max(1, args.episodes // len(starts)), args.cpu_seconds / len(starts))
     ends = []
-    with workers:
-        for start in starts:
+    with workers, track("searches", len(starts), quiet=args.quiet) as shown:
+        for place, start in enumerate(starts):
 
-            def tell(line: str, start: str = start.name) -> None:
-                if not args.quiet:
-                    notice(f"from {start}, {line}")
+            def tell(part: float, line: str, place: int = place, start: str = start.name) -> None:
+                shown.at(place + part, line, f"from {start}, {line}")
 
             how = {"name": args.name, "seed": args.seed, "batch": args.batch}
             ends.append(search(start, problems, reference, budget, **how, workers=workers, tell=tell))

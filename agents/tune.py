@@ -11,17 +11,15 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import json_document
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
 from dysharp_env.report.files import write_text
 from dysharp_env.report.gantt import write_picture
@@ -75,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
     spec, folder = _resumed(args) if args.resume else _begun(args)
     ensure_compiled()  # which is not of the minutes
     base = load_schedule(BASE)
-    with open_workers(args) as workers, _progress(args.quiet) as tell:
+    with open_workers(args) as workers, track("tunes", 1.0, quiet=args.quiet) as shown:
+
+        def tell(text: str, part: float) -> None:
+            shown.at(part, text)
+
         train = [problem for tokens in spec.tokens for problem in spec.problems(tokens, "train")]
         search = TuneSearch(train, spec.train, workers, spec.seed)
         _search(search, spec, folder / "search.json", tell)
@@ -160,8 +162,7 @@ def _search(search: TuneSearch, spec: TuneSpec, state: Path, tell: Tell) -> None
         if is_over:
             return
         gain = 1 - math.exp(-float(search.gains().mean()))
-        left_s = total_s - search.elapsed_s
-        tell(f"{search.changes} changes, {gain:.1%} saved, {left_s:.0f} s left", search.elapsed_s / total_s)
+        tell(f"{search.changes} changes, {gain:.1%} saved", search.elapsed_s / total_s)
         search.step()
 
 
@@ -170,17 +171,6 @@ def _after_s(search: TuneSearch, spec: TuneSpec) -> float:
     measured = (len(preset_names("schedules")) + 3) * spec.test * spec.renamings
     chosen = len(search.candidates) * spec.validation * spec.renamings
     return _WRITING_S + _MARGIN * search.round_s * (measured + chosen)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Tell]:
-    """Yields what shows a text and which part of the time is spent, on standard error."""
-    if quiet:
-        yield lambda text, part: None
-        return
-    with Progress(BarColumn(bar_width=10), TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda text, part: bar.update(task, description=text, completed=part)
 
 
 def _write(spec: TuneSpec, tuned: Tuned, report: Report, folder: Path, searched: str) -> list[tuple[str, LayerRun]]:

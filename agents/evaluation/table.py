@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,11 +80,12 @@ def evaluate(
     contenders: Sequence[Contender],
     *references: Contender,
     workers: Workers | None = None,
+    tell: Callable[[float], object] = lambda part: None,
 ) -> list[Played]:
     """Returns a row for every contender, seed and problem, those of the references as well.
 
-    ``workers`` play them; None: this process. Of problems that a contender cannot run, as the machine lacks what it
-    needs, it has no row, and a line says so.
+    ``workers`` play them; None: this process. ``tell`` is called with what part is done, 0 to 1. Of problems that a
+    contender cannot run, as the machine lacks what it needs, it has no row, and a line says so.
 
     Raises:
         ConfigError: Two contenders have one name, or one can run none of the problems.
@@ -96,7 +97,14 @@ def evaluate(
         for place, problem in enumerate(problems)
     ]
     constants = [*problems, *{id(play.opponent): play.opponent for play in plays}.values()]
-    played = (workers or Workers()).map(_Play.played, plays, size=_Play.size, constants=constants)
+    total, done = sum(play.size() for play in plays), 0
+
+    def note(count: int, place: int, row: Played | ConfigError) -> None:
+        nonlocal done
+        done += plays[place].size()
+        tell(done / total)
+
+    played = (workers or Workers()).map(_Play.played, plays, size=_Play.size, constants=constants, tell=note)
     _tell_of_missing(plays, played)
     return [row for row in played if isinstance(row, Played)]
 

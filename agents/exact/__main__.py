@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
 
 from ..kit import Command, check_options, deliver, entry
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     require_solver()
     given = args.policy or list(POLICIES)
     contenders = read_contenders(given, seeds=range(1))
-    results = [result_of(instance, contenders, args.effort) for instance in INSTANCES[: args.instances]]
+    results: list[ExactResult] = []
+    with track("solves", args.instances) as shown:
+        for instance in INSTANCES[: args.instances]:
+            results.append(result_of(instance, contenders, args.effort))
+            shown.at(len(results), instance.name)
     config = {"policies": given, "effort": args.effort}
     deliver(args, config, {"rows": [asdict(result) for result in results]}, exact_table(results))
     return 0

@@ -67,7 +67,7 @@ def search(
     seed: int = 0,
     batch: int = 8,
     workers: Workers | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Callable[[float, str], object] = lambda part, line: None,
 ) -> Found:
     """Returns the best linear rule found from a schedule on.
 
@@ -82,7 +82,7 @@ def search(
         seed: Seeds rules and draws of workloads.
         batch: Workloads that one generation is compared on; all of them if there are no more.
         workers: Who plays; None: this process. They change no result.
-        tell: Receives a line at every measurement.
+        tell: Receives at every measurement which part of the budget is spent, 0 to 1, and a line.
 
     Raises:
         ConfigError: The schedule does not fit a system.
@@ -104,7 +104,9 @@ def search(
             episodes += len(problems)
             best = min(best, (value, schedule), key=lambda measured: measured[0])
             start = start if generation else value
-            tell(f"generation {generation}: {np.exp(value):.4f}, best {np.exp(best[0]):.4f}, {episodes} episodes")
+            part = max(episodes / budget.episodes, spent / budget.cpu_s)
+            line = f"generation {generation}: {np.exp(value):.4f}, best {np.exp(best[0]):.4f}, {episodes} episodes"
+            tell(min(part, 1.0), line)
         if is_over:
             return Found(best[1], float(np.exp(best[0])), float(np.exp(start)), episodes, spent, generation)
         points = strategy.ask()

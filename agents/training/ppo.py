@@ -34,7 +34,7 @@ from .imitation import draw_lessons, imitate
 from .metrics import EPISODE_COLUMNS, EpisodeRecorder
 from .run_folder import RunFolder
 from .run_loop import TrainingRun
-from .spec import PpoSpec, TrainSpec, read_spec
+from .spec import PpoSpec, TrainSpec
 from .validation import EVALUATION_COLUMNS
 from .vec_env import ScheduleVecEnv
 
@@ -111,7 +111,7 @@ class PpoRun(TrainingRun):
 
     def go_on(self, checkpoint: Path, began: int) -> None:
         """Plays the episodes again up to where they were, unless other ones are asked for by now."""
-        before, now = read_spec(self.folder), self.spec
+        before, now = self.before, self.spec
         if any(getattr(before, name) != getattr(now, name) for name in ("env", "num_envs", "seed")):
             self._equip()
             self._learner.begin(self._seed(self.decisions))

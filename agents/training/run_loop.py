@@ -23,7 +23,7 @@ from .board import Board, code_block
 from .held_out import describe_validation
 from .run_folder import RunFolder
 from .settings import shown_settings
-from .spec import TrainSpec
+from .spec import TrainSpec, read_spec
 from .validation import EVALUATION_COLUMNS, Validation, Validator
 
 
@@ -49,6 +49,7 @@ class TrainingRun(ABC):
     """A run under way; subclasses learn, and say what else a checkpoint holds.
 
     Attributes:
+        before: What the run was made with up to the checkpoint that it goes on from.
         decisions: Decisions so far.
         updates: Steps of the learner so far.
         best: Lowest mean makespan over lower bound on the validation suite so far.
@@ -74,6 +75,7 @@ class TrainingRun(ABC):
             ConfigError: A name in the spec is unknown, or does not fit.
         """
         self.spec, self.folder, self.watch = spec, folder, watch
+        self.before = spec
         self.decisions = self.updates = 0
         self.best: float | None = None
         self.latest: Validation | None = None
@@ -172,6 +174,7 @@ class TrainingRun(ABC):
         counters = parse_spec(Counters, read_json(Path(source)), source=source)
         if counters.decisions != int(checkpoint.name):
             raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
+        self.before = read_spec(self.folder)
         self.decisions, self.updates = counters.decisions, counters.updates
         self.best, self._best_to_reference = counters.best_validation_ratio, counters.best_ratio_to_reference
         if self.best is not None:
@@ -267,7 +270,7 @@ class TrainingRun(ABC):
         self.watch(self)
 
     def _files(self, began: int | None = None) -> dict[str, bytes]:
-        """Returns the files of a checkpoint: of one on an interrupt, where streams go on that began at some decision."""
+        """Returns the files of a checkpoint; of one on an interrupt, ``began`` says when the present streams did."""
         counters = Counters(
             decisions=self.decisions,
             updates=self.updates,

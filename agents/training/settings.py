@@ -15,8 +15,12 @@ from dysharp_env.config import Spec
 from .board import Setting as Shown
 from .spec import TrainSpec
 
-_SECTIONS = ("ppo", "imitation", "evolution", "planning")  # of which a trainer's own are shown
-_FROM_ENV = ("suite", "system", "gpus", "model", "tokens", "routing", "schedule", "exposed", "hold", "max_candidates")
+# What TensorBoard's table of runs shows: what runs are likely to differ in; a trainer's own settings come besides.
+_SHOWN = {
+    "": ("seed", "total_decisions", "num_envs", "reference", "validation"),
+    "env": ("suite", "system", "gpus", "model", "tokens", "routing", "schedule", "exposed", "max_candidates"),
+    "policy": ("hidden", "opening_hidden", "value_hidden", "rule"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,14 @@ def markdown() -> str:
 
 def shown_settings(spec: TrainSpec) -> tuple[dict[str, Shown], dict[str, str]]:
     """Returns the settings that TensorBoard's table of runs shows, and the meanings of all."""
-    meanings = {each.key: each.meaning for each in settings_of()}
     data = spec.model_dump(mode="json")
-    ours = {name for name in _SECTIONS if name == spec.section or (name == "imitation" and spec.section == "ppo")}
     shown: dict[str, Any] = {"trainer": spec.trainer}
-    for name, value in data.items():
-        if name == "env":
-            shown |= {f"env.{key}": value[key] for key in _FROM_ENV}
-        elif isinstance(value, dict):
-            shown |= {f"{name}.{key}": each for key, each in value.items() if name in ours or name not in _SECTIONS}
-        else:
-            shown[name] = value
+    for section, names in _SHOWN.items():
+        values = data[section] if section else data
+        shown |= {f"{section}.{name}".lstrip("."): values[name] for name in names}
+    shown |= {f"{spec.section}.{name}": value for name, value in data[spec.section].items() if name != "threads"}
     kept = {key: value if isinstance(value, Shown) else str(value) for key, value in shown.items() if value is not None}
-    return kept, meanings
+    return kept, {each.key: each.meaning for each in settings_of()}
 
 
 def _section(field: FieldInfo) -> type[Spec] | None:

@@ -17,6 +17,7 @@ from ..policies.candidate_policy import PolicySpec
 from ..policies.card import RunName, without_gone
 from .genome import GATED, GATES, SHAPES
 from .run_folder import RunFolder
+from .zoo import translate_ppo, translate_run
 
 
 class PpoSpec(Spec):
@@ -56,6 +57,11 @@ class PpoSpec(Spec):
     """Longest gradient."""
     target_kl: float | None = Field(default=0.03, gt=0)
     """Ends an update early when the policy has moved that far; none never does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_zoo(cls, data: Any) -> Any:
+        return translate_ppo(data) if isinstance(data, dict) else data
 
     def rate(self, progress_remaining: float) -> float:
         """Returns the learning rate when that fraction of the run is left."""
@@ -189,7 +195,8 @@ class TrainSpec(Spec):
     """Threads that play copies and work on pieces of a batch, under MaskablePPO; what is learned is the same for any
     number, as each operation of the networks runs on one."""
     ppo: PpoSpec = PpoSpec()
-    """Hyper-parameters of MaskablePPO."""
+    """Hyper-parameters of MaskablePPO; a block of RL Zoo can stand here, whose ``n_envs``, ``n_timesteps`` and
+    ``policy_kwargs`` then take the place of ``num_envs``, ``total_decisions`` and widths of ``policy``."""
     imitation: ImitationSpec | None = None
     """Has MaskablePPO begin at what look-ahead over the base schedule chooses, instead of at a fresh network."""
     evolution: EvolutionSpec | None = None
@@ -215,9 +222,14 @@ class TrainSpec(Spec):
     """Schedules that TensorBoard draws as lines beside the policy, with ``reference`` and ``env.schedule``; each is
     simulated once on the validation workloads."""
     pictures: bool = True
-    """Whether every validation draws the first workload as the policy schedules it: about half a second for 8 GPUs."""
+    """Whether every validation draws the first workload as the policy schedules it; a fifth of a second for 8 GPUs."""
     baseline: bool = True
     """Whether rewards are relative to the reference on the same workload; see ``ScheduleVecEnv``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_zoo(cls, data: Any) -> Any:
+        return translate_run(data) if isinstance(data, dict) else data
 
     @property
     def section(self) -> Literal["ppo", "evolution", "planning"]:

@@ -92,10 +92,9 @@ def train_with_progress(
         def watch(run: TrainingRun) -> None:
             best = "-" if run.best is None else f"{run.best:.3f}"
             recent = "".join(f"{name} {value:.3f} " for name, value in run.recent.items())
-            shown.at(run.decisions, f"{run.decisions:,} at {run.rate():,.0f}/s {recent}val {best}")
-            if run.latest is not told[0]:
-                told[0] = run.latest
-                shown.line(describe_progress(run))
+            line = "" if run.latest is told[0] else describe_progress(run)
+            told[0] = run.latest
+            shown.at(run.decisions, f"{run.decisions:,} at {run.rate():,.0f}/s {recent}val {best}", line)
 
         return train(spec, folder, resume=resume, command=command, watch=watch, workers=workers)
 

@@ -24,11 +24,14 @@ _SHOWN = 0.01  # part that must be done before the time left is worth a guess
 class Track(Protocol):
     """Where a command says how far it is."""
 
-    def at(self, done: float, text: str = "") -> None:
-        """Says that so much of the total is done, and in a few words what there is to see."""
+    def at(self, done: float, text: str = "", line: str = "") -> None:
+        """Says that so much of the total is done.
 
-    def line(self, text: str) -> None:
-        """Leaves a line with the time of day and the time left where no bar is drawn; a bar says that itself."""
+        Args:
+            done: How much.
+            text: In a few words what there is to see, for the bar.
+            line: What is worth a line of its own where there is no bar; without one such lines come now and then.
+        """
 
 
 class Clock:
@@ -85,10 +88,7 @@ def track(what: str, total: float, *, before: float = 0.0, quiet: bool = False) 
 
 
 class _Silent:
-    def at(self, done: float, text: str = "") -> None:
-        """Shows nothing."""
-
-    def line(self, text: str) -> None:
+    def at(self, done: float, text: str = "", line: str = "") -> None:
         """Shows nothing."""
 
 
@@ -98,13 +98,10 @@ class _Bar:
         self._clock, self._bar = clock, bar
         self._task = bar.add_task(what, total=clock.total, completed=clock.done, text="", left="")
 
-    def at(self, done: float, text: str = "") -> None:
+    def at(self, done: float, text: str = "", line: str = "") -> None:
         """Moves the bar."""
         self._clock.done = done
         self._bar.update(self._task, completed=min(done, self._clock.total), text=text, left=self._clock.left())
-
-    def line(self, text: str) -> None:
-        """Shows nothing: the bar does."""
 
 
 class _Lines:
@@ -113,13 +110,11 @@ class _Lines:
         self._clock, self._what = clock, what
         self._next_s = time.monotonic() + _FIRST_S
 
-    def at(self, done: float, text: str = "") -> None:
-        """Leaves a line where the last one is some time ago."""
+    def at(self, done: float, text: str = "", line: str = "") -> None:
+        """Leaves a line, if there is one or the last one is some time ago."""
         self._clock.done = done
-        if time.monotonic() >= self._next_s:
-            self.line(", ".join(part for part in (f"{self._what} {self._clock.part:.0%}", text) if part))
-
-    def line(self, text: str) -> None:
-        """Leaves a line."""
-        self._next_s = time.monotonic() + _EVERY_S
-        notice(f"{time.strftime('%H:%M:%S')}  {text}, {self._clock.left()}")
+        now_s = time.monotonic()
+        if line or now_s >= self._next_s:
+            self._next_s = now_s + _EVERY_S
+            told = line or ", ".join(part for part in (f"{self._what} {self._clock.part:.0%}", text) if part)
+            notice(f"{time.strftime('%H:%M:%S')}  {told}, {self._clock.left()}")

@@ -43,12 +43,13 @@ def table_lines() -> list[str]:
     return lines
 
 
-def test_it_is_small_and_has_its_curves() -> None:
+def test_it_is_small_and_has_its_tables_and_tensorboard_shows_none_of_it() -> None:
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
     runs = [path.parent for path in REFERENCE.rglob("config.yaml")]
     assert len(runs) == 6
-    assert {path.parent for path in files if path.name.startswith("events.")} == {*runs}
+    assert {path.parent for path in files if path.name == "evaluations.csv"} == {*runs}
+    assert not [path for path in files if "tfevents" in path.name]
 
 
 def test_the_readme_tells_what_the_evaluation_found() -> None:

@@ -16,6 +16,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
+from agents import load_agent
+from agents.card import main as write_card
 from agents.opponents.players import Chooser
 from agents.policies.files import load_policy
 from agents.train import main
@@ -179,6 +181,53 @@ def test_charts_are_of_curves_that_there_are() -> None:
     names = [re.sub("[A-Z]{4,}", "x", curve.name) for curve in CURVES if curve.panel == "scalars"]
     for pattern in patterns:
         assert any(re.fullmatch(pattern, name) for name in names), pattern
+
+
+def test_a_card_for_the_hub_says_what_was_measured(trained: RunFolder, tmp_path: Path) -> None:
+    result = {"policy": "smoke", "against": "deepep", "geomean_ratio": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    result |= {"mean_ratio_to_bound": 1.5, "workloads": 7}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"config": {"suite": {"name": "other"}}, "summary": [result]}))
+    out = tmp_path / "README.md"
+    assert write_card([str(trained.path), "--results", str(results), "--out", str(out)]) == 0
+    _, head, body = out.read_text().split("---\n", 2)
+    data = yaml.safe_load(head)
+    assert data["library_name"] == "dysharp-env" and "reinforcement-learning" in data["tags"]
+    (model,) = data["model-index"]
+    validation, other = model["results"]
+    assert (model["name"], other["dataset"]["name"]) == ("smoke", "suite other")
+    assert [metric["value"] for metric in other["metrics"]] == [0.5, 1.5]
+    rows = [*csv.DictReader((trained.path / "evaluations.csv").open())]
+    tables = [[row for row in rows if row["decisions"] == at] for at in ("0", "1024", "2048")]
+    best = min(tables, key=lambda table: np.mean([float(row["ratio_to_bound"]) for row in table]))
+    ratio = np.exp(np.mean([np.log(float(row["ratio_to_reference"])) for row in best]))
+    assert validation["metrics"][0]["value"] == pytest.approx(ratio, abs=1e-4)
+    assert "| suite other | 7 | `deepep` | 0.500 (0.400 to 0.600) | 1.500 |" in body
+    for text in ("python -m agents.train --config smoke", 'load_agent("FOLDER")', "## Limitations", "seed: 3"):
+        assert text in body
+    # What is in the card loads what the run folder is.
+    assert load_agent(str(trained.path)).contender.name == "smoke"
+
+
+def test_a_card_needs_results_of_the_run(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.md"
+    results.write_text('{"summary": [{"policy": "other"}]}')
+    assert write_card([str(trained.path), "--results", str(results)]) == 2
+    assert "is no result of agents.evaluate with policy 'smoke'" in capsys.readouterr().err
+    assert write_card([str(trained.path), "--results", str(results), "--out", str(results)]) == 2
+    assert f"out='{results}' is a file that results reads; name another" in capsys.readouterr().err
+
+
+def test_all_settings_are_printed_and_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", "smoke", "--set", "env.tokens=32", "--seed", "5", "--run-dir", str(tmp_path / "runs")]
+    assert main([*argv, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    spec = load_spec(TrainSpec, "train", "smoke").with_changes({"env.tokens": 32, "seed": 5})
+    assert TrainSpec.model_validate(yaml.safe_load(printed)) == spec
+    assert yaml.safe_load(printed)["ppo"]["gamma"] == 1.0  # which the preset does not say
 
 
 def test_a_policy_loads_without_pickle_and_at_another_size(trained: RunFolder, no_pickle: None) -> None:

@@ -1,0 +1,94 @@
+"""Ctrl-C: a run leaves a checkpoint wherever it is stopped, and goes on as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agents.training.run_folder import RunFolder
+from agents.training.run_loop import TrainingRun
+from agents.training.spec import TrainSpec
+from agents.training.start import train
+from dysharp_env.config import load_spec, parse_spec
+
+ROOT = Path(__file__).parents[3]
+# Splits of small layers, decided on by a policy of few weights.
+EVOLUTION = {
+    "name": "evolved",
+    "env": {"suite": "smoke", "exposed": ["split"], "max_candidates": 8, "split_moments": 2},
+    "evolution": {"pairs": 2, "batch": 2, "threads": 1},
+    "validation": "smoke",
+    "total_decisions": 1500,
+    "eval_every_decisions": 100,
+}
+PPO = {"total_decisions": 5120, "checkpoint_every_decisions": 1_000_000, "eval_every_decisions": 512}
+
+
+def spec_of(trainer: str) -> TrainSpec:
+    if trainer == "PPO":
+        return load_spec(TrainSpec, "train", "smoke").with_changes(PPO)
+    return parse_spec(TrainSpec, EVOLUTION, source="test")
+
+
+def last_state(folder: RunFolder) -> dict[str, bytes]:
+    last = folder.checkpoints()[-1]
+    return {path.name: path.read_bytes() for path in last.iterdir() if path.suffix == ".safetensors"}
+
+
+def stopped_after(updates: int, spec: TrainSpec, folder: RunFolder) -> None:
+    """Trains until so many updates are done, then interrupts in the middle of the next."""
+    done = 0
+
+    def watch(run: TrainingRun) -> None:
+        nonlocal done
+        done += run.decisions > 0
+        if done > updates:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, folder, watch=watch)
+
+
+def test_other_episodes_begin_where_they_are_asked_for(tmp_path: Path) -> None:
+    spec, folder = spec_of("PPO"), RunFolder.create(tmp_path, "run", 0)
+    stopped_after(1, spec, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of actions that are masked, as those before were of other layers
+        train(spec.with_changes({"env.tokens": 8}), folder, resume=True)
+    assert folder.read_meta()["decisions"] == spec.total_decisions
+
+
+@pytest.mark.parametrize("trainer", ["PPO", "evolution"])
+def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trainer: str, tmp_path: Path) -> None:
+    config, spec = tmp_path / "config.yaml", spec_of(trainer)
+    config.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    command = [sys.executable, "-m", "agents.train", "--config", str(config), "--run-dir", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "decisions (" in line and "(0%)" not in line:
+            process.send_signal(signal.SIGINT)
+            break
+    said += process.stderr.read()
+    assert process.wait() == 130, said
+    (path,) = (tmp_path / "runs").iterdir()
+    halves, whole = RunFolder(path), RunFolder.create(tmp_path, "whole", 0)
+    (stopped,) = halves.checkpoints()
+    done = int(stopped.name)
+    assert 0 < done < spec.total_decisions
+    assert f"stopped at {done:,} decisions; continue with: python -m agents.train --resume {path}" in said
+    train(spec, halves, resume=True)
+    train(spec, whole)
+    assert last_state(halves) == last_state(whole)
+    timed = "episodes.csv" if trainer == "PPO" else "generations.csv"
+    for table, columns in (("evaluations.csv", None), (timed, -1)):  # the last is wall time
+        lines = [(run.path / table).read_text().splitlines() for run in (whole, halves)]
+        assert [row.split(",")[:columns] for row in lines[0]] == [row.split(",")[:columns] for row in lines[1]]
