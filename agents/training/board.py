@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_SCALAR, Summary, SummaryMetadata
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api_pb2
@@ -17,7 +18,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.image import metadata as images
 from tensorboard.plugins.scalar import metadata as scalars
 from tensorboard.plugins.text.summary_v2 import text_pb
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import custom_scalars
 
 from .curves import LAYOUT, description
 
@@ -32,8 +34,12 @@ class Board(KVWriter):
 
     def __init__(self, folder: Path, forget_after: int | None = None) -> None:
         """Starts an event file in a run folder; ``forget_after`` hides what earlier ones say of later decisions."""
-        purge_step = None if forget_after is None else forget_after + 1
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        self._writer = FileWriter(str(folder))
+        if forget_after is not None:
+            # TensorBoard drops what older files say of steps from that of a new session on.
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(step=forget_after + 1, file_version="brain.Event:2"))
+            self._writer.add_event(Event(step=forget_after + 1, session_log=start))
         self._described: set[str] = set()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -90,8 +96,7 @@ class Board(KVWriter):
             section: {title: ["Multiline", [_whole(tag) for tag in tags]] for title, tags in charts.items()}
             for section, charts in LAYOUT.items()
         }
-        self._writer.add_custom_scalars(layout)
-        self._writer.flush()
+        self._add(custom_scalars(layout), 0)
 
     def end(self) -> None:
         """Says that the run has come to its end."""
@@ -107,7 +112,7 @@ class Board(KVWriter):
         self._writer.close()
 
     def _add(self, summary: Any, step: int) -> None:
-        self._writer.file_writer.add_summary(summary, step)
+        self._writer.add_summary(summary, step)
         self._writer.flush()
 
 

@@ -103,8 +103,8 @@ class PpoRun(TrainingRun):
 
     def midway(self) -> dict[str, bytes]:
         """Returns the actions since ``begin``, which lead to where episodes are, and the stream of minibatches."""
-        name, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - that Stable-Baselines3 draws from
-        assert name == "MT19937"
+        stream: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - that Stable-Baselines3 draws from
+        keys, place = stream["state"]["key"], stream["state"]["pos"]
         played = self._played or [np.zeros((0, self.spec.num_envs), np.int64)]
         arrays = {"actions": np.concatenate(played), "keys": keys.astype(np.int64), "place": np.array([place])}
         return {_MIDWAY: save_arrays(arrays)}
@@ -125,8 +125,8 @@ class PpoRun(TrainingRun):
         if actions.size > _MANY:
             notice(f"plays {actions.size:,} decisions again, to go on where episodes were")
         self._learner.play_again(actions)
-        stream = "MT19937", arrays["keys"].numpy().astype(np.uint32), int(arrays["place"][0])
-        np.random.set_state(stream)  # noqa: NPY002
+        keys, place = arrays["keys"].numpy().astype(np.uint32), int(arrays["place"][0])
+        np.random.set_state(("MT19937", keys, place, 0, 0.0))  # noqa: NPY002
         self._played = [actions]
 
     def _imitate(self) -> None:

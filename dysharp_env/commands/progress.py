@@ -96,7 +96,8 @@ class _Bar:
     def __init__(self, clock: Clock, bar: Progress, what: str) -> None:
         """Draws the bar."""
         self._clock, self._bar = clock, bar
-        self._task = bar.add_task(what, total=clock.total, completed=clock.done, text="", left="")
+        self._task = bar.add_task(what, total=clock.total, text="", left="")
+        self.at(clock.done)
 
     def at(self, done: float, text: str = "", line: str = "") -> None:
         """Moves the bar."""
