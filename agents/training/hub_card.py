@@ -155,9 +155,9 @@ def _body(folder: RunFolder, spec: TrainSpec, card: PolicyCard, measured: Sequen
 _TEXT = """\
 # {name}
 
-A policy that schedules Mixture-of-Experts layers on NVSwitch systems, in the simulator of
-[dysharp_env](https://pypi.org/project/dysharp-env/). It decides on {exposed} in `{env}`, on top of schedule
-`{schedule}`, which decides the rest. Trained by {trainer} on {trained_on}.
+A policy that schedules Mixture-of-Experts layers on NVSwitch systems, in the simulator of dysharp_env. Of the decisions
+in `{env}` it takes those of kind {exposed}, on top of schedule `{schedule}`, which takes the rest.
+Trained by {trainer} on {trained_on}.
 
 ## Use
 
@@ -188,8 +188,7 @@ The validation workloads chose the best policy of the run, so their row is optim
 
 ## Limitations
 
-- All times are a model's, not a measurement of hardware; dynamic multimem, where the schedule uses it, is proposed and
-  not for sale.
+- All times are a model's, not measurements; dynamic multimem, where the schedule uses it, is proposed hardware.
 - The policy has seen the machines, models and batch sizes that it was trained on. On others it plays, and nothing is
   promised.
 - One training seed is one sample: compare several before drawing conclusions.

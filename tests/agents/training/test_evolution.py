@@ -146,6 +146,20 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     assert load_policy(whole.best, spec.env).scoring_network().width == 6
 
 
+def test_decisions_asked_for_are_not_left_far_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = RunFolder.create(tmp_path, "one", 0)
+    train(spec_of(tmp_path, total_decisions=1), one)
+    (first,) = csv.DictReader((one.path / "generations.csv").open())
+    generation = int(first["decisions"])
+    said = f"one generation is {generation:,} decisions, more than total_decisions=1; it is smaller with fewer"
+    assert said in capsys.readouterr().err
+    some = RunFolder.create(tmp_path, "some", 0)
+    train(spec_of(tmp_path, total_decisions=round(2.4 * generation)), some)
+    ends = [int(row["decisions"]) for row in csv.DictReader((some.path / "generations.csv").open())]
+    assert len(ends) == 2 and ends[-1] <= 1.05 * 2.4 * generation
+    assert some.read_meta()["decisions"] == ends[-1]
+
+
 def test_evolution_needs_a_suite(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="evolution plays a suite: env.suite=None must be the name of one"):
         spec_of(tmp_path, env={"exposed": ["split", "combine"]})

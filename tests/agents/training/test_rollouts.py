@@ -101,7 +101,7 @@ def test_the_engine_keeps_the_bytes_that_steps_of_the_vec_env_give(exposed: tupl
     engine, steps = learner(Learner, env, baseline, threads=2), learner(SteppingLearner, env, baseline)
     ended = 0
     for _ in range(4):
-        notes = EpisodeRecorder("deepep"), EpisodeRecorder("deepep")
+        notes = EpisodeRecorder(), EpisodeRecorder()
         for each, recorder in zip((engine, steps), notes, strict=True):
             torch.manual_seed(0)
             each.collect(recorder)
@@ -134,7 +134,7 @@ def test_decisions_before_a_layer_starts_are_taken_by_the_same_numbers(opening_h
     for each in (engine, steps):
         if each.network.opening is not None:
             torch.nn.init.normal_(each.network.opening.score.weight, generator=torch.Generator().manual_seed(1))
-        each.collect(EpisodeRecorder("deepep"))
+        each.collect(EpisodeRecorder())
     for name in ARRAYS:
         assert getattr(engine.players, name).tobytes() == getattr(steps.players, name).tobytes(), name
     early = engine.players.contexts[:, :, PLAN] > 0
@@ -146,7 +146,7 @@ def test_layers_that_are_done_before_they_ask_take_one_action_in_the_engine_as_w
     env = EnvSpec(model="olmoe", gpus=2, tokens=1, routing="uniform", max_candidates=16, exposed=("dispatch",))
     engine, steps = learner(Learner, env, True), learner(SteppingLearner, env, True)
     for each in (engine, steps):
-        each.collect(EpisodeRecorder("deepep"))
+        each.collect(EpisodeRecorder())
     assert engine.players.starts.all()
     for name in ARRAYS:
         assert getattr(engine.players, name).tobytes() == getattr(steps.players, name).tobytes(), name
@@ -155,7 +155,7 @@ def test_layers_that_are_done_before_they_ask_take_one_action_in_the_engine_as_w
 def test_learning_is_the_same_on_any_number_of_threads() -> None:
     one, two = (learner(Learner, ENV, True, threads) for threads in (1, 2))
     for each in (one, two):
-        each.collect(EpisodeRecorder("deepep"))
+        each.collect(EpisodeRecorder())
         np.random.seed(0)  # noqa: NPY002
         each.update(1.0)
     for mine, other in zip(one.network.parameters(), two.network.parameters(), strict=True):
@@ -165,7 +165,7 @@ def test_learning_is_the_same_on_any_number_of_threads() -> None:
 def test_log_probabilities_are_those_that_learning_starts_from() -> None:
     """Ratios of the first minibatch are 1 up to rounding, and values are those of the critic."""
     made = learner(Learner, ENV, False)
-    made.collect(EpisodeRecorder("deepep"))
+    made.collect(EpisodeRecorder())
     for samples in made.rollout_buffer.get(batch_size=50):
         actions = samples.actions.long().flatten()
         values, log_probs, entropy = made.network.evaluate_actions(samples.observations, actions, samples.action_masks)
