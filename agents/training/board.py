@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter
@@ -22,6 +22,9 @@ from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars
 
 from .curves import LAYOUT, description
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Setting = bool | int | float | str
 # What the table of runs ends with.
@@ -63,9 +66,12 @@ class Board(KVWriter):
         """Writes how (any,) numbers are spread."""
         self._add(histogram_pb(tag, values, description=description(tag)), step)
 
-    def picture(self, tag: str, png: bytes, size: tuple[int, int], step: int) -> None:
-        """Writes a PNG file of (height, width) pixels."""
-        height, width = size
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        """Writes a figure."""
+        from dysharp_env.report.drawing import encoded
+
+        width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+        png = encoded(figure, "png")
         image = Summary.Image(height=height, width=width, colorspace=_COLORSPACE_RGB, encoded_image_string=png)
         metadata = images.create_summary_metadata("", description(tag), converted_to_tensor=False)
         metadata.data_class = DATA_CLASS_BLOB_SEQUENCE

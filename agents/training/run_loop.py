@@ -294,10 +294,7 @@ class TrainingRun(ABC):
         self.board.histogram("eval/workloads_to_bound", found.bounds, at)
         self.board.histogram("eval/workloads_to_reference", found.references, at)
         if self.spec.pictures:
-            from dysharp_env.report.gantt import encode_png
-
-            picture = self._validator.picture(policy, at)
-            self.board.picture("eval/schedule", encode_png(picture), picture.shape[:2], at)
+            self.board.picture("eval/schedule", self._validator.picture(policy, at), at)
         self._eval_s += time.perf_counter() - started
         lines = {f"opponents/{name}": ratio for name, ratio in self._validator.opponents.items()}
         best = {"eval/best_ratio_to_bound": self.best}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from ..opponents.rollouts import makespans_ps, play_networks, size_of
 from ..policies.candidate_policy import CandidatePolicy
 from .held_out import validation_suite
 from .spec import TrainSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
 _PICTURE_PX = 900  # wide
@@ -115,16 +119,14 @@ class Validator:
     def _exposed(self, policy: CandidatePolicy) -> Exposure:
         return replace(self._exposure, network=policy.scoring_network(), opening=policy.opening_network())
 
-    def picture(self, policy: CandidatePolicy, decisions: int) -> np.ndarray:
-        """Returns the first workload as the policy schedules it, above the reference, as (height, width, 3) uint8."""
-        from dysharp_env.report.gantt import render
+    def picture(self, policy: CandidatePolicy, decisions: int) -> Figure:
+        """Returns the first workload as the policy schedules it, above the reference."""
+        from dysharp_env.report.gantt import draw
 
         problem = self._problems[0]
         if self._reference_run is None:
             self._reference_run = problem.run(self._reference, logging=True)
         mine = problem.start(self._schedule, self._exposed(policy), logging=True)
-        panels = []
-        for name, run in ((f"policy after {decisions:,} decisions", mine), (self._reference.name, self._reference_run)):
-            makespan_us = run.engine.run().now_ps / PS_PER_US
-            panels.append((f"{name}: {makespan_us:.1f} µs", run.engine))
-        return render(*panels, lower_bound_us=problem.bound.total_ps / PS_PER_US, width=_PICTURE_PX)
+        mine.engine.run()
+        panels = (f"policy after {decisions:,} decisions", mine), (self._reference.name, self._reference_run)
+        return draw(*panels, width=_PICTURE_PX)

@@ -217,7 +217,7 @@ def test_a_card_needs_results_of_the_run(
     assert write_card([str(trained.path), "--results", str(results)]) == 2
     assert "is no result of agents.evaluate with policy 'smoke'" in capsys.readouterr().err
     assert write_card([str(trained.path), "--results", str(results), "--out", str(results)]) == 2
-    assert f"out='{results}' is a file that results reads; name another" in capsys.readouterr().err
+    assert f"out='{results}' is the file that results is read from; name another" in capsys.readouterr().err
 
 
 def test_all_settings_are_printed_and_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
