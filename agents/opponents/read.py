@@ -27,6 +27,7 @@ from .players import (
 
 LOOK_AHEAD = "look-ahead:"  # before a schedule's name
 VIRTUAL_BEST = "virtual-best"
+PLANS = "schedule.yaml"  # in a folder of agents.tune
 _WITH_REPLICAS = tuple(f"{base}+eplb" for base in ("dysharp", "dysharp-team", "mega-moe"))
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
@@ -59,7 +60,8 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
     It is ``random`` or ``first``, ``virtual-best`` for the fastest of all schedules that are designed by hand on each
     workload, in hindsight, a schedule's name or file, ``look-ahead:`` and a schedule, for that schedule with
     look-ahead of so many rollouts a workload, ``reference`` for the shipped agent, run folders joined by commas, a
-    rule's file, or ``package.module:function`` for whatever a function answers; see ``FunctionOpponent``.
+    folder of ``agents.tune``, a rule's file, or ``package.module:function`` for whatever a function answers; see
+    ``FunctionOpponent``.
 
     Raises:
         ConfigError: It is none of these, or a run has no policy.
@@ -80,6 +82,8 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
     if given.endswith(".json"):
         rule = read_rule(Path(given))
         return Contender(given, rule.name, "rule", rule, (learned_rule(rule),))
+    if is_only_plans(Path(given)):
+        return Contender.of_schedule(load_schedule(str(Path(given) / PLANS)), given)
     if any("/" in part or Path(part).exists() for part in given.split(",")):
         return read_runs(given)
     if _FUNCTION.fullmatch(given):
@@ -89,6 +93,11 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         f"schedule='{given}' is unknown; choose from {known}, a schedule's .yaml, 'look-ahead:' and a schedule, a run"
         f" folder, a rule's .json, or package.module:function{did_you_mean(given, known)}"
     )
+
+
+def is_only_plans(folder: Path) -> bool:
+    """Returns whether a folder is what ``agents.tune`` leaves where one plan is best for all numbers of tokens."""
+    return (folder / PLANS).is_file() and not (folder / "config.yaml").exists()
 
 
 def designed_by_hand() -> tuple[ScheduleSpec, ...]:
