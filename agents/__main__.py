@@ -57,8 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return run_main(build, given)
     module = f".{name}.__main__" if name in _PACKAGES else f".{name}"
-    status: int = importlib.import_module(module, __package__).main(rest)
-    return status
+
+    def command() -> CommandParser:
+        parser = build()
+        # What a command needs may not be installed, which is a mistake like any other.
+        parser.set_defaults(run=lambda _: importlib.import_module(module, __package__).main(rest))
+        return parser
+
+    return run_main(command, [name])
 
 
 if __name__ == "__main__":

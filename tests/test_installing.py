@@ -105,6 +105,15 @@ def test_agents_without_a_command_are_an_index(capsys: pytest.CaptureFixture[str
     assert "choose from 'demo', 'train'" in capsys.readouterr().err
 
 
+def test_agents_say_what_they_need() -> None:
+    code = BARE.replace("from dysharp_env.__main__ import main", "from agents.__main__ import main")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", "demo"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: this needs torch, which is not installed: ")
+
+
 def test_every_command_is_in_the_index() -> None:
     files = {path.stem for path in (ROOT / "agents").glob("*.py")} - {"__init__", "__main__", "kit"}
     assert set(COMMANDS) == files | {"exact"}
