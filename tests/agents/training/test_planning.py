@@ -13,6 +13,7 @@ from agents.opponents.read import read_contender
 from agents.policies.files import load_policy
 from agents.training.plan_table import choose, play_plans
 from agents.training.run_folder import RunFolder
+from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
@@ -107,3 +108,23 @@ def test_settings_that_do_not_fit_are_one_line(changes: dict[str, object], said:
     with pytest.raises(ConfigError, match=said) as raised:
         spec_of(tmp_path, **changes)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("stop_at", [0, 6])
+def test_an_interrupted_run_ends_as_one_that_never_stopped(
+    trained: tuple[TrainSpec, RunFolder], tmp_path: Path, stop_at: int
+) -> None:
+    spec, whole = trained
+    rare = spec.with_changes({"checkpoint_every_decisions": 100, "pictures": False})
+
+    def stop(run: TrainingRun) -> None:
+        if run.decisions >= stop_at:
+            raise KeyboardInterrupt
+
+    folder = RunFolder.create(tmp_path, "stopped", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(rare, folder, watch=stop)
+    assert folder.newest_checkpoint().name == str(stop_at)
+    train(rare, folder, resume=True)
+    for name in ("best/policy.safetensors", "evaluations.csv", "checkpoints/12/table.safetensors"):
+        assert (folder.path / name).read_bytes() == (whole.path / name).read_bytes(), name
