@@ -12,6 +12,7 @@ from dysharp_env.commands import (
     balance,
     bench,
     compare,
+    docs,
     explain,
     listing,
     new,
@@ -33,6 +34,7 @@ COMMANDS = (
     (reproduce, "reproduce", "repeat the paper's experiments: published, simulated, ratio"),
     (bench, "bench", "measure the speed of the engine and the environments on this machine"),
     (trace, "trace", "inspect, record, generate or convert routing traces"),
+    (docs, "docs", "show the user guide, page by page"),
 )
 
 
