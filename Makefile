@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One numerical thread per process: the tests use both cores themselves, training sets its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slow slowest soak lint clean
+.PHONY: demo test slow slowest soak lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
@@ -30,6 +30,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The user guide as a site; nothing of it is fetched from elsewhere.
+docs: $(VENV)/.installed
+	$(BIN)/zensical build --clean --strict --config-file .zensical.toml
+	@echo "Look at build/docs/index.html; with search: $(BIN)/python -m http.server --directory build/docs"
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -42,4 +47,4 @@ $(VENV)-examples/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-examples build *.egg-info
+	rm -rf $(VENV) $(VENV)-examples .cache build *.egg-info
