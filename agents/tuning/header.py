@@ -24,7 +24,7 @@ def header(plans: Sequence[ScheduleSpec], plan_of_tokens: dict[int, int], system
     lines = [
         f"/* Tuned for {_plain(what)}.",
         " * Of what a group of SMs may take next the highest score is taken, the first of equals: the sum of weights",
-        " * times features, which the README describes. */",
+        " * times features, which the user guide describes. */",
         "#ifndef DYSHARP_SCHEDULE_H",
         "#define DYSHARP_SCHEDULE_H",
         "",

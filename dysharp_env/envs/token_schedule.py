@@ -216,7 +216,7 @@ class TokenScheduleEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
 
 def markdown_table(header: tuple[str, str], meanings: Mapping[Any, str], indexed: bool = False) -> str:
-    """Returns names and meanings as a Markdown table; the class docstring and the README hold the same ones."""
+    """Returns names and meanings as a Markdown table; the class docstring and the guide hold the same ones."""
     rows = [
         f"| {f'{index} ' if indexed else ''}`{name}` | {text.replace('``', '`')} |"
         for index, (name, text) in enumerate(meanings.items())

@@ -175,15 +175,12 @@ def test_an_agent_plays_in_python_what_the_command_shows(capsys: pytest.CaptureF
         load_agent("dysharp").schedule(token=3)
 
 
-def test_the_readme_s_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    load, function = ([block for block in blocks if word in block] for word in ("load_agent", "def warm_first"))
-    exec(*load, {})
-    assert (tmp_path / "schedule.csv").read_text().startswith("item,stage,gpu")
-    (tmp_path / "readme_rules.py").write_text(*function)
+def test_the_guide_s_function_is_asked_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "dysharp_env" / "docs" / "suites-and-evaluation.md").read_text(encoding="utf-8")
+    (function,) = re.findall(r"```python\n(def warm_first.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "guide_rules.py").write_text(function)
     monkeypatch.syspath_prepend(tmp_path)
-    contender = read_contender("readme_rules:warm_first")
+    contender = read_contender("guide_rules:warm_first")
     assert contender.first.exposure.kinds == ("dispatch", "gemm")
     assert contender.first.run(problem()).engine.done
 

@@ -1,12 +1,14 @@
 """The shipped agent is whole and its table is that of its evaluation; tiny policies play what theirs says.
 
-``python -m tests.agents.test_reference`` prints the lines of the README's table.
+``python -m tests.agents.test_reference`` prints the lines of the table of README and of the guide's results.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import pytest
 
 from agents.exact.results import INSTANCES, play_on
 from agents.opponents.read import read_contender
@@ -26,7 +28,7 @@ LABELS = {
 
 
 def table_lines() -> list[str]:
-    """Returns the lines of the README's table on held-out workloads."""
+    """Returns the lines of the table on held-out workloads, which README and the guide's results have."""
     summary = json.loads((REFERENCE / "held-out.json").read_text())["summary"]
     found = {(line["policy"], line["against"]): line for line in summary}
 
@@ -52,10 +54,14 @@ def test_it_is_small_and_has_its_tables_and_tensorboard_shows_none_of_it() -> No
     assert not [path for path in files if "tfevents" in path.name]
 
 
-def test_the_readme_tells_what_the_evaluation_found() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "dysharp_env/docs/results.md"])
+def test_pages_tell_what_the_evaluation_found(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     for line in table_lines():
-        assert f"{line}\n" in readme, line
+        assert f"{line}\n" in text, line
+
+
+def test_the_agent_is_surely_faster_than_each_that_it_is_held_against() -> None:
     summary = json.loads((REFERENCE / "held-out.json").read_text())["summary"]
     against = {line["against"]: line for line in summary if line["policy"] == "reference"}
     assert {*against} == {*AGAINST}
