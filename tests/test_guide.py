@@ -13,6 +13,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -23,23 +24,15 @@ from dysharp_env import __version__
 from dysharp_env.__main__ import build_parser
 from dysharp_env.__main__ import main as env_main
 from dysharp_env.commands.docs import FOLDER, pages
-from dysharp_env.config import ConfigError
 from tests.guide_pages import BROUGHT, SHELL, UNTESTED, Block, argv_of, blocks, cheap, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README": ROOT / "README.md", **{path.stem: path for path in sorted(FOLDER.glob("*.md"))}}
 MOST_LINES_OF_README = 150
-# What the guide leads to and is not here yet: pages; and by a pattern of what needs it, a command.
-AWAITED_PAGES = {"training"}
-AWAITED: dict[str, tuple[str, ...]] = {}
 
 
 def text_of(name: str) -> str:
     return PAGES[name].read_text(encoding="utf-8")
-
-
-def is_awaited(command: str) -> bool:
-    return any(re.search(pattern, command) for pattern in AWAITED)
 
 
 def parse(command: str) -> None:
@@ -60,7 +53,9 @@ def run_command(command: str) -> None:
     """Runs a command in the current folder; it must end well."""
     first = command.split()[0]
     if found := argv_of(command):
-        status = {"dysharp_env": env_main, "agents": agents_main}[found[0]](found[1])
+        # As a shell would, which leaves what matches nothing as it is.
+        words = [each for word in found[1] for each in (sorted(glob(word)) or [word] if "*" in word else [word])]
+        status = {"dysharp_env": env_main, "agents": agents_main}[found[0]](words)
         assert status == 0, command
     elif first == "make":
         subprocess.run([*command.split(), "-n"], cwd=ROOT, check=True, capture_output=True)
@@ -80,8 +75,7 @@ def run_block(block: Block, page: str, namespace: dict[str, object], as_it_stand
         exec(compile(block.text, f"{page}.md, line {block.line}", "exec"), namespace)
     elif block.language == "bash":
         for command in commands(block.text):
-            if not is_awaited(command):
-                run_command(command if as_it_stands else cheap(command))
+            run_command(command if as_it_stands else cheap(command))
 
 
 def furnish(folder: Path) -> None:
@@ -112,8 +106,7 @@ def test_options_exist(page: str) -> None:
     for block in blocks(text_of(page)):
         if block.language == "bash" and block.mark in ("", "slow"):
             for command in commands(block.text):
-                if not is_awaited(command):
-                    parse(command)
+                parse(command)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -123,23 +116,13 @@ def test_blocks_run(page: str, desk: Path) -> None:
         run_block(block, page, namespace, as_it_stands=False)
 
 
-@pytest.mark.parametrize("argv", AWAITED.values(), ids=" ".join)
-def test_nothing_is_awaited_that_is_here(argv: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError):
-        build_parser().parse_args(argv)
-
-
-def test_no_page_is_awaited_that_is_here() -> None:
-    assert not AWAITED_PAGES & PAGES.keys()
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_lead_somewhere(page: str) -> None:
     here = PAGES[page].parent
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text_of(page)):
         if not target.startswith("http"):
             path = here / target
-            assert path.exists() or path.stem in AWAITED_PAGES, target
+            assert path.exists(), target
             # Pages are installed without the rest of the checkout.
             assert page == "README" or path.resolve().is_relative_to(FOLDER), target
 
@@ -151,7 +134,7 @@ def test_the_index_lists_every_page_and_the_site_has_its_order() -> None:
     assert [*titles.items()][0] == ("index", pages()["index"].title)
     listed = re.findall(r"^- \[(.+?)\]\(([\w-]+)\.md\): ", text_of("index"), re.MULTILINE)
     assert [*titles.items()][1:] == [(name, title) for title, name in listed]
-    assert titles.keys() == pages().keys() | AWAITED_PAGES
+    assert titles.keys() == pages().keys()
 
 
 def test_the_readme_is_short_and_of_this_version() -> None:
@@ -173,8 +156,6 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
             copy = tmp_path / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    for name in AWAITED_PAGES:
-        (tmp_path / "dysharp_env" / "docs" / f"{name}.md").write_text("# Awaited\n", encoding="utf-8")
     build = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", ".zensical.toml"]
     ended = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
