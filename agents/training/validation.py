@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVALUATION_COLUMNS = ("decisions", "workload", "makespan_us", "lower_bound_us", "ratio_to_bound", "ratio_to_reference")
-_PICTURE_PX = 900  # wide
+_PICTURE_PX = 1200  # wide, which the legend needs
 
 
 def draw_problems(spec: TrainSpec, suite: SuiteSpec | None, seed: int) -> Sequence[Problem]:
