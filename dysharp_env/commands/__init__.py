@@ -7,6 +7,7 @@ mistake of the user becomes a line on standard error and exit status 2; the scri
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -94,6 +95,10 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
     """
     # Pictures go to files: a notebook's backend, handed down to what it starts, may not even exist here.
     os.environ["MPLBACKEND"] = "Agg"
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal cannot show a letter, its number will do.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         with warnings.catch_warnings():

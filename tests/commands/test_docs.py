@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -89,3 +92,10 @@ def test_every_file_of_the_guide_is_package_data() -> None:
     settings = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     carried = {path for pattern in settings["package-data"]["dysharp_env"] for path in FOLDER.parent.glob(pattern)}
     assert {path for path in FOLDER.rglob("*") if path.is_file()} <= carried
+
+
+def test_a_page_is_shown_where_letters_are_few() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "dysharp_env", "docs", "pictures"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"\\xb5s" in done.stdout and done.stdout.isascii()
