@@ -65,8 +65,7 @@ def test_what_is_kept_is_not_compiled_again(script: Path) -> None:
     assert [run(script), run(script)] == [1, 1]
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-@pytest.mark.parametrize("damage", ["cut", "changed", "other"])
+@pytest.mark.parametrize(("ending", "damage"), [("nbi", "cut"), ("nbi", "other"), ("nbc", "cut"), ("nbc", "changed")])
 def test_a_damaged_file_is_a_miss(script: Path, ending: str, damage: str) -> None:
     assert run(script) == 1
     (path,) = (script.parent / "cache").rglob(f"*.{ending}")
@@ -79,9 +78,7 @@ def test_a_damaged_file_is_a_miss(script: Path, ending: str, damage: str) -> Non
             "other": b"not a cache",
         }[damage]
     )
-    compiled = run(script)
-    assert compiled == 2 or (ending, damage) == ("nbi", "changed")  # a bit of an index may not matter
-    assert run(script) == compiled
+    assert [run(script), run(script)] == [2, 2]
 
 
 def test_of_many_that_miss_at_once_one_compiles(script: Path) -> None:

@@ -64,7 +64,7 @@ def test_other_episodes_begin_where_they_are_asked_for(tmp_path: Path) -> None:
     assert folder.read_meta()["decisions"] == spec.total_decisions
 
 
-@pytest.mark.parametrize("trainer", ["PPO", "evolution"])
+@pytest.mark.parametrize("trainer", ["PPO", pytest.param("evolution", marks=pytest.mark.slow)])
 def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trainer: str, tmp_path: Path) -> None:
     config, spec = tmp_path / "config.yaml", spec_of(trainer)
     config.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
