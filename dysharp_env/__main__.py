@@ -33,7 +33,7 @@ COMMANDS = (
     (validate, "validate", "check the simulator against closed forms: expected, simulated, error"),
     (reproduce, "reproduce", "repeat the paper's experiments: published, simulated, ratio"),
     (bench, "bench", "measure the speed of the engine and the environments on this machine"),
-    (trace, "trace", "inspect, record, generate or convert routing traces"),
+    (trace, "trace", "import, inspect, record, generate, convert or place routing traces"),
     (docs, "docs", "show the user guide, page by page"),
 )
 

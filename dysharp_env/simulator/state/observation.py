@@ -1,6 +1,6 @@
 """What an agent can be asked and what it is shown: one table of decision kinds, one of features, one of context values.
 
-Records, indices, spaces, rules, the README's tables and the twin's check are made from these. Every value lies in
+Records, indices, spaces, rules, the guide's tables and the twin's check are made from these. Every value lies in
 [0, 1]; the "root" of a time is sqrt(time / lower bound), cut at 1, so that small backlogs stay visible.
 
 ``kernel/choices/`` has a file a kind: what its SM group does without a choice, its candidates, what is shown of them,
