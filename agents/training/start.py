@@ -21,6 +21,7 @@ from .ppo import PpoRun
 from .run_folder import RunFolder
 from .run_loop import TrainingRun
 from .spec import TrainSpec
+from .stopping import alone_in, politely
 from .validation import Validation, draw_problems
 
 
@@ -129,9 +130,22 @@ def train(
         workers: Who plays for evolution; None: threads of this process, as many as the spec says.
 
     Raises:
-        ConfigError: A name in the spec is unknown, or the checkpoint cannot be read.
+        ConfigError: A name in the spec is unknown, the checkpoint cannot be read, or another process trains there.
+        KeyboardInterrupt: Somebody has interrupted it, or asked it to end by a signal.
     """
     torch.set_num_threads(1)
+    with alone_in(folder.path), politely():
+        return _train(spec, folder, resume, command, watch, workers)
+
+
+def _train(
+    spec: TrainSpec,
+    folder: RunFolder,
+    resume: bool,
+    command: Sequence[str],
+    watch: Callable[[TrainingRun], None],
+    workers: Workers | None,
+) -> float:
     if spec.planning is not None:
         with workers or Threads(spec.planning.threads) as playing:
             return _run(PlanRun(spec, folder, watch, playing), resume, command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agents.train import main
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec
 from agents.training.start import train
+from agents.training.stopping import POLITE, alone_in
 from dysharp_env.config import load_spec, parse_spec
 
 ROOT = Path(__file__).parents[3]
@@ -92,3 +95,41 @@ def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trai
     for table, columns in (("evaluations.csv", None), (timed, -1)):  # the last is wall time
         lines = [(run.path / table).read_text().splitlines() for run in (whole, halves)]
         assert [row.split(",")[:columns] for row in lines[0]] == [row.split(",")[:columns] for row in lines[1]]
+
+
+@pytest.mark.parametrize("number", POLITE)
+def test_signals_that_ask_to_end_do_what_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
+    spec, folder = spec_of("PPO"), RunFolder.create(tmp_path, "run", 0)
+    before = signal.getsignal(number)
+
+    def watch(run: TrainingRun) -> None:
+        if run.decisions > 0:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, folder, watch=watch)
+    (stopped,) = folder.checkpoints()
+    assert int(stopped.name) > 0 and signal.getsignal(number) is before
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder.create(tmp_path, "run", 0)
+    stopped_after(1, spec_of("PPO"), folder)
+    code = (
+        "import sys; from pathlib import Path; from agents.training.stopping import alone_in\n"
+        "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None and other.stdout.readline() == b"in\n"
+    rows = (folder.path / "episodes.csv").read_bytes()
+    assert main(["--resume", str(folder.path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert f"error: run folder '{folder.path}' is in use: another process trains there\n" in error
+    assert (folder.path / "episodes.csv").read_bytes() == rows
+    # A lock does not outlive its process, however that ends.
+    other.kill()
+    other.wait()
+    with alone_in(folder.path):
+        pass

@@ -1,0 +1,68 @@
+"""Who may train in a run folder, and how a run is asked to stop: by Ctrl-C, or by a signal that means the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from dysharp_env.config import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+# What schedulers of jobs, terminals that close and people send before they kill.
+POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextmanager
+def politely() -> Iterator[None]:
+    """Lets signals that ask to end raise ``KeyboardInterrupt``, as Ctrl-C does, in the main thread.
+
+    A process that was started with such a signal ignored, as ``nohup`` does, goes on ignoring it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in POLITE}
+    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    try:
+        for number in ours:
+            signal.signal(number, _interrupt)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder, as long as this one lives.
+
+    Raises:
+        ConfigError: Another one trains there.
+    """
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run folder '{folder}' is in use: another process trains there") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(held)
