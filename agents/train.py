@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from dysharp_env.commands.options import asked_workers
-from dysharp_env.config import ConfigError, preset_names
+from dysharp_env.config import ConfigError, parse_yaml, preset_names
 
 from .kit import Command, entry
 from .policies.card import run_path
@@ -90,7 +90,7 @@ def parse_changes(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"set='{setting}' must be KEY=VALUE, such as total_decisions=50000")
         try:
-            changes[key] = yaml.safe_load(text)
+            changes[key] = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError is a date that does not exist
             raise ConfigError(f"set='{setting}': the value is not valid YAML") from None
     return changes

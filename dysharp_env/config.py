@@ -8,6 +8,7 @@ one line: what was given, what is allowed, and the nearest match.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+_MOST_BYTES, _MOST_VALUES = 2**20, 100_000  # of a YAML file
 _TYPE_TAGS = ("int", "float", "str", "bool")
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -143,14 +145,46 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """Returns what YAML says.
+
+    Raises:
+        ConfigError: It names a key twice, or holds too much, its aliases written out.
+        yaml.YAMLError, RecursionError, ValueError: It is not YAML; the last of a date that is none.
+    """
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _MOST_VALUES:
+            raise ConfigError(f"it holds more than {_MOST_VALUES} values, its aliases written out")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Returns how many values a node holds, what aliases stand for each time again; no end of one that holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # as long as what it holds is counted
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        items = [each for pair in pairs for each in pair] if pairs else node.value
+        held = items if isinstance(node, yaml.CollectionNode) else ()
+        sizes[id(node)] = 1 + sum(_size(each, sizes) for each in held)
+    return sizes[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping a YAML file holds.
 
     Raises:
-        ConfigError: The file is missing, unreadable, not YAML, not a mapping, or names a key twice.
+        ConfigError: The file is missing, unreadable, too large, not YAML, not a mapping, or names a key twice.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"it is larger than {_MOST_BYTES} bytes")
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except ConfigError as error:
         raise ConfigError(f"'{path}': {error}") from None
     except (OSError, UnicodeDecodeError) as error:
