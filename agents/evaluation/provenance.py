@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dysharp_env.config import ConfigError, Spec, load_spec, preset_names
@@ -19,7 +20,7 @@ from dysharp_env.system import SystemSpec
 from dysharp_env.workload import Scenario, Workload
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.routing import routing_names
-from dysharp_env.workload.suite import SuiteEntry
+from dysharp_env.workload.suite import SuiteEntry, name_in_suites
 
 from .decision_list import DecisionList
 
@@ -101,9 +102,10 @@ def _digest(spec: Spec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def _preset(what: str, kind: type[Spec], given: str) -> Part:
     """Returns a system or model by its name in a suite, which of a file is the file's."""
-    folder, name = f"{what}s", Path(given).stem if given.endswith((".yaml", ".yml")) else given
+    folder, name = f"{what}s", name_in_suites(given)
     spec = load_spec(kind, folder, given)
     is_known = name in preset_names(folder)
     is_shipped = is_known and load_spec(kind, folder, name) == spec
@@ -112,13 +114,15 @@ def _preset(what: str, kind: type[Spec], given: str) -> Part:
 
 def _is_shipped(schedule: ScheduleSpec) -> bool:
     try:
-        return is_schedule_name(schedule.name) and schedule in _with_variants(load_schedule(schedule.name))
+        return is_schedule_name(schedule.name) and schedule in _shipped(schedule.name)
     except ConfigError:
         return False  # a path, or a planner that there is not
 
 
-def _with_variants(schedule: ScheduleSpec) -> list[ScheduleSpec]:
-    return [schedule, *schedule.variants()]
+@cache
+def _shipped(name: str) -> tuple[ScheduleSpec, ...]:
+    schedule = load_schedule(name)
+    return (schedule, *schedule.variants())
 
 
 def _routing(given: str) -> tuple[str, str, bool]:

@@ -25,3 +25,13 @@ GROUND = "#F1F3F5"  # of a strip
 SHADE = "#CED4DA"  # over the strips, where software is at work on all GPUs
 PAID = "#6C757D"  # what software does, where it is named
 INK, FAINT = "#212529", "#6C757D"
+# What strips show besides stages, as the legend has it.
+BESIDE_NAMES = {
+    "stalled": "thread blocks wait for HBM",
+    "communication": "thread blocks communicate",
+    "weights": "HBM: weights",
+    "read": "HBM: other reads",
+    "write": "HBM: writes",
+    "hits": "found in L2",
+    "copying": "weights of copies",
+}

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dysharp_env.report import STAGE_NAMES, colours, use
-from dysharp_env.report.colours import FAINT, INK
+from dysharp_env.report.colours import BESIDE_NAMES, FAINT, INK
 from dysharp_env.report.files import write_bytes
 from dysharp_env.report.paid import Paid
 from dysharp_env.report.spans import spans_of, stages_of
@@ -42,16 +42,6 @@ _LEAST_FONT = 8.5
 _CHARACTER_PX = 5.4  # of the font of spans, about
 # Where, as a fraction of the time axis, a label no longer fits to the right or to the left of its line.
 _FULL_RIGHT, _FULL_LEFT = 0.75, 0.12
-# What strips show besides stages, as the legend has it.
-_BESIDE = {
-    "stalled": "thread blocks wait for HBM",
-    "communication": "thread blocks communicate",
-    "weights": "HBM: weights",
-    "read": "HBM: other reads",
-    "write": "HBM: writes",
-    "hits": "found in L2",
-    "copying": "weights of copies",
-}
 
 
 def new_figure(height: int, scale: float, width: int = WIDTH) -> Figure:
@@ -111,7 +101,9 @@ def draw_legend(figure: Figure, drawn: Sequence[use.Block], *more: Patch) -> Non
     """Draws what the colours of the strips mean, in two rows at the bottom."""
     shown = {stage for block in drawn for _, stages in block.strips for stage in stages}
     handles = [Patch(facecolor=colour, label=STAGE_NAMES[stage]) for stage, colour in colours.STAGES.items()]
-    handles += [Patch(facecolor=colours.BESIDE[name], label=text) for name, text in _BESIDE.items() if name in shown]
+    handles += [
+        Patch(facecolor=colours.BESIDE[name], label=text) for name, text in BESIDE_NAMES.items() if name in shown
+    ]
     handles += [Patch(facecolor=colours.SHADE, label="launches, barriers, other kernels"), *more]
     columns = -(-len(handles) // 2)
     corner = (LEFT_PX / figure.get_size_inches()[0] / DPI - 0.004, 0.0)

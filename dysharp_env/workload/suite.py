@@ -61,7 +61,7 @@ class SuiteEntry(ScenarioSpec):
     def label(self, scenario: Scenario) -> str:
         """Returns machine, model and size of the entry's scenario, as names of its workloads in a suite begin."""
         layer, num_gpus = scenario.layer, scenario.system.num_gpus
-        size = f"{_stem(self.system)} x{num_gpus} {layer.name} top-{layer.top_k} {_shown(self.tokens)} tokens"
+        size = f"{name_in_suites(self.system)} x{num_gpus} {layer.name} top-{layer.top_k} {_shown(self.tokens)} tokens"
         if self.placement != "contiguous":
             size += f" {Path(self.placement).name}"
         if self.replicas != "nearest":
@@ -171,7 +171,8 @@ def _shown(tokens: int | tuple[int, ...] | str) -> str:
     return f"{','.join(map(str, tokens[:_SHOWN_GPUS]))}{more} ({sum(tokens)})"
 
 
-def _stem(name_or_path: str) -> str:
+def name_in_suites(name_or_path: str) -> str:
+    """Returns what names of workloads call a preset, or a file: without its folder and ending."""
     return Path(name_or_path).stem if name_or_path.endswith((".yaml", ".yml")) else name_or_path
 
 

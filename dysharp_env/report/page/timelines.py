@@ -26,13 +26,7 @@ _GROUPS = {"dispatch": "dispatch chunks", "gemm": "GEMM rows", "combine": "combi
 _PLAIN = {"weights": "copying", "weights1": "copying", "weights2": "copying"}  # stages by their colour
 _LEGEND = {
     **{stage: STAGE_NAMES[stage] for stage in colours.STAGES},
-    "stalled": "thread blocks wait for HBM",
-    "communication": "thread blocks communicate",
-    "weights": "HBM: weights",
-    "read": "HBM: other reads",
-    "write": "HBM: writes",
-    "hits": "found in L2",
-    "copying": "weights of copies",
+    **colours.BESIDE_NAMES,
     "paid": "launches, barriers, other kernels",
 }
 
