@@ -34,6 +34,7 @@ from tests.multimem.small_layers import HIDDEN, INNER, is_dense
 from tests.random_workloads import Draw
 from tests.schedules.test_family_bound import bounds_of, planned_case, play_at_random
 from tests.simulator import test_invariants as laws
+from tests.simulator.buffer_rules import check_buffers_hold_their_credits
 from tests.simulator.run_log import play as play_logged
 from tests.simulator.run_log import uses
 from tests.simulator.test_clone import assert_same_story, play_on
@@ -53,7 +54,7 @@ def laws_of_physics(case: Case, seed: int) -> None:
     laws.check_nothing_starts_before_its_inputs(case, state, log)
     laws.check_nothing_is_used_beyond_capacity(case, state, log)
     laws.check_gates_are_kept(case, state, log)
-    laws.check_buffers_hold_their_credits(case, state, log)
+    check_buffers_hold_their_credits(case, log)
     laws.check_traffic_is_packet_arithmetic(case, state, log)
 
 

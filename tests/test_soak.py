@@ -17,6 +17,13 @@ def test_nothing_is_found_in_a_moment(group: int) -> None:
         assert soak.broken_by(seed, (*QUICK, "copies_play_as_one_alone")) == []
 
 
+# What broke a law when it was found: buffers behind reduction units at half the line rate, and static stores that
+# nobody waits for, cut off by the end of the layer.
+@pytest.mark.parametrize("seed", [2172, 2189, 2307, 2347, 2417, 2733, 3019, 4167, 4339, 4917])
+def test_what_was_found_is_mended(seed: int) -> None:
+    assert soak.broken_by(seed, ("laws_of_physics",)) == []
+
+
 def test_what_is_broken_is_named_counted_and_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,3 +60,8 @@ def started(tiles: np.ndarray, gemm: int) -> np.ndarray:
 def ended(tiles: np.ndarray, gemm: int) -> np.ndarray:
     """Returns when rows of tiles, or of one, ended in a GEMM."""
     return tiles["rows"]["end_ps"][..., gemm]
+
+
+def group_of(case: Case, gpu: int) -> int:
+    """Returns the group of GPUs that one store reaches: all, but where teams are of fewer."""
+    return gpu // case.costs.team_gpus if case.program.dispatch.by_team else 0

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import GEMM
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.state import State
 from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
+from tests.simulator.buffer_rules import check_buffers_hold_their_credits
 from tests.simulator.copy_rules import weight_traffic
-from tests.simulator.run_log import Use, ended, play, started, uses
+from tests.simulator.run_log import Use, ended, group_of, play, started, uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
 FIRST_SEED = 10_000
@@ -62,11 +62,6 @@ def part_of(case: Case, token: int, gpu: int, expert: int | None = None) -> int:
     return place // case.program.chunk_tokens * case.program.parts // num_chunks
 
 
-def group_of(case: Case, gpu: int) -> int:
-    """Returns the group of GPUs that one store reaches: all, but where teams are of fewer."""
-    return gpu // case.costs.team_gpus if case.program.dispatch.by_team else 0
-
-
 def check_every_expert_computes_its_tokens_once(case: Case, state: State) -> None:
     for index, (expert, part) in enumerate(state.experts[["number", "part"]].tolist()):
         chosen = [
@@ -101,7 +96,7 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
         assert count == (len(experts_at(case)[token, peer]) if is_per_expert else 1)
 
     def moved(resource: int, what: str) -> set:
-        """Returns the vectors of which every segment has moved; none may have moved in part but at the very end."""
+        """Returns the vectors of which every segment has moved; none that is awaited may have moved in part."""
         segments = Counter(
             (token, peer, group)
             for token, peer, group, _ in {
@@ -111,18 +106,19 @@ def check_everything_moves_once(case: Case, state: State, log: list[Use]) -> Non
             }
         )
         whole = case.costs.dispatch_segments if what in ("copy", "store") else case.costs.combine_segments
-        assert (resource, what) == (codes.LOG_DOWN, "copy") or set(segments.values()) <= {whole}
+        # The layer may be over while a store, or a copy of it, is on its way to where nobody waits for it.
+        may_be_cut = what == "store" or (resource, what) == (codes.LOG_DOWN, "copy")
+        assert may_be_cut or set(segments.values()) <= {whole}
         return {vector for vector, count in segments.items() if count == whole}
 
     stores = {(token, home[token], group_of(case, gpu)) for token, gpu in sent}
-    awaited = {(token, *store) for token, *store in stores if token in served}
+    waiting = {(token, gpu) for token, gpu in experts_at(case) if (token, gpu) in sent}
+    awaited = {(token, home[token], group_of(case, gpu)) for token, gpu in waiting}
     needed, sent, summed = ({(*vector, 0) for vector in vectors} for vectors in (needed, sent, summed))
     is_unicast = not program.dispatch.in_switch
-    # The layer may be over before a token without experts is stored everywhere.
     assert is_unicast or awaited <= moved(codes.LOG_UP, "store") <= stores
     assert not is_unicast or not moved(codes.LOG_UP, "store")
     assert moved(codes.LOG_UP, "copy") == (sent if is_unicast else set())
-    # A static store also goes where nobody waits for it, so the layer may be over first.
     assert needed <= moved(codes.LOG_DOWN, "copy") <= sent
     assert moved(codes.LOG_UP, "partial") == summed
     in_switch, sums = program.combine.in_switch, {(token, home[token], 0) for token, *_ in summed}
@@ -240,52 +236,6 @@ def check_nothing_is_used_beyond_capacity(case: Case, state: State, log: list[Us
             assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
 
 
-def share_past(first_ps: int, last_ps: int, at_ps: np.ndarray) -> np.ndarray:
-    """Returns which share of what passes evenly between two times has passed at others."""
-    return np.where(at_ps >= last_ps, 1.0, np.clip((at_ps - first_ps) / max(last_ps - first_ps, 1), 0.0, 1.0))
-
-
-def flits_in_buffer(costs: Costs, up: Use, leaving: list[Use], at_ps: np.ndarray) -> np.ndarray:
-    """Returns how many flits of a segment are at the switch: arrived, and not gone yet by its last way out."""
-    first_ps, last_ps = up.start_ps + costs.hop_ps, up.end_ps + costs.hop_ps
-    segments = costs.combine_segments if up.what == "partial" else costs.dispatch_segments
-    packets = costs.combine_packets if up.what == "partial" else costs.dispatch_packets
-    if packets == segments or costs.store_and_forward:
-        # One packet, or what waits for its tail, has its space from its head's arrival until all of it is gone.
-        return up.amount * ((first_ps <= at_ps) & (at_ps < max(use.end_ps for use in leaving)))
-    gone = np.min([share_past(use.start_ps, use.end_ps, at_ps) for use in leaving], axis=0)
-    return up.amount * np.maximum(share_past(first_ps, last_ps, at_ps) - gone, 0.0)
-
-
-def check_buffers_hold_their_credits(case: Case, state: State, log: list[Use]) -> None:
-    """The flits of a class that are in the switch's buffer behind a link are never more than it holds."""
-    costs = case.costs
-    if costs.queueing == "output_queued" or case.program.copies_per_expert:
-        return  # no buffers; or copies to one GPU share a name, so which of them has left is not in the log
-    leaving = defaultdict(list)  # by (what, token, peer, place, group) of what went up: how it leaves the switch
-    is_unicast = not case.program.dispatch.in_switch
-    for use in log:
-        leaves = use.resource == codes.LOG_REDUCE or (use.resource == codes.LOG_DOWN and use.what != "sum")
-        if leaves and use.purpose not in (codes.EVICTION, codes.WEIGHT_DATA):
-            home, group = int(case.workload.home_of_token[use.token]), group_of(case, use.peer)
-            whole = "store", use.token, home, use.place, group
-            leaving[use[3:8] if use.what == "partial" or is_unicast else whole].append(use)
-    sent = defaultdict(list)
-    for use in log:
-        if use.resource == codes.LOG_UP and use[3:8] in leaving:
-            is_response = case.program.combine.reads if use.what == "partial" else case.program.dispatch.reads
-            sent[use.gpu, use.plane, is_response].append(use)
-    for found in sent.values():
-        # Between these times flits arrive and leave evenly, so there are most of them at one of them.
-        moments = {(use.start_ps + costs.hop_ps, use.end_ps + costs.hop_ps) for use in found}
-        moments |= {(use.start_ps, use.end_ps) for up in found for use in leaving[up[3:8]]}
-        at_ps = np.unique(list(moments))
-        flits = sum(flits_in_buffer(costs, up, leaving[up[3:8]], at_ps) for up in found)
-        # A vector that is larger than the buffer passes alone, but the next one may follow before its last packet left.
-        largest = max(up.amount for up in found)
-        assert flits.max() <= costs.credit_flits + largest * (largest > costs.credit_flits) + 1e-6
-
-
 def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
     """Returns the flits of every GPU by (direction, purpose), from the routing and the packet format alone."""
     program, costs, packet, num_gpus = case.program, case.costs, case.costs.dispatch_packet, case.workload.num_gpus
@@ -393,5 +343,5 @@ def test_random_runs_keep_the_laws(random_case: Callable[[int], Case], group: in
         check_nothing_starts_before_its_inputs(case, state, log)
         check_nothing_is_used_beyond_capacity(case, state, log)
         check_gates_are_kept(case, state, log)
-        check_buffers_hold_their_credits(case, state, log)
+        check_buffers_hold_their_credits(case, log)
         check_traffic_is_packet_arithmetic(case, state, log)
