@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import load_schedule
@@ -384,3 +385,12 @@ def test_a_plan_takes_longer_among_more_gpus() -> None:
     assert (small, large) == (36.0, 96.0)
     paid = {name: load_schedule(name).program(system).pays_ps[0] for name in ("deepep", "deepep+moonep")}
     assert paid["deepep+moonep"] - paid["deepep"] == round(system.overhead_us("plan") * 1e6)
+
+
+@pytest.mark.parametrize("planner", ["none", "rule", "eplb"])
+@pytest.mark.parametrize("setting", ["tolerance", "min_tokens", "threshold"])
+def test_settings_that_would_do_nothing_are_refused(planner: str, setting: str) -> None:
+    """They are of planners that plan in the layer."""
+    with pytest.raises(ValidationError, match=f"{setting} does nothing with planner={planner}: leave it out"):
+        ReplicateSpec(planner=planner, **{setting: 2})
+    assert getattr(ReplicateSpec(planner="llep", **{setting: 2}), setting) == 2

@@ -14,6 +14,7 @@ from dysharp_env.system.primitives import DISPATCH_PRIMITIVES, FAMILIES, Primiti
 Planner = Literal["none", "rule", "moonep", "ultraep", "llep", "eplb"]
 Weights = Literal["pull", "unicast", "relay", "team", "multicast"]
 PLANNERS: tuple[str, ...] = get_args(Planner)[2:]
+_OF_PLANNERS = ("tolerance", "min_tokens", "threshold")  # settings of those that plan in the layer, 1 if left out
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 
 
@@ -111,6 +112,14 @@ class ReplicateSpec(Spec):
                 f"schedule='{schedule}': replicate.sms={self.sms} leave none of the"
                 f" {gemm_sms} SMs for GEMMs of {system.name}"
             )
+
+    @model_validator(mode="after")
+    def _check_settings_are_used(self) -> ReplicateSpec:
+        if self.planner in ("none", "rule", "eplb"):
+            given = [name for name in _OF_PLANNERS if getattr(self, name) != 1]
+            if given:
+                raise ValueError(f"{given[0]} does nothing with planner={self.planner}: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_family(self) -> ReplicateSpec:
