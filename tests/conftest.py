@@ -25,6 +25,8 @@ from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 from tests.random_workloads import Draw, draw_layer, draw_num_gpus, draw_workload
 
+PLANES = 1, 3, 4  # that random machines have
+
 
 class Case(NamedTuple):
     """What an engine or twin is made of."""
@@ -72,7 +74,7 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
         link={
             "gbps": draw.pick("link_gbps", 25.0, 333.3, 450.0),
             "efficiency": draw.pick("efficiency", 1.0, 1.0, 0.93),
-            "planes": draw.pick("planes", 1, 3, 4),
+            "planes": draw.pick("planes", *PLANES),
             "latency_ns": draw.pick("latency_ns", 0, 0.5, 250),
             "payload_bytes": payload_bytes,
             "header_flits": header_flits,
@@ -102,7 +104,22 @@ def draw_system(draw: Draw, num_gpus: int) -> SystemSpec:
             "role_change_us": draw.pick("role_change_us", 0, 0, 0.3, 1.7),
             "phase_kernels": draw.chance("phase_kernels", 0.9),
         },
+        faults=draw_faults(draw, draw.pick("planes", *PLANES)),
     )
+
+
+def draw_faults(draw: Draw, planes: int) -> dict[str, object]:
+    """Returns what is wrong with a machine of so many planes: nothing with half of them, else anything at once."""
+    if draw.chance("sound", 0.5):
+        return {}
+    return {
+        "slow_link": draw.pick("slow_link", 1.0, 1.0, 1.001, 2.5),
+        "slow_plane": draw.pick("slow_plane", 1.0, 1.0, 1.3, 4.0),
+        "dead_planes": draw.pick("dead_planes", 0, 0, planes - 1),
+        "late_us": draw.pick("late_us", 0.0, 0.0, 0.3, 12.5),
+        "replay_every": draw.pick("replay_every", 0, 0, 1, 5, 37),
+        "taken_slots": draw.pick("taken_slots", 0.0, 0.0, 0.5, 0.999),
+    }
 
 
 def draw_gpu(draw: Draw) -> dict[str, object]:
@@ -209,6 +226,7 @@ def draw_movement(draw: Draw) -> dict[str, object]:
         "exclusive": draw.chance("exclusive", 1 / 3),
         "prefetches": draw.chance("prefetches", 0.4),
         "early_ps": draw.between("early_ps", 0, pays_ps[0]) if draw.chance("early", 0.5) else 0,
+        "meets": draw.chance("meets", 0.5),
         "counted": draw.chance("counted", 0.5) or (dispatch.reads and gates[0] == codes.GATE_FINE),
         "gates": gates,
         "pays_ps": tuple(pays_ps),

@@ -47,8 +47,13 @@ MUTANTS = (
     Mutant("gemm.py", "(tokens + s.row_granularity - 1) // s.row_granularity", "max(1, tokens // s.row_granularity)"),
     Mutant("gemm.py", "x.ready_ps = max(x.ready_ps, s.now_ps +", "x.ready_ps = max(0, s.now_ps +"),
     Mutant(
-        "buffers.py", "push(s, credit_ps(s, whole, free_ps + s.hop_ps), codes", "push(s, s.now_ps + s.hop_ps, codes"
+        "buffers.py",
+        "push(s, credit_ps(s, s.uplinks[link], whole, free_ps + s.hop_ps), codes",
+        "push(s, s.now_ps + s.hop_ps, codes",
     ),
+    Mutant("links.py", "return count * (s.replay_ps +", "return count * (0 * s.replay_ps +"),
+    Mutant("links.py", "if link.permille == SOUND:", "if link.permille <= 2 * SOUND:"),
+    Mutant("loop.py", "(waits and (gpu == LATE_GPU) != is_late)", "(waits and is_late and gpu != LATE_GPU)"),
     Mutant("buffers.py", "store.end_ps = max(store.end_ps, end_ps)", "store.end_ps = end_ps"),
 )
 

@@ -102,8 +102,10 @@ def decisions_are_shown_in_their_space(case: Case, seed: int) -> None:
 
 def names_do_not_matter_to_bounds(case: Case, seed: int) -> None:
     """Under other numbers for the GPUs what bounds any schedule is the same."""
-    if case.costs.slow_permille != 1000 or case.costs.team_gpus < case.workload.num_gpus:
-        return  # GPU 0 is the slow one, and neighbours are the teams: there numbers mean something
+    faults = case.costs.faults
+    is_singled_out = case.costs.slow_permille != 1000 or faults.slow_link_permille != 1000 or faults.late_ps > 0
+    if is_singled_out or case.costs.team_gpus < case.workload.num_gpus:
+        return  # GPU 0 is another one, and neighbours are the teams: there numbers mean something
     order = np.random.default_rng(seed).permutation(case.workload.num_gpus)
     other = case._replace(workload=case.workload.renamed(order))
     # The first is of a program, which sends to GPUs by number.

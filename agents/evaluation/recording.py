@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender, Opponent, Played, stepwise
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.workload.suite import SuiteWorkload
 
 from .decision_list import SUFFIX, AskedSpec, DecisionList, routing_digest, write_decisions

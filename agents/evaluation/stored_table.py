@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules.opponent import Played
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 
 from ..policies.card import read_json
 from .decision_list import DecisionList

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.opponent import Contender
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 
 from ..opponents.read import read_contender
 from .follow import play_solved

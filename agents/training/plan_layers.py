@@ -17,7 +17,7 @@ _SEEDS = 10_000  # below those of validation
 _MOST_TOKENS = 8192  # of a GPU
 _MOST_OF_ALL = 4 * _MOST_TOKENS  # of all GPUs, where an entry comes to another machine
 _RENAMINGS = 4  # of the GPUs, one of them at random
-_MACHINE = ("system", "gpus", "slow_gpu", "compute_scale", "hardware")
+_MACHINE = ("system", "gpus", "slow_gpu", "faults", "compute_scale", "hardware")
 
 
 def draw_layers(suite: SuiteSpec, spec: PlanningSpec, seed: int, drawn: int) -> list[Problem]:

@@ -249,6 +249,7 @@ class TrainSpec(Spec):
             return self
         if self.evolution.tiny and "split" in self.env.exposed:
             raise ValueError(f"env.exposed={list(self.env.exposed)} must leave out split: tiny GPUs have one SM")
+        self._refuse_drawn_faults("evolution")
         if not self.evolution.tiny and self.env.suite is None:
             raise ValueError("evolution plays a suite: env.suite=None must be the name of one")
         return self
@@ -259,9 +260,15 @@ class TrainSpec(Spec):
             return self
         if self.evolution is not None or self.imitation is not None:
             raise ValueError("planning is a way to train of its own: leave out evolution and imitation")
+        self._refuse_drawn_faults("planning")
         if self.env.exposed != ("plan",) or self.env.suite is None:
             raise ValueError(f"planning is of plans, on a suite: env.exposed={list(self.env.exposed)} must be [plan]")
         return self
+
+    def _refuse_drawn_faults(self, trainer: str) -> None:
+        if self.env.drawn_faults:
+            given = f"env.drawn_faults={list(self.env.drawn_faults)}"
+            raise ValueError(f"{given} has no effect with {trainer}: give entries of env.suite faults of their own")
 
     @model_validator(mode="after")
     def _check_opening(self) -> TrainSpec:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Exposure, LayerRun, Problem, ScheduleSpec, load_schedule
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.workers import Workers
 from dysharp_env.workload.suite import SuiteSpec
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from dysharp_env.envs.episodes import Episodes
 from dysharp_env.envs.spec import EnvSpec
 from dysharp_env.schedules import ScheduleSpec, Starter, load_schedule
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.simulator.playing import Players
 
 from ..policies.pieces import Map

@@ -80,10 +80,16 @@ def read_sources(settings: EnvSpec, schedule: ScheduleSpec, logging: bool) -> li
         return Source(label, scenario, seeds, starter)
 
     if settings.suite is None:
-        return [source("", settings.build(), settings.seeds or ANY_SEED)]
+        scenarios = _with_faults(settings.build(), settings)
+        return [source("", scenario, settings.seeds or ANY_SEED) for scenario in scenarios]
     suite = load_suite(settings.suite)
-    scenarios = [suite.build(entry) for entry in suite.workloads]
+    built = [(entry, scenario) for entry in suite.workloads for scenario in _with_faults(suite.build(entry), settings)]
     return [
-        source(entry.label(scenario), scenario, entry.seeds)
-        for entry, scenario in zip(suite.workloads, scenarios, strict=True)
+        source(entry.model_copy(update={"faults": scenario.spec.faults}).label(scenario), scenario, entry.seeds)
+        for entry, scenario in built
     ]
+
+
+def _with_faults(scenario: Scenario, settings: EnvSpec) -> list[Scenario]:
+    """Returns a scenario with each of the faults that episodes draw from, or as it is if they draw none."""
+    return [*map(scenario.with_faults, settings.drawn_faults)] or [scenario]

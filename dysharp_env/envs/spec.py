@@ -22,6 +22,9 @@ class EnvSpec(ScenarioSpec):
     suite: str | None = None
     """A suite preset or YAML file whose entries take the place of the scenario: each episode draws one of them, and one
     of its seeds. None plays the scenario that the other settings describe."""
+    drawn_faults: tuple[str, ...] = ()
+    """Faults of which each episode draws one, each as likely as the others, in place of ``faults``: presets of
+    ``faults``, YAML files, settings such as slow_link=2, or ``none``."""
     schedule: str = "dysharp"
     """A schedule preset or YAML file: primitives, readiness, costs, SM groups, and the rule of kinds not exposed."""
     exposed: tuple[DecisionKind, ...] = ("dispatch", "gemm", "combine")
@@ -59,6 +62,8 @@ class EnvSpec(ScenarioSpec):
             raise ValueError("splits must offer at least two SM splits when 'split' is exposed")
         if len(set(self.exposed)) < len(self.exposed):
             raise ValueError(f"exposed={list(self.exposed)} names a decision kind twice")
+        if self.drawn_faults and self.faults is not None:
+            raise ValueError(f"faults={self.faults!r} has no effect with drawn_faults, which take its place")
         if self.suite is not None:
             for name in (*ScenarioSpec.model_fields, "seeds"):
                 if getattr(self, name) != type(self).model_fields[name].default:

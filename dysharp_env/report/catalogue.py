@@ -12,7 +12,8 @@ from dysharp_env.config import preset_names
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.contenders import agents_package
 from dysharp_env.schedules.hardware import fixed_costs, hardware_needs
-from dysharp_env.system import SystemSpec, load_system
+from dysharp_env.system import FaultSpec, SystemSpec, load_system
+from dysharp_env.system.faults import read_faults
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
 from dysharp_env.workload.formats import NATIVE_FORMAT
 from dysharp_env.workload.layer import load_model
@@ -97,6 +98,14 @@ def suites() -> Iterator[Row]:
         yield {"name": name, "workloads": count, "labels": list(labels), "description": suite.description}
 
 
+def faults() -> Iterator[Row]:
+    """Yields every preset of what may be wrong with a machine."""
+    for name in preset_names("faults"):
+        given = read_faults(name)
+        changed = {key: value for key, value in given.items() if value != FaultSpec.model_fields[key].default}
+        yield {"name": name, "settings": ",".join(f"{key}={value:g}" for key, value in changed.items())}
+
+
 def routing() -> Iterator[Row]:
     """Yields what routing can be drawn from by name."""
     for name, (parameter, text) in describe_routing().items():
@@ -146,5 +155,6 @@ def _cards(folder: Path) -> Iterator[Row]:
 
 KINDS: dict[str, Callable[..., Iterator[Row]]] = {
     **{"systems": systems, "models": models, "schedules": schedules, "suites": suites, "policies": policies},
+    "faults": faults,
     "routing": routing,
 }

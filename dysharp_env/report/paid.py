@@ -19,7 +19,7 @@ from dysharp_env.simulator.phases import STAGES, START
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2, NOTHING, OPENS_ALL, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
 from dysharp_env.simulator.state.pays import KernelPays
 from dysharp_env.system import SystemSpec
-from dysharp_env.system.spec import OVERHEADS
+from dysharp_env.system.overheads import OVERHEADS
 
 _NAMES = {
     "launch": "kernel launch",
@@ -156,11 +156,11 @@ def _done_ps(engine: Engine, moves: Moves, gate: np.void) -> int | None:
     if not mine.any():
         return None
     time, gemm = _WAITS_FOR[stage]
-    done_ps = int(rows[time][mine, gemm].max())
+    done_ps = max(int(rows[time][mine, gemm].max()), int(gate["not_before_ps"]))
     if stage == OPENS_GEMM1:
         copied = state.copies["expert"][(state.copies["gpu"] == gpu) | (gpu == NOTHING)]
         came_ps = state.matrices["end_ps"][np.concatenate([2 * copied, 2 * copied + 1])]
-        done_ps = max(done_ps, int(gate["not_before_ps"]), int(came_ps.max(initial=0)))
+        done_ps = max(done_ps, int(came_ps.max(initial=0)))
     elif stage == OPENS_GEMM2:
         done_ps = max(done_ps, moves.last_sent(gpu, part)[2])
     return done_ps

@@ -18,6 +18,7 @@ from dysharp_env.report.moves import Moves, Way
 from dysharp_env.report.paid import Payer
 from dysharp_env.report.steps import Step, joined
 from dysharp_env.schedules import LayerRun
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.state.codes import BY_EXPERTS, GEMM1, GEMM2, NOTHING, OPENS_COMBINE, OPENS_GEMM1, OPENS_GEMM2
 
 START = "before the start"
@@ -59,6 +60,16 @@ class _Walk:
         if since_ps < self.cursor:
             self.steps.append(Step(what, waited_for, stage, is_waiting, since_ps, self.cursor))
             self.cursor = since_ps
+
+    def starts_ps(self, gpu: int) -> int:
+        """Returns when a GPU may dispatch: as the layer opens, or where it is late or waits for one that is, later."""
+        waits = self.program.meets or gpu == LATE_GPU
+        return self.opened_ps + self.costs.faults.late_ps * waits
+
+    def start(self, gpu: int, what: str, waited_for: str, stage: str) -> None:
+        """Goes back over what a GPU waited for since it started, and from there to when dispatch began elsewhere."""
+        self.back(self.starts_ps(gpu), what, waited_for, stage, True)
+        self.back(self.opened_ps, "late start", f"GPU {LATE_GPU}, whose kernels start late", "software", True)
 
     def pay(self, stage: str, gate: np.void | None, what: str) -> None:
         """Goes back over what is paid before a stage behind a gate, or before dispatch or at the end, item by item."""
@@ -104,7 +115,7 @@ class _Walk:
             expert = int(copy["source"])  # of which a relay waits for the first tile
         mover = target if self.state.root["copying"]["reads"][0] else source
         text = f"GPU {mover}, at weights before those of expert {number}"
-        self.back(self.opened_ps, f"waiting for {name}", text, "copying", True)
+        self.start(mover, f"waiting for {name}", text, "copying")
         return NOTHING
 
     # Combine.
@@ -236,7 +247,9 @@ class _Walk:
             if came_ps > max(ready_ps[last], shared_ps):
                 return self.come_over(block)
             if shared_ps > ready_ps[last]:
-                self.back(self.opened_ps, "shared experts", "SMs beside those that dispatch", "gemm1", False)
+                if self.program.hides_shared:
+                    self.back(self.starts_ps(gpu), "shared experts", "SMs beside those that dispatch", "gemm1", False)
+                self.start(LATE_GPU, "waiting to begin", "all GPUs", "software")
                 return NOTHING
             tile = last
         else:
@@ -356,4 +369,4 @@ class _Walk:
             self._take_off(way, "dispatch", home, gpu, "tokens")
         by = gpu if self.program.dispatch.reads else home
         text = f"dispatch SMs of GPU {by}, at tokens before token {token}"
-        self.back(self.opened_ps, "waiting to be dispatched", text, "dispatch", True)
+        self.start(by, "waiting to be dispatched", text, "dispatch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.schedules import LayerRun
+from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import codes, observation
 from dysharp_env.simulator.state.codes import GEMM1, GEMM2
 
@@ -21,7 +22,7 @@ def describe_state(run: LayerRun) -> str:
     ``SMs`` is how many of the GEMM group run thread blocks. At most 16 GPUs are listed.
     """
     engine = run.engine
-    state, costs = engine.state, engine.costs
+    state = engine.state
     gpus = state.gpus
     num_gpus, tokens = engine.workload.num_gpus, engine.workload.tokens_of_gpu
     slots = np.zeros(num_gpus)
@@ -34,7 +35,7 @@ def describe_state(run: LayerRun) -> str:
         "combined": _fraction(tokens, tokens - gpus["combined"]),
     }
     uplink_us, downlink_us = (
-        np.array([max(link["free_ps"] - engine.now_ps, 0) + costs.wire_ps(int(link["queued_flits"])) for link in links])
+        np.array([_backlog_ps(engine, place, link) for place, link in enumerate(links)])
         .reshape(num_gpus, -1)
         .max(axis=1)
         / 1e6
@@ -69,6 +70,12 @@ def _headline(run: LayerRun) -> str:
     is_first = kind == observation.SPLIT and not root["split_done"]
     who = "all GPUs" if is_first else f"GPU {int(root['pending_gpu'])}"
     return f"{text}; {who} decides: {observation.DECISION_KINDS[kind]}, {int(root['num_legal'])} legal answers"
+
+
+def _backlog_ps(engine: Engine, place: int, link: np.void) -> int:
+    """Returns how long a link, of which ``place`` says the GPU and plane, is busy with what it has and what waits."""
+    costs = engine.costs.on_link(*divmod(place, engine.costs.planes))
+    return max(int(link["free_ps"]) - engine.now_ps, 0) + costs.wire_ps(int(link["queued_flits"]))
 
 
 def _fraction(total: np.ndarray, left: np.ndarray) -> np.ndarray:

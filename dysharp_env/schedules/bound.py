@@ -23,6 +23,9 @@ which L2 may hold or which nobody may wait for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from dysharp_env.native import native
@@ -49,12 +52,44 @@ from dysharp_env.schedules.needs import (
 )
 from dysharp_env.schedules.spec import COSTS_OF_PLANNING
 from dysharp_env.schedules.times import CopyTimes, Times, least_times, work_ps
-from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
+from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.faults import LATE_GPU
+from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.system import SystemSpec
-from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
+from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, Primitive
 from dysharp_env.workload import Workload
 from dysharp_env.workload.demand import Demand
 from dysharp_env.workload.layer import LayerSpec
+
+
+class Wires(NamedTuple):
+    """What is needed of a GPU's links and reduction unit: of those of GPU 0 and of others, in this order, or of one.
+
+    Attributes:
+        store_ps, request_ps: (experts named,) of a multicast store, and of an in-switch request.
+        dispatch, data, combine: (primitive, link or reduction unit, count); the second without acknowledgements.
+    """
+
+    store_ps: np.ndarray
+    request_ps: np.ndarray
+    dispatch: np.ndarray
+    data: np.ndarray
+    combine: np.ndarray
+
+    @classmethod
+    def of(
+        cls, costs: Costs, layer: LayerSpec, dispatches: Sequence[Primitive], combines: Sequence[Primitive]
+    ) -> Wires:
+        """Returns the needs by the costs of one GPU's links."""
+        named, packet = range(layer.top_k + 1), costs.families.packet_of("multimem", in_switch=True)
+        dispatch = [weights(dispatch_needs(each, costs, acknowledged=True)) for each in dispatches]
+        return cls(
+            costs.wire_ps(np.array([packet.data_flits(costs.dispatch_bytes, count) for count in named])),
+            costs.wire_ps(np.array([packet.ask_flits(costs.combine_bytes, count) for count in named])),
+            np.array(dispatch) + weights(weight_needs(dispatches, costs)),
+            np.array([weights(dispatch_needs(each, costs, acknowledged=False)) for each in dispatches]),
+            np.array([weights(combine_needs(each, costs)) for each in combines]),
+        )
 
 
 class LowerBound:
@@ -64,18 +99,13 @@ class LowerBound:
         """Takes the costs of the layer on the system at token resolution."""
         self._launch_ps = costs.launch_ps
         self._plan_ps = sum(int(system.overhead_us(cost) * PS_PER_US) for cost in COSTS_OF_PLANNING)
-        # By the number of experts that a store or request names.
-        named = range(layer.top_k + 1)
-        packet = costs.families.packet_of("multimem", in_switch=True)
-        self._store_ps = costs.wire_ps(np.array([packet.data_flits(costs.dispatch_bytes, count) for count in named]))
-        self._request_ps = costs.wire_ps(np.array([packet.ask_flits(costs.combine_bytes, count) for count in named]))
         dispatches = [DISPATCH_PRIMITIVES[name] for name in system.switch.dispatch_primitives]
         combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combining(layer.combine_dtype)]
-        # (primitive, link or reduction unit, count)
-        self._dispatch = np.array([weights(dispatch_needs(each, costs, acknowledged=True)) for each in dispatches])
-        self._dispatch += weights(weight_needs(dispatches, costs))
-        self._data = np.array([weights(dispatch_needs(each, costs, acknowledged=False)) for each in dispatches])
-        self._combine = np.array([weights(combine_needs(each, costs)) for each in combines])
+        # Of the links of GPU 0, and of those of others.
+        wires = [
+            Wires.of(costs.on_links(gpu, system.living_link.planes), layer, dispatches, combines) for gpu in (0, 1)
+        ]
+        self._wires, self._least = Wires(*map(np.stack, zip(*wires, strict=True))), wires[1]
         self._team_gpus = costs.team_gpus if any(primitive.by_team for primitive in dispatches) else 0
         self._times = least_times(system, layer, costs, dispatches, combines)
         self._copy_times = CopyTimes.of(costs, dispatches)
@@ -98,11 +128,7 @@ class LowerBound:
             workload.placement.copied_from,
             workload.first_token,
             self._team_gpus,
-            self._store_ps,
-            self._request_ps,
-            self._dispatch,
-            self._data,
-            self._combine,
+            self._wires,
             self._times,
             np.empty((NUM_COUNTS, workload.num_gpus), np.int64),
         )
@@ -113,9 +139,9 @@ class LowerBound:
 
         Replicas that are there before the layer may be chosen anew for nothing.
         """
-        asked, pays_ps = Asked.of(workload), self._launch_ps
-        least_ps = int(self._store_ps[1]), int(self._request_ps[1])
-        wires_ps = links_ps(asked, self._dispatch, self._combine, least_ps, self._copy_times.wire_ps)
+        asked, pays_ps, least = Asked.of(workload), self._launch_ps, self._least
+        least_ps = int(least.store_ps[1]), int(least.request_ps[1])
+        wires_ps = links_ps(asked, least.dispatch, least.combine, least_ps, self._copy_times.wire_ps)
         if not asked.is_placed:
             shared = shared_bound(asked, wires_ps, self._times, self._copy_times, pays_ps, copies=False)
             return shared if workload.placement.num_copies else min(shared, self.of(workload))
@@ -132,19 +158,16 @@ def _bound(
     copied_from: np.ndarray,
     first_token: np.ndarray,
     team_gpus: int,
-    store_ps: np.ndarray,
-    request_ps: np.ndarray,
-    dispatch: np.ndarray,
-    data: np.ndarray,
-    combine: np.ndarray,
+    wires: Wires,
     times: Times,
     counts: np.ndarray,
 ) -> tuple[int, int, int, int]:
     """Returns what links need, and what ``_compute`` returns; one call, because each costs microseconds."""
-    _count(demand, store_ps, request_ps, counts)
+    _count(demand, wires.store_ps, wires.request_ps, counts)
     _count_teams(topk_ids, gpu_of_expert, first_token, team_gpus, counts)
     _count_copies(gpu_of_expert, copied_from, counts)
-    links_ps, staged_ps = _links(_needs(counts, dispatch), _needs(counts, data), _needs(counts, combine), times)
+    dispatch, data, combine = _needs(counts, wires.dispatch), _needs(counts, wires.data), _needs(counts, wires.combine)
+    links_ps, staged_ps = _links(dispatch, data, combine, times)
     longest_ps, gemms_ps, hbm_ps = _compute(demand, gpu_of_expert, copied_from, times)
     return links_ps, max(staged_ps, longest_ps), gemms_ps, hbm_ps
 
@@ -155,17 +178,18 @@ def _count(demand: Demand, store_ps: np.ndarray, request_ps: np.ndarray, counts:
     num_gpus, served = counts.shape[1], demand.served.sum()
     counts[:] = 0
     for gpu in range(num_gpus):
+        link = min(gpu, 1)
         counts[SENT, gpu] = demand.remote_pairs[gpu]
         counts[OWN, gpu] = demand.served[gpu]
         counts[OTHERS, gpu] = served - demand.served[gpu]
         counts[ADDED, gpu] = demand.served[gpu] * (num_gpus - 1)
-        for targets in range(1, len(store_ps)):
+        for targets in range(1, store_ps.shape[1]):
             pairs, tokens = demand.pair_targets[gpu, targets], demand.token_targets[gpu, targets]
             counts[RECEIVED, gpu] += pairs
             counts[AWAY, gpu] += tokens
-            counts[STORES, gpu] += tokens * store_ps[targets]
-            counts[REQUESTS, gpu] += tokens * request_ps[targets]
-            counts[STORED, gpu] += pairs * store_ps[targets]
+            counts[STORES, gpu] += tokens * store_ps[link, targets]
+            counts[REQUESTS, gpu] += tokens * request_ps[link, targets]
+            counts[STORED, gpu] += pairs * store_ps[link, targets]
 
 
 @native
@@ -215,13 +239,15 @@ def _count_copies(gpu_of_expert: np.ndarray, copied_from: np.ndarray, counts: np
 @native
 def _needs(counts: np.ndarray, weights_ps: np.ndarray) -> np.ndarray:
     """Returns what each primitive needs of links and reduction units, (primitive, kind, gpu) picoseconds."""
-    needs_ps = np.zeros((weights_ps.shape[0], weights_ps.shape[1], counts.shape[1]), np.int64)
-    for primitive in range(weights_ps.shape[0]):
-        for kind in range(weights_ps.shape[1]):
+    _, primitives, kinds, _ = weights_ps.shape
+    needs_ps = np.zeros((primitives, kinds, counts.shape[1]), np.int64)
+    for primitive in range(primitives):
+        for kind in range(kinds):
             for count in range(len(counts)):
-                if weights_ps[primitive, kind, count] != 0:
+                if weights_ps[1, primitive, kind, count] != 0 or weights_ps[0, primitive, kind, count] != 0:
                     for gpu in range(counts.shape[1]):
-                        needs_ps[primitive, kind, gpu] += weights_ps[primitive, kind, count] * counts[count, gpu]
+                        each_ps = weights_ps[min(gpu, 1), primitive, kind, count]
+                        needs_ps[primitive, kind, gpu] += each_ps * counts[count, gpu]
     return needs_ps
 
 
@@ -288,9 +314,10 @@ def _compute(demand: Demand, gpu_of_expert: np.ndarray, copied_from: np.ndarray,
             is_local = demand.local_pairs[gpu] > 0
             head_ps = times.local_arrival_ps if is_local else times.arrival_ps
             tail_ps = 0 if is_local else times.home_ps
+            late_ps = times.late_ps if gpu == LATE_GPU else 0
             # Weights need not wait for the first token; thread blocks do, and those of copies for their weights.
-            ends_ps = max(head_ps + sm_ps[gpu] // times.num_sms, hbm_ps)
+            ends_ps = max(max(head_ps, late_ps) + sm_ps[gpu] // times.num_sms, late_ps + hbm_ps)
             if copied_ps[gpu] > 0:
-                ends_ps = max(ends_ps, times.first_copy_ps + copied_ps[gpu] // times.num_sms)
+                ends_ps = max(ends_ps, max(times.first_copy_ps, late_ps) + copied_ps[gpu] // times.num_sms)
             longest_ps = max(longest_ps, ends_ps + tail_ps)
     return longest_ps, most_sms_ps, most_hbm_ps

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.faults import SOUND
 from dysharp_env.simulator.state.codes import NOTIFY_FLITS
 from dysharp_env.simulator.state.state import State
 
@@ -61,6 +62,8 @@ class Layer:
         self.num_gpus, self.planes = int(self.root["num_gpus"]), int(self.root["planes"])
         self.num_parts = int(self.root["num_parts"])
         self.state = state
+        self.permille = state.uplinks["permille"]
+        self.is_slow = bool((self.permille != SOUND).any())
         self.gpu, self.home, self.part = (pairs[name].astype(np.int64) for name in ("gpu", "home", "part"))
         self.token, self.named = pairs["token"].astype(np.int64), pairs["num_experts"].astype(np.int64)
         self.crosses = (self.gpu != self.home) | bool(self.root["loopback"])
@@ -87,8 +90,15 @@ class Layer:
         return Crossing(*(np.zeros(shape, np.int64) for _ in range(3)))
 
     def _add(self, table: np.ndarray, part: np.ndarray, gpu: np.ndarray, nodes: np.ndarray, ps: np.ndarray) -> None:
-        """Adds times to links of GPUs, on the planes of nodes."""
+        """Adds times on sound links to links of GPUs, on the planes of nodes, which may be slow."""
         link = gpu * self.planes + self.state.nodes["plane"][nodes]
+        if self.is_slow:
+            quantum_ps = self.costs.quantum_ps
+            ps = ps * self.permille[link] // SOUND // quantum_ps * quantum_ps
+        self._add_to(table, part, link, ps)
+
+    @staticmethod
+    def _add_to(table: np.ndarray, part: np.ndarray, link: np.ndarray, ps: np.ndarray) -> None:
         counts = np.bincount(part * table.shape[1] + link, weights=ps, minlength=table.size)
         table += counts.astype(np.int64).reshape(table.shape)
 
@@ -142,7 +152,8 @@ class Layer:
                 self._add(control.up, self.part[pair], self.home[pair], nodes, np.full(len(nodes), ask_ps[0]))
             taken = self.home if flow["reads"] else self.gpu
             return moved, np.bincount(taken[pairs], minlength=self.num_gpus)
-        self._add(moved.reduced, self.part[pair], self.home[pair], nodes, ps * 10**6 // self.costs.reduction_ppm)
+        unit = self.home[pair] * self.planes + self.state.nodes["plane"][nodes]
+        self._add_to(moved.reduced, self.part[pair], unit, ps * 10**6 // self.costs.reduction_ppm)
         tokens, first = np.unique(self.token[pairs], return_index=True)
         nodes, of = self._nodes("sum0", tokens, segments)
         home, part = self.home[pairs[first]], self.part[pairs[first]]

@@ -360,6 +360,6 @@ class _Family:
         if not self.program.prefetches:
             return starts_ps + max(0, costs.hbm_ps(all_bytes) - accesses)
         most_bytes = max(costs.l2_bytes * max(costs.weight_bytes[0] // costs.matrix_bytes[0], 1), *costs.weight_bytes)
-        begins_ps = self.open_ps - self.program.early_ps
+        begins_ps = int(self.state.gates["pay_ps"][0]) - self.program.early_ps
         late_ps = max(0, costs.hbm_ps(max(0, all_bytes - most_bytes)) - accesses)
         return max(begins_ps + max(0, costs.hbm_ps(all_bytes) - accesses), starts_ps + late_ps)

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from dysharp_env.schedules.spec import ScheduleSpec
 from dysharp_env.simulator.phases import STAGES
 from dysharp_env.system import SystemSpec
+from dysharp_env.system.overheads import OVERHEADS
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES, Primitive
-from dysharp_env.system.spec import OVERHEADS
 
 Need = Literal["today", "dynamic-multimem", "hub"]
 NEEDS: tuple[str, ...] = get_args(Need)

@@ -51,7 +51,12 @@ class Idealisation:
 
 
 IDEALISATIONS = (
-    Idealisation("link bandwidth", "links", "100 times as much", {"link.gbps": Times(100)}),
+    Idealisation(
+        "link bandwidth",
+        "links",
+        "100 times as much, no link or plane slow, no packet replayed",
+        {"link.gbps": Times(100), "faults.slow_link": 1, "faults.slow_plane": 1, "faults.replay_every": 0},
+    ),
     Idealisation(
         "latencies",
         "links",
@@ -74,6 +79,7 @@ IDEALISATIONS = (
         {
             **{"switch.queueing": "output_queued", "switch.vc_depth_flits": Times(1000)},
             **{"switch.reduction_buffer_bytes": Times(1000), "switch.reduction_rate": 1, "link.multimem_flits": 0},
+            "faults.taken_slots": 0,
         },
     ),
     Idealisation("HBM", "memory", "100 times the bandwidth", {"gpu.hbm_gbps": Times(100)}),
@@ -89,7 +95,12 @@ IDEALISATIONS = (
         "100 times the arithmetic, thread blocks cost nothing besides, all GPUs equally fast",
         {"gpu.*_tflops": Times(100), "gpu.block_overhead_ns": 0, "gpu.cold_exposure": 0, "slow_gpu": 1},
     ),
-    Idealisation("launches", "software", "take no time", {"overheads.*launch*_us": 0, "overheads.fused_start_us": 0}),
+    Idealisation(
+        "launches",
+        "software",
+        "take no time, no GPU starts late",
+        {"overheads.*launch*_us": 0, "overheads.fused_start_us": 0, "faults.late_us": 0},
+    ),
     Idealisation("barriers", "software", "take no time", {"overheads.*barrier*_us": 0}),
     Idealisation("count exchange", "software", "takes no time", {"overheads.*exchange*_us": 0}),
     Idealisation("planning", "software", "of copies takes no time", {"overheads.plan*_us": 0}),

@@ -12,8 +12,9 @@ from dysharp_env.schedules.exposure import Exposure
 from dysharp_env.schedules.family_bound import FamilyBound, family_bound
 from dysharp_env.schedules.opening import Even, Offer, Opening
 from dysharp_env.schedules.spec import ScheduleSpec
-from dysharp_env.simulator.costs import PS_PER_US, Bound, Costs
+from dysharp_env.simulator.costs import Bound, Costs
 from dysharp_env.simulator.engine import Decision, Engine
+from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.simulator.result import LayerResult, summarise
 from dysharp_env.simulator.twin import Twin
 from dysharp_env.system import SystemSpec

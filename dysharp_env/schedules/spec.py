@@ -23,8 +23,8 @@ from dysharp_env.simulator.program import Program, require_fit
 from dysharp_env.simulator.state.codes import GATE_FINE, GATE_GPU, GATE_PHASE, PARTS_BY
 from dysharp_env.simulator.state.observation import DECISION_KINDS, ENGINE_KINDS, KINDS
 from dysharp_env.system import CombinePrimitive, DispatchPrimitive, SystemSpec
+from dysharp_env.system.overheads import OVERHEADS
 from dysharp_env.system.primitives import COMBINE_PRIMITIVES, DISPATCH_PRIMITIVES
-from dysharp_env.system.spec import OVERHEADS
 from dysharp_env.workload import Workload
 from dysharp_env.workload.layer import LayerSpec
 
@@ -276,6 +276,7 @@ class ScheduleSpec(Spec):
             exclusive=self.communication == "exclusive",
             prefetches=self.prefetch != "none",
             early_ps=self._early_ps(system),
+            meets=not {"count_exchange", "barrier"}.isdisjoint(self.pays.dispatch),
             counted="count_exchange" in self.pays.dispatch,
             pays_ps=(dispatch_ps, gemm1_ps, gemm2_ps, combine_ps),
             pay_end_ps=end_ps,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from dysharp_env.native import native
 from dysharp_env.schedules.needs import matrix_ps
-from dysharp_env.simulator.costs import PS_PER_S, Costs
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.hardware import PS_PER_S
 from dysharp_env.system import SystemSpec
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.layer import LayerSpec
@@ -29,6 +30,7 @@ class Times(NamedTuple):
     tile_ps: int  # of SM time beside that of its granules
     blocks: int  # of a tile, both GEMMs
     slow_permille: int  # SM time on GPU 0 over that on others
+    late_ps: int  # how much later GPU 0 starts
     num_sms: int
     weight_bytes: int  # of an expert, as its rows read them
     byte_ps: float  # of HBM
@@ -69,6 +71,7 @@ def least_times(
         tile_ps=sum(costs.blocks) * costs.block_overhead_ps,
         blocks=sum(costs.blocks),
         slow_permille=costs.slow_permille,
+        late_ps=costs.faults.late_ps,
         num_sms=system.gpu.num_sms,
         weight_bytes=sum(costs.weight_bytes),
         byte_ps=PS_PER_S / costs.hbm_bytes_per_s,

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from dysharp_env.config import ConfigError, require_choice
 from dysharp_env.simulator.families import Families, SmCosts
+from dysharp_env.simulator.faults import NO_PLANE, SOUND, FaultCosts
+from dysharp_env.simulator.hardware import PS_PER_S, PS_PER_US, of_gemms, of_gpu, of_links
 from dysharp_env.simulator.phases import Load, PhaseKernel, phase_kernels
-from dysharp_env.system import GpuSpec, LinkSpec, SwitchSpec, SystemSpec
+from dysharp_env.system import SystemSpec
 from dysharp_env.system.packet import PacketFormat
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.workload import Workload
 
-PS_PER_S = 10**12
-PS_PER_US = 10**6
 Resolution = Literal["token", "packet"]
 RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
 Flits = TypeVar("Flits", int, np.ndarray)
@@ -80,6 +80,8 @@ class Costs:
         dispatch_packet, combine_packet: Packets of the two directions; those of the links until ``under`` says more.
         dispatch_sm, combine_sm: How one SM works on their vectors; at no cost until then.
         compute_scale: Factor already applied to GEMM and HBM time (1: as modelled; near 0: communication only).
+        faults: What is wrong with links, and who is late.
+        link_permille: Time of a flit on the link at hand over that on a sound one, in thousandths; see ``on_link``.
     """
 
     packet: PacketFormat
@@ -125,6 +127,8 @@ class Costs:
     combine_packet: PacketFormat
     dispatch_sm: SmCosts = SmCosts()
     combine_sm: SmCosts = SmCosts()
+    faults: FaultCosts = FaultCosts()
+    link_permille: int = SOUND
 
     @classmethod
     def of(cls, system: SystemSpec, layer: LayerSpec, compute_scale: float = 1.0, resolution: str = "token") -> Costs:
@@ -141,8 +145,8 @@ class Costs:
         """
         require_choice("resolution", resolution, RESOLUTIONS)
         overheads = system.overheads
-        gemms = _of_gemms(system.gpu, layer, compute_scale)
-        links = _of_links(system.link, system.switch, resolution)
+        gemms = of_gemms(system.gpu, layer, compute_scale)
+        links = of_links(system, resolution)
         return cls(
             families=_families(system, layer, links["packet"]),
             link_bytes_per_s=system.link_bytes_per_s,
@@ -158,8 +162,9 @@ class Costs:
             role_change_ps=round(overheads.role_change_us * PS_PER_US),
             in_gemm_permille=round(system.gpu.in_gemm_share * 1000),
             slow_permille=round(system.slow_gpu * 1000),
+            faults=FaultCosts.of(system, links["planes"]),
             **links,
-            **_of_gpu(system.gpu, compute_scale),
+            **of_gpu(system.gpu, compute_scale),
             **gemms,
             kernels=phase_kernels(system, layer, gemms["token_bytes"], compute_scale),
         )
@@ -188,7 +193,7 @@ class Costs:
             2 * self.hbm_ps(read_bytes),
             granules * block_ps * self.slow_permille // 1000,
             # What is multiplied before it is divided: queued flits, and bytes at HBM's rate in whole MB/s.
-            flits * self.flit_ps[0],
+            flits * max(self.flit_ps[0], self.flit_ps[0] * self.faults.most_permille // self.flit_ps[1] + SOUND),
             max(*self.weight_bytes, layer.tile_tokens * max(self.token_bytes)) * 10**6,
             layer.tile_tokens * max(self.token_bytes) ** 2,
         )
@@ -198,10 +203,27 @@ class Costs:
                 " use fewer tokens, a smaller layer, or faster and rounder rates"
             )
 
+    def on_link(self, gpu: int, plane: int) -> Costs:
+        """Returns the costs as a link between a GPU and a plane has them, which may be slow."""
+        permille = self.faults.permille(gpu, plane)
+        return self if permille == self.link_permille else replace(self, link_permille=permille)
+
+    def on_links(self, gpu: int, planes: int) -> Costs:
+        """Returns the costs of vectors over all of a GPU's links, between so many planes, however they are spread.
+
+        The busiest link is busy for no less than what all carry takes at all their rates together.
+        """
+        permille, slow = self.faults.permille(gpu, NO_PLANE), self.faults.slow_plane_permille
+        return replace(self, link_permille=permille * planes * slow // ((planes - 1) * slow + SOUND))
+
     def wire_ps(self, flits: Flits) -> Flits:
-        """Returns how long ``flits``, a number or an array of numbers, keep a link busy."""
+        """Returns how long ``flits``, a number or an array of numbers, keep the link at hand busy."""
+        return self._sound_ps(flits) * self.link_permille // SOUND // self.quantum_ps * self.quantum_ps
+
+    def _sound_ps(self, flits: Flits) -> Flits:
+        """Returns how long flits take on a sound link, without the quantum."""
         ps_mult, ps_div = self.flit_ps
-        return flits * ps_mult // ps_div // self.quantum_ps * self.quantum_ps
+        return flits * ps_mult // ps_div
 
     def spread_ps(self, flits: int) -> int:
         """Returns how long ``flits`` keep all the links of one GPU and direction busy together."""
@@ -209,8 +231,8 @@ class Costs:
         return flits * ps_mult // (ps_div * self.planes) // self.quantum_ps * self.quantum_ps
 
     def reduce_ps(self, flits: int) -> int:
-        """Returns how long a contribution of ``flits`` keeps a reduction unit busy."""
-        return self.wire_ps(flits) * 10**6 // self.reduction_ppm
+        """Returns how long a contribution of ``flits`` keeps a reduction unit busy, whatever its downlink."""
+        return self._sound_ps(flits) // self.quantum_ps * self.quantum_ps * 10**6 // self.reduction_ppm
 
     def hbm_ps(self, num_bytes: int) -> int:
         """Returns how long HBM serves ``num_bytes``."""
@@ -325,76 +347,3 @@ def _families(system: SystemSpec, layer: LayerSpec, packet: PacketFormat) -> Fam
     queue_bytes = system.gpu.multimem_queue_entries * system.gpu.multimem_access_bytes
     specs = {str(name): family for name, family in system.gpu.families.items()}
     return Families(specs, packet, queue_bytes, system.link.multimem_flits, layer.experts)
-
-
-def _of_links(link: LinkSpec, switch: SwitchSpec, resolution: str) -> dict[str, Any]:
-    """Returns costs of links and the switch.
-
-    Raises:
-        ConfigError: Requests for several packets at once, which packet resolution does not tell apart.
-    """
-    asked_bytes = link.multimem_request_bytes
-    if resolution == "packet" and asked_bytes > link.payload_bytes:
-        given = f"link.multimem_request_bytes={asked_bytes} asks for several packets at once"
-        raise ConfigError(f"{given}; resolution=packet allows 0 or payload_bytes={link.payload_bytes}")
-    # Planes that move as one have the buffers of all ports; a plane of its own has its share.
-    planes = link.planes if resolution == "packet" else 1
-    return {
-        "packet": PacketFormat(
-            link.flit_bytes,
-            link.payload_bytes,
-            link.header_flits,
-            link.ack_flits,
-            link.request_flits,
-            link.target_bytes,
-            asked_bytes or None,
-        ),
-        "planes": planes,
-        "quantum_ps": link.time_quantum_ps,
-        "hop_ps": link.latency_ps,
-        "store_and_forward": link.store_and_forward,
-        "credit_flits": switch.vcs_per_class * switch.vc_depth_flits * link.switch_ports // planes,
-        "reduction_slots": switch.reduction_buffer_bytes // link.payload_bytes * link.switch_ports // planes,
-        "cycle_ps": switch.reduction_cycle_ps,
-        "reduction_ppm": round(switch.reduction_rate * 1e6),
-        "queueing": switch.queueing,
-        "team_gpus": switch.team_gpus,
-    }
-
-
-def _of_gpu(gpu: GpuSpec, compute_scale: float) -> dict[str, Any]:
-    """Returns costs of a GPU's memory, tables and communication SMs."""
-    return {
-        "al_tlb_entries": gpu.al_tlb_entries,
-        "tile_status_entries": gpu.tile_status_entries,
-        "output_readiness_entries": gpu.output_readiness_entries,
-        "memory_ps": round(gpu.memory_latency_ns * 1000),
-        # Whole MB/s, so that exact picoseconds of any transfer stay inside int64.
-        "hbm_bytes_per_s": max(1, round(gpu.hbm_gbps * gpu.hbm_efficiency * 1e3 / compute_scale)) * 10**6,
-        "l2_bytes": gpu.l2_bytes,
-    }
-
-
-def _of_gemms(gpu: GpuSpec, layer: LayerSpec, compute_scale: float) -> dict[str, Any]:
-    """Returns costs of the two GEMMs of a layer."""
-    block_flops_per_s = gpu.gemm_tflops(layer.compute_dtype) * 1e12 / gpu.num_sms
-    blocks, granule_ps, operand_ps = [], [], []
-    for columns, depth in layer.gemms:
-        count = -(-columns // gpu.block_n)
-        # The last block of a row may be narrower; its columns are spread evenly over all blocks of the row.
-        token_ps = 2.0 * columns / count * depth * layer.gemm_factor / block_flops_per_s * PS_PER_S * compute_scale
-        blocks.append(count)
-        granule_ps.append(max(1, round(gpu.row_granularity * token_ps)))
-        operand_ps.append(round(gpu.operand_tokens * token_ps))
-    # GEMM-1's epilogue applies the activation, so that what it writes is what GEMM-2 reads.
-    return {
-        "blocks": tuple(blocks),
-        "granule_ps": tuple(granule_ps),
-        "operand_ps": tuple(operand_ps),
-        "block_overhead_ps": round(gpu.block_overhead_ns * 1000 * layer.gemm_factor * compute_scale),
-        "cold_exposure_permille": round(gpu.cold_exposure * 1000),
-        "row_granularity": gpu.row_granularity,
-        "matrix_bytes": layer.weight_bytes,
-        "weight_bytes": tuple(num_bytes * layer.gemm_factor for num_bytes in layer.weight_bytes),
-        "token_bytes": (layer.dispatch_bytes, layer.mid_bytes, layer.mid_bytes, layer.combine_bytes),
-    }

@@ -92,6 +92,7 @@ class Program:
         exclusive: Whether a GPU combines only when all it dispatches is stored and all it is sent has arrived.
         prefetches: Whether an idle HBM fetches weights into L2 before rows need them; see kernel/prefetch.py.
         early_ps: How long before dispatch may begin that starts.
+        meets: Whether all GPUs wait for each other before any of them dispatches: counts are exchanged, or a barrier.
         counted: Whether experts' tokens are known when the layer begins, because counts were exchanged (``in_band``).
         loopback: Whether a home GPU's own copy and contribution cross the switch as well; for static primitives only.
         gates: Of GEMM-1, GEMM-2, combine: ``GATE_FINE``, ``GATE_PHASE`` or ``GATE_GPU`` (not GEMM-2, nor pulled sums).
@@ -139,6 +140,7 @@ class Program:
     exclusive: bool = False
     prefetches: bool = False
     early_ps: int = 0
+    meets: bool = False
     counted: bool = True
     pay_end_ps: int = 0
     kernels: tuple[tuple[str, ...], ...] = ((),) * 5

@@ -14,6 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dysharp_env.config import ConfigError, Spec
+from dysharp_env.system.faults import FaultSpec
+from dysharp_env.system.numbers import Cost, Count, CountOrZero, Rate
+from dysharp_env.system.overheads import OVERHEADS, OverheadSpec
 from dysharp_env.system.primitives import (
     COMBINE_PRIMITIVES,
     DISPATCH_PRIMITIVES,
@@ -23,24 +26,6 @@ from dysharp_env.system.primitives import (
     Hardware,
 )
 
-# The upper ends keep every time the engine can form inside int64 picoseconds (about 106 days).
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Rate = Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
-Micros = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Cost = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-
-# What schedules may pay whatever the layer, and the settings that say how long it takes: the start of the first kernel
-# and of one behind another, what one that dispatches and computes takes besides, a barrier, an exchange of counts, and
-# planning copies of experts.
-OVERHEADS = {
-    "launch": "launch_us",
-    "gap": "launch_gap_us",
-    "fused_start": "fused_start_us",
-    "barrier": "barrier_us",
-    "count_exchange": "count_exchange_us",
-    "plan": "plan_us",
-}
 Queueing = Literal["output_queued", "voq", "input_fifo"]
 
 
@@ -279,39 +264,6 @@ class SwitchSpec(Spec):
         return self
 
 
-class OverheadSpec(Spec):
-    """Costs of software that each schedule pays or avoids, microseconds."""
-
-    launch_us: Micros
-    """Start of the first kernel of a layer, or of one that the host launches by itself."""
-    launch_gap_us: Micros = 1.5
-    """Start of a kernel right behind another, both launched beforehand: set, within the 1 to 2 us that profiles of
-    back-to-back kernels show; no row of any table was used."""
-    fused_start_us: Micros = 0.0
-    """What a kernel that dispatches and computes takes before it does, beside what its family of kernels takes."""
-    layout_ns_per_token: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 12.0
-    """Counting a token's destinations in a kernel of its own, nanoseconds a token: set by DeepEP's log of its layout
-    kernel, 0.054 ms (0.049 elsewhere) at 4096 tokens, top-8 of 256 (deepseek-ai/DeepEP issue 261)."""
-    phase_kernels: bool = True
-    """Whether kernels between phases (quantise, layout, permute, activation, final sum) take time; false leaves them
-    out, for machines whose source does not count them."""
-    barrier_us: Micros
-    """One barrier among 8 GPUs inside a kernel."""
-    count_exchange_us: Micros
-    """Exchange of per-expert token counts before a dispatch whose receivers must know sizes."""
-    barrier_per_doubling_us: Micros = 0.0
-    """What it takes longer with each doubling of the GPUs, or less with each halving, a round trip at least."""
-    plan_us: Micros = 36.0
-    """Planning which experts are copied where and which tokens go to the copies, among 8 GPUs: MoonEP's kernel takes 43
-    us at 1024 tokens a GPU and 51 at 8192, top-8 of 896 experts on 8 H200, measured, its exchange of counts included
-    (zhumakhan/MoonEP, varlen_moon_ep.md at 30c2f8c); so less an exchange of counts."""
-    plan_per_doubling_us: Micros = 20.0
-    """What it takes longer with each doubling of the GPUs beyond 8: set, so that 64 GPUs take what UltraEP stays within
-    at that size (100 us; Dots-Infra/UltraEP, docs/blog_v1.md)."""
-    role_change_us: Micros = 0.0
-    """Time in which an SM that changes over between communication and GEMMs does neither."""
-
-
 class SystemSpec(Spec):
     """A whole machine: equal GPUs (but for one that may be slow) joined by one level of equal switch planes."""
 
@@ -328,6 +280,8 @@ class SystemSpec(Spec):
     slow_gpu: float = Field(default=1.0, ge=1, le=100, allow_inf_nan=False)
     """Time of a GEMM's thread block on GPU 0 over that on the others, in thousandths: 1.2 for a GPU whose clock is held
     a sixth below theirs. HBM and links keep their rates."""
+    faults: FaultSpec = FaultSpec()
+    """What else is wrong with it; see ``FaultSpec``. Nothing by default."""
 
     @property
     def doublings(self) -> float:
@@ -335,13 +289,28 @@ class SystemSpec(Spec):
         return max(0.0, math.log2(self.num_gpus / 8))
 
     @property
+    def living_link(self) -> LinkSpec:
+        """Its links without those to dead planes."""
+        if self.faults.dead_planes == 0:
+            return self.link
+        planes = self.link.planes - self.faults.dead_planes
+        ports, gbps = self.link.ports * planes // self.link.planes, self.link.gbps * planes / self.link.planes
+        return self.link.model_copy(update={"planes": planes, "ports": ports, "gbps": gbps})
+
+    @property
     def link_bytes_per_s(self) -> int:
-        """What a GPU's links carry in one direction, all planes together."""
-        efficiency = self.link.efficiency - self.link.efficiency_per_doubling * self.doublings
-        if efficiency == 1:
-            return round(self.link.gbps * 1e9)
+        """What a GPU's links carry in one direction, all living planes together."""
+        gbps, efficiency = self.living_link.gbps, self.link.efficiency
+        efficiency -= self.link.efficiency_per_doubling * self.doublings
+        if efficiency == 1 and gbps == self.link.gbps:
+            return round(gbps * 1e9)
         # Whole MB/s keep the time of a flit a fraction of small numbers.
-        return max(1, round(self.link.gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
+        return max(1, round(gbps * max(efficiency, 1e-3) * 1e3)) * 10**6
+
+    @property
+    def singles_out(self) -> bool:
+        """Whether GPU 0 is another GPU than the others, so that its number says something."""
+        return self.slow_gpu != 1 or self.faults.slow_link != 1 or self.faults.late_us > 0
 
     def with_hardware(self, hardware: Hardware) -> SystemSpec:
         """Returns the system as it is, or for ``today`` without the primitives and the Hub that papers propose.
@@ -369,6 +338,13 @@ class SystemSpec(Spec):
             return cost_us
         per_doubling_us = self.overheads.barrier_per_doubling_us * math.log2(self.num_gpus / 8)
         return max(cost_us + per_doubling_us, min(cost_us, 4 * self.link.latency_ns / 1000))
+
+    @model_validator(mode="after")
+    def _check_faults(self) -> SystemSpec:
+        if self.faults.dead_planes >= self.link.planes:
+            given = f"faults.dead_planes={self.faults.dead_planes}"
+            raise ValueError(f"{given} must be less than link.planes={self.link.planes}: one must live")
+        return self
 
     @model_validator(mode="after")
     def _check_packet_fits(self) -> SystemSpec:

@@ -1,8 +1,8 @@
 """Other numbers for the GPUs of a machine.
 
 Which GPU has which number says nothing about a machine, but schedules break ties by it. What is measured under several
-numberings depends less on that. Two things hang on numbers, and are kept: GPU 0 is the slow one where a machine has
-one, and neighbours form the groups whose subsets are teams (``switch.team_gpus``).
+numberings depends less on that. Two things hang on numbers, and are kept: GPU 0 is the one that is slow, late or behind
+slow links where a machine has one, and neighbours form the groups whose subsets are teams (``switch.team_gpus``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def gpu_order(system: SystemSpec, renaming: int) -> np.ndarray:
     if renaming == 0:
         return numbers
     rng = np.random.default_rng([renaming, system.num_gpus])
-    kept = int(system.slow_gpu != 1)
+    kept = int(system.singles_out)
     groups = np.split(numbers, range(size, system.num_gpus, size))
     inside = [_shuffled(group, kept if place == 0 else 0, rng) for place, group in enumerate(groups)]
     # A last group with fewer GPUs stays the last.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from dysharp_env.config import Spec
 from dysharp_env.system import Hardware, SystemSpec, load_system
+from dysharp_env.system.faults import read_faults
 from dysharp_env.workload.formats import ComputeName, FormatName
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.replicas import ReplicaRule
@@ -100,6 +101,13 @@ class ScenarioSpec(Spec):
 
     slow_gpu: float = Field(default=1.0, ge=1, le=100, allow_inf_nan=False)
     """Time of a GEMM's thread block on GPU 0 over that on the others; 1 means the system's own."""
+    faults: str | None = None
+    """What is wrong with the machine: a preset of ``faults``, a YAML file, settings such as slow_link=2,late_us=20, or
+    ``none``; without it the system's own."""
+    hot_expert: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """Share of the tokens behind ``hot_from`` that choose one and the same expert, which becomes hot in mid-layer."""
+    hot_from: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
+    """Share of each GPU's tokens that come before an expert becomes hot."""
 
     def build(self) -> Scenario:
         """Reads what the names stand for.
@@ -110,6 +118,8 @@ class ScenarioSpec(Spec):
         system = load_system(self.system, self.gpus).with_hardware(self.hardware)
         if self.slow_gpu != 1.0:
             system = system.with_changes({"slow_gpu": self.slow_gpu})
+        if self.faults is not None:
+            system = system.with_changes({"faults": read_faults(self.faults)})
         formats = {"dispatch_dtype": self.dispatch_dtype, "compute_dtype": self.compute_dtype}
         layer = load_model(self.model, self.top_k, direction=self.direction, **formats)
         source = WorkloadSource(
@@ -121,6 +131,8 @@ class ScenarioSpec(Spec):
             self.layer_index,
             self.split,
             self.replicas,
+            self.hot_expert,
+            self.hot_from,
         )
         return Scenario(self, system, layer, source)
 
@@ -137,6 +149,15 @@ class Scenario:
     def draw(self, seed: int) -> Workload:
         """Returns the workload of a seed: the same seed gives the same routing."""
         return self.source.draw(seed)
+
+    def with_faults(self, faults: str) -> Scenario:
+        """Returns the scenario on the same machine with those faults, of which ``ScenarioSpec`` says what they may be.
+
+        Raises:
+            ConfigError: They are unknown, or the machine cannot have them.
+        """
+        system = self.system.with_changes({"faults": read_faults(faults)})
+        return replace(self, spec=self.spec.model_copy(update={"faults": faults}), system=system)
 
     def draw_layers(self, seed: int) -> list[Workload]:
         """Returns the workloads of a seed in every layer of ``layer_index`` if it names several, or that of ``draw``.

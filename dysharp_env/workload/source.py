@@ -14,6 +14,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.drawing import Batch, Drawing, Generated, LayerIndex, Sampled, Traced
 from dysharp_env.workload.eplb import eplb_placement
+from dysharp_env.workload.heat import Heated
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.loads import is_loads_name
 from dysharp_env.workload.placement import Placement
@@ -43,6 +44,8 @@ class WorkloadSource:
         layer_index: LayerIndex = None,
         split: str = "all",
         replicas: ReplicaRule = "nearest",
+        hot_expert: float = 0.0,
+        hot_from: float = 0.5,
     ) -> None:
         self._layer, self._replicas = layer, replicas
         self._slots = _eplb_slots(placement, layer.experts, num_gpus)
@@ -52,6 +55,8 @@ class WorkloadSource:
             self._drawing: Drawing = Traced(routing, layer, counts, num_gpus, layer_index, split)
         else:
             self._drawing = _without_trace(routing, layer, counts, layer_index, split, placements)
+        if hot_expert > 0:
+            self._drawing = Heated(self._drawing, layer.experts, hot_expert, hot_from)
         self._has_several = layer_index == "all" or isinstance(layer_index, tuple)
         layers, chosen = self._drawing.layers, self._drawing.chosen
         self._placements: dict[int | None, Placement] = {

@@ -74,6 +74,8 @@ class SuiteEntry(ScenarioSpec):
             size += f" compute x{self.compute_scale:g}"
         if self.slow_gpu != 1.0:
             size += f" GPU 0 x{self.slow_gpu:g}"
+        if self.faults is not None:
+            size += f" faults {name_in_suites(self.faults)}"
         if self.hardware != "dynamic-multimem":
             size += f" on hardware of {self.hardware}"
         return size

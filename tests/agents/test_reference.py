@@ -12,7 +12,7 @@ import pytest
 
 from agents.exact.results import INSTANCES, play_on
 from agents.opponents.read import read_contender
-from dysharp_env.simulator.costs import PS_PER_US
+from dysharp_env.simulator.hardware import PS_PER_US
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "runs" / "reference"

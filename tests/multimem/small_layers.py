@@ -15,6 +15,7 @@ from dysharp_env.schedules.spec import Exposure, ScheduleSpec, load_schedule
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.state import observation
 from dysharp_env.system import load_system
+from dysharp_env.system.faults import read_faults
 from dysharp_env.workload import LayerSpec, Workload
 from dysharp_env.workload.placement import Placement, contiguous_placement
 from tests.random_workloads import Draw, choose_replicas, drop
@@ -110,11 +111,12 @@ def played(
     workload: Workload,
     system: str = "gh200-nvl32",
     seed: int | None = None,
+    faults: str = "none",
     **switch: int,
 ) -> Engine:
     """Returns an engine run to its end: under the schedule's rule or, given a seed, by random legal actions.
 
-    ``switch`` are keys of the system's switch that are to have other values.
+    Something may be wrong with the machine. ``switch`` are keys of the system's switch that are to have other values.
     """
     exposure = Exposure() if seed is None else EVERYTHING
     # Packets of one format carry everything here, without the flits that hardware loses besides.
@@ -122,7 +124,7 @@ def played(
     alike = {"link.multimem_flits": 0} | {f"switch.{key}": value for key, value in switch.items()}
     for family in machine.gpu.families:
         alike |= {f"gpu.families.{family}.{key}": 0 for key in ("payload_bytes", "extra_flits")}
-    machine = machine.with_changes(alike)
+    machine = machine.with_changes({**alike, "faults": read_faults(faults)})
     if len(spec.options) == 1:
         exposure = spec.fitting(exposure, machine)
     starter = Starter(machine, workload.layer, spec, exposure=exposure)

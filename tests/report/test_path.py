@@ -176,3 +176,13 @@ def test_a_lonely_layer_is_a_chain_without_waiting(strict: None) -> None:
             sm = getattr(costs, f"{what}_sm")
             expected = [sm.delay_ps(sm.token_ps), costs.hop_ps, costs.hop_ps + costs.wire_ps(flits)]
             assert [step.end_ps - step.start_ps for step in steps] == [ps for ps in expected if ps > 0]
+
+
+@pytest.mark.parametrize("schedule", ["dysharp", "deepep", "mega-moe", "moe-hub", "dysharp-copies"])
+def test_steps_make_up_the_makespan_of_a_machine_with_faults(schedule: str) -> None:
+    for faults in ("slow_link=3,replay_every=9", "late_us=30", "late_us=2000"):
+        run, path = explained(schedule, tokens=48, faults=faults)
+        assert_whole(path, run.engine.now_ps)
+        if faults == "late_us=2000":
+            (late,) = [step for step in path if step.what == "late start"]
+            assert late.end_ps - late.start_ps > 1000 * 10**6 and "GPU 0" in late.waited_for

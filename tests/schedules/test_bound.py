@@ -12,6 +12,7 @@ import pytest
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules import Exposure, LowerBound, Starter, load_schedule, simulate
 from dysharp_env.simulator.costs import RESOLUTIONS, Costs
+from dysharp_env.simulator.faults import FaultCosts
 from dysharp_env.system import load_system
 from dysharp_env.system.primitives import Primitive
 from dysharp_env.workload import LayerSpec, ScenarioSpec, Workload, load_model
@@ -204,6 +205,7 @@ def test_it_counts_every_vector_request_and_acknowledgement(random_case: Callabl
             "hbm_bytes_per_s": 10**18,
             "memory_ps": 0,
             "hop_ps": 0,
+            "faults": FaultCosts(),
         }
         # Every primitive in one kind of packets: which of several is best is not what is added up.
         alike = dataclasses.replace(case.costs.families, specs={})

@@ -15,7 +15,7 @@ from dysharp_env.simulator.state.state import State
 from dysharp_env.workload.workload import NO_EXPERT
 from tests.conftest import Case
 from tests.simulator.buffer_rules import check_buffers_hold_their_credits
-from tests.simulator.copy_rules import weight_traffic
+from tests.simulator.copy_rules import packet_of, tile_bytes, weight_traffic
 from tests.simulator.run_log import Use, ended, group_of, play, started, uses
 
 GROUPS, CASES_PER_GROUP = 10, 12
@@ -174,6 +174,8 @@ def check_nothing_starts_before_its_inputs(case: Case, state: State, log: list[U
             total = by_name[codes.LOG_DOWN, "sum", use.token, homes[use.token], use.place, 0]
             assert total.end_ps >= use.end_ps
     last_ps = max(int(tokens["combine_end"][:-1].max()), int(state.root["weights_last"][0]))
+    if case.costs.faults.late_ps > 0:
+        last_ps = max(last_ps, case.program.pays_ps[0] + case.costs.faults.late_ps)  # it is over on no GPU before
     assert engine_end(state) == last_ps + int(state.root["pay_end_ps"][0])
 
 
@@ -232,8 +234,10 @@ def check_nothing_is_used_beyond_capacity(case: Case, state: State, log: list[Us
     for way, links in ((codes.UP, state.uplinks), (codes.DOWN, state.ports[:num_links])):
         # A wire carries one thing at a time, so it has been busy no longer than until it falls free.
         control = state.traffic.reshape(-1, 2, codes.NUM_PURPOSES)[:, way].sum(axis=1).repeat(case.costs.planes)
-        for busy_ps, free_ps, flits in zip(links["busy_ps"], links["free_ps"], control, strict=True):
-            assert busy_ps <= free_ps <= engine_end(state) + case.costs.wire_ps(int(flits))
+        for place, (link, flits) in enumerate(zip(links, control, strict=True)):
+            wire_ps = case.costs.on_link(*divmod(place, case.costs.planes)).wire_ps(int(flits))
+            late_ps = link["packets"] * case.costs.faults.replay_ps  # what stood still for packets that cross again
+            assert link["busy_ps"] <= link["free_ps"] <= engine_end(state) + wire_ps + late_ps
 
 
 def expected_traffic(case: Case) -> dict[tuple[int, int], np.ndarray]:
@@ -309,6 +313,26 @@ def flags(case: Case) -> list[tuple[int, int]]:
     return pairs * (program.parts if program.parts_by == codes.BY_TOKENS else 1)
 
 
+def replayed_flits(case: Case, log: list[Use]) -> np.ndarray:
+    """Returns the flits, (gpu, direction), of packets that have crossed a link again: every so-many-th on it."""
+    every, costs = case.costs.faults.replay_packets, case.costs
+    flits = np.zeros((case.workload.num_gpus, 2), np.int64)
+    packets: dict[tuple[int, int, int], int] = defaultdict(int)
+    for use in log if every else ():
+        if use.resource in (codes.LOG_UP, codes.LOG_DOWN):
+            if use.purpose == codes.WEIGHT_DATA:
+                count = packet_of(case).packets(sum(tile_bytes(case), [])[use.place])
+            elif use.what in ("partial", "sum"):
+                count = costs.combine_packets // costs.combine_segments
+            else:
+                count = costs.dispatch_packets // costs.dispatch_segments
+            link, way = (use.resource, use.gpu, use.plane), (codes.UP, codes.DOWN)[use.resource == codes.LOG_DOWN]
+            packets[link] += count
+            again = packets[link] // every - (packets[link] - count) // every
+            flits[use.gpu, way] += again * -(-use.amount // count)
+    return flits
+
+
 def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use]) -> None:
     expected = expected_traffic(case)
     counted = state.traffic.reshape(case.workload.num_gpus, 2, codes.NUM_PURPOSES)
@@ -317,6 +341,7 @@ def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use])
     assert evicted.sum() == sum(use.amount for use in log if use.purpose == codes.EVICTION)
     if case.costs.resolution == "token":
         assert evicted.tolist() == (evictions * case.costs.combine_flits()).tolist()
+    assert counted[:, :, codes.REPLAY].tolist() == replayed_flits(case, log).tolist()
     is_broadcast = case.program.dispatch.to_all
     for way in (codes.UP, codes.DOWN):
         for purpose, name in enumerate(codes.PURPOSES):
@@ -328,7 +353,7 @@ def check_traffic_is_packet_arithmetic(case: Case, state: State, log: list[Use])
                 # Sums that came in parts are acknowledged in parts.
                 ack_flits = case.costs.packet.ack_flits * case.costs.combine_packets // case.costs.combine_segments
                 found = found - evictions * ack_flits * (not case.program.combine.reads)
-            if purpose != codes.EVICTION:
+            if purpose not in (codes.EVICTION, codes.REPLAY):
                 assert (found <= wanted).all() if may_be_short else (found == wanted).all(), (way, name)
 
 

@@ -85,7 +85,7 @@ def test_multicast_and_pull_worked_by_hand(make_case: Callable[..., Case]) -> No
         "combine_ack": [0, 0],
         "notify": [3, 3],
         "eviction": [0, 0],
-        **dict.fromkeys(("weight_request", "weight_data", "weight_ack"), [0, 0]),
+        **dict.fromkeys(("weight_request", "weight_data", "weight_ack", "replay"), [0, 0]),
     }
 
 

@@ -10,6 +10,7 @@ uplink, in the order in which they are made.
 
 from __future__ import annotations
 
+from dysharp_env.simulator.faults import SOUND
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
@@ -19,13 +20,27 @@ from dysharp_env.simulator.state.codes import NOTHING
 
 
 @compiled_in_place
-def wire_ps(s: Root, flits: int) -> int:
-    """Returns how long ``flits`` keep a link busy."""
+def sound_ps(s: Root, flits: int) -> int:
+    """Returns how long ``flits`` keep a sound link busy."""
     # A table, because divisions are slow; queued flits can be more than it has entries.
     if flits < s.wire_entries:
         return s.wire_times[flits]
     exact = flits * s.ps_mult // s.ps_div
     return exact // s.quantum_ps * s.quantum_ps
+
+
+@compiled
+def slowed_ps(s: Root, permille: int, flits: int) -> int:
+    """Returns how long ``flits`` take on a link that is so slow, without the quantum."""
+    return flits * s.ps_mult // s.ps_div * permille // SOUND
+
+
+@compiled_in_place
+def wire_ps(s: Root, link: Link, flits: int) -> int:
+    """Returns how long ``flits`` keep a link busy."""
+    if link.permille == SOUND:
+        return sound_ps(s, flits)
+    return slowed_ps(s, link.permille, flits) // s.quantum_ps * s.quantum_ps
 
 
 @compiled
@@ -36,11 +51,34 @@ def spread_ps(s: Root, flits: int) -> int:
 
 
 @compiled_in_place
-def delivery_ps(s: Root, flits: int, serial_ps: int) -> int:
-    """Returns the time from the first flit entering a link to the last one leaving it at the other end."""
+def delivery_ps(s: Root, link: Link, flits: int, serial_ps: int, lost_ps: int) -> int:
+    """Returns the time from the first flit entering a link to the last one leaving it at the other end.
+
+    ``serial_ps`` is what keeps the link busy, of which ``lost_ps`` is lost to packets that cross it again.
+    """
     if s.quantum_ps == 1:
         return s.hop_ps + serial_ps
-    return (s.hop_ps + flits * s.ps_mult // s.ps_div) // s.quantum_ps * s.quantum_ps
+    return (s.hop_ps + slowed_ps(s, link.permille, flits) + lost_ps) // s.quantum_ps * s.quantum_ps
+
+
+@compiled
+def replayed_ps(s: Root, link: Link, gpu: int, direction: int, node: int) -> int:
+    """Counts the packets of a segment that enters a link, and returns what the link loses to those that cross again."""
+    packets = packets_of(s, node)
+    before = link.packets
+    link.packets += packets
+    count = link.packets // s.replay_packets - before // s.replay_packets
+    flits = (s.nodes[node].flits + packets - 1) // packets
+    s.traffic[(gpu * 2 + direction) * codes.NUM_PURPOSES + codes.REPLAY] += count * flits
+    return count * (s.replay_ps + slowed_ps(s, link.permille, flits))
+
+
+@compiled_in_place
+def crossing_ps(s: Root, link: Link, flits: int, lost_ps: int) -> int:
+    """Returns how long a segment keeps a link busy that loses so much time to packets that cross it again."""
+    if lost_ps == 0:
+        return wire_ps(s, link, flits)
+    return (slowed_ps(s, link.permille, flits) + lost_ps) // s.quantum_ps * s.quantum_ps
 
 
 @compiled
@@ -61,7 +99,7 @@ def log_row(s: Root, resource: int, gpu: int, purpose: int, item: int, amount: i
 @compiled_in_place
 def charge(s: Root, link: Link, gpu: int, direction: int, flits: int, purpose: int) -> None:
     """Charges control flits to a link of a GPU, an uplink or a port; what is queued there leaves that much later."""
-    ps = wire_ps(s, flits)
+    ps = wire_ps(s, link, flits)
     link.free_ps = max(link.free_ps, s.now_ps) + ps
     link.busy_ps += ps
     s.traffic[(gpu * 2 + direction) * codes.NUM_PURPOSES + purpose] += flits
@@ -213,8 +251,9 @@ def uplink_send(s: Root, link: int, node: int) -> None:
     now = s.now_ps
     gpu = link // s.planes
     flits = s.nodes[node].flits
-    serial_ps = wire_ps(s, flits)
-    tail_ps = now + delivery_ps(s, flits, serial_ps)
+    lost_ps = replayed_ps(s, q, gpu, codes.UP, node) if s.replay_packets > 0 else 0
+    serial_ps = crossing_ps(s, q, flits, lost_ps)
+    tail_ps = now + delivery_ps(s, q, flits, serial_ps, lost_ps)
     s.nodes[node].tail_ps = tail_ps
     push(s, tail_ps if s.store_and_forward else now + s.hop_ps, codes.EV_SWITCH, node, gpu, 0)
     q.free_ps = now + serial_ps

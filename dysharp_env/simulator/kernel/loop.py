@@ -23,6 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.native import native
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.jit.compiled import compiled, compiled_in_place
 from dysharp_env.simulator.jit.rows import rows
 from dysharp_env.simulator.kernel.arrival import arrive, hear_done, reach_dispatch, store_acknowledged
@@ -79,11 +80,17 @@ def respond(s: Root, gpu: int, first: int) -> None:
 
 
 @compiled
-def open_gate(s: Root, gate: int) -> None:
-    """Lets the stage behind a gate start, on all GPUs or on one."""
+def open_gate(s: Root, gate: int, is_late: int) -> None:
+    """Lets the stage behind a gate start, on all GPUs or on one; the layer, where GPUs do not meet, later on one.
+
+    ``is_late`` is 1 when it is the late GPU's turn to start.
+    """
     x = s.gates[gate]
+    waits = x.stage == OPENS_ALL and s.late_ps > 0 and not s.meets
+    if waits and not is_late:
+        push(s, s.now_ps + s.late_ps, codes.EV_GATE, gate, 1, 0)
     for gpu in range(s.num_gpus):
-        if x.gpu != NOTHING and gpu != x.gpu:
+        if (x.gpu != NOTHING and gpu != x.gpu) or (waits and (gpu == LATE_GPU) != is_late):
             continue
         if x.stage == OPENS_ALL:
             s.gpus[gpu].start_open = 1
@@ -165,11 +172,11 @@ def serve(s: Root, kind: int, a: int, b: int, c: int) -> None:
     elif kind == codes.EV_READY:
         item_ready(s, s.tokens[a].chunk, a, s.tokens[a].home)
     elif kind == codes.EV_GATE:
-        open_gate(s, a)
+        open_gate(s, a, b)
     elif kind == codes.EV_HBM:
         hbm_falls_free(s, a)
     elif kind == codes.EV_EARLY:
-        fetch_early(s)
+        fetch_early(s, a)
 
 
 @compiled
@@ -192,7 +199,9 @@ def begin(s: Root) -> int:
     if row == WAIT:
         return ASK
     if s.early_ps > 0:
-        push(s, fetches_from_ps(s), codes.EV_EARLY, 0, 0, 0)
+        push(s, fetches_from_ps(s, NOTHING), codes.EV_EARLY, 0, 0, 0)
+        if s.late_ps > 0:
+            push(s, fetches_from_ps(s, LATE_GPU), codes.EV_EARLY, 1, 0, 0)
     staff_groups(s, s.candidates[row].item if row != NOTHING else NOTHING)
     s.split_done = 1
     s.pending_kind = NOTHING

@@ -18,6 +18,8 @@ from dysharp_env.simulator.state.observation import GEMM
 def issue_soon(s: Root, gpu: int) -> None:
     """Has a GPU issue its next tile as soon as it may, if there is one."""
     m = s.movers[gpu]
+    if not s.gpus[gpu].start_open:
+        return
     if m.queue.head != NOTHING and m.issuing == 0 and m.in_flight < s.copying.slots * m.sms:
         m.issuing = 1
         push(s, max(s.now_ps, m.next_ps), codes.EV_MOVE, gpu, 0, 0)

@@ -10,6 +10,7 @@ evict first what it reads for the last time: else rows would evict what was fetc
 
 from __future__ import annotations
 
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.jit.compiled import compiled
 from dysharp_env.simulator.kernel.fifo import prepend_both_ways, remove
 from dysharp_env.simulator.kernel.groups import mark
@@ -29,16 +30,20 @@ def consider(s: Root, gpu: int) -> None:
 
 
 @compiled
-def fetches_from_ps(s: Root) -> int:
-    """Returns when weights may be fetched ahead at the earliest: as the layer opens, or so much earlier."""
-    return s.gates[0].pay_ps - s.early_ps
+def fetches_from_ps(s: Root, gpu: int) -> int:
+    """Returns when weights may be fetched ahead at the earliest: as the layer opens, or so much earlier.
+
+    ``gpu`` may be NOTHING for any that is not late.
+    """
+    return s.gates[0].pay_ps - s.early_ps + (s.late_ps if gpu == LATE_GPU else 0)
 
 
 @compiled
-def fetch_early(s: Root) -> None:
-    """Has all GPUs look for what to fetch ahead although the layer has not opened."""
+def fetch_early(s: Root, is_late: int) -> None:
+    """Has the GPUs that start now, the late one or all others, look for what to fetch ahead before the layer opens."""
     for gpu in range(s.num_gpus):
-        consider(s, gpu)
+        if (gpu == LATE_GPU and s.late_ps > 0) == is_late:
+            consider(s, gpu)
 
 
 @compiled

@@ -8,7 +8,7 @@ from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append_both_ways, remove
 from dysharp_env.simulator.kernel.links import (
     log_row,
-    wire_ps,
+    sound_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.ports import port_append, port_wake
@@ -19,7 +19,7 @@ from dysharp_env.simulator.state.codes import NOTHING
 @compiled_in_place
 def reduce_ps(s: Root, flits: int) -> int:
     """Returns how long a contribution keeps a reduction unit busy."""
-    return wire_ps(s, flits) * 1_000_000 // s.reduction_ppm
+    return sound_ps(s, flits) * 1_000_000 // s.reduction_ppm
 
 
 @compiled

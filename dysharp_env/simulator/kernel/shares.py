@@ -33,7 +33,7 @@ def backlog_ps(s: Root, links: Link, gpu: int) -> int:
     longest_ps = 0
     for link in range(gpu * s.planes, (gpu + 1) * s.planes):
         q = links[link]
-        longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q.queued_flits))
+        longest_ps = max(longest_ps, max(q.free_ps - s.now_ps, 0) + wire_ps(s, q, q.queued_flits))
     return longest_ps
 
 

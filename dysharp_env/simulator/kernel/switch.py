@@ -11,11 +11,12 @@ from dysharp_env.simulator.kernel.events import push
 from dysharp_env.simulator.kernel.fifo import append, take
 from dysharp_env.simulator.kernel.links import (
     count_data,
+    crossing_ps,
     delivery_ps,
     log_row,
     node_class,
+    replayed_ps,
     tile_of_node,
-    wire_ps,
 )
 from dysharp_env.simulator.kernel.names import Root
 from dysharp_env.simulator.kernel.pairs import is_target, store_of, token_of_store
@@ -115,7 +116,8 @@ def downlink_start(s: Root, port: int, node: int) -> None:
     gpu = port // s.planes
     now = s.now_ps
     flits = s.nodes[node].flits
-    serial_ps = wire_ps(s, flits)
+    lost_ps = replayed_ps(s, q, gpu, codes.DOWN, node) if s.replay_packets > 0 else 0
+    serial_ps = crossing_ps(s, q, flits, lost_ps)
     # A segment that cuts through cannot leave before its own tail has come.
     end_ps = max(now + serial_ps, s.nodes[node].tail_ps)
     q.free_ps = end_ps
@@ -130,7 +132,7 @@ def downlink_start(s: Root, port: int, node: int) -> None:
         purpose = codes.EVICTION if s.combine.in_switch else codes.COMBINE_DATA
     count_data(s, gpu, codes.DOWN, purpose, node)
     log_row(s, codes.LOG_DOWN, gpu, purpose, node, flits, now, end_ps)
-    push(s, end_ps - serial_ps + delivery_ps(s, flits, serial_ps), codes.EV_REACH, node, gpu, 0)
+    push(s, end_ps - serial_ps + delivery_ps(s, q, flits, serial_ps, lost_ps), codes.EV_REACH, node, gpu, 0)
     if is_result or purpose == codes.EVICTION:
         unit = s.ports[s.num_links + port]
         unit.slots_used -= s.combine.segment_packets

@@ -26,9 +26,9 @@ from dysharp_env.system.spec import Queueing
     EV_NOTIFY,  # home GPUs learn that a GEMM-2 row is finished: tile, gpu that ran it
     EV_SAID,  # GPUs learn that all a GPU dispatches of a part is stored: that GPU, part, whether it tells itself
     EV_READY,  # a token whose readiness entry had spilled becomes ready: token
-    EV_GATE,  # a stage opens after what it pays: gate
+    EV_GATE,  # a stage opens after what it pays: gate, whether the late GPU alone does what the others have done
     EV_HBM,  # HBM may have nothing to do, where weights are fetched ahead: gpu
-    EV_EARLY,  # weights may be fetched ahead although the layer has not opened
+    EV_EARLY,  # weights may be fetched ahead although the layer has not opened: whether by the late GPU alone
 ) = range(21)
 
 # The two GEMMs of a layer, by which records that exist for each are indexed.
@@ -60,10 +60,11 @@ PURPOSES = (
     "weight_request",
     "weight_data",
     "weight_ack",
+    "replay",
 )
 (
     DISPATCH_REQUEST, DISPATCH_DATA, DISPATCH_ACK, DISPATCH_DONE, COMBINE_REQUEST, COMBINE_DATA, COMBINE_ACK, NOTIFY,
-    EVICTION, WEIGHT_REQUEST, WEIGHT_DATA, WEIGHT_ACK,
+    EVICTION, WEIGHT_REQUEST, WEIGHT_DATA, WEIGHT_ACK, REPLAY,
 ) = range(len(PURPOSES))  # fmt: skip
 NUM_PURPOSES = len(PURPOSES)
 UP, DOWN = range(2)

@@ -13,6 +13,7 @@ from dysharp_env.simulator.state import records
 from dysharp_env.simulator.state.block import Block
 from dysharp_env.simulator.state.codes import BLOCKS_PER_CHUNK, BLOCKS_PER_TILE, EV_GATE, NOTHING, NUM_PURPOSES
 from dysharp_env.simulator.state.copies import NO_COPIES, WeightMoves, gradients_ps
+from dysharp_env.simulator.state.late import start_late
 from dysharp_env.simulator.state.observation import NUM_CONTEXT, NUM_FEATURES, NUM_KINDS
 from dysharp_env.simulator.state.ordering import token_order
 from dysharp_env.simulator.state.parameters import fill, root_of
@@ -21,7 +22,7 @@ from dysharp_env.simulator.state.planes import vector_planes
 from dysharp_env.simulator.state.records import NARROW_LIMIT, PARAMETERS, SHORT_LIMIT, blank
 from dysharp_env.simulator.state.routed import Vectors, follow_routing
 from dysharp_env.simulator.state.state import State
-from dysharp_env.simulator.state.work import chunks_of, gpus_of, parts_and_gates, units_of
+from dysharp_env.simulator.state.work import chunks_of, gpus_of, links_of, parts_and_gates, units_of
 from dysharp_env.simulator.weights import WeightCosts
 from dysharp_env.workload.workload import Workload
 
@@ -113,6 +114,7 @@ class Lowering:
             frame.combine,
         )
         self._kernel_pays.add_to(state, workload)
+        start_late(state, costs.faults.late_ps, program.meets)
         if weights and moves:
             vectors = costs.dispatch_segments + costs.combine_segments
             moves.write(state, weights0, num_tokens * vectors)
@@ -176,8 +178,9 @@ def _block(workload: Workload, costs: Costs, program: Program, root: np.ndarray,
         "sms": blank(workload.num_gpus * sum(program.most_sms), records.SM),
         "matrices": blank(2 * workload.num_experts, records.MATRIX),
         "movers": blank(workload.num_gpus, records.MOVER),
+        "uplinks": links_of(workload, costs, records.UPLINK, 1),
         "lanes": blank(2 * num_links, records.LANE),
-        "ports": blank(2 * num_links, records.PORT),
+        "ports": links_of(workload, costs, records.PORT, 2),
         "queues": blank(4 * num_links * (workload.num_gpus + 1), records.QUEUE),
         "tokens": blank(workload.num_tokens + 1, records.TOKEN),
         "sums": blank(workload.num_tokens * costs.combine_segments, records.SUM),
@@ -227,7 +230,6 @@ def _zeros(
     num_flows = num_gpus * 2 * NUM_PURPOSES
     size = {name: int(root[name][0]) for name in PARAMETERS}
     return {
-        "uplinks": num_gpus * costs.planes,
         "stores": workload.num_tokens * size["stores_per_token"] * costs.dispatch_segments,
         "blocks": size["chunk_blocks"] + BLOCKS_PER_CHUNK * size["home_chunks"],
         "gpu_experts": workload.num_experts,

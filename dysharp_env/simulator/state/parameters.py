@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.simulator.costs import PS_PER_S, Costs
+from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.hardware import PS_PER_S
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.observation import NUM_KINDS, WALKS
@@ -34,7 +35,7 @@ def root_of(workload: Workload, costs: Costs, program: Program, num_sms: int, lo
     """
     root = blank(1, ROOT)
     values = _worked_out(workload, costs, program, num_sms, logging)
-    sources = (workload, workload.layer, costs, costs.packet, program)
+    sources = (workload, workload.layer, costs, costs.packet, costs.faults, program)
     for name in set(PARAMETERS) - values.keys() - _LATER:
         root[name] = next(getattr(source, name) for source in sources if hasattr(source, name))
     fill(root, values)

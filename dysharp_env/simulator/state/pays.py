@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.phases import COPY_GRADIENTS, SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state.codes import NOTHING, OPENS_ALL, OPENS_GEMM1
@@ -59,7 +60,10 @@ class KernelPays:
             return [0] * workload.num_gpus
         loads = [Load(tokens=tokens) for tokens in workload.tokens_of_gpu.tolist()]
         sms = self._hidden_sms
-        return [open_ps + sum(kernel.ps(load, self._hbm_ps, sms) for kernel in self._hidden) for load in loads]
+        late_ps = self._costs.faults.late_ps
+        begins_ps = [open_ps + late_ps * (self._program.meets or gpu == LATE_GPU) for gpu in range(len(loads))]
+        took_ps = [sum(kernel.ps(load, self._hbm_ps, sms) for kernel in self._hidden) for load in loads]
+        return [begin_ps + ps for begin_ps, ps in zip(begins_ps, took_ps, strict=True)]
 
     def named_ps(self, state: State, workload: Workload, stage: int, part: int, gpu: int) -> list[tuple[str, int]]:
         """Returns the kernels of a stage, 0 to 4, by name, with what each takes the GPU that has most to do.

@@ -144,12 +144,14 @@ GPU = _record(
 # vectors at hand, the next SM that may take something, and whether it belongs to its group; when its token is prepared.
 SM = _record("ready_ps", "token- pair in_flight next duty")
 
-UPLINK = _record("free_ps wake last_class queued_flits busy_ps")
+# A link also has the time of a flit over that on a sound one, in thousandths, and the data packets that have entered it
+# where some are replayed; of ports downlinks have.
+UPLINK = _record("free_ps wake last_class queued_flits busy_ps permille packets")
 # One virtual-channel class of an uplink: segments waiting at the GPU, flits held at the switch input, its FIFO.
 LANE = _record("used_flits", waiting=FIFO, inputs=FIFO)
 # A port; the inputs that have something for it, a class each, in round-robin order; sums open in a reduction unit.
 PORT = _record(
-    "free_ps wake last_class queued_flits busy_ps slots_used slots_draining stalled_node-",
+    "free_ps wake last_class queued_flits busy_ps permille packets slots_used slots_draining stalled_node-",
     turns=(FIFO, 2),
     open=FIFO,
 )
@@ -296,14 +298,14 @@ PARAMETERS = (
     # links and packets
     "ps_mult ps_div quantum_ps hop_ps store_and_forward planes num_links wire_entries sum_flits dispatch_ask_flits "
     "partial0 store0 sum0 weights0 weight_store0 trip0 num_weight_tiles copy_sms copies_behind "
-    "ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps "
+    "ack_flits credit_flits queueing reduction_slots reduction_ppm cycle_ps replay_packets replay_ps "
     "team_gpus stores_per_token "
     # GPU
     "memory_ps num_sms in_gemm_permille role_change_ps block_overhead_ps slow_permille cold_exposure_permille "
     "row_granularity hbm_mult hbm_div l2_bytes tile_blocks chunk_blocks al_tlb_entries tile_status_entries "
     "output_readiness_entries "
     # schedule
-    "notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
+    "late_ps meets notifies partial_tiles copies_per_expert loopback num_parts parts_by parts_per_expert exclusive "
     "pay_end_ps prefetches early_ps counted in_band imbalance_ppm num_splits split_moments network_width "
     "max_candidates scale_ps links_ps gemms_ps hbm_ps "
     # room
@@ -351,6 +353,8 @@ CONSTANT_FIELDS = (
     (GEMM_COST, frozenset(GEMM_COST.names or ())),
     (ANSWERER, frozenset(ANSWERER.names or ())),
     (NETWORK_PLACES, frozenset(NETWORK_PLACES.names or ())),
+    (UPLINK, frozenset(["permille"])),
+    (PORT, frozenset(["permille"])),
     (PAIR, frozenset("token home gpu slot0 num_experts part".split())),
     (NODE, frozenset("owner plane".split())),
     (COPY, frozenset(COPY.names or ())),

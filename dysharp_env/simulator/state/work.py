@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dysharp_env.simulator.costs import Costs
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.state.codes import NOTHING
@@ -85,6 +86,14 @@ def chunks_of(workload: Workload, program: Program) -> np.ndarray:
     chunks["prev"][follows] = follows - 1
     chunks["next"][follows - 1] = follows
     return chunks
+
+
+def links_of(workload: Workload, costs: Costs, record: np.dtype, times: int) -> np.ndarray:
+    """Returns uplinks, or so many times as many ports, with what is wrong with them."""
+    gpus, planes = np.divmod(np.arange(workload.num_gpus * costs.planes), costs.planes)
+    links = blank(times * len(gpus), record)
+    links["permille"] = np.tile(list(map(costs.faults.permille, gpus.tolist(), planes.tolist())), times)
+    return links
 
 
 def units_of(workload: Workload, program: Program) -> np.ndarray:

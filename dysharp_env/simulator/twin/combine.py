@@ -78,7 +78,9 @@ class CombineGroup(Crew):
 
     def act(self) -> list[Unit]:
         """Issues what was chosen as SMs may take it, then offers the ready units."""
-        while self.free and (self.progress.is_dispatched or not self.world.program.exclusive):
+        while (
+            self.progress.has_begun and self.free and (self.progress.is_dispatched or not self.world.program.exclusive)
+        ):
             if self.issuing:
                 self._begin(self.issuing.popleft())
             else:

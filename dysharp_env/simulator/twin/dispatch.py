@@ -33,7 +33,7 @@ class DispatchGroup(Crew):
 
     def act(self) -> list[Chunk]:
         """Gives token after token of the chunk at hand to SMs that may take one, then offers the part's chunks."""
-        while True:
+        while self.progress.has_begun:
             if not self.in_chunk:
                 self._end_parts()
             if not self.free:
@@ -41,6 +41,7 @@ class DispatchGroup(Crew):
             if not self.in_chunk:
                 return [chunk for chunk in self.unsent if chunk.part == self.progress.part]
             self._take_token(self.in_chunk.pop(0))
+        return []
 
     def take(self, chunk: Chunk) -> None:
         """Begins a chunk."""

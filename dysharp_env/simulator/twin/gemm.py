@@ -143,7 +143,7 @@ class GemmGroup(Group):
 
     def act(self) -> list[Row]:
         """Keeps free SMs on thread blocks of the current row, then offers the ready rows."""
-        while self.site.free_sms > 0:
+        while self.progress.has_begun and self.site.free_sms > 0:
             if self.prefetch.is_marked:
                 # What may be fetched ahead comes first, as HBM serves in turn.
                 self.mark()

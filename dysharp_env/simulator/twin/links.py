@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dysharp_env.simulator.costs import PS_PER_S
+from dysharp_env.simulator.faults import SOUND
+from dysharp_env.simulator.hardware import PS_PER_S
 from dysharp_env.simulator.state import codes
 from dysharp_env.simulator.twin.parts import Segment
 from dysharp_env.simulator.twin.world import World
@@ -16,33 +17,55 @@ class Link:
     """A wire of one GPU, plane and direction: one segment at a time; control flits slip in and delay what follows."""
 
     def __init__(self, world: World, gpu: int, plane: int, direction: int) -> None:
-        self.world, self.clock, self.costs = world, world.clock, world.costs
+        self.world, self.clock, self.costs = world, world.clock, world.costs.on_link(gpu, plane)
         self.gpu, self.plane, self.direction = gpu, plane, direction
         self.free_ps = self.busy_ps = self.last_vc = 0
+        self.packets = 0  # of data that have entered it
         self.queued_flits = 0  # of all segments that wait
         self.is_woken = False
 
     def charge(self, flits: int, purpose: int) -> None:
         """Lets control flits cross now."""
         self.free_ps = max(self.free_ps, self.clock.now_ps) + self.costs.wire_ps(flits)
+        self.busy_ps += self.costs.wire_ps(flits)
         self.count(flits, purpose)
 
-    def carry(self, segment: Segment) -> None:
-        """Has a segment on the wire until it is free again."""
+    def carry(self, segment: Segment, serial_ps: int) -> None:
+        """Has a segment on the wire, busy for so long, until it is free again."""
+        self.busy_ps += serial_ps
         self.count(segment.flits, segment.purpose)
         what = codes.LOG_UP if self.direction == codes.UP else codes.LOG_DOWN
         self.world.use(what, self.gpu, segment.purpose, segment.name, segment.flits, self.free_ps)
 
     def count(self, flits: int, purpose: int) -> None:
         """Counts flits on the wire."""
-        self.busy_ps += self.costs.wire_ps(flits)
         self.world.traffic[self.gpu, self.direction, purpose] += flits
 
-    def delivery_ps(self, flits: int) -> int:
-        """Returns the time from the first flit entering the link to the last one leaving it at the other end."""
+    def exact_ps(self, flits: int) -> int:
+        """Returns how long flits take, without the quantum."""
         costs = self.costs
-        exact_ps = flits * costs.packet.flit_bytes * PS_PER_S * costs.planes // costs.link_bytes_per_s
-        return (costs.hop_ps + exact_ps) // costs.quantum_ps * costs.quantum_ps
+        sound_ps = flits * costs.packet.flit_bytes * PS_PER_S * costs.planes // costs.link_bytes_per_s
+        return sound_ps * costs.link_permille // SOUND
+
+    def delivery_ps(self, flits: int, lost_ps: int = 0) -> int:
+        """Returns the time from the first flit entering the link to the last one leaving it at the other end."""
+        exact_ps = self.costs.hop_ps + self.exact_ps(flits) + lost_ps
+        return exact_ps // self.costs.quantum_ps * self.costs.quantum_ps
+
+    def serial_ps(self, flits: int, lost_ps: int) -> int:
+        """Returns how long the link is busy with flits, and with what is lost beside them."""
+        return (self.exact_ps(flits) + lost_ps) // self.costs.quantum_ps * self.costs.quantum_ps
+
+    def replay(self, segment: Segment) -> int:
+        """Returns how long packets of a segment take that cross the link again: each stops it for a round trip."""
+        faults, lost_ps = self.costs.faults, 0
+        for _ in range(segment.packets if faults.replay_packets else 0):
+            self.packets += 1
+            if self.packets % faults.replay_packets == 0:
+                flits = -(-segment.flits // segment.packets)
+                lost_ps += faults.replay_ps + self.exact_ps(flits)
+                self.count(flits, codes.REPLAY)
+        return lost_ps
 
     def backlog_ps(self) -> int:
         """Returns how long what is queued and being sent keeps the wire busy."""
@@ -120,12 +143,13 @@ class Uplink(Link):
 
     def start(self, segment: Segment) -> bool:
         """Puts a segment on the wire; its head, or with store-and-forward its tail, comes to the switch."""
-        now_ps = self.clock.now_ps
-        segment.tail_ps = now_ps + self.delivery_ps(segment.flits)
+        now_ps, lost_ps = self.clock.now_ps, self.replay(segment)
+        serial_ps = self.serial_ps(segment.flits, lost_ps)
+        segment.tail_ps = now_ps + self.delivery_ps(segment.flits, lost_ps)
         head_ps = segment.tail_ps if self.costs.store_and_forward else now_ps + self.costs.hop_ps
         self.clock.at(head_ps, codes.EV_SWITCH, self._reach_switch, segment)
-        self.free_ps = now_ps + self.costs.wire_ps(segment.flits)
-        self.carry(segment)
+        self.free_ps = now_ps + serial_ps
+        self.carry(segment, serial_ps)
         return True
 
     def _reach_switch(self, segment: Segment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dysharp_env.simulator.costs import Costs
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.phases import SHARED, START, Load
 from dysharp_env.simulator.program import Program
 from dysharp_env.simulator.twin.parts import Pair, Token
@@ -37,9 +38,11 @@ class Phases:
         if not kernels:
             return [0] * num_gpus
         sms = self.num_sms - self.program.dispatch_sms, self.num_sms
-        begin_ps = self.pay_ps(EVERYTHING, 0, range(num_gpus))
+        paid_ps, late_ps = self.pay_ps(EVERYTHING, 0, range(num_gpus)), self.costs.faults.late_ps
+        begins_ps = [paid_ps + late_ps * (self.program.meets or gpu == LATE_GPU) for gpu in range(num_gpus)]
         loads = [Load(tokens=sum(token.home == gpu for token in self.tokens)) for gpu in range(num_gpus)]
-        return [begin_ps + sum(kernel.ps(load, self.costs.hbm_ps, sms) for kernel in kernels) for load in loads]
+        took_ps = [sum(kernel.ps(load, self.costs.hbm_ps, sms) for kernel in kernels) for load in loads]
+        return [begin_ps + ps for begin_ps, ps in zip(begins_ps, took_ps, strict=True)]
 
     def _whole(self, gpu: int) -> Load:
         here = [pair for pair in self.pairs if pair.gpu == gpu]

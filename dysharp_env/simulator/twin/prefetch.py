@@ -92,7 +92,7 @@ class PrefetchGroup(Group):
     @property
     def _is_early(self) -> bool:
         """Whether it is not yet time to fetch anything."""
-        return self.clock.now_ps < self.world.fetches_from_ps
+        return self.clock.now_ps < self.world.fetches_from_ps[self.gpu]
 
     def may_hold(self) -> bool:
         """Returns True: rows fetch what they need themselves."""

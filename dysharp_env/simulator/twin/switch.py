@@ -70,10 +70,11 @@ class Downlink(Port):
 
     def start(self, segment: Segment) -> bool:
         """Sends a segment down; one that cuts through cannot leave before its own tail has come."""
-        serial_ps = self.costs.wire_ps(segment.flits)
+        lost_ps = self.replay(segment)
+        serial_ps = self.serial_ps(segment.flits, lost_ps)
         self.free_ps = max(self.clock.now_ps + serial_ps, segment.tail_ps)
-        self.carry(segment)
-        reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits)
+        self.carry(segment, serial_ps)
+        reach_ps = self.free_ps - serial_ps + self.delivery_ps(segment.flits, lost_ps)
         self.clock.at(reach_ps, codes.EV_REACH, segment.reach, segment)
         if segment.is_sum:
             self.switch.reducers[self.gpu][self.plane].drain()

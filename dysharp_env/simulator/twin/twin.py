@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dysharp_env.simulator.costs import Bound, Costs
+from dysharp_env.simulator.faults import LATE_GPU
 from dysharp_env.simulator.program import Program
-from dysharp_env.simulator.state.codes import EV_EARLY
+from dysharp_env.simulator.state.codes import EV_EARLY, EV_GATE
 from dysharp_env.simulator.state.observation import FEATURES, SPLIT
 from dysharp_env.simulator.twin.combine import CombineGroup
 from dysharp_env.simulator.twin.dispatch import DispatchGroup
@@ -44,6 +45,7 @@ class Twin:
         self.tokens, self.experts, self.log = routing.tokens, routing.experts, world.log
         world.phases = Phases(costs, program, num_sms, routing.tokens, gradients_ps(world))
         world.shared_end_ps = world.phases.shared_end_ps(world.num_gpus)
+        world.start_ps = [0] * world.num_gpus
         everywhere: list[Progress] = []
         dispatches: list[DispatchGroup] = []
         combines: list[CombineGroup] = []
@@ -54,8 +56,7 @@ class Twin:
             for number in range(world.num_gpus)
         ]
         self.shown = Shown(world, self.gpus)
-        everywhere[0].pay(EVERYTHING, 0, everywhere=True)
-        world.fetches_from_ps = world.phases.pay_ps(EVERYTHING, 0, range(world.num_gpus)) - program.early_ps
+        self._pay_start(everywhere)
         self._story = self._tell()
         self._answer: int | None = None
         self._waiting: Decision | None = None
@@ -65,9 +66,31 @@ class Twin:
         """The simulated time."""
         return self.world.clock.now_ps
 
-    def _fetch_early(self) -> None:
+    def _pay_start(self, everywhere: list[Progress]) -> None:
+        """Opens the layer once its start is paid for: everywhere, or on the late GPU later than on the others."""
+        world = self.world
+        gpus, late_ps, meets = range(world.num_gpus), world.costs.faults.late_ps, world.program.meets
+        paid_ps = world.phases.pay_ps(EVERYTHING, 0, gpus)
+        own_late_ps = [late_ps if gpu == LATE_GPU else 0 for gpu in gpus]
+        opens_ps = [paid_ps + (late_ps if meets else own_ps) for own_ps in own_late_ps]
+        if late_ps:
+            world.start_ps = opens_ps
+        world.fetches_from_ps = [paid_ps - world.program.early_ps + own_ps for own_ps in own_late_ps]
+        punctual = [gpu for gpu in gpus if opens_ps[gpu] == min(opens_ps)]
+        late = [gpu for gpu in gpus if gpu not in punctual]
+
+        def open_on(those: list[int]) -> None:
+            if those is punctual and late:
+                world.clock.at(opens_ps[late[0]], EV_GATE, open_on, late)
+            for gpu in those:
+                everywhere[gpu].begin()
+
+        world.clock.at(min(opens_ps), EV_GATE, open_on, punctual)
+
+    def _fetch_early(self, late: bool) -> None:
         for gpu in self.gpus:
-            gpu.prefetch.wake()
+            if (gpu.number == LATE_GPU and self.world.costs.faults.late_ps > 0) == late:
+                gpu.prefetch.wake()
 
     def _tell(self) -> Generator[Decision, Any, None]:
         """Runs the layer: all events of an instant are served, then the groups they concern act."""
@@ -75,7 +98,9 @@ class Twin:
         # One split for all GPUs before the layer starts.
         split = (yield from self._choose(SPLIT, self.gpus[0], world.splits)) if world.splits else None
         if world.program.early_ps:
-            world.clock.at(world.fetches_from_ps, EV_EARLY, self._fetch_early)
+            world.clock.at(world.fetches_from_ps[-1], EV_EARLY, self._fetch_early, False)
+            if world.costs.faults.late_ps:
+                world.clock.at(world.fetches_from_ps[LATE_GPU], EV_EARLY, self._fetch_early, True)
         for gpu in self.gpus:
             gpu.start(split)
         while True:

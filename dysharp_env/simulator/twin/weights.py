@@ -200,6 +200,8 @@ class Mover:
     def issue_soon(self) -> None:
         """Issues the next tile as soon as the SMs may."""
         weights = self.world.weights
+        if not self.site.progress.has_begun:
+            return
         if weights is None or not self.queue or self._is_issuing or self.in_flight >= weights.in_flight(self.sms):
             return
         self._is_issuing = True

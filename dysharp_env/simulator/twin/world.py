@@ -51,7 +51,8 @@ class World:
     """One layer's inputs, clock and records."""
 
     phases: Phases  # what is paid, once the tokens are known
-    fetches_from_ps: int  # when weights may be fetched ahead
+    fetches_from_ps: list[int]  # when weights may be fetched ahead, on each GPU
+    start_ps: list[int]  # when each GPU's kernels start, as far as one that is late makes a difference
     shared_end_ps: list[int]  # when each GPU's shared experts that run beside dispatch are over
 
     def __init__(self, workload: Workload, costs: Costs, program: Program, num_sms: int, bound: Bound) -> None:
@@ -123,11 +124,15 @@ class Progress:
     def pay(self, stage: int, part: int, everywhere: bool) -> None:
         """Opens a stage of a part, here or everywhere, once it is paid for."""
         gpus = [gpu for gpu, progress in enumerate(self.everywhere) if everywhere or progress is self]
-        begins_ps = self.clock.now_ps
+        begins_ps = max(self.clock.now_ps, *(self.world.start_ps[gpu] for gpu in gpus))
         if stage == GEMM1:
             begins_ps = max(begins_ps, *(self.world.shared_end_ps[gpu] for gpu in gpus))
         paid_ps = begins_ps + self.world.phases.pay_ps(stage, part, gpus)
         self.clock.at(paid_ps, codes.EV_GATE, self._open, stage, part, self.everywhere if everywhere else [self])
+
+    def begin(self) -> None:
+        """Starts this GPU's kernels."""
+        self._open(EVERYTHING, 0, [self])
 
     def _open(self, stage: int, part: int, where: list[Progress]) -> None:
         for progress in where:

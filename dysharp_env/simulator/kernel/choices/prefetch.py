@@ -33,7 +33,7 @@ def act_prefetch(s: Root, gpu: int) -> bool:
     g = s.gpus[gpu]
     return (
         s.prefetches
-        and s.now_ps >= fetches_from_ps(s)
+        and s.now_ps >= fetches_from_ps(s, gpu)
         and g.hbm_free_ps <= s.now_ps
         and g.groups[PREFETCH].holding == 0
     )
