@@ -24,6 +24,7 @@ COMMANDS = {
     "ablate": "what a trained policy plays like without some of what it sees or may do",
     "headroom": "what could be gained on each workload of a suite, by rules and by look-ahead",
     "sensitivity": "whether policies keep their order when what the model is unsure of is different",
+    "faults": "what each fault of a machine costs every schedule and agent",
     "card": "write a model card for the Hugging Face hub from a run folder",
     "exact": "proved optima of tiny layers beside the lower bound and what policies reach",
 }

@@ -44,11 +44,13 @@ class Command:
         self.parser.add_argument(*names, **settings)
         return self
 
-    def add_suite(self, default: str | None = None, option: str = "--suite", what: str = "") -> Command:
-        """Adds the name of a suite, which must be given if there is no default."""
+    def add_suite(
+        self, default: str | None = None, option: str = "--suite", what: str = "", required: bool = True
+    ) -> Command:
+        """Adds the name of a suite, which must be given if there is no default, unless it is not ``required``."""
         kinds = f"a preset ({', '.join(preset_names('suites'))}), a subset of one (NAME:LABEL), or a .yaml"
         text = f"{what}: {kinds}" if what else kinds
-        return self.add(option, default=default, required=default is None, metavar="NAME", help=text)
+        return self.add(option, default=default, required=required and default is None, metavar="NAME", help=text)
 
     def add_policies(self, note: str = "", **settings: Any) -> Command:
         """Adds the repeatable ``--policy``, also called ``--schedule``, and what look-ahead may spend."""
