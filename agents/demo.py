@@ -32,6 +32,7 @@ from .policies.card import RANDOM
 from .training.run_folder import RunFolder
 from .training.spec import TrainSpec, describe_result, read_spec
 from .training.start import load_config, read_run_dir, start_run, train_with_progress
+from .training.stopping import politely
 
 REFERENCE = "dysharp"
 
@@ -100,17 +101,16 @@ def _trained(spec: TrainSpec, root: Path, fresh: bool, quiet: bool, console: Con
             console.print(f"Using the finished run {folder.path}: {describe_result(folder)}")
             console.print("(--fresh trains again)")
             return folder
-    resumable = [folder for folder in same if folder.checkpoints()]
-    folder = resumable[0] if resumable else start_run(spec, root)
-    text = "Continuing" if resumable else "Training"
-    console.print(f"{text} for {spec.total_decisions:,} decisions in {folder.path}")
     command = ["python", "-m", "agents.demo"]
-    try:
-        train_with_progress(spec, folder, command, resume=bool(resumable), quiet=quiet)
-    except KeyboardInterrupt:
-        if folder.checkpoints():
+    with politely():
+        folder = same[0] if same else start_run(spec, root)
+        text = "Continuing" if same else "Training"
+        console.print(f"{text} for {spec.total_decisions:,} decisions in {folder.path}")
+        try:
+            train_with_progress(spec, folder, command, resume=bool(same), quiet=quiet)
+        except KeyboardInterrupt:
             notice("stopped; the same command goes on with this run")
-        raise
+            raise
     console.print(describe_result(folder))
     return folder
 

@@ -18,6 +18,7 @@ from .policies.card import run_path
 from .training.run_folder import RunFolder, as_yaml
 from .training.spec import describe_result, read_spec
 from .training.start import load_config, read_run_dir, start_run, train_with_progress
+from .training.stopping import politely
 
 
 def build() -> Command:
@@ -26,7 +27,7 @@ def build() -> Command:
     source = command.parser.add_mutually_exclusive_group(required=True)
     names = ", ".join(preset_names("train"))
     source.add_argument("--config", metavar="NAME", help=f"a preset ({names}) or a .yaml file of training settings")
-    source.add_argument("--resume", metavar="RUN", help="continue this run folder from its newest checkpoint")
+    source.add_argument("--resume", metavar="RUN", help="continue this run folder from its newest whole checkpoint")
     command.add(
         "--set",
         action="append",
@@ -57,25 +58,18 @@ def run(args: argparse.Namespace) -> int:
     workers = asked_workers(args)
     if workers is not None and spec.evolution is None and spec.planning is None:
         raise ConfigError("workers play for evolution; MaskablePPO collects its rollouts in one process")
-    folder = folder or start_run(spec, root)
     command = ["python", "-m", "agents.train", *args.argv]
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    try:
-        train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet, workers=workers)
-    except KeyboardInterrupt:
-        console.print(describe_interrupt(folder))
-        raise
+    with politely():
+        folder = folder or start_run(spec, root)
+        try:
+            train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet, workers=workers)
+        except KeyboardInterrupt:
+            console.print(folder.way_on())
+            raise
     console.print(describe_result(folder))
     console.print(f"run folder: {folder.path}")
     return 0
-
-
-def describe_interrupt(folder: RunFolder) -> str:
-    """Returns how to go on with a run that was interrupted."""
-    if not folder.checkpoints():
-        return f"stopped before the first update: there is nothing to go on from in {folder.path}"
-    done = int(folder.newest_checkpoint().name)
-    return f"stopped at {done:,} decisions; continue with: python -m agents.train --resume {folder.path}"
 
 
 def parse_changes(settings: Sequence[str]) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class PolicyCard(Spec):
     """Training decisions behind the weights."""
     validation_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Mean makespan over lower bound on the validation suite, where it was measured."""
+    sha256: str | None = None
+    """Checksum of ``policy.safetensors``; files of earlier versions have none."""
 
     @field_validator("features", "context")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
     # Weights hold what they started at.
     spec = policy.spec.model_copy(update={"rule": ""})
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
-    text = card.model_copy(update={"policy": spec}).model_dump_json(indent=2) + "\n"
-    return {"policy.safetensors": save(weights), "policy.json": text.encode()}
+    content = save(weights)
+    now = {"policy": spec, "sha256": hashlib.sha256(content).hexdigest()}
+    text = card.model_copy(update=now).model_dump_json(indent=2) + "\n"
+    return {"policy.safetensors": content, "policy.json": text.encode()}
 
 
 def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
@@ -71,7 +74,10 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
             more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
             notice(f"'{folder}/policy.json' does not know {', '.join(new[:_NAMED])}{more} ({kind}): weights of 0")
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
-    tensors = read_tensors(folder / "policy.safetensors", shapes, fits="this environment")
+    path = folder / "policy.safetensors"
+    tensors = read_tensors(path, shapes, fits="this environment")
+    if card.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != card.sha256:
+        raise ConfigError(f"'{path}' is damaged: its checksum is not that of policy.json")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +21,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.image import metadata as images
 from tensorboard.plugins.scalar import metadata as scalars
 from tensorboard.plugins.text.summary_v2 import text_pb
-from torch.utils.tensorboard import FileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import custom_scalars
 
 from .curves import LAYOUT, description
+from .durable import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +34,41 @@ Setting = bool | int | float | str
 # What the table of runs ends with.
 FINAL = ("eval/best_ratio_to_bound", "eval/best_ratio_to_reference", "eval/ratio_to_reference", "time/elapsed_s")
 _COLORSPACE_RGB = 3  # of TensorFlow's Summary.Image
+_OPENED = count()  # files of this process
+
+
+class EventFile:
+    """A file of TensorBoard's that this thread writes to: one that cannot be written fails here and now.
+
+    TensorBoard's own writer has a thread for it, which shows a traceback of its own on a full disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begins a new file in a folder, under a name that TensorBoard looks for."""
+        unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_OPENED)}"
+        self._path = folder / f"events.out.tfevents.{unique}"
+        with writing(self._path):
+            self._file = self._path.open("xb", buffering=0)
+        self._records = RecordWriter(self)
+        self.add(file_version="brain.Event:2")
+
+    def add(self, **content: Any) -> None:
+        """Writes an event.
+
+        Raises:
+            ConfigError: There is no room for it.
+        """
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+    def write(self, data: bytes) -> None:
+        """Writes bytes, as ``RecordWriter`` asks."""
+        with writing(self._path):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 class Board(KVWriter):
@@ -37,12 +76,12 @@ class Board(KVWriter):
 
     def __init__(self, folder: Path, forget_after: int | None = None) -> None:
         """Starts an event file in a run folder; ``forget_after`` hides what earlier ones say of later decisions."""
-        self._writer = FileWriter(str(folder))
+        self._events = EventFile(folder)
         if forget_after is not None:
             # TensorBoard drops what older files say of steps from that of a new session on.
             start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(step=forget_after + 1, file_version="brain.Event:2"))
-            self._writer.add_event(Event(step=forget_after + 1, session_log=start))
+            self._events.add(step=forget_after + 1, file_version="brain.Event:2")
+            self._events.add(step=forget_after + 1, session_log=start)
         self._described: set[str] = set()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -115,11 +154,10 @@ class Board(KVWriter):
 
     def close(self) -> None:
         """Closes the event file."""
-        self._writer.close()
+        self._events.close()
 
     def _add(self, summary: Any, step: int) -> None:
-        self._writer.add_summary(summary, step)
-        self._writer.flush()
+        self._events.add(summary=summary, step=step)
 
 
 def code_block(text: str, language: str = "") -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cma
 import numpy as np
 
+from dysharp_env.config import ConfigError
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.workers import Workers
 
@@ -114,6 +115,10 @@ def search(
         rules = [space.schedule(point, name) for point in points]
         makespans = makespans_ps(rules, [problems[i] for i in drawn], workers)
         ratios = np.log(makespans / reference_ps[drawn])
+        if not np.isfinite(ratios).all():
+            rule, place = np.argwhere(~np.isfinite(ratios))[0].tolist()
+            where = f"'{problems[drawn[place]].name}' took {makespans[rule, place]} ps under rule {rule}"
+            raise ConfigError(f"generation {generation}: {where}: the search stops, with nothing written")
         strategy.tell(points, ratios.mean(axis=1).tolist())
         episodes += ratios.size
         generation += 1

@@ -33,6 +33,7 @@ from ..opponents.read import best_of
 from ..opponents.rollouts import makespans_ps
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.files import load_policy, read_tensors
+from .finite import Drawn, NotFiniteError, is_finite
 from .genome import Genome, Scale
 from .nudged import Nudged, Player
 from .run_folder import RunFolder
@@ -140,7 +141,10 @@ class EvolutionRun(TrainingRun):
 
     def learn(self) -> dict[str, float]:
         """Plays one generation."""
-        latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        try:
+            latest = self._evolution.step(self.decisions / self.spec.total_decisions)
+        except NotFiniteError as error:
+            raise NotFiniteError(error.what, error.arrays, self._drawn(error.arrays["drawn"])) from None
         if self.updates == 0 and latest.decisions > (1 + _BEYOND) * self.spec.total_decisions:
             notice(
                 f"one generation is {latest.decisions:,} decisions, more than total_decisions="
@@ -157,6 +161,14 @@ class EvolutionRun(TrainingRun):
             "train/loss": float(np.log(latest.ratio)),
             "train/learning_rate": latest.rate,
         }
+
+    def _drawn(self, places: np.ndarray) -> list[Drawn]:
+        """Returns what problems were drawn from; tiny ones from no scenario."""
+        assert self.spec.evolution is not None
+        if self.spec.evolution.tiny or self.spec.env.suite is None:
+            return []
+        items = load_suite(self.spec.env.suite).draw()
+        return [(items[place].entry, items[place].seed) for place in places.tolist()]
 
     @property
     def recent(self) -> dict[str, float]:
@@ -249,8 +261,13 @@ class Evolution:
         slopes = np.einsum("wp,wpd->wd", gained, nudges) / (spec.pairs * spec.sigma**2)  # (workload, weight)
         gradient = slopes.T @ self._shapes[drawn] / len(drawn)
         gradient[~self._genome.depends, 1:] = 0.0
+        weights = self.weights
         rate = spec.learning_rate * (1 - (1 - _LAST_RATE) * (progress * spec.cycles % 1.0))
         self._move(gradient, rate)
+        for what, array in (("the fitness", logs), ("the gradient", gradient), ("a weight", self.weights)):
+            if not is_finite(array):
+                arrays = {"drawn": drawn, "nudges": nudges, "weights": weights, "makespans_ps": makespans}
+                raise NotFiniteError(what, arrays)
         worst = float(np.exp(logs.mean(axis=1).max()))
         return Generation(float(np.exp(logs.mean())), worst, int(decisions.sum()), rate)
 

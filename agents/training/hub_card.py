@@ -18,6 +18,7 @@ from dysharp_env.config import ConfigError
 from ..evaluation.statistics import geometric_mean
 from ..policies.card import PolicyCard, read_card, read_json
 from .held_out import describe_validation
+from .provenance import processes_of
 from .run_folder import RunFolder, as_yaml
 from .spec import TrainSpec, describe_result, read_spec
 from .validation import EVALUATION_COLUMNS
@@ -128,6 +129,7 @@ def _evaluated(path: Path, name: str) -> list[Measured]:
 def _body(folder: RunFolder, spec: TrainSpec, card: PolicyCard, measured: Sequence[Measured]) -> str:
     """Returns the card below its head."""
     meta, env, command = folder.read_meta(), spec.env, folder.path / "command.txt"
+    processes = processes_of(meta, folder.path)
     if env.suite:
         trained_on, example = f"suite `{env.suite}`", ""
     else:
@@ -147,7 +149,7 @@ def _body(folder: RunFolder, spec: TrainSpec, card: PolicyCard, measured: Sequen
         example=example,
         commands=commands or f"python -m agents.train --config {spec.name}.yaml",
         finished=finished,
-        version=meta.get("version", "unknown"),
+        version=", ".join(dict.fromkeys(str(each.get("version", "unknown")) for each in processes)) or "unknown",
         config=as_yaml(spec).rstrip(),
     )
 

@@ -24,6 +24,7 @@ from dysharp_env.workload.suite import load_suite
 from ..opponents.rollouts import makespans_ps
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.files import load_tensors
+from .finite import NotFiniteError, is_finite
 from .plan_layers import draw_layers
 from .plan_table import ARRAYS, Fit, PlanTable, Promising, choose, fit_plans, play_plans
 from .run_folder import RunFolder
@@ -94,6 +95,8 @@ class PlanRun(TrainingRun):
         self._table = self._table.joined(played)
         self.decisions += int(played.legal.sum())
         self.updates += 1
+        if not is_finite(self._table.features) or not is_finite(self._table.context):
+            raise self._not_finite("a feature")
         self._fit()
         return {
             **relative,
@@ -129,4 +132,13 @@ class PlanRun(TrainingRun):
         self._network, self._loss = fit.network, fit.loss
 
     def _fitted(self, seed: int) -> Fit:
-        return fit_plans(self._table, self._planning.width, seed, steps=self._planning.steps)
+        try:
+            fit = fit_plans(self._table, self._planning.width, seed, steps=self._planning.steps)
+        except ValueError:  # a network refuses weights that are not finite
+            raise self._not_finite("a weight of a fit") from None
+        if not np.isfinite(fit.loss):
+            raise self._not_finite("the loss of a fit")
+        return fit
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return NotFiniteError(what, {name: getattr(self._table, name) for name in ARRAYS})

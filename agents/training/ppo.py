@@ -20,9 +20,10 @@ import torch
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from sb3_contrib import MaskablePPO
+from torch.nn.utils import get_total_norm
 
 from dysharp_env.simulator.playing import Players
-from dysharp_env.simulator.state.observation import DECISION_KINDS
+from dysharp_env.simulator.state.observation import CONTEXT, DECISION_KINDS, FEATURES
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
 
@@ -30,6 +31,7 @@ from ..policies.candidate_policy import CandidatePolicy, PolicySpec
 from ..policies.card import read_card
 from ..policies.files import load_optimizer, load_weights, optimizer_tensors, policy_files, read_tensors
 from .buffer import EngineRollouts
+from .finite import Drawn, NotFiniteError, first_not_finite, is_finite
 from .imitation import draw_lessons, imitate
 from .metrics import EPISODE_COLUMNS, EpisodeRecorder
 from .run_folder import RunFolder
@@ -114,6 +116,7 @@ class PpoRun(TrainingRun):
         before, now = self.before, self.spec
         if any(getattr(before, name) != getattr(now, name) for name in ("env", "num_envs", "seed")):
             self._equip()
+            self._stream = self.decisions
             self._learner.begin(self._seed(self.decisions))
             return
         shape = ((self.decisions - began) // now.num_envs, now.num_envs)
@@ -137,11 +140,15 @@ class PpoRun(TrainingRun):
         lessons = draw_lessons(learner.vec_env.episodes, spec.imitation, draws)
         for epoch, fit in enumerate(imitate(learner.network, lessons, spec.imitation, order), start=1):
             self.log({"imitation/loss": fit.loss, "imitation/accuracy": fit.accuracy}, epoch)
+            if not np.isfinite(fit.loss) or first_not_finite(learner.network.named_parameters()):
+                arrays = {name: tensor.numpy() for name, tensor in lessons.observations.items()}
+                raise NotFiniteError(f"the loss of imitation or a weight after pass {epoch}", arrays)
 
     def learn(self) -> dict[str, float]:
         """Collects a rollout and improves the policy on it."""
         learner, episodes = self._learner, self._episodes
         learner.collect(episodes)
+        learner.require_finite_rollout()
         statistics = kind_statistics(learner)
         learner.update(1.0 - learner.num_timesteps / self.spec.total_decisions)
         self.decisions, self.updates = learner.num_timesteps, learner._n_updates
@@ -189,6 +196,8 @@ class Learner(MaskablePPO):
         self.vec_env, self._pool = vec_env, ThreadPoolExecutor(threads)
         self.network.mapping = self._pool.map
         self._uniforms = np.random.default_rng(seed)
+        self._played: list[Drawn] = []  # the workloads of the present rollout
+        self.network.optimizer.register_step_pre_hook(lambda *_: self._require_finite_gradient())
         self.update_seconds = 0.0
         self.rollout_seconds = 0.0
 
@@ -217,8 +226,10 @@ class Learner(MaskablePPO):
         uniforms = self._uniforms.random((self.n_steps, self.n_envs))
         network = self.network
         self.players.equip(network.scoring_network(), uniforms.T, network.opening_network())
+        self._played = []
         for step, _, info in self.play():
             episodes.note(self.num_timesteps + (step + 1) * self.n_envs, info)
+            self._played.append(info["drawn"])
         self.num_timesteps += self.n_steps * self.n_envs
         network.set_training_mode(False)
         self.rollout_buffer.take_over(network, self.vec_env.episodes.observations)
@@ -235,11 +246,47 @@ class Learner(MaskablePPO):
             self.vec_env.step(row)
         self.vec_env.seat(self.players)
 
+    def require_finite_rollout(self) -> None:
+        """Checks what decisions showed, and what they were chosen by and gave.
+
+        Raises:
+            NotFiniteError: Something is not finite.
+        """
+        kept = self.players
+        for what, array in (("candidates", kept.candidates), ("context", kept.contexts)):
+            if not is_finite(array):
+                names = FEATURES if what == "candidates" else CONTEXT
+                place = int(np.flatnonzero(~np.isfinite(array))[0]) % array.shape[-1] % len(names)
+                raise self._not_finite(f"'{names[place]}' of {what}")
+        for what, array in (("log probability", kept.log_probs), ("reward", kept.rewards)):
+            if not is_finite(array):
+                raise self._not_finite(f"a {what}")
+
+    def _require_finite_gradient(self) -> None:
+        """Checks gradients before a step."""
+        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
+        if not bool(get_total_norm(gradients).isfinite()):
+            name = first_not_finite((name, each.grad) for name, each in self.network.named_parameters())
+            raise self._not_finite(f"the gradient of '{name}'")
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        """Returns what stops training: the rollout, and the workloads that it is of."""
+        kept = self.players
+        names = ("candidates", "contexts", "masks", "counts", "actions", "log_probs", "rewards", "starts")
+        return NotFiniteError(
+            what, {name: getattr(kept, name) for name in names}, [*self._played, *self.vec_env.drawn()]
+        )
+
     def update(self, progress_remaining: float) -> None:
         """Improves the policy on the rollout buffer."""
         started = time.perf_counter()
         self._current_progress_remaining = progress_remaining
         self.train()
+        loss = self.logger.name_to_value["train/loss"]
+        if not np.isfinite(loss):
+            raise self._not_finite("the loss")
+        if name := first_not_finite(self.network.named_parameters()):
+            raise self._not_finite(f"weight '{name}'")
         self.update_seconds += time.perf_counter() - started
 
 

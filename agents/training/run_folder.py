@@ -2,15 +2,16 @@
 
     config.yaml        the TrainSpec the run was made with
     command.txt        the command lines, first and resumed
-    meta.json          commit, versions, machine, seed, start and end
+    meta.json          every process that trained: commit, versions, machine, start, end, changed settings; the result
     events.*           TensorBoard
     episodes.csv       one line per training episode
     evaluations.csv    one line per validation
-    checkpoints/N/     policy, optimiser and counters after N decisions
+    checkpoints/N/     policy, optimiser, counters, settings and the best policy after N decisions, with checksums
     best/              the policy with the best validation ratio
+    not-finite/        what training met that is no number, where it did; see finite.py
 
-Weights are safetensors with a JSON file beside them. Files are written under another name and moved into place, so a
-run that is killed leaves whole files behind.
+Weights are safetensors with a JSON file beside them. Files are written under another name and moved into place, folders
+likewise, so a run that is killed leaves whole ones behind.
 """
 
 from __future__ import annotations
@@ -19,32 +20,28 @@ import csv
 import io
 import json
 import os
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec
-from dysharp_env.report.files import write_bytes, write_text
+from dysharp_env.report.files import write_text
 
-from ..policies.candidate_policy import CandidatePolicy
-from ..policies.card import PolicyCard, read_json
-from ..policies.files import policy_files
+from ..policies.card import read_json
+from .checkpoint import with_sums
+from .durable import clean, remove_folder, replace_folder, sync, write_folder, writing
 
 _KEPT = 2  # checkpoints
-_PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "numba", "safetensors")
+_STALE_S = 3600.0  # after which nobody is still making a folder
+_FILES = ("config.yaml", "command.txt", "meta.json", "episodes.csv", "evaluations.csv", "generations.csv", "best")
 
 
 @dataclass(frozen=True)
@@ -54,21 +51,25 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, root: Path, name: str, seed: int) -> RunFolder:
+    def create(cls, root: Path, name: str, seed: int, spec: Spec | None = None) -> RunFolder:
         """Makes ``root/NAME__SEED__TIMESTAMP``; a second run in the same second gets a number behind it.
 
+        With a spec it is never there without its ``config.yaml``, which is all that ``--resume`` needs.
+
         Raises:
-            ConfigError: The folder cannot be made.
+            ConfigError: The folder cannot be made; then there is none.
         """
         stem = f"{name}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        files = {} if spec is None else {"config.yaml": as_yaml(spec).encode()}
+        partial = root / f".{stem}.{os.getpid()}.partial"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            for attempt in count():
-                path = root / (stem if attempt == 0 else f"{stem}-{attempt}")
-                with suppress(FileExistsError):
-                    path.mkdir()
-                    break
+            _forget_partial(root)
+            write_folder(partial, files)
+            path = _moved(partial, root, stem)
+            sync(root)
         except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise ConfigError(f"cannot make a run folder in run-dir='{root}': {error.strerror}") from None
         return cls(path)
 
@@ -89,9 +90,8 @@ class RunFolder:
         write_text(path, before + shlex.join(argv) + "\n")
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
-        """Writes ``meta.json``: what is known of code and machine, what it held before, and ``values`` on top."""
-        meta = {**describe_machine(), **self.read_meta(), **values}
-        write_text(self.path / "meta.json", json.dumps(meta, indent=2) + "\n")
+        """Writes ``meta.json``."""
+        write_text(self.path / "meta.json", json.dumps(values, indent=2) + "\n")
 
     def read_meta(self) -> dict[str, Any]:
         """Returns the content of ``meta.json``, empty if there is none.
@@ -111,9 +111,10 @@ class RunFolder:
             ConfigError: It cannot be written.
         """
         path = self.path / name
-        text = _csv_text(rows if path.is_file() else [header, *rows])
-        with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        if not path.is_file():
+            self.replace_rows(name, header, [])  # in one step: half a header would be damage
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(_csv_text(rows))
 
     def read_rows(self, name: str, header: Sequence[str]) -> list[list[str]]:
         """Returns the lines of a CSV below its header; there are none if there is no such file.
@@ -165,51 +166,75 @@ class RunFolder:
         found = (path for path in (self.path / "checkpoints").glob("*") if path.name.isdecimal())
         return sorted(found, key=lambda path: int(path.name))
 
-    def save_best(self, policy: CandidatePolicy, card: PolicyCard) -> None:
-        """Replaces the best policy.
+    def save_best(self, files: Mapping[str, bytes]) -> None:
+        """Replaces the best policy by these files, weights and card in one step.
 
         Raises:
             ConfigError: It cannot be written.
         """
-        with _writing(self.best):
-            self.best.mkdir(exist_ok=True)
-        for name, content in policy_files(policy, card).items():
-            write_bytes(self.best / name, content)
+        replace_folder(self.best, files)
 
     def save_checkpoint(self, decisions: int, files: Mapping[str, bytes]) -> None:
-        """Saves files, by name, that continue training after so many decisions; of all checkpoints the newest stay.
+        """Saves files, by path, that continue training after so many decisions; of all checkpoints the newest stay.
+
+        Lines of tables from before it are on the disk before it is.
 
         Raises:
-            ConfigError: It cannot be written.
+            ConfigError: It cannot be written; checkpoints from before are as they were.
         """
-        final = self.path / "checkpoints" / str(decisions)
-        partial = final.with_name(f".{decisions}.partial")
-        with _writing(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name, content in files.items():
-                write_bytes(partial / name, content)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            for old in self.checkpoints()[:-_KEPT]:
-                shutil.rmtree(old)
+        for table in self.path.glob("*.csv"):
+            with writing(table):
+                sync(table)
+        replace_folder(self.path / "checkpoints" / str(decisions), with_sums(files))
+        for old in self.checkpoints()[:-_KEPT]:
+            remove_folder(old)
 
-    def newest_checkpoint(self) -> Path:
-        """Returns the folder that a run is resumed from; its name is the number of decisions.
+    def go_back_to(self, decisions: int) -> None:
+        """Removes checkpoints of later decisions, which will be made again, and what killed processes have left.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: Something cannot be removed.
         """
+        folder = self.path / "checkpoints"
+        clean(self.path, _FILES)
+        clean(folder, {left.name.split(".")[1] for left in folder.glob(".*.*")})
+        for later in self.checkpoints():
+            if int(later.name) > decisions:
+                remove_folder(later)
+
+    def way_on(self) -> str:
+        """Returns how to go on with the run."""
         folders = self.checkpoints()
-        if not folders:
-            raise ConfigError(f"run folder '{self.path}' has no checkpoint to resume from")
-        return folders[-1]
+        where = f"at {int(folders[-1].name):,} decisions" if folders else "before the first checkpoint"
+        return f"stopped {where}; continue with: python -m agents.train --resume {shlex.quote(str(self.path))}"
 
 
 def as_yaml(spec: Spec) -> str:
     """Returns all settings of a spec as YAML."""
     text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
     return text
+
+
+def _moved(partial: Path, root: Path, stem: str) -> Path:
+    """Gives a folder the first name of these that is free: the stem, then with a number behind it."""
+    for attempt in count():
+        path = root / (stem if attempt == 0 else f"{stem}-{attempt}")
+        if path.exists():
+            continue
+        try:
+            return partial.rename(path)
+        except OSError:
+            if not path.exists():  # if it does, somebody has made it since
+                raise
+    raise AssertionError("numbers never end")
+
+
+def _forget_partial(root: Path) -> None:
+    """Removes run folders that somebody was killed while making."""
+    for left in root.glob(".*__*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left)
 
 
 def _csv_text(rows: Sequence[Sequence[object]]) -> str:
@@ -225,45 +250,3 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"'{path}' is damaged: it is not UTF-8 text") from None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Reports a full disk or a missing permission as a mistake of one line, as ``write_bytes`` does."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot write '{path}': {error.strerror}") from None
-
-
-def describe_machine() -> dict[str, Any]:
-    """Returns versions, commit and machine, for ``meta.json``."""
-    return {
-        "version": __version__,
-        "commit": _git_commit(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "processor": _processor()},
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        here = Path(__file__).resolve().parent
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    if sys.platform.startswith("linux"):
-        try:
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        except OSError:
-            pass
-    return platform.processor()

@@ -5,44 +5,31 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import yaml
-from pydantic import Field
 from stable_baselines3.common.logger import Logger
 
-from dysharp_env.config import ConfigError, Spec, parse_spec
+from dysharp_env.config import ConfigError
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
 
 from ..policies.candidate_policy import CandidatePolicy
-from ..policies.card import PolicyCard, read_json
-from ..policies.files import load_policy
+from ..policies.card import PolicyCard
+from ..policies.files import load_policy, policy_files
 from .board import Board, code_block
+from .checkpoint import COUNTERS, Counters, read_counters, require_whole
+from .finite import NotFiniteError, is_finite, keep
 from .held_out import describe_validation
-from .run_folder import RunFolder
+from .provenance import begin_process, changed_settings, end_process, now, processes_of, without_process
+from .run_folder import RunFolder, as_yaml
 from .settings import shown_settings
-from .spec import TrainSpec, read_spec
+from .spec import TrainSpec, read_settings, read_spec
 from .validation import EVALUATION_COLUMNS, Validation, Validator
 
-
-class Counters(Spec):
-    """What a checkpoint remembers besides weights and optimiser."""
-
-    decisions: int = Field(ge=0)
-    """Decisions so far."""
-    updates: int = Field(ge=0)
-    """Passes of the learner over its rollouts so far."""
-    best_validation_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    """Lowest mean makespan over lower bound on the validation suite so far."""
-    best_ratio_to_reference: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """That policy's geometric mean of makespan over the reference's."""
-    wall_s: float = Field(ge=0, allow_inf_nan=False)
-    """Seconds of training so far."""
-    began: int | None = Field(default=None, ge=0)
-    """Decisions after which the random streams and episodes began that go on behind a checkpoint made on an interrupt;
-    none: fresh ones begin behind it."""
+_POLICY_FILES = ("policy.safetensors", "policy.json")
 
 
 class TrainingRun(ABC):
@@ -58,7 +45,6 @@ class TrainingRun(ABC):
     """
 
     board: Board
-    logger: Logger
     tables: Mapping[str, Sequence[str]] = {"evaluations.csv": EVALUATION_COLUMNS}
     """Columns of the tables that a run adds lines to, the first of them the number of decisions."""
 
@@ -76,6 +62,7 @@ class TrainingRun(ABC):
         """
         self.spec, self.folder, self.watch = spec, folder, watch
         self.before = spec
+        self.logger = Logger(None, [])
         self.decisions = self.updates = 0
         self.best: float | None = None
         self.latest: Validation | None = None
@@ -85,8 +72,11 @@ class TrainingRun(ABC):
         self._earlier_s, self._began, self._eval_s = 0.0, time.perf_counter(), 0.0
         self._first = 0
         self._stream = 0  # decisions after which the present random streams began
-        self._resumed: Path | None = None  # the checkpoint made on an interrupt that learning goes on from
+        self._resumed: Path | None = None  # the checkpoint between two regular ones that learning goes on from
         self._boundary: tuple[int, dict[str, bytes]] | None = None  # the checkpoint that an interrupt would make
+        self._saved_s = time.monotonic()  # when the newest checkpoint was made
+        self._best_files: dict[str, bytes] = {}  # of the best policy, once there is one
+        self._process: dict[str, Any] = {}  # what meta.json says of this process
 
     @abstractmethod
     def policy(self) -> CandidatePolicy:
@@ -164,68 +154,139 @@ class TrainingRun(ABC):
         return (self.decisions - self._first) / self.elapsed_s()
 
     def restore(self) -> None:
-        """Goes back to the newest checkpoint; what was recorded after it will be recorded again.
+        """Goes back to the newest checkpoint that is whole, and says so if a newer one is not.
 
-        It only reads: a run that cannot be resumed stays as it is.
+        What was recorded after it will be recorded again; a run that has none begins anew. It only reads: a run that
+        cannot be resumed stays as it is.
+
+        Raises:
+            ConfigError: There are checkpoints, but none that is whole and fits; or a table is damaged.
         """
-        checkpoint = self.folder.newest_checkpoint()
-        self.load_state(checkpoint)
-        source = f"{checkpoint}/counters.json"
-        counters = parse_spec(Counters, read_json(Path(source)), source=source)
-        if counters.decisions != int(checkpoint.name):
-            raise ConfigError(f"{source}: decisions={counters.decisions} must be the number of its folder")
         self.before = read_spec(self.folder)
-        self.decisions, self.updates = counters.decisions, counters.updates
-        self.best, self._best_to_reference = counters.best_validation_ratio, counters.best_ratio_to_reference
-        if self.best is not None:
-            load_policy(self.folder.best)  # it may stay the best, so it must be whole
+        self._kept = {table: [] for table in self.tables}
+        refused: ConfigError | None = None
+        for checkpoint in reversed(self.folder.checkpoints()):
+            try:
+                self._restore(checkpoint)
+            except ConfigError as error:
+                refused = refused or error
+                continue
+            if refused is not None:
+                notice(f"{refused}; goes on from the checkpoint before, at {self.decisions:,} decisions")
+            return
+        if refused is not None:
+            others = "; nor is there another whole checkpoint" if len(self.folder.checkpoints()) > 1 else ""
+            raise ConfigError(f"{refused}{others}")
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Goes back to a checkpoint.
+
+        Raises:
+            ConfigError: It is not whole or does not fit, or a table is damaged.
+        """
+        require_whole(checkpoint)
+        self.load_state(checkpoint)
+        counters = read_counters(checkpoint)
+        if counters.best_validation_ratio is not None:
+            # Checkpoints of earlier versions hold neither the best policy nor settings.
+            best = checkpoint / "best" if (checkpoint / "best").is_dir() else self.folder.best
+            load_policy(best)  # it may stay the best, so it must be whole
+            self._best_files = {name: (best / name).read_bytes() for name in _POLICY_FILES}
+        kept = {}
         for table, columns in self.tables.items():
             rows = self.folder.read_rows(table, columns)
-            self._kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
-        self._earlier_s, self._first = counters.wall_s, counters.decisions
+            kept[table] = [row for row in rows if int(row[0]) <= counters.decisions]
+        if (checkpoint / "config.yaml").is_file():
+            self.before = read_settings(checkpoint)
+        self.decisions, self.updates = counters.decisions, counters.updates
+        self.best, self._best_to_reference = counters.best_validation_ratio, counters.best_ratio_to_reference
+        self._kept, self._earlier_s, self._first = kept, counters.wall_s, counters.decisions
         if counters.began is not None:
             self._resumed, self._stream = checkpoint, counters.began
 
     def run(self, command: Sequence[str]) -> float:
         """Trains to the end, says on what it validates, and returns the best validation ratio.
 
+        However it ends, a checkpoint holds the last whole update by then, unless there is no room for one.
+
         Raises:
-            KeyboardInterrupt: Somebody has interrupted it; by then a checkpoint holds the last whole update.
+            ConfigError: Something cannot be written, or numbers are no longer finite.
+            KeyboardInterrupt: Somebody has interrupted it.
         """
-        spec, folder = self.spec, self.folder
-        meta = folder.read_meta()
-        if command:
-            folder.add_command(command)
-        for table, rows in self._kept.items():
-            folder.replace_rows(table, self.tables[table], rows)
-        folder.write_config(spec)
-        folder.write_meta({"seed": spec.seed, "started": meta.get("started", _now()), "finished": None})
-        notice(describe_validation(spec))
-        board = self._open_board()
         try:
+            self._prepare(command)
             self._start()
             while not self.is_over():
                 self._iterate()
-        except KeyboardInterrupt:
-            if self._boundary is not None:
-                folder.save_checkpoint(*self._boundary)
+            if self.best is None:  # a checkpoint from before the first validation already had all decisions
+                self._validate()
+            self.board.end()
+            self._end("finished")
+        except NotFiniteError as error:
+            self._stop("failed")
+            where = f"training stopped after {self.decisions:,} decisions: {error}"
+            raise ConfigError(f"{where}; {keep(error, self.folder.path)}") from None
+        except BaseException as error:
+            self._stop("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
-        if self.best is None:  # a checkpoint from before the first validation already had all decisions
-            self._validate()
         assert self.best is not None
-        board.end()
-        self.logger.close()
-        result = {
-            "decisions": self.decisions,
-            "validation_ratio": self.best,
-            "ratio_to_reference": self._best_to_reference,
-            "wall_s": self._wall_s(),
-        }
-        folder.write_meta({"finished": _now(), **result})
         return self.best
 
-    def _open_board(self) -> Board:
-        """Returns where curves go, with what the run is made of written there."""
+    def _prepare(self, command: Sequence[str]) -> None:
+        """Writes what is known before learning begins, and puts back what is of after the checkpoint."""
+        spec, folder = self.spec, self.folder
+        meta = folder.read_meta()
+        processes = processes_of(meta, folder.path)
+        if command:
+            folder.add_command(command)
+        folder.go_back_to(self.decisions)
+        for table, rows in self._kept.items():
+            folder.replace_rows(table, self.tables[table], rows)
+        self._put_best_back()
+        process = begin_process(self.decisions, changed_settings(self.before, spec))
+        first = {"seed": spec.seed, "started": meta.get("started", now()), "finished": None}
+        folder.write_meta({**without_process(meta), **first, "processes": [*processes, process]})
+        self._process = process
+        folder.write_config(spec)
+        notice(describe_validation(spec))
+        self._open_board()
+
+    def _put_best_back(self) -> None:
+        """Makes the best policy what it was at the checkpoint, and says so if it has been damaged since."""
+        best = self.folder.best
+        if not self._best_files or all(
+            (best / name).is_file() and (best / name).read_bytes() == content
+            for name, content in self._best_files.items()
+        ):
+            return
+        try:
+            load_policy(best)  # whole: it is of after the checkpoint
+        except ConfigError as error:
+            notice(f"{error}; puts back the best policy of the checkpoint")
+        self.folder.save_best(self._best_files)
+
+    def _stop(self, end: str) -> None:
+        """Saves the last whole update and notes how the run ended, as far as there is room for that."""
+        if not self._process:
+            return
+        with suppress(ConfigError):
+            self._save()
+        with suppress(ConfigError):
+            self._end(end)
+
+    def _end(self, end: str) -> None:
+        """Notes in ``meta.json`` how this process ended, and what has come of the run if it is finished."""
+        self.logger.close()
+        meta = self.folder.read_meta()
+        if end == "finished":
+            meta |= {"finished": now(), "decisions": self.decisions, "validation_ratio": self.best}
+            meta |= {"ratio_to_reference": self._best_to_reference, "wall_s": self._wall_s()}
+        folders = self.folder.checkpoints()
+        ended = end_process(self._process, end, int(folders[-1].name) if folders else 0)
+        self.folder.write_meta({**meta, "processes": [*meta["processes"][:-1], ended]})
+
+    def _open_board(self) -> None:
+        """Opens where curves go, and writes there what the run is made of."""
         self.board = Board(self.folder.path, self.decisions or None)
         self.logger = Logger(None, [self.board])
         self.board.begin(*shown_settings(self.spec))
@@ -235,7 +296,6 @@ class TrainingRun(ABC):
             if path.is_file():
                 self.board.text(f"run/{tag}", code_block(path.read_text(encoding="utf-8"), language))
         self.board.text("run/versions", code_block(yaml.safe_dump(meta, sort_keys=False, width=100), "yaml"))
-        return self.board
 
     def _start(self) -> None:
         """Starts learning; what has not been trained yet is validated first."""
@@ -246,6 +306,7 @@ class TrainingRun(ABC):
         if self.decisions == 0:
             self.log(self._validate(), 0)
             self._boundary = self.decisions, self._files(self._stream)
+            self._save()
             self.watch(self)
 
     def _begin(self) -> None:
@@ -261,16 +322,24 @@ class TrainingRun(ABC):
             record |= self._validate()
         self.log({**record, **self._times()}, self.decisions)
         if last or _crossed(before, self.decisions, spec.checkpoint_every_decisions):
-            self.folder.save_checkpoint(self.decisions, self._files())
-            self._boundary = None
+            self._boundary = self.decisions, self._files()
+            self._save()
             if not last:
                 self._begin()
         else:
             self._boundary = self.decisions, self._files(self._stream)
+            if time.monotonic() - self._saved_s >= spec.checkpoint_minutes * 60:
+                self._save()
         self.watch(self)
 
+    def _save(self) -> None:
+        """Makes the checkpoint of the last whole update, if there is none yet."""
+        if self._boundary is not None:
+            self.folder.save_checkpoint(*self._boundary)
+            self._boundary, self._saved_s = None, time.monotonic()
+
     def _files(self, began: int | None = None) -> dict[str, bytes]:
-        """Returns the files of a checkpoint; of one on an interrupt, ``began`` says when the present streams did."""
+        """Returns the files of a checkpoint; of one that is no regular one, ``began`` says when present streams did."""
         counters = Counters(
             decisions=self.decisions,
             updates=self.updates,
@@ -281,16 +350,20 @@ class TrainingRun(ABC):
         )
         text = counters.model_dump_json(indent=2) + "\n"
         midway = {} if began is None else self.midway()
-        return {**self.state(), **midway, "counters.json": text.encode()}
+        best = {f"best/{name}": content for name, content in self._best_files.items()}
+        return {**self.state(), **midway, **best, COUNTERS: text.encode(), "config.yaml": as_yaml(self.spec).encode()}
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""
         started, policy, at = time.perf_counter(), self.policy(), self.decisions
         found = self.latest = self._validator(policy)
+        if not is_finite(found.bounds) or not is_finite(found.references):
+            raise NotFiniteError("a ratio of the validation", {"bounds": found.bounds, "references": found.references})
         self.folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, [(at, *row) for row in found.rows])
         if self.best is None or found.to_bound < self.best:
             self.best, self._best_to_reference = found.to_bound, found.to_reference
-            self.folder.save_best(policy, self.card(policy, self.best))
+            self._best_files = policy_files(policy, self.card(policy, self.best))
+            self.folder.save_best(self._best_files)
         self.board.histogram("eval/workloads_to_bound", found.bounds, at)
         self.board.histogram("eval/workloads_to_reference", found.references, at)
         if self.spec.pictures:
@@ -318,7 +391,3 @@ class TrainingRun(ABC):
 
 def _crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

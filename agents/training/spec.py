@@ -216,6 +216,8 @@ class TrainSpec(Spec):
     """Decisions between validations; the last policy is always validated."""
     checkpoint_every_decisions: int = Field(default=200_000, ge=1)
     """Decisions between checkpoints; environments start fresh episodes there, so that resuming changes nothing."""
+    checkpoint_minutes: float = Field(default=5.0, ge=0, le=1e6, allow_inf_nan=False)
+    """Most minutes between checkpoints: another is made at the next update, which changes nothing that is learned."""
     reference: str = "dysharp"
     """Schedule that makespans are compared with; it is simulated once on every workload met in training."""
     opponents: tuple[str, ...] = ("dysharp", "mega-moe", "deepep")
@@ -307,12 +309,17 @@ _ALWAYS = ("name", "env", "seed")
 
 
 def read_spec(folder: RunFolder) -> TrainSpec:
-    """Returns what a run was made with; settings that are younger than the run have their defaults.
+    """Returns what a run is made with; settings that are younger than the run have their defaults.
 
     Raises:
         ConfigError: Its ``config.yaml`` is damaged, or asks for what there is no more.
     """
-    source = f"{folder.path}/config.yaml"
+    return read_settings(folder.path)
+
+
+def read_settings(folder: Path) -> TrainSpec:
+    """Returns what ``config.yaml`` of a run, or of a checkpoint, says; see ``read_spec``."""
+    source = f"{folder}/config.yaml"
     data = without_gone(read_yaml(Path(source)), source)
     if missing := [key for key in _ALWAYS if key not in data]:
         raise ConfigError(f"{source}: key '{missing[0]}' is missing")

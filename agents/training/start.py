@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,9 +56,7 @@ def start_run(spec: TrainSpec, root: Path) -> RunFolder:
         ConfigError: A scenario, schedule or suite is unknown or does not fit, or the folder cannot be made.
     """
     _require_fit(spec)
-    folder = RunFolder.create(root, spec.name, spec.seed)
-    folder.write_config(spec)
-    return folder
+    return RunFolder.create(root, spec.name, spec.seed, spec)
 
 
 def _require_fit(spec: TrainSpec) -> None:
@@ -86,7 +85,8 @@ def train_with_progress(
     workers: Workers | None = None,
 ) -> float:
     """Trains and says on standard error how far it is; returns the best validation ratio."""
-    before = int(folder.newest_checkpoint().name) if resume else 0
+    saved = folder.checkpoints() if resume else []
+    before = int(saved[-1].name) if saved else 0
     with track("trains", spec.total_decisions, before=before, quiet=quiet) as shown:
         told: list[Validation | None] = [None]
 
@@ -124,18 +124,30 @@ def train(
     Args:
         spec: The run.
         folder: Where everything is written, ``config.yaml`` included.
-        resume: Whether to continue from the folder's newest checkpoint. Nothing is written before it is read.
+        resume: Whether to continue from the folder's newest whole checkpoint, or to begin anew where it has none.
+            Nothing is written before it is read.
         command: The command line, for ``command.txt``.
         watch: Called after every update.
         workers: Who plays for evolution; None: threads of this process, as many as the spec says.
 
     Raises:
-        ConfigError: A name in the spec is unknown, the checkpoint cannot be read, or another process trains there.
+        ConfigError: A name in the spec is unknown, the checkpoint cannot be read, another process trains there, or
+            something cannot be written or is not finite. A run that never came to a checkpoint leaves no folder.
         KeyboardInterrupt: Somebody has interrupted it, or asked it to end by a signal.
     """
     torch.set_num_threads(1)
-    with alone_in(folder.path), politely():
-        return _train(spec, folder, resume, command, watch, workers)
+    try:
+        with alone_in(folder.path), politely() as stop:
+
+            def watch_both(run: TrainingRun) -> None:
+                watch(run)
+                stop.obey()
+
+            return _train(spec, folder, resume, command, watch_both, workers)
+    except Exception:
+        if not resume and not folder.checkpoints():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _train(
@@ -159,4 +171,19 @@ def _train(
 def _run(run: TrainingRun, resume: bool, command: Sequence[str]) -> float:
     if resume:
         run.restore()
-    return run.run(command)
+    try:
+        return run.run(command)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_way_on(run)}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's way to say it
+            raise
+        text = (
+            "not enough memory: fewer num_envs or env.tokens, or a smaller ppo.n_steps or evolution.batch, needs less"
+        )
+        raise ConfigError(f"{text}{_way_on(run)}") from None
+
+
+def _way_on(run: TrainingRun) -> str:
+    """Returns how to go on, for the end of a line; nothing where there is nothing to go on from."""
+    return f"; {run.folder.way_on()}" if run.folder.checkpoints() else ""

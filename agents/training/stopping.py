@@ -21,28 +21,43 @@ except ImportError:  # not on Windows, where nobody is kept out
 POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
+class Stop:
+    """Whether somebody has asked this process to end."""
+
+    def __init__(self) -> None:
+        """Nobody has."""
+        self.asked = False
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal that asks to end."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def obey(self) -> None:
+        """Raises KeyboardInterrupt if somebody has asked: the first may have been raised where it is swallowed."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def politely() -> Iterator[None]:
+def politely() -> Iterator[Stop]:
     """Lets signals that ask to end raise ``KeyboardInterrupt``, as Ctrl-C does, in the main thread.
 
     A process that was started with such a signal ignored, as ``nohup`` does, goes on ignoring it.
     """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
-    before = {number: signal.getsignal(number) for number in POLITE}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *POLITE)}
     ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     try:
         for number in ours:
-            signal.signal(number, _interrupt)
-        yield
+            signal.signal(number, stop.interrupt)
+        yield stop
     finally:
         for number in ours:
             signal.signal(number, before[number])
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

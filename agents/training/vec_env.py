@@ -21,6 +21,7 @@ from dysharp_env.simulator.hardware import PS_PER_US
 from dysharp_env.simulator.playing import Players
 
 from ..policies.pieces import Map
+from .finite import Drawn
 
 _MOST_REFERENCES = 100_000  # remembered makespans, some hundred bytes each
 
@@ -142,6 +143,7 @@ class ScheduleVecEnv(VecEnv):
             "final_info": self.episodes.info_of(index),
             "reference_us": self._simulate_reference(index),
             "workload": self._name(index),
+            "drawn": self._drawn(index),
             "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
             "terminal_observation": {name: array[index].copy() for name, array in self.episodes.observations.items()},
         }
@@ -175,6 +177,13 @@ class ScheduleVecEnv(VecEnv):
     def _name(self, index: int) -> str:
         """Returns the name of a copy's workload, which no other workload of a suite has."""
         return self.episodes.source(index).name(self.episodes.run(index).engine.workload)
+
+    def drawn(self) -> list[Drawn]:
+        """Returns what the present layers of all copies were drawn from."""
+        return [self._drawn(index) for index in range(self.num_envs)]
+
+    def _drawn(self, index: int) -> Drawn:
+        return self.episodes.source(index).scenario.spec, self.episodes.run(index).routed.seed
 
     def close(self) -> None:
         """Does nothing: there are neither windows nor processes."""

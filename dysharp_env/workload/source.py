@@ -95,6 +95,7 @@ class WorkloadSource:
             name=f"{batch.label} seed={seed}",
             history=batch.history,
             layer_index=batch.layer,
+            seed=seed,
         )
 
 

@@ -36,6 +36,7 @@ class Workload:
         name: For people: routing, seed.
         history: Counts what an earlier batch of the same kind sent to each logical expert; None where nobody knows.
         layer_index: The model's number of the layer; None where routing is of no layer in particular.
+        seed: What it was drawn with from a scenario; None where it was not.
 
     Raises:
         ConfigError: An array has the wrong shape, an id is out of range or an expert twice in a row.
@@ -48,6 +49,7 @@ class Workload:
     name: str
     history: Callable[[], np.ndarray] | None = None
     layer_index: int | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         tokens, ids, num_gpus = np.asarray(self.tokens_of_gpu), np.asarray(self.topk_ids), self.placement.num_gpus

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from agents import demo, evaluate
 from agents.train import main
+from agents.training.checkpoint import SUMS
 from agents.training.run_folder import RunFolder
 from agents.training.spec import read_spec
 from dysharp_env.config import ConfigError
@@ -33,6 +34,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def earlier(run: Path) -> Path:
+    """The run as earlier versions left one: a single checkpoint, no checksums, the best policy in one place."""
+    shutil.rmtree(run / "checkpoints" / "0")
+    last = run / "checkpoints" / "1024"
+    shutil.rmtree(last / "best")
+    (last / "config.yaml").unlink()
+    (last / SUMS).unlink()
+    for folder in (run / "best", last):
+        set_keys(sha256=None)(folder / "policy.json")
+    return run
 
 
 def write(content: bytes) -> Damage:
@@ -153,15 +167,15 @@ def content(folder: Path) -> dict[str, bytes]:
     + [("", *case) for case in CONFIG_DAMAGE + RUN_DAMAGE],
 )
 def test_a_damaged_run_is_not_resumed_and_stays_as_it_is(
-    run: Path, place: str, name: str, damage: Damage, message: str, capsys: pytest.CaptureFixture[str]
+    earlier: Path, place: str, name: str, damage: Damage, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(run / place / name)
-    before = content(run)
-    assert main(["--resume", str(run), "--quiet", "--set", "total_decisions=2048"]) == 2
+    damage(earlier / place / name)
+    before = content(earlier)
+    assert main(["--resume", str(earlier), "--quiet", "--set", "total_decisions=2048"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert message in captured.err
-    assert content(run) == before
+    assert content(earlier) == before
 
 
 @pytest.mark.parametrize(
@@ -169,10 +183,10 @@ def test_a_damaged_run_is_not_resumed_and_stays_as_it_is(
     [("best", *case) for case in POLICY_DAMAGE],
 )
 def test_a_damaged_run_is_not_evaluated(
-    run: Path, place: str, name: str, damage: Damage, message: str, capsys: pytest.CaptureFixture[str]
+    earlier: Path, place: str, name: str, damage: Damage, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(run / place / name)
-    assert evaluate.main(["--suite", "smoke", "--policy", str(run)]) == 2
+    damage(earlier / place / name)
+    assert evaluate.main(["--suite", "smoke", "--policy", str(earlier)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert message in captured.err

@@ -59,7 +59,9 @@ def test_a_run_folder_says_what_was_run_and_how_it_went(trained: RunFolder) -> N
     assert "python -m agents.train --config smoke" in (trained.path / "command.txt").read_text()
     meta = json.loads((trained.path / "meta.json").read_text())
     assert meta["decisions"] == 2048 and meta["seed"] == 3 and meta["finished"]
-    assert meta["packages"]["torch"] and meta["machine"]["cores"] >= 1
+    (process,) = meta["processes"]
+    assert process["packages"]["torch"] and process["machine"]["cores"] >= 1 and process["commit"]
+    assert (process["end"], process["from_decisions"], process["to_decisions"]) == ("finished", 0, 2048)
     episodes = list(csv.DictReader((trained.path / "episodes.csv").open()))
     assert episodes
     for row in episodes:
