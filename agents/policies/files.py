@@ -163,7 +163,8 @@ def load_optimizer(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> N
     """
     path = folder / "optimizer.safetensors"
     names, shapes = [], dict[str, tuple[int, ...]]()
-    for index, (name, parameter) in enumerate(policy.named_parameters()):
+    # Before its first step Adam has nothing to remember.
+    for index, (name, parameter) in enumerate(policy.named_parameters() if card.decisions else ()):
         names.append(name)
         shape = _shape_in_file(name, parameter, card)
         shapes |= {f"{index}.step": (), f"{index}.exp_avg": shape, f"{index}.exp_avg_sq": shape}

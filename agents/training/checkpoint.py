@@ -15,6 +15,7 @@ from ..policies.card import read_json
 
 SUMS = "SHA256SUMS"  # as the command sha256sum writes and checks it
 COUNTERS = "counters.json"
+_DIGEST = 64 + 2  # letters before a name in a line of checksums
 
 
 class Counters(Spec):
@@ -50,8 +51,12 @@ def read_counters(checkpoint: Path) -> Counters:
 
 def with_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Returns files with the checksums of all of them beside."""
-    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
-    return {**files, SUMS: "".join(lines).encode()}
+    lines = [_line(name, content) + b"\n" for name, content in sorted(files.items())]
+    return {**files, SUMS: b"".join(lines)}
+
+
+def _line(name: str, content: bytes) -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}  {name}".encode()
 
 
 def require_whole(folder: Path) -> None:
@@ -64,15 +69,17 @@ def require_whole(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-        for name in sorted(listed.keys() | found.keys() - {SUMS}):
-            if name not in found:
-                raise ConfigError(f"'{folder / name}' is missing")
-            if hashlib.sha256(found[name].read_bytes()).hexdigest() != listed.get(name):
-                raise ConfigError(f"'{folder / name}' is damaged: its checksum is not that of {SUMS}")
+        listed = path.read_bytes()
+        found = [file for file in folder.rglob("*") if file.is_file() and file != path]
+        files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
     except OSError as error:
-        raise ConfigError(f"cannot read '{error.filename or path}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"'{path}' is damaged: it is not UTF-8 text") from None
+        raise ConfigError(f"cannot read '{error.filename or folder}': {error.strerror}") from None
+    if listed == with_sums(files)[SUMS]:
+        return
+    names = {line[_DIGEST:].decode(errors="replace"): line for line in listed.splitlines()}
+    for name in sorted(names.keys() | files.keys()):
+        if name not in files:
+            raise ConfigError(f"'{folder / name}' is missing")
+        if names.get(name) != _line(name, files[name]):
+            raise ConfigError(f"'{folder / name}' is damaged: its checksum is not that of {SUMS}")
+    raise ConfigError(f"'{path}' is damaged: it is not as it was written")

@@ -11,17 +11,24 @@ from pathlib import Path
 
 from dysharp_env.config import ConfigError
 
+from .stopping import held
+
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PARTIAL, _GONE = "partial", "gone"
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Reports a full disk or a missing permission as a mistake of one line, as ``write_bytes`` does."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot write '{path}': {error.strerror}") from None
+    """Reports a full disk or a missing permission as a mistake of one line, and is not stopped half-way by a signal.
+
+    Raises:
+        ConfigError: Something cannot be written, removed or renamed.
+    """
+    with held():
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"cannot write '{path}': {error.strerror}") from None
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -58,8 +65,10 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     with writing(folder):
         _forget(partial)
         write_folder(partial, files)
-        _swap(partial, folder)
-        _forget(partial)
+        try:
+            _swap(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         sync(folder.parent)
 
 

@@ -93,11 +93,11 @@ class PlanRun(TrainingRun):
         played = play_plans(drawn, self._schedule, exposure, self._workers, self._promising())
         relative = self._relative(drawn, played)
         self._table = self._table.joined(played)
-        self.decisions += int(played.legal.sum())
-        self.updates += 1
         if not is_finite(self._table.features) or not is_finite(self._table.context):
             raise self._not_finite("a feature")
         self._fit()
+        self.decisions += int(played.legal.sum())
+        self.updates += 1
         return {
             **relative,
             "train/loss": self._loss,

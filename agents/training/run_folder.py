@@ -38,10 +38,12 @@ from dysharp_env.report.files import write_text
 from ..policies.card import read_json
 from .checkpoint import with_sums
 from .durable import clean, remove_folder, replace_folder, sync, write_folder, writing
+from .finite import FOLDER
+from .stopping import held
 
 _KEPT = 2  # checkpoints
 _STALE_S = 3600.0  # after which nobody is still making a folder
-_FILES = ("config.yaml", "command.txt", "meta.json", "episodes.csv", "evaluations.csv", "generations.csv", "best")
+_FILES = ("config.yaml", "command.txt", "meta.json", "episodes.csv", "evaluations.csv", "generations.csv")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class RunFolder:
 
     def write_config(self, spec: Spec) -> None:
         """Writes ``config.yaml``."""
-        write_text(self.path / "config.yaml", as_yaml(spec))
+        self._write("config.yaml", as_yaml(spec))
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Adds a command line to ``command.txt``.
@@ -87,11 +89,15 @@ class RunFolder:
         """
         path = self.path / "command.txt"
         before = _read_text(path) if path.is_file() else ""
-        write_text(path, before + shlex.join(argv) + "\n")
+        self._write("command.txt", before + shlex.join(argv) + "\n")
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         """Writes ``meta.json``."""
-        write_text(self.path / "meta.json", json.dumps(values, indent=2) + "\n")
+        self._write("meta.json", json.dumps(values, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with held():
+            write_text(self.path / name, text)
 
     def read_meta(self) -> dict[str, Any]:
         """Returns the content of ``meta.json``, empty if there is none.
@@ -152,7 +158,7 @@ class RunFolder:
         Raises:
             ConfigError: It cannot be written.
         """
-        write_text(self.path / name, _csv_text([header, *rows]))
+        self._write(name, _csv_text([header, *rows]))
 
     # Policies and checkpoints.
 
@@ -165,6 +171,10 @@ class RunFolder:
         """Returns the folders of whole checkpoints, oldest first."""
         found = (path for path in (self.path / "checkpoints").glob("*") if path.name.isdecimal())
         return sorted(found, key=lambda path: int(path.name))
+
+    def newest_checkpoint(self) -> Path | None:
+        """Returns the folder of the newest checkpoint, whose name is the number of decisions; None: there is none."""
+        return next(reversed(self.checkpoints()), None)
 
     def save_best(self, files: Mapping[str, bytes]) -> None:
         """Replaces the best policy by these files, weights and card in one step.
@@ -196,7 +206,7 @@ class RunFolder:
             ConfigError: Something cannot be removed.
         """
         folder = self.path / "checkpoints"
-        clean(self.path, _FILES)
+        clean(self.path, (*_FILES, "best", FOLDER))
         clean(folder, {left.name.split(".")[1] for left in folder.glob(".*.*")})
         for later in self.checkpoints():
             if int(later.name) > decisions:
@@ -204,8 +214,8 @@ class RunFolder:
 
     def way_on(self) -> str:
         """Returns how to go on with the run."""
-        folders = self.checkpoints()
-        where = f"at {int(folders[-1].name):,} decisions" if folders else "before the first checkpoint"
+        newest = self.newest_checkpoint()
+        where = f"at {int(newest.name):,} decisions" if newest else "before the first checkpoint"
         return f"stopped {where}; continue with: python -m agents.train --resume {shlex.quote(str(self.path))}"
 
 

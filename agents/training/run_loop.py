@@ -27,6 +27,7 @@ from .provenance import begin_process, changed_settings, end_process, now, proce
 from .run_folder import RunFolder, as_yaml
 from .settings import shown_settings
 from .spec import TrainSpec, read_settings, read_spec
+from .stopping import held
 from .validation import EVALUATION_COLUMNS, Validation, Validator
 
 _POLICY_FILES = ("policy.safetensors", "policy.json")
@@ -76,6 +77,7 @@ class TrainingRun(ABC):
         self._boundary: tuple[int, dict[str, bytes]] | None = None  # the checkpoint that an interrupt would make
         self._saved_s = time.monotonic()  # when the newest checkpoint was made
         self._best_files: dict[str, bytes] = {}  # of the best policy, once there is one
+        self._config = as_yaml(spec).encode()
         self._process: dict[str, Any] = {}  # what meta.json says of this process
 
     @abstractmethod
@@ -164,6 +166,8 @@ class TrainingRun(ABC):
         """
         self.before = read_spec(self.folder)
         self._kept = {table: [] for table in self.tables}
+        if not self.folder.checkpoints():
+            notice(f"run folder '{self.folder.path}' has no checkpoint yet: training begins anew")
         refused: ConfigError | None = None
         for checkpoint in reversed(self.folder.checkpoints()):
             try:
@@ -269,10 +273,11 @@ class TrainingRun(ABC):
         """Saves the last whole update and notes how the run ended, as far as there is room for that."""
         if not self._process:
             return
-        with suppress(ConfigError):
-            self._save()
-        with suppress(ConfigError):
-            self._end(end)
+        with held():
+            with suppress(ConfigError):
+                self._save()
+            with suppress(ConfigError):
+                self._end(end)
 
     def _end(self, end: str) -> None:
         """Notes in ``meta.json`` how this process ended, and what has come of the run if it is finished."""
@@ -281,8 +286,8 @@ class TrainingRun(ABC):
         if end == "finished":
             meta |= {"finished": now(), "decisions": self.decisions, "validation_ratio": self.best}
             meta |= {"ratio_to_reference": self._best_to_reference, "wall_s": self._wall_s()}
-        folders = self.folder.checkpoints()
-        ended = end_process(self._process, end, int(folders[-1].name) if folders else 0)
+        newest = self.folder.newest_checkpoint()
+        ended = end_process(self._process, end, int(newest.name) if newest else 0)
         self.folder.write_meta({**meta, "processes": [*meta["processes"][:-1], ended]})
 
     def _open_board(self) -> None:
@@ -351,7 +356,7 @@ class TrainingRun(ABC):
         text = counters.model_dump_json(indent=2) + "\n"
         midway = {} if began is None else self.midway()
         best = {f"best/{name}": content for name, content in self._best_files.items()}
-        return {**self.state(), **midway, **best, COUNTERS: text.encode(), "config.yaml": as_yaml(self.spec).encode()}
+        return {**self.state(), **midway, **best, COUNTERS: text.encode(), "config.yaml": self._config}
 
     def _validate(self) -> dict[str, float]:
         """Keeps the policy if it is the best so far, and returns what TensorBoard shows of it."""

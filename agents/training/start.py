@@ -85,8 +85,8 @@ def train_with_progress(
     workers: Workers | None = None,
 ) -> float:
     """Trains and says on standard error how far it is; returns the best validation ratio."""
-    saved = folder.checkpoints() if resume else []
-    before = int(saved[-1].name) if saved else 0
+    newest = folder.newest_checkpoint() if resume else None
+    before = int(newest.name) if newest else 0
     with track("trains", spec.total_decisions, before=before, quiet=quiet) as shown:
         told: list[Validation | None] = [None]
 
@@ -143,10 +143,18 @@ def train(
                 watch(run)
                 stop.obey()
 
-            return _train(spec, folder, resume, command, watch_both, workers)
-    except Exception:
+            try:
+                return _train(spec, folder, resume, command, watch_both, workers)
+            except Exception:
+                if stop.asked:  # whatever a library has made of being interrupted
+                    raise KeyboardInterrupt from None
+                raise
+    except Exception as error:
         if not resume and not folder.checkpoints():
             shutil.rmtree(folder.path, ignore_errors=True)
+        if _is_of_memory(error):
+            text = "not enough memory: it takes less with smaller num_envs, ppo.n_steps, env.tokens or evolution.batch"
+            raise ConfigError(f"{text}{_way_on(folder)}") from None
         raise
 
 
@@ -174,16 +182,14 @@ def _run(run: TrainingRun, resume: bool, command: Sequence[str]) -> float:
     try:
         return run.run(command)
     except ConfigError as error:
-        raise ConfigError(f"{error}{_way_on(run)}") from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's way to say it
-            raise
-        text = (
-            "not enough memory: fewer num_envs or env.tokens, or a smaller ppo.n_steps or evolution.batch, needs less"
-        )
-        raise ConfigError(f"{text}{_way_on(run)}") from None
+        raise ConfigError(f"{error}{_way_on(run.folder)}") from None
 
 
-def _way_on(run: TrainingRun) -> str:
+def _way_on(folder: RunFolder) -> str:
     """Returns how to go on, for the end of a line; nothing where there is nothing to go on from."""
-    return f"; {run.folder.way_on()}" if run.folder.checkpoints() else ""
+    return f"; {folder.way_on()}" if folder.checkpoints() else ""
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Returns whether an error says that there is too little memory; torch has no sort of its own for that."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

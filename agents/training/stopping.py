@@ -21,22 +21,54 @@ except ImportError:  # not on Windows, where nobody is kept out
 POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
+_held = 0  # blocks of ``held`` that this process is in
+
+
 class Stop:
-    """Whether somebody has asked this process to end."""
+    """Whether somebody has asked this process to end.
+
+    Attributes:
+        asked: Whether somebody has.
+        waits: Whether that was in a block of ``held``, which is not over yet.
+    """
 
     def __init__(self) -> None:
         """Nobody has."""
-        self.asked = False
+        self.asked = self.waits = False
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal that asks to end."""
         self.asked = True
-        raise KeyboardInterrupt
+        if _held:
+            self.waits = True
+        else:
+            raise KeyboardInterrupt
 
     def obey(self) -> None:
         """Raises KeyboardInterrupt if somebody has asked: the first may have been raised where it is swallowed."""
         if self.asked:
             raise KeyboardInterrupt
+
+
+_stops: list[Stop] = []  # of this process, the one that signals come to last
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets signals that ask to end wait until a block is over: half a file is nothing to stop at.
+
+    Libraries that are interrupted while they close or remove files may also report something else in its place.
+    """
+    global _held
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    stop = _stops[-1] if _stops else None
+    if stop is not None and stop.waits and not _held:
+        stop.waits = False
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -51,6 +83,7 @@ def politely() -> Iterator[Stop]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *POLITE)}
     ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    _stops.append(stop)
     try:
         for number in ours:
             signal.signal(number, stop.interrupt)
@@ -58,6 +91,7 @@ def politely() -> Iterator[Stop]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+        _stops.remove(stop)
 
 
 @contextmanager

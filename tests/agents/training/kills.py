@@ -27,7 +27,6 @@ import yaml
 
 from agents.train import main as train_main
 from agents.training.stopping import POLITE
-from dysharp_env.simulator.warmup import ensure_compiled
 
 COMMON = {"checkpoint_minutes": 0.004, "pictures": False, "opponents": [], "validation": "smoke"}
 ENV = {"model": "olmoe", "gpus": 4, "tokens": 16, "routing": "uniform", "exposed": ["dispatch", "gemm", "combine"]}
@@ -82,7 +81,7 @@ class Training:
                 return status
             if until is not None and time.monotonic() >= until:
                 return None
-            time.sleep(0.001)
+            time.sleep(0.004)
 
     def ended(self, status: int) -> Ended:
         return Ended(os.waitstatus_to_exitcode(status), self.log.read_text(errors="replace"))
@@ -120,8 +119,13 @@ def result(run: Path) -> dict[str, Any]:
         lines = table.read_text().splitlines()
         found[table.name] = [line.rpartition(",")[0] if table.name in _TIMED else line for line in lines]
     found["left behind"] = sorted(str(path.relative_to(run)) for path in run.rglob(".*"))
-    found["checkpoints"] = sorted(path.name for path in (run / "checkpoints").iterdir())[-1:]
+    found["checkpoints"] = last.name
     return found
+
+
+def _said(root: Path) -> int:
+    """Returns how many bytes of command lines processes have written into the run folder."""
+    return sum(path.stat().st_size for path in root.glob("killed-*/command.txt"))
 
 
 class Killer:
@@ -138,6 +142,8 @@ class Killer:
         self.counts, self.wrong = Counter[str](), list[str]()
         self.config = folder / f"{trainer}.yaml"
         self.config.write_text(yaml.safe_dump({**CONFIGS[trainer], **COMMON}))
+        warm = [f"--set={key}=100" for key in ("total_decisions", "eval_every_decisions")]
+        assert train_main(["--config", str(self.config), "--run-dir", str(folder / "warm"), "--quiet", *warm]) == 0
         writes = folder / f"{trainer}.writes"
         writes.touch()
 
@@ -151,6 +157,7 @@ class Killer:
         ended = process.ended(process.wait() or 0)
         os.close(handle)
         assert ended.status == 0, ended.said
+        assert b"." in writes.read_bytes()
         self.length_s, self.writes = time.monotonic() - began, writes.stat().st_size
         self.whole = result(self._run(root))
 
@@ -166,11 +173,12 @@ class Killer:
         argv = begin if run is None else ["--resume", str(run)]
         return Training(argv, root / "said.txt", at_write)
 
-    def _first_write(self, process: Training, root: Path) -> float:
-        """Waits for the run folder and returns when it came."""
-        while not [path for path in root.glob("killed-*")]:
+    def _first_write(self, process: Training, root: Path, before: int | None = None) -> float:
+        """Waits until there is a run folder, and until it holds more bytes of commands than before; returns when."""
+        while not [path for path in root.glob("killed-*")] or (before is not None and _said(root) <= before):
             time.sleep(0.0005)
-            assert os.waitpid(process.pid, os.WNOHANG) == (0, 0), process.log.read_text()
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
         return time.monotonic()
 
     def stop(self, number: int, times: int, at_writes: bool = False) -> None:
@@ -179,8 +187,10 @@ class Killer:
         for place in range(_MOST_PROCESSES):
             stopping = place < times
             at_write = self._suicide(number) if at_writes and stopping else lambda: None
+            # A process that has not begun yet knows of no polite end.
+            before = None if number == signal.SIGKILL else _said(root)
             process = self._started(root, run, at_write)
-            began = time.monotonic() if run else self._first_write(process, root)
+            began = self._first_write(process, root, before)
             run = self._run(root)
             until = began + self.rng.uniform(0, self.length_s) if stopping and not at_writes else None
             status = process.wait(until)
@@ -240,6 +250,9 @@ class Killer:
 
         process = self._started(root, None, at_write)
         ended = process.ended(process.wait() or 0)
+        if ended.status == 0:  # it took fewer file operations than the first run
+            shutil.rmtree(root)
+            return
         self.counts["full disks"] += 1
         said = [line for line in ended.said.splitlines() if line.startswith("error: ")]
         if ended.status != 2 or len(said) != 1 or "No space left" not in said[0] or "Traceback" in ended.said:
@@ -276,7 +289,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    ensure_compiled()
     started, rng = time.monotonic(), random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     killers = {trainer: Killer(trainer, folder, rng) for trainer in CONFIGS}

@@ -11,13 +11,15 @@ import yaml
 
 from agents.opponents.read import read_contender
 from agents.policies.files import load_policy
-from agents.training.plan_table import choose, play_plans
+from agents.training import planning
+from agents.training.plan_table import PlanTable, choose, play_plans
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import train
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.schedules import Exposure, Problem, load_schedule
+from dysharp_env.simulator.network import Network
 from dysharp_env.workload.suite import load_suite
 
 # The first plan, which whoever knows nothing takes, is by far the worst.
@@ -53,6 +55,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSpec, RunFol
     folder = RunFolder.create(root, "whole", 0)
     train(spec, folder)
     return spec, folder
+
+
+@pytest.mark.parametrize("what", ["a feature", "a weight of a fit"])
+def test_what_is_not_finite_stops_it(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == "a feature":
+        joined = PlanTable.joined
+
+        def spoil(table: PlanTable, other: PlanTable) -> PlanTable:
+            both = joined(table, other)
+            both.features[0, 0, 0] = np.nan
+            return both
+
+        monkeypatch.setattr(PlanTable, "joined", spoil)
+    else:
+        # A network of weights that are not finite is refused where it is made.
+        monkeypatch.setattr(planning, "fit_plans", lambda *args, **more: Network(*[np.full((1, 1), np.nan)] * 10))
+    spec = spec_of(tmp_path)
+    folder = RunFolder.create(tmp_path, "run", 0)
+    with pytest.raises(ConfigError, match=f"training stopped after 0 decisions: {what} is not finite; .*not-finite"):
+        train(spec, folder)
 
 
 def test_it_chooses_the_best_plan(trained: tuple[TrainSpec, RunFolder]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import yaml
 
 from agents import search as command
 from agents.opponents.rollouts import makespans_ps
+from agents.training import cma_search
 from agents.training.cma_search import Budget, SearchSpace, search
-from dysharp_env.schedules import Problem, load_schedule, simulate
+from dysharp_env.config import ConfigError
+from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule, simulate
 from dysharp_env.workload.suite import SuiteSpec, load_suite
 
 SUITE = {
@@ -46,6 +49,18 @@ def test_makespans_are_those_of_single_runs() -> None:
     found = makespans_ps(schedules, Problem.of_suite(items))
     alone = [[simulate(item.scenario.system, item.workload, schedule) for item in items] for schedule in schedules]
     assert found.tolist() == [[run.engine.now_ps for run in row] for row in alone]
+
+
+def test_a_makespan_that_is_none_stops_it_in_a_line(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workloads = Problem.of_suite(load_suite(suite).draw())
+
+    def spoil(schedules: Sequence[ScheduleSpec], *rest: object) -> np.ndarray:
+        return makespans_ps(schedules, *rest) * (len(schedules) == 1)
+
+    monkeypatch.setattr(cma_search, "makespans_ps", spoil)
+    with pytest.raises(ConfigError, match=r"generation 0: 'dgx-.*' took 0 ps under rule 0: the search stops"):
+        reference = load_schedule("dysharp")
+        search(reference, workloads, reference, Budget(100, 60.0), name="found")
 
 
 def test_settings_are_whole_numbers_in_their_ranges() -> None:
