@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from agents.train import main
 from agents.training import durable
 from agents.training.checkpoint import SUMS, require_whole
 from agents.training.durable import clean, remove_folder, replace_folder
-from agents.training.ppo import PpoRun
+from agents.training.ppo import Learner, PpoRun
 from agents.training.run_folder import RunFolder
 from agents.training.run_loop import TrainingRun
 from agents.training.spec import TrainSpec, read_spec
 from agents.training.start import start_run, train
-from agents.training.stopping import Stop
+from agents.training.stopping import Stop, held, politely
 from dysharp_env.config import ConfigError, load_spec
 
 SMALL = {"total_decisions": 1536, "checkpoint_every_decisions": 1024, "eval_every_decisions": 1024, "pictures": False}
@@ -308,6 +309,20 @@ def test_a_signal_that_was_swallowed_is_obeyed_at_the_next_update() -> None:
         stop.obey()
 
 
+def test_a_signal_waits_until_what_is_being_written_is_whole() -> None:
+    done = []
+    with politely(), pytest.raises(KeyboardInterrupt):
+        with held():
+            with held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+        done.append("behind")
+    assert done == ["inner", "outer"]
+    with held():  # and is forgotten then
+        pass
+
+
 def test_a_training_that_cannot_start_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +339,25 @@ def test_a_training_that_cannot_start_leaves_nothing_behind(
         assert line.startswith("error: not enough memory: it takes less with smaller num_envs")
         assert "--resume" not in line
     assert names(tmp_path) == []
+
+
+def test_a_fault_of_the_program_costs_one_update_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = Learner.update, []
+
+    def update(learner: Learner, progress_remaining: float) -> None:
+        calls.append(progress_remaining)
+        if len(calls) == 3:
+            raise ZeroDivisionError
+        real(learner, progress_remaining)
+
+    monkeypatch.setattr(Learner, "update", update)
+    with pytest.raises(ZeroDivisionError):
+        main(["--config", "smoke", "--run-dir", str(tmp_path), "--quiet"])
+    (path,) = tmp_path.iterdir()
+    said = f"stopped at 1,024 decisions; continue with: python -m agents.train --resume {path}"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_what_fails_later_says_how_to_go_on(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
