@@ -136,26 +136,24 @@ def train(
         KeyboardInterrupt: Somebody has interrupted it, or asked it to end by a signal.
     """
     torch.set_num_threads(1)
-    try:
-        with alone_in(folder.path), politely() as stop:
+    with alone_in(folder.path), politely() as stop:
+        is_new = {path.name for path in folder.path.iterdir()} <= {"config.yaml"}
 
-            def watch_both(run: TrainingRun) -> None:
-                watch(run)
-                stop.obey()
+        def watch_both(run: TrainingRun) -> None:
+            watch(run)
+            stop.obey()
 
-            try:
-                return _train(spec, folder, resume, command, watch_both, workers)
-            except Exception:
-                if stop.asked:  # whatever a library has made of being interrupted
-                    raise KeyboardInterrupt from None
-                raise
-    except Exception as error:
-        if not resume and not folder.checkpoints():
-            shutil.rmtree(folder.path, ignore_errors=True)
-        if _is_of_memory(error):
-            text = "not enough memory: it takes less with smaller num_envs, ppo.n_steps, env.tokens or evolution.batch"
-            raise ConfigError(f"{text}{_way_on(folder)}") from None
-        raise
+        try:
+            return _train(spec, folder, resume, command, watch_both, workers)
+        except Exception as error:
+            if stop.asked:  # whatever a library has made of being interrupted
+                raise KeyboardInterrupt from None
+            if is_new and not resume and not folder.checkpoints():
+                shutil.rmtree(folder.path, ignore_errors=True)
+            if _is_of_memory(error):
+                less = "num_envs, ppo.n_steps, env.tokens or evolution.batch"
+                raise ConfigError(f"not enough memory: it takes less with smaller {less}{_way_on(folder)}") from None
+            raise
 
 
 def _train(

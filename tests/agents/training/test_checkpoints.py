@@ -341,6 +341,13 @@ def test_a_training_that_cannot_start_leaves_nothing_behind(
     assert names(tmp_path) == []
 
 
+def test_a_folder_that_holds_something_else_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("is kept")
+    with pytest.raises(ConfigError, match="is not"):
+        train(small(reference="nothing"), RunFolder(tmp_path))
+    assert (tmp_path / "mine.txt").read_text() == "is kept"
+
+
 def test_a_fault_of_the_program_costs_one_update_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
