@@ -300,7 +300,8 @@ def main(argv: list[str] | None = None) -> int:
             while killer.counts[counted] - before[counted] < share:
                 act(killer)
             before = killer.counts.copy()
-            print(f"{trainer}: {counted}: {dict(before)}, {len(killer.wrong)} wrong", file=sys.stderr, flush=True)
+            if wanted:
+                print(f"{trainer}: {counted}: {dict(before)}, {len(killer.wrong)} wrong", file=sys.stderr, flush=True)
         told["trainers"][trainer] = {
             "run_s": round(killer.length_s, 2),
             "file_operations": killer.writes,

@@ -24,14 +24,9 @@ def killed(tmp_path: Path, *options: str) -> dict[str, dict[str, int]]:
     return trainers
 
 
-def test_killed_trainings_end_as_those_that_were_not(tmp_path: Path) -> None:
-    for counts in killed(tmp_path, "--kills", "4", "--at-writes", "2").values():
-        assert counts["SIGKILL"] >= 3
-
-
-def test_a_disk_that_fills_up_costs_one_line_and_no_weights(tmp_path: Path) -> None:
-    for counts in killed(tmp_path, "--full", "4").values():
-        assert counts["full disks"] == 2
+def test_killed_trainings_end_as_those_that_were_not_and_a_full_disk_costs_no_weights(tmp_path: Path) -> None:
+    for counts in killed(tmp_path, "--kills", "6", "--full", "2").values():
+        assert counts["SIGKILL"] >= 3 and counts["full disks"] == 1
 
 
 @pytest.mark.slow
