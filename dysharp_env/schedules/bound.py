@@ -101,11 +101,10 @@ class LowerBound:
         self._plan_ps = sum(int(system.overhead_us(cost) * PS_PER_US) for cost in COSTS_OF_PLANNING)
         dispatches = [DISPATCH_PRIMITIVES[name] for name in system.switch.dispatch_primitives]
         combines = [COMBINE_PRIMITIVES[name] for name in system.switch.combining(layer.combine_dtype)]
-        # Of the links of GPU 0, and of those of others.
-        wires = [
-            Wires.of(costs.on_links(gpu, system.living_link.planes), layer, dispatches, combines) for gpu in (0, 1)
-        ]
-        self._wires, self._least = Wires(*map(np.stack, zip(*wires, strict=True))), wires[1]
+        first, others = (costs.on_links(gpu, system.living_link.planes) for gpu in (0, 1))
+        self._least = Wires.of(others, layer, dispatches, combines)
+        of_first = self._least if first == others else Wires.of(first, layer, dispatches, combines)
+        self._wires = Wires(*map(np.stack, zip(of_first, self._least, strict=True)))
         self._team_gpus = costs.team_gpus if any(primitive.by_team for primitive in dispatches) else 0
         self._times = least_times(system, layer, costs, dispatches, combines)
         self._copy_times = CopyTimes.of(costs, dispatches)

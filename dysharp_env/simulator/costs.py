@@ -214,7 +214,8 @@ class Costs:
         The busiest link is busy for no less than what all carry takes at all their rates together.
         """
         permille, slow = self.faults.permille(gpu, NO_PLANE), self.faults.slow_plane_permille
-        return replace(self, link_permille=permille * planes * slow // ((planes - 1) * slow + SOUND))
+        permille = permille * planes * slow // ((planes - 1) * slow + SOUND)
+        return self if permille == self.link_permille else replace(self, link_permille=permille)
 
     def wire_ps(self, flits: Flits) -> Flits:
         """Returns how long ``flits``, a number or an array of numbers, keep the link at hand busy."""
