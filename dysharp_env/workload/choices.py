@@ -7,9 +7,17 @@ import numpy as np
 NO_EXPERT = -1  # in ids of experts, behind those of a token that has fewer than it has places for
 
 
+def is_none(ids: np.ndarray) -> np.ndarray:
+    """Returns where there is no expert, bool.
+
+    Unsigned ids hold none, and are never compared with the number itself: numpy before 2.2.2 may then end the process.
+    """
+    return ids < 0
+
+
 def front_order(ids: np.ndarray) -> np.ndarray:
     """Returns the order along the last axis that puts ``NO_EXPERT`` behind and keeps the order of experts."""
-    return np.argsort(ids == NO_EXPERT, axis=-1, kind="stable")
+    return np.argsort(is_none(ids), axis=-1, kind="stable")
 
 
 def in_front(ids: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.config import ConfigError
-from dysharp_env.workload.choices import NO_EXPERT, front_order
+from dysharp_env.workload.choices import NO_EXPERT, front_order, is_none
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.npz import read_arrays
 
@@ -132,7 +132,7 @@ class RoutingTrace:
         Raises:
             ConfigError: No token is left.
         """
-        kept = (self.topk_ids[..., 0] != NO_EXPERT).any(axis=0)
+        kept = ~is_none(self.topk_ids[..., 0]).all(axis=0)
         if kept.all():
             return self
         if not kept.any():
@@ -186,26 +186,27 @@ def experts_in_front(ids: np.ndarray, weights: np.ndarray | None) -> tuple[np.nd
         return ids, weights
     order = front_order(ids)
     if weights is not None and weights.shape == ids.shape:
-        weights = np.where(ids == NO_EXPERT, weights.dtype.type(0), weights)
+        weights = np.where(is_none(ids), weights.dtype.type(0), weights)
         weights = np.take_along_axis(weights, order, axis=-1)
     return np.take_along_axis(ids, order, axis=-1), weights
 
 
 def _check_ids(ids: np.ndarray, experts: int) -> None:
-    wrong = (ids < NO_EXPERT) | (ids >= experts)
-    if wrong.any():
-        raise ConfigError(f"topk_ids holds expert {ids[wrong][0]}; experts are 0 to {experts - 1}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < NO_EXPERT or high >= experts:
+        wrong = low if low < NO_EXPERT else high
+        raise ConfigError(f"topk_ids holds expert {wrong}; experts are 0 to {experts - 1}")
     ordered = np.sort(ids, axis=-1)
-    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_EXPERT)
-    for what, wrong in (
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & ~is_none(ordered[..., 1:])
+    for what, is_wrong in (
         ("chose an expert twice", repeated.any(axis=-1)),
         (
             f"has {NO_EXPERT} before an expert",
-            ((ids[..., :-1] == NO_EXPERT) & (ids[..., 1:] != NO_EXPERT)).any(axis=-1),
+            (is_none(ids[..., :-1]) & ~is_none(ids[..., 1:])).any(axis=-1),
         ),
     ):
-        if wrong.any():
-            row, token = np.argwhere(wrong)[0]
+        if is_wrong.any():
+            row, token = np.argwhere(is_wrong)[0]
             raise ConfigError(f"topk_ids: token {token} of layer {row} {what}: {ids[row, token].tolist()}")
 
 

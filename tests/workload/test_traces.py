@@ -26,6 +26,26 @@ def small_trace() -> RoutingTrace:
     return RoutingTrace(np.stack([ids, 3 - ids]), 4, np.array([0, 4, 6]), np.array([5, 9]), weights, "by hand")
 
 
+class Wary(np.ndarray):
+    """Unsigned numbers that are compared with none they cannot be: numpy before 2.2.2 may end the process over it."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        limit = np.iinfo(self.dtype)
+        assert all(limit.min <= each <= limit.max for each in inputs if type(each) is int), (ufunc, inputs)
+        plain = [each.view(np.ndarray) if isinstance(each, Wary) else each for each in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
+
+def test_ids_without_a_sign_are_compared_with_nothing_else() -> None:
+    whole = np.arange(512, dtype=np.uint8).reshape(2, 64, 4).view(Wary)
+    with pytest.raises(AssertionError):
+        whole[..., 1:] == -1  # noqa: B015
+    trace = RoutingTrace(whole[:, 1:, :3], 256, np.array([0, 63]), np.array([0, 1]))
+    assert type(trace.topk_ids) is Wary and trace.without_padding() is trace
+    layer = LAYER.with_changes({"experts": 250, "zero_experts": 6, "top_k": 3})
+    assert trace.for_layer(layer).topk_ids.min() == -1
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = str(tmp_path / "trace.npz")
     save_trace(small_trace(), path)
