@@ -160,7 +160,9 @@ class TolerantCache(FunctionCache):
 
     def _release_lock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)  # which ends the lock, as the end of the process would
+            # A process that was forked meanwhile has the file open too, so closing it here would not end the lock.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
             self._lock = None
 
 

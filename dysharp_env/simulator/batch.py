@@ -6,6 +6,7 @@ nothing of one another, so a copy plays what it would play alone, on one thread 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -60,8 +61,8 @@ class Batch:
         self._choice = self._roots["choice"]
         bounds = np.linspace(0, num_copies, min(threads, num_copies) + 1).astype(int)
         self._slices = [self._roots[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
-        # This thread takes a slice as well.
-        self._pool = ThreadPoolExecutor(len(self._slices) - 1) if len(self._slices) > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
+        self._owner = 0  # the process whose threads the pool has
 
     def place(self, copy: int, engine: Engine) -> None:
         """Seats a layer that has its first decision still before it; the one before keeps its state elsewhere."""
@@ -106,16 +107,24 @@ class Batch:
         Raises:
             RuntimeError: A layer is stuck; its program cannot be run.
         """
-        if self._pool is None:
+        if len(self._slices) == 1:
             others = advance(self._roots, NOBODY)
         else:
-            rest = [self._pool.submit(advance, roots, NOBODY) for roots in self._slices[1:]]
+            pool = self._threads()
+            rest = [pool.submit(advance, roots, NOBODY) for roots in self._slices[1:]]
             others = advance(self._slices[0], NOBODY) + sum(future.result() for future in rest)
         if others:
             for copy in np.flatnonzero(self.status >= GROW):
                 engine = self.engines[copy]
                 assert engine is not None, copy
                 engine.settle()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Returns the pool of this process's threads: those of a process that it was forked from are not here."""
+        if self._pool is None or self._owner != os.getpid():
+            # This thread takes a slice as well.
+            self._pool, self._owner = ThreadPoolExecutor(len(self._slices) - 1), os.getpid()
+        return self._pool
 
     def play(self, copy: int, players: Players) -> None:
         """Lets a copy's player answer its layer until the layer is done or the player has no more room.
@@ -148,7 +157,7 @@ class Batch:
 
     def close(self) -> None:
         """Ends the threads."""
-        if self._pool is not None:
+        if self._pool is not None and self._owner == os.getpid():
             self._pool.shutdown()
 
 

@@ -24,10 +24,11 @@ class Threads(Workers):
         super().__init__()
         self._workers = workers
         self._pool: Executor | None = None
+        self._owner = 0  # the process that started the pool; one that was forked from it has no part in it
 
     def close(self) -> None:
         """Ends the pool and forgets what has not begun."""
-        if self._pool is not None:
+        if self._pool is not None and self._owner == os.getpid():
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
 
@@ -41,8 +42,10 @@ class Threads(Workers):
         order: Sequence[int],
         constants: Sequence[object],
     ) -> Iterator[tuple[int, Result]]:
-        self._pool = self._pool or self._start()
-        futures = {self._pool.submit(timed, function, items[place]): place for place in order}
+        if self._pool is None or self._owner != os.getpid():
+            self._pool, self._owner = self._start(), os.getpid()
+        pool = self._pool
+        futures = {pool.submit(timed, function, items[place]): place for place in order}
         try:
             for future in as_completed(futures):
                 result, seconds = future.result()
