@@ -5,13 +5,24 @@ BIN := $(VENV)/bin
 # One numerical thread per process: the tests use both cores themselves, training sets its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slow slowest soak lint docs clean
+.PHONY: demo test test-oldest test-newest slow slowest soak long-run lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The same tests with the lower bounds of pyproject.toml, and with the newest versions there are. Each keeps machine code apart:
+# of one source there is one version in a folder.
+test-oldest: $(VENV)-oldest/.installed
+	NUMBA_CACHE_DIR=$(abspath $(VENV)-oldest)/numba $(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal
+
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --upgrade --upgrade-strategy eager --editable '.[dev]'
+	NUMBA_CACHE_DIR=$(abspath $(VENV)-newest)/numba $(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal
 
 # What an ordinary run leaves out: other people's learners, minutes each, in an environment of their own.
 slow: $(VENV)-examples/.installed
@@ -24,6 +35,10 @@ slowest: $(VENV)/.installed
 # Random layers, machines and programs, every property on each; under an hour on two cores.
 soak: $(VENV)/.installed
 	$(BIN)/python -m tests.soak --count 10000 --workers 2
+
+# A million tiny episodes in one process, whose memory and speed must stay; under an hour.
+long-run: $(VENV)/.installed
+	$(BIN)/python -m tests.long_run
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -46,5 +61,11 @@ $(VENV)-examples/.installed: pyproject.toml constraints.txt
 	  --editable '.[dev,examples]'
 	touch $@
 
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+	  --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-examples .cache build *.egg-info
+	rm -rf $(VENV) $(VENV)-examples $(VENV)-oldest $(VENV)-newest .cache build *.egg-info

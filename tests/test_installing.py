@@ -1,8 +1,10 @@
-"""What is installed, and that the core does without what only agents and pictures need."""
+"""What is installed, under which licences and from which versions on, and that the core does without the rest."""
 
+import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dysharp_env.config import how_to_install
 from dysharp_env.schedules.contenders import agents_package
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = [
     *("torch", "stable_baselines3", "sb3_contrib", "tensorboard", "safetensors", "cma"),
     *("matplotlib", "jinja2", "ray"),
@@ -73,11 +76,58 @@ def test_what_needs_more_says_what_to_install(
 
 
 def test_agents_are_installed_under_a_name_of_their_own() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    tops = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    tops = {name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
     assert tops == {"dysharp_agents", "dysharp_env"}
-    assert set(project["project"]["scripts"]) == {"dysharp", "dysharp-agents"}
-    assert not any("<" in each for each in project["project"]["dependencies"] if each.startswith("torch"))
+    assert set(PROJECT["project"]["scripts"]) == {"dysharp", "dysharp-agents"}
+    assert not any("<" in each for each in PROJECT["project"]["dependencies"] if each.startswith("torch"))
+
+
+def dependencies() -> dict[str, dict[str, str]]:
+    """Returns the lower bound of each declared dependency, empty if there is none, by extra and name."""
+    by_extra = {"core": PROJECT["project"]["dependencies"], **PROJECT["project"]["optional-dependencies"]}
+    bounds: dict[str, dict[str, str]] = {}
+    for extra, requirements in by_extra.items():
+        for requirement in requirements:
+            name, bound = re.match(r"([\w.-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
+            if name != "dysharp-env":
+                bounds.setdefault(name.lower(), {})[extra] = bound or ""
+    return bounds
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    text = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==([\d.]+)$", text, re.MULTILINE))
+    bounds = {
+        name: next(iter(by_extra.values()))
+        for name, by_extra in dependencies().items()
+        if set(by_extra) != {"examples"} and any(by_extra.values())
+    }
+    assert set(pins) == set(bounds) - {"torch"}
+    for name, version in pins.items():
+        assert re.fullmatch(rf"{re.escape(bounds[name])}(\.0)*|{re.escape(bounds[name])}\.\d{{4}}", version), name
+
+
+# What a package says of its licence, by what the guide calls it.
+SAYINGS = {"MIT": "mit", "Apache-2.0": "apache", "PSF-2.0": "python software foundation", "MPL-2.0": "mpl-2.0"}
+
+
+def test_the_guide_names_every_dependency_and_its_licence() -> None:
+    page = (ROOT / "dysharp_env" / "docs" / "developers.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- dependencies -->")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    extras = {name: ", ".join(by_extra) for name, by_extra in dependencies().items()}
+    assert {name.lower(): extra for name, _, _, extra in rows} == extras
+    checked = 0
+    for name, licence, _, _ in rows:
+        try:
+            held = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            continue
+        said = [held.get("License-Expression"), held.get("License"), *held.get_all("Classifier", [])]
+        told = " ".join(each for each in said if each and (not each.startswith("Development"))).lower()
+        assert SAYINGS.get(licence, licence.partition("-")[0].lower()) in told, (name, licence)
+        checked += 1
+    assert checked > 20
 
 
 def test_the_package_is_found_by_its_installed_name_where_agents_is_anothers(
