@@ -53,7 +53,7 @@ def build() -> Command:
     command.add("--gpus", type=int, metavar="N", help="use that many of its GPUs")
     text = "what its switch has"
     command.add("--hardware", choices=get_args(Hardware), default="dynamic-multimem", help=text)
-    command.add("--model", metavar="NAME", help="a model preset or YAML file")
+    command.add("--model", metavar="NAME", help="a model preset, YAML file or config.json")
     command.add("--routing", metavar="NAME", help="an .npz trace, FILE.npz:NAME for loads, or a generator")
     command.add("--tokens", metavar="N,N,...", help="tokens per GPU that are tuned for")
     command.add("--minutes", type=float, default=5.0, metavar="M", help="of wall time")

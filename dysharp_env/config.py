@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -143,6 +144,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     raise ConfigError(f"key '{key.value}' on line {line} is already on line {lines[key.value]}")
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+# As JSON and people write numbers: YAML 1.1, which PyYAML reads, has an exponent only behind a point and with a sign.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def parse_yaml(text: str) -> Any:

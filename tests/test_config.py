@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dysharp_env.config import ConfigError, parse_yaml, read_yaml
+from agents.training.spec import TrainSpec
+from dysharp_env.config import ConfigError, config_root, load_spec, parse_yaml, read_yaml
+from dysharp_env.system import load_system
 
 # Nine lists of ten aliases each: a thousand million values in 300 bytes.
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
@@ -17,6 +19,22 @@ def test_aliases_stand_for_what_they_name() -> None:
         "d": {"b": 1, "e": 2},
     }
     assert parse_yaml("") is None
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", ".1e-2", "+1e-3", "0.001", "1.0e-3"])
+def test_numbers_are_read_as_people_write_them(number: str) -> None:
+    assert parse_yaml(f"[{number}, -{number.lstrip('+')}, {{a: {number}}}]") == [0.001, -0.001, {"a": 0.001}]
+    assert parse_yaml("[1e3, 2e+6, 1e, e3, 1e3x, '1e3', 1-e3]") == [1000.0, 2e6, "1e", "e3", "1e3x", "1e3", "1-e3"]
+
+
+def test_every_file_of_settings_takes_them(tmp_path: Path) -> None:
+    system, training = tmp_path / "s.yaml", tmp_path / "t.yaml"
+    text = (config_root() / "systems" / "dgx-h100.yaml").read_text(encoding="utf-8")
+    system.write_text(text.replace("hbm_gbps: 3350", "hbm_gbps: 335e1"), encoding="utf-8")
+    assert load_system(str(system)).gpu.hbm_gbps == 3350
+    text = (config_root() / "train" / "tiny.yaml").read_text(encoding="utf-8")
+    training.write_text(text + "\nppo: {learning_rate: 1e-3}\n", encoding="utf-8")
+    assert load_spec(TrainSpec, "train", str(training)).ppo.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ run where the token lives and send nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, find_config, parse_spec, read_yaml
 from dysharp_env.workload.formats import FORMATS, NATIVE_FORMAT, ComputeName, Format, FormatName
+from dysharp_env.workload.hub_config import read_hub_config
 from dysharp_env.workload.transformer import Size, TransformerSpec
 
 
@@ -163,12 +165,16 @@ class LayerSpec(Spec):
 
 
 def load_model(name_or_path: str, top_k: int | None = None, **overrides: Any) -> LayerSpec:
-    """Returns the layer of a preset name or YAML path, with ``top_k`` and others of its fields replaced if not None.
+    """Returns the layer of a preset name or path, with ``top_k`` and others of its fields replaced if not None.
+
+    A path is that of a YAML file of these fields, or of a model hub's ``config.json``.
 
     Raises:
         ConfigError: No such model, or a key or value in it or in the overrides is wrong.
     """
+    changes = {key: value for key, value in {"top_k": top_k, **overrides}.items() if value is not None}
+    if name_or_path.endswith(".json"):
+        return parse_spec(LayerSpec, {**read_hub_config(Path(name_or_path)), **changes}, source=name_or_path)
     path = find_config("models", name_or_path)
     source = f"models/{name_or_path}" if path.stem == name_or_path else name_or_path
-    changes = {key: value for key, value in {"top_k": top_k, **overrides}.items() if value is not None}
     return parse_spec(LayerSpec, {**read_yaml(path), **changes}, source=source)

@@ -71,7 +71,7 @@ class ScenarioSpec(Spec):
     """``dynamic-multimem``: the system's switch has all primitives that its preset names; ``today``: none that is only
     proposed, so neither dynamic multimem nor pushed sums, and GPUs have no Hub that gives tokens their places."""
     model: str = "deepseek-v2-lite"
-    """A model preset or YAML file."""
+    """A model preset, a YAML file, or the ``config.json`` that a model hub keeps beside its weights."""
     top_k: int | None = None
     """Experts per token; none means the model's own."""
     tokens: Tokens = 256

@@ -11,13 +11,14 @@ may be damaged or made by other programs, so everything is checked before it is 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, Notice
 from dysharp_env.workload.choices import NO_EXPERT, front_order, is_none
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.npz import read_arrays
@@ -256,6 +257,9 @@ def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
         declared = arrays.get("experts", np.array(experts or int(ids.max()) + 1))
         if declared.ndim != 0 or declared.dtype.kind not in "iu":
             raise ConfigError(f"experts must be one whole number, not {declared.dtype} of shape {declared.shape}")
+        if ids.shape[0] > ids.shape[1] and not {"layer_index", "doc_offsets"} & set(arrays):
+            text = f"'{path}' has more layers, {ids.shape[0]}, than tokens, {ids.shape[1]}"
+            warnings.warn(Notice(f"{text}; if tokens come first in it, 'trace import' reads it so"), stacklevel=2)
         ids, weights = experts_in_front(ids, arrays.get("topk_weights"))
         return RoutingTrace(
             topk_ids=ids,

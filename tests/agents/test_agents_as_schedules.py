@@ -212,6 +212,8 @@ def test_the_wheel_carries_the_shipped_agent(tmp_path: Path) -> None:
         wheel.extractall(site)
     assert len([*(site / "dysharp_agents" / "shipped").rglob("*.safetensors")]) == len(reference_runs())
     assert not [*(site / "dysharp_agents" / "shipped").rglob("events.*")]
+    # So that type checkers see the annotations of both.
+    assert all((site / package / "py.typed").is_file() for package in ("dysharp_agents", "dysharp_env"))
     # Playing would compile the engine again, which takes a minute.
     code = "import dysharp_agents as agents; players = agents.load_agent('reference').contender.opponents;"
     code += "print(agents.__file__, *(player.seed for player in players), players[0].network.linear.sum())"

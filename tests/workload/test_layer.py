@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dysharp_env.config import ConfigError, config_root, preset_names
+from dysharp_env.config import ConfigError, Notice, config_root, preset_names
 from dysharp_env.workload.layer import LayerSpec, load_model
 
 PAPER = {"small": (2048, 512, 64), "medium": (4096, 1024, 128), "large": (7168, 2048, 256)}
@@ -180,3 +181,53 @@ def test_own_file(tmp_path: Path) -> None:
 def test_round_trip() -> None:
     layer = load_model("qwen3-30b")
     assert LayerSpec.model_validate_json(layer.model_dump_json()) == layer
+
+
+# What published configurations hold of a layer, and that layer; the rest of such a file is of no concern here.
+HUB_CONFIGS = {
+    "deepseek-v3": {
+        **{"hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256},
+        **{"num_experts_per_tok": 8, "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "num_local_experts": None},
+        **{"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}, "rms_norm_eps": 1e-06},
+    },
+    "qwen3-30b": {
+        **{"hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128},
+        "num_experts_per_tok": 8,
+    },
+    "mixtral-8x7b": {
+        **{"hidden_size": 4096, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2},
+        "torch_dtype": "bfloat16",
+    },
+    "gpt-oss-120b": {
+        **{"hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 128, "num_experts_per_tok": 4},
+        **{"experts_per_token": 4, "quantization_config": {"quant_method": "mxfp4"}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", HUB_CONFIGS)
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_the_config_of_a_model_hub_is_read(name: str, is_nested: bool, tmp_path: Path) -> None:
+    config, path = HUB_CONFIGS[name], tmp_path / "config.json"
+    whole = {"text_config": config, "vision_config": {"hidden_size": 1}} if is_nested else config
+    path.write_text(json.dumps({"model_type": "some_moe", **whole}, indent=2))
+    preset, layer = load_model(name), load_model(str(path))
+    differs = {"name", "source", "transformer", "combine_dtype"}
+    assert layer.model_dump(exclude=differs) == preset.model_dump(exclude=differs)
+    assert (layer.name, layer.source) == ("some_moe", str(path))
+    assert load_model(str(path), top_k=1, dispatch_dtype="fp8").dispatch_dtype == "fp8"
+
+
+def test_configs_that_are_not_of_such_a_layer_give_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"hidden_size": 4096, "intermediate_size": 11008}))
+    with pytest.raises(ConfigError, match="no 'n_routed_experts' or .* is in it; is it of a model with experts?"):
+        load_model(str(path))
+    path.write_text(json.dumps({**HUB_CONFIGS["mixtral-8x7b"], "num_local_experts": [8, 8]}))
+    with pytest.raises(ConfigError, match=r"experts=\[8, 8\]: Input should be a valid integer"):
+        load_model(str(path))
+    path.write_text(json.dumps({**HUB_CONFIGS["mixtral-8x7b"], "quantization_config": {"quant_method": "awq"}}))
+    with pytest.warns(Notice, match="weights quantised by 'awq' are taken as BF16"):
+        assert load_model(str(path)).compute_dtype == "bf16"
+    with pytest.raises(ConfigError, match="No such file"):
+        load_model(str(tmp_path / "none.json"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, Notice
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.statistics import trace_statistics
 from dysharp_env.workload.traces import RoutingTrace, load_trace, save_trace, split_range
@@ -54,6 +55,23 @@ def test_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(getattr(loaded, name), getattr(small_trace(), name)), name
     assert (loaded.experts, loaded.source, loaded.topk_ids.dtype) == (4, "by hand", np.uint8)
     assert os.listdir(tmp_path) == ["trace.npz"]
+
+
+def test_more_layers_than_tokens_are_wondered_about(tmp_path: Path) -> None:
+    path, ids = str(tmp_path / "t.npz"), np.tile(np.arange(2), (26, 9, 1))
+    np.savez(path, topk_ids=ids.transpose(1, 0, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_trace(path)
+    np.savez(path, topk_ids=ids)
+    with pytest.warns(
+        Notice, match=r"t.npz' has more layers, 26, than tokens, 9; if tokens come first in it, 'trace im"
+    ):
+        trace = load_trace(path)
+    save_trace(trace, path)  # which says what its layers are
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_trace(path).num_tokens == 9
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
