@@ -14,6 +14,7 @@ from agents.__main__ import main as agents_main
 from dysharp_env import config
 from dysharp_env.config import how_to_install
 from dysharp_env.schedules.contenders import agents_package
+from dysharp_env.simulator.warmup import ensure_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -39,6 +40,7 @@ LAYER = ["--gpus", "2", "--model", "small", "--tokens", "8", "--routing", "unifo
 
 
 def bare(*argv: str) -> subprocess.CompletedProcess[str]:
+    ensure_compiled()  # for which a busy machine needs longer than a child is given
     return subprocess.run(
         [sys.executable, "-c", BARE, *argv], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
     )
