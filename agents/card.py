@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 
 from .kit import Command, check_options, entry
 from .policies.card import run_path

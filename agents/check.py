@@ -14,15 +14,16 @@ lists. Who answered what was asked, and the seed of whoever did, cannot be deriv
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, shown
 from dysharp_env.schedules import LayerRun, Problem
 from dysharp_env.simulator.twin import Twin
 
 from .evaluation.decision_list import SUFFIX, DecisionList, read_decisions, routing_digest
-from .evaluation.provenance import Part, misnamed, parts_of, shown
+from .evaluation.provenance import Part, misnamed, parts_of
 from .evaluation.stored_table import StoredTable
 from .kit import Command, entry
 
@@ -68,7 +69,7 @@ def _foreign(parts: Sequence[Part]) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     files = sorted(path.glob(f"*{SUFFIX}"))
     if not files:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dysharp_env.commands.output import check_folder
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.simulator.state.observation import ENGINE_KINDS, FEATURE_MEANINGS, OPENING_KINDS, SPLIT
 from dysharp_env.workload.suite import load_suite

@@ -16,7 +16,7 @@ import numpy as np
 from dysharp_env.commands.output import results_console
 from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.schedules import Exposure, Problem, ScheduleSpec, load_schedule
 from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.workers import Processes, Workers

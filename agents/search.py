@@ -9,7 +9,7 @@ from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import results_console
 from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.schedules import Problem, load_schedule
 from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.workload.suite import load_suite

@@ -21,7 +21,7 @@ from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import json_document
 from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.schedules import LayerRun, load_schedule

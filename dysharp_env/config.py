@@ -8,26 +8,22 @@ one line: what was given, what is allowed, and the nearest match.
 from __future__ import annotations
 
 import difflib
-import math
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-_MOST_BYTES, _MOST_VALUES = 2**20, 100_000  # of a YAML file
+from dysharp_env.files import ConfigError as ConfigError
+from dysharp_env.files import Notice as Notice
+from dysharp_env.files import parse_yaml as parse_yaml
+from dysharp_env.files import read_yaml as read_yaml
+from dysharp_env.files import shown
+
 _TYPE_TAGS = ("int", "float", "str", "bool")
+_MOST_COMPARED, _MOST_NAMED = 200, 12  # letters of a name that known ones are like; wrong keys that a line names
 _PACKAGE = Path(__file__).resolve().parent
-
-
-class ConfigError(ValueError):
-    """A value, key, name or file given by the user is wrong; the message is one line meant for them."""
-
-
-class Notice(UserWarning):
-    """Something that is no mistake and that the user should know; commands print it as a line on standard error."""
 
 
 class Spec(BaseModel):
@@ -42,9 +38,9 @@ class Spec(BaseModel):
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(str(name))
             if field is not None and isinstance(value, bool | str) and _is_number(field.annotation):
-                raise ValueError(f"{name}={value!r} must be a number")
+                raise ValueError(f"{name}={_written(value)} must be a number")
             if field is not None and isinstance(value, str) and _is_list(field.annotation):
-                raise ValueError(f"{name}={value!r} must be a list, such as [{value}]")
+                raise ValueError(f"{name}={_written(value)} must be a list, such as [{shown(value)}]")
         return data
 
     def with_changes(self: SpecT, changes: Mapping[str, Any]) -> SpecT:
@@ -110,7 +106,8 @@ def preset_names(kind: str) -> list[str]:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the nearest known name, or an empty string."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    # A text of a megabyte is like nothing known, and would take long to compare.
+    close = difflib.get_close_matches(given[:_MOST_COMPARED], list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
@@ -126,83 +123,6 @@ def require_choice(option: str, given: str, known: Iterable[str]) -> str:
     return given
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML that names no key twice in one mapping; plain YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping of a node.
-
-        Raises:
-            ConfigError: It names a key twice; the message gives both lines.
-        """
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            # A merge (<<) may be repeated, and what it brings in may be replaced.
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in lines:
-                    raise ConfigError(f"key '{key.value}' on line {line} is already on line {lines[key.value]}")
-                lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-# As JSON and people write numbers: YAML 1.1, which PyYAML reads, has an exponent only behind a point and with a sign.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Returns what YAML says.
-
-    Raises:
-        ConfigError: It names a key twice, or holds too much, its aliases written out.
-        yaml.YAMLError, RecursionError, ValueError: It is not YAML; the last of a date that is none.
-    """
-    loader = _UniqueKeyLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _size(node, {}) > _MOST_VALUES:
-            raise ConfigError(f"it holds more than {_MOST_VALUES} values, its aliases written out")
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
-    """Returns how many values a node holds, what aliases stand for each time again; no end of one that holds itself."""
-    if id(node) not in sizes:
-        sizes[id(node)] = math.inf  # as long as what it holds is counted
-        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-        items = [each for pair in pairs for each in pair] if pairs else node.value
-        held = items if isinstance(node, yaml.CollectionNode) else ()
-        sizes[id(node)] = 1 + sum(_size(each, sizes) for each in held)
-    return sizes[id(node)]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping a YAML file holds.
-
-    Raises:
-        ConfigError: The file is missing, unreadable, too large, not YAML, not a mapping, or names a key twice.
-    """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"it is larger than {_MOST_BYTES} bytes")
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except ConfigError as error:
-        raise ConfigError(f"'{path}': {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: a date that is none
-        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
-    return data
-
-
 def find_config(kind: str, name: str) -> Path:
     """Returns the file of a preset name or, if ``name`` ends in .yaml or .yml, of a path.
 
@@ -210,7 +130,7 @@ def find_config(kind: str, name: str) -> Path:
         ConfigError: No such preset or file.
     """
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
+        if not os.path.exists(name):  # which, unlike a path's method, is false of what can be no name
             raise ConfigError(f"{kind.removesuffix('s')} file '{name}' does not exist")
         return Path(name)
     require_choice(kind.removesuffix("s"), name, preset_names(kind))
@@ -234,7 +154,7 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], source: str) -> SpecT:
         ConfigError: Keys are unknown or missing, all of which the one line names, or else a value is wrong, the first.
     """
     try:
-        return cls.model_validate(dict(data))
+        return cls.model_validate({str(key): value for key, value in data.items()})
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         raise ConfigError(f"{source}: {_wrong_keys(cls, mistakes) or _wrong_value(cls, mistakes[0])}") from None
@@ -284,17 +204,21 @@ def _wrong_keys(cls: type[Spec], mistakes: Sequence[Any]) -> str:
     known_of: dict[tuple[str, ...], list[str]] = {}
     unknown: list[str] = []
     missing: list[str] = []
+    more = 0
     for mistake in mistakes:
         path, level = _resolve(cls, mistake["loc"])
-        key = ".".join(path)
+        key = shown(".".join(path))
         if mistake["type"] == "missing":
             missing.append(f"'{key}'")
+        elif mistake["type"] == "extra_forbidden" and len(unknown) >= _MOST_NAMED:
+            more += 1
         elif mistake["type"] == "extra_forbidden":
             known = known_of.setdefault(tuple(path[:-1]), [".".join([*path[:-1], name]) for name in level.model_fields])
             unknown.append(f"'{key}'{did_you_mean(key, known)}")
     said = []
     if unknown:
         known = [key for keys in known_of.values() for key in keys]
+        unknown += [f"and {more} more"] * bool(more)
         said.append(f"unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known keys are {known}")
     if missing:
         said.append(f"key{'s' * (len(missing) > 1)} {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
@@ -305,5 +229,10 @@ def _wrong_value(cls: type[Spec], mistake: Any) -> str:
     key = ".".join(_resolve(cls, mistake["loc"])[0])
     message = " ".join(mistake["msg"].removeprefix("Value error, ").split())
     given = mistake.get("input")
-    shown = f"={given!r}" if not isinstance(given, dict) else ""
-    return f"{key}{shown}: {message}" if key else message
+    value = f"={_written(given)}" if not isinstance(given, dict) else ""
+    return f"{shown(key)}{value}: {message}" if key else message
+
+
+def _written(value: Any) -> str:
+    """Returns a value as Python writes it, a text in quotes, cut if it is long."""
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # their own, which nobody imports.
 ROOMS = {
     "dysharp_env": [
-        *("config", "native", "__init__", "system", "workload", "multimem", "simulator", "schedules"),
+        *("files", "config", "native", "__init__", "system", "workload", "multimem", "simulator", "schedules"),
         *("workers", "report", "validation", "reproduction", "envs", "bench", "commands", "__main__"),
     ],
     "agents": [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError, Spec, parse_spec
-from dysharp_env.report.files import write_bytes
+from dysharp_env.files import parse_json, read_gzip, shown, write_bytes
 from dysharp_env.schedules import Exposure, ScheduleSpec
 from dysharp_env.schedules.exposure import SplitRow
 from dysharp_env.simulator.state.observation import DecisionKind
@@ -26,7 +25,7 @@ from dysharp_env.workload import ScenarioSpec, Workload
 
 SUFFIX = ".json.gz"
 FORMAT: Literal["dysharp/decisions/1"] = "dysharp/decisions/1"
-_MOST_BYTES = 2**28  # of JSON in one file; a larger one is no decision list
+_MOST_BYTES = 32 << 20  # of JSON in one file: ten million choices
 
 
 class AskedSpec(Spec):
@@ -117,21 +116,9 @@ def read_decisions(path: Path) -> DecisionList:
     Raises:
         ConfigError: The file is missing, damaged, or holds something else.
     """
-    try:
-        with gzip.open(path) as file:
-            content = file.read(_MOST_BYTES + 1)
-    except gzip.BadGzipFile:
-        raise ConfigError(f"'{path}' is not a whole decision list: it is no gzip file") from None
-    except (EOFError, zlib.error):
-        raise ConfigError(f"'{path}' is not a whole decision list: its end is missing or damaged") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
-    try:
-        data = json.loads(content) if len(content) <= _MOST_BYTES else None
-    except (ValueError, RecursionError):
-        data = None
+    data = parse_json(read_gzip(path, _MOST_BYTES, "decision list"), f"'{path}'")
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' is not a decision list: it holds no JSON object")
     if (form := data.get("format", FORMAT)) != FORMAT:
-        raise ConfigError(f"'{path}' is not a decision list: format={str(form)[:40]!r} must be '{FORMAT}'")
+        raise ConfigError(f"'{path}' is not a decision list: format={shown(form)} must be '{FORMAT}'")
     return parse_spec(DecisionList, data, source=f"'{path}'")

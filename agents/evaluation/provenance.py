@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from dysharp_env.config import ConfigError, Spec, load_spec, preset_names
+from dysharp_env.files import open_file, shown
 from dysharp_env.schedules import ScheduleSpec, load_schedule
 from dysharp_env.schedules.names import is_schedule_name
 from dysharp_env.system import SystemSpec
@@ -25,7 +26,6 @@ from dysharp_env.workload.suite import SuiteEntry, name_in_suites
 from .decision_list import DecisionList
 
 _SHOWN_DIGITS = 16  # of a digest
-_SHOWN_LETTERS = 200  # of a text from a file
 
 
 @dataclass(frozen=True, order=True)
@@ -91,12 +91,6 @@ def misnamed(decisions: DecisionList, scenario: Scenario, workload: Workload) ->
     return None
 
 
-def shown(text: str) -> str:
-    """Returns a text from a file as it can be printed: control characters escaped, and cut if it is long."""
-    safe = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[: _SHOWN_LETTERS + 1])
-    return safe if len(text) <= _SHOWN_LETTERS else f"{safe[:_SHOWN_LETTERS]}..."
-
-
 def _digest(spec: Spec) -> str:
     text = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -142,8 +136,5 @@ def _placement(given: str) -> list[Part]:
 
 
 def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from None
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

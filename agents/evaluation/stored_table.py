@@ -8,13 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, read_mapping, shown
 from dysharp_env.schedules.opponent import Played
 from dysharp_env.simulator.hardware import PS_PER_US
 
-from ..policies.card import read_json
 from .decision_list import DecisionList
-from .provenance import shown
 from .table import summarise
 
 _ROWS = TypeAdapter(list[Played])
@@ -29,7 +27,7 @@ class StoredTable:
         Raises:
             ConfigError: It cannot be read, or holds something else.
         """
-        document = read_json(path)
+        document = read_mapping(path)
         if document.get("schema") != "dysharp/evaluate/1":
             raise ConfigError(f"'{path}' is no table of results: its schema is '{shown(str(document.get('schema')))}'")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
         return Contender(given, rule.name, "rule", rule, (learned_rule(rule),))
     if is_only_plans(Path(given)):
         return Contender.of_schedule(load_schedule(str(Path(given) / PLANS)), given)
-    if any("/" in part or Path(part).exists() for part in given.split(",")):
+    if any("/" in part or os.path.exists(part) for part in given.split(",")):
         return read_runs(given)
     if _FUNCTION.fullmatch(given):
         return Contender(given, given, "function", given, (FunctionOpponent.of(read_function(given), given),))
@@ -97,7 +98,7 @@ def read_contender(given: str, rollouts: int = LookAhead.rollouts) -> Contender:
 
 def is_only_plans(folder: Path) -> bool:
     """Returns whether a folder is what ``agents.tune`` leaves where one plan is best for all numbers of tokens."""
-    return (folder / PLANS).is_file() and not (folder / "config.yaml").exists()
+    return os.path.isfile(folder / PLANS) and not os.path.exists(folder / "config.yaml")
 
 
 def designed_by_hand() -> tuple[ScheduleSpec, ...]:
@@ -138,7 +139,7 @@ def best_of(given: str | Path) -> tuple[Path, PolicyCard]:
         ConfigError: There is no such folder, it has no policy yet, or the card is damaged.
     """
     path = run_path(given)
-    if not (path / "best" / "policy.json").is_file():
+    if not os.path.isfile(path / "best" / "policy.json"):
         raise ConfigError(f"run folder '{path}' has no policy yet: best/ is empty")
     return path / "best", read_card(path / "best")
 

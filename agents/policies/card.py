@@ -7,7 +7,7 @@ weights belong to. Format 2 held their counts alone; its names are those of its 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from dysharp_env.config import ConfigError, Spec, parse_spec, read_yaml
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.files import read_mapping
 from dysharp_env.schedules import schedule_names
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 
@@ -86,7 +87,7 @@ def run_path(given: str | Path) -> Path:
         ConfigError: There is none.
     """
     path = Path(given)
-    if not str(given) or not path.is_dir():
+    if not str(given) or not os.path.isdir(path):
         raise ConfigError(f"run folder '{given}' does not exist")
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"'{given}' is not a run folder: it has no config.yaml")
@@ -111,21 +112,7 @@ def reference_runs() -> list[Path]:
     raise ConfigError(f"'{REFERENCE}' is not shipped with this copy: '{root}' holds no runs")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the mapping a JSON file holds.
-
-    Raises:
-        ConfigError: It is missing, damaged, or not a mapping.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"'{path}' is damaged: it is not JSON") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
-    return data
+read_json = read_mapping  # of a run's files, as training knows it
 
 
 def without_gone(data: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -157,7 +144,7 @@ def read_card(folder: Path) -> PolicyCard:
         ConfigError: It is missing or damaged, or of a version that this one does not know.
     """
     path = folder / "policy.json"
-    data = without_gone(read_json(path), str(path))
+    data = without_gone(read_mapping(path), str(path))
     if data.get("format") == _COUNTING:
         data = _named(data, path)
     card = parse_spec(PolicyCard, data, source=str(path))
@@ -176,7 +163,7 @@ def _named(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if data.get(key) != len(names):
             raise ConfigError(f"'{path}' is damaged: {key} is {data.get(key)}, not {len(names)}")
     # best/ lies in the run, checkpoints one below.
-    config = next((up / "config.yaml" for up in path.parents[1:3] if (up / "config.yaml").is_file()), None)
+    config = next((up / "config.yaml" for up in path.parents[1:3] if os.path.isfile(up / "config.yaml")), None)
     if config is None:
         raise ConfigError(f"'{path}' has format '{_COUNTING}', which needs the config.yaml of its run")
     run = without_gone(read_yaml(config), str(config))

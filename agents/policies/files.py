@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dysharp_env.config import ConfigError
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.files import foreign, read_bytes, shown
 from dysharp_env.simulator.state.observation import CONTEXT, FEATURES
 from dysharp_env.simulator.warmup import notice
 
@@ -19,6 +19,7 @@ from .candidate_policy import CandidatePolicy
 from .card import PolicyCard, read_card
 
 _NAMED = 3  # names in a line
+_MOST_BYTES = 1 << 30  # of a file of weights
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
 _COLUMNS: dict[str, tuple[str, ...]] = {"critic.layers.0.weight": ("context", "features", "features")}
 _ROWS: dict[str, tuple[str, ...]] = {}
@@ -51,6 +52,7 @@ def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
         ConfigError: A file is missing or damaged, or the policy looks at what there is no more.
     """
     card = read_card(folder)
+    _check_widths(folder / "policy.safetensors", card)
     env = env or card.env
     policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
     load_weights(folder, policy, card)
@@ -79,6 +81,25 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
     if card.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != card.sha256:
         raise ConfigError(f"'{path}' is damaged: its checksum is not that of policy.json")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
+
+
+def _check_widths(path: Path, card: PolicyCard) -> None:
+    """Checks that networks as wide as a card says are in the file, before memory and time are spent on making them.
+
+    Raises:
+        ConfigError: They are not, or the file is missing or damaged.
+    """
+    tensors, spec = load_tensors(path), card.policy
+    for part, width in (
+        ("scorer.embed", spec.hidden),
+        ("opening.embed", spec.opening_hidden),
+        ("critic.layers.2", spec.value_hidden),
+    ):
+        found = tuple(tensors[f"{part}.weight"].shape) if f"{part}.weight" in tensors else (0, 0)
+        if found != (width, width):
+            raise ConfigError(
+                f"'{path}' does not fit policy.json beside it: '{part}.weight' is {found}, not {width} wide"
+            )
 
 
 def _blocks(table: Mapping[str, Sequence[str]], name: str, card: PolicyCard) -> tuple[list[str], list[str]]:
@@ -123,7 +144,7 @@ def read_tensors(
         found = tuple(tensors[name].shape) if name in tensors else None
         wanted = shapes.get(name)
         if found != wanted:
-            raise ConfigError(f"'{path}' does not fit {fits}: '{name}' has shape {found}, not {wanted}")
+            raise ConfigError(f"'{path}' does not fit {fits}: '{shown(name)}' has shape {found}, not {wanted}")
         if tensors[name].dtype != dtype:
             raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {dtype}")
         if not bool(tensors[name].isfinite().all()):
@@ -137,12 +158,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: It is missing or damaged.
     """
-    try:
-        return load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"'{path}' is damaged: {error}") from None
+    content = read_bytes(path, _MOST_BYTES, "weights")
+    with foreign(f"'{path}' is damaged", "safetensors file"):
+        return load(content)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from dysharp_env.config import Spec, parse_spec
 from dysharp_env.envs.spec import EnvSpec
+from dysharp_env.files import read_mapping
 from dysharp_env.schedules import load_schedule
 from dysharp_env.schedules.exposure import SplitRow
 from dysharp_env.schedules.spec import NEVER_EARLY
@@ -32,7 +33,6 @@ from dysharp_env.simulator.state.observation import (
     DecisionKind,
 )
 
-from .card import read_json
 from .linear import SHOWN_OF_KIND
 from .steering import INPUTS, STEERED, network_of
 
@@ -213,7 +213,7 @@ def read_rule(path: Path) -> Rule:
     Raises:
         ConfigError: It is missing, damaged, or no rule.
     """
-    return parse_spec(Rule, read_json(path), source=str(path))
+    return parse_spec(Rule, read_mapping(path), source=str(path))
 
 
 def linear_network(wishes: Sequence[Linear]) -> Network:

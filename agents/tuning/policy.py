@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dysharp_env.envs.spec import EnvSpec
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.schedules import Problem, ScheduleSpec
 from dysharp_env.schedules.writing import as_yaml
 from dysharp_env.simulator.network import Network

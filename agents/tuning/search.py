@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.report.files import write_text
+from dysharp_env.files import read_mapping, write_text
 from dysharp_env.schedules import Problem, ScheduleSpec, load_schedule
 from dysharp_env.workers import Workers
 
-from ..policies.card import read_json
 from ..training.portfolio import Changes, Member, Portfolio, log_makespans
 
 BASE = "dysharp"
@@ -174,7 +173,7 @@ class TuneSearch:
         Raises:
             ConfigError: It is damaged or of another search.
         """
-        state = read_json(path)
+        state = read_mapping(path)
         try:
             self.steps, self.changes = int(state["steps"]), int(state["changes"])
             self.elapsed_s, self.round_s = float(state["elapsed_s"]), float(state["round_s"])

@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.schedules import LayerRun
 from dysharp_env.simulator.record import record
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from dysharp_env.config import ConfigError, Notice, did_you_mean, how_to_install
+from dysharp_env.files import shown
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -107,7 +108,7 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         sys.stdout.flush()
         return status
     except ConfigError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
@@ -128,7 +129,8 @@ def run_main(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence
         return PIPE_CLOSED
     except OSError as error:
         _silence_stdout()
-        print(f"error: cannot write the results: {error.strerror or error}", file=sys.stderr)
+        what = "write the results" if error.filename is None else f"use '{shown(os.fsdecode(error.filename))}'"
+        print(f"error: cannot {what}: {error.strerror or error}", file=sys.stderr)
         return MISTAKE
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dysharp_env.commands.output import check_targets, results_console, say
 from dysharp_env.config import ConfigError, Spec, find_config, read_yaml
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.report.keys import template
 from dysharp_env.schedules import ScheduleSpec, load_schedule, preset_of
 from dysharp_env.system import SystemSpec, load_system
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"name='{args.name}' must be letters, digits, '-', '_' and '.'")
     target = args.out or f"{args.name}.yaml"
     check_targets(("out", target, (".yaml", ".yml")), args=argparse.Namespace(base=args.base))
-    if Path(target).exists() and not args.force:
+    if os.path.exists(target) and not args.force:
         raise ConfigError(f"out='{target}' exists; name another file, or --force")
     base = args.base or kind.base
     kind.load(base)  # says what is wrong with it

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from dysharp_env import __version__
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
+from dysharp_env.files import require_writable, write_text
+from dysharp_env.files.writing import is_straight
 from dysharp_env.report.records import TimedRun, totals_of
 
 STANDARD_OUTPUT = "-"
@@ -56,13 +57,13 @@ def check_targets(
         suffixes = (suffix,) if isinstance(suffix, str) else suffix
         if suffixes is not None and path.suffix not in suffixes:
             raise ConfigError(f"{option}='{target}' must end in {' or '.join(suffixes)}")
-        if path.is_dir() or not path.parent.is_dir():
-            raise ConfigError(f"cannot write {option}='{target}': it must be a file in an existing folder")
-        if not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"cannot write {option}='{target}': the folder '{path.parent}' is not writable")
-        if reader := read.get(path.resolve()):
+        require_writable(option, target)
+        if is_straight(target):
+            continue  # a device takes what two options write
+        real = Path(os.path.realpath(target))
+        if reader := read.get(real):
             raise ConfigError(f"{option}='{target}' is the file that {reader} is read from; name another")
-        earlier = option_of.setdefault(path.resolve(), option)
+        earlier = option_of.setdefault(real, option)
         if earlier != option:
             raise ConfigError(f"{option}='{target}' is the file that {earlier} is written to; name two")
 
@@ -74,9 +75,9 @@ def _files_read(args: argparse.Namespace | None, written: Set[str]) -> dict[Path
     for option, value in vars(args).items() if args else ():
         named = value if isinstance(value, list) else [value]
         for text in (each for each in named if isinstance(each, str) and option not in {*written, "argv"}):
-            for path in (Path(text), Path(text.rpartition(":")[0] or text)):
-                if path.is_file():
-                    found[path.resolve()] = option
+            for path in (text, text.rpartition(":")[0] or text):
+                if os.path.isfile(path):
+                    found[Path(os.path.realpath(path))] = option
     return found
 
 

@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from dysharp_env.files import write_bytes
 from dysharp_env.report import STAGE_NAMES, colours, use
 from dysharp_env.report.colours import BESIDE_NAMES, FAINT, INK
-from dysharp_env.report.files import write_bytes
 from dysharp_env.report.paid import Paid
 from dysharp_env.report.spans import spans_of, stages_of
 from dysharp_env.schedules import LayerRun

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dysharp_env.report.files import write_bytes
+from dysharp_env.files import write_bytes
 from dysharp_env.workload.skew import Skew
 from dysharp_env.workload.statistics import LayerStatistics, RemoteStatistics, RoutingStatistics
 

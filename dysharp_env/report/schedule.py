@@ -6,8 +6,8 @@ import csv
 import io
 from pathlib import Path
 
+from dysharp_env.files import write_text
 from dysharp_env.multimem import ScheduleRow
-from dysharp_env.report.files import write_text
 from dysharp_env.report.timelines import timeline_of, write_timeline
 from dysharp_env.simulator.engine import Engine
 from dysharp_env.simulator.result import schedule_table

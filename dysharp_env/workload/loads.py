@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, shown
 from dysharp_env.workload.choices import count_loads
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.npz import read_arrays, split_array_name
+from dysharp_env.workload.npz import array_names, read_arrays, split_array_name
 from dysharp_env.workload.routing import LEAST_SHARE, MOST_SHARE, RoutingModel, draw_tokens, log_weight
 
 # Rounds of correction, and the tokens of each: with these, loads of 8 GPUs under the group limit of DeepSeek-R1 come
@@ -72,8 +72,10 @@ def load_loads(name: str) -> LayerLoads:
         ConfigError: The file or the array is missing, or it holds no loads.
     """
     path, array = split_array_name(name)
-    arrays = read_arrays(path, required=(str(array),))
-    counts = arrays[str(array)]
+    arrays = read_arrays(path, (str(array), "layer_index"))
+    if array not in arrays:
+        raise ConfigError(f"'{path}' lacks the array '{array}'; it holds {shown(sorted(array_names(path)))}")
+    counts = arrays[array]
     if counts.dtype.kind not in "iuf" or counts.ndim not in (2, 3) or counts.size == 0:
         raise ConfigError(f"loads '{name}' must be numbers (layer, expert), not {counts.dtype} of shape {counts.shape}")
     counts = counts.astype(np.float64)

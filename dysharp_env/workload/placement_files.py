@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.config import ConfigError, read_yaml
-from dysharp_env.workload.npz import read_arrays, split_array_name
+from dysharp_env.files import ConfigError, read_json, read_yaml, shown
+from dysharp_env.workload.npz import array_names, read_arrays, split_array_name
 from dysharp_env.workload.placement import Placement, contiguous_placement
 
 CONTIGUOUS = "contiguous"
@@ -125,7 +125,7 @@ def _read_listed(name: str) -> Any:
     if path.endswith((".yaml", ".yml")):
         return read_yaml(Path(path))
     if path.endswith(".json"):
-        return _read_json(path)
+        return read_json(Path(path))
     raise ConfigError(f"placement='{name}' is unknown; choose '{CONTIGUOUS}', 'eplb:M' or a .json, .npz or .yaml file")
 
 
@@ -161,35 +161,31 @@ def _slots_in_order(placement: Placement) -> list[int]:
     return placement.logical_of_expert[np.argsort(placement.gpu_of_expert, kind="stable")].tolist()
 
 
-def _read_json(path: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read placement '{path}': {error.strerror}") from None
-    except (ValueError, RecursionError):  # not UTF-8, or not JSON
-        raise ConfigError(f"placement '{path}' is not valid JSON") from None
-
-
 def _listed_in_npz(path: str, name: str | None) -> Any:
-    arrays = read_arrays(path)
     known = ("gpu_of_expert", "physical_to_logical_map")
+    names = [name] if name else [*known]
+    arrays = read_arrays(path, [*names, *(f"{each}__{part}" for each in names for part in ("bits", "shape"))])
     found = [name] if name else [each for each in known if each in arrays]
+    held = "" if arrays else shown(sorted(array_names(path)))
     if not found:
-        raise ConfigError(
-            f"'{path}' lacks the array '{known[0]}'; it holds {sorted(arrays)}, choose one as '{path}:NAME'"
-        )
+        raise ConfigError(f"'{path}' lacks the array '{known[0]}'; it holds {held}, choose one as '{path}:NAME'")
     if f"{found[0]}__bits" in arrays and f"{found[0]}__shape" in arrays:
         return _unpacked(path, found[0], arrays)
     if found[0] not in arrays:
-        raise ConfigError(f"'{path}' has no array '{found[0]}'; it holds {sorted(arrays)}")
+        raise ConfigError(f"'{path}' has no array '{found[0]}'; it holds {held}")
     return arrays[found[0]]
 
 
 def _unpacked(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     bits, shape = arrays[f"{name}__bits"], arrays[f"{name}__shape"]
     is_sound = bits.dtype == np.uint8 and bits.ndim == 1 and shape.dtype.kind in "iu" and shape.ndim == 1
-    if not is_sound or (shape < 1).any() or not 0 <= 8 * len(bits) - int(np.prod(shape.astype(object))) < 8:
-        raise ConfigError(f"'{path}': {name}__bits does not hold the bits of an array of shape {shape.tolist()}")
+    if (
+        not is_sound
+        or (shape < 1).any()
+        or len(shape) > 3
+        or not 0 <= 8 * len(bits) - int(np.prod(shape.astype(object))) < 8
+    ):
+        raise ConfigError(f"'{path}': {name}__bits does not hold the bits of an array of shape {shown(shape.tolist())}")
     return np.unpackbits(bits)[: int(np.prod(shape))].reshape(shape)
 
 
@@ -212,7 +208,7 @@ def _rows_of(listed: Any, experts: int, num_gpus: int) -> tuple[tuple[int, ...],
         if "physical_to_logical_map" not in listed:
             raise ConfigError(
                 "it must hold a list, or a mapping with 'physical_to_logical_map', 'layer_list' or"
-                f" 'initial_global_assignments', not {sorted(map(str, listed))}"
+                f" 'initial_global_assignments', not {shown(sorted(map(str, listed)))}"
             )
         array = np.atleast_2d(_numbers(listed["physical_to_logical_map"]))
         return tuple(range(len(array))), [_slots_of(row, num_gpus) for row in array]
@@ -235,14 +231,14 @@ def _is_order(array: np.ndarray) -> bool:
     return bool((np.sort(array, axis=1) == np.arange(array.shape[1])).all())
 
 
-def _numbers(listed: Any) -> np.ndarray:
+def _numbers(listed: Any, most_axes: int = 3) -> np.ndarray:
     try:
         array = np.asarray(listed)
-    except ValueError:  # lists of different lengths
+    except (ValueError, OverflowError, RecursionError):  # lists of different lengths, or too deep
         array = np.empty(0)
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    if array.dtype.kind not in "iu" or array.size == 0 or array.ndim not in (1, 2, 3):
+    if array.dtype.kind not in "iu" or array.size == 0 or not 1 <= array.ndim <= most_axes:
         raise ConfigError("it must list whole numbers, as many in every row")
     return array
 
@@ -265,15 +261,15 @@ def _rows_of_bits(array: np.ndarray, num_gpus: int) -> list[_Slots]:
 def _rows_by_device(layers: Any, num_gpus: int) -> list[_Slots]:
     """Returns the slots of every layer of an expert map, whose layers and devices count in the order they stand."""
     try:
-        by_layer = [[list(map(int, each["device_expert"])) for each in layer["device_list"]] for layer in layers]
-    except (KeyError, TypeError, ValueError):
+        by_layer = [[_numbers(each["device_expert"], 1) for each in layer["device_list"]] for layer in layers]
+    except (KeyError, TypeError):
         raise ConfigError("each of layer_list must have a device_list, and each of that a list device_expert") from None
     rows = []
     for number, devices in enumerate(by_layer):
         if len(devices) != num_gpus:
             raise ConfigError(f"layer {number} has {len(devices)} devices, not gpus={num_gpus}")
         held = [len(each) for each in devices]
-        rows.append((np.repeat(np.arange(num_gpus), held), np.array(sum(devices, []), np.int64)))
+        rows.append((np.repeat(np.arange(num_gpus), held), np.concatenate(devices)))
     if not rows:
         raise ConfigError("layer_list is empty")
     return rows

@@ -10,7 +10,7 @@ may be damaged or made by other programs, so everything is checked before it is 
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dysharp_env.config import ConfigError, Notice
+from dysharp_env.files import ConfigError, Notice, require_writable, shown, write_bytes
+from dysharp_env.files.errors import one_line
 from dysharp_env.workload.choices import NO_EXPERT, front_order, is_none
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.npz import read_arrays
+from dysharp_env.workload.npz import array_names, read_arrays
 
 RECORDED = "recorded"  # the name of the recording that ships with the package
 _RECORDING = Path(__file__).resolve().parent / "recordings" / "stdlib-moe64.npz"
+_ARRAYS = ("topk_ids", "topk_weights", "doc_offsets", "layer_index", "tokens_of_gpu", "experts", "source")
 SPLITS = {"all": (0.0, 1.0), "train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 _SNAP = 0.05  # a split's end moves to a document boundary at most this share of the trace away
 
@@ -69,12 +71,13 @@ class RoutingTrace:
         if numbers.shape != ids.shape[:1] or numbers.dtype.kind not in "iu":
             raise ConfigError(f"layer_index has shape {numbers.shape}; topk_ids has {ids.shape[0]} layers")
         if len(set(numbers.tolist())) != len(numbers):
-            raise ConfigError(f"layer_index names a layer twice: {numbers.tolist()}")
+            raise ConfigError(f"layer_index names a layer twice: {shown(numbers.tolist())}")
         if self.tokens_of_gpu is not None:
             counts = self.tokens_of_gpu
             if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != ids.shape[1]:
                 raise ConfigError(
-                    f"tokens_of_gpu must list whole numbers that make {ids.shape[1]} together, not {counts.tolist()}"
+                    f"tokens_of_gpu must list whole numbers that make {ids.shape[1]} together, not"
+                    f" {shown(counts.tolist())}"
                 )
         # -1 needs a type with a sign.
         narrow = np.min_scalar_type(self.experts - 1 if ids.min() >= 0 else -self.experts)
@@ -245,10 +248,11 @@ def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
         ConfigError: The file is missing or damaged, or its arrays make no trace.
     """
     path = str(_RECORDING) if name == RECORDED else name
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, _ARRAYS)
     if "topk_ids" not in arrays:
+        held = shown(sorted(array_names(path)))
         raise ConfigError(
-            f"'{path}' lacks the array 'topk_ids'; it holds {sorted(arrays)}, of which loads are read as '{path}:NAME'"
+            f"'{path}' lacks the array 'topk_ids'; it holds {held}, of which loads are read as '{path}:NAME'"
         )
     ids = arrays["topk_ids"]
     try:
@@ -267,7 +271,7 @@ def load_trace(name: str, experts: int | None = None) -> RoutingTrace:
             doc_offsets=arrays.get("doc_offsets", np.array([0, ids.shape[1]], dtype=np.int32)),
             layer_index=arrays.get("layer_index", np.arange(len(ids))),
             topk_weights=weights,
-            source=str(arrays.get("source", "")),
+            source=one_line(str(arrays.get("source", ""))),
             tokens_of_gpu=arrays.get("tokens_of_gpu"),
             is_experts_known="experts" in arrays or experts is not None,
         ).without_padding()
@@ -283,18 +287,16 @@ def require_output(path: str) -> None:
     """
     if not path.endswith(".npz"):
         raise ConfigError(f"output='{path}' must end in .npz")
-    if Path(path).is_dir() or not Path(path).parent.is_dir():
-        raise ConfigError(f"output='{path}' must be a file in an existing folder")
+    require_writable("output", path)
 
 
 def save_trace(trace: RoutingTrace, path: str, **more: np.ndarray) -> None:
-    """Writes a trace as a compressed npz, and ``more`` arrays in it; the file appears whole or not at all.
+    """Writes a trace as a compressed npz, and ``more`` arrays in it.
 
     Raises:
         ConfigError: The path does not end in .npz or cannot be written.
     """
     require_output(path)
-    target = Path(path)
     arrays = {
         "topk_ids": trace.topk_ids,
         "doc_offsets": trace.doc_offsets.astype(np.int32),
@@ -308,12 +310,6 @@ def save_trace(trace: RoutingTrace, path: str, **more: np.ndarray) -> None:
         arrays["topk_weights"] = trace.topk_weights.astype(np.float16)
     if trace.tokens_of_gpu is not None:
         arrays["tokens_of_gpu"] = trace.tokens_of_gpu.astype(np.int64)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("xb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, target)
-    except OSError as error:
-        raise ConfigError(f"cannot write '{path}': {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, stream.getvalue())

@@ -11,7 +11,7 @@ from dysharp_env.commands.options import require_at_least
 from dysharp_env.commands.output import check_targets, say
 from dysharp_env.commands.trace.sources import SOURCES, add_output_option, loads_of, read_routing
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.placement_files import placements_json, placements_yaml
 from dysharp_env.workload.skew import Skew, contiguous_skews

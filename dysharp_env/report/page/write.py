@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from dysharp_env.report.files import write_text
+from dysharp_env.files import write_text
 from dysharp_env.report.page.parts import Page
 
 FILE = "index.html"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dysharp_env.config import ConfigError
-from dysharp_env.report.files import write_bytes
+from dysharp_env.files import write_bytes
 from dysharp_env.report.timelines.chakra import chakra_traces
 from dysharp_env.report.timelines.chrome import chrome_json
 from dysharp_env.report.timelines.kineto import kineto_json
@@ -45,11 +45,11 @@ def check_target(target: str, kind: str | None) -> None:
             endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             raise ConfigError(f"timeline='{target}' must end in {endings}; a folder needs timeline_format")
         return
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise ConfigError(f"timeline='{target}' must be a folder: timeline_format='{kind}' writes a file for each GPU")
-    if not path.exists() and not path.parent.is_dir():
+    if not os.path.exists(path) and not os.path.isdir(path.parent):
         raise ConfigError(f"cannot write timeline='{target}': the folder '{path.parent}' does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise ConfigError(f"cannot write timeline='{target}': it is not writable")
 
 

@@ -12,6 +12,7 @@ from dysharp_env.validation.tables.megamoe import MegaMoE
 from dysharp_env.validation.tables.readings import CannotExpressError, Reading, Row
 from dysharp_env.validation.tables.trtllm import PAYS, VECTOR_BYTES, AllToAll
 
+_MOST_POWER = 100.0  # of a power law
 _KERNELS = sorted({kernels for kernels, _ in PAYS})
 _PHASES = sorted({phase for _, phase in PAYS})
 
@@ -78,7 +79,7 @@ def _megamoe(row: Row, seed: int) -> Iterator[Reading]:
     if row.count("num_fused_shared_experts", least=0):
         raise CannotExpressError("fused shared experts")
     law = re.fullmatch(r"power_law_(\d+(?:\.\d+)?)", distribution)
-    if distribution != "balanced" and (law is None or float(law[1]) == 1):
+    if distribution != "balanced" and (law is None or not 0 < float(law[1]) < _MOST_POWER or float(law[1]) == 1):
         raise CannotExpressError(f"distribution '{distribution}'")
     kernel = MegaMoE(preset, ranks, hidden, inter, top_k, experts, distribution, tokens, seed=seed)
     yield Reading(row.line, distribution, f"EP{ranks}", measured_us, kernel)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.config import require_choice
+from dysharp_env.files import ConfigError, foreign, read_bytes, read_gzip, shown
+from dysharp_env.files.reading import decoded
 from dysharp_env.validation.tables.kinds import KINDS, Kind
 from dysharp_env.validation.tables.published import published_readings
 from dysharp_env.validation.tables.readings import CannotExpressError, Reading, Row, Table
@@ -18,6 +19,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 # Published singly, not as a file.
 PUBLISHED, ALL = "published", "all"
 _SUFFIXES = (".csv", ".csv.gz")
+_MOST_BYTES, _MOST_ROWS = 16 << 20, 100_000  # of a table
 
 
 def table_names() -> list[str]:
@@ -51,17 +53,18 @@ def load_table(name_or_path: str, seed: int = 0) -> Table:
         return Table(PUBLISHED, len(readings), readings, {})
     path = Path(name_or_path) if name_or_path.endswith(_SUFFIXES) else DATA / f"{name_or_path}.csv.gz"
     text = _text_of(path, name_or_path)
-    columns = next(csv.reader(io.StringIO(text)), [])
-    kind = _kind_of(columns, name_or_path)
+    rows_found = _rows(text, name_or_path)
+    columns = next(rows_found)
+    kind = _kind_of(list(columns.cells), name_or_path)
     readings_found: list[Reading] = []
     left_out: Counter[str] = Counter()
     rows = 0
-    for row in _rows(text, name_or_path):
+    for row in rows_found:
         rows += 1
         try:
             readings_found += kind.read(row, seed)
         except CannotExpressError as reason:
-            left_out[str(reason)] += 1
+            left_out[shown(str(reason))] += 1
     if not rows:
         raise ConfigError(f"table='{name_or_path}' has no rows under its header")
     return Table(name_or_path, rows, tuple(readings_found), dict(left_out))
@@ -69,13 +72,11 @@ def load_table(name_or_path: str, seed: int = 0) -> Table:
 
 def _text_of(path: Path, given: str) -> str:
     try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot read table='{given}': {why}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"cannot read table='{given}': it is no text in UTF-8") from None
+        is_packed = path.suffix == ".gz"
+        content = (read_gzip if is_packed else read_bytes)(path, _MOST_BYTES, "table")
+        return decoded(content, f"'{path}'")
+    except ConfigError as error:
+        raise ConfigError(f"table='{given}': {error}") from None
 
 
 def _kind_of(columns: list[str], given: str) -> Kind:
@@ -94,11 +95,18 @@ def _kind_of(columns: list[str], given: str) -> Kind:
 
 
 def _rows(text: str, given: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text))
-    header = [column.strip() for column in next(reader)]
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise ConfigError(f"'{given}', line {reader.line_num}: {len(cells)} cells under {len(header)} columns")
-        yield Row(given, reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True)))
+    """Yields the header, whose cells are the names of columns, and every row that is not blank.
+
+    Raises:
+        ConfigError: It is no CSV, has too many rows, or one of another length than the header.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""))
+    with foreign(f"'{given}'", "table in CSV"):
+        header = [column.strip() for column in next(reader, [])]
+        yield Row(given, 1, {column: column for column in header})
+        for count, cells in enumerate(each for each in reader if each):
+            if count >= _MOST_ROWS:
+                raise ConfigError(f"'{given}', line {reader.line_num}: more than {_MOST_ROWS} rows cannot be read")
+            if len(cells) != len(header):
+                raise ConfigError(f"'{given}', line {reader.line_num}: {len(cells)} cells under {len(header)} columns")
+            yield Row(given, reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True)))

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dysharp_env.report.files import write_bytes
+from dysharp_env.files import write_bytes
 from dysharp_env.validation.tables.errors import Outcome, TableErrors
 
 # Okabe and Ito, "Color Universal Design" (2008).

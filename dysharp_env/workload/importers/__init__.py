@@ -7,12 +7,14 @@ sizes that a file claims are checked before memory is taken for them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dysharp_env.config import ConfigError, require_choice
+from dysharp_env.config import require_choice
+from dysharp_env.files import ConfigError, foreign, shown
 from dysharp_env.workload.importers import arrays, engines, records, responses, tables
 from dysharp_env.workload.importers import recognition as known
 from dysharp_env.workload.importers.assembly import Imported, Phase, assemble, sample
@@ -127,7 +129,7 @@ def format_of(path: Path) -> str:
         raise ConfigError(f"'{path}': is a placement of experts, not routing; give it as placement")
     if look.kind == "json" and look.names & {"meta_info", "sglext"}:
         raise ConfigError(f"'{path}': has no key 'routed_experts': the request must ask for it (return_routed_experts)")
-    what = f"{look.kind} with {sorted(look.names)}" if look.names else f"{look.kind}{look.header[:40]!r:.60}"
+    what = f"{look.kind} with {shown(sorted(look.names))}" if look.names else f"{look.kind} {shown(look.header[:40])}"
     raise ConfigError(f"'{path}': is of no known format ({what}); choose format from {list(FORMATS)}")
 
 
@@ -180,8 +182,11 @@ def import_routing(
 def _files_of(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
-        files += [each for each in inside if not each.name.startswith(".")] if path.is_dir() else inside
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        with foreign(f"'{path}'", "folder"):
+            files += sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
     if not files:
         raise ConfigError(f"'{paths[0]}' holds no files" if paths else "no files to import")
     if len(files) > _MOST_FILES:

@@ -17,31 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, shown
 from dysharp_env.workload.importers.pieces import Counted, Piece, Routing, Wanted, counts_of, ids_of, to_logical
-from dysharp_env.workload.importers.reading import MOST_ARRAY_BYTES, Budget, read_npy, zip_members
+from dysharp_env.workload.importers.reading import Budget
 from dysharp_env.workload.layer import LayerSpec
-from dysharp_env.workload.npz import read_arrays
+from dysharp_env.workload.npz import array_names, read_arrays, read_npy
 
-LOGITS = re.compile(r"router_logits(?:_(\d+))?$")
+LOGITS = re.compile(r"router_logits(?:_\d{1,6})?")
+_NAMES = ("routed_experts", "topk_ids", "prompt_token_ids", "experts")  # of an npz of ids
 _ROWS = 4096  # tokens whose logits are sorted at once
-
-
-def array_names(path: Path) -> set[str]:
-    """Returns the names of the arrays of an .npz file; none if it is another kind of archive."""
-    return {name.removesuffix(".npy") for name in zip_members(path) if name.endswith(".npy")}
-
-
-def read_arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file that is not too large.
-
-    Raises:
-        ConfigError: It is too large or damaged.
-    """
-    size = sum(zip_members(path).values())
-    if size > MOST_ARRAY_BYTES:
-        raise ConfigError(f"'{path}': {size >> 20} MB of arrays; at most {MOST_ARRAY_BYTES >> 20} MB can be read")
-    return read_arrays(str(path))
 
 
 def read_ids(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing | Counted:
@@ -57,10 +41,12 @@ def read_ids(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing | Cou
                 return Counted(counts_of(array, where, "array"), tuple(range(len(array))), where)
             routing.pieces.append(_piece(array, None, where, "array", wanted, budget, routing.notes))
             continue
-        arrays = read_arrays_of(path)
+        arrays = read_arrays(str(path), _NAMES)
         key = "routed_experts" if "routed_experts" in arrays else "topk_ids"
         if key not in arrays:
-            raise ConfigError(f"{where}: has no array 'routed_experts' or 'topk_ids'; it holds {sorted(arrays)}")
+            raise ConfigError(
+                f"{where}: has no array 'routed_experts' or 'topk_ids'; it holds {shown(array_names(path))}"
+            )
         prompt = arrays.get("prompt_token_ids")
         prefill = prompt.size if prompt is not None and prompt.ndim == 1 else None
         routing.pieces.append(_piece(arrays[key], prefill, where, key, wanted, budget, routing.notes))
@@ -136,14 +122,12 @@ def _refuse_groups(model: LayerSpec | None, where: str) -> None:
 def _logits_of(path: Path) -> dict[int, np.ndarray]:
     """Returns logits, (token, expert), by the number of the layer."""
     where, found = f"'{path}'", {}
-    for name, array in read_arrays_of(path).items():
-        match = LOGITS.fullmatch(name)
-        if match is None:
-            continue
+    arrays = read_arrays(str(path), {name for name in array_names(path) if LOGITS.fullmatch(name)})
+    for name, array in arrays.items():
         if array.dtype.kind != "f" or array.ndim not in (2, 3) or 0 in array.shape:
             raise ConfigError(f"{where}: {name} must be floats with 2 or 3 axes, not {array.dtype} of {array.shape}")
-        if match[1] is not None:
-            found[int(match[1])] = array.reshape(-1, array.shape[-1])
+        if number := name.removeprefix("router_logits").removeprefix("_"):
+            found[int(number)] = array.reshape(-1, array.shape[-1])
         else:
             found.update(enumerate(array if array.ndim == 3 else array[None]))
     if not found:

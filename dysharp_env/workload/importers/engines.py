@@ -10,24 +10,23 @@ counts by expert; of some forks also ``rank{r}_raw.safetensors`` with ids, (toke
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, foreign, read_json
 from dysharp_env.workload.importers.pieces import Counted, Piece, Routing, Wanted, counts_of, ids_of, map_of, to_logical
 from dysharp_env.workload.importers.reading import (
-    MOST_ARRAY_BYTES,
     Budget,
     array_of,
     count_field,
     field,
-    read_json,
     read_start,
-    zip_members,
 )
+from dysharp_env.workload.npz import MOST_ARRAY_BYTES, zip_members
 
 _DECODE = 2  # forward_mode of SGLang's records
 RANK_FILE = re.compile(r"rank(\d+)(_raw)?\.safetensors")
@@ -186,12 +185,13 @@ def _load_tensors(path: Path) -> Any:
         )
     import torch
 
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # whatever a damaged or hostile file makes of it
-        if "weights" in str(error).lower() or "unsupported" in str(error).lower():
-            refuse_pickle(path)
-        raise ConfigError(f"'{path}': not a whole .pt file: {' '.join(str(error).split())[:120]}") from None
+    with foreign(f"'{path}'", ".pt file"):
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            if "weights" in str(error).lower() or "unsupported" in str(error).lower():
+                refuse_pickle(path)
+            raise
 
 
 def _array(value: Any, where: str, key: str, budget: Budget) -> np.ndarray:
@@ -244,7 +244,7 @@ def read_tensorrt(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing 
 def _meta_of(paths: list[Path]) -> tuple[int | None, int | None]:
     """Returns experts and top-k of the meta_info.json among files or beside the first."""
     path = next((path for path in paths if path.name == "meta_info.json"), paths[0].with_name("meta_info.json"))
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None, None
     held, where = read_json(path), f"'{path}'"
     return count_field(held, "num_experts", where, 1), count_field(held, "num_experts_per_token", where, 1)
@@ -276,24 +276,19 @@ def _read_safetensors(path: Path, wanted: Wanted, budget: Budget, ndim: int) -> 
     size = int.from_bytes(read_start(path, 8), "little")
     if size > _MOST_HEADER_BYTES:
         raise ConfigError(f"{where}: its header claims {size} bytes; at most {_MOST_HEADER_BYTES} are read")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     found: dict[int, dict[int, np.ndarray]] = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                match = _TENSOR.fullmatch(name)
-                if match is None:
-                    raise ConfigError(f"{where}: tensor '{name[:60]}' must be named ITERATION_LAYER")
-                if not wanted.has_step(int(match[1])):
-                    continue
-                shape = file.get_slice(name).get_shape()
-                if len(shape) != ndim:
-                    raise ConfigError(f"{where}: {name} has shape {shape}; it must have {ndim} axes")
-                budget.take(int(np.prod([int(each) for each in shape], dtype=object)), f"{where}: {name}")
-                found.setdefault(int(match[1]), {})[int(match[2])] = file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: not a whole safetensors file: {' '.join(str(error).split())[:120]}") from None
+    with foreign(where, "safetensors file"), safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            match = _TENSOR.fullmatch(name)
+            if match is None:
+                raise ConfigError(f"{where}: tensor '{name}' must be named ITERATION_LAYER")
+            if not wanted.has_step(int(match[1])):
+                continue
+            shape = file.get_slice(name).get_shape()
+            if len(shape) != ndim:
+                raise ConfigError(f"{where}: {name} has shape {shape}; it must have {ndim} axes")
+            budget.take(int(np.prod([int(each) for each in shape], dtype=object)), f"{where}: {name}")
+            found.setdefault(int(match[1]), {})[int(match[2])] = file.get_tensor(name)
     return found

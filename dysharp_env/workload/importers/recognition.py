@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dysharp_env.workload.importers.arrays import LOGITS, array_names
+from dysharp_env.files import open_file
+from dysharp_env.files.as_json import MOST_DATA_BYTES
+from dysharp_env.workload.importers.arrays import LOGITS
 from dysharp_env.workload.importers.engines import RANK_FILE
-from dysharp_env.workload.importers.reading import MOST_JSON_BYTES, read_start, zip_members
+from dysharp_env.workload.importers.reading import read_start
 from dysharp_env.workload.importers.tables import LLAMA_HEADER, SGLANG_HEADER
+from dysharp_env.workload.npz import array_names, zip_members
 
 _START_BYTES = 4096
 _CHUNK_BYTES = 4 << 20
@@ -65,9 +68,9 @@ def look_at(path: Path) -> Look:
 def _keys_of(path: Path) -> frozenset[str]:
     """Returns the keys that formats have, of those in the file or at its start that are enough."""
     found: set[str] = set()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         rest = b""
-        for _ in range(MOST_JSON_BYTES // _CHUNK_BYTES + 1):
+        for _ in range(MOST_DATA_BYTES // _CHUNK_BYTES + 1):
             chunk = file.read(_CHUNK_BYTES)
             if not chunk or found & _DECISIVE:
                 break

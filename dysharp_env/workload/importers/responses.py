@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, read_json
 from dysharp_env.workload.importers.pieces import Piece, Routing, Wanted, ids_of, to_logical
 from dysharp_env.workload.importers.reading import (
     Budget,
     array_of,
-    array_of_npy,
     decode_base64,
     field,
     is_lines,
-    read_json,
     read_json_lines,
 )
+from dysharp_env.workload.npz import array_of_npy
 
 _KEY = "routed_experts"
 _PROMPT_KEY = "prompt_routed_experts"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, check_size, foreign, shown
 from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.importers.pieces import (
     MOST_EXPERTS,
@@ -31,7 +31,8 @@ from dysharp_env.workload.importers.pieces import (
     ids_of,
     to_logical,
 )
-from dysharp_env.workload.importers.reading import MOST_ARRAY_BYTES, MOST_IDS, Budget, read_lines
+from dysharp_env.workload.importers.reading import MOST_IDS, Budget, read_lines
+from dysharp_env.workload.npz import MOST_ARRAY_BYTES
 
 LLAMA_HEADER = b"layer,expert"
 SGLANG_HEADER = b"layer_id,expert_id,count"
@@ -57,7 +58,7 @@ def _read_table(path: Path, columns: int) -> Iterator[np.ndarray]:
             table = np.empty((0, 0), np.int64)
         if table.shape != (len(block), columns):
             number, line = next((each for each in block if not _is_row(each[1], columns)), block[0])
-            raise ConfigError(f"'{path}' line {number}: {line[:40]!r} must be {columns} whole numbers")
+            raise ConfigError(f"'{path}' line {number}: {shown(line)} must be {columns} whole numbers")
         if (table < 0).any():
             number = block[int((table < 0).any(axis=1).argmax())][0]
             raise ConfigError(f"'{path}' line {number}: {table[table < 0][0]} must not be negative")
@@ -175,29 +176,20 @@ def read_flame(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing:
 
 def _read_parquet(path: Path, budget: Budget) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the ids, (token, k), and where there are some the scores of one layer."""
-    import pyarrow
     from pyarrow import parquet
 
     where = f"'{path}'"
-    try:
-        with parquet.ParquetFile(path) as file:
-            size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
-            names = file.schema_arrow.names
-            if "indices" not in names:
-                raise ConfigError(f"{where}: has no column 'indices'; it holds {names}")
-            if size > MOST_ARRAY_BYTES:
-                raise ConfigError(
-                    f"{where}: {size >> 20} MB of columns; at most {MOST_ARRAY_BYTES >> 20} MB can be read"
-                )
-            parts: dict[str, list[np.ndarray]] = {name: [] for name in ("indices", "scores") if name in names}
-            for batch in file.iter_batches(_ROWS, columns=list(parts)):
-                for name, blocks in parts.items():
-                    blocks.append(_lists_of(batch.column(name), where, name))
-                budget.take(parts["indices"][-1].size, f"{where}: indices")
-    except ConfigError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{where}: not a whole parquet file: {' '.join(str(error).split())[:120]}") from None
+    with foreign(where, "parquet file"), parquet.ParquetFile(path) as file:
+        size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        names = file.schema_arrow.names
+        if "indices" not in names:
+            raise ConfigError(f"{where}: has no column 'indices'; it holds {shown(names)}")
+        check_size(path, size, MOST_ARRAY_BYTES, "columns")
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in ("indices", "scores") if name in names}
+        for batch in file.iter_batches(_ROWS, columns=list(parts)):
+            for name, blocks in parts.items():
+                blocks.append(_lists_of(batch.column(name), where, name))
+            budget.take(parts["indices"][-1].size, f"{where}: indices")
     if not parts["indices"]:
         raise ConfigError(f"{where}: has no rows")
     if len({block.shape[1] for block in parts["indices"]}) > 1:
@@ -259,7 +251,5 @@ def _open_gguf(path: Path) -> Any:
                 raise ValueError("it ends early, or holds too many parts")
             return super()._get(offset, dtype, count, override_order)
 
-    try:
+    with foreign(f"'{path}'", "GGUF file"):
         return BoundedReader(path)
-    except (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError) as error:
-        raise ConfigError(f"'{path}': not a whole GGUF file: {' '.join(str(error).split())[:120]}") from None
