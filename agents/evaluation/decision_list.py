@@ -69,9 +69,9 @@ class DecisionList(Spec):
     """Name of the workload in its suite."""
     scenario: ScenarioSpec
     """Machine, model and source of routing."""
-    workload_seed: Annotated[int, Field(ge=0)]
+    workload_seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Seed the workload was drawn with."""
-    renaming: Annotated[int, Field(ge=0)] = 0
+    renaming: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Which numbers the GPUs had; see ``Problem.renamed``."""
     routing_sha256: str
     """Digest of routing and placement; see ``routing_digest``."""
@@ -79,9 +79,9 @@ class DecisionList(Spec):
     """Primitives, gates, costs, SM groups, and the rule of what was not asked."""
     asked: AskedSpec
     """Which decisions were asked."""
-    choices: tuple[Annotated[int, Field(ge=0)], ...]
+    choices: tuple[Annotated[int, Field(ge=0, lt=4096)], ...]
     """Row taken in every asked decision, in order."""
-    makespan_ps: Annotated[int, Field(ge=0)]
+    makespan_ps: Annotated[int, Field(ge=0, lt=2**63)]
     """What the table says."""
 
 

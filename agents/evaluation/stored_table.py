@@ -15,7 +15,7 @@ from dysharp_env.simulator.hardware import PS_PER_US
 from .decision_list import DecisionList
 from .table import summarise
 
-_ROWS = TypeAdapter(list[Played])
+_ROW = TypeAdapter(Played)
 
 
 class StoredTable:
@@ -30,11 +30,11 @@ class StoredTable:
         document = read_mapping(path)
         if document.get("schema") != "dysharp/evaluate/1":
             raise ConfigError(f"'{path}' is no table of results: its schema is '{shown(str(document.get('schema')))}'")
-        try:
-            self.rows = _ROWS.validate_python(document.get("rows"))
-        except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ConfigError(f"'{path}' is damaged: rows.{place}: {error.errors()[0]['msg']}") from None
+        rows = document.get("rows")
+        if not isinstance(rows, list):
+            raise ConfigError(f"'{path}' is damaged: rows must be a list")
+        # One by one, so that of many wrong ones the first is told at once.
+        self.rows = [_row_of(row, f"'{path}' is damaged: rows.{place}") for place, row in enumerate(rows)]
         self._document = document
         self._left = {_key(row): row for row in self.rows}
 
@@ -72,6 +72,15 @@ class StoredTable:
         except ConfigError:
             return False
         return any(asdict(each) == summary for each in derived)
+
+
+def _row_of(row: Any, where: str) -> Played:
+    try:
+        return _ROW.validate_python(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f".{each}" for each in first["loc"])
+        raise ConfigError(f"{where}{place}: {first['msg']}") from None
 
 
 def _is_named(summary: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -43,6 +43,10 @@ TIE = "the first of the nearest splits"
 WEIGHED_KINDS = tuple(kind for kind in DECISION_KINDS if kind != "split")
 
 
+# So that sums of products of some fit in the engine's float32.
+Weight = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+
+
 def definition(name: str) -> str:
     """Returns what a context value is, so that it can stand alone."""
     meaning, before = CONTEXT_MEANINGS[name], [*CONTEXT[: CONTEXT.index(name)]]
@@ -55,9 +59,9 @@ def definition(name: str) -> str:
 class Linear(Spec):
     """A weight or a wish that is a sum of weighted context values."""
 
-    constant: float = Field(allow_inf_nan=False)
+    constant: Weight
     """What it is where all of them are 0."""
-    weights: dict[str, float]
+    weights: dict[str, Weight]
     """Weight of each context value, by name."""
 
     @property

@@ -7,6 +7,7 @@ mistake of the user becomes a line on standard error and exit status 2; the scri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -145,4 +146,5 @@ def _show_warning(
 
 
 def _silence_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(io.UnsupportedOperation):  # of what stands for it where a command is called as a function
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

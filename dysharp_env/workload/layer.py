@@ -27,7 +27,7 @@ class LayerSpec(Spec):
     """Values in a token's vector."""
     moe_ff: Size
     """Inner width of one expert."""
-    experts: Size
+    experts: Annotated[int, Field(ge=1, le=65536)]
     """Routed experts in the layer."""
     top_k: Size
     """Experts each token chooses, all distinct; of those that compute nothing it goes to none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import warnings
 import zipfile
 from collections.abc import Collection
@@ -88,6 +89,8 @@ def _array_of(stream: Any, size: int, where: str) -> np.ndarray:
     _check_claim(shape, dtype, size - stream.tell(), where)
     content = bytearray(size - stream.tell())  # unlike bytes, an array of these can be written to
     _check_claim(shape, dtype, stream.readinto(content), where)
+    if dtype.kind == "U" and (np.frombuffer(content, f"{dtype.byteorder}u4") > sys.maxunicode).any():
+        raise ConfigError(f"{where}: holds what are no letters")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 

@@ -20,6 +20,7 @@ from dysharp_env.workload.loads import is_loads_name
 from dysharp_env.workload.placement import Placement
 from dysharp_env.workload.placement_files import CONTIGUOUS, LayerPlacements, load_placements
 from dysharp_env.workload.replicas import ReplicaRule, serve
+from dysharp_env.workload.room import require_room
 from dysharp_env.workload.traces import is_trace_name
 from dysharp_env.workload.workload import Workload
 
@@ -48,9 +49,10 @@ class WorkloadSource:
         hot_from: float = 0.5,
     ) -> None:
         self._layer, self._replicas = layer, replicas
+        counts = None if tokens == "trace" else _counted(tokens, num_gpus)
+        require_room(layer, num_gpus, 0 if counts is None else int(counts.sum()))
         self._slots = _eplb_slots(placement, layer.experts, num_gpus)
         placements = load_placements(placement if self._slots is None else CONTIGUOUS, layer.experts, num_gpus)
-        counts = None if tokens == "trace" else _counted(tokens, num_gpus)
         if is_trace_name(routing):
             self._drawing: Drawing = Traced(routing, layer, counts, num_gpus, layer_index, split)
         else:

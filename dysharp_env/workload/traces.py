@@ -74,7 +74,7 @@ class RoutingTrace:
             raise ConfigError(f"layer_index names a layer twice: {shown(numbers.tolist())}")
         if self.tokens_of_gpu is not None:
             counts = self.tokens_of_gpu
-            if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != ids.shape[1]:
+            if counts.ndim != 1 or counts.dtype.kind not in "iu" or not _make(counts, ids.shape[1]):
                 raise ConfigError(
                     f"tokens_of_gpu must list whole numbers that make {ids.shape[1]} together, not"
                     f" {shown(counts.tolist())}"
@@ -193,6 +193,11 @@ def experts_in_front(ids: np.ndarray, weights: np.ndarray | None) -> tuple[np.nd
         weights = np.where(is_none(ids), weights.dtype.type(0), weights)
         weights = np.take_along_axis(weights, order, axis=-1)
     return np.take_along_axis(ids, order, axis=-1), weights
+
+
+def _make(counts: np.ndarray, total: int) -> bool:
+    """Returns whether counts make a total together, of which none may be so large that sums overflow."""
+    return bool(((counts >= 0) & (counts <= total)).all()) and int(counts.sum()) == total
 
 
 def _check_ids(ids: np.ndarray, experts: int) -> None:

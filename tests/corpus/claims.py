@@ -264,7 +264,6 @@ OF_PARSER: dict[str, dict[str, bytes | str | Callable[[bytes], bytes]]] = {
         "choice beyond all": _list_with(choices=[10**400]),
         "seed beyond all": _list_with(workload_seed=10**40),
         "renaming below nothing": _list_with(renaming=-1),
-        "half of a letter": _list_with(policy="\ud800"),
         "machine that is a pipe": _list_with(
             scenario={**parsers.decision_list()["scenario"], "system": "/dev/zero", "model": "x" * 5000}
         ),

@@ -16,11 +16,9 @@ import numpy as np
 
 from dysharp_env.config import find_config
 from dysharp_env.schedules import load_schedule
-from dysharp_env.system import load_system
 from dysharp_env.validation.tables.load import load_table
 from dysharp_env.workload import ScenarioSpec
 from dysharp_env.workload.importers import Wanted, import_routing
-from dysharp_env.workload.layer import load_model
 from dysharp_env.workload.loads import load_loads
 from dysharp_env.workload.placement_files import load_placements, load_slot_maps
 from dysharp_env.workload.suite import load_suite
@@ -236,12 +234,16 @@ _TABLE = (
     "device,num_tokens,hidden_size,topk,num_experts,moe_ep_size,distribution,latency_us,op_name,kernel_source,moe_dtype\n"
     "NVIDIA GB200,64,7168,8,256,8,balanced,30.5,alltoall_dispatch,NVLinkOneSided,nvfp4\n"
 )
+_SYSTEM = (
+    "dysharp_env.__main__",
+    lambda path: ["simulate", *_SMALL[:2], "--tokens", "4", "--routing", "uniform", "--system", path],
+)
 _RUN = ("dysharp_env.__main__", lambda path: ["simulate", *_SMALL, "--schedule", f"{path.parents[1]}/"])
 PARSERS = {
     parser.name: parser
     for parser in (
-        Parser("system", "s.yaml", preset("systems", "dgx-h100"), _simulate("--system"), lambda p: load_system(str(p))),
-        Parser("model", "m.yaml", preset("models", "olmoe"), _simulate("--model"), lambda p: load_model(str(p))),
+        Parser("system", "s.yaml", preset("systems", "dgx-h100"), _SYSTEM, lambda p: _drawn(system=str(p), gpus=None)),
+        Parser("model", "m.yaml", preset("models", "olmoe"), _simulate("--model"), lambda p: _drawn(model=str(p))),
         Parser(
             "schedule",
             "s.yaml",

@@ -50,7 +50,7 @@ def _read_table(path: Path, columns: int) -> Iterator[np.ndarray]:
         ConfigError: A line is something else; the message has its number.
     """
     lines = read_lines(path, _MOST_LINE)
-    next(lines)
+    next(lines, None)
     while block := list(islice(lines, _ROWS)):
         try:
             table = np.loadtxt([line for _, line in block], np.int64, delimiter=",", ndmin=2, comments=None)
