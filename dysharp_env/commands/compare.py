@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
+from dysharp_env.commands.estimate import expected
 from dysharp_env.commands.options import (
     add_report_option,
     add_run_options,
@@ -81,16 +83,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"plot='{args.plot}' shows a sweep; name one, such as --sweep tokens=64,256,1024")
     contenders = _read_fitting(args, [scenario])
     against = _read_against(args, contenders)
-    workloads = scenario.draw_layers(args.seed)
-    require_one_layer(workloads, {"picture": args.picture})
-    ensure_compiled()
-    # All that are named are drawn; of all presets those that are fastest run again with a log.
-    logging = bool(args.picture or args.report) and args.schedule is not None and len(workloads) == 1
-    runs = [
-        run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging)
-        for workload in workloads
-        for contender in contenders
-    ]
+    with expected([scenario], contenders, args.resolution) as next_run:
+        workloads = scenario.draw_layers(args.seed)
+        require_one_layer(workloads, {"picture": args.picture})
+        ensure_compiled()
+        # All that are named are drawn; of all presets those that are fastest run again with a log.
+        logging = bool(args.picture or args.report) and args.schedule is not None and len(workloads) == 1
+        runs = []
+        for workload, contender in product(workloads, contenders):
+            runs.append(run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging))
+            next_run()
     totals = totals_of(runs)
     config = {**describe_config(scenario, contenders, args.resolution), "against": against}
     records = run_records(runs)
@@ -169,16 +171,15 @@ def _run_sweep(args: argparse.Namespace, scenario: Scenario) -> int:
     against = _read_against(args, contenders)
     ensure_compiled()
     points, runs, records = [], [], []
-    for place, (value, swept) in enumerate(zip(sweep.values, scenarios, strict=True)):
-        drawn = swept.draw_layers(args.seed)
-        runs = [
-            run_timed(swept, workload, contender, resolution=args.resolution)
-            for workload in drawn
-            for contender in contenders
-        ]
-        records += [{sweep.key: value, **run.record()} for run in runs]
-        points.append(Point(value, tuple(totals_of(runs))))
-        notice(f"{place + 1} of {len(scenarios)} values of {sweep.key} simulated")
+    with expected(scenarios, contenders, args.resolution) as next_run:
+        for place, (value, swept) in enumerate(zip(sweep.values, scenarios, strict=True)):
+            runs = []
+            for workload, contender in product(swept.draw_layers(args.seed), contenders):
+                runs.append(run_timed(swept, workload, contender, resolution=args.resolution))
+                next_run()
+            records += [{sweep.key: value, **run.record()} for run in runs]
+            points.append(Point(value, tuple(totals_of(runs))))
+            notice(f"{place + 1} of {len(scenarios)} values of {sweep.key} simulated")
     found = crossings(points, against) if sweep.is_of_numbers else []
     config = {**describe_config(scenario, contenders, args.resolution), "against": against, "sweep": args.sweep}
     content = {"points": [each.record() for each in points], "crossings": [each.record() for each in found]}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.columns import Columns
 
+from dysharp_env.commands.estimate import expected
 from dysharp_env.commands.options import (
     add_report_option,
     add_run_options,
@@ -69,13 +70,15 @@ def run(args: argparse.Namespace) -> int:
     scenario = read_scenario(args)
     (contender,) = read_named_apart(names)
     contender.first.require_fit(scenario)  # refuses a schedule that does not fit before anything long starts
-    workloads = scenario.draw_layers(args.seed)
-    require_one_layer(workloads, {option: getattr(args, option) for option in (*FILES, "timeline")})
-    ensure_compiled()
-    logging = bool(args.timeline or args.picture or args.report) and len(workloads) == 1
-    runs = [
-        run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging) for workload in workloads
-    ]
+    with expected([scenario], [contender], args.resolution) as next_run:
+        workloads = scenario.draw_layers(args.seed)
+        require_one_layer(workloads, {option: getattr(args, option) for option in (*FILES, "timeline")})
+        ensure_compiled()
+        logging = bool(args.timeline or args.picture or args.report) and len(workloads) == 1
+        runs = []
+        for workload in workloads:
+            runs.append(run_timed(scenario, workload, contender, resolution=args.resolution, logging=logging))
+            next_run()
     title = f"{contender.name} on {layers_title(workloads, scenario.system.name)}"
     config = describe_config(scenario, [contender], args.resolution)
     records = run_records(runs)

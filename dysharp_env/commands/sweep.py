@@ -11,6 +11,8 @@ from dysharp_env.workload import Scenario, ScenarioSpec
 # What may be swept, as results call it.
 SWEPT = {"tokens": "tokens per GPU", "gpus": "GPUs", "model": "model"}
 
+_MOST_VALUES = 1000
+
 
 class Sweep(NamedTuple):
     """What is swept, and over which values: numbers in order, or names of models as given."""
@@ -53,10 +55,14 @@ def read_sweep(given: str, keys: tuple[str, ...]) -> Sweep:
     key, _, listed = given.rpartition("=")
     key = require_choice(f"sweep='{given}'", key or "tokens", keys)
     values = [value.strip() for value in listed.split(",")]
+    if len(values) > _MOST_VALUES:
+        raise ConfigError(f"sweep='{given}' has {len(values)} values; at most {_MOST_VALUES} are swept")
     if key == "model":
         if not all(values) or len({*values}) < len(values):
             raise ConfigError(f"sweep='{given}' must be names of different models, such as model=olmoe,deepseek-v3")
         return Sweep(key, tuple(values))
-    if not all(value.isdecimal() and int(value) > 0 for value in values) or len({*map(int, values)}) < len(values):
+    if not all(value.isdecimal() and len(value) < 10 and int(value) > 0 for value in values) or len(
+        {*map(int, values)}
+    ) < len(values):
         raise ConfigError(f"sweep='{given}' must be different whole numbers, such as {key}=8,16,32")
     return Sweep(key, tuple(sorted(map(int, values))))

@@ -67,6 +67,16 @@ class WorkloadSource:
         if not chosen:
             self._placements = {None: placements.of_named(layer_index if isinstance(layer_index, int) else None)}
 
+    @property
+    def num_slots(self) -> int:
+        """(Token, expert)s of a workload."""
+        return int(self._drawing.tokens_of_gpu.sum()) * self._layer.top_k
+
+    @property
+    def num_layers(self) -> int:
+        """How many workloads ``draw_layers`` returns."""
+        return len(self._drawing.chosen) if self._has_several else 1
+
     def __deepcopy__(self, memo: dict[int, object]) -> WorkloadSource:
         return self  # as drawing changes nothing about it
 
