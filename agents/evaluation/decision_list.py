@@ -79,7 +79,7 @@ class DecisionList(Spec):
     """Primitives, gates, costs, SM groups, and the rule of what was not asked."""
     asked: AskedSpec
     """Which decisions were asked."""
-    choices: tuple[Annotated[int, Field(ge=0, lt=4096)], ...]
+    choices: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
     """Row taken in every asked decision, in order."""
     makespan_ps: Annotated[int, Field(ge=0, lt=2**63)]
     """What the table says."""
@@ -120,5 +120,5 @@ def read_decisions(path: Path) -> DecisionList:
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' is not a decision list: it holds no JSON object")
     if (form := data.get("format", FORMAT)) != FORMAT:
-        raise ConfigError(f"'{path}' is not a decision list: format={shown(form)} must be '{FORMAT}'")
+        raise ConfigError(f"'{path}' is not a decision list: format='{shown(form)}' must be '{FORMAT}'")
     return parse_spec(DecisionList, data, source=f"'{path}'")

@@ -71,10 +71,9 @@ def parse_json(content: bytes, where: str, *, is_data: bool = False) -> Any:
     try:
         pairs = None if is_data else _unique
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs)
-    except RecursionError:
-        raise ConfigError(f"{where}: not valid JSON: nested too deeply") from None
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{where}{': not valid' if is_data else ' is damaged: it is not'} JSON: {why}") from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -57,13 +57,8 @@ def check_size(path: str | Path, size: int, most: int, what: str = "") -> None:
         ConfigError: They are too many.
     """
     if size > most:
-        of = f" of {what}" if what else ""
-        raise ConfigError(f"'{path}': more than {_in_words(most)}{of} cannot be read; it has {_in_words(size)}")
-
-
-def _in_words(count: int) -> str:
-    """Returns bytes as people read them."""
-    return f"{count >> 20} MB" if count >= 1 << 20 else f"{count} bytes"
+        limit = f"{most >> 20} MB" if most >= 1 << 20 else f"{most} bytes"
+        raise ConfigError(f"'{path}': more than {limit}{f' of {what}' if what else ''} cannot be read")
 
 
 def read_bytes(path: str | Path, most: int, what: str = "") -> bytes:

@@ -27,25 +27,25 @@ _MOST_TEXT_BYTES = 1 << 20  # of one text in an array
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def zip_members(path: Path) -> dict[str, int]:
+def zip_members(path: Path, what: str = "zip archive") -> dict[str, int]:
     """Returns the names of a zip archive's members with the bytes that each has when unpacked.
 
     Raises:
         ConfigError: It cannot be read, is damaged or lists too many members.
     """
     with open_file(path) as file:
-        return {member.filename: member.file_size for member in _opened(path, file).infolist()}
+        return {member.filename: member.file_size for member in _opened(path, file, what).infolist()}
 
 
-def _opened(path: str | Path, file: Any) -> zipfile.ZipFile:
+def _opened(path: str | Path, file: Any, what: str = "npz file") -> zipfile.ZipFile:
     """Returns the archive of an open file, whose list of members is not too long."""
     where = f"'{path}'"
-    with foreign(where, "zip archive"):
+    with foreign(where, what):
         file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16) - 22))
         tail = file.read()
         end = tail.rfind(b"PK\x05\x06")
         if end < 0 or len(tail) < end + 22:
-            raise ConfigError(f"{where}: not a whole zip archive")
+            raise ConfigError(f"{where}: not a whole {what}")
         (size,) = struct.unpack("<I", tail[end + 12 : end + 16])
         if size > _MOST_DIRECTORY_BYTES:
             raise ConfigError(f"{where}: its list of members takes {size >> 20} MB; at most 4 MB are read")
@@ -56,11 +56,11 @@ def array_names(path: str | Path) -> list[str]:
     """Returns the names of the arrays that an .npz file has, without reading one.
 
     Raises:
-        ConfigError: The file is missing or is no zip archive.
+        ConfigError: The file is missing or damaged.
     """
     if not os.path.exists(path):
         raise ConfigError(f"npz file '{path}' does not exist")
-    return [name.removesuffix(".npy") for name in zip_members(Path(path)) if name.endswith(".npy")]
+    return [name.removesuffix(".npy") for name in zip_members(Path(path), "npz file") if name.endswith(".npy")]
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -156,7 +156,7 @@ def test_words_are_told_from_those_that_are_known(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--table", "megamoe"], "table='megamoe' is unknown; choose from ['deepep-ll-b200',"),
-        (["--table", "no.csv"], "cannot read table='no.csv': No such file or directory"),
+        (["--table", "no.csv"], "cannot read 'no.csv': No such file or directory"),
         (["--picture", "p.png"], "picture='p.png' needs a table to draw; name one with --table"),
         (["--table", "published", "--picture", "p.svg"], "picture='p.svg' must end in .png"),
         (["--table", "published", "--workers", "0"], "workers=0 must be 1 to "),
@@ -180,8 +180,8 @@ def test_files_of_no_kind_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"no gzip")
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path in (broken, binary):
-        with pytest.raises(ConfigError, match="cannot read table="):
+    for path, why in ((broken, "is not a whole table: it is no gzip file"), (binary, "is no text in UTF-8")):
+        with pytest.raises(ConfigError, match=why):
             load_table(str(path))
 
 

@@ -213,7 +213,7 @@ CASES: list[tuple[Callable[[Path], Path], str]] = [
     (arrays(other=IDS), "a.npz': is of no known format (zip with ['other'])"),
     (arrays(router_logits=np.full((2, 3, 8), np.nan)), "a.npz': router_logits of layer 0: token 0 is not a number"),
     (arrays(router_logits=np.ones((2, 3, 2))), "a.npz': router_logits of layer 0 has shape (3, 2); all layers"),
-    (arrays(routed_experts=np.array([{}], object)), "a.npz' is not a whole npz file of plain arrays"),
+    (arrays(routed_experts=np.array([{}], object)), "a.npz': routed_experts: holds object, not numbers"),
     (
         text_file("a.npy", npy_claiming((1 << 40, 61, 8))),
         "a.npy': the .npy header says uint8 of shape (1099511627776, 61, 8)",

@@ -71,12 +71,8 @@ def load_table(name_or_path: str, seed: int = 0) -> Table:
 
 
 def _text_of(path: Path, given: str) -> str:
-    try:
-        is_packed = path.suffix == ".gz"
-        content = (read_gzip if is_packed else read_bytes)(path, _MOST_BYTES, "table")
-        return decoded(content, f"'{path}'")
-    except ConfigError as error:
-        raise ConfigError(f"table='{given}': {error}") from None
+    content = (read_gzip if path.suffix == ".gz" else read_bytes)(path, _MOST_BYTES, "table")
+    return decoded(content, f"table='{given}'")
 
 
 def _kind_of(columns: list[str], given: str) -> Kind:

@@ -105,7 +105,7 @@ def test_a_table_is_proved_by_its_lists_alone(lists: Path, tmp_path: Path, capsy
         ("[]", "must hold a mapping"),
         ("{}", "is no table of results: its schema is 'None'"),
         ('{"schema": "dysharp/evaluate/1", "rows": [{"policy": 3}]}', "is damaged: rows.0.policy"),
-        ('{"schema": "dysharp/evaluate/1"}', "is damaged: rows."),
+        ('{"schema": "dysharp/evaluate/1"}', "is damaged: rows must be a list"),
     ],
 )
 def test_a_damaged_table_gives_one_line(
@@ -272,8 +272,8 @@ def test_other_choices_do_not_pass(lists: Path) -> None:
         (b"not gzip", "is not a whole decision list: it is no gzip file"),
         (gzip.compress(b"{}" * 100, mtime=0)[:-9], "is not a whole decision list: its end is missing or damaged"),
         (gzip.compress(b"[1]", mtime=0), "is not a decision list: it holds no JSON object"),
-        (gzip.compress(b'{"choices": [1', mtime=0), "is not a decision list: it holds no JSON object"),
-        (gzip.compress(b"\xff\xfe\xfa", mtime=0), "is not a decision list: it holds no JSON object"),
+        (gzip.compress(b'{"choices": [1', mtime=0), "is damaged: it is not JSON"),
+        (gzip.compress(b"\xff\xfe\xfa", mtime=0), "is no text in UTF-8"),
         (gzip.compress(b'{"format": "other/1"}', mtime=0), "is not a decision list: format='other/1' must be"),
         (gzip.compress(b"{}", mtime=0), "are missing"),
     ],
