@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One numerical thread per process: the tests use both cores themselves, training sets its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest test-newest slow slowest soak long-run lint docs clean
+.PHONY: demo test test-oldest test-newest slow slowest soak long-run fuzz lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m agents.demo
@@ -39,6 +39,10 @@ soak: $(VENV)/.installed
 # A million tiny episodes in one process, whose memory and speed must stay; under an hour.
 long-run: $(VENV)/.installed
 	$(BIN)/python -m tests.long_run
+
+# Changed files for every parser, ten minutes each, half a day in all.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz --minutes 10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

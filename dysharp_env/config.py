@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -23,6 +24,7 @@ from dysharp_env.files import shown
 
 _TYPE_TAGS = ("int", "float", "str", "bool")
 _MOST_COMPARED, _MOST_NAMED = 200, 12  # letters of a name that known ones are like; wrong keys that a line names
+_MOST_KEYS = 1000
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -154,7 +156,8 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], source: str) -> SpecT:
         ConfigError: Keys are unknown or missing, all of which the one line names, or else a value is wrong, the first.
     """
     try:
-        return cls.model_validate({str(key): value for key, value in data.items()})
+        # No spec has so many keys: among the first there are wrong ones, and looking at all would take long.
+        return cls.model_validate({str(key): value for key, value in islice(data.items(), _MOST_KEYS)})
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         raise ConfigError(f"{source}: {_wrong_keys(cls, mistakes) or _wrong_value(cls, mistakes[0])}") from None

@@ -64,8 +64,7 @@ def parse_yaml(text: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if _size(node, {}, 0) > _MOST_VALUES:
-                raise ConfigError(f"it holds more than {_MOST_VALUES} values, its aliases written out")
+            _require_size(node)
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -84,9 +83,16 @@ def _refuse_tags(text: str) -> None:
             raise ConfigError(f"it is not valid YAML here: line {line} has the tag '{shown(tag)}'; no tags are needed")
 
 
+def _require_size(node: yaml.Node) -> None:
+    if _size(node, {}, 0) > _MOST_VALUES:
+        raise ConfigError(f"it holds more than {_MOST_VALUES} values, its aliases written out")
+
+
 def _size(node: yaml.Node, sizes: dict[int, float], level: int) -> float:
     """Returns how many values a node holds, what aliases stand for each time again; no end of one that holds itself."""
     if id(node) not in sizes:
+        if len(sizes) > _MOST_VALUES:
+            return math.inf  # what is left need not be counted
         if level > _MOST_LEVELS:
             raise ConfigError(f"it is nested more than {_MOST_LEVELS} levels deep")
         if isinstance(node, yaml.ScalarNode):

@@ -166,12 +166,16 @@ _JSON_PARSERS = (
 )
 
 
+_SLOW = ("ninety thousand unknown keys", "a million empty lists")
+
+
 def _of_text() -> Iterator[tuple[str, str, Write]]:
     """Yields parser, name and writer: all texts for the first parser of a kind, a third of them for each other one."""
     for parsers, texts in ((_YAML_PARSERS, YAML), (_JSON_PARSERS, JSON)):
         for place, parser in enumerate(parsers):
             for number, (name, text) in enumerate(texts.items()):
-                if place == 0 or number % 3 == place % 3:
+                # What takes long to read is tried once.
+                if place == 0 or (number % 3 == place % 3 and name not in _SLOW):
                     yield parser, name, content(text)
 
 

@@ -179,7 +179,7 @@ CASES: list[tuple[Callable[[Path], Path], str]] = [
         "m.jsonl' line 2: must be a JSON object, not list",
     ),
     # Logs of routes
-    (routes(3, type="rout"), "r.jsonl' line 4: type='rout' must be 'meta' or 'route'"),
+    (routes(3, type="rout"), "r.jsonl' line 4: type=rout must be 'meta' or 'route'"),
     (routes(3, topk_ids=[1, "2"]), "r.jsonl' line 4: topk_ids must hold numbers"),
     (routes(3, topk_weights=[1.0]), "r.jsonl' line 4: topk_weights must be as many as topk_ids, 4"),
     (routes(3, token_idx=0), "r.jsonl' line 4: token_idx=0 of layer 1 is there twice"),

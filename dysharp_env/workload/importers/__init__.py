@@ -18,7 +18,7 @@ from dysharp_env.files import ConfigError, foreign, shown
 from dysharp_env.workload.importers import arrays, engines, records, responses, tables
 from dysharp_env.workload.importers import recognition as known
 from dysharp_env.workload.importers.assembly import Imported, Phase, assemble, sample
-from dysharp_env.workload.importers.pieces import Counted, Routing, Wanted
+from dysharp_env.workload.importers.pieces import MOST_EXPERTS, Counted, Routing, Wanted
 from dysharp_env.workload.importers.reading import Budget
 from dysharp_env.workload.importers.recognition import Look, look_at
 
@@ -154,6 +154,8 @@ def import_routing(
             names it, and the place in it.
     """
     wanted = wanted or Wanted()
+    if (wanted.experts or 0) > MOST_EXPERTS:
+        raise ConfigError(f"experts={wanted.experts} must be at most {MOST_EXPERTS}")
     files = _files_of(paths)
     if name is None:
         found = {path: format_of(path) for path in files}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.files import ConfigError, shown
 from dysharp_env.workload.choices import NO_EXPERT
 from dysharp_env.workload.importers.pieces import Piece, Routing, Wanted, ids_of, to_logical
 from dysharp_env.workload.importers.reading import (
@@ -95,13 +95,11 @@ def read_route_log(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing
                 experts = count_field(record, "num_experts", where, 1) if "num_experts" in record else experts
                 continue
             if record.get("type") != "route":
-                raise ConfigError(f"{where}: type={record.get('type')!r:.40} must be 'meta' or 'route'")
+                raise ConfigError(f"{where}: type={shown(record.get('type'))} must be 'meta' or 'route'")
             layer, token = count_field(record, "layer", where), count_field(record, "token_idx", where)
             ids, weights = field(record, "topk_ids", list, where), record.get("topk_weights")
             budget.take(4 * len(ids) + 32, where)  # as lists they take more than in arrays
-            array = array_of(ids, where, "topk_ids")
-            if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise ConfigError(f"{where}: topk_ids must be a list of whole numbers")
+            array = ids_of(array_of(ids, where, "topk_ids"), where, "topk_ids", Budget(), ndim=1)
             if weights is not None and array_of(weights, where, "topk_weights").shape != array.shape:
                 raise ConfigError(f"{where}: topk_weights must be as many as topk_ids, {len(ids)}")
             request = str(record.get("req_id", ""))
@@ -120,6 +118,7 @@ def _of_request(
     layers = tuple(sorted(by_layer))
     tokens = sorted(by_layer[layers[0]])
     top_k = max(len(ids) for each in by_layer.values() for ids, _ in each.values())
+    Budget().take(len(layers) * len(tokens) * top_k, where)  # one token may have many more than the others
     ids = np.full((len(layers), len(tokens), top_k), NO_EXPERT, np.int32)
     weights = np.zeros(ids.shape, np.float32)
     has_weights = True

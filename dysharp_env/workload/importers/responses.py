@@ -59,7 +59,8 @@ def read_sglang(paths: list[Path], wanted: Wanted, budget: Budget) -> Routing:
     """Returns the routing of SGLang's responses; the user or the model says how many layers there are, and top-k."""
     routing = Routing()
     for where, record in _responses(paths):
-        holder = "meta_info" if _KEY in (record.get("meta_info") or {}) else "sglext"
+        inside = record.get("meta_info")
+        holder = "meta_info" if isinstance(inside, dict) and _KEY in inside else "sglext"
         info = field(record, holder, dict, where)
         at = f"{where} {holder}"
         content = decode_base64(field(info, _KEY, object, at), at, _KEY)
