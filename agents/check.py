@@ -39,12 +39,14 @@ def build() -> Command:
 
 def run(args: argparse.Namespace) -> int:
     """Replays every list, prints a line for each, and returns 1 if one is not confirmed, or the table not proved."""
-    # All files are read first: a damaged one is reported before minutes are spent on the others.
-    lists = [(path, read_decisions(path)) for given in args.path for path in _files(Path(given))]
+    # All files are read first, one after the other: a damaged one is reported before minutes are spent on the others,
+    # and only one is held at a time.
+    paths = [path for given in args.path for path in _files(Path(given))]
+    parts = sorted({part for path in paths for part in parts_of(read_decisions(path))})
     table = StoredTable(Path(args.table)) if args.table else None
-    parts = sorted({part for _, decisions in lists for part in parts_of(decisions)})
     failed = 0
-    for path, decisions in lists:
+    for path in paths:
+        decisions = read_decisions(path)
         fault = fault_of(decisions, table)
         failed += fault is not None
         seed = "" if decisions.seed is None else f" (seed {decisions.seed})"
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"confirmed      {row}: {figures}" if fault is None else f"NOT CONFIRMED  {row}: {fault}", flush=True)
     for part in parts:
         print(part)
-    print(f"{len(lists) - failed} of {len(lists)} rows confirmed{_foreign(parts)}")
+    print(f"{len(paths) - failed} of {len(paths)} rows confirmed{_foreign(parts)}")
     unproved = table.faults() if table else []
     for fault in unproved:
         print(f"NOT PROVED     {args.table}: {fault}")

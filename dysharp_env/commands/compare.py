@@ -170,7 +170,7 @@ def _run_sweep(args: argparse.Namespace, scenario: Scenario) -> int:
     contenders = _read_fitting(args, scenarios)
     against = _read_against(args, contenders)
     ensure_compiled()
-    points, runs, records = [], [], []
+    points, runs, records = [], list[TimedRun](), []
     with expected(scenarios, contenders, args.resolution) as next_run:
         for place, (value, swept) in enumerate(zip(sweep.values, scenarios, strict=True)):
             runs = []

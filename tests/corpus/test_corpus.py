@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +26,7 @@ from tests.corpus.parsers import PARSERS
 ROOT = Path(__file__).resolve().parents[2]
 MOST_S, MOST_MB = 2.0, 300
 _MOST_LETTERS = 4100
+_HANGS_S = 60
 
 
 def fault_of(status: int, out: str, err: str) -> str | None:
@@ -36,38 +45,73 @@ def of_parser(name: str) -> list[Case]:
     return [case for case in CASES if case.parser.name == name]
 
 
-@pytest.mark.parametrize("name", PARSERS)
-def test_a_parser_refuses_its_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if (library := PARSERS[name].library) and importlib.util.find_spec(library) is None:
-        pytest.skip(f"needs {library}")
-    found = []
-    for place, case in enumerate(of_parser(name)):
-        folder = tmp_path / str(place)
-        folder.mkdir()
-        path = case.write(folder)
-        capsys.readouterr()
-        began_s = time.process_time()
-        status = case.parser.main(path)
-        took_s = time.process_time() - began_s
-        fault = fault_of(status, *capsys.readouterr())
-        # Libraries are loaded for the first.
-        if fault is None and place and took_s > MOST_S:
-            fault = f"{took_s:.1f} s"
-        found += [f"{case.name}: {fault}"] if fault else []
-    assert not found, "\n".join(found)
+class Ended(NamedTuple):
+    """How a command ended, what it printed, and processor seconds and megabytes beyond what was taken before."""
+
+    status: int
+    out: str
+    err: str
+    took_s: float
+    more_mb: float
+
+
+def run_forked(cases: list[Case], folder: Path) -> list[Ended]:
+    """Returns how the command ended on each file, in a fork of this process: fewer than there are if one ends it."""
+    child = os.fork()
+    if child == 0:
+        with (folder / "ended").open("w") as told, contextlib.suppress(BaseException):
+            before_kb = _resident_kb()
+            for place, case in enumerate(cases):
+                signal.alarm(_HANGS_S)
+                (folder / str(place)).mkdir()
+                path = case.write(folder / str(place))
+                began_s = time.process_time()
+                with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+                    try:
+                        status = case.parser.main(path)
+                    except BaseException:
+                        status = 99
+                        traceback.print_exc()
+                took_s = time.process_time() - began_s
+                more_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
+                told.write(json.dumps([status, out.getvalue(), err.getvalue(), took_s, more_mb]) + "\n")
+                told.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    return [Ended(*json.loads(line)) for line in (folder / "ended").read_text().splitlines()]
+
+
+def _resident_kb() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_what_is_whole_is_read(name: str, tmp_path: Path) -> None:
-    """What is refused in the corpus is not refused because nothing is read at all."""
+def test_a_parser_reads_what_is_whole_and_refuses_its_files(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a fork of a process that has loaded what the command needs; megabytes are those of all its files together."""
     parser = PARSERS[name]
     if parser.library and importlib.util.find_spec(parser.library) is None:
         pytest.skip(f"needs {parser.library}")
-    parser.beside(tmp_path)
-    path = tmp_path / parser.file
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(parser.whole())
-    parser.read(path)
+    whole = tmp_path / "whole" / parser.file
+    whole.parent.mkdir(parents=True)
+    assert parser.main(whole) == 2  # there is none yet
+    parser.beside(tmp_path / "whole")
+    whole.write_bytes(parser.whole())
+    parser.read(whole)  # nothing is refused because all is
+    cases = of_parser(name)
+    ends = run_forked(cases, tmp_path)
+    capsys.readouterr()
+    found = [f"{cases[len(ends)].name}: ends the process, or hangs"] if len(ends) < len(cases) else []
+    for case, ended in zip(cases, ends, strict=False):
+        fault = fault_of(*ended[:3])
+        if fault is None and (ended.took_s > MOST_S or ended.more_mb > MOST_MB):
+            fault = f"{ended.took_s:.1f} s and {ended.more_mb:.0f} MB"
+        found += [f"{case.name}: {fault}"] if fault else []
+    worst = f"{max(ended.took_s for ended in ends):.2f} s and {max(ended.more_mb for ended in ends):.0f} MB more"
+    print(f"{name}: {len(cases)} files, at most {worst}")
+    assert not found, "\n".join(found)
 
 
 def test_there_are_enough_and_no_name_is_twice() -> None:
