@@ -233,6 +233,7 @@ def mutant(parser: Parser, wholes: list[bytes], seed: int) -> bytes:
             ValueError,
             TypeError,
             OverflowError,
+            NotImplementedError,
             OSError,
             RecursionError,
             EOFError,
