@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from dysharp_env.config import ConfigError, Spec, did_you_mean, flat_keys, load_spec, parse_spec, preset_names
+from dysharp_env.files import parse_yaml
 from dysharp_env.system.numbers import CountOrZero, Micros
 
 Slowness = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
@@ -75,7 +75,7 @@ def read_faults(given: str) -> dict[str, Any]:
 def _number(text: str) -> Any:
     """Returns what YAML takes a text for if that is a number, else the text, which the spec refuses."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value = parse_yaml(text)
+    except ConfigError:
         return text
     return value if isinstance(value, int | float) and not isinstance(value, bool) else text
