@@ -154,7 +154,16 @@ JSON = {
     "a mark in front of nothing": "\ufeff",
     "half a million empty lists": "[" + "[]," * 500_000 + "[]]",
 }
-_YAML_PARSERS = ("system", "model", "schedule", "suite", "training settings", "tuning settings", "placement.yaml")
+_YAML_PARSERS = (
+    "system",
+    "model",
+    "schedule",
+    "suite",
+    "training settings",
+    "tuning settings",
+    "placement.yaml",
+    "faults",
+)
 _JSON_PARSERS = (
     "placement.json",
     "slot map",

@@ -245,6 +245,9 @@ PARSERS = {
         Parser("system", "s.yaml", preset("systems", "dgx-h100"), _SYSTEM, lambda p: _drawn(system=str(p), gpus=None)),
         Parser("model", "m.yaml", preset("models", "olmoe"), _simulate("--model"), lambda p: _drawn(model=str(p))),
         Parser(
+            "faults", "f.yaml", preset("faults", "dead-plane"), _simulate("--faults"), lambda p: _drawn(faults=str(p))
+        ),
+        Parser(
             "schedule",
             "s.yaml",
             preset("schedules", "dysharp-copies"),
