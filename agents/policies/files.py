@@ -19,6 +19,7 @@ from .candidate_policy import CandidatePolicy
 from .card import PolicyCard, read_card
 
 _NAMED = 3  # names in a line
+_HERE = "this environment"  # what weights of a policy should fit
 _MOST_BYTES = 1 << 30  # of a file of weights
 # By tensor, what each of its columns, and then each of its rows, belongs to: blocks of names one after the other.
 _COLUMNS: dict[str, tuple[str, ...]] = {"critic.layers.0.weight": ("context", "features", "features")}
@@ -77,7 +78,7 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
             notice(f"'{folder}/policy.json' does not know {', '.join(new[:_NAMED])}{more} ({kind}): weights of 0")
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
     path = folder / "policy.safetensors"
-    tensors = read_tensors(path, shapes, fits="this environment")
+    tensors = read_tensors(path, shapes, fits=_HERE)
     if card.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != card.sha256:
         raise ConfigError(f"'{path}' is damaged: its checksum is not that of policy.json")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
@@ -90,16 +91,19 @@ def _check_widths(path: Path, card: PolicyCard) -> None:
         ConfigError: They are not, or the file is missing or damaged.
     """
     tensors, spec = load_tensors(path), card.policy
-    for part, width in (
-        ("scorer.embed", spec.hidden),
-        ("opening.embed", spec.opening_hidden),
-        ("critic.layers.2", spec.value_hidden),
-    ):
-        found = tuple(tensors[f"{part}.weight"].shape) if f"{part}.weight" in tensors else (0, 0)
-        if found != (width, width):
-            raise ConfigError(
-                f"'{path}' does not fit policy.json beside it: '{part}.weight' is {found}, not {width} wide"
-            )
+    widths = {"critic.layers.2": spec.value_hidden, "opening.embed": spec.opening_hidden, "scorer.embed": spec.hidden}
+    for part, width in widths.items():
+        for name, shape in ((f"{part}.bias", (width,)), (f"{part}.weight", (width, width))):
+            if width:  # there is no network for openings where it has none
+                _require_shape(path, name, tensors, shape, _HERE)
+
+
+def _require_shape(
+    path: Path, name: str, tensors: Mapping[str, torch.Tensor], wanted: tuple[int, ...] | None, fits: str
+) -> None:
+    found = tuple(tensors[name].shape) if name in tensors else None
+    if found != wanted:
+        raise ConfigError(f"'{path}' does not fit {fits}: '{shown(name)}' has shape {found}, not {wanted}")
 
 
 def _blocks(table: Mapping[str, Sequence[str]], name: str, card: PolicyCard) -> tuple[list[str], list[str]]:
@@ -141,10 +145,7 @@ def read_tensors(
     """
     tensors = load_tensors(path)
     for name in sorted(shapes.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else None
-        wanted = shapes.get(name)
-        if found != wanted:
-            raise ConfigError(f"'{path}' does not fit {fits}: '{shown(name)}' has shape {found}, not {wanted}")
+        _require_shape(path, name, tensors, shapes.get(name), fits)
         if tensors[name].dtype != dtype:
             raise ConfigError(f"'{path}' is damaged: '{name}' is {tensors[name].dtype}, not {dtype}")
         if not bool(tensors[name].isfinite().all()):

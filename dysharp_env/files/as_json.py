@@ -69,8 +69,9 @@ def parse_json(content: bytes, where: str, *, is_data: bool = False) -> Any:
     # One byte a character: as UTF-8, a single emoji would make all of them take four.
     text = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1") if is_data else decoded(content, where)
     try:
-        pairs = None if is_data else _unique
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs)
+        if is_data:
+            return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_unique)  # what is no number is refused with the name of its key
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{where}{': not valid' if is_data else ' is damaged: it is not'} JSON: {why}") from None
