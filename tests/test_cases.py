@@ -96,8 +96,8 @@ CASES: dict[int, tuple[str, ...]] = {
     ),
     # Numbers as people write them.
     18: (
-        "test_config.py::test_numbers_are_read_as_people_write_them",
-        "test_config.py::test_every_file_of_settings_takes_them",
+        "files/test_yaml.py::test_numbers_are_read_as_people_write_them",
+        "files/test_yaml.py::test_every_file_of_settings_takes_them",
         "agents/training/test_zoo.py::test_numbers_that_yaml_takes_for_text_are_read",
     ),
     # Pictures in a notebook's process.
