@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,11 @@ from dysharp_env.workload.workload import Workload
 from tests.random_workloads import Draw, draw_layer, draw_num_gpus, draw_workload
 
 PLANES = 1, 3, 4  # that random machines have
+
+
+def pytest_configure() -> None:
+    """Sets one numerical thread a process, as ``make`` does: one that tests fork would wait for others for ever."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Case(NamedTuple):

@@ -290,7 +290,7 @@ OF_PARSER: dict[str, dict[str, bytes | str | Callable[[bytes], bytes]]] = {
     "card of a policy": {
         "format of no one": lambda whole: replaced(whole, b"dysharp/policy/3", b"x" * 3000),
         "features of no one": lambda whole: replaced(whole, b'"is_hold"', b'"\\u001bx"'),
-        "schedule that is a device": lambda whole: whole.replace(b'"schedule": "', b'"schedule": "/dev/zero'),
+        "schedule that is a device": lambda whole: replaced(whole, b'"dysharp-tuned"', b'"/dev/zero"'),
         "decisions beyond all": lambda whole: claims_decisions(whole),
     },
     "weights of a policy": {
