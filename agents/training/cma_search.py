@@ -114,14 +114,22 @@ def search(
         drawn = np.sort(rng.permutation(len(problems))[:batch])
         rules = [space.schedule(point, name) for point in points]
         makespans = makespans_ps(rules, [problems[i] for i in drawn], workers)
-        ratios = np.log(makespans / reference_ps[drawn])
-        if not np.isfinite(ratios).all():
-            rule, place = np.argwhere(~np.isfinite(ratios))[0].tolist()
-            where = f"'{problems[drawn[place]].name}' took {makespans[rule, place]} ps under rule {rule}"
-            raise ConfigError(f"generation {generation}: {where}: the search stops, with nothing written")
+        ratios = _logs(makespans, reference_ps[drawn], [problems[i].name for i in drawn])
         strategy.tell(points, ratios.mean(axis=1).tolist())
         episodes += ratios.size
         generation += 1
+
+
+def _logs(makespans_ps: np.ndarray, reference_ps: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Returns the logs of (rule, workload) makespans over the reference's on the workloads of these names.
+
+    Raises:
+        ConfigError: A makespan has none.
+    """
+    for rule, place in np.argwhere(makespans_ps <= 0)[:1].tolist():
+        took = f"'{names[place]}' took {makespans_ps[rule, place]} ps under rule {rule}"
+        raise ConfigError(f"{took}: the search stops, with nothing written")
+    return np.log(makespans_ps / reference_ps)
 
 
 # Whole numbers that are searched by their logarithms to base 2, and the most of each; the least is 1. A quarter of an

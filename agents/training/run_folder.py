@@ -35,7 +35,9 @@ import yaml
 from dysharp_env.config import ConfigError, Spec
 from dysharp_env.report.files import write_text
 
-from ..policies.card import read_json
+from ..policies.candidate_policy import CandidatePolicy
+from ..policies.card import PolicyCard, read_json
+from ..policies.files import policy_files
 from .checkpoint import with_sums
 from .durable import clean, remove_folder, replace_folder, sync, write_folder, writing
 from .finite import FOLDER
@@ -176,12 +178,18 @@ class RunFolder:
         """Returns the folder of the newest checkpoint, whose name is the number of decisions; None: there is none."""
         return next(reversed(self.checkpoints()), None)
 
-    def save_best(self, files: Mapping[str, bytes]) -> None:
-        """Replaces the best policy by these files, weights and card in one step.
+    def save_best(self, policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
+        """Replaces the best policy, weights and card in one step, and returns its files.
 
         Raises:
             ConfigError: It cannot be written.
         """
+        files = policy_files(policy, card)
+        self.put_best_back(files)
+        return files
+
+    def put_best_back(self, files: Mapping[str, bytes]) -> None:
+        """Replaces the best policy by the files of an earlier one; see ``save_best``."""
         replace_folder(self.best, files)
 
     def save_checkpoint(self, decisions: int, files: Mapping[str, bytes]) -> None:

@@ -18,7 +18,7 @@ from dysharp_env.workers import Workers
 
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.card import PolicyCard
-from ..policies.files import load_policy, policy_files
+from ..policies.files import load_policy
 from .board import Board, code_block
 from .checkpoint import COUNTERS, Counters, read_counters, require_whole
 from .finite import NotFiniteError, is_finite, keep
@@ -267,7 +267,7 @@ class TrainingRun(ABC):
             load_policy(best)  # whole: it is of after the checkpoint
         except ConfigError as error:
             notice(f"{error}; puts back the best policy of the checkpoint")
-        self.folder.save_best(self._best_files)
+        self.folder.put_best_back(self._best_files)
 
     def _stop(self, end: str) -> None:
         """Saves the last whole update and notes how the run ended, as far as there is room for that."""
@@ -367,8 +367,7 @@ class TrainingRun(ABC):
         self.folder.append_rows("evaluations.csv", EVALUATION_COLUMNS, [(at, *row) for row in found.rows])
         if self.best is None or found.to_bound < self.best:
             self.best, self._best_to_reference = found.to_bound, found.to_reference
-            self._best_files = policy_files(policy, self.card(policy, self.best))
-            self.folder.save_best(self._best_files)
+            self._best_files = self.folder.save_best(policy, self.card(policy, self.best))
         self.board.histogram("eval/workloads_to_bound", found.bounds, at)
         self.board.histogram("eval/workloads_to_reference", found.references, at)
         if self.spec.pictures:

@@ -19,7 +19,6 @@ from dysharp_env.workers import Workers
 from ..opponents.players import Learned
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.card import PolicyCard
-from ..policies.files import policy_files
 from ..training.plan_table import PlanTable, fit_plans, fit_rule, play_plans
 from ..training.portfolio import Changes
 from ..training.run_folder import RunFolder
@@ -133,5 +132,4 @@ def _write_policy(path: Path, env: EnvSpec, opening: Network, seed: int) -> None
     policy = CandidatePolicy.of_network(Network.nothing(1), env, opening)
     folder, name = RunFolder(path), path.name if path.name[:1].isalnum() else NAME
     folder.write_config(TrainSpec(name=name, env=env, policy=policy.spec, seed=seed))
-    card = PolicyCard(name=name, seed=seed, env=env, policy=policy.spec, decisions=0)
-    folder.save_best(policy_files(policy, card))
+    folder.save_best(policy, PolicyCard(name=name, seed=seed, env=env, policy=policy.spec, decisions=0))

@@ -39,7 +39,7 @@ def folder(policy: CandidatePolicy, tmp_path: Path) -> Path:
 
 
 def rewrite(best: Path, features: list[int], context: list[int]) -> None:
-    """Writes a policy as if features and context values were these of today's, in that order."""
+    """Writes a policy, without its checksum, as if features and context values were these of today's, in that order."""
     tensors = load_file(best / "policy.safetensors")
     pooled = [*context, *(C + place for place in features), *(C + F + place for place in features)]
     tensors["scorer.embed_row.weight"] = tensors["scorer.embed_row.weight"][:, features].contiguous()
@@ -47,7 +47,8 @@ def rewrite(best: Path, features: list[int], context: list[int]) -> None:
     tensors["scorer.linear"] = tensors["scorer.linear"][context][:, features].contiguous()
     tensors["critic.layers.0.weight"] = tensors["critic.layers.0.weight"][:, pooled].contiguous()
     save_file(tensors, best / "policy.safetensors")
-    change(best, features=[FEATURES[place] for place in features], context=[CONTEXT[place] for place in context])
+    named = {"features": [FEATURES[place] for place in features], "context": [CONTEXT[place] for place in context]}
+    change(best, sha256=None, **named)
 
 
 def change(best: Path, **values: object) -> None:
