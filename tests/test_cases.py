@@ -113,7 +113,10 @@ CASES: dict[int, tuple[str, ...]] = {
     # GPUs of any number of SMs.
     23: ("schedules/test_schedule_spec.py::test_all_sms_are_those_that_the_gpu_has",),
     # A training that cannot start.
-    24: ("agents/training/test_training.py::test_a_mistake_is_one_line_and_leaves_nothing_behind",),
+    24: (
+        "agents/training/test_checkpoints.py::test_a_training_that_cannot_start_leaves_nothing_behind",
+        "agents/training/test_training.py::test_a_mistake_is_one_line_and_leaves_nothing_behind",
+    ),
     # Types of the installed package.
     25: ("agents/test_agents_as_schedules.py::test_the_wheel_carries_the_shipped_agent",),
 }
