@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pickle
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -75,10 +76,11 @@ class Cluster(Workers):
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
             settings |= {"num_cpus": self._workers or len(os.sched_getaffinity(0)), "include_dashboard": False}
+            _give_token()
         try:
             with one_thread_each():
                 self._ray.init(address=self._address or "local", **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(f"address='{self._address}': no Ray cluster can be used there: {reason}") from None
         self._is_mine = True
@@ -204,6 +206,13 @@ def sources() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _give_token() -> None:
+    """Gives Ray the secret of a cluster to be started, where it cannot keep one in the user's home itself."""
+    is_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not is_given and not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _require_answer(address: str) -> None:

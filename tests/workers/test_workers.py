@@ -14,7 +14,7 @@ import pytest
 
 from dysharp_env.__main__ import main
 from dysharp_env.config import ConfigError, how_to_install
-from dysharp_env.workers import Processes, Threads, Workers
+from dysharp_env.workers import Processes, Threads, Workers, cluster
 from dysharp_env.workers.cluster import Cluster
 
 
@@ -139,6 +139,20 @@ def test_a_task_that_ends_every_worker_is_given_up(ray_cluster: None, monkeypatc
     monkeypatch.setattr("dysharp_env.workers.cluster.ENDS_OF_A_TASK", 2)
     with Cluster(2) as cluster, pytest.raises(ConfigError, match="^engine=ray: 2 workers ended early over one task"):
         cluster.map(end_process, [0])
+
+
+def test_ray_needs_no_home_to_keep_a_secret_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is afterwards as it was before
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._give_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    cluster._give_token()
+    token = os.environ["RAY_AUTH_TOKEN"]
+    cluster._give_token()
+    assert len(token) == 64 and os.environ["RAY_AUTH_TOKEN"] == token
 
 
 def test_other_sources_are_refused(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
