@@ -172,6 +172,7 @@ _JSON_PARSERS = (
     "table of results",
     "rule",
     "card of a policy",
+    "model of a hub",
 )
 
 

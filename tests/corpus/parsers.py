@@ -114,6 +114,12 @@ def rule() -> dict[str, Any]:
     return {"format": "dysharp/rule/3", "name": "mine", "schedule": "dysharp", **words, "weights": weights}
 
 
+def hub_config() -> bytes:
+    """Returns the config.json of a model with experts, as a hub keeps it."""
+    sizes = {"hidden_size": 2048, "moe_intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8}
+    return as_json({"model_type": "mine", "text_config": {**sizes, "n_group": 1}, "quantization_config": None})
+
+
 def shipped_policy() -> Path:
     """Returns the folder of a shipped policy."""
     from agents.policies.card import reference_runs
@@ -244,6 +250,7 @@ PARSERS = {
     for parser in (
         Parser("system", "s.yaml", preset("systems", "dgx-h100"), _SYSTEM, lambda p: _drawn(system=str(p), gpus=None)),
         Parser("model", "m.yaml", preset("models", "olmoe"), _simulate("--model"), lambda p: _drawn(model=str(p))),
+        Parser("model of a hub", "config.json", hub_config, _simulate("--model"), lambda p: _drawn(model=str(p))),
         Parser(
             "faults", "f.yaml", preset("faults", "dead-plane"), _simulate("--faults"), lambda p: _drawn(faults=str(p))
         ),
