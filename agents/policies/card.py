@@ -112,9 +112,6 @@ def reference_runs() -> list[Path]:
     raise ConfigError(f"'{REFERENCE}' is not shipped with this copy: '{root}' holds no runs")
 
 
-read_json = read_mapping  # of a run's files, as training knows it
-
-
 def without_gone(data: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Returns settings without what files of earlier versions hold and there is no more.
 

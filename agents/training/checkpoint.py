@@ -10,8 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dysharp_env.config import ConfigError, Spec, parse_spec
-
-from ..policies.card import read_json
+from dysharp_env.files import read_mapping
 
 SUMS = "SHA256SUMS"  # as the command sha256sum writes and checks it
 COUNTERS = "counters.json"
@@ -43,7 +42,7 @@ def read_counters(checkpoint: Path) -> Counters:
         ConfigError: It is damaged.
     """
     path = checkpoint / COUNTERS
-    counters = parse_spec(Counters, read_json(path), source=str(path))
+    counters = parse_spec(Counters, read_mapping(path), source=str(path))
     if counters.decisions != int(checkpoint.name):
         raise ConfigError(f"{path}: decisions={counters.decisions} must be the number of its folder")
     return counters

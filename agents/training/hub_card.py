@@ -14,9 +14,10 @@ import numpy as np
 import yaml
 
 from dysharp_env.config import ConfigError
+from dysharp_env.files import read_mapping
 
 from ..evaluation.statistics import geometric_mean
-from ..policies.card import PolicyCard, read_card, read_json
+from ..policies.card import PolicyCard, read_card
 from .held_out import describe_validation
 from .provenance import processes_of
 from .run_folder import RunFolder, as_yaml
@@ -115,7 +116,7 @@ def _evaluated(path: Path, name: str) -> list[Measured]:
     Raises:
         ConfigError: It is damaged, or says nothing of it.
     """
-    data = read_json(path)
+    data = read_mapping(path)
     lines = [line for line in data.get("summary", []) if isinstance(line, dict) and line.get("policy") == name]
     others = [line for line in lines if line.get("against") != name]
     if not others or any(key not in line for line in others for key in _NEEDED):

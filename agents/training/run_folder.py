@@ -33,10 +33,10 @@ from typing import Any
 import yaml
 
 from dysharp_env.config import ConfigError, Spec
-from dysharp_env.report.files import write_text
+from dysharp_env.files import read_mapping, write_text
 
 from ..policies.candidate_policy import CandidatePolicy
-from ..policies.card import PolicyCard, read_json
+from ..policies.card import PolicyCard
 from ..policies.files import policy_files
 from .checkpoint import with_sums
 from .durable import clean, remove_folder, replace_folder, sync, write_folder, writing
@@ -108,7 +108,7 @@ class RunFolder:
             ConfigError: It is damaged.
         """
         path = self.path / "meta.json"
-        return read_json(path) if path.is_file() else {}
+        return read_mapping(path) if path.is_file() else {}
 
     # Tables.
 

@@ -14,7 +14,7 @@ from dysharp_env import __version__
 from dysharp_env.__main__ import COMMANDS, main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main, validate
 from dysharp_env.config import ConfigError, preset_names
-from dysharp_env.report import files
+from dysharp_env.files import writing
 from dysharp_env.schedules.ideal import RESOURCES
 from dysharp_env.validation.rows import ValidationRow
 from dysharp_env.workload import ScenarioSpec
@@ -296,7 +296,7 @@ def test_compare_sweeps(empty_folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("command", ["simulate", "explain"])
 def test_pictures_need_no_backend_and_come_after_the_table(command: str, empty_folder: Path) -> None:
-    code = "import sys, types; from dysharp_env.__main__ import main; from dysharp_env.report import files;"
+    code = "import sys, types; from dysharp_env.__main__ import main; from dysharp_env.files import writing as files;"
     # There alone: what is compiled is stored by the same function of the real one.
     code += "files.os = types.SimpleNamespace(**vars(files.os)); files.os.replace = lambda *_: sys.exit('TABLE FIRST');"
     code += f"main({[command, *TINY, '--picture', 'p.png']})"
@@ -389,7 +389,7 @@ def test_validate_fails_if_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("simulate", "--schedule", "nvls", "--schedule", "deepep"), "simulate runs one schedule"),
         (("simulate", "--routing", "zipf"), "routing='zipf' is unknown"),
         (("simulate", "--routing", "no.npz"), "npz file 'no.npz' does not exist"),
-        (("simulate", "--routing", "cut.npz"), "'cut.npz' is not a whole npz file"),
+        (("simulate", "--routing", "cut.npz"), "'cut.npz': not a whole npz file"),
         (("simulate", "--placement", "x"), "placement='x' is unknown"),
         (("simulate", "--layer-index", "99"), "layer_index=99 is not in it"),
         (("simulate", "--split", "tests"), "argument --split: invalid choice: 'tests'"),
@@ -440,7 +440,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(writing.os, "replace", refuse)
     with pytest.raises(ConfigError, match="^cannot write 'r.json': No space left on device$"):
         output.write_json("r.json", {"new": 1})
     assert os.listdir() == ["r.json"] and target.read_text() == "old"

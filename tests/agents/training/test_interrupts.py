@@ -101,15 +101,18 @@ def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trai
 @pytest.mark.parametrize("number", POLITE)
 def test_signals_that_ask_to_end_do_what_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
     spec, folder = spec_of("PPO"), RunFolder.create(tmp_path, "run", 0)
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored, which is kept
 
     def watch(run: TrainingRun) -> None:
         if run.decisions > 0:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(KeyboardInterrupt):
-        train(spec, folder, watch=watch)
-    assert int(folder.checkpoints()[-1].name) > 0 and signal.getsignal(number) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, folder, watch=watch)
+        assert int(folder.checkpoints()[-1].name) > 0 and signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
