@@ -109,7 +109,11 @@ CASES: dict[int, tuple[str, ...]] = {
     ),
     21: ("agents/training/test_training.py::test_the_table_of_runs_has_settings_and_final_results",),
     # Long commands.
-    22: ("commands/test_progress.py::test_lines_come_now_and_then_where_there_is_no_terminal",),
+    22: (
+        "commands/test_estimate.py::test_what_takes_long_says_how_long_first",
+        "commands/test_estimate.py::test_what_would_never_end_is_refused",
+        "commands/test_progress.py::test_lines_come_now_and_then_where_there_is_no_terminal",
+    ),
     # GPUs of any number of SMs.
     23: ("schedules/test_schedule_spec.py::test_all_sms_are_those_that_the_gpu_has",),
     # A training that cannot start.
