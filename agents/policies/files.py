@@ -18,6 +18,7 @@ from dysharp_env.simulator.warmup import notice
 from .candidate_policy import CandidatePolicy
 from .card import PolicyCard, read_card
 
+_WEIGHTS = "policy.safetensors"
 _NAMED = 3  # names in a line
 _HERE = "this environment"  # what weights of a policy should fit
 _MOST_BYTES = 1 << 30  # of a file of weights
@@ -38,7 +39,7 @@ def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
     content = save(weights)
     now = {"policy": spec, "sha256": hashlib.sha256(content).hexdigest()}
     text = card.model_copy(update=now).model_dump_json(indent=2) + "\n"
-    return {"policy.safetensors": content, "policy.json": text.encode()}
+    return {_WEIGHTS: content, "policy.json": text.encode()}
 
 
 def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
@@ -52,11 +53,13 @@ def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
     Raises:
         ConfigError: A file is missing or damaged, or the policy looks at what there is no more.
     """
-    card = read_card(folder)
-    _check_widths(folder / "policy.safetensors", card)
+    card, path = read_card(folder), folder / _WEIGHTS
+    content = _read(path)
+    _check_widths(path, _parsed(path, content), card)
     env = env or card.env
     policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
-    load_weights(folder, policy, card)
+    _check_names(folder, card)
+    _put(path, content, policy, card)
     policy.set_training_mode(False)
     return policy
 
@@ -69,6 +72,13 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
     Raises:
         ConfigError: The file is missing or damaged, the shapes differ, or the policy looks at what there is no more.
     """
+    _check_names(folder, card)
+    path = folder / _WEIGHTS
+    _put(path, _read(path), policy, card)
+
+
+def _check_names(folder: Path, card: PolicyCard) -> None:
+    """Checks that what a policy looks at is still shown, and says what is shown that it does not know."""
     for kind, known in (("features", FEATURES), ("context", CONTEXT)):
         named = getattr(card, kind)
         if missing := [name for name in named if name not in known]:
@@ -76,21 +86,20 @@ def load_weights(folder: Path, policy: CandidatePolicy, card: PolicyCard) -> Non
         if new := [name for name in known if name not in named]:
             more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
             notice(f"'{folder}/policy.json' does not know {', '.join(new[:_NAMED])}{more} ({kind}): weights of 0")
+
+
+def _put(path: Path, content: bytes, policy: CandidatePolicy, card: PolicyCard) -> None:
+    """Gives a policy the weights that a file holds, if they are those of its card."""
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
-    path = folder / "policy.safetensors"
-    tensors = read_tensors(path, shapes, fits=_HERE)
-    if card.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != card.sha256:
+    tensors = _checked(path, _parsed(path, content), shapes, _HERE, torch.float32)
+    if card.sha256 is not None and hashlib.sha256(content).hexdigest() != card.sha256:
         raise ConfigError(f"'{path}' is damaged: its checksum is not that of policy.json")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
 
 
-def _check_widths(path: Path, card: PolicyCard) -> None:
-    """Checks that networks as wide as a card says are in the file, before memory and time are spent on making them.
-
-    Raises:
-        ConfigError: They are not, or the file is missing or damaged.
-    """
-    tensors, spec = load_tensors(path), card.policy
+def _check_widths(path: Path, tensors: Mapping[str, torch.Tensor], card: PolicyCard) -> None:
+    """Checks that networks as wide as a card says are in the file, before memory and time are spent on making them."""
+    spec = card.policy
     widths = {"critic.layers.2": spec.value_hidden, "opening.embed": spec.opening_hidden, "scorer.embed": spec.hidden}
     for part, width in widths.items():
         for name, shape in ((f"{part}.bias", (width,)), (f"{part}.weight", (width, width))):
@@ -143,7 +152,16 @@ def read_tensors(
     Raises:
         ConfigError: It is missing or damaged, or holds something else, which does not fit what is named.
     """
-    tensors = load_tensors(path)
+    return _checked(path, load_tensors(path), shapes, fits, dtype)
+
+
+def _checked(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    fits: str,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
     for name in sorted(shapes.keys() | tensors.keys()):
         _require_shape(path, name, tensors, shapes.get(name), fits)
         if tensors[name].dtype != dtype:
@@ -159,7 +177,14 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: It is missing or damaged.
     """
-    content = read_bytes(path, _MOST_BYTES, "weights")
+    return _parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
+    return read_bytes(path, _MOST_BYTES, "weights")
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, torch.Tensor]:
     with foreign(f"'{path}' is damaged", "safetensors file"):
         return load(content)
 
