@@ -36,9 +36,9 @@ def open_file(path: str | Path) -> io.BufferedReader:
         except BaseException:
             os.close(handle)
             raise
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
 
 

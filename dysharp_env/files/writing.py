@@ -59,9 +59,9 @@ def require_writable(option: str, path: str | Path) -> None:
             return
         if target.is_dir() or not target.parent.is_dir():
             raise ConfigError(f"{wrong}: it must be a file in an existing folder")
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{wrong}: {getattr(error, 'strerror', None) or error}") from None
     if not os.access(target.parent, os.W_OK):
         raise ConfigError(f"{wrong}: the folder '{target.parent}' is not writable")
