@@ -15,7 +15,7 @@ from dysharp_env.config import ConfigError, parse_yaml, preset_names
 
 from .kit import Command, entry
 from .policies.card import run_path
-from .training.run_folder import RunFolder, as_yaml
+from .training.run_folder import RunFolder
 from .training.spec import describe_result, read_spec
 from .training.start import load_config, read_run_dir, start_run, train_with_progress
 from .training.stopping import politely
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder(run_path(args.resume)) if resume else None
     spec = (load_config(args.config) if folder is None else read_spec(folder)).with_changes(changes)
     if args.print_config:
-        sys.stdout.write(as_yaml(spec))
+        sys.stdout.write(spec.to_yaml())
         return 0
     workers = asked_workers(args)
     if workers is not None and spec.evolution is None and spec.planning is None:

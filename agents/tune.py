@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import json_document
 from dysharp_env.commands.progress import track
@@ -127,7 +125,7 @@ def _begun(args: argparse.Namespace) -> tuple[TuneSpec, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write out='{folder}': {error.strerror}") from None
-    write_text(folder / "tune.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / "tune.yaml", spec.to_yaml())
     return spec, folder
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dysharp_env.files import ConfigError as ConfigError
@@ -25,6 +26,7 @@ from dysharp_env.files import shown
 _TYPE_TAGS = ("int", "float", "str", "bool")
 _MOST_COMPARED, _MOST_NAMED = 200, 12  # letters of a name that known ones are like; wrong keys that a line names
 _MOST_KEYS = 1000
+_YAML_WIDTH = 120
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -63,6 +65,12 @@ class Spec(BaseModel):
                 )
             node[leaf] = value
         return parse_spec(type(self), data, source=type(self).__name__)
+
+    def to_yaml(self, defaults: bool = True) -> str:
+        """Returns all settings as YAML, or only those that differ from their defaults."""
+        settings = self.model_dump(mode="json", exclude_defaults=not defaults)
+        text: str = yaml.safe_dump(settings, sort_keys=False, width=_YAML_WIDTH)
+        return text
 
 
 SpecT = TypeVar("SpecT", bound=Spec)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.numpy import save
 
 from dysharp_env.workload.scenario import ScenarioSpec
@@ -61,7 +60,7 @@ def keep(error: NotFiniteError, run: Path) -> str:
     again = ""
     if entries := _entries(error.workloads):
         suite = SuiteSpec(name=FOLDER, description=f"Workloads of a training that met: {error}.", workloads=entries)
-        files["suite.yaml"] = _as_yaml(suite)
+        files["suite.yaml"] = suite.to_yaml(defaults=False).encode()
         again = f", and its workloads: python -m agents.evaluate --suite {folder}/suite.yaml --policy {run}"
     replace_folder(folder, files)
     return f"{folder} holds the batch{again}; resuming meets it again, unless settings change (--set)"
@@ -78,8 +77,3 @@ def _entries(drawn: Iterable[Drawn]) -> tuple[SuiteEntry, ...]:
         if entry not in entries:
             entries.append(entry)
     return tuple(entries)
-
-
-def _as_yaml(suite: SuiteSpec) -> bytes:
-    text: str = yaml.safe_dump(suite.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=120)
-    return text.encode()

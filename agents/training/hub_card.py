@@ -20,7 +20,7 @@ from ..evaluation.statistics import geometric_mean
 from ..policies.card import PolicyCard, read_card
 from .held_out import describe_validation
 from .provenance import processes_of
-from .run_folder import RunFolder, as_yaml
+from .run_folder import RunFolder
 from .spec import TrainSpec, describe_result, read_spec
 from .validation import EVALUATION_COLUMNS
 
@@ -151,7 +151,7 @@ def _body(folder: RunFolder, spec: TrainSpec, card: PolicyCard, measured: Sequen
         commands=commands or f"python -m agents.train --config {spec.name}.yaml",
         finished=finished,
         version=", ".join(dict.fromkeys(str(each.get("version", "unknown")) for each in processes)) or "unknown",
-        config=as_yaml(spec).rstrip(),
+        config=spec.to_yaml().rstrip(),
     )
 
 

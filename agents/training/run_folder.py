@@ -30,10 +30,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dysharp_env.config import ConfigError, Spec
-from dysharp_env.files import read_mapping, write_text
+from dysharp_env.files import read_mapping, read_text, write_text
 
 from ..policies.candidate_policy import CandidatePolicy
 from ..policies.card import PolicyCard
@@ -44,6 +42,7 @@ from .finite import FOLDER
 from .stopping import held
 
 _KEPT = 2  # checkpoints
+_MOST_BYTES = 1 << 30  # of a table
 _STALE_S = 3600.0  # after which nobody is still making a folder
 _FILES = ("config.yaml", "command.txt", "meta.json", "episodes.csv", "evaluations.csv", "generations.csv")
 
@@ -64,7 +63,7 @@ class RunFolder:
             ConfigError: The folder cannot be made; then there is none.
         """
         stem = f"{name}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        files = {} if spec is None else {"config.yaml": as_yaml(spec).encode()}
+        files = {} if spec is None else {"config.yaml": spec.to_yaml().encode()}
         partial = root / f".{stem}.{os.getpid()}.partial"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ class RunFolder:
 
     def write_config(self, spec: Spec) -> None:
         """Writes ``config.yaml``."""
-        self._write("config.yaml", as_yaml(spec))
+        self._write("config.yaml", spec.to_yaml())
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Adds a command line to ``command.txt``.
@@ -90,7 +89,7 @@ class RunFolder:
             ConfigError: The file is damaged or cannot be written.
         """
         path = self.path / "command.txt"
-        before = _read_text(path) if path.is_file() else ""
+        before = read_text(path, _MOST_BYTES) if path.is_file() else ""
         self._write("command.txt", before + shlex.join(argv) + "\n")
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
@@ -134,7 +133,7 @@ class RunFolder:
         if not path.is_file():
             return []
         # Lines are added without a copy, so a run that was killed may have left half a line at the end.
-        text = _read_text(path)
+        text = read_text(path, _MOST_BYTES)
         whole = text[: text.rfind("\n") + 1]
         try:
             found, *rows = csv.reader(io.StringIO(whole, newline=""), strict=True)
@@ -227,12 +226,6 @@ class RunFolder:
         return f"stopped {where}; continue with: python -m agents.train --resume {shlex.quote(str(self.path))}"
 
 
-def as_yaml(spec: Spec) -> str:
-    """Returns all settings of a spec as YAML."""
-    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
-    return text
-
-
 def _moved(partial: Path, root: Path, stem: str) -> Path:
     """Gives a folder the first name of these that is free: the stem, then with a number behind it."""
     for attempt in count():
@@ -259,12 +252,3 @@ def _csv_text(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"'{path}' is damaged: it is not UTF-8 text") from None

@@ -24,7 +24,7 @@ from .checkpoint import COUNTERS, Counters, read_counters, require_whole
 from .finite import NotFiniteError, is_finite, keep
 from .held_out import describe_validation
 from .provenance import begin_process, changed_settings, end_process, now, processes_of, without_process
-from .run_folder import RunFolder, as_yaml
+from .run_folder import RunFolder
 from .settings import shown_settings
 from .spec import TrainSpec, read_settings, read_spec
 from .stopping import held
@@ -77,7 +77,7 @@ class TrainingRun(ABC):
         self._boundary: tuple[int, dict[str, bytes]] | None = None  # the checkpoint that an interrupt would make
         self._saved_s = time.monotonic()  # when the newest checkpoint was made
         self._best_files: dict[str, bytes] = {}  # of the best policy, once there is one
-        self._config = as_yaml(spec).encode()
+        self._config = spec.to_yaml().encode()
         self._process: dict[str, Any] = {}  # what meta.json says of this process
 
     @abstractmethod

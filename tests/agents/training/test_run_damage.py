@@ -141,17 +141,17 @@ CONFIG_DAMAGE: list[tuple[str, Damage, str]] = [
     ("config.yaml", replace("smoke", "deepep"), "name='deepep': a run must have a name of its own"),
 ]
 RUN_DAMAGE: list[tuple[str, Damage, str]] = [
-    (table, damage, f"{table}' is damaged: {message}")
+    (table, damage, f"{table}' {message}")
     for table in ("episodes.csv", "evaluations.csv")
     for damage, message in (
-        (write(b""), "it is empty"),
-        (write(b"\xff\xfe"), "it is not UTF-8"),
-        (replace("decisions", "decision"), "its columns are"),
-        (lambda path: path.write_text(path.read_text() + "many,w,1,1,1,1\n"), "line "),
-        (lambda path: path.write_text(path.read_text().rsplit(",", 1)[0] + ",fast\n"), "line "),
+        (write(b""), "is damaged: it is empty"),
+        (write(b"\xff\xfe"), "is no text in UTF-8"),
+        (replace("decisions", "decision"), "is damaged: its columns are"),
+        (lambda path: path.write_text(path.read_text() + "many,w,1,1,1,1\n"), "is damaged: line "),
+        (lambda path: path.write_text(path.read_text().rsplit(",", 1)[0] + ",fast\n"), "is damaged: line "),
     )
 ] + [
-    ("command.txt", write(b"\xff\n"), "command.txt' is damaged: it is not UTF-8"),
+    ("command.txt", write(b"\xff\n"), "command.txt' is no text in UTF-8"),
     ("meta.json", write(DEEP), "meta.json' is damaged: it is not JSON"),
 ]
 
