@@ -18,12 +18,6 @@ from dysharp_env.workload.routing import routing_names
 from dysharp_env.workload.suite import load_suite
 
 
-@pytest.fixture
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def listed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert main(["list", *argv, "--json", "-"]) == 0
     return json.loads(capsys.readouterr().out)

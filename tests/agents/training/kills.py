@@ -27,6 +27,7 @@ import yaml
 
 from agents.train import main as train_main
 from agents.training.stopping import POLITE
+from tests.agents.training.tiny import EVOLUTION
 
 COMMON = {"checkpoint_minutes": 0.004, "pictures": False, "opponents": [], "validation": "smoke"}
 ENV = {"model": "olmoe", "gpus": 4, "tokens": 16, "routing": "uniform", "exposed": ["dispatch", "gemm", "combine"]}
@@ -42,9 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "policy": {"hidden": 16, "value_hidden": 16},
     },
     "evolution": {
+        **EVOLUTION,
         "name": "killed-evolution",
-        "env": {"suite": "smoke", "exposed": ["split"], "max_candidates": 8, "split_moments": 2},
-        "evolution": {"pairs": 2, "batch": 2, "threads": 1},
         "total_decisions": 1600,
         "eval_every_decisions": 400,
         "checkpoint_every_decisions": 800,

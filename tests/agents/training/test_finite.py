@@ -19,12 +19,12 @@ from agents.training.start import start_run, train
 from dysharp_env.config import ConfigError, load_spec, parse_spec
 from dysharp_env.simulator.state.observation import FEATURES
 from dysharp_env.workload.suite import load_suite
+from tests.agents.training.tiny import EVOLUTION
 
 PPO = {"total_decisions": 1536, "eval_every_decisions": 4096, "pictures": False, "opponents": ()}
-EVOLUTION = {
+EVOLVED = {
+    **EVOLUTION,
     "name": "evolved",
-    "env": {"suite": "smoke", "exposed": ["split"], "max_candidates": 8, "split_moments": 2},
-    "evolution": {"pairs": 2, "batch": 2, "threads": 1},
     "validation": "smoke",
     "total_decisions": 600,
     "pictures": False,
@@ -120,7 +120,7 @@ def test_whatever_is_not_finite_stops_ppo(what: str, tmp_path: Path, monkeypatch
 
 
 def test_a_fitness_stops_evolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = parse_spec(TrainSpec, EVOLUTION, source="test")
+    spec = parse_spec(TrainSpec, EVOLVED, source="test")
     step = Evolution.step
 
     def spoil(evolution: Evolution, progress: float) -> object:

@@ -19,13 +19,13 @@ from agents.training.spec import TrainSpec
 from agents.training.start import train
 from agents.training.stopping import POLITE, alone_in
 from dysharp_env.config import load_spec, parse_spec
+from tests.agents.training.tiny import EVOLUTION
 
 ROOT = Path(__file__).parents[3]
 # Splits of small layers, decided on by a policy of few weights.
-EVOLUTION = {
+EVOLVED = {
+    **EVOLUTION,
     "name": "evolved",
-    "env": {"suite": "smoke", "exposed": ["split"], "max_candidates": 8, "split_moments": 2},
-    "evolution": {"pairs": 2, "batch": 2, "threads": 1},
     "validation": "smoke",
     "total_decisions": 1500,
     "eval_every_decisions": 100,
@@ -36,7 +36,7 @@ PPO = {"total_decisions": 5120, "checkpoint_every_decisions": 1_000_000, "eval_e
 def spec_of(trainer: str) -> TrainSpec:
     if trainer == "PPO":
         return load_spec(TrainSpec, "train", "smoke").with_changes(PPO)
-    return parse_spec(TrainSpec, EVOLUTION, source="test")
+    return parse_spec(TrainSpec, EVOLVED, source="test")
 
 
 def last_state(folder: RunFolder) -> dict[str, bytes]:
