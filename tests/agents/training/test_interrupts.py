@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,19 @@ def spec_of(trainer: str) -> TrainSpec:
     if trainer == "PPO":
         return load_spec(TrainSpec, "train", "smoke").with_changes(PPO)
     return parse_spec(TrainSpec, EVOLVED, source="test")
+
+
+@contextmanager
+def heard(number: signal.Signals) -> Iterator[None]:
+    """Has a signal heard here and in processes that begin meanwhile.
+
+    Tests that a shell runs behind it have SIGINT ignored, and those under ``nohup`` SIGHUP, which trainings respect.
+    """
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def last_state(folder: RunFolder) -> dict[str, bytes]:
@@ -72,7 +87,8 @@ def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trai
     config, spec = tmp_path / "config.yaml", spec_of(trainer)
     config.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     command = [sys.executable, "-m", "agents.train", "--config", str(config), "--run-dir", str(tmp_path / "runs")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with heard(signal.SIGINT):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -101,18 +117,15 @@ def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trai
 @pytest.mark.parametrize("number", POLITE)
 def test_signals_that_ask_to_end_do_what_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
     spec, folder = spec_of("PPO"), RunFolder.create(tmp_path, "run", 0)
-    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored, which is kept
 
     def watch(run: TrainingRun) -> None:
         if run.decisions > 0:
             os.kill(os.getpid(), number)
 
-    try:
+    with heard(number):
         with pytest.raises(KeyboardInterrupt):
             train(spec, folder, watch=watch)
         assert int(folder.checkpoints()[-1].name) > 0 and signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
