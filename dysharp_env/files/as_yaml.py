@@ -16,7 +16,8 @@ import yaml
 from dysharp_env.files.errors import CONTROL, ConfigError, shown
 from dysharp_env.files.reading import read_text
 
-_MOST_BYTES, _MOST_VALUES, _MOST_LEVELS = 2**20, 100_000, 64
+_MOST_BYTES, _MOST_VALUES, _MOST_LEVELS = 2**20, 50_000, 64
+_TOO_MANY = f"it holds more than {_MOST_VALUES} values, its aliases written out"
 _MOST_DIGITS = 300  # so that every whole number is a floating-point number too
 _MERGE = "tag:yaml.org,2002:merge"
 # Ten times as fast where PyYAML was built with libyaml, which its wheels are.
@@ -25,6 +26,18 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 class _PlainLoader(_Loader):  # type: ignore[misc]
     """Makes values of nodes; a mapping names no key twice, where plain YAML would silently take the last."""
+
+    def __init__(self, text: str) -> None:
+        """Reads a text."""
+        super().__init__(text)
+        self._nodes = 0
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Returns the type of a node, of which there are only so many."""
+        self._nodes += 1
+        if self._nodes > _MOST_VALUES:
+            raise ConfigError(_TOO_MANY)
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns the mapping of a node.
@@ -85,7 +98,7 @@ def _refuse_tags(text: str) -> None:
 
 def _require_size(node: yaml.Node) -> None:
     if _size(node, {}, 0) > _MOST_VALUES:
-        raise ConfigError(f"it holds more than {_MOST_VALUES} values, its aliases written out")
+        raise ConfigError(_TOO_MANY)
 
 
 def _size(node: yaml.Node, sizes: dict[int, float], level: int) -> float:
