@@ -30,14 +30,19 @@ class _PlainLoader(_Loader):  # type: ignore[misc]
     def __init__(self, text: str) -> None:
         """Reads a text."""
         super().__init__(text)
-        self._nodes = 0
+        self._nodes = self._level = 0
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """Returns the type of a node, of which there are only so many."""
-        self._nodes += 1
+    def descend_resolver(self, current_node: yaml.Node | None, current_index: object) -> None:
+        """Counts a node before it and what is in it are made: of too many, and too deep, none is."""
+        self._nodes, self._level = self._nodes + 1, self._level + 1
         if self._nodes > _MOST_VALUES:
             raise ConfigError(_TOO_MANY)
-        return super().resolve(kind, value, implicit)
+        if self._level > _MOST_LEVELS:
+            raise ConfigError(f"it is nested more than {_MOST_LEVELS} levels deep")
+
+    def ascend_resolver(self) -> None:
+        """Leaves a node."""
+        self._level -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns the mapping of a node.
@@ -83,8 +88,6 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except ConfigError:
         raise
-    except RecursionError:
-        raise ConfigError("it is not valid YAML: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # the latter: a date that is none
         raise ConfigError(f"it is not valid YAML: {error}") from None
 
@@ -97,24 +100,20 @@ def _refuse_tags(text: str) -> None:
 
 
 def _require_size(node: yaml.Node) -> None:
-    if _size(node, {}, 0) > _MOST_VALUES:
+    if _size(node, {}) > _MOST_VALUES:
         raise ConfigError(_TOO_MANY)
 
 
-def _size(node: yaml.Node, sizes: dict[int, float], level: int) -> float:
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
     """Returns how many values a node holds, what aliases stand for each time again; no end of one that holds itself."""
     if id(node) not in sizes:
-        if len(sizes) > _MOST_VALUES:
-            return math.inf  # what is left need not be counted
-        if level > _MOST_LEVELS:
-            raise ConfigError(f"it is nested more than {_MOST_LEVELS} levels deep")
         if isinstance(node, yaml.ScalarNode):
             _check_scalar(node)
         sizes[id(node)] = math.inf  # as long as what it holds is counted
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()
         items = [each for pair in pairs for each in pair] if pairs else node.value
         held = items if isinstance(node, yaml.CollectionNode) else ()
-        sizes[id(node)] = 1 + sum(_size(each, sizes, level + 1) for each in held)
+        sizes[id(node)] = 1 + sum(_size(each, sizes) for each in held)
     return sizes[id(node)]
 
 
