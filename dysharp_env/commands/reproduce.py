@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from dysharp_env.commands.options import (
     add_json_option,
     add_seed_option,
@@ -15,6 +12,7 @@ from dysharp_env.commands.options import (
     require_at_least,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
+from dysharp_env.commands.progress import track
 from dysharp_env.config import require_choice
 from dysharp_env.reproduction.calibration import DEFAULT_CALIBRATIONS, CalibrationSpec, load_calibration
 from dysharp_env.reproduction.claims import Claim, Row, evaluate, reproduction_table, summary_lines
@@ -22,7 +20,7 @@ from dysharp_env.reproduction.experiments import QUICK_DIVISOR, Experiments
 from dysharp_env.reproduction.steps.layers import LayerCase, LayerTimes, simulate_cases
 from dysharp_env.reproduction.steps.parts import StepSpec
 from dysharp_env.reproduction.tables import TABLES
-from dysharp_env.simulator.warmup import ensure_compiled, notice
+from dysharp_env.simulator.warmup import ensure_compiled
 from dysharp_env.workers import Workers
 
 
@@ -75,19 +73,13 @@ def _claims(calibration: CalibrationSpec, tables: list[str], divisor: int, seed:
 
 
 def _simulate(cases: list[LayerCase], workers: Workers) -> dict[LayerCase, LayerTimes]:
-    """Returns every case's times, with a progress bar on standard error, or a line for each tenth if it is a file."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulating layers", total=None)
+    """Returns every case's times, and says meanwhile how far they are."""
+    with track("simulates", 1.0) as shown:
 
-        def progress(done: int, total: int, case: LayerCase) -> None:
-            text = f"{case.layer.name} top-{case.layer.top_k} {case.schedule}"
-            bar.update(task, completed=done, total=total, description=text)
-            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                notice(f"{done} of {total} layers simulated")
+        def simulated(done: int, total: int, case: LayerCase) -> None:
+            shown.at(done / total, f"{done} of {total} layers, {case.schedule}")
 
-        return simulate_cases(cases, workers, progress)
+        return simulate_cases(cases, workers, simulated)
 
 
 def _print(rows: list[Row], tables: list[str], divisor: int) -> None:

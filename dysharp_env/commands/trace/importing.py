@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import Any, get_args
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dysharp_env.commands.options import add_seed_option, require_at_least
 from dysharp_env.commands.output import results_console, say
+from dysharp_env.commands.progress import Track, track
 from dysharp_env.commands.trace.sources import add_output_option, parse_range, require_trace_output, save
 from dysharp_env.workload.importers import FORMATS, Imported, Phase, Wanted, import_routing
 from dysharp_env.workload.layer import load_model
@@ -65,17 +64,15 @@ def _import(args: argparse.Namespace) -> None:
         seed=args.seed,
         **given,
     )
-    console = Console(stderr=True)
-    columns = (TextColumn("fitting loads of layer"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("layers", visible=False)
-        name, imported = import_routing(
-            args.files,
-            wanted,
-            args.format,
-            args.phase,
-            lambda done, of: progress.update(task, completed=done, total=of, visible=True),
-        )
+    with ExitStack() as stack:
+        tracks: list[Track] = []
+
+        def fitted(done: int, layers: int) -> None:
+            if not tracks:  # only loads are fitted
+                tracks.append(stack.enter_context(track("fits loads", layers)))
+            tracks[0].at(done, f"{done} of {layers} layers")
+
+        name, imported = import_routing(args.files, wanted, args.format, args.phase, fitted)
     _describe(name, imported)
     more = {} if imported.loads is None else {_LOADS: imported.loads}
     save(imported.trace, args.output, **more)

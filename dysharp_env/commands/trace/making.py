@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from dysharp_env.commands.options import add_seed_option, add_spec_options, require_at_least
+from dysharp_env.commands.progress import track
 from dysharp_env.commands.trace.sources import add_output_option, drawn_trace, parse_range, require_trace_output, save
 from dysharp_env.config import ConfigError, parse_spec
 from dysharp_env.workload.layer import load_model
@@ -53,10 +51,8 @@ def _record(args: argparse.Namespace) -> None:
     require_trace_output(args)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     command = f"python -m dysharp_env trace record {options} --output {Path(args.output).name}"
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.2f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=spec.steps, loss=float("nan"))
-        trace = record(spec, command, lambda done, loss: progress.update(task, completed=done, loss=loss))
+    with track("trains", spec.steps) as shown:
+        trace = record(spec, command, lambda done, loss: shown.at(done, f"loss {loss:.2f}"))
     save(trace, args.output)
 
 
