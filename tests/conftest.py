@@ -142,7 +142,7 @@ def draw_gpu(draw: Draw) -> dict[str, object]:
         "hbm_gbps": draw.pick("hbm_gbps", 20.0, 333.3, 3350.0),
         "l2_mb": draw.pick("l2_mb", 0.01, 0.1, 50.0),
         "l2_copies": draw.pick("l2_copies", 1.0, 2.0, 3.3),
-        "memory_latency_ns": draw.pick("memory_latency_ns", 0, 1, 400),
+        "memory_latency_ns": draw.pick("memory_latency_ns", 0, 1, 400, 5000),
         "multimem_queue_entries": draw.pick("multimem_queue_entries", 0, 1, 4, 32),
         "multimem_access_bytes": draw.pick("multimem_access_bytes", 128, 512),
         "al_tlb_entries": draw.pick("al_tlb_entries", 1, 2, 5, 512),

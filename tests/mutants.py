@@ -24,11 +24,12 @@ SEEDS = 40
 
 
 class Mutant(NamedTuple):
-    """One line of one file, and what it becomes."""
+    """One line of one file, what it becomes, and on how many seeds that is looked for."""
 
     file: str
     before: str
     after: str
+    seeds: int = SEEDS
 
 
 MUTANTS = (
@@ -45,7 +46,8 @@ MUTANTS = (
         "q.slots_draining + need > s.reduction_slots + 1:",
     ),
     Mutant("gemm.py", "(tokens + s.row_granularity - 1) // s.row_granularity", "max(1, tokens // s.row_granularity)"),
-    Mutant("gemm.py", "x.ready_ps = max(x.ready_ps, s.now_ps +", "x.ready_ps = max(0, s.now_ps +"),
+    # A tile must wait for its status entry while a later one of its expert need not: one seed in hundreds.
+    Mutant("gemm.py", "x.ready_ps = max(x.ready_ps, s.now_ps +", "x.ready_ps = max(0, s.now_ps +", seeds=400),
     Mutant(
         "buffers.py",
         "push(s, credit_ps(s, s.uplinks[link], whole, free_ps + s.hop_ps), codes",
@@ -65,7 +67,7 @@ def main() -> int:
         started_s = time.perf_counter()
         found = findings(mutant)
         alive += not found
-        said = ", ".join(f"{name} on {count} of {SEEDS} seeds" for name, count in found.items()) or "NOT FOUND"
+        said = ", ".join(f"{name} on {count} of {mutant.seeds} seeds" for name, count in found.items()) or "NOT FOUND"
         print(f"{mutant.file}: {mutant.after}: {said} ({time.perf_counter() - started_s:.0f} s)", flush=True)
     print(f"{len(MUTANTS) - alive} of {len(MUTANTS)} found")
     return bool(alive)
@@ -75,7 +77,7 @@ def findings(mutant: Mutant) -> dict[str, int]:
     """Returns how many seeds break which property of a mutant."""
     with mutated(mutant) as tree:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.soak", "--count", str(SEEDS)],
+            [sys.executable, "-m", "tests.soak", "--count", str(mutant.seeds)],
             cwd=tree,
             env={**os.environ, "PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / "cache")},
             capture_output=True,
@@ -85,7 +87,7 @@ def findings(mutant: Mutant) -> dict[str, int]:
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("seed ")]
     found = Counter(words[3].rstrip(":") for words in lines)
     # One that hangs up the process has been found too, though not by a property.
-    return dict(found) or ({"a crash": SEEDS} if done.returncode not in (0, 1) else {})
+    return dict(found) or ({"a crash": mutant.seeds} if done.returncode not in (0, 1) else {})
 
 
 @contextmanager
