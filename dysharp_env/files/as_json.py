@@ -23,12 +23,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Returns the mapping that a JSON file of settings or results holds.
 
     Raises:
-        ConfigError: It is missing, damaged, too large, not a mapping, names a key twice, or has control characters.
+        ConfigError: It is missing, too large, not a mapping, or refused by ``parse_json``.
     """
     content = read_bytes(path, MOST_MAPPING_BYTES, "JSON")
     data = parse_json(content, f"'{path}'")
-    if _ESCAPED.search(content):
-        _check_texts(data, f"'{path}'")
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' must hold a mapping of keys to values, not {type(data).__name__}")
     return data
@@ -60,7 +58,8 @@ def parse_json(content: bytes, where: str, *, is_data: bool = False) -> Any:
             come out as other ones, and of keys that are there twice the last counts.
 
     Raises:
-        ConfigError: It is not JSON, or would take too much memory.
+        ConfigError: It is not JSON, or would take too much memory; or a text that is no data has characters which
+            cannot be shown.
     """
     containers = content.count(b"[") + content.count(b"{")
     size = _CONTAINER_BYTES * containers + _ENTRY_BYTES * (content.count(b",") + containers)
@@ -71,7 +70,12 @@ def parse_json(content: bytes, where: str, *, is_data: bool = False) -> Any:
     try:
         if is_data:
             return json.loads(text, parse_constant=_refuse_constant)
-        return json.loads(text, object_pairs_hook=_unique)  # what is no number is refused with the name of its key
+        data = json.loads(text, object_pairs_hook=_unique)  # what is no number is refused with the name of its key
+        if _ESCAPED.search(content):
+            _check_texts(data, where)
+        return data
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{where}{': not valid' if is_data else ' is damaged: it is not'} JSON: {why}") from None

@@ -269,6 +269,8 @@ OF_PARSER: dict[str, dict[str, bytes | str | Callable[[bytes], bytes]]] = {
         ),
         "tokens of no machine": _list_with(scenario={**parsers.decision_list()["scenario"], "tokens": 10**30}),
         "keys of another": _list_with(**{f"k{i}": 0 for i in range(5000)}),
+        "half of a letter": _list_with(policy="\ud800"),
+        "half of a letter in a key": _list_with(schedule={"\ud800": 1}),
         "a key twice": _packed(b'{"format": "dysharp/decisions/1", "format": "dysharp/decisions/1"}'),
     },
     "table of results": {
