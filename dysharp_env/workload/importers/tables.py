@@ -39,7 +39,7 @@ SGLANG_HEADER = b"layer_id,expert_id,count"
 _ROWS = 65536  # lines of a table that are read at once
 _MOST_LINE = 256
 _MOST_LAYERS = 4096
-_MOST_GGUF_PARTS = 200_000
+_MOST_GGUF_PARTS = 50_000
 _COUNTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts")
 
 
