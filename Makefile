@@ -34,7 +34,8 @@ slowest: $(VENV)/.installed
 
 # Random layers, machines and programs, every property on each; under an hour on two cores.
 soak: $(VENV)/.installed
-	$(BIN)/python -m tests.soak --count 10000 --workers 2
+	mkdir -p build
+	$(BIN)/python -m tests.soak --count 10000 --workers 2 --json build/soak.json
 
 # A million tiny episodes in one process, whose memory and speed must stay; under an hour.
 long-run: $(VENV)/.installed
