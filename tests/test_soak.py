@@ -24,6 +24,11 @@ def test_what_was_found_is_mended(seed: int) -> None:
     assert soak.broken_by(seed, ("laws_of_physics",)) == []
 
 
+def test_what_is_stored_is_of_these_properties() -> None:
+    stored = json.loads((Path(__file__).parents[1] / "runs" / "reference" / "soak.json").read_text())
+    assert stored["count"] == 10_000 and stored["broken"] == dict.fromkeys(soak.PROPERTIES, 0)
+
+
 def test_what_is_broken_is_named_counted_and_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
