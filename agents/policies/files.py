@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -31,6 +32,13 @@ for _part in ("scorer", "opening"):
     _ROWS |= {f"{_part}.linear": ("context",)}
 
 
+class _File(NamedTuple):
+    """A safetensors file, and what is in it by name."""
+
+    content: bytes
+    tensors: dict[str, torch.Tensor]
+
+
 def policy_files(policy: CandidatePolicy, card: PolicyCard) -> dict[str, bytes]:
     """Returns ``policy.safetensors`` and ``policy.json``."""
     # Weights hold what they started at.
@@ -54,12 +62,12 @@ def load_policy(folder: Path, env: EnvSpec | None = None) -> CandidatePolicy:
         ConfigError: A file is missing or damaged, or the policy looks at what there is no more.
     """
     card, path = read_card(folder), folder / _WEIGHTS
-    content = _read(path)
-    _check_widths(path, _parsed(path, content), card)
+    file = _read(path)
+    _check_widths(path, file.tensors, card)
     env = env or card.env
     policy = CandidatePolicy(env.observation_space(), env.action_space(), lambda _: 0.0, card.policy)
     _check_names(folder, card)
-    _put(path, content, policy, card)
+    _put(path, file, policy, card)
     policy.set_training_mode(False)
     return policy
 
@@ -88,11 +96,11 @@ def _check_names(folder: Path, card: PolicyCard) -> None:
             notice(f"'{folder}/policy.json' does not know {', '.join(new[:_NAMED])}{more} ({kind}): weights of 0")
 
 
-def _put(path: Path, content: bytes, policy: CandidatePolicy, card: PolicyCard) -> None:
+def _put(path: Path, file: _File, policy: CandidatePolicy, card: PolicyCard) -> None:
     """Gives a policy the weights that a file holds, if they are those of its card."""
     shapes = {name: _shape_in_file(name, tensor, card) for name, tensor in policy.state_dict().items()}
-    tensors = _checked(path, _parsed(path, content), shapes, _HERE, torch.float32)
-    if card.sha256 is not None and hashlib.sha256(content).hexdigest() != card.sha256:
+    tensors = _checked(path, file.tensors, shapes, _HERE, torch.float32)
+    if card.sha256 is not None and hashlib.sha256(file.content).hexdigest() != card.sha256:
         raise ConfigError(f"'{path}' is damaged: its checksum is not that of policy.json")
     policy.load_state_dict({name: _placed(name, tensor, card) for name, tensor in tensors.items()})
 
@@ -177,16 +185,13 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: It is missing or damaged.
     """
-    return _parsed(path, _read(path))
+    return _read(path).tensors
 
 
-def _read(path: Path) -> bytes:
-    return read_bytes(path, _MOST_BYTES, "weights")
-
-
-def _parsed(path: Path, content: bytes) -> dict[str, torch.Tensor]:
+def _read(path: Path) -> _File:
+    content = read_bytes(path, _MOST_BYTES, "weights")
     with foreign(f"'{path}' is damaged", "safetensors file"):
-        return load(content)
+        return _File(content, load(content))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
