@@ -88,6 +88,8 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except ConfigError:
         raise
+    except RecursionError:
+        raise ConfigError("it is not valid YAML: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # the latter: a date that is none
         raise ConfigError(f"it is not valid YAML: {error}") from None
 
