@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,6 +33,16 @@ PLANES = 1, 3, 4  # that random machines have
 def pytest_configure() -> None:
     """Sets one numerical thread a process, as ``make`` does: one that tests fork would wait for others for ever."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the disk full whenever a file that is written is to take its place."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
 
 
 class Case(NamedTuple):

@@ -13,7 +13,6 @@ import pytest
 from dysharp_env.__main__ import main
 from dysharp_env.commands import PIPE_CLOSED, CommandParser, output, run_main
 from dysharp_env.config import ConfigError
-from dysharp_env.files import writing
 
 
 @pytest.mark.parametrize(
@@ -120,16 +119,9 @@ def test_mistakes_give_one_line_and_status_2(
     assert sorted(os.listdir()) == ["bad.yaml", "cut.npz", "twice.yaml"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(empty_folder: Path, full_disk: None) -> None:
     target = empty_folder / "r.json"
     target.write_text("old")
-
-    def refuse(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writing.os, "replace", refuse)
     with pytest.raises(ConfigError, match="^cannot write 'r.json': No space left on device$"):
         output.write_json("r.json", {"new": 1})
     assert os.listdir() == ["r.json"] and target.read_text() == "old"

@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import yaml
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
@@ -182,7 +181,7 @@ def fetching_ahead(tmp_path: Path) -> str:
     """Returns the path of a schedule that fetches weights ahead."""
     path = tmp_path / "ahead.yaml"
     schedule = load_schedule("dysharp").with_changes({"name": "ahead", "aliases": (), "prefetch": "ahead"})
-    path.write_text(yaml.safe_dump(schedule.model_dump(mode="json")))
+    path.write_text(schedule.to_yaml())
     return str(path)
 
 

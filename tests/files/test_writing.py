@@ -14,7 +14,7 @@ import pytest
 
 from dysharp_env.__main__ import main
 from dysharp_env.commands.output import check_targets
-from dysharp_env.files import ConfigError, require_writable, write_bytes, write_text, writing
+from dysharp_env.files import ConfigError, require_writable, write_bytes, write_text
 from dysharp_env.workload.traces import load_trace, save_trace
 
 
@@ -95,14 +95,9 @@ def test_a_command_writes_to_devices(capfd: pytest.CaptureFixture[str]) -> None:
     check_targets(("json", "/dev/null", None), ("csv", "/dev/null", None))
 
 
-def test_nothing_is_left_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_where_it_fails(tmp_path: Path, full_disk: None) -> None:
     path = tmp_path / "old"
     path.write_text("old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writing.os, "replace", full)
     with pytest.raises(ConfigError, match="cannot write '.*old': No space left on device"):
         write_bytes(path, b"new")
     assert [each.name for each in tmp_path.iterdir()] == ["old"] and path.read_text() == "old"

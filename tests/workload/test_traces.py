@@ -74,14 +74,9 @@ def test_more_layers_than_tokens_are_wondered_about(tmp_path: Path) -> None:
         assert load_trace(path).num_tokens == 9
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, full_disk: None) -> None:
     path = tmp_path / "trace.npz"
     path.write_bytes(b"old")
-
-    def full_disk(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(ConfigError, match="No space left"):
         save_trace(small_trace(), str(path))
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["trace.npz"]

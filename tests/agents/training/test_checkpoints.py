@@ -370,7 +370,7 @@ def test_a_fault_of_the_program_costs_one_update_at_most(
 def test_what_fails_later_says_how_to_go_on(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     (run.path / "generations.csv").unlink(missing_ok=True)
     (run.path / "config.yaml").unlink()
-    (run.path / "config.yaml").write_text(yaml.safe_dump(small(total_decisions=2048).model_dump(mode="json")))
+    (run.path / "config.yaml").write_text(small(total_decisions=2048).to_yaml())
 
     def failing(training: TrainingRun) -> None:
         (run.path / "episodes.csv").unlink()

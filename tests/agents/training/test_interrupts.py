@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from agents.train import main
 from agents.training.run_folder import RunFolder
@@ -85,7 +84,7 @@ def test_other_episodes_begin_where_they_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainer", ["PPO", pytest.param("evolution", marks=pytest.mark.slow)])
 def test_a_run_stopped_before_its_first_checkpoint_ends_as_one_that_was_not(trainer: str, tmp_path: Path) -> None:
     config, spec = tmp_path / "config.yaml", spec_of(trainer)
-    config.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    config.write_text(spec.to_yaml())
     command = [sys.executable, "-m", "agents.train", "--config", str(config), "--run-dir", str(tmp_path / "runs")]
     with heard(signal.SIGINT):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
