@@ -228,8 +228,6 @@ def run(args: argparse.Namespace) -> int:
     """Distils as the options say, writes the rule and prints the table."""
     if not 0 <= args.values <= MOST_VALUES:
         raise ConfigError(f"values={args.values} must be 0 to {MOST_VALUES}")
-    if args.layers < 1:
-        raise ConfigError(f"layers={args.layers} must be at least 1")
     check_options(args)
     contender = read_runs(args.runs)
     policies, folders = learned_of(contender), [str(path) for path in run_folders(contender)]

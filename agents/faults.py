@@ -137,15 +137,14 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Plays as the options say and prints the table."""
     check_options(args)
-    if args.workloads < 1:
-        raise ConfigError(f"workloads={args.workloads} must be at least 1")
+    workers = open_workers(args)
     given = args.policy or [*preset_names("schedules"), REFERENCE]
     contenders = read_contenders(given, rollouts=args.rollouts)
     layers: Sequence[ScenarioSpec] = LAYERS
     if args.suite:
         layers = [ScenarioSpec(**each.scenario_fields()) for each in load_suite(args.suite).workloads]
     problems = {name: problems_of(layers, args.workloads, FAULTS.get(name, {})) for name in (NONE, *FAULTS)}
-    with open_workers(args) as workers, track("plays", len(contenders)) as shown:
+    with workers, track("plays", len(contenders)) as shown:
 
         def tell(done: int, place: int, cost: Cost) -> None:
             shown.at(done, cost.name, f"{cost.name}: {', '.join(map(cell, cost.ratios.values()))}")

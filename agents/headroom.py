@@ -163,11 +163,12 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Measures a suite as the options say."""
     check_options(args)
+    workers = open_workers(args)
     suite, tuned = load_suite(args.suite), load_schedule(args.tuned)
     problems = Problem.of_suite(suite.draw())
     how = {"tuned": tuned, "episodes": args.episodes, "rollouts": args.rollouts, "seed": args.seed}
 
-    with open_workers(args) as workers, track("measures", len(problems)) as shown:
+    with workers, track("measures", len(problems)) as shown:
 
         def tell(done: int, place: int, row: Headroom) -> None:
             line = (

@@ -14,7 +14,14 @@ from typing import Any
 from rich.table import Table
 
 from dysharp_env.commands import CommandParser, run_main
-from dysharp_env.commands.options import add_json_option, add_report_option, add_worker_options
+from dysharp_env.commands.options import (
+    MOST_MINUTES,
+    MOST_RENAMINGS,
+    add_json_option,
+    add_report_option,
+    add_worker_options,
+    require_within,
+)
 from dysharp_env.commands.output import check_folder, check_targets, publish, results_console
 from dysharp_env.config import ConfigError, preset_names
 from dysharp_env.schedules.contenders import CONTENDER_HELP
@@ -22,8 +29,17 @@ from dysharp_env.schedules.contenders import CONTENDER_HELP
 from .opponents.lookahead import LookAhead
 
 POLICY_HELP = f"{CONTENDER_HELP}; RUN,RUN,... are training seeds of one policy; repeatable"
-# Options of whole numbers that any command may have, and the least of each.
-_LEAST = {"batch": 1, "episodes": 1, "renamings": 1, "rollouts": 1, "seeds_of_random": 1, "seed": 0}
+# Options of whole numbers that any command may have, with the least and the most of each: more would never end.
+_ALLOWED = {
+    "batch": (1, 10_000),
+    "episodes": (1, 100_000_000),
+    "layers": (1, 1_000_000),
+    "renamings": (1, MOST_RENAMINGS),
+    "rollouts": (1, 1_000_000),
+    "seeds_of_random": (1, 1000),
+    "workloads": (1, 1000),
+    "seed": (0, None),
+}
 
 
 class Command:
@@ -109,13 +125,13 @@ def check_options(args: argparse.Namespace, *targets: tuple[str, str | None, str
     Targets are files besides that of ``--json``; see ``dysharp_env.commands.output.check_targets``.
 
     Raises:
-        ConfigError: A number is too small, or a file cannot be written.
+        ConfigError: A number is too small or too large, or a file cannot be written.
     """
-    for name, least in _LEAST.items():
-        value = getattr(args, name, least)
-        if value is not None and value < least:
-            limit = "not be negative" if name == "seed" else f"be at least {least}"
-            raise ConfigError(f"{name.replace('_', '-')}={value} must {limit}")
+    for name, (least, most) in _ALLOWED.items():
+        require_within(least, most, **{name.replace("_", "-"): getattr(args, name, None)})
+    minutes = getattr(args, "minutes", None)
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise ConfigError(f"minutes={minutes:g} must be above 0 and at most {MOST_MINUTES:g}, 30 days")
     check_targets(("json", getattr(args, "json", None), None), *targets, args=args)
     check_folder("report", getattr(args, "report", None))
 

@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 
+from dysharp_env.commands.options import most_workers, require_within
 from dysharp_env.commands.output import results_console
 from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
@@ -39,6 +40,7 @@ from .training.portfolio import (
 from .training.spec import PlanningSpec
 
 _BASE = "dysharp"
+_MOST_PLANS = 1000
 _AGAINST = "fused-unicast"  # which every machine can run
 _RULES = ("dysharp-order", "dysharp-l2")
 _COUNTED = ("launch", "fused_start", "count_exchange")
@@ -133,8 +135,9 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Searches as the options say and writes the schedule."""
     check_options(args, ("out", args.out, ".yaml"))
-    if args.plans < 2 or not args.minutes > 0 or args.workers < 1:
-        raise ConfigError("plans must be 2 at least, minutes above 0 and workers 1 at least")
+    if not 2 <= args.plans <= _MOST_PLANS:
+        raise ConfigError(f"plans={args.plans} must be 2 to {_MOST_PLANS}")
+    require_within(1, most_workers(), workers=args.workers)
     base, began_s = load_schedule(_BASE), time.monotonic()
     problems = Problem.of_suite(load_suite(args.suite).draw())
     reference = np.array([log_makespans([load_schedule(_AGAINST)], problem)[0] for problem in problems])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dysharp_env.commands.options import open_workers
+from dysharp_env.commands.options import MOST_MINUTES, open_workers
 from dysharp_env.commands.output import results_console
 from dysharp_env.commands.progress import track
 from dysharp_env.config import ConfigError
@@ -43,8 +43,8 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Searches as the options say and writes the schedule."""
     check_options(args, ("out", args.out, ".yaml"))
-    if not args.cpu_seconds > 0:
-        raise ConfigError(f"cpu-seconds={args.cpu_seconds} must be above 0")
+    if not 0 < args.cpu_seconds <= (most_s := 60 * MOST_MINUTES):
+        raise ConfigError(f"cpu-seconds={args.cpu_seconds:g} must be above 0 and at most {most_s:g}, 30 days")
     workers = open_workers(args)
     starts = [load_schedule(name) for name in args.start or _STARTS]
     reference = load_schedule(args.against)

@@ -68,10 +68,11 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Tunes as the options say."""
     check_options(args)
+    workers = open_workers(args)
     spec, folder = _resumed(args) if args.resume else _begun(args)
     ensure_compiled()  # which is not of the minutes
     base = load_schedule(BASE)
-    with open_workers(args) as workers, track("tunes", 1.0, quiet=args.quiet) as shown:
+    with workers, track("tunes", 1.0, quiet=args.quiet) as shown:
 
         def tell(text: str, part: float) -> None:
             shown.at(part, text)

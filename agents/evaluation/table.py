@@ -13,6 +13,7 @@ from dysharp_env.schedules import Problem
 from dysharp_env.schedules.opponent import Contender, Opponent, Played
 from dysharp_env.simulator.warmup import notice
 from dysharp_env.workers import Workers
+from dysharp_env.workload.suite import MOST_WORKLOADS
 
 from .statistics import EQUAL, geometric_mean, improvement, interquartile_mean
 
@@ -125,7 +126,12 @@ def with_renamings(problems: Sequence[Problem], renamings: int) -> list[Problem]
 
     What a number is about is then a mean over them, as ties that are broken by a GPU's number move a makespan by a few
     per cent.
+
+    Raises:
+        ConfigError: They are more than can be held.
     """
+    if (count := renamings * len(problems)) > MOST_WORKLOADS:
+        raise ConfigError(f"renamings={renamings} of {len(problems)} workloads are {count}; at most {MOST_WORKLOADS}")
     return [problem.renamed(renaming) for renaming in range(renamings) for problem in problems]
 
 

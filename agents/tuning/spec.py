@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from dysharp_env.config import Spec
+from dysharp_env.commands.options import MOST_MINUTES, MOST_RENAMINGS
+from dysharp_env.config import Spec, parse_spec
 from dysharp_env.schedules import Problem
 from dysharp_env.system import Hardware
 from dysharp_env.workload.suite import SuiteEntry, SuiteSpec
@@ -34,15 +35,15 @@ class TuneSpec(Spec):
     """A trace, FILE.npz:NAME for loads, or a generator's name."""
     tokens: tuple[int, ...] = Field(min_length=1)
     """Tokens per GPU that are tuned for, in order."""
-    minutes: float = Field(gt=0, allow_inf_nan=False)
+    minutes: float = Field(gt=0, le=MOST_MINUTES)
     """Of wall time."""
-    train: int = Field(default=4, ge=1)
+    train: int = Field(default=4, ge=1, le=1000)
     """Layers of each number of tokens that plans are searched on."""
-    validation: int = Field(default=4, ge=1)
+    validation: int = Field(default=4, ge=1, le=1000)
     """Layers that choose among what was found."""
-    test: int = Field(default=3, ge=1)
+    test: int = Field(default=3, ge=1, le=1000)
     """Layers that are reported."""
-    renamings: int = Field(default=2, ge=2)
+    renamings: int = Field(default=2, ge=2, le=MOST_RENAMINGS)
     """Numberings of the GPUs that each layer of validation and test is played under."""
     seed: int = Field(default=0, ge=0)
     """Of the search."""
@@ -55,18 +56,16 @@ class TuneSpec(Spec):
         return tokens
 
     def entry(self, tokens: int, part: Part) -> SuiteEntry:
-        """Returns the layers of one part and number of tokens as an entry of a suite."""
+        """Returns the layers of one part and number of tokens as an entry of a suite.
+
+        Raises:
+            ConfigError: There cannot be a workload of so many tokens, or a machine of so many GPUs.
+        """
         count = {"train": self.train, "validation": self.validation, "test": self.test}[part]
-        return SuiteEntry(
-            system=self.system,
-            gpus=self.gpus,
-            hardware=self.hardware,
-            model=self.model,
-            routing=self.routing,
-            tokens=tokens,
-            split=part if is_trace_name(self.routing) else "all",
-            seeds=(_FIRST_SEED[part], count),
-        )
+        same = {name: getattr(self, name) for name in ("system", "gpus", "hardware", "model", "routing")}
+        split = part if is_trace_name(self.routing) else "all"
+        own = {"tokens": tokens, "split": split, "seeds": (_FIRST_SEED[part], count)}
+        return parse_spec(SuiteEntry, {**same, **own}, source="tune")
 
     def problems(self, tokens: int, part: Part) -> list[Problem]:
         """Returns the layers of one part and number of tokens: of training each once with other numbers for the GPUs.

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 
+from dysharp_env.commands.estimate import expected
 from dysharp_env.commands.options import (
     add_run_options,
     add_scenario_options,
     describe_config,
     read_named_apart,
     read_scenario,
-    require_at_least,
+    require_within,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.commands.sweep import add_sweep_option, read_sweep
 from dysharp_env.report.balance import balance_rows, balance_table, pays_lines
 from dysharp_env.report.records import scenario_title
-from dysharp_env.simulator.warmup import ensure_compiled, notice
+from dysharp_env.simulator.warmup import ensure_compiled
 
 DEFAULT_SCHEDULES = ("deepep", "deepep+moonep", "deepep+ultraep", "deepep+ultraep:multicast")
 DEFAULT_SWEEP = "tokens=128,512,2048,8192"
+_MOST_COUNT = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     check_targets(("json", args.json, None), args=args)
-    require_at_least(1, count=args.count)
+    require_within(1, _MOST_COUNT, count=args.count)
     scenario = read_scenario(args)
     contenders = read_named_apart(args.schedule or DEFAULT_SCHEDULES)
     for contender in contenders:
@@ -46,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     scenarios = read_sweep(args.sweep, ("tokens",)).scenarios(scenario.spec)
     ensure_compiled()
     rows, seeds = [], range(args.seed, args.seed + args.count)
-    total = len(scenarios) * args.count * len(contenders)
-    for row in balance_rows(scenarios, contenders, seeds, args.resolution):
-        rows.append(row)
-        if len(rows) * 10 // total > (len(rows) - 1) * 10 // total:
-            notice(f"{len(rows)} of {total} layers simulated")
+    drawn = [scenario for scenario in scenarios for _ in seeds]
+    with expected(drawn, contenders, args.resolution) as next_run:
+        for row in balance_rows(scenarios, contenders, seeds, args.resolution):
+            rows.append(row)
+            next_run()
     config = {**describe_config(scenario, contenders, args.resolution), "sweep": args.sweep, "count": args.count}
     if publish(args.json, "balance", args.seed, config, rows=[row.record() for row in rows]):
         where = f"{scenario_title(scenario, 'tokens')}; means of {args.count} workloads"

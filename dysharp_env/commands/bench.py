@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dysharp_env.bench import environments, layers, links, processes
 from dysharp_env.bench.timing import Row
-from dysharp_env.commands.options import add_json_option, require_at_least
+from dysharp_env.commands.options import add_json_option, most_workers, require_within
 from dysharp_env.commands.output import check_targets, publish, results_console
 from dysharp_env.report.tables import empty_table
 from dysharp_env.simulator.warmup import ensure_compiled, notice
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option is wrong.
     """
     check_targets(("json", args.json, None), args=args)
-    require_at_least(1, threads=args.threads)
+    require_within(1, most_workers(), threads=args.threads)
     ensure_compiled()
     rows = []
     for row in bench_rows(args.quick, args.threads):

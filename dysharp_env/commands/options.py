@@ -19,7 +19,9 @@ from dysharp_env.workload import Scenario, ScenarioSpec, Workload
 from dysharp_env.workload.routing import routing_names
 
 ENGINES = ("processes", "ray")
-MOST_WORKERS_A_CORE = 4
+MOST_WORKERS_A_CORE, _MOST_ELSEWHERE = 4, 10_000
+MOST_RENAMINGS = 100  # numberings of GPUs
+MOST_MINUTES = 30 * 24 * 60.0  # that a command may be told to take
 
 
 def add_spec_options(
@@ -97,7 +99,7 @@ def add_report_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_seed_option(parser: argparse._ActionsContainer, what: str = "seed of the routing") -> None:
-    """Adds ``--seed``, which ``require_at_least`` checks once the options are read."""
+    """Adds ``--seed``, which ``require_within`` checks once the options are read."""
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: %(default)s)")
 
 
@@ -131,9 +133,9 @@ def asked_workers(args: argparse.Namespace) -> Workers | None:
     if args.address is not None and not is_ray:
         raise ConfigError(f"address='{args.address}' is of a Ray cluster; it needs --engine ray")
     if args.workers is not None:
-        most = MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
+        most = most_workers()
         if args.address is not None:
-            require_at_least(1, workers=args.workers)
+            require_within(1, _MOST_ELSEWHERE, workers=args.workers)
         elif not 1 <= args.workers <= most:
             raise ConfigError(f"workers={args.workers} must be 1 to {most}, four times the cores of this machine")
     if is_ray:
@@ -143,15 +145,27 @@ def asked_workers(args: argparse.Namespace) -> Workers | None:
     return Workers() if args.workers == 1 else Processes(args.workers)
 
 
-def require_at_least(least: int, **options: int) -> None:
-    """Checks that options are not too small: ``least`` is 0 or 1.
+def most_workers() -> int:
+    """Returns how many processes or threads may work at a time on this machine: four a core."""
+    return MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
+
+
+def require_within(least: int, most: float | None, **options: float | None) -> None:
+    """Checks that numbers of options are within limits; those not given, None, are.
+
+    Args:
+        least: What each must be at least, 0 or 1.
+        most: What each may be at most: what would never end, or never fit, is more. None if what takes them says.
+        options: Values by name.
 
     Raises:
-        ConfigError: One is; the message names it.
+        ConfigError: One is not; the message names it.
     """
     for option, value in options.items():
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"{option}={value} must {f'be at least {least}' if least else 'not be negative'}")
+        if value is not None and most is not None and value > most:
+            raise ConfigError(f"{option}={value} must be at most {most}")
 
 
 def read_scenario(args: argparse.Namespace) -> Scenario:
@@ -160,7 +174,7 @@ def read_scenario(args: argparse.Namespace) -> Scenario:
     Raises:
         ConfigError: An option's value is wrong, or the parts do not fit each other.
     """
-    require_at_least(0, seed=args.seed)
+    require_within(0, None, seed=args.seed)
     values = {name: getattr(args, name) for name in ScenarioSpec.model_fields}
     return parse_spec(ScenarioSpec, values, source=args.command).build()
 

@@ -9,7 +9,7 @@ from dysharp_env.commands.options import (
     add_seed_option,
     add_worker_options,
     open_workers,
-    require_at_least,
+    require_within,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.commands.progress import track
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     check_targets(("json", args.json, None), args=args)
-    require_at_least(0, seed=args.seed)
+    require_within(0, None, seed=args.seed)
     tables = [require_choice("table", name, TABLES) for name in dict.fromkeys(args.table or TABLES)]
     names = dict.fromkeys(args.calibration or DEFAULT_CALIBRATIONS)
     calibrations = [load_calibration(name) for name in names]

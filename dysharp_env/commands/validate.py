@@ -6,12 +6,12 @@ import argparse
 from typing import Any
 
 from dysharp_env.commands.options import (
+    MOST_RENAMINGS,
     add_json_option,
     add_seed_option,
     add_worker_options,
     asked_workers,
-    open_workers,
-    require_at_least,
+    require_within,
 )
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.config import ConfigError, preset_names
@@ -23,6 +23,7 @@ from dysharp_env.validation.report import validation_rows, validation_table
 from dysharp_env.validation.symmetries import LAYERS, symmetries, symmetry_table
 from dysharp_env.validation.tables.load import ALL, load_tables, table_names
 from dysharp_env.validation.tables.report import constants_lines, judge, printed_tables
+from dysharp_env.workers import Workers
 
 FAILED = 1
 
@@ -52,11 +53,12 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An option or a file is wrong.
     """
     check_targets(("json", args.json, None), ("picture", args.picture, ".png"), args=args)
-    require_at_least(0, seed=args.seed)
+    require_within(0, None, seed=args.seed)
+    workers = asked_workers(args)
     if args.table:
-        return _run_tables(args)
+        return _run_tables(args, workers)
     if args.renamings is not None:
-        return _run_renamings(args)
+        return _run_renamings(args, workers or Workers())
     if args.picture is not None:
         raise ConfigError(f"picture='{args.picture}' needs a table to draw; name one with --table")
     ensure_compiled()
@@ -72,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
-def _run_renamings(args: argparse.Namespace) -> int:
-    require_at_least(1, renamings=args.renamings)
+def _run_renamings(args: argparse.Namespace, workers: Workers) -> int:
+    require_within(1, MOST_RENAMINGS, renamings=args.renamings)
     ensure_compiled()
     schedules = [load_schedule(name) for name in preset_names("schedules")]
-    with open_workers(args) as workers:
+    with workers:
         found = symmetries(schedules, args.renamings, args.seed, workers)
     config = {"layers": [layer.model_dump(mode="json") for layer in LAYERS], "renamings": args.renamings}
     records = [each.record() for each in found]
@@ -85,8 +87,7 @@ def _run_renamings(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_tables(args: argparse.Namespace) -> int:
-    workers = asked_workers(args)
+def _run_tables(args: argparse.Namespace, workers: Workers | None) -> int:
     tables = load_tables(args.table, args.seed)
     ensure_compiled()
     judged = judge(tables, workers)

@@ -31,9 +31,9 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 class RecordingSpec(Spec):
     """What to train and how much of its routing to record."""
 
-    steps: int = Field(default=1500, ge=1)
+    steps: int = Field(default=1500, ge=1, le=1_000_000)
     """Training steps of 16 windows of 128 tokens."""
-    tokens: int = Field(default=16384, ge=DOCUMENT_TOKENS)
+    tokens: int = Field(default=16384, ge=DOCUMENT_TOKENS, le=10_000_000)
     """Tokens recorded, rounded down to whole documents of 512."""
     experts: int = Field(default=64, ge=2, le=65536)
     """Routed experts of a layer."""

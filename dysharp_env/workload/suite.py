@@ -32,7 +32,7 @@ Seeds = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_check_seeds)]
 
 # What a layer needs longest: links and switch, HBM, SMs for GEMMs, or what software takes whatever the layer.
 Resource = Literal["links", "memory", "compute", "software"]
-_MOST_WORKLOADS = 100_000  # of a suite, all of which are drawn before the first is played
+MOST_WORKLOADS = 100_000  # of a suite, all of which are drawn before the first is played
 _SHOWN_GPUS = 8  # GPUs whose tokens are listed in a workload's name
 
 
@@ -97,8 +97,8 @@ class SuiteSpec(Spec):
     def _check_workloads(cls, workloads: tuple[SuiteEntry, ...]) -> tuple[SuiteEntry, ...]:
         if not workloads:
             raise ValueError("the suite is empty; list at least one entry under 'workloads'")
-        if (count := sum(entry.seeds[1] for entry in workloads)) > _MOST_WORKLOADS:
-            raise ValueError(f"the seeds are of {count} workloads; at most {_MOST_WORKLOADS} can be played")
+        if (count := sum(entry.seeds[1] for entry in workloads)) > MOST_WORKLOADS:
+            raise ValueError(f"the seeds are of {count} workloads; at most {MOST_WORKLOADS} can be played")
         return workloads
 
     def draw(self) -> list[SuiteWorkload]:

@@ -101,7 +101,7 @@ def test_advantages_are_returns_less_values_and_do_not_cross_an_end() -> None:
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert sb3_from_scratch.main(["--minutes", "0"]) == 2
-    assert capsys.readouterr().err == "error: minutes=0 must be greater than 0\n"
+    assert capsys.readouterr().err == "error: minutes=0 must be above 0 and at most 43200, 30 days\n"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -28,6 +28,10 @@ def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
             ["compare", "--schedule", "dysharp", "--schedule", "deepep", "--sweep", "tokens=16,32"],
             "4 simulations of up to 1,024",
         ),
+        (
+            ["balance", "--schedule", "deepep", "--schedule", "deepep+moonep", "--sweep", "16,32", "--count", "2"],
+            "8 simulations of up to 1,024",
+        ),
     ],
 )
 def test_what_takes_long_says_how_long_first(

@@ -292,7 +292,7 @@ def test_nothing_is_written_over_what_is_read(generated: Path, tmp_path: Path) -
         (("generate", "--routing", "uniform", "--output", "x.csv"), "output='x.csv' must end in .npz"),
         (("record", "--steps", "0", "--output", "x.npz"), "trace record: steps=0: "),
         (("record", "--top-k", "65", "--output", "x.npz"), "top_k=65 is more than experts=64"),
-        (("record", "--tokens", "100000000", "--output", "x.npz"), "more than the held-out files give; at most"),
+        (("record", "--tokens", "10000000", "--output", "x.npz"), "more than the held-out files give; at most"),
         (("record", "--output", "no/such/x.npz"), "must be a file in an existing folder"),
         (("convert", "recorded", "--window", "9:3", "--output", "x.npz"), "window='9:3' must be START:STOP"),
         (("convert", "recorded", "--window", "0:99999999", "--output", "x.npz"), "ends after the 16384 tokens"),

@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import json
 import os
-import re
-import resource
-import signal
 import subprocess
 import sys
-import time
-import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.corpus.cases import CASES, Case
 from tests.corpus.parsers import PARSERS
+from tests.ending import Ended, fault_of, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_S, MOST_MB = 2.0, 300
-_MOST_LETTERS = 4100
-_HANGS_S = 60
-
-
-def fault_of(status: int, out: str, err: str) -> str | None:
-    """Returns what is wrong with how a command ended that was given a file of the corpus."""
-    lines = err.splitlines()
-    if status != 2:
-        return f"exit status {status}: {err[-300:]}"
-    if len(lines) != 1 or not lines[0].startswith("error: ") or out:
-        return f"not one line: {out[-200:]!r} {err[-300:]!r}"
-    if len(lines[0]) > _MOST_LETTERS or re.search(r"\S{260}", lines[0]):
-        return f"a line of {len(lines[0])} letters: {lines[0][:300]}"
-    return None if lines[0].isprintable() else f"what cannot be printed: {lines[0]!a}"
 
 
 def of_parser(name: str) -> list[Case]:
     return [case for case in CASES if case.parser.name == name]
 
 
-class Ended(NamedTuple):
-    """How a command ended, what it printed, and processor seconds and megabytes beyond what was taken before."""
-
-    status: int
-    out: str
-    err: str
-    took_s: float
-    more_mb: float
-
-
-def run_forked(cases: list[Case], folder: Path) -> list[Ended]:
-    """Returns how the command ended on each file, in a fork of this process: fewer than there are if one ends it."""
-    child = os.fork()
-    if child == 0:
-        with (folder / "ended").open("w") as told, contextlib.suppress(BaseException):
-            before_kb = _resident_kb()
-            for place, case in enumerate(cases):
-                signal.alarm(_HANGS_S)
-                (folder / str(place)).mkdir()
-                path = case.write(folder / str(place))
-                began_s = time.process_time()
-                with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-                    try:
-                        status = case.parser.main(path)
-                    except BaseException:
-                        status = 99
-                        traceback.print_exc()
-                took_s = time.process_time() - began_s
-                more_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
-                told.write(json.dumps([status, out.getvalue(), err.getvalue(), took_s, more_mb]) + "\n")
-                told.flush()
-        os._exit(0)
-    os.waitpid(child, 0)
-    return [Ended(*json.loads(line)) for line in (folder / "ended").read_text().splitlines()]
-
-
-def _resident_kb() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+def prepared(case: Case, folder: Path) -> Callable[[], int]:
+    """Returns the command of a file of the corpus, which it writes."""
+    folder.mkdir()
+    path = case.write(folder)
+    return lambda: case.parser.main(path)
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -101,13 +45,11 @@ def test_a_parser_reads_what_is_whole_and_refuses_its_files(
     whole.write_bytes(parser.whole())
     parser.read(whole)  # nothing is refused because all is
     cases = of_parser(name)
-    ends = run_forked(cases, tmp_path)
+    ends = run_forked([partial(prepared, case, tmp_path / str(place)) for place, case in enumerate(cases)], tmp_path)
     capsys.readouterr()
     found = [f"{cases[len(ends)].name}: ends the process, or hangs"] if len(ends) < len(cases) else []
     for case, ended in zip(cases, ends, strict=False):
-        fault = fault_of(*ended[:3])
-        if fault is None and (ended.took_s > MOST_S or ended.more_mb > MOST_MB):
-            fault = f"{ended.took_s:.1f} s and {ended.more_mb:.0f} MB"
+        fault = ended.fault()
         found += [f"{case.name}: {fault}"] if fault else []
     worst = f"{max(ended.took_s for ended in ends):.2f} s and {max(ended.more_mb for ended in ends):.0f} MB more"
     print(f"{name}: {len(cases)} files, at most {worst}")
@@ -157,12 +99,10 @@ def test_each_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     before = min(run_alone(PARSERS[name].argv(tmp_path / "run" / "a" / PARSERS[name].file), tmp_path)[3:] for _ in "12")
     for place, case in enumerate(cases):
         (tmp_path / str(place)).mkdir()
-        *ended, took_s, peak_mb = run_alone(case.parser.argv(case.write(tmp_path / str(place))), tmp_path)
-        more_s, more_mb = took_s - before[0], peak_mb - before[1]
-        worst_s, worst_mb = max(worst_s, more_s), max(worst_mb, more_mb)
-        fault = fault_of(*ended)
-        if fault is None and (more_s > MOST_S or more_mb > MOST_MB):
-            fault = f"{more_s:.1f} s and {more_mb:.0f} MB"
+        *printed, took_s, peak_mb = run_alone(case.parser.argv(case.write(tmp_path / str(place))), tmp_path)
+        ended = Ended(*printed, took_s - before[0], peak_mb - before[1])
+        worst_s, worst_mb = max(worst_s, ended.took_s), max(worst_mb, ended.more_mb)
+        fault = ended.fault()
         found += [f"{case.name}: {fault}"] if fault else []
     print(f"{name}: {len(cases)} files, at most {worst_s:.2f} s and {worst_mb:.0f} MB more")
     assert not found, "\n".join(found)

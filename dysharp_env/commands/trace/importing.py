@@ -6,11 +6,12 @@ import argparse
 from contextlib import ExitStack
 from typing import Any, get_args
 
-from dysharp_env.commands.options import add_seed_option, require_at_least
+from dysharp_env.commands.options import add_seed_option, require_within
 from dysharp_env.commands.output import results_console, say
 from dysharp_env.commands.progress import Track, track
 from dysharp_env.commands.trace.sources import add_output_option, parse_range, require_trace_output, save
 from dysharp_env.workload.importers import FORMATS, Imported, Phase, Wanted, import_routing
+from dysharp_env.workload.importers.reading import MOST_IDS
 from dysharp_env.workload.layer import load_model
 from dysharp_env.workload.placement_files import load_slot_maps
 
@@ -54,8 +55,8 @@ def _needs(needs: str) -> str:
 def _import(args: argparse.Namespace) -> None:
     require_trace_output(args)
     given = {name: getattr(args, name) for name in ("layers", "top_k", "experts", "tokens")}
-    require_at_least(1, **{name: value for name, value in given.items() if value is not None})
-    require_at_least(0, seed=args.seed)
+    require_within(1, MOST_IDS, **given)
+    require_within(0, None, seed=args.seed)
     wanted = Wanted(
         model=load_model(args.model, top_k=args.top_k) if args.model else None,
         physical=load_slot_maps(args.placement) if args.placement else {},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dysharp_env.commands.options import add_json_option, add_seed_option, require_at_least
+from dysharp_env.commands.options import add_json_option, add_seed_option, require_within
 from dysharp_env.commands.output import check_targets, publish, results_console, say
 from dysharp_env.commands.trace.sources import DRAWN_LAYERS, SOURCES, loads_of, read_routing
 from dysharp_env.config import ConfigError
@@ -26,6 +26,7 @@ from dysharp_env.workload.statistics import RoutingStatistics, loads_statistics,
 from dysharp_env.workload.traces import RoutingTrace
 
 _USUAL_GPU_COUNTS = (8, 16, 32, 64)
+_MOST_GPUS = 65536
 
 
 def add_action(actions: Any) -> None:
@@ -46,13 +47,14 @@ def add_action(actions: Any) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     _check_outputs(args)
-    require_at_least(0, seed=args.seed)
+    require_within(0, None, seed=args.seed)
     routing = read_routing(args.trace, args.model, args.seed)
     loads, tokens = loads_of(routing), getattr(routing, "num_tokens", None)
     experts = len(next(iter(loads.values())))
     usual = [count for count in _USUAL_GPU_COUNTS if count <= experts and count <= (tokens or count)]
     counts = args.gpus or usual
-    require_at_least(1, gpus=min(counts, default=1))
+    for count in counts:
+        require_within(1, _MOST_GPUS, gpus=count)
     if args.placement == CONTIGUOUS:
         skews = contiguous_skews(loads, counts)
     elif len(args.gpus or ()) != 1:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dysharp_env.commands.options import add_seed_option, add_spec_options, require_at_least
+from dysharp_env.commands.options import add_seed_option, add_spec_options, require_within
 from dysharp_env.commands.progress import track
 from dysharp_env.commands.trace.sources import add_output_option, drawn_trace, parse_range, require_trace_output, save
 from dysharp_env.config import ConfigError, parse_spec
@@ -61,8 +61,8 @@ def _generate(args: argparse.Namespace) -> None:
         raise ConfigError(f"routing='{args.routing}' is a trace; choose a generator from {routing_names()}")
     routing_candidates(args.routing)
     layer = load_model(args.model, top_k=args.top_k)
-    require_at_least(1, tokens=args.tokens, layers=args.layers)
-    require_at_least(0, seed=args.seed)
+    require_within(1, None, tokens=args.tokens, layers=args.layers)
+    require_within(0, None, seed=args.seed)
     require_trace_output(args)
     save(drawn_trace(args.routing, layer, args.layers, args.tokens, args.seed), args.output)
 

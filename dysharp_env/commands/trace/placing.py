@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dysharp_env.commands.options import require_at_least
+from dysharp_env.commands.options import require_within
 from dysharp_env.commands.output import check_targets, say
 from dysharp_env.commands.trace.sources import SOURCES, add_output_option, loads_of, read_routing
 from dysharp_env.config import ConfigError
@@ -18,6 +18,8 @@ from dysharp_env.workload.skew import Skew, contiguous_skews
 from dysharp_env.workload.traces import SPLITS, RoutingTrace, split_range
 
 _WRITERS = {".json": placements_json, ".yaml": placements_yaml, ".yml": placements_yaml}
+
+_MOST_GPUS = 65536
 
 
 def add_action(actions: Any) -> None:
@@ -35,7 +37,8 @@ def add_action(actions: Any) -> None:
 
 
 def _place(args: argparse.Namespace) -> None:
-    require_at_least(1, gpus=args.gpus, slots=args.slots)
+    require_within(1, _MOST_GPUS, gpus=args.gpus)
+    require_within(1, None, slots=args.slots)
     writer = next((writer for ending, writer in _WRITERS.items() if args.output.endswith(ending)), None)
     if writer is None:
         raise ConfigError(f"output='{args.output}' must end in {', '.join(_WRITERS)}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from dysharp_env.commands.output import check_targets, say
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.choices import count_loads
+from dysharp_env.workload.importers.reading import MOST_IDS
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.loads import LayerLoads, is_loads_name, load_loads
 from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates
@@ -76,7 +77,13 @@ def loads_of(routing: RoutingTrace | LayerLoads) -> dict[int, np.ndarray]:
 
 
 def drawn_trace(routing: str, layer: LayerSpec, layers: int, tokens: int, seed: int) -> RoutingTrace:
-    """Returns layers that are drawn one by one from a generator, each with popular experts of its own."""
+    """Returns layers that are drawn one by one from a generator, each with popular experts of its own.
+
+    Raises:
+        ConfigError: It would be more than a trace can hold.
+    """
+    if layers * tokens * layer.top_k > MOST_IDS:
+        raise ConfigError(f"tokens={tokens} of layers={layers} are more than {MOST_IDS} ids of experts")
     models, rng = routing_candidates(routing), np.random.default_rng(seed)
     document_tokens = ROUTING_MODELS["uniform"].document_tokens
     documents = -(-tokens // document_tokens)

@@ -1,0 +1,83 @@
+"""Whatever number an option is given, what would never end or fit in no memory is refused, in one line and at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import agents.__main__
+from dysharp_env.__main__ import build_parser, main
+from tests.corpus.parsers import PARSERS
+from tests.ending import run_forked
+
+MANY = "1000000000000"
+OUT = "{out}"  # stands for a path in a folder of the test's own
+LOADS = "loads.json"  # a file in that folder
+# What a command needs beside the option that is tried, by its name.
+GIVEN = {
+    "trace import": ["--output", f"{OUT}.npz", "--format", "loads", "--top-k", "2", LOADS],
+    "trace place": ["recorded", "--gpus", "8", "--slots", "8", "--output", f"{OUT}.json"],
+    "trace info": ["recorded"],
+    "trace record": ["--output", f"{OUT}.npz"],
+    "trace generate": ["--model", "olmoe", "--routing", "uniform", "--output", f"{OUT}.npz"],
+    "trace convert": ["recorded", "--output", f"{OUT}.npz"],
+    "agents.ablate": ["no-such-run"],
+    "agents.distil": ["reference", "--out", OUT],
+    "agents.evaluate": ["--policy", "dysharp"],
+    "agents.exact": ["--policy", "dysharp"],
+    "agents.headroom": ["--suite", "smoke"],
+    "agents.plans": ["--suite", "smoke", "--out", f"{OUT}.yaml"],
+    "agents.search": ["--suite", "smoke", "--out", f"{OUT}.yaml"],
+    "agents.sensitivity": ["--policy", "dysharp"],
+    "agents.train": ["--config", "tiny", "--run-dir", OUT],
+    "agents.tune": [
+        *("--system", "dgx-h100", "--model", "olmoe", "--routing", "uniform", "--tokens", "64", "--out", OUT),
+    ],
+}
+# Numbers that may be as large as one likes: seeds, and tokens of a drawing, of which no more are shown than there are.
+UNLIMITED = {"--seed", "--timeline-tokens"}
+
+
+def options() -> Iterator[tuple[str, str]]:
+    """Yields every option of a number of every command, behind the command's name."""
+    (commands,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name, parser in commands.choices.items():
+        inner = [each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+        parsers |= {f"{name} {action}": each for nest in inner for action, each in nest.items()} or {name: parser}
+    for name in agents.__main__.COMMANDS:
+        module = f"agents.{name}.__main__" if name in agents.__main__._PACKAGES else f"agents.{name}"
+        parsers[f"agents.{name}"] = importlib.import_module(module).build().parser
+    for name, parser in parsers.items():
+        for action in parser._actions:
+            if action.type is not None and not UNLIMITED & {*action.option_strings}:
+                yield name, action.option_strings[0]
+
+
+def command(name: str, option: str, folder: Path) -> Callable[[], int]:
+    """Returns a command with a large number for an option."""
+    loads = folder / LOADS
+    loads.write_bytes(PARSERS["import loads"].whole())
+    given = [each.replace(OUT, str(folder / "out")).replace(LOADS, str(loads)) for each in GIVEN.get(name, [])]
+    call: Callable[[list[str]], int]
+    if name.startswith("agents."):
+        call, words = agents.__main__.main, [name.removeprefix("agents.")]
+    else:
+        call, words = main, name.split()
+    if option in given:
+        given = given[: (place := given.index(option))] + given[place + 2 :]
+    return partial(call, [*words, *given, option, MANY])
+
+
+@pytest.mark.parametrize(("name", "option"), [*options()])
+def test_a_large_number_is_refused(name: str, option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (ended,) = run_forked([partial(command, name, option, tmp_path)], tmp_path)
+    capfd.readouterr()
+    assert ended.fault() is None
+    assert not [*tmp_path.glob("out*")]
+    assert MANY in ended.err or f"{float(MANY):g}" in ended.err
