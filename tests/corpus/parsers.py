@@ -379,6 +379,7 @@ PARSERS = {
             _RUN,
             _read_policy,
             _beside_policy("policy.json"),
+            "torch",
         ),
         Parser(
             "weights of a policy",
@@ -387,6 +388,7 @@ PARSERS = {
             _RUN,
             _read_policy,
             _beside_policy("policy.safetensors"),
+            "torch",
         ),
     )
 }

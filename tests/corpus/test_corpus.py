@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -74,33 +75,57 @@ def test_faults_are_seen() -> None:
         assert fault_of(status, out, err)
 
 
-def run_alone(argv: list[str], folder: Path) -> tuple[int, str, str, float, float]:
-    """Returns exit status, what was printed, processor seconds and peak megabytes of a process."""
+# Starts a process and tells how it ended. Peak memory counts that of whoever it is started by, so that has to be small.
+_LAUNCHER = """
+import json, os, sys
+child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[2:]], os.environ)
+_, ended, usage = os.wait4(child, 0)
+told = os.waitstatus_to_exitcode(ended), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+with open(sys.argv[1], "w") as file:
+    json.dump(told, file)
+"""
+
+
+def run_alone(argv: Sequence[str], folder: Path) -> Ended:
+    """Returns how a process of Python ended, with all processor seconds and megabytes that it took."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        process = subprocess.Popen([sys.executable, *argv], env=env, stdout=out, stderr=err)
-        _, ended, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(ended)
+        launcher = [sys.executable, "-S", "-c", _LAUNCHER, str(folder / "told"), *argv]
+        subprocess.run(launcher, env=env, stdout=out, stderr=err, check=True)
     printed = [(folder / name).read_text(encoding="utf-8", errors="surrogateescape") for name in ("out", "err")]
-    return process.returncode, *printed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024  # type: ignore[return-value]
+    status, took_s, peak_mb = json.loads((folder / "told").read_text())
+    return Ended(status, *printed, took_s, peak_mb)
+
+
+def test_processes_are_measured(tmp_path: Path) -> None:
+    """This one is larger than what it starts."""
+    little = run_alone(["-S", "-c", "print(1)"], tmp_path)
+    code = "x = b'x' * (200 << 20); sum(range(10_000_000)); raise SystemExit(3)"
+    much = run_alone(["-S", "-c", code], tmp_path)
+    assert (little.status, little.out, much.status) == (0, "1\n", 3)
+    assert little.more_mb < 60 and 180 < much.more_mb - little.more_mb < 220
+    assert much.took_s > little.took_s + 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_each_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
-    """Takes half an hour; processor time and peak memory are those beyond what the file that is not there takes."""
+    """Takes half an hour; processor time and peak memory are those beyond imports."""
     if (library := PARSERS[name].library) and importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
     cases = of_parser(name)
     worst_s = worst_mb = 0.0
     found = []
     (tmp_path / "run").mkdir()
-    # Importing the command, its libraries and what its options list.
-    before = min(run_alone(PARSERS[name].argv(tmp_path / "run" / "a" / PARSERS[name].file), tmp_path)[3:] for _ in "12")
+    # Importing the command, its libraries and what its options list: by a file that is not there.
+    missing = PARSERS[name].argv(tmp_path / "run" / "a" / PARSERS[name].file)
+    code = f"import {library or 'sys'}, runpy, sys; runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
+    before = min((run_alone(["-c", code, *missing[1:]], tmp_path) for _ in "12"), key=lambda ended: ended.took_s)
+    assert before.status == 2, before.err
     for place, case in enumerate(cases):
         (tmp_path / str(place)).mkdir()
-        *printed, took_s, peak_mb = run_alone(case.parser.argv(case.write(tmp_path / str(place))), tmp_path)
-        ended = Ended(*printed, took_s - before[0], peak_mb - before[1])
+        ended = run_alone(case.parser.argv(case.write(tmp_path / str(place))), tmp_path)
+        ended = ended._replace(took_s=ended.took_s - before.took_s, more_mb=ended.more_mb - before.more_mb)
         worst_s, worst_mb = max(worst_s, ended.took_s), max(worst_mb, ended.more_mb)
         fault = ended.fault()
         found += [f"{case.name}: {fault}"] if fault else []
