@@ -58,7 +58,10 @@ class Spec(BaseModel):
             node: Any = data
             *parents, leaf = dotted.split(".")
             for part in parents:
-                node = node.get(part) if isinstance(node, dict) else None
+                node = node.get(part, "") if isinstance(node, dict) else ""
+            if node is None:
+                whole = f"{'.'.join(parents)}={{{leaf}: {value}}}"
+                raise ConfigError(f"'{dotted}' is a setting of what is none; give all of it, such as {whole}")
             if not isinstance(node, dict):
                 raise ConfigError(
                     f"'{dotted}' is not a setting of {type(self).__name__}{did_you_mean(dotted, flat_keys(self))}"

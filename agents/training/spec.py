@@ -23,11 +23,11 @@ from .zoo import translate_ppo, translate_run
 class PpoSpec(Spec):
     """Hyper-parameters of proximal policy optimisation, by the names that Stable-Baselines3 gives them."""
 
-    n_steps: int = Field(default=256, ge=2)
+    n_steps: int = Field(default=256, ge=2, le=10**9)
     """Decisions of each environment copy between updates; about an episode, so that an update sees all of it."""
     batch_size: int = Field(default=1024, ge=2)
     """Decisions in one gradient step."""
-    n_epochs: int = Field(default=4, ge=1)
+    n_epochs: int = Field(default=4, ge=1, le=1000)
     """Passes over the decisions of an update."""
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     """Step size at the start; ``lin_X``, as RL Zoo writes it, is X with the schedule ``linear_to_zero``."""
@@ -99,9 +99,9 @@ class EvolutionSpec(Spec):
     """Most that one pair's difference in log makespan counts, so that a nudge that ruins a layer decides nothing."""
     average: float = Field(default=0.9, ge=0, lt=1)
     """What the policy keeps of itself in one generation; the rest is where the steps are."""
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, le=100_000)
     """Workloads of a generation, in a random order of all, then another; all if there are no more."""
-    tiny: int = Field(default=0, ge=0)
+    tiny: int = Field(default=0, ge=0, le=100_000)
     """Plays so many tiny layers on the stripped machine of tiny.py in place of a suite, and chooses the best policy on
     as many others; ``env.suite`` and ``validation`` then do not matter."""
     threads: int = Field(default=2, ge=1, le=256)
@@ -125,19 +125,19 @@ class PlanningSpec(Spec):
     """Width of the network's layers."""
     members: int = Field(default=4, ge=1, le=64)
     """Fits whose mean is the policy, as one network that is so many times as wide."""
-    steps: int = Field(default=800, ge=1)
+    steps: int = Field(default=800, ge=1, le=1_000_000)
     """Gradient steps of a fit."""
-    batch: int = Field(default=96, ge=1)
+    batch: int = Field(default=96, ge=1, le=100_000)
     """Layers that are played between fits, at most one of each entry of the suite."""
-    best: int = Field(default=10, ge=2)
+    best: int = Field(default=10, ge=2, le=4096)
     """Plans that are played on a layer, after the first batch, of those that the network scores highest."""
-    others: int = Field(default=4, ge=0)
+    others: int = Field(default=4, ge=0, le=4096)
     """Plans that are played on it besides, at random."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.0, 2.0)
     """What the tokens of an entry are multiplied with, one of them at random."""
     mixed: float = Field(default=0.5, ge=0, le=1)
     """Part of the layers that are moved to the machine of another entry, where that can run them."""
-    most: int = Field(default=1024, ge=1)
+    most: int = Field(default=1024, ge=1, le=1_000_000)
     """Tokens of a GPU beyond which they are not multiplied."""
     threads: int = Field(default=2, ge=1, le=256)
     """Layers played at a time."""
@@ -146,11 +146,11 @@ class PlanningSpec(Spec):
 class ImitationSpec(Spec):
     """Hyper-parameters of the warm start at look-ahead's choices."""
 
-    layers: int = Field(default=32, ge=1)
+    layers: int = Field(default=32, ge=1, le=100_000)
     """Layers that look-ahead plays, drawn as training draws them."""
-    rollouts: int = Field(default=200, ge=1)
+    rollouts: int = Field(default=200, ge=1, le=1_000_000)
     """Simulations that look-ahead may spend on each."""
-    epochs: int = Field(default=8, ge=1)
+    epochs: int = Field(default=8, ge=1, le=1000)
     """Passes over all their decisions."""
     batch_size: int = Field(default=256, ge=1)
     """Decisions in one gradient step."""
@@ -184,10 +184,10 @@ class TrainSpec(Spec):
     """Name of the run, the first part of its folder's."""
     env: EnvSpec = EnvSpec()
     """What is trained on: scenario, base schedule and exposed decisions."""
-    total_decisions: int = Field(default=1_000_000, ge=1)
+    total_decisions: int = Field(default=1_000_000, ge=1, le=10**12)
     """Training ends at the first update that reaches so many steps of the environments: decisions that are asked, so
     neither those with one legal answer nor those of the schedule's own rule."""
-    num_envs: int = Field(default=16, ge=1)
+    num_envs: int = Field(default=16, ge=1, le=65536)
     """Environment copies."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds networks, choices and workloads."""

@@ -7,11 +7,16 @@ import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 import agents.__main__
+from agents.training.spec import TrainSpec
+from agents.tuning.spec import TuneSpec
 from dysharp_env.__main__ import build_parser, main
+from dysharp_env.config import Spec
+from dysharp_env.workload.recording import RecordingSpec
 from tests.corpus.parsers import PARSERS
 from tests.ending import run_forked
 
@@ -72,6 +77,29 @@ def command(name: str, option: str, folder: Path) -> Callable[[], int]:
     if option in given:
         given = given[: (place := given.index(option))] + given[place + 2 :]
     return partial(call, [*words, *given, option, MANY])
+
+
+# Whole numbers of settings whose most a system, a model, a trace or another setting says, moments of a run, and seeds.
+ELSEWHERE = {"gpus", "experts", "top_k", "layer_index", "tokens", "batch_size", "seed"}
+ELSEWHERE |= {"eval_every_decisions", "checkpoint_every_decisions"}
+
+
+def whole_numbers(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Yields dotted names of the settings that are whole numbers, and what limits them."""
+    for name, field in spec.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for section in (each for each in kinds if isinstance(each, type) and issubclass(each, Spec)):
+            yield from whole_numbers(section, f"{prefix}{name}.")
+        if int in kinds:
+            yield f"{prefix}{name}", field.metadata
+
+
+@pytest.mark.parametrize("spec", [TrainSpec, TuneSpec, RecordingSpec])
+def test_whole_numbers_of_settings_have_a_most(spec: type[Spec]) -> None:
+    found = dict(whole_numbers(spec))
+    assert len(found) >= 4
+    unlimited = {name for name, limits in found.items() if not any(hasattr(each, "le") for each in limits)}
+    assert {name.rpartition(".")[2] for name in unlimited} <= ELSEWHERE
 
 
 @pytest.mark.parametrize(("name", "option"), [*options()])

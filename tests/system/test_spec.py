@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from agents.training.spec import TrainSpec
 from dysharp_env.config import ConfigError, config_root, flat_keys, preset_names
 from dysharp_env.simulator.costs import Costs
 from dysharp_env.system import SystemSpec, load_system
@@ -212,6 +213,13 @@ def test_settings_of_a_family_are_changed_one_by_one() -> None:
     assert hash(changed) != hash(system) == hash(load_system("dgx-h100"))
     with pytest.raises(ConfigError, match=r"^'gpu.families.warp_que.byte_ps' is not a setting"):
         system.with_changes({"gpu.families.warp_que.byte_ps": 7})
+
+
+def test_what_is_none_is_given_whole() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^'imitation.layers' .* none; give all of it, such as imitation=\{layers: 8\}$"
+    ):
+        TrainSpec().with_changes({"imitation.layers": 8})
 
 
 def test_links_and_barriers_follow_the_number_of_gpus() -> None:
