@@ -110,7 +110,8 @@ def array_of_npy(content: bytes, where: str) -> np.ndarray:
 
 
 def _check_claim(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, where: str) -> None:
-    if prod(shape) * dtype.itemsize != size:
+    # Of an array of nothing, which any axis may be of, numpy still refuses axes that are too large together.
+    if prod(shape) * dtype.itemsize != size or prod(max(each, 1) for each in shape) > MOST_ARRAY_BYTES:
         raise ConfigError(f"{where}: the .npy header says {dtype} of shape {shown(shape)}, but {size} bytes follow")
 
 

@@ -43,6 +43,8 @@ NPY = {
     "a head without an end": b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + b"{",
     "dates": npy_header((2,), "'<M8[s]'") + bytes(16),
     "complex numbers": npy_header((2,), "'<c16'") + bytes(32),
+    "nothing by more than can be counted": npy_header((0, 1 << 63, 64)),
+    "nothing by more than can be counted together": npy_header((0, *(1 << 28,) * 3)),
     "no array at all": b"hello",
 }
 
