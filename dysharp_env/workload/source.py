@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from dysharp_env.config import ConfigError
+from dysharp_env.files import shown
 from dysharp_env.workload.drawing import Batch, Drawing, Generated, LayerIndex, Sampled, Traced
 from dysharp_env.workload.eplb import eplb_placement
 from dysharp_env.workload.heat import Heated
@@ -120,13 +121,16 @@ def _eplb_slots(placement: str, experts: int, num_gpus: int) -> int | None:
     name, _, given = placement.partition(":")
     if name != "eplb":
         return None
-    if not given.isdecimal():
-        raise ConfigError(f"placement='{placement}' must be eplb:M, with the M experts that each GPU holds")
     try:
-        eplb_placement(np.zeros(experts), num_gpus, int(given))
+        slots = int(given)
+    except ValueError:
+        message = f"placement='{shown(placement)}' must be eplb:M, with the M experts that each GPU holds"
+        raise ConfigError(message) from None
+    try:
+        eplb_placement(np.zeros(experts), num_gpus, slots)
     except ConfigError as error:
         raise ConfigError(f"placement='{placement}': {error}") from None
-    return int(given)
+    return slots
 
 
 def _counted(tokens: int | Sequence[int], num_gpus: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from dysharp_env.__main__ import build_parser, main
 from dysharp_env.config import Spec
 from dysharp_env.workload.recording import RecordingSpec
 from tests.corpus.parsers import PARSERS
-from tests.ending import run_forked
+from tests.ending import fault_of, run_forked
 
 MANY = "1000000000000"
 OUT = "{out}"  # stands for a path in a folder of the test's own
@@ -77,6 +77,30 @@ def command(name: str, option: str, folder: Path) -> Callable[[], int]:
     if option in given:
         given = given[: (place := given.index(option))] + given[place + 2 :]
     return partial(call, [*words, *given, option, MANY])
+
+
+DIGITS = "9" * 5000  # more than Python makes a number of
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", "--gpus", DIGITS],
+        ["simulate", "--tokens", f"1,{DIGITS}"],
+        ["simulate", "--layer-index", DIGITS],
+        ["simulate", "--placement", f"eplb:{DIGITS}"],
+        ["simulate", "--routing", f"power-law:{DIGITS}"],
+        ["simulate", "--schedule", f"deepep+eplb:{DIGITS}"],
+        ["simulate", "--faults", f"slow_link={DIGITS}"],
+        ["compare", "--sweep", f"tokens={DIGITS}"],
+        ["trace", "convert", "recorded", "--output", "x.npz", "--window", f"0:{DIGITS}"],
+        ["agents", "tune", *GIVEN["agents.tune"], "--tokens", f"1,{DIGITS}"],
+        ["agents", "train", "--config", "tiny", "--set", f"total_decisions={DIGITS}"],
+    ],
+)
+def test_a_text_of_many_digits_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert (agents.__main__.main(words[1:]) if words[0] == "agents" else main(words)) == 2
+    assert fault_of(2, *capsys.readouterr()) is None
 
 
 # Whole numbers of settings whose most a system, a model, a trace or another setting says, moments of a run, and seeds.

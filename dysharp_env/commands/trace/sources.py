@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dysharp_env.commands.output import check_targets, say
 from dysharp_env.config import ConfigError
+from dysharp_env.files import shown
 from dysharp_env.workload.choices import count_loads
 from dysharp_env.workload.importers.reading import MOST_IDS
 from dysharp_env.workload.layer import LayerSpec, load_model
@@ -42,10 +43,13 @@ def parse_range(option: str, given: str) -> tuple[int, int]:
     Raises:
         ConfigError: It is something else.
     """
-    first, colon, last = given.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise ConfigError(f"{option}='{given}' must be START:STOP with START below STOP, such as 0:4096")
-    return int(first), int(last)
+    try:
+        first, last = map(int, given.split(":"))
+    except ValueError:  # not two, or no numbers
+        first = last = 0
+    if not 0 <= first < last:
+        raise ConfigError(f"{option}='{shown(given)}' must be START:STOP with START below STOP, such as 0:4096")
+    return first, last
 
 
 def read_routing(name: str, model: str | None, seed: int | None = None) -> RoutingTrace | LayerLoads:
