@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dysharp_env.commands.options import add_json_option, add_seed_option, require_within
 from dysharp_env.commands.output import check_targets, publish, results_console, say
-from dysharp_env.commands.trace.sources import DRAWN_LAYERS, SOURCES, loads_of, read_routing
+from dysharp_env.commands.trace.sources import DRAWN_LAYERS, MOST_GPUS, SOURCES, loads_of, read_routing
 from dysharp_env.config import ConfigError
 from dysharp_env.report.routing import fan_out_table, load_table, skew_table
 from dysharp_env.report.routing_picture import SUFFIXES, write_routing_picture
@@ -26,7 +26,6 @@ from dysharp_env.workload.statistics import RoutingStatistics, loads_statistics,
 from dysharp_env.workload.traces import RoutingTrace
 
 _USUAL_GPU_COUNTS = (8, 16, 32, 64)
-_MOST_GPUS = 65536
 
 
 def add_action(actions: Any) -> None:
@@ -54,7 +53,7 @@ def _info(args: argparse.Namespace) -> None:
     usual = [count for count in _USUAL_GPU_COUNTS if count <= experts and count <= (tokens or count)]
     counts = args.gpus or usual
     for count in counts:
-        require_within(1, _MOST_GPUS, gpus=count)
+        require_within(1, MOST_GPUS, gpus=count)
     if args.placement == CONTIGUOUS:
         skews = contiguous_skews(loads, counts)
     elif len(args.gpus or ()) != 1:

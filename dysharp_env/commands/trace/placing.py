@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dysharp_env.commands.options import require_within
 from dysharp_env.commands.output import check_targets, say
-from dysharp_env.commands.trace.sources import SOURCES, add_output_option, loads_of, read_routing
+from dysharp_env.commands.trace.sources import MOST_GPUS, SOURCES, add_output_option, loads_of, read_routing
 from dysharp_env.config import ConfigError
 from dysharp_env.files import write_text
 from dysharp_env.workload.eplb import eplb_placement
@@ -18,8 +18,6 @@ from dysharp_env.workload.skew import Skew, contiguous_skews
 from dysharp_env.workload.traces import SPLITS, RoutingTrace, split_range
 
 _WRITERS = {".json": placements_json, ".yaml": placements_yaml, ".yml": placements_yaml}
-
-_MOST_GPUS = 65536
 
 
 def add_action(actions: Any) -> None:
@@ -37,7 +35,7 @@ def add_action(actions: Any) -> None:
 
 
 def _place(args: argparse.Namespace) -> None:
-    require_within(1, _MOST_GPUS, gpus=args.gpus)
+    require_within(1, MOST_GPUS, gpus=args.gpus)
     require_within(1, None, slots=args.slots)
     writer = next((writer for ending, writer in _WRITERS.items() if args.output.endswith(ending)), None)
     if writer is None:
