@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dysharp_env.commands.options import require_within
 from dysharp_env.commands.output import check_targets, say
+from dysharp_env.commands.progress import track
 from dysharp_env.commands.trace.sources import MOST_GPUS, SOURCES, add_output_option, loads_of, read_routing
 from dysharp_env.config import ConfigError
 from dysharp_env.files import write_text
@@ -47,7 +48,11 @@ def _place(args: argparse.Namespace) -> None:
     elif args.split != "all":
         raise ConfigError(f"split='{args.split}' needs a trace; '{args.trace}' is loads")
     loads = loads_of(routing)
-    placements = {layer: eplb_placement(counts, args.gpus, args.slots) for layer, counts in loads.items()}
+    placements = {}
+    with track("places", len(loads)) as shown:
+        for layer, counts in loads.items():
+            placements[layer] = eplb_placement(counts, args.gpus, args.slots)
+            shown.at(len(placements), f"{len(placements)} of {len(loads)} layers")
     write_text(args.output, writer(placements))
     (before,), after = contiguous_skews(loads, [args.gpus]), Skew.of(loads, placements)
     what = f"{len(loads)} layers, {args.slots} experts on each of {args.gpus} GPUs"

@@ -18,7 +18,7 @@ from dysharp_env.workload.loads import LayerLoads, is_loads_name, load_loads
 from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates
 from dysharp_env.workload.traces import RoutingTrace, is_trace_name, load_trace, require_output, save_trace
 
-MOST_GPUS = 65536  # that experts are placed on
+MOST_GPUS = 4096  # that experts are placed on
 DRAWN_LAYERS, DRAWN_TOKENS = 24, 8192  # of a generator, to say what it is like
 SOURCES = "an .npz trace, 'recorded' for the one that ships with the package, FILE.npz:NAME for loads"
 
