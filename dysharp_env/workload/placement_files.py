@@ -111,6 +111,8 @@ def load_slot_maps(name: str) -> dict[int | None, np.ndarray]:
         raise ConfigError(str(error) if name in str(error) else f"placement '{name}': {error}") from None
     maps: dict[int | None, np.ndarray] = {}
     for number, (_, logical) in zip(numbers, rows, strict=True):
+        if not len(logical):
+            raise ConfigError(f"placement '{name}': layer {number} holds no experts")
         if logical.min() < 0 or logical.max() > 65535:
             raise ConfigError(f"placement '{name}': it names expert {logical.min()} or {logical.max()}")
         maps[None if len(rows) == 1 else number] = logical

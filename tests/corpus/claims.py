@@ -215,6 +215,10 @@ OF_PARSER: dict[str, dict[str, bytes | str | Callable[[bytes], bytes]]] = {
         "endless": lambda _: parsers.npz(loads=np.array([[np.inf, 1]])),
         "truths": lambda _: parsers.npz(loads=np.array([[True, False]])),
     },
+    "slot map": {
+        "a layer of no experts": b"[[[0, 0, 0, 0]]]",
+        "layers of no experts": b"[[[0, 0], [0, 0]], [[0, 0], [0, 0]]]",
+    },
     "placement.json": {
         "endless experts": b'{"layer_list": [{"device_list": [{"device_expert": [1e999]}]}]}',
         "digits of experts": b'{"layer_list": [{"device_list": [{"device_expert": ["' + b"9" * 5000 + b'"]}]}]}',
