@@ -64,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
         folder = folder or start_run(spec, root)
         try:
             train_with_progress(spec, folder, command, resume=resume, quiet=args.quiet, workers=workers)
+            console.print(describe_result(folder))
+            console.print(f"run folder: {folder.path}")
         except ConfigError:
             raise  # which says it in its line
         except BaseException:
             if folder.path.is_dir():
                 console.print(folder.way_on())
             raise
-    console.print(describe_result(folder))
-    console.print(f"run folder: {folder.path}")
     return 0
 
 

@@ -159,14 +159,16 @@ class Killer:
         assert ended.status == 0, ended.said
         assert b"." in writes.read_bytes()
         self.length_s, self.writes = time.monotonic() - began, writes.stat().st_size
-        self.whole = result(self._run(root))
+        self.whole = self._result(root)
 
     def _root(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{self.trainer}-"))
 
-    def _run(self, root: Path) -> Path:
-        (run,) = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return run
+    def _run(self, root: Path) -> Path | None:
+        """Returns the run folder; None if a process was killed before it had made one, and another begins anew."""
+        found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        assert len(found) <= 1, found
+        return found[0] if found else None
 
     def _started(self, root: Path, run: Path | None, at_write: Callable[[], None] = lambda: None) -> Training:
         begin = ["--config", str(self.config), "--run-dir", str(root)]
@@ -202,9 +204,9 @@ class Killer:
                 break
             self._judge(number, ended, run)
         else:
-            self.wrong.append(f"{run}: it never ended")
+            self.wrong.append(f"{root}: it never ended")
             return
-        self._compare(run)
+        self._compare(root)
         shutil.rmtree(root)
 
     def _suicide(self, number: int) -> Callable[[], None]:
@@ -218,7 +220,7 @@ class Killer:
 
         return at_write
 
-    def _judge(self, number: int, ended: Ended, run: Path) -> None:
+    def _judge(self, number: int, ended: Ended, run: Path | None) -> None:
         """Counts a stop, and checks that it was one, in a line where it was a polite one."""
         name = signal.Signals(number).name
         self.counts[name] += 1
@@ -226,17 +228,23 @@ class Killer:
             is_right = ended.status == -number
         else:
             is_right = ended.status == 130 and f"continue with: python -m agents.train --resume {run}" in ended.said
+            is_right |= "\nrun folder: " in ended.said  # all was over; whoever is late meets no training
             is_right &= "Traceback" not in ended.said
         if not is_right:
-            self.wrong.append(f"{run}: after {name} status {ended.status}: {ended.said[-600:]}")
+            self.wrong.append(f"{run or 'no folder yet'}: after {name} status {ended.status}: {ended.said[-600:]}")
 
-    def _compare(self, run: Path) -> None:
-        found = result(run)
+    def _result(self, root: Path) -> dict[str, Any]:
+        run = self._run(root)
+        assert run is not None, root
+        return result(run)
+
+    def _compare(self, root: Path) -> None:
+        found = self._result(root)
         self.counts["runs"] += 1
         differ = [key for key in {**self.whole, **found} if found.get(key) != self.whole.get(key)]
         self.counts["runs that end as one that was not stopped"] += not differ
         if differ:
-            self.wrong.append(f"{run}: {differ} differ from a run that was not stopped")
+            self.wrong.append(f"{root}: {differ} differ from a run that was not stopped")
 
     def fill_disk(self) -> None:
         """Trains on a disk that is full from a random file operation on, then with room again, and compares."""
@@ -267,7 +275,7 @@ class Killer:
         if ended.status != 0:
             self.wrong.append(f"{runs[0]}: after a full disk status {ended.status}: {ended.said[-600:]}")
             return
-        self._compare(runs[0])
+        self._compare(root)
         shutil.rmtree(root)
 
 
