@@ -43,7 +43,8 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Searches as the options say and writes the schedule."""
     check_options(args, ("out", args.out, ".yaml"))
-    if not 0 < args.cpu_seconds <= (most_s := 60 * MOST_MINUTES):
+    most_s = 60 * MOST_MINUTES
+    if not 0 < args.cpu_seconds <= most_s:
         raise ConfigError(f"cpu-seconds={args.cpu_seconds:g} must be above 0 and at most {most_s:g}, 30 days")
     workers = open_workers(args)
     starts = [load_schedule(name) for name in args.start or _STARTS]
