@@ -135,8 +135,7 @@ def build() -> Command:
 def run(args: argparse.Namespace) -> int:
     """Searches as the options say and writes the schedule."""
     check_options(args, ("out", args.out, ".yaml"))
-    if not 2 <= args.plans <= _MOST_PLANS:
-        raise ConfigError(f"plans={args.plans} must be 2 to {_MOST_PLANS}")
+    require_within(2, _MOST_PLANS, plans=args.plans)
     require_within(1, most_workers(), workers=args.workers)
     base, began_s = load_schedule(_BASE), time.monotonic()
     problems = Problem.of_suite(load_suite(args.suite).draw())

@@ -18,7 +18,7 @@ from typing import Any, get_args
 from dysharp_env.commands.options import open_workers
 from dysharp_env.commands.output import json_document
 from dysharp_env.commands.progress import track
-from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml
+from dysharp_env.config import ConfigError, parse_spec, preset_names, read_yaml, whole_number
 from dysharp_env.files import shown, write_text
 from dysharp_env.report.gantt import write_picture
 from dysharp_env.report.timelines import timeline_of, write_timeline
@@ -114,11 +114,11 @@ def _begun(args: argparse.Namespace) -> tuple[TuneSpec, Path]:
     if missing := [name for name in _ASKED if getattr(args, name) is None]:
         raise ConfigError(f"--{missing[0]} is missing: it says what is tuned for")
     given: dict[str, Any] = {name: getattr(args, name) for name in (*_ASKED, *_GIVEN)}
-    try:
-        tokens = sorted({int(part) for part in args.tokens.split(",")})
-    except ValueError:
-        raise ConfigError(f"tokens='{shown(args.tokens)}' must be numbers such as 64,256,1024") from None
-    spec = parse_spec(TuneSpec, {**given, "tokens": tokens}, source="tune")
+    numbers = [whole_number(part.strip()) for part in args.tokens.split(",")]
+    tokens = {number for number in numbers if number is not None}
+    if None in numbers:
+        raise ConfigError(f"tokens='{shown(args.tokens)}' must be numbers such as 64,256,1024")
+    spec = parse_spec(TuneSpec, {**given, "tokens": sorted(tokens)}, source="tune")
     spec.problems(spec.tokens[0], "test")  # says what does not fit before anything is written
     folder = Path(args.out or f"runs/tune-{Path(spec.model).stem}-{Path(spec.system).stem}")
     if (folder / "tune.yaml").exists():

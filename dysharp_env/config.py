@@ -24,6 +24,7 @@ from dysharp_env.files import read_yaml as read_yaml
 from dysharp_env.files import shown
 
 _TYPE_TAGS = ("int", "float", "str", "bool")
+_MOST_DIGITS = 18  # of a whole number in an option
 _MOST_COMPARED, _MOST_NAMED = 200, 12  # letters of a name that known ones are like; wrong keys that a line names
 _MOST_KEYS = 1000
 _YAML_WIDTH = 120
@@ -115,6 +116,11 @@ def config_root() -> Path:
 def preset_names(kind: str) -> list[str]:
     """Returns the preset names of one kind (``systems``, ``models``, ``calibrations``, ...), sorted."""
     return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
+
+
+def whole_number(text: str) -> int | None:
+    """Returns the number that a text of digits is; None if it is none, or more than anything is counted in."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

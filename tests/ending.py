@@ -34,9 +34,8 @@ class Ended(NamedTuple):
         """Returns what is wrong with this as the end of a command that was given what it has to refuse."""
         if fault := fault_of(self.status, self.out, self.err):
             return fault
-        return (
-            f"{self.took_s:.1f} s and {self.more_mb:.0f} MB" if self.took_s > MOST_S or self.more_mb > MOST_MB else None
-        )
+        is_modest = self.took_s <= MOST_S and self.more_mb <= MOST_MB
+        return None if is_modest else f"{self.took_s:.1f} s and {self.more_mb:.0f} MB"
 
 
 def fault_of(status: int, out: str, err: str) -> str | None:

@@ -154,7 +154,7 @@ def require_within(least: int, most: float | None, **options: float | None) -> N
     """Checks that numbers of options are within limits; those not given, None, are.
 
     Args:
-        least: What each must be at least, 0 or 1.
+        least: What each must be at least, from 0 on.
         most: What each may be at most: what would never end, or never fit, is more. None if what takes them says.
         options: Values by name.
 

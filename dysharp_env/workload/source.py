@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, whole_number
 from dysharp_env.files import shown
 from dysharp_env.workload.drawing import Batch, Drawing, Generated, LayerIndex, Sampled, Traced
 from dysharp_env.workload.eplb import eplb_placement
@@ -121,11 +121,9 @@ def _eplb_slots(placement: str, experts: int, num_gpus: int) -> int | None:
     name, _, given = placement.partition(":")
     if name != "eplb":
         return None
-    try:
-        slots = int(given)
-    except ValueError:
-        message = f"placement='{shown(placement)}' must be eplb:M, with the M experts that each GPU holds"
-        raise ConfigError(message) from None
+    slots = whole_number(given)
+    if slots is None:
+        raise ConfigError(f"placement='{shown(placement)}' must be eplb:M, with the M experts that each GPU holds")
     try:
         eplb_placement(np.zeros(experts), num_gpus, slots)
     except ConfigError as error:

@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from dysharp_env.commands.output import check_targets, say
-from dysharp_env.config import ConfigError
+from dysharp_env.config import ConfigError, whole_number
 from dysharp_env.files import shown
 from dysharp_env.workload.choices import count_loads
-from dysharp_env.workload.importers.reading import MOST_IDS
+from dysharp_env.workload.importers.reading import require_few_ids
 from dysharp_env.workload.layer import LayerSpec, load_model
 from dysharp_env.workload.loads import LayerLoads, is_loads_name, load_loads
 from dysharp_env.workload.routing import ROUTING_MODELS, draw_routing, routing_candidates
@@ -44,11 +44,9 @@ def parse_range(option: str, given: str) -> tuple[int, int]:
     Raises:
         ConfigError: It is something else.
     """
-    try:
-        first, last = map(int, given.split(":"))
-    except ValueError:  # not two, or no numbers
-        first = last = 0
-    if not 0 <= first < last:
+    start, _, stop = given.partition(":")
+    first, last = whole_number(start), whole_number(stop)
+    if first is None or last is None or first >= last:
         raise ConfigError(f"{option}='{shown(given)}' must be START:STOP with START below STOP, such as 0:4096")
     return first, last
 
@@ -87,8 +85,7 @@ def drawn_trace(routing: str, layer: LayerSpec, layers: int, tokens: int, seed: 
     Raises:
         ConfigError: It would be more than a trace can hold.
     """
-    if layers * tokens * layer.top_k > MOST_IDS:
-        raise ConfigError(f"tokens={tokens} of layers={layers} are more than {MOST_IDS} ids of experts")
+    require_few_ids(layers, tokens, layer.top_k)
     models, rng = routing_candidates(routing), np.random.default_rng(seed)
     document_tokens = ROUTING_MODELS["uniform"].document_tokens
     documents = -(-tokens // document_tokens)

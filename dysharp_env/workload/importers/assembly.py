@@ -11,7 +11,7 @@ import numpy as np
 from dysharp_env.config import ConfigError
 from dysharp_env.workload.choices import NO_EXPERT, count_loads, in_front
 from dysharp_env.workload.importers.pieces import Counted, Piece, Routing, Wanted
-from dysharp_env.workload.importers.reading import MOST_IDS
+from dysharp_env.workload.importers.reading import require_few_ids
 from dysharp_env.workload.layer import LayerSpec
 from dysharp_env.workload.loads import popularity_of, sampling_model
 from dysharp_env.workload.routing import draw_tokens
@@ -243,8 +243,7 @@ def sample(
     counts, experts = counted.counts[is_moe], counted.counts.shape[1]
     top_k = wanted.top_k or counted.top_k
     layer = _layer_of(wanted, experts, top_k or wanted.require_top_k(counted.where), counted.where)
-    if len(counts) * wanted.tokens * layer.top_k > MOST_IDS:
-        raise ConfigError(f"tokens={wanted.tokens} of {len(counts)} layers are more than {MOST_IDS} ids of experts")
+    require_few_ids(len(counts), wanted.tokens, layer.top_k)
     model, sizes = sampling_model("loads"), np.full(-(-wanted.tokens // _SAMPLED_DOCUMENT), _SAMPLED_DOCUMENT)
     sizes[-1] -= sizes.sum() - wanted.tokens
     ids = np.empty((len(counts), wanted.tokens, layer.top_k), np.int16 if experts < 1 << 15 else np.int32)

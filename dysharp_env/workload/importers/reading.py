@@ -23,6 +23,16 @@ MOST_RECORDS = 500_000  # records in all files of an import
 MOST_LINE_BYTES = 32 << 20
 
 
+def require_few_ids(layers: int, tokens: int, top_k: int) -> None:
+    """Checks that a trace that is to be drawn has no more ids than one that is imported.
+
+    Raises:
+        ConfigError: It has.
+    """
+    if layers * tokens * top_k > MOST_IDS:
+        raise ConfigError(f"tokens={tokens} of {layers} layers are more than {MOST_IDS} ids of experts")
+
+
 def read_start(path: Path, count: int) -> bytes:
     """Returns the first bytes of a file.
 
